@@ -1,0 +1,37 @@
+# Every command a developer needs; `make help` lists them. Needs only Python >= 3.11, venv and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.setup-stamp
+
+.PHONY: help setup check test demo bench proto soak clean
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: $(STAMP) ## the virtual environment with everything a developer needs
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,plot,dev]'
+	@touch $@
+
+check: $(STAMP) ## lint, types, proto lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python proto/generate.py --lint
+
+test: check ## check, then all tests (PYTEST_ARGS adds options)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
+	$(if $(RETRAIN),$(BIN)/python examples/weather/train.py)
+	$(BIN)/python examples/weather/demo.py
+
+bench: $(STAMP) ## the micro-benchmarks (timings; nothing is pass or fail)
+	$(BIN)/python -m pytest bench --benchmark-only -o addopts= $(PYTEST_ARGS)
+
+proto: $(STAMP) ## regenerate the gRPC stubs from proto/
+	$(BIN)/python proto/generate.py
+
+clean: ## remove the virtual environment and what was built
+	rm -rf .venv dist

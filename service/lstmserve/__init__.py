@@ -1,0 +1,1 @@
+"""Serves trained LSTMs with memory."""

@@ -1,0 +1,5 @@
+"""The `lstmserve` command."""
+
+
+def main() -> None:
+    """Console script."""

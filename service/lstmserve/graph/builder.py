@@ -1,0 +1,91 @@
+"""Owns the nodes, constants and values of one ONNX graph while it is being built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 20
+IR_VERSION = 10
+
+DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
+
+
+class GraphBuilder:
+    """Collects nodes in execution order. Weights become initializers, never graph inputs:
+
+    onnxruntime prepacks constants only, and without prepacking a batch of one has other bits.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        """Declares a graph input; symbolic axes are strings."""
+        self._inputs.append(helper.make_tensor_value_info(name, DTYPES[dtype], shape))
+        return name
+
+    def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> None:
+        """Declares the value `name` a graph output."""
+        self._outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype], shape))
+
+    def constant(self, name: str, array: npt.NDArray[Any]) -> str:
+        """An initializer, once per name."""
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """An int64 vector constant, shared by everything that needs the same values."""
+        return self.constant(f"const.{'_'.join(map(str, values))}", np.array(values, np.int64))
+
+    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """One node with one output; returns the output's name."""
+        return self.add_many(op, inputs, [output], **attributes)[0]
+
+    def add_many(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
+    ) -> Sequence[str]:
+        """One node with several outputs; returns their names."""
+        name = next(filter(None, outputs))
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+        return outputs
+
+    def has(self, value: str) -> bool:
+        """Whether a node computes `value`, for what several layers share."""
+        return any(value in node.output for node in self._nodes)
+
+    def graph(self) -> onnx.GraphProto:
+        """The graph so far; a Scan body is one too."""
+        return helper.make_graph(
+            self._nodes,
+            self._name,
+            self._inputs,
+            self._outputs,
+            list(self._initializers.values()),
+        )
+
+    def model(self) -> onnx.ModelProto:
+        """The checked model. Raises onnx.checker.ValidationError: a bug of this package."""
+        model = helper.make_model(
+            self.graph(),
+            producer_name="lstmserve",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model

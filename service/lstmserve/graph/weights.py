@@ -1,0 +1,104 @@
+"""Owns the names, shapes and order of a model's tensors, as both graphs hold them. No graph here.
+
+Layer l has, per direction (the second one with the suffix `_reverse`), gates in ONNX's order
+i, o, f, c. H is hidden_size, P is proj_size, I what the layer reads, D the number of directions.
+Without a projection the two directions are stacked, as ONNX's LSTM wants them:
+    lstm.l.W [D, 4H, I]   lstm.l.R [D, 4H, H]   lstm.l.B [D, 8H] (input biases, then recurrent)
+With one (ONNX's LSTM has none, so it is a Scan of MatMuls, which want 2-D constants):
+    lstm.l.W [I, 4H]   lstm.l.R [P, 4H]   lstm.l.B [4H] (the sum of both)   lstm.l.P [H, P]
+Head layer k (counted over all head layers): head.k.weight [in, out], head.k.bias [out].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.spec import Linear, ModelSpec
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+"""Name -> float32 tensor, with exactly the names and shapes of weight_shapes()."""
+
+
+def suffixes(spec: ModelSpec) -> tuple[str, ...]:
+    """Name endings of the directions."""
+    return ("", "_reverse") if spec.bidirectional else ("",)
+
+
+def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model with this spec, in canonical order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if spec.num_embeddings:
+        shapes["embedding"] = (spec.num_embeddings, spec.input_size)
+    if spec.input_norm:
+        shapes |= {"input.mean": (spec.input_size,), "input.scale": (spec.input_size,)}
+    for layer in range(spec.num_layers):
+        shapes |= _projected(spec, layer) if spec.proj_size else _plain(spec, layer)
+    width = spec.lstm_output_size
+    for index, head_layer in enumerate(spec.head):
+        if isinstance(head_layer, Linear):
+            shapes[f"head.{index}.weight"] = (width, head_layer.out_features)
+            if head_layer.bias:
+                shapes[f"head.{index}.bias"] = (head_layer.out_features,)
+            width = head_layer.out_features
+    if spec.output_norm:
+        shapes |= {"output.mean": (spec.output_size,), "output.scale": (spec.output_size,)}
+    return shapes
+
+
+def _plain(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
+    directions, gates = spec.num_directions, 4 * spec.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        f"lstm.{layer}.W": (directions, gates, spec.layer_input_size(layer)),
+        f"lstm.{layer}.R": (directions, gates, spec.hidden_size),
+    }
+    if spec.bias:
+        shapes[f"lstm.{layer}.B"] = (directions, 2 * gates)
+    return shapes
+
+
+def _projected(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
+    gates = 4 * spec.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for suffix in suffixes(spec):
+        shapes[f"lstm.{layer}.W{suffix}"] = (spec.layer_input_size(layer), gates)
+        shapes[f"lstm.{layer}.R{suffix}"] = (spec.proj_size, gates)
+        if spec.bias:
+            shapes[f"lstm.{layer}.B{suffix}"] = (gates,)
+        shapes[f"lstm.{layer}.P{suffix}"] = (spec.hidden_size, spec.proj_size)
+    return shapes
+
+
+def check_weights(spec: ModelSpec, weights: Weights) -> None:
+    """Raises ValueError unless the names, shapes and dtypes are the spec's and all is finite."""
+    shapes = weight_shapes(spec)
+    if missing := sorted(set(shapes) - set(weights)):
+        raise ValueError(f"missing tensors: {', '.join(missing)}")
+    if unknown := sorted(set(weights) - set(shapes)):
+        raise ValueError(f"unknown tensors: {', '.join(unknown)}")
+    for name, shape in shapes.items():
+        tensor = weights[name]
+        if tensor.dtype != np.float32 or tensor.shape != shape:
+            raise ValueError(
+                f"{name} is {tensor.dtype}{list(tensor.shape)}, must be float32{list(shape)}"
+            )
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{name} has NaN or infinite values")
+        if name.endswith(".scale") and not tensor.all():
+            raise ValueError(f"{name} has a zero")
+
+
+def fingerprint(spec: ModelSpec, weights: Weights) -> str:
+    """sha256 in hex over the spec and the tensors in canonical order; the graph has no part in it.
+
+    Two models with one fingerprint compute the same function and may exchange session states.
+    """
+    digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
+    for name, shape in weight_shapes(spec).items():
+        digest.update(f"{name}{list(shape)}".encode())
+        digest.update(np.ascontiguousarray(weights[name], dtype="<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_BAD_TENSOR: _ClassVar[ErrorReason]
+    ERROR_REASON_EMPTY_INPUT: _ClassVar[ErrorReason]
+    ERROR_REASON_NON_FINITE: _ClassVar[ErrorReason]
+    ERROR_REASON_TOO_LONG: _ClassVar[ErrorReason]
+    ERROR_REASON_MALFORMED: _ClassVar[ErrorReason]
+    ERROR_REASON_BAD_SESSION_ID: _ClassVar[ErrorReason]
+    ERROR_REASON_BAD_STEP: _ClassVar[ErrorReason]
+    ERROR_REASON_DUPLICATE_SESSION: _ClassVar[ErrorReason]
+    ERROR_REASON_MIXED_MODELS: _ClassVar[ErrorReason]
+    ERROR_REASON_POISON: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_EXPIRED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_LOST: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_CLOSED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_REPLACED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_EXISTS: _ClassVar[ErrorReason]
+    ERROR_REASON_STEP_PAYLOAD_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_STEP_SUPERSEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_STEP_GAP: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_RETIRED: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_NOT_STEPPABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_ERROR: _ClassVar[ErrorReason]
+    ERROR_REASON_STATE_CORRUPT: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_LIMIT: _ClassVar[ErrorReason]
+    ERROR_REASON_OVERLOADED: _ClassVar[ErrorReason]
+    ERROR_REASON_QUOTA: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_FENCED: _ClassVar[ErrorReason]
+    ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE: _ClassVar[ErrorReason]
+    ERROR_REASON_BAD_TOKEN: _ClassVar[ErrorReason]
+    ERROR_REASON_ADMIN_ONLY: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_TIMEOUT: _ClassVar[ErrorReason]
+    ERROR_REASON_PREDECESSOR_FAILED: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_IMPLEMENTED: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_BAD_TENSOR: ErrorReason
+ERROR_REASON_EMPTY_INPUT: ErrorReason
+ERROR_REASON_NON_FINITE: ErrorReason
+ERROR_REASON_TOO_LONG: ErrorReason
+ERROR_REASON_MALFORMED: ErrorReason
+ERROR_REASON_BAD_SESSION_ID: ErrorReason
+ERROR_REASON_BAD_STEP: ErrorReason
+ERROR_REASON_DUPLICATE_SESSION: ErrorReason
+ERROR_REASON_MIXED_MODELS: ErrorReason
+ERROR_REASON_POISON: ErrorReason
+ERROR_REASON_SESSION_NOT_FOUND: ErrorReason
+ERROR_REASON_SESSION_EXPIRED: ErrorReason
+ERROR_REASON_SESSION_LOST: ErrorReason
+ERROR_REASON_SESSION_CLOSED: ErrorReason
+ERROR_REASON_SESSION_REPLACED: ErrorReason
+ERROR_REASON_SESSION_EXISTS: ErrorReason
+ERROR_REASON_STEP_PAYLOAD_MISMATCH: ErrorReason
+ERROR_REASON_STEP_SUPERSEDED: ErrorReason
+ERROR_REASON_STEP_GAP: ErrorReason
+ERROR_REASON_MODEL_NOT_FOUND: ErrorReason
+ERROR_REASON_MODEL_RETIRED: ErrorReason
+ERROR_REASON_MODEL_MISMATCH: ErrorReason
+ERROR_REASON_MODEL_NOT_STEPPABLE: ErrorReason
+ERROR_REASON_MODEL_ERROR: ErrorReason
+ERROR_REASON_STATE_CORRUPT: ErrorReason
+ERROR_REASON_SESSION_LIMIT: ErrorReason
+ERROR_REASON_OVERLOADED: ErrorReason
+ERROR_REASON_QUOTA: ErrorReason
+ERROR_REASON_STORE_FULL: ErrorReason
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason
+ERROR_REASON_FENCED: ErrorReason
+ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_DEADLINE: ErrorReason
+ERROR_REASON_BAD_TOKEN: ErrorReason
+ERROR_REASON_ADMIN_ONLY: ErrorReason
+ERROR_REASON_STORE_TIMEOUT: ErrorReason
+ERROR_REASON_PREDECESSOR_FAILED: ErrorReason
+ERROR_REASON_NOT_IMPLEMENTED: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_CANCELLED: ErrorReason
