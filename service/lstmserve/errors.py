@@ -123,34 +123,10 @@ class SessionExists(ServeError):
     reason = "SESSION_EXISTS"
 
 
-class StepPayloadMismatch(ServeError):
-    """The number of an applied step with another input."""
-
-    reason = "STEP_PAYLOAD_MISMATCH"
-
-
-class StepSuperseded(ServeError):
-    """An applied step whose reply is no longer held."""
-
-    reason = "STEP_SUPERSEDED"
-
-
-class StepGap(ServeError):
-    """A step number above the next one."""
-
-    reason = "STEP_GAP"
-
-
 class ModelNotFound(ServeError):
     """No such model or version is served."""
 
     reason = "MODEL_NOT_FOUND"
-
-
-class ModelRetired(ServeError):
-    """The session's version is no longer served."""
-
-    reason = "MODEL_RETIRED"
 
 
 class ModelMismatch(ServeError):
@@ -171,12 +147,6 @@ class ModelError(ServeError):
     reason = "MODEL_ERROR"
 
 
-class StateCorrupt(ServeError):
-    """A stored state that fails its checksum."""
-
-    reason = "STATE_CORRUPT"
-
-
 class SessionLimit(ServeError):
     """No room for another session."""
 
@@ -187,36 +157,6 @@ class Overloaded(ServeError):
     """The queue is full."""
 
     reason = "OVERLOADED"
-
-
-class Quota(ServeError):
-    """The tenant's limit."""
-
-    reason = "QUOTA"
-
-
-class StoreFull(ServeError):
-    """The store takes no more."""
-
-    reason = "STORE_FULL"
-
-
-class StoreUnavailable(ServeError):
-    """The store did not answer; the step was not applied."""
-
-    reason = "STORE_UNAVAILABLE"
-
-
-class StoreTimeout(ServeError):
-    """The store's answer was lost; whether the step was applied is unknown."""
-
-    reason = "STORE_TIMEOUT"
-
-
-class Fenced(ServeError):
-    """Another server owns the session now."""
-
-    reason = "FENCED"
 
 
 class Draining(ServeError):
