@@ -1,0 +1,168 @@
+"""Owns the server's settings: each with its default, allowed range and help. Reads nothing.
+
+cli/serve.py makes one flag and one environment variable of every field; tests construct Config
+directly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lstmserve.spec import ModelSpec
+
+DAY_S = 86_400
+MESSAGE_BYTES_MIN = 4 << 20
+MESSAGE_BYTES_LIMIT = 1 << 30
+FRAME_BYTES = 64 << 10
+TOKEN_BYTES_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a field may hold; low and high are inclusive, in the unit that ends the name."""
+
+    kind: type
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: object) -> None:
+        """Raises ValueError naming the setting, its value and what is allowed."""
+        if not (self._is_kind(value) and self._is_within(value)):
+            raise ValueError(f"{name} is {value!r}, must be {self.allowed()}")
+
+    def _is_kind(self, value: object) -> bool:
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        return isinstance(value, kinds) and (self.kind is bool or not isinstance(value, bool))
+
+    def _is_within(self, value: Any) -> bool:
+        if self.low is None or self.high is None:
+            return not self.choices or value in self.choices
+        return bool(self.low <= value <= self.high)
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        text = words.get(self.kind, self.kind.__name__)
+        return text if self.low is None else f"{text} in [{self.low}, {self.high}]"
+
+
+def _int(default: int | None, low: int, high: int, text: str) -> Any:
+    return field(default=default, metadata={"setting": Setting(int, text, low, high)})
+
+
+def _float(default: float, low: float, high: float, text: str) -> Any:
+    return field(default=default, metadata={"setting": Setting(float, text, low, high)})
+
+
+def _other(default: object, text: str, *choices: str, kind: type | None = None) -> Any:
+    setting = Setting(kind or type(default), text, choices=choices)
+    return field(default=default, metadata={"setting": setting})
+
+
+_FOLDER = {"setting": Setting(Path, "Folder that holds NAME/VERSION folders.")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every setting and every limit of one server. Raises ValueError for a value out of range."""
+
+    models: Path = field(default=Path("models"), metadata=_FOLDER)
+    listen: str = _other("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one.")
+    metrics: str = _other("127.0.0.1:9464", "HOST:PORT of /metrics, /livez and /readyz.")
+    device: str = _other("cpu", "Where the models run.", "cpu", "cuda", "auto")
+    threads: int = _int(1, 1, 256, "Threads of one onnxruntime run.")
+    cpu: int | None = _int(None, 0, 4095, "Pin the process to this core.")
+    insecure: bool = _other(False, "Allow plain text on an address that others can reach.")
+    reflection: bool | None = _other(
+        None, "Serve gRPC reflection [default: on for loopback].", kind=bool
+    )
+    pool_bytes: int = _int(
+        256 << 20, 1 << 12, 1 << 40, "Memory for session states, over all models."
+    )
+    session_ttl_s: float = _float(
+        DAY_S, 1, 30 * DAY_S, "Idle time after which a session ends, when its client names none."
+    )
+    batch_sessions_max: int = _int(256, 1, 65_536, "Most sessions in one batch.")
+    batch_cells_max: int = _int(1024, 1, 1 << 24, "Most sessions x longest length of one batch.")
+    slice_rows_max: int = _int(32, 1, 65_536, "Rows of a long step that run in one batch.")
+    length_max: int = _int(10_000, 1, 1_000_000, "Most rows of one step or sequence.")
+    message_bytes_max: int | None = _int(
+        None, 1 << 12, MESSAGE_BYTES_LIMIT, "Largest message [default: fits a step of length_max]."
+    )
+    pending_steps_max: int = _int(10_000, 1, 10_000_000, "Most steps waiting, over all sessions.")
+    session_pending_max: int = _int(64, 1, 65_536, "Most steps waiting in one session.")
+    predict_rows_max: int = _int(1_000_000, 1, 1 << 30, "Most rows of Predict calls waiting.")
+    reply_bytes_max: int = _int(65_536, 0, 1 << 26, "Largest reply that is kept for a repeat.")
+    stream_window: int = _int(64, 1, 65_536, "Unanswered messages read ahead on one stream.")
+    streams_max: int = _int(256, 1, 65_536, "Most calls at once on one connection.")
+    tombstones_max: int = _int(100_000, 0, 10_000_000, "Ended sessions remembered.")
+    tombstone_s: float = _float(600, 0, DAY_S, "How long an ended session is remembered.")
+    open_requests_max: int = _int(100_000, 0, 10_000_000, "OpenSession request_ids remembered.")
+    request_id_s: float = _float(600, 0, DAY_S, "How long a request_id is remembered.")
+    drain_delay_s: float = _float(0, 0, 3600, "Go on serving this long after SIGTERM.")
+    drain_s_max: float = _float(20, 0, 3600, "Longest time to finish what is queued.")
+    log: str = _other("json", "Form of the log lines on stderr.", "json", "text")
+    debug: bool = _other(False, "Check the integrity of pool and scheduler when idle.")
+
+    def __post_init__(self) -> None:
+        for name, setting in settings().items():
+            value = getattr(self, name)
+            if value is not None or setting.default is not None:
+                setting.metadata["setting"].check(name, value)
+        for name in ("listen", "metrics"):
+            host_port(name, getattr(self, name))
+        self._at_least("batch_cells_max", "slice_rows_max")
+        self._at_least("predict_rows_max", "length_max")
+
+    def _at_least(self, name: str, other: str) -> None:
+        value, low = getattr(self, name), getattr(self, other)
+        if value < low:
+            raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
+
+    def resolved(self, specs: Iterable[ModelSpec]) -> Config:
+        """With message_bytes_max set: a step of length_max fits in and its reply fits out."""
+        if self.message_bytes_max is not None:
+            return self
+        row_bytes = max((_row_bytes(spec) for spec in specs), default=0)
+        size = max(MESSAGE_BYTES_MIN, self.length_max * row_bytes + FRAME_BYTES)
+        return dataclasses.replace(self, message_bytes_max=min(size, MESSAGE_BYTES_LIMIT))
+
+
+def settings() -> dict[str, dataclasses.Field[Any]]:
+    """Config's fields by name; metadata["setting"] of each is its Setting."""
+    return {each.name: each for each in dataclasses.fields(Config)}
+
+
+def host_port(name: str, address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError naming the setting."""
+    host, colon, port = address.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    ambiguous = ":" in host and not address.startswith("[")
+    if not (colon and host) or ambiguous or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{name} is {address!r}, must be HOST:PORT or [IPV6]:PORT")
+    if int(port) > 65_535:
+        raise ValueError(f"{name} is {address!r}, its port must be in [0, 65535]")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host. Names other than localhost are not trusted."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _row_bytes(spec: ModelSpec) -> int:
+    """Largest wire size of one row, of the input or of y."""
+    row = TOKEN_BYTES_MAX if spec.num_embeddings else 4 * spec.input_size
+    return max(row, 4 * spec.output_size)
