@@ -1,0 +1,31 @@
+"""Owns what every test module shares: the --long option and the tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelmaking import make_model
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--long runs the long form of the proofs."""
+    parser.addoption("--long", action="store_true", help="also run the long form of the proofs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what is marked long, unless asked for."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="the long form; run with --long"))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with tiny:1; not to be written to."""
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder)
+    return folder

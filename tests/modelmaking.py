@@ -1,0 +1,162 @@
+"""Owns models for tests: random weights, and what they must give, from a float64 LSTM in numpy.
+
+Independent of lstmserve.graph and of onnxruntime: it is what they are held to.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.golden import Golden, dump_golden
+from lstmserve.graph import Weights, build_portable, weight_shapes
+from lstmserve.graph.weights import fingerprint
+from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
+from lstmserve.spec import Linear, ModelSpec
+
+Floats = npt.NDArray[np.float64]
+
+TINY = ModelSpec(input_size=3, hidden_size=5, num_layers=2, head=(Linear(2),))
+
+
+def random_weights(spec: ModelSpec, seed: int) -> Weights:
+    """Uniform in +-1/sqrt(hidden_size), as torch starts an LSTM; scales are near 1."""
+    rng = np.random.default_rng(seed)
+    bound = 1 / math.sqrt(spec.hidden_size)
+    weights = {}
+    for name, shape in weight_shapes(spec).items():
+        low, high = (0.5, 2.0) if name.endswith(".scale") else (-bound, bound)
+        weights[name] = rng.uniform(low, high, shape).astype(np.float32)
+    return weights
+
+
+def random_input(spec: ModelSpec, shape: tuple[int, ...], seed: int) -> npt.NDArray[np.generic]:
+    """x float32 [*shape, input_size], or tokens int64 [*shape] for a model with an embedding."""
+    rng = np.random.default_rng(seed)
+    if spec.num_embeddings:
+        return rng.integers(0, spec.num_embeddings, shape)
+    return rng.standard_normal((*shape, spec.input_size)).astype(np.float32)
+
+
+def random_state(
+    spec: ModelSpec, batch: int, seed: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """h float32 [L*D, batch, state_size], c float32 [L*D, batch, hidden_size]."""
+    rng = np.random.default_rng(seed)
+    layers = spec.num_layers * spec.num_directions
+    h = rng.uniform(-1, 1, (layers, batch, spec.state_size)).astype(np.float32)
+    return h, rng.uniform(-1, 1, (layers, batch, spec.hidden_size)).astype(np.float32)
+
+
+def reference(
+    spec: ModelSpec,
+    weights: Weights,
+    x: npt.NDArray[np.generic],
+    h0: npt.NDArray[np.generic] | None = None,
+    c0: npt.NDArray[np.generic] | None = None,
+) -> tuple[Floats, Floats, Floats]:
+    """One sequence in float64: y, hn, cn = head(lstm(x, (h0, c0))).
+
+    x [T, I] or tokens [T]; h0, hn [L*D, state]; c0, cn [L*D, H]; y [T, O]; None: zeros.
+    """
+    w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
+    layers = spec.num_layers * spec.num_directions
+    hn = np.zeros((layers, spec.state_size)) if h0 is None else np.array(h0, np.float64)
+    cn = np.zeros((layers, spec.hidden_size)) if c0 is None else np.array(c0, np.float64)
+    value = w["embedding"][x.astype(np.int64)] if spec.num_embeddings else x.astype(np.float64)
+    if spec.input_norm:
+        value = (value - w["input.mean"]) / w["input.scale"]
+    for layer in range(spec.num_layers):
+        outputs = []
+        for direction in range(spec.num_directions):
+            row = layer * spec.num_directions + direction
+            order = slice(None, None, -1 if direction else 1)
+            gates = _direction(spec, w, layer, direction)
+            out, hn[row], cn[row] = _lstm(*gates, value[order], hn[row], cn[row])
+            outputs.append(out[order])
+        value = np.concatenate(outputs, axis=1)
+    return _head(spec, w, value), hn, cn
+
+
+def _direction(
+    spec: ModelSpec, w: dict[str, Floats], layer: int, direction: int
+) -> tuple[Floats, Floats, Floats, Floats | None]:
+    """W [4H, I], R [4H, state], b [4H] and P [H, P] or None of one direction of a layer."""
+    prefix, gates = f"lstm.{layer}.", 4 * spec.hidden_size
+    if spec.proj_size:
+        end = "_reverse" if direction else ""
+        bias = w[f"{prefix}B{end}"] if spec.bias else np.zeros(gates)
+        return w[f"{prefix}W{end}"].T, w[f"{prefix}R{end}"].T, bias, w[f"{prefix}P{end}"]
+    bias = w[f"{prefix}B"][direction] if spec.bias else np.zeros(2 * gates)
+    return w[f"{prefix}W"][direction], w[f"{prefix}R"][direction], bias[:gates] + bias[gates:], None
+
+
+def _lstm(
+    w: Floats, r: Floats, bias: Floats, p: Floats | None, x: Floats, h: Floats, c: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """torch.nn.LSTM's formulas, one time step after the other; gates in the order i, o, f, g."""
+    outputs = np.empty((len(x), len(h)))
+    for t, row in enumerate(x):
+        i, o, f, g = np.split(w @ row + r @ h + bias, 4)
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        shown = _sigmoid(o) * np.tanh(c)
+        h = shown if p is None else shown @ p
+        outputs[t] = h
+    return outputs, h, c
+
+
+def _sigmoid(z: Floats) -> Floats:
+    return 1 / (1 + np.exp(-z))
+
+
+def _softmax(z: Floats) -> Floats:
+    powers = np.exp(z - z.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _head(spec: ModelSpec, w: dict[str, Floats], value: Floats) -> Floats:
+    activations = {
+        "relu": lambda z: np.maximum(z, 0),
+        "tanh": np.tanh,
+        "sigmoid": _sigmoid,
+        "softmax": _softmax,
+    }
+    for index, layer in enumerate(spec.head):
+        if isinstance(layer, Linear):
+            value = value @ w[f"head.{index}.weight"]
+            value = value + w[f"head.{index}.bias"] if layer.bias else value
+        else:
+            value = activations[layer](value)
+    return value * w["output.scale"] + w["output.mean"] if spec.output_norm else value
+
+
+def make_golden(spec: ModelSpec, weights: Weights, seed: int) -> Golden:
+    """Three ragged sequences from random states; y past a sequence's end is zero."""
+    lengths = np.array([7, 4, 1], np.int32)
+    x = random_input(spec, (3, 7), seed)
+    h0, c0 = random_state(spec, 3, seed)
+    y = np.zeros((3, 7, spec.output_size))
+    hn, cn = h0.astype(np.float64), c0.astype(np.float64)
+    for n, length in enumerate(lengths):
+        y[n, :length], hn[:, n], cn[:, n] = reference(
+            spec, weights, x[n, :length], h0[:, n], c0[:, n]
+        )
+    return Golden(x, lengths, h0, c0, y, hn, cn, torch_error=0.0)
+
+
+def make_model(
+    folder: Path, spec: ModelSpec = TINY, seed: int = 0, *, name: str = "tiny", version: int = 1
+) -> Weights:
+    """Writes folder/NAME/VERSION as the export would and returns its weights; no torch needed."""
+    weights = random_weights(spec, seed)
+    files = {
+        MODEL: build_portable(spec, weights).SerializeToString(),
+        GOLDEN: dump_golden({"random": make_golden(spec, weights, seed)}),
+    }
+    sums = {file: sha256(content) for file, content in files.items()}
+    manifest = Manifest(name, version, spec, fingerprint(spec, weights), sums)
+    write_model(folder, manifest, files, force=False)
+    return weights
