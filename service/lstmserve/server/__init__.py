@@ -1,0 +1,1 @@
+"""The server: everything between the engine and the outside world."""

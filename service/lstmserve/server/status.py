@@ -1,0 +1,72 @@
+"""Owns how an error looks on the wire. Decides nothing, and lets no text of a bug out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from lstmserve.errors import ServeError
+from lstmserve.reasons import DOMAIN, REASONS
+
+DETAILS = "grpc-status-details-bin"
+PUSHBACK = "grpc-retry-pushback-ms"
+DO_NOT_RETRY = "-1"
+
+log = structlog.get_logger()
+
+Trailers = tuple[tuple[str, str | bytes], ...]
+
+
+class Abort(NamedTuple):
+    """The arguments of grpc.aio's context.abort()."""
+
+    code: StatusCode
+    details: str
+    trailers: Trailers
+
+
+def to_status(error: BaseException) -> Status:
+    """The google.rpc.Status of a domain error; of any other, INTERNAL with a fixed text.
+
+    Such another is a bug: it is logged here, so call this once per error.
+    """
+    if not isinstance(error, ServeError):
+        log.error("internal error", exc_info=error)
+        error = ServeError("internal error; the server's log has more")
+    status = Status(code=code(error).value[0], message=error.message)
+    info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status.details.add().Pack(info)
+    if error.field is not None:
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message)
+        status.details.add().Pack(BadRequest(field_violations=[violation]))
+    if error.retry_s is not None:
+        delay = Duration()
+        delay.FromMilliseconds(_milliseconds(error.retry_s))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+    return status
+
+
+def code(error: BaseException) -> StatusCode:
+    """The gRPC code alone, for metrics."""
+    reason = error.reason if isinstance(error, ServeError) else ServeError.reason
+    return REASONS[reason].code
+
+
+def to_abort(error: BaseException) -> Abort:
+    """What ends a unary call with this error; logs as to_status does."""
+    status = to_status(error)
+    trailers: Trailers = ((DETAILS, status.SerializeToString()),)
+    if isinstance(error, ServeError) and error.retry_s is not None:
+        trailers += ((PUSHBACK, str(_milliseconds(error.retry_s))),)
+    elif code(error) is StatusCode.RESOURCE_EXHAUSTED:
+        trailers += ((PUSHBACK, DO_NOT_RETRY),)
+    return Abort(code(error), status.message, trailers)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, round(1000 * seconds))
