@@ -1,0 +1,147 @@
+"""Proves that model.onnx computes what torch does. Never writes; a failed proof is a Refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from lstmserve.golden import Floats, Golden, excess
+from lstmserve.spec import ModelSpec
+from lstmserve_export.network import Network
+from lstmserve_export.reference import Inputs
+from lstmserve_export.refusal import Refused
+
+SEED = 20130101
+# Ragged, 200 rows together: chaotic networks leave float32 behind on longer streams (torch too).
+LENGTHS = (64, 48, 37, 25, 16, 7, 2, 1)
+VALUE_COUNT_MAX = 4_000_000
+Array = npt.NDArray[np.float32]
+Outputs = tuple[Array, Array, Array]
+
+
+def probe(network: Network, spec: ModelSpec) -> Inputs:
+    """Random sequences for a spec: half start from zeros as new sessions do, half from a state.
+
+    Fewer rows where inputs and outputs are so wide that golden.npz would become large.
+    """
+    rng = np.random.default_rng(SEED)
+    share = min(1.0, VALUE_COUNT_MAX / sum(LENGTHS) / (spec.input_size + spec.output_size))
+    lengths = np.array([max(1, int(length * share)) for length in LENGTHS], np.int32)
+    count, rows = len(lengths), int(lengths.max())
+    x: npt.NDArray[np.generic]
+    if spec.num_embeddings:
+        x = rng.integers(0, spec.num_embeddings, (count, rows))
+        x[0, 0], x[-1, 0] = spec.num_embeddings - 1, 0
+    else:
+        noise = rng.standard_normal((count, rows, spec.input_size))
+        norm = network.input_norm
+        x = (noise * norm.scale + norm.mean if norm else noise).astype(np.float32)
+    layers, used = spec.num_layers * spec.num_directions, np.arange(count)[:, None] % 2
+    h0 = rng.uniform(-0.9, 0.9, (layers, count, spec.state_size)) * used
+    c0 = rng.uniform(-1.5, 1.5, (layers, count, spec.hidden_size)) * used
+    return Inputs(x, lengths, h0.astype(np.float32), c0.astype(np.float32))
+
+
+def open_session(content: bytes) -> ort.InferenceSession:
+    """model.onnx in onnxruntime, on the CPU, one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: ort.InferenceSession, case: Golden, cuts: Sequence[int]) -> Outputs:
+    """y [N, T, O], hn, cn of the case, the time axis cut at `cuts` (0 first, T last)."""
+    x_name = session.get_inputs()[0].name
+    parts, h, c = [], case.h0, case.c0
+    for start, stop in pairwise(cuts):
+        lengths = np.clip(case.lengths - start, 0, stop - start).astype(np.int32)
+        feed = {x_name: case.x[:, start:stop], "lengths": lengths, "h0": h, "c0": c}
+        y, h, c = session.run(["y", "hn", "cn"], feed)
+        parts.append(y)
+    return np.concatenate(parts, axis=1), h, c
+
+
+def run_alone(session: ort.InferenceSession, case: Golden) -> Outputs:
+    """As run, whole, but every sequence in a call of its own and without padding."""
+    rows = int(case.lengths.max())
+    ys, hs, cs = [], [], []
+    for n, length in enumerate(case.lengths):
+        part = (slice(None), slice(n, n + 1))
+        one = replace(
+            case,
+            x=case.x[n : n + 1, :length],
+            lengths=case.lengths[n : n + 1],
+            h0=case.h0[part],
+            c0=case.c0[part],
+        )
+        y, h, c = run(session, one, [0, int(length)])
+        ys.append(np.pad(y, ((0, 0), (0, rows - int(length)), (0, 0))))
+        hs.append(h)
+        cs.append(c)
+    return np.concatenate(ys), np.concatenate(hs, axis=1), np.concatenate(cs, axis=1)
+
+
+def judge(outputs: Outputs, case: Golden) -> float:
+    """The gate over y (valid rows, or the last one of each sequence), hn and cn; pass <= 1."""
+    y, hn, cn = outputs
+    if case.y.ndim == 2:
+        pairs = [(y[np.arange(len(y)), case.lengths - 1], case.y)]
+    else:
+        valid = case.lengths[:, None] > np.arange(y.shape[1])
+        pairs = [(y[valid], case.y[:, : y.shape[1]][valid])]
+    pairs += [(a, e) for a, e in ((hn, case.hn), (cn, case.cn)) if e is not None]
+    return max(excess(actual, expected, case.torch_error) for actual, expected in pairs)
+
+
+def prove(
+    content: bytes, spec: ModelSpec, case: Golden, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """The parity report of model.onnx on the probe's case. Raises Refused where the gate is shut.
+
+    Whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional model
+    has no chunks.
+    """
+    session = open_session(content)
+    rows = int(case.lengths.max())
+    results: dict[str, Outputs] = {}
+    progress("parity: whole sequences")
+    results["whole"] = run_alone(session, case)
+    progress("parity: a ragged batch")
+    results["ragged"] = run(session, case, [0, rows])
+    if not spec.bidirectional:
+        inner = np.random.default_rng(SEED).permutation(np.arange(1, rows))[: rows // 8]
+        progress("parity: random chunks")
+        results["chunks"] = run(session, case, [0, *sorted(map(int, inner)), rows])
+        progress("parity: single steps")
+        results["steps"] = run(session, case, range(rows + 1))
+    report = {name: judge(outputs, case) for name, outputs in results.items()}
+    for name, value in report.items():
+        if not value <= 1:
+            raise Refused(
+                f"parity failed on {name}: {value:.3g} times the allowed difference from torch; "
+                "nothing was written. This is a fault of lstmserve or of this machine: report it"
+            )
+    return {
+        "rows": int(case.lengths.sum()),
+        "seed": SEED,
+        "torch_error": case.torch_error,
+        "onnx_error": max(_error(outputs, case) for outputs in results.values()),
+        "excess": report,
+    }
+
+
+def _error(outputs: Outputs, case: Golden) -> float:
+    y, hn, cn = outputs
+    valid = case.lengths[:, None] > np.arange(y.shape[1])
+    pairs: list[tuple[Array, Floats | None]] = [
+        (y[valid], case.y[valid]),
+        (hn, case.hn),
+        (cn, case.cn),
+    ]
+    return max(float(np.abs(a - e).max()) for a, e in pairs if e is not None)
