@@ -1,0 +1,34 @@
+"""Owns the loop's pulse: that the event loop turns, and how late it is. Judges nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+INTERVAL_S = 0.25
+AGE_S_MAX = 5.0
+
+
+class Heartbeat:
+    """Beats on the loop; `is_alive` may be asked from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, observe_lag: Callable[[float], None]):
+        self._loop = loop
+        self._observe_lag = observe_lag
+        self._last_s = time.monotonic()
+        self._timer = loop.call_later(INTERVAL_S, self._beat)
+
+    def is_alive(self) -> bool:
+        """Whether the loop has turned within AGE_S_MAX."""
+        return time.monotonic() - self._last_s < AGE_S_MAX
+
+    def stop(self) -> None:
+        """No beat after this."""
+        self._timer.cancel()
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        self._observe_lag(max(0.0, now_s - self._last_s - INTERVAL_S))
+        self._last_s = now_s
+        self._timer = self._loop.call_later(INTERVAL_S, self._beat)

@@ -1,0 +1,112 @@
+"""Owns /metrics, /livez and /readyz: a thread of its own, so that they answer when the loop hangs.
+
+Never touches the engine: what it shows comes through the callables it is given.
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from wsgiref import simple_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+if TYPE_CHECKING:  # a name for type checkers only, says its documentation
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+REQUEST_S_MAX = 10
+POLL_S = 0.1
+
+
+class _Request(simple_server.WSGIRequestHandler):
+    timeout = REQUEST_S_MAX
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base's name
+        """A scrape is no event."""
+
+
+class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Without the base's look-up of our own name, which can hang where there is no DNS."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", self.server_address[1]
+        self.setup_environ()
+
+
+class _Listener6(_Listener):
+    address_family = socket.AF_INET6
+
+
+class HttpServer:
+    """Bound when constructed; raises OSError when the address is taken or not ours."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        is_live: Callable[[], bool],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        kind = _Listener6 if ":" in host else _Listener
+        self._listener = kind((host, port), _Request)
+        self._listener.set_app(_router(registry, is_live, is_ready))
+        self._thread = threading.Thread(
+            target=self._listener.serve_forever, args=(POLL_S,), name="http", daemon=True
+        )
+        self.port: int = self._listener.server_port
+
+    def start(self) -> None:
+        """Answers from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answers no more; waits for the thread."""
+        if self._thread.is_alive():
+            self._listener.shutdown()
+            self._thread.join()
+        self._listener.server_close()
+
+
+def _router(
+    registry: CollectorRegistry, is_live: Callable[[], bool], is_ready: Callable[[], bool]
+) -> WSGIApplication:
+    metrics = make_wsgi_app(registry)
+    probes = {"/livez": is_live, "/readyz": is_ready}
+
+    def route(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] != "GET":
+            return _text(start_response, HTTPStatus.METHOD_NOT_ALLOWED)
+        if path == "/metrics":
+            return _scrape(metrics, environ, start_response)
+        if path in probes:
+            passed = probes[path]()
+            return _text(
+                start_response, HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE
+            )
+        return _text(start_response, HTTPStatus.NOT_FOUND)
+
+    return route
+
+
+def _scrape(
+    metrics: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    try:
+        return metrics(environ, start_response)
+    except TimeoutError:  # the loop hangs: no counts, and Prometheus shows the target down
+        return _text(start_response, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _text(start_response: StartResponse, status: HTTPStatus) -> Iterable[bytes]:
+    body = f"{status.phrase}\n".encode()
+    headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+    start_response(f"{status.value} {status.phrase}", headers)
+    return [body]

@@ -1,0 +1,120 @@
+"""Settings: every limit at its edge and one past it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lstmserve.config import MESSAGE_BYTES_LIMIT, Config, host_port, is_loopback, settings
+from lstmserve.spec import Linear, ModelSpec
+
+RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}
+# These two may not be below another setting, so that one goes along.
+TOGETHER = {"slice_rows_max": "batch_cells_max", "length_max": "predict_rows_max"}
+
+
+def with_value(name: str, value: float) -> Config:
+    """A Config with one setting changed, and what must keep up with it."""
+    values = {name: value}
+    if name in TOGETHER:
+        values[TOGETHER[name]] = max(value, settings()[TOGETHER[name]].default)
+    if name in TOGETHER.values():
+        (small,) = (s for s, large in TOGETHER.items() if large == name)
+        values[small] = min(value, settings()[small].default)
+    return Config(**values)
+
+
+@pytest.mark.parametrize("name", RANGED)
+def test_range_is_inclusive_and_closed(name: str) -> None:
+    """Both ends are taken; one past each is refused with name, value and range."""
+    setting = settings()[name].metadata["setting"]
+    assert getattr(with_value(name, setting.low), name) == setting.low
+    assert getattr(with_value(name, setting.high), name) == setting.high
+    for value in (setting.low - 1, setting.high + 1):
+        with pytest.raises(ValueError, match=f"{name} is {value}") as refusal:
+            Config(**{name: value})
+        assert f"[{setting.low}, {setting.high}]" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threads", True),
+        ("threads", "1"),
+        ("threads", 1.0),
+        ("threads", None),
+        ("drain_s_max", float("nan")),
+        ("insecure", 1),
+        ("device", "gpu"),
+        ("log", "xml"),
+        ("models", "models"),
+        ("listen", "localhost"),
+        ("listen", "::1:50051"),
+        ("listen", ":50051"),
+        ("metrics", "127.0.0.1:65536"),
+        ("metrics", "127.0.0.1:http"),
+    ],
+)
+def test_wrong_kind_is_refused_by_name(name: str, value: object) -> None:
+    """A value of the wrong kind is refused, and the refusal names the setting."""
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        Config(**{name: value})
+
+
+def test_limits_must_fit_each_other() -> None:
+    """A slice must fit a batch, and the longest sequence the Predict queue."""
+    with pytest.raises(ValueError, match="batch_cells_max is 8, must be at least slice_rows_max"):
+        Config(batch_cells_max=8)
+    with pytest.raises(ValueError, match="predict_rows_max is 9, must be at least length_max"):
+        Config(predict_rows_max=9)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """Every setting has help, and its default is allowed."""
+    assert Config().models == Path("models")
+    for name, each in settings().items():
+        assert each.metadata["setting"].help.endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("spec", "row_bytes"),
+    [
+        (ModelSpec(2000, 4), 8000),
+        (ModelSpec(2, 4, head=(Linear(3000),)), 12_000),
+        (ModelSpec(2, 300, num_embeddings=9), 1200),
+    ],
+    ids=["input", "output", "tokens"],
+)
+def test_messages_fit_the_longest_step(spec: ModelSpec, row_bytes: int) -> None:
+    """The derived message limit fits length_max rows of input or output, with some room."""
+    config = Config().resolved([ModelSpec(1, 1), spec])
+    assert config.message_bytes_max is not None
+    room = config.message_bytes_max - config.length_max * row_bytes
+    assert 0 < room <= 1 << 20
+
+
+def test_message_limit_has_bounds() -> None:
+    """Never below gRPC's own default, never above 1 GiB, and a given one stays."""
+    assert Config().resolved([ModelSpec(1, 1)]).message_bytes_max == 4 << 20
+    huge = Config().resolved([ModelSpec(65_536, 1)])
+    assert huge.message_bytes_max == MESSAGE_BYTES_LIMIT
+    assert Config(message_bytes_max=5000).resolved([ModelSpec(1, 1)]).message_bytes_max == 5000
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port", "local"),
+    [
+        ("127.0.0.1:0", "127.0.0.1", 0, True),
+        ("127.8.0.1:5", "127.8.0.1", 5, True),
+        ("localhost:65535", "localhost", 65_535, True),
+        ("[::1]:50051", "::1", 50_051, True),
+        ("0.0.0.0:50051", "0.0.0.0", 50_051, False),
+        ("[::]:50051", "::", 50_051, False),
+        ("lstm.example:1", "lstm.example", 1, False),
+    ],
+)
+def test_addresses(address: str, host: str, port: int, local: bool) -> None:
+    """Host and port come apart, and loopback is told from what others can reach."""
+    assert host_port("listen", address) == (host, port)
+    assert is_loopback(host) is local

@@ -1,0 +1,102 @@
+"""The HTTP side: what /metrics, /livez and /readyz answer, also when the event loop hangs."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lstmserve.server.http import HttpServer
+from lstmserve.server.metrics import Metrics
+
+
+class Switches:
+    """What the probes say and what a scrape raises; a test flips them."""
+
+    def __init__(self) -> None:
+        self.live = True
+        self.ready = False
+        self.hangs = False
+
+    def read(self, function):
+        """As the server's own read does when the loop hangs."""
+        if self.hangs:
+            raise TimeoutError
+        return function()
+
+
+@pytest.fixture
+def switches() -> Switches:
+    """Live, not ready, counts readable."""
+    return Switches()
+
+
+@pytest.fixture
+def http(switches: Switches) -> Iterator[HttpServer]:
+    """A running server on a free port."""
+    registry = CollectorRegistry()
+    Metrics(registry, switches.read)
+    server = HttpServer("127.0.0.1", 0, registry, lambda: switches.live, lambda: switches.ready)
+    server.start()
+    yield server
+    server.stop()
+
+
+def get(http: HttpServer, path: str, method: str = "GET") -> tuple[int, str]:
+    """Status and body."""
+    request = urllib.request.Request(f"http://127.0.0.1:{http.port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_metrics_are_served(http: HttpServer) -> None:
+    """/metrics shows the registry's metrics, process metrics among them."""
+    status, body = get(http, "/metrics")
+    assert status == 200
+    assert "lstm_build_info{" in body
+    assert "process_resident_memory_bytes" in body
+
+
+def test_probes_follow_what_they_are_told(http: HttpServer, switches: Switches) -> None:
+    """/livez and /readyz answer 200 or 503, each by its own question."""
+    assert get(http, "/livez") == (200, "OK\n")
+    assert get(http, "/readyz") == (503, "Service Unavailable\n")
+    switches.live, switches.ready = False, True
+    assert get(http, "/livez") == (503, "Service Unavailable\n")
+    assert get(http, "/readyz") == (200, "OK\n")
+
+
+def test_scrape_of_a_hung_loop_is_503(http: HttpServer, switches: Switches) -> None:
+    """A scrape that the loop does not answer is 503, and the next one is served again."""
+    switches.hangs = True
+    assert get(http, "/metrics")[0] == 503
+    assert get(http, "/livez")[0] == 200
+    switches.hangs = False
+    assert get(http, "/metrics")[0] == 200
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/", 404), ("POST", "/livez", 405)])
+def test_other_requests_are_refused(http: HttpServer, method: str, path: str, status: int) -> None:
+    """Other paths and methods get their HTTP status."""
+    assert get(http, path, method)[0] == status
+
+
+def test_second_bind_is_refused(http: HttpServer) -> None:
+    """A taken port is an error at once."""
+    with pytest.raises(OSError, match="in use"):
+        HttpServer("127.0.0.1", http.port, CollectorRegistry(), bool, bool)
+
+
+def test_stop_frees_the_port(http: HttpServer) -> None:
+    """After stop() nobody listens; stop() is fine twice."""
+    http.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", http.port))

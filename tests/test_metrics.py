@@ -1,0 +1,186 @@
+"""The counts against plain Python, and the names and labels against the contract."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from lstmserve.server.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
+from lstmserve.server.metrics import Gauges, Metrics, go_code
+
+LABELS = {
+    *("model", "version", "method", "code", "reason", "state", "source", "op", "fingerprint"),
+    *("grpc_type", "grpc_service", "grpc_method", "grpc_code", "le"),
+}
+NAMES = {
+    *("grpc_server_started", "grpc_server_handled", "grpc_server_handling_seconds"),
+    *("lstm_steps", "lstm_step_errors", "lstm_steps_replayed", "lstm_rows", "lstm_padding_rows"),
+    *("lstm_step_seconds", "lstm_queue_seconds", "lstm_compute_seconds", "lstm_batch_size"),
+    *("lstm_pending_steps", "lstm_slots", "lstm_sessions"),
+    *("lstm_sessions_opened", "lstm_sessions_closed", "lstm_loop_lag_seconds"),
+    *("lstm_model", "lstm_build"),
+}
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """A registry of the test's own."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    """Metrics that have seen a bit of everything."""
+    metrics = Metrics(registry)
+    model = metrics.model("tiny", 1)
+    model.batch(sessions=3, rows=7, padding_rows=2, compute_ns=80_000)
+    model.steps("StepStream", 3, np.array([100_000, 200_000, 300_000]), np.array([1, 2, 3]))
+    model.steps("Step", 2, 1_000_000, 500_000)
+    model.failed("StepMany", "INVALID_ARGUMENT", "NON_FINITE", 4)
+    model.opened("new")
+    model.opened("fork")
+    model.closed("client")
+    metrics.model_info("tiny", 1, "abc")
+    metrics.watch("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
+    metrics.rpc_started("Step", "unary")
+    metrics.rpc_handled("Step", "unary", grpc.StatusCode.NOT_FOUND, 0.002)
+    metrics.rpc_handled("StepStream", "bidi_stream", grpc.StatusCode.OK)
+    metrics.loop_lag.observe(0.003)
+    return metrics
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    """A sample of the model version tiny:1."""
+    return registry.get_sample_value(name, {"model": "tiny", "version": "1", **labels})
+
+
+def test_counts_come_out(registry: CollectorRegistry, metrics: Metrics) -> None:
+    """Every count that was put in is shown with its labels."""
+    assert value(registry, "lstm_steps_total", method="StepStream", code="OK") == 3
+    assert value(registry, "lstm_steps_total", method="Step", code="OK") == 2
+    assert value(registry, "lstm_steps_total", method="StepMany", code="InvalidArgument") == 4
+    errors = {"model": "tiny", "reason": "NON_FINITE"}
+    assert registry.get_sample_value("lstm_step_errors_total", errors) == 4
+    assert value(registry, "lstm_rows_total") == 7
+    assert value(registry, "lstm_padding_rows_total") == 2
+    assert value(registry, "lstm_batch_size_count") == 1
+    assert value(registry, "lstm_batch_size_sum") == 3
+    assert value(registry, "lstm_step_seconds_count") == 5
+    assert value(registry, "lstm_step_seconds_sum") == pytest.approx(0.0026)
+    assert value(registry, "lstm_step_seconds_bucket", le="0.00025") == 2
+    assert value(registry, "lstm_queue_seconds_sum") == pytest.approx(0.001000006)
+    assert value(registry, "lstm_compute_seconds_sum") == pytest.approx(80e-6)
+    assert value(registry, "lstm_pending_steps") == 5
+    assert value(registry, "lstm_slots", state="used") == 1
+    assert value(registry, "lstm_model_info", fingerprint="abc") == 1
+
+
+def test_rpcs_come_out_as_go_grpc_prometheus_names_them(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    """Calls are counted under the names, labels and code spelling of stock dashboards."""
+    labels = {
+        "grpc_type": "unary",
+        "grpc_service": "lstmserve.v1.LstmService",
+        "grpc_method": "Step",
+    }
+    assert registry.get_sample_value("grpc_server_started_total", labels) == 1
+    handled = {**labels, "grpc_code": "NotFound"}
+    assert registry.get_sample_value("grpc_server_handled_total", handled) == 1
+    assert registry.get_sample_value("grpc_server_handling_seconds_count", labels) == 1
+    stream = {**labels, "grpc_type": "bidi_stream", "grpc_method": "StepStream"}
+    assert registry.get_sample_value("grpc_server_handling_seconds_count", stream) is None
+
+
+def test_names_and_labels_are_the_contract_s(registry: CollectorRegistry, metrics: Metrics) -> None:
+    """Names and label names are a closed set, valid as OpenMetrics and as plain text."""
+    families = list(text_string_to_metric_families(generate_openmetrics(registry).decode()))
+    own = {family.name for family in families if not family.name.startswith("process_")}
+    assert own == NAMES
+    assert {family.name for family in families} > own
+    found = {name for family in families for sample in family.samples for name in sample.labels}
+    assert found <= LABELS
+    assert b"lstm_build_info{" in generate_latest(registry)
+
+
+def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
+    """However sessions come and go, opened - closed equals lstm_sessions at every scrape."""
+    seed = 2
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    metrics = Metrics(registry)
+    model, live = metrics.model("tiny", 1), 0
+
+    def gauges() -> Gauges:
+        return Gauges(sessions_clean=live)
+
+    metrics.watch("tiny", 1, gauges)
+    for _ in range(200):
+        if rng.random() < 0.6:
+            model.opened(rng.choice(["new", "import", "fork"]))
+            live += 1
+        else:
+            count = rng.randint(0, live)
+            model.closed(rng.choice(["client", "expired", "replaced", "drained"]), count)
+            live -= count
+        totals = {"lstm_sessions_opened": 0.0, "lstm_sessions_closed": 0.0, "lstm_sessions": 0.0}
+        for family in registry.collect():
+            if family.name in totals:
+                totals[family.name] = sum(sample.value for sample in family.samples)
+        opened, closed, sessions = totals.values()
+        assert opened - closed == sessions == live
+
+
+@pytest.mark.parametrize("bounds", [SECONDS, SIZES], ids=["seconds", "sizes"])
+def test_histogram_counts_as_plain_python_does(bounds: tuple[float, ...]) -> None:
+    """Numpy's buckets equal bisect's, also on a bound itself and over several foldings."""
+    seed = 3
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    histogram, counts, total = Histogram(bounds), [0] * (len(bounds) + 1), 0.0
+    for _ in range(2 * PENDING_MAX + 7):
+        values = [rng.choice([*bounds, 10 ** rng.uniform(-5, 4)]) for _ in range(rng.randint(1, 4))]
+        histogram.observe(values[0] if len(values) == 1 else np.array(values))
+        for each in values:
+            counts[bisect.bisect_left(bounds, each)] += 1
+        total += math.fsum(values)
+    buckets, read_sum = histogram.read()
+    assert buckets[-1] == ("+Inf", sum(counts))
+    assert [float(label) for label, _ in buckets[:-1]] == list(bounds)
+    assert np.diff([0, *(count for _, count in buckets)]).tolist() == counts
+    assert read_sum == pytest.approx(total)
+
+
+def test_bounds_hold_in_nanoseconds() -> None:
+    """A value of exactly a bound counts below it when values are in nanoseconds too."""
+    histogram = Histogram(SECONDS, 1e-9)
+    histogram.observe(np.array([round(bound * 1e9) for bound in SECONDS]))
+    assert [count for _, count in histogram.read()[0]] == [*range(1, len(SECONDS) + 1), 14]
+
+
+def test_codes_are_spelt_as_go_does() -> None:
+    """The two odd ones and a compound one, by code and by name."""
+    assert go_code(grpc.StatusCode.OK) == "OK"
+    assert go_code("CANCELLED") == "Canceled"
+    assert go_code("FAILED_PRECONDITION") == "FailedPrecondition"
+
+
+def test_scrape_runs_where_the_counts_live() -> None:
+    """The counts are read by the function the server hands in, not on the scrape's thread."""
+    registry, calls = CollectorRegistry(), []
+
+    def read(function):
+        calls.append(function)
+        return function()
+
+    Metrics(registry, read)
+    generate_latest(registry)
+    assert len(calls) == 1
