@@ -94,6 +94,8 @@ class Config:
     batch_sessions_max: int = _int(256, 1, 65_536, "Most sessions in one batch.")
     batch_cells_max: int = _int(1024, 1, 1 << 24, "Most sessions x longest length of one batch.")
     slice_rows_max: int = _int(32, 1, 65_536, "Rows of a long step that run in one batch.")
+    long_steps_max: int = _int(256, 1, 65_536, "Most steps of several slices under way at once.")
+    batches_in_flight_max: int = _int(2, 1, 64, "Most batches computed but not yet settled.")
     length_max: int = _int(10_000, 1, 1_000_000, "Most rows of one step or sequence.")
     message_bytes_max: int | None = _int(
         None, 1 << 12, MESSAGE_BYTES_LIMIT, "Largest message [default: fits a step of length_max]."

@@ -159,6 +159,12 @@ class Overloaded(ServeError):
     reason = "OVERLOADED"
 
 
+class StoreUnavailable(ServeError):
+    """The store did not answer; the step was not applied."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
 class Draining(ServeError):
     """This server is shutting down."""
 

@@ -1,0 +1,134 @@
+"""Owns one batch: which slices it has, and how their arrays are put together and taken apart.
+
+At most one slice per session. Columns 0 .. len(steps)-1 are the steps', in order; then come the
+parts' columns, part after part. Arrays are the batch's own; x is time major, as the kernel wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine.block import Block
+from lstmserve.engine.pool import Slots
+from lstmserve.engine.step import Input, Output, Step
+from lstmserve.engine.table import Index
+
+
+class Outcome(IntEnum):
+    """What became of a batch's row."""
+
+    APPLIED = 0
+    FAILED = 1  # the kernel could not compute it
+    NOT_STORED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a block, `indices` [n] into it: those of like length that wait together."""
+
+    block: Block
+    indices: Index
+
+    @property
+    def rows(self) -> Index:
+        """Their rows of the table, [n]."""
+        return self.block.rows[self.indices]
+
+    def split(self, count: int) -> tuple[Part, Part]:
+        """The first `count` rows and the others."""
+        return (
+            Part(self.block, self.indices[:count]),
+            Part(self.block, self.indices[count:]),
+        )
+
+
+@dataclass(slots=True)
+class Batch:
+    """Filled by the scheduler; `outcomes` [B] by the kernel's and the store's stages."""
+
+    steps: list[Step] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    size: int = 0
+    lengths: npt.NDArray[np.int32] = field(init=False)  # [B]
+    read: Slots = field(init=False)  # [B]
+    write: Slots = field(init=False)  # [B]
+    outcomes: npt.NDArray[np.uint8] = field(init=False)  # [B] of Outcome
+
+    def add(self, entry: Step | Part, now_ns: int) -> None:
+        """Takes the entry in; its time in the queue ends."""
+        if isinstance(entry, Part):
+            entry.block.queue_ns = max(entry.block.queue_ns, now_ns - entry.block.arrival_ns)
+            self.parts.append(entry)
+            self.size += entry.indices.size
+        else:
+            entry.start_ns = entry.start_ns or now_ns
+            self.steps.append(entry)
+            self.size += 1
+
+    def seal(self, slice_rows_max: int) -> None:
+        """No more rows: sets `lengths` and the outcomes."""
+        steps = [min(step.length - step.done, slice_rows_max) for step in self.steps]
+        columns = [np.array(steps, np.int32)]
+        columns += [part.block.lengths[part.indices] for part in self.parts]
+        self.lengths = columns[0] if len(columns) == 1 else np.concatenate(columns)
+        self.outcomes = np.zeros(self.size, np.uint8)
+
+    @property
+    def rows_count(self) -> int:
+        """Time steps, without padding."""
+        return int(self.lengths.sum())
+
+    def columns(self) -> Iterator[tuple[Part, slice]]:
+        """Every part with its columns of the batch."""
+        start = len(self.steps)
+        for part in self.parts:
+            stop = start + part.indices.size
+            yield part, slice(start, stop)
+            start = stop
+
+    def x(self) -> Input:
+        """x [T, B, I] (tokens [T, B]); zeros past a row's length."""
+        length_max = int(self.lengths.max())
+        pieces: list[Input] = [s.x[s.done : s.done + 1] for s in self.steps]
+        pieces += [part.block.x[part.block.offsets[part.indices]] for part in self.parts]
+        first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if length_max == 1:
+            return first[np.newaxis]
+        x = np.zeros((length_max, *first.shape), first.dtype)
+        for column, step in enumerate(self.steps):
+            length = self.lengths[column]
+            x[:length, column] = step.x[step.done : step.done + length]
+        for part, columns in self.columns():
+            for t, within, rows in _by_time(part):
+                x[t, columns][within] = part.block.x[rows]
+        return x
+
+    def no_output(self, output_size: int) -> Output:
+        """y [T, B, O] before anything is computed."""
+        return np.full((int(self.lengths.max()), self.size, output_size), np.nan, np.float32)
+
+    def fill_blocks(self, y: Output) -> None:
+        """Puts y [T, B, O] where the blocks want it; rows that failed are overwritten later."""
+        for part, columns in self.columns():
+            block = part.block
+            if block.last_only:
+                last = block.lengths[part.indices] - 1
+                block.y[part.indices] = y[last, np.arange(columns.start, columns.stop)]
+                continue
+            for t, within, rows in _by_time(part):
+                block.y[rows] = y[t, columns][within]
+
+
+def _by_time(part: Part) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_], Index]]:
+    """(t, mask over the part's rows that have a time step t, their rows of the block's x)."""
+    lengths = part.block.lengths[part.indices]
+    offsets = part.block.offsets[part.indices]
+    yield 0, slice(None), offsets
+    for t in range(1, int(lengths.max())):
+        within = lengths > t
+        yield t, within, offsets[within] + t

@@ -1,0 +1,82 @@
+"""Owns the choice of device and onnxruntime's session options. Nothing here has run on a GPU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx
+import onnxruntime as ort
+
+Device = Literal["cpu", "cuda"]
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class DeviceUnavailable(RuntimeError):
+    """The device asked for cannot be used; the message says what is missing."""
+
+
+def choose_device(wanted: str) -> Device:
+    """`auto` takes cuda when it works, else cpu. Raises DeviceUnavailable for a cuda that is not.
+
+    onnxruntime itself would log an error and compute on the CPU; its list of providers is what it
+    was compiled with, so only a session that ran tells.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    try:
+        _probe_cuda()
+    except DeviceUnavailable:
+        if wanted == "cuda":
+            raise
+        return "cpu"
+    return "cuda"
+
+
+def _probe_cuda() -> None:
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise DeviceUnavailable(
+            "--device cuda: this onnxruntime has no CUDA provider; "
+            "install lstmserve[gpu] in place of lstmserve[cpu]"
+        )
+    ort.preload_dlls()
+    probe = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "x"], ["y"])],
+        "probe",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    model = onnx.helper.make_model(probe, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    try:
+        open_session(model, "cuda", threads=1)
+    except Exception as error:
+        raise DeviceUnavailable(
+            "--device cuda: the CUDA provider does not start; it needs an NVIDIA driver, CUDA 13, "
+            f"cuBLAS and cuDNN (pip install onnxruntime-gpu[cuda,cudnn]): {_first_line(error)}"
+        ) from error
+
+
+def open_session(model: onnx.ModelProto, device: Device, threads: int) -> ort.InferenceSession:
+    """A session on exactly this device. Raises DeviceUnavailable when onnxruntime took another."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_mem_pattern = False  # its cache grows with every new (T, B), without end
+    options.log_severity_level = 3  # errors reach us as exceptions
+    # Idle threads that spin cost a core between batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[str | tuple[str, dict[str, str]]] = [PROVIDERS[device]]
+    if device == "cuda":
+        # A node that fell back to the CPU would copy the whole pool on every run.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # TF32 is on by default and is wrong by 1e-3; CUDA graphs would run the first batch thrice.
+        providers = [(PROVIDERS[device], {"use_tf32": "0", "enable_cuda_graph": "0"})]
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise DeviceUnavailable(f"onnxruntime took {session.get_providers()[0]}, not {device}")
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,183 @@
+"""Drives the models' batches: lets one gather, runs it, commits it, settles it. Owns every wait.
+
+One event loop. A batch runs on the loop when it is expected to take less than a hand-over to the
+kernel thread costs, else in that one thread while the loop takes in what the next batch will be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from lstmserve.config import Config
+from lstmserve.engine.batch import Batch, Outcome
+from lstmserve.engine.kernel import KernelError
+from lstmserve.engine.model import Model
+from lstmserve.engine.step import Output
+from lstmserve.engine.store import Store
+from lstmserve.errors import ServeError
+
+Result = TypeVar("Result")
+
+# Passes of the event loop before a run: each lets gRPC's poller hand over what has arrived.
+# Without them batches of one run while others wait (docs/ARCHITECTURE.md has the numbers).
+GATHER_PASSES_MAX = 8
+INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
+
+
+class Driver:
+    """Runs until stop(); when it dies, everything pending has been failed."""
+
+    def __init__(self, config: Config, models: Sequence[Model], store: Store) -> None:
+        self._config = config
+        self._models = models
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self._wake = asyncio.Event()
+        self._accepted = 0  # ever; tells whether a loop pass brought anything
+        self._commits: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._is_stopping = False
+        self._stopped = asyncio.Event()
+
+    @property
+    def pending_steps(self) -> int:
+        """Accepted and not settled, over all models."""
+        return sum(model.scheduler.pending_steps for model in self._models if model.scheduler)
+
+    def notice(self) -> None:
+        """Something was submitted."""
+        self._accepted += 1
+        self._wake.set()
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Runs `work` in the kernel thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def run(self) -> None:
+        """Until stop(). Raises what it died of."""
+        error = ServeError("the server failed; whether the step was applied is unknown")
+        try:
+            while not (self._is_stopping and self.pending_steps == 0):
+                await self._gather()
+                if not await self._run_round():
+                    await self._wake.wait()
+                if self._failure is not None:
+                    raise self._failure
+        finally:
+            self.fail_pending(error)
+            self._thread.shutdown(wait=False)
+            self._stopped.set()
+
+    async def stop(self, timeout_s: float, error: ServeError) -> None:
+        """Finishes what is pending within `timeout_s`, fails the rest with `error`."""
+        self._is_stopping = True
+        self._wake.set()
+        expiry = asyncio.get_running_loop().call_later(timeout_s, self.fail_pending, error)
+        try:
+            await self._stopped.wait()
+        finally:
+            expiry.cancel()
+
+    def fail_pending(self, error: ServeError) -> None:
+        """Ends every step that is not in flight."""
+        for model in self._models:
+            if model.scheduler:
+                model.scheduler.fail_all(error, time.monotonic_ns())
+        self._wake.set()
+
+    async def _gather(self) -> None:
+        """Gives the batch the chance to form; stops as soon as a pass brings nothing new."""
+        for _ in range(GATHER_PASSES_MAX):
+            before = self._accepted
+            await asyncio.sleep(0)
+            if self._accepted == before:
+                return
+
+    async def _run_round(self) -> bool:
+        """One batch of every model that has one, so that no model waits for another's queue."""
+        self._wake.clear()
+        ran = False
+        for model in self._models:
+            if model.scheduler is None or len(self._commits) >= self._config.batches_in_flight_max:
+                continue
+            batch = model.scheduler.schedule(time.monotonic_ns())
+            if batch is not None:
+                ran = True
+                await self._run(model, batch)
+        return ran
+
+    async def _run(self, model: Model, batch: Batch) -> None:
+        start_ns = time.monotonic_ns()
+        try:
+            y = await self._compute(model, batch)
+        except BaseException:
+            # The engine dies of this; nobody is left without an answer.
+            batch.outcomes[:] = Outcome.FAILED
+            self._settle(model, batch, batch.no_output(model.spec.output_size), 0)
+            raise
+        compute_ns = time.monotonic_ns() - start_ns
+        rows = batch.rows_count
+        cells = batch.size * int(batch.lengths.max())
+        model.metrics.batch(batch.size, rows, cells - rows, compute_ns)
+        commit = self._store.commit(batch)
+        if commit is None:
+            self._settle(model, batch, y, compute_ns)
+            return
+        task = asyncio.create_task(self._commit(commit, model, batch, y, compute_ns))
+        self._commits.add(task)
+        task.add_done_callback(self._committed)
+
+    async def _compute(self, model: Model, batch: Batch) -> Output:
+        """y [T, B, O]; rows that could not be computed are marked in the batch."""
+        kernel = model.kernel
+        assert kernel is not None
+        x = batch.x()
+        cells = batch.size * len(x)
+
+        def work() -> Output:
+            try:
+                return kernel.run(x, batch.lengths, batch.read, batch.write)
+            except KernelError:
+                return self._compute_alone(model, batch)
+
+        if kernel.expected_ns(cells) <= INLINE_NS_MAX:
+            return work()
+        return await self.in_thread(work)
+
+    def _compute_alone(self, model: Model, batch: Batch) -> Output:
+        """Row by row, so that only the bad one fails; the slots that are read are untouched."""
+        kernel, x = model.kernel, batch.x()
+        assert kernel is not None
+        y = batch.no_output(model.spec.output_size)
+        for i in range(batch.size):
+            one = slice(i, i + 1)
+            arguments = (batch.lengths[one], batch.read[one], batch.write[one])
+            try:
+                y[:, one] = kernel.run(np.ascontiguousarray(x[:, one]), *arguments)
+            except KernelError:
+                batch.outcomes[i] = Outcome.FAILED
+        return y
+
+    async def _commit(
+        self, commit: Awaitable[None], model: Model, batch: Batch, y: Output, compute_ns: int
+    ) -> None:
+        try:
+            await commit
+        except Exception:
+            batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.NOT_STORED
+        self._settle(model, batch, y, compute_ns)
+
+    def _committed(self, task: asyncio.Task[None]) -> None:
+        self._commits.discard(task)
+        self._failure = self._failure or task.exception()
+        self._wake.set()
+
+    def _settle(self, model: Model, batch: Batch, y: Output, compute_ns: int) -> None:
+        assert model.scheduler is not None
+        model.scheduler.settle(batch, y, time.monotonic_ns(), compute_ns)

@@ -1,0 +1,133 @@
+"""The engine's front: what servicers call. Owns nothing but its parts; see driver.py for the loop.
+
+Everything here runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lstmserve.config import Config
+from lstmserve.engine.block import Block
+from lstmserve.engine.driver import Driver
+from lstmserve.engine.model import Model, ModelMetrics
+from lstmserve.engine.sessions import Now, Sessions
+from lstmserve.engine.step import Step
+from lstmserve.engine.store import MemoryStore, Store
+from lstmserve.engine.table import FREE, SessionTable
+from lstmserve.errors import Draining, ModelNotFound
+
+SWEEP_S = 1.0
+
+
+class Metrics(Protocol):
+    """Where the engine counts; server/metrics.py has the real one."""
+
+    def model(self, name: str, version: int) -> ModelMetrics:
+        """The counters of one version."""
+
+
+def read_clocks() -> Now:
+    """The machine's clocks."""
+    return Now(time.monotonic_ns(), time.time_ns())
+
+
+class Engine:
+    """The sessions of all models and the task that steps them. `clock` stamps opens and expiry."""
+
+    def __init__(
+        self,
+        config: Config,
+        models: Sequence[Model],
+        metrics: Metrics,
+        *,
+        store: Store | None = None,
+        clock: Callable[[], Now] = read_clocks,
+    ) -> None:
+        self.config = config
+        self.models = list(models)
+        self.clock = clock
+        self.boot_id = secrets.token_hex(8)
+        self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
+        self.sessions = Sessions(config, self.table, self.models, self.boot_id)
+        self.driver = Driver(config, self.models, store or MemoryStore())
+        self.is_draining = False
+        self._is_closed = False
+        for index, model in enumerate(self.models):
+            counters = metrics.model(model.name, model.version)
+            model.attach(index, config, self.table, counters, self._on_idle)
+
+    def model(self, name: str, version: int) -> Model:
+        """The version, 0 for the newest. Raises ModelNotFound."""
+        found = [m for m in self.models if m.name == name and version in (0, m.version)]
+        if not found:
+            wanted = f"{name}:{version}" if version else name
+            raise ModelNotFound(f"no model {wanted!r} is served here", field="model")
+        return max(found, key=lambda model: model.version)
+
+    def model_of(self, row: int) -> Model:
+        """The model of a session's row."""
+        return self.models[int(self.table.model[row])]
+
+    def submit(self, model: Model, step: Step) -> None:
+        """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
+        self.check_open()
+        assert model.scheduler is not None
+        model.scheduler.submit(step)
+        self.driver.notice()
+
+    def submit_block(self, model: Model, block: Block) -> None:
+        """Accepts a block whole or not at all; its sink is told the end. Raises as submit()."""
+        self.check_open()
+        assert model.scheduler is not None
+        model.scheduler.submit_block(block)
+        self.driver.notice()
+
+    def check_open(self) -> None:
+        """Raises Draining once close() was called."""
+        if self._is_closed:
+            raise Draining("this server is shutting down; go on at another one", retry_s=1.0)
+
+    async def run(self) -> None:
+        """Drives until close(). Raises what it died of; every step has been failed then."""
+        self._sweep()
+        try:
+            await self.driver.run()
+        finally:
+            self._is_closed = True
+
+    def drain(self) -> None:
+        """From now on no session is opened; those that are open go on."""
+        self.is_draining = True
+
+    async def close(self, timeout_s: float) -> None:
+        """Takes no more steps, finishes those it has within `timeout_s`, fails the rest."""
+        self.drain()
+        self._is_closed = True
+        await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
+
+    def check_integrity(self) -> None:
+        """Every slot and row has one owner. For tests, and idle moments with --debug."""
+        self.table.check_integrity()
+        for model in self.models:
+            rows = np.flatnonzero((self.table.phase != FREE) & (self.table.model == model.index))
+            assert rows.size == model.sessions
+            if model.scheduler is not None:
+                model.scheduler.check_integrity(rows)
+
+    def _sweep(self) -> None:
+        if self._is_closed:
+            return
+        self.sessions.sweep(self.clock())
+        if self.config.debug and not self.driver.pending_steps:
+            self.check_integrity()
+        asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _on_idle(self, row: int) -> None:
+        self.sessions.on_idle(row, self.clock())

@@ -1,0 +1,102 @@
+"""Owns what belongs to one served version of a model: pool, kernel, scheduler. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.config import Config
+from lstmserve.engine.device import Device
+from lstmserve.engine.kernel import Kernel
+from lstmserve.engine.pool import RESERVED, Pool, Rows
+from lstmserve.engine.scheduler import Scheduler
+from lstmserve.engine.table import SessionTable
+from lstmserve.engine.whole import WholeKernel
+from lstmserve.spec import ModelSpec
+
+State = npt.NDArray[np.float32]
+
+
+class ModelMetrics(Protocol):
+    """What the engine counts per model; server/metrics.py has the real one."""
+
+    def batch(self, sessions: int, rows: int, padding_rows: int, compute_ns: int) -> None:
+        """One run."""
+
+    def opened(self, source: str) -> None:
+        """One session more."""
+
+    def closed(self, reason: str, count: int = 1) -> None:
+        """`count` sessions fewer."""
+
+
+def spare_slots(config: Config) -> int:
+    """Slots beyond those of sessions: what batches in flight write, and what long steps hold."""
+    return config.long_steps_max + config.batches_in_flight_max * config.batch_sessions_max
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """`pool` and `kernel` are None for a bidirectional model, which has `whole` instead.
+
+    `index` is its place in the engine; `scheduler` and `metrics` are set there.
+    """
+
+    name: str
+    version: int
+    spec: ModelSpec
+    fingerprint: str
+    device: Device
+    pool: Pool | None
+    kernel: Kernel | None
+    whole: WholeKernel | None
+    sessions_max: int
+    index: int = -1
+    sessions: int = 0  # rows of the table it has, detached ones too; Sessions counts
+    scheduler: Scheduler | None = None
+    metrics: ModelMetrics = field(init=False)
+
+    @property
+    def slots(self) -> int:
+        """All slots of its pool."""
+        return self.pool.slots if self.pool else 0
+
+    def attach(
+        self,
+        index: int,
+        config: Config,
+        table: SessionTable,
+        metrics: ModelMetrics,
+        on_idle: Callable[[int], None],
+    ) -> None:
+        """Makes it one of an engine's models."""
+        self.index = index
+        self.metrics = metrics
+        if self.pool is not None:
+            self.scheduler = Scheduler(config, table, self.pool, on_idle)
+
+    def rows_from(self, h: State, c: State) -> Rows:
+        """h [L, N, state], c [L, N, H] as rows of the pool, each [N, width].
+
+        Denormals become zero: one costs up to 25 times the arithmetic of its whole step.
+        """
+        rows: dict[str, State] = {}
+        for kind, state in (("h", h), ("c", c)):
+            flushed = np.where(np.abs(state) < np.finfo(np.float32).tiny, np.float32(0), state)
+            rows |= {f"{kind}.{layer}": flushed[layer] for layer in range(self.spec.num_layers)}
+        return rows
+
+    def state_from(self, rows: Rows) -> tuple[State, State]:
+        """The inverse of rows_from: h [L, N, state], c [L, N, H]."""
+        layers = range(self.spec.num_layers)
+        h, c = (np.stack([rows[f"{kind}.{layer}"] for layer in layers]) for kind in ("h", "c"))
+        return h, c
+
+
+def slots_for(sessions: int, config: Config) -> int:
+    """Slots of a pool for so many sessions."""
+    return sessions + spare_slots(config) + RESERVED

@@ -1,0 +1,215 @@
+"""Owns who a session is: its id, its life from open to end, what is told about one that is gone.
+
+Synchronous; times are arguments. Steps are the scheduler's; this only starts and ends sessions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lstmserve.config import Config
+from lstmserve.engine.model import Model
+from lstmserve.engine.pool import ZERO, Rows
+from lstmserve.engine.table import CLOSING, DETACHED, OPEN, SessionTable
+from lstmserve.engine.tombstones import Ending, Memory, Tombstone
+from lstmserve.errors import (
+    BadSessionId,
+    ModelNotSteppable,
+    SessionClosed,
+    SessionExpired,
+    SessionLimit,
+    SessionLost,
+    SessionNotFound,
+    SessionReplaced,
+)
+
+ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
+SECOND_NS = 1_000_000_000
+SWEEP_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One reading of both clocks: monotonic for waits, wall for what people read."""
+
+    monotonic_ns: int
+    wall_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a session starts from: pool rows [1, width] (None: zeros) and the step they are at."""
+
+    source: str = "new"  # new, import, fork: the label of lstm_sessions_opened_total
+    rows: Rows | None = None
+    step: int = 0
+
+
+def session_key(tenant: str, session_id: str) -> str:
+    """The table's key; an id has no slash, so tenants cannot meet. Raises BadSessionId."""
+    if not ID.fullmatch(session_id):
+        raise BadSessionId(
+            "session_id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -", field="session_id"
+        )
+    return f"{tenant}/{session_id}"
+
+
+class Sessions:
+    """Writes the table's keys, phases, incarnations and TTLs, and the models' session counts."""
+
+    def __init__(
+        self, config: Config, table: SessionTable, models: Sequence[Model], boot_id: str
+    ) -> None:
+        self._table = table
+        self._models = models
+        self._boot_id = boot_id
+        self._tombstones: Memory[Tombstone] = Memory(
+            config.tombstones_max, int(config.tombstone_s * SECOND_NS)
+        )
+        self._incarnation = 0
+        self._closers: dict[int, list[Callable[[int], None]]] = {}
+        self._sweep_row = 0
+
+    def find(self, key: str, incarnation: int, now: Now) -> int:
+        """The row of an open session. Raises SessionNotFound, SessionLost, SessionExpired,
+        SessionClosed, SessionReplaced."""
+        row = self._table.find(key)
+        if row is None:
+            raise self._absent(key, incarnation, now)
+        if incarnation and incarnation != self._table.incarnation[row]:
+            raise SessionReplaced(
+                "this id was opened again; the session you had has ended",
+                metadata={"incarnation": str(self._table.incarnation[row])},
+            )
+        if self._table.phase[row] == CLOSING:
+            raise SessionClosed("the session was closed")
+        if not self._table.pending[row] and self._table.expiry_ns[row] <= now.monotonic_ns:
+            self._end(row, "expired", now)
+            raise self._absent(key, incarnation, now)
+        return row
+
+    def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
+        """A new session under a key that has none. Raises SessionLimit, ModelNotSteppable."""
+        if model.pool is None:
+            raise ModelNotSteppable(
+                f"{model.name} is bidirectional: it reads whole sequences, use Predict"
+            )
+        if model.sessions >= model.sessions_max:
+            self.sweep(now, self._table.rows)
+        if model.sessions >= model.sessions_max:
+            raise SessionLimit(
+                f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
+                "close some, wait for idle ones to expire, or start the server with more "
+                "--pool-bytes",
+                retry_s=1.0,
+            )
+        table = self._table
+        row = table.add(key)
+        model.sessions += 1
+        self._incarnation = max(self._incarnation + 1, now.wall_ns // 1000)
+        table.model[row] = model.index
+        table.incarnation[row] = self._incarnation
+        table.step[row] = start.step
+        table.ttl_ns[row] = ttl_ns
+        table.expiry_ns[row] = now.monotonic_ns + ttl_ns
+        table.open_time_ns[row] = now.wall_ns
+        if start.rows is not None:
+            table.slot[row] = model.pool.take_one()
+            model.pool.write(table.slot[row : row + 1].copy(), start.rows)
+        self._tombstones.forget(key)
+        model.metrics.opened(start.source)
+        return row
+
+    def state(self, row: int) -> Rows:
+        """The rows [1, width] after the last applied step; it never waits."""
+        pool = self._models[int(self._table.model[row])].pool
+        assert pool is not None
+        return pool.read(self._table.slot[row : row + 1].copy())
+
+    def close(self, key: str, incarnation: int, now: Now, on_closed: Callable[[int], None]) -> None:
+        """Ends a session after its pending steps; on_closed(step) is called then, or at once.
+
+        Twice is fine. Raises what find() raises for a session that was never closed.
+        """
+        row = self._table.find(key)
+        if row is None:
+            tombstone = self._tombstones.get(key, now.monotonic_ns)
+            if tombstone is None or not _is_same(tombstone, incarnation, "closed"):
+                raise self._absent(key, incarnation, now)
+            on_closed(tombstone.step)
+            return
+        if self._table.phase[row] == OPEN:
+            self.find(key, incarnation, now)
+            self._table.phase[row] = CLOSING
+        self._closers.setdefault(row, []).append(on_closed)
+        if not self._table.pending[row]:
+            self.on_idle(row, now)
+
+    def replace(self, row: int, now: Now) -> None:
+        """Frees the id for a new session; pending steps of the old one end as SessionReplaced."""
+        self._announce_closed(row)
+        self._table.detach(row)
+        self._models[self._table.model[row]].metrics.closed("replaced")
+        if not self._table.pending[row]:
+            self.on_idle(row, now)
+
+    def on_idle(self, row: int, now: Now) -> None:
+        """A session that is no longer open has no step left."""
+        if self._table.phase[row] == DETACHED:
+            self._release(row)
+        else:
+            self._end(row, "closed", now)
+
+    def sweep(self, now: Now, rows: int = SWEEP_ROWS) -> int:
+        """Ends what expired among the next `rows` rows, and returns how many did."""
+        start = self._sweep_row if rows < self._table.rows else 0
+        stop = min(start + rows, self._table.rows)
+        self._sweep_row = stop if stop < self._table.rows else 0
+        expired = self._table.idle_before(now.monotonic_ns, start, stop)
+        for row in expired:
+            self._end(int(row), "expired", now)
+        self._tombstones.sweep(now.monotonic_ns)
+        return expired.size
+
+    def _end(self, row: int, ending: Ending, now: Now) -> None:
+        table = self._table
+        model = self._models[table.model[row]]
+        tombstone = Tombstone(int(table.incarnation[row]), ending, int(table.step[row]))
+        self._announce_closed(row)
+        key = table.detach(row)
+        self._tombstones.put(key, tombstone, now.monotonic_ns)
+        model.metrics.closed("client" if ending == "closed" else "expired")
+        self._release(row)
+
+    def _announce_closed(self, row: int) -> None:
+        for on_closed in self._closers.pop(row, ()):
+            on_closed(int(self._table.step[row]))
+
+    def _release(self, row: int) -> None:
+        model = self._models[self._table.model[row]]
+        assert model.pool is not None
+        model.pool.give_one(int(self._table.slot[row]))
+        self._table.slot[row] = ZERO
+        self._table.release(row)
+        model.sessions -= 1
+
+    def _absent(
+        self, key: str, incarnation: int, now: Now
+    ) -> SessionNotFound | SessionLost | SessionExpired | SessionClosed:
+        tombstone = self._tombstones.get(key, now.monotonic_ns)
+        if tombstone is not None and incarnation in (0, tombstone.incarnation):
+            if tombstone.ending == "closed":
+                return SessionClosed("the session was closed")
+            return SessionExpired("the session was idle for longer than its ttl and has ended")
+        if not incarnation:
+            return SessionNotFound("no session has this id: open it first", field="session_id")
+        return SessionLost(
+            "this server does not have the session: it restarted, or the router sent you elsewhere",
+            metadata={"boot_id": self._boot_id},
+        )
+
+
+def _is_same(tombstone: Tombstone, incarnation: int, ending: Ending) -> bool:
+    return tombstone.ending == ending and incarnation in (0, tombstone.incarnation)

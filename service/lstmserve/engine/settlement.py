@@ -1,0 +1,132 @@
+"""Owns what a settled batch changes: slots flip, steps count, sinks are told, successors go on.
+
+Pure like the scheduler, whose other half it is. A row that was not applied changes nothing but
+the queue: its written slot is spare again, and whoever waited behind it fails too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine.batch import Batch, Outcome, Part
+from lstmserve.engine.pool import Pool, Slots
+from lstmserve.engine.queues import Entry, ReadyQueues
+from lstmserve.engine.step import NO_ROW, Output, Step
+from lstmserve.engine.table import DETACHED, SessionTable
+from lstmserve.engine.turns import SessionTurns
+from lstmserve.errors import (
+    ModelError,
+    PredecessorFailed,
+    ServeError,
+    SessionReplaced,
+    StoreUnavailable,
+)
+
+
+class Settlement:
+    """Writes the table's `slot` and `step`, and nothing else of it."""
+
+    def __init__(
+        self, table: SessionTable, pool: Pool, ready: ReadyQueues, turns: SessionTurns
+    ) -> None:
+        self._table = table
+        self._pool = pool
+        self._ready = ready
+        self._turns = turns
+
+    def settle(self, batch: Batch, y: Output, now_ns: int, compute_ns: int) -> None:
+        """Ends a batch by its outcomes; y [T, B, O]. Replies are given, successors made ready."""
+        for column, step in enumerate(batch.steps):
+            step.compute_ns += compute_ns
+            slot = int(batch.write[column])
+            error = self._verdict(step.row, batch.outcomes[column])
+            if error is None:
+                step.add_output(y[: batch.lengths[column], column])
+                self._advance(step, slot, now_ns)
+            else:
+                self._pool.give_one(slot)
+                self._fail(step, error, now_ns)
+        batch.fill_blocks(y)
+        for part, columns in batch.columns():
+            part.block.compute_ns += compute_ns
+            self._settle_part(part, batch.write[columns], batch.outcomes[columns], now_ns)
+
+    def fail(self, entry: Entry, error: ServeError, now_ns: int) -> None:
+        """Nothing of the entry happened; nor will anything of the steps that wait behind it."""
+        if isinstance(entry, Part):
+            self._fail_part(entry, error, now_ns)
+        else:
+            self._fail(entry, error, now_ns)
+
+    def _verdict(self, row: int, outcome: int) -> ServeError | None:
+        if row != NO_ROW and self._table.phase[row] == DETACHED:
+            return SessionReplaced("the session was replaced while this step was waiting")
+        if outcome == Outcome.APPLIED:
+            return None
+        if outcome == Outcome.NOT_STORED:
+            return StoreUnavailable("the store did not take this step; repeat it", retry_s=1.0)
+        return ModelError("the model failed on this step; the session is as it was before")
+
+    def _advance(self, step: Step, slot: int, now_ns: int) -> None:
+        """The slice is applied: `slot` has the state after it."""
+        if step.done < step.length:
+            self._ready.push_next_slice(step, slot)
+            return
+        if step.row == NO_ROW:
+            step.state_slot = slot
+            step.sink.applied(step)
+            self._pool.give_one(slot)
+            self._ready.end(step)
+            self._turns.leave(step.row, now_ns)
+            return
+        table, row = self._table, step.row
+        self._pool.give_one(int(table.slot[row]))
+        table.slot[row] = slot
+        table.step[row] += 1
+        step.number = int(table.step[row])
+        step.sink.applied(step)
+        self._ready.end(step)
+        if (successor := self._turns.leave(row, now_ns)) is not None:
+            self._ready.push_step(successor)
+
+    def _fail(self, step: Step, error: ServeError, now_ns: int) -> None:
+        """Nothing of the step happened; nor will anything of those that wait behind it."""
+        behind = self._turns.abandon(step.row, now_ns)
+        self._ready.end(step)
+        step.sink.failed(step, error)
+        self._fail_behind(behind, error)
+
+    def _fail_behind(self, behind: list[Step], error: ServeError) -> None:
+        if not isinstance(error, SessionReplaced):
+            error = PredecessorFailed("an earlier step of the session was not applied")
+        for step in behind:
+            step.sink.failed(step, error)
+
+    def _settle_part(
+        self, part: Part, write: Slots, outcomes: npt.NDArray[np.uint8], now_ns: int
+    ) -> None:
+        table = self._table
+        is_good = (outcomes == Outcome.APPLIED) & (table.phase[part.rows] != DETACHED)
+        if not is_good.all():
+            for i in np.flatnonzero(~is_good):
+                error = self._verdict(int(part.rows[i]), int(outcomes[i]))
+                assert error is not None
+                self._pool.give_one(int(write[i]))
+                self._fail_part(Part(part.block, part.indices[i : i + 1]), error, now_ns)
+            part, write = Part(part.block, part.indices[is_good]), write[is_good]
+        rows = part.rows
+        self._pool.give(table.slot[rows])
+        table.slot[rows] = write
+        table.step[rows] += 1
+        part.block.numbers[part.indices] = table.step[rows]
+        for successor in self._turns.leave_rows(rows, now_ns):
+            self._ready.push_step(successor)
+        part.block.settle(rows.size)
+
+    def _fail_part(self, part: Part, error: ServeError, now_ns: int) -> None:
+        for index, row in zip(part.indices, part.rows, strict=True):
+            behind = self._turns.abandon(int(row), now_ns)
+            part.block.fail(int(index), error)
+            self._fail_behind(behind, error)
+        part.block.settle(part.rows.size)

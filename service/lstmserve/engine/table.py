@@ -1,0 +1,108 @@
+"""Owns the session table: one row per session, in columns, under one index. No clock, no I/O.
+
+Columns are numpy arrays [rows], so that a message of many sessions costs no Python per session.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+FREE: Final = 0
+OPEN: Final = 1
+CLOSING: Final = 2  # its client closed it; pending steps run first
+DETACHED: Final = 3  # replaced or dropped; its id is another's, the running step is discarded
+
+Index = npt.NDArray[np.int64]
+"""Rows of the table, [N]."""
+
+
+class SessionTable:
+    """Columns, written by the scheduler and by Sessions, each its own (the comments say whose).
+
+    `model` is the index of the session's model in the engine; times are nanoseconds of the
+    engine's monotonic clock, `open_time_ns` of the wall clock.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        # Sessions writes these.
+        self.keys: list[str | None] = [None] * rows
+        self.phase = np.zeros(rows, np.int8)
+        self.model = np.zeros(rows, np.int16)
+        self.incarnation = np.zeros(rows, np.int64)
+        self.ttl_ns = np.zeros(rows, np.int64)
+        self.open_time_ns = np.zeros(rows, np.int64)
+        # The scheduler writes these.
+        self.slot = np.zeros(rows, np.int64)
+        self.step = np.zeros(rows, np.int64)
+        self.pending = np.zeros(rows, np.int32)  # accepted and not settled; 0: idle
+        self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle
+        # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
+        self.digest = np.zeros(rows, np.uint64)
+        self.replies: list[bytes | None] = [None] * rows
+        self._index: dict[str, int] = {}
+        self._free = np.arange(rows, dtype=np.int64)[::-1].copy()
+        self.free_count = rows
+
+    def __len__(self) -> int:
+        """Sessions that can be found by key."""
+        return len(self._index)
+
+    def find(self, key: str) -> int | None:
+        """The row of this key, or None."""
+        return self._index.get(key)
+
+    def add(self, key: str) -> int:
+        """A cleared row under this key. There must be a free row, and none with the key."""
+        assert self.free_count, "the table is full"
+        assert key not in self._index
+        self.free_count -= 1
+        row = int(self._free[self.free_count])
+        self.keys[row] = key
+        self._index[key] = row
+        self.phase[row] = OPEN
+        return row
+
+    def detach(self, row: int) -> str:
+        """Takes the row out of the index, so that its key is free, and returns the key."""
+        key = self.keys[row]
+        assert key is not None
+        del self._index[key]
+        self.keys[row] = None
+        self.phase[row] = DETACHED
+        return key
+
+    def release(self, row: int) -> None:
+        """Gives a detached row back. Its slot must have been taken out before."""
+        assert self.phase[row] == DETACHED
+        assert self.pending[row] == 0
+        assert self.slot[row] == 0
+        self.phase[row] = FREE
+        self.step[row] = self.digest[row] = 0
+        self.replies[row] = None
+        self._free[self.free_count] = row
+        self.free_count += 1
+
+    def idle_before(self, now_ns: int, start: int, stop: int) -> Index:
+        """Rows in [start, stop) that are idle, and whose time ran out before `now_ns`."""
+        part = slice(start, stop)
+        found = (
+            (self.phase[part] == OPEN)
+            & (self.pending[part] == 0)
+            & (self.expiry_ns[part] <= now_ns)
+        )
+        return np.flatnonzero(found) + start
+
+    def check_integrity(self) -> None:
+        """Every row is free or used, once, and the index has exactly the rows with a key."""
+        free = self._free[: self.free_count]
+        assert np.unique(free).size == self.free_count, "a row is free twice"
+        used = np.flatnonzero(self.phase != FREE)
+        assert used.size + self.free_count == self.rows, "a row is lost"
+        assert (self.phase[free] == FREE).all(), "a used row is free"
+        assert all(self.keys[row] == key for key, row in self._index.items())
+        indexed = (self.phase == OPEN) | (self.phase == CLOSING)
+        assert int(indexed.sum()) == len(self._index), "a row is in no index"

@@ -1,0 +1,61 @@
+"""Owns what is remembered of ended sessions and of OpenSession requests: bounded, oldest first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+Value = TypeVar("Value")
+
+Ending = Literal["closed", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """How a session ended, and what it had come to."""
+
+    incarnation: int
+    ending: Ending
+    step: int
+
+
+class Memory(Generic[Value]):
+    """key -> value, for `keep_ns` after it was put, at most `count_max` of them."""
+
+    def __init__(self, count_max: int, keep_ns: int) -> None:
+        self._count_max = count_max
+        self._keep_ns = keep_ns
+        self._entries: OrderedDict[str, tuple[int, Value]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, key: str, value: Value, now_ns: int) -> None:
+        """Remembers, and forgets the oldest beyond the limit."""
+        self._entries.pop(key, None)
+        self._entries[key] = (now_ns, value)
+        if len(self._entries) > self._count_max:
+            self._entries.popitem(last=False)
+
+    def get(self, key: str, now_ns: int) -> Value | None:
+        """What was put under the key, if that is not too long ago."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if now_ns - entry[0] > self._keep_ns:
+            del self._entries[key]
+            return None
+        return entry[1]
+
+    def forget(self, key: str) -> None:
+        """The key has a new life."""
+        self._entries.pop(key, None)
+
+    def sweep(self, now_ns: int) -> None:
+        """Drops what is too old."""
+        while self._entries:
+            key, (put_ns, _) = next(iter(self._entries.items()))
+            if now_ns - put_ns <= self._keep_ns:
+                return
+            del self._entries[key]
