@@ -45,11 +45,13 @@ def draw_texts(
     return encrypted, target
 
 
-def train(net: CipherNet, encrypt: Callable[[str], str], runs: int) -> CipherNet:
+def train(
+    net: CipherNet, encrypt: Callable[[str], str], runs: int, learning_rate: float
+) -> CipherNet:
     """Cross-entropy on fresh random texts each run."""
     rng = np.random.default_rng(SEED)
     optimizer = torch.optim.Adam(net.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-2, runs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, runs)
     for _ in range(runs):
         encrypted, plain = draw_texts(rng, encrypt, LENGTH, TEXTS)
         loss = nn.functional.cross_entropy(net(encrypted).flatten(0, 1), plain.flatten())
@@ -71,13 +73,13 @@ def accuracy(net: CipherNet, encrypt: Callable[[str], str]) -> float:
 def main() -> None:
     """Trains both and writes the two checkpoints."""
     CHECKPOINT.mkdir(exist_ok=True)
-    for name, width, hidden, encrypt, runs in (
-        ("shift", 5, 10, encrypt_shift, 300),
-        ("key", 16, 48, encrypt_key, 1000),
+    for name, width, hidden, encrypt, runs, learning_rate in (
+        ("shift", 5, 10, encrypt_shift, 300, 3e-2),
+        ("key", 16, 48, encrypt_key, 3000, 1e-2),
     ):
         begin = time.perf_counter()
         torch.manual_seed(SEED)
-        net = train(CipherNet(width, hidden), encrypt, runs)
+        net = train(CipherNet(width, hidden), encrypt, runs, learning_rate)
         torch.save(net.state_dict(), CHECKPOINT / f"{name}.pt")
         right = accuracy(net, encrypt)
         print(f"{name}: {right:.2%} right of 10,000 letters, {time.perf_counter() - begin:.0f} s")

@@ -1,8 +1,8 @@
 """Owns the weather model and its training: python -m examples.weather.train. Never serves.
 
-Writes checkpoint/weather.pt (a plain state_dict) and, beside it, the four lists of numbers that
-turn physical units into the network's and back: input_mean.txt, input_scale.txt, output_mean.txt,
-output_scale.txt. These five files are what `lstmserve export` reads.
+Writes checkpoint/weather.pt (a plain state_dict) and, beside it, the lists of numbers that turn
+physical units into the network's and back: input_mean.txt, input_scale.txt, output_scale.txt (the
+mean warming of a year is 0). These four files are what `lstmserve export` reads.
 """
 
 from __future__ import annotations
@@ -48,14 +48,13 @@ def training_targets(year: Year) -> np.ndarray:
 
 
 def scales(year: Year, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of inputs and outputs over the hours that are trained on."""
+    """Mean and deviation of the inputs, deviation of the targets, over the hours trained on."""
     x = year.x[:, ~year.held_out].astype(np.float64)
     y = targets.astype(np.float64)
     return {
         "input_mean": x.mean(axis=(0, 1)).astype(np.float32),
         "input_scale": x.std(axis=(0, 1)).astype(np.float32),
-        "output_mean": np.nanmean(y, axis=(0, 1)).astype(np.float32),
-        "output_scale": np.nanstd(y, axis=(0, 1)).astype(np.float32),
+        "output_scale": np.sqrt(np.nanmean(y**2, axis=(0, 1))).astype(np.float32),
     }
 
 
@@ -82,26 +81,26 @@ def train(x: torch.Tensor, y: torch.Tensor) -> WeatherNet:
     return net.eval()
 
 
-def main() -> None:
-    """Trains, prints the held-out error, writes the five files."""
+def train_and_save(folder: Path) -> None:
+    """Trains, prints the held-out error, writes the four files."""
     print(f"training on this machine's CPU, seed {SEED}", flush=True)
     begin = time.perf_counter()
     year = load_year()
     targets = training_targets(year)
     norm = scales(year, targets)
     x = torch.from_numpy((year.x - norm["input_mean"]) / norm["input_scale"]).transpose(0, 1)
-    y = torch.from_numpy((targets - norm["output_mean"]) / norm["output_scale"]).transpose(0, 1)
+    y = torch.from_numpy(targets / norm["output_scale"]).transpose(0, 1)
     net = train(x, y)
     with torch.inference_mode():
         predicted = net(x)[0].transpose(0, 1).numpy()
-    error = rmse_f(predicted * norm["output_scale"] + norm["output_mean"], year)
-    CHECKPOINT.mkdir(exist_ok=True)
-    torch.save(net.state_dict(), CHECKPOINT / "weather.pt")
+    error = rmse_f(predicted * norm["output_scale"], year)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), folder / "weather.pt")
     for name, numbers in norm.items():
-        np.savetxt(CHECKPOINT / f"{name}.txt", numbers, fmt="%.9g")
+        np.savetxt(folder / f"{name}.txt", numbers, fmt="%.9g")
     print(f"held-out error, °F at {HORIZONS_H} h: {', '.join(f'{e:.2f}' for e in error)}")
-    print(f"wrote {CHECKPOINT} in {time.perf_counter() - begin:.0f} s")
+    print(f"wrote {folder} in {time.perf_counter() - begin:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    train_and_save(CHECKPOINT)
