@@ -1,0 +1,58 @@
+"""Owns the Python client: Client for threads, AsyncClient for an event loop, and their exceptions.
+
+Imports no server: numpy, grpc and protobuf are all it needs.
+"""
+
+from lstmserve.client._async.client import AsyncClient
+from lstmserve.client._async.session import AsyncSession
+from lstmserve.client._sync.client import Client
+from lstmserve.client._sync.session import Session
+from lstmserve.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    LstmServeError,
+    ModelMismatch,
+    ModelNotFound,
+    ModelNotSteppable,
+    Overloaded,
+    PredecessorFailed,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+    SessionReplaced,
+    StepManyFailed,
+    Unavailable,
+    Unimplemented,
+)
+from lstmserve.client.records import ModelInfo, SessionInfo, State
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSession",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "InvalidInput",
+    "LstmServeError",
+    "ModelInfo",
+    "ModelMismatch",
+    "ModelNotFound",
+    "ModelNotSteppable",
+    "Overloaded",
+    "PredecessorFailed",
+    "Session",
+    "SessionClosed",
+    "SessionExists",
+    "SessionExpired",
+    "SessionInfo",
+    "SessionLost",
+    "SessionNotFound",
+    "SessionReplaced",
+    "State",
+    "StepManyFailed",
+    "Unavailable",
+    "Unimplemented",
+]

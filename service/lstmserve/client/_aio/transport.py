@@ -1,0 +1,92 @@
+"""Owns the one connection of a client and its unary calls, by grpc.aio. Never retries.
+
+Runs on the one event loop that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Generic
+
+import grpc
+from grpc import aio
+
+from lstmserve.client._aio.exchange import Exchange
+from lstmserve.client.calls import Address, Method, Request, Response
+from lstmserve.client.status import closed, from_rpc
+
+guard = contextlib.nullcontext  # one loop, and no await inside: nothing to lock
+
+
+class Pending(Generic[Response]):
+    """A unary call under way. result() or cancel() ends it, always."""
+
+    def __init__(self, call: aio.UnaryUnaryCall[Any, Response]) -> None:
+        self._call = call
+
+    async def result(self) -> Response:
+        """The reply. Raises LstmServeError."""
+        try:
+            return await self._call
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise closed() from None
+
+    def cancel(self) -> None:
+        """Gives up; nothing happens when it is done."""
+        self._call.cancel()
+
+
+class Transport:
+    """A connection, made at the first call. After close every call raises Cancelled."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._channel: aio.Channel = address.open(aio)
+        self._is_closed = False
+
+    def begin(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        key: str = "",
+        timeout_s: float | None = None,
+    ) -> Pending[Response]:
+        """Sends a unary request; `key` is what a router hashes. Raises Cancelled after close."""
+        if self._is_closed:
+            raise closed()
+        stub = self._channel.unary_unary(
+            method.path, method.request.SerializeToString, method.response.FromString
+        )
+        timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
+        return Pending(stub(request, timeout=timeout_s, metadata=self._address.metadata(key)))
+
+    async def call(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        key: str = "",
+        timeout_s: float | None = None,
+    ) -> Response:
+        """A unary call, whole. Raises LstmServeError."""
+        return await self.begin(method, request, key, timeout_s).result()
+
+    def exchange(self, method: Method[Request, Response], key: str) -> Exchange[Request, Response]:
+        """Opens a stream. Raises Cancelled after close."""
+        if self._is_closed:
+            raise closed()
+        stub = self._channel.stream_stream(
+            method.path, method.request.SerializeToString, method.response.FromString
+        )
+        metadata = self._address.metadata(key)
+        return Exchange(lambda requests: stub(requests, metadata=metadata), self._address.timeout_s)
+
+    async def close(self) -> None:
+        """Ends every call that is under way."""
+        self._is_closed = True
+        await self._channel.close()

@@ -1,0 +1,101 @@
+"""Owns one open stream whose replies find their requests by tag, by grpc. Never reopens it.
+
+Any thread may post; a thread of its own reads. The twin of _aio.exchange.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, Generic
+
+import grpc
+
+from lstmserve.client.calls import Request, Response
+from lstmserve.client.errors import LstmServeError
+from lstmserve.client.status import ended, from_rpc, in_band, late
+
+Start = Callable[[Iterator[Any]], Any]  # grpc's stubs do not say that a stream can be cancelled
+
+
+class Reply(Generic[Response]):
+    """The answer to one posted request. result() or cancel() ends it, always."""
+
+    def __init__(self, answer: Future[Response | LstmServeError], timeout_s: float) -> None:
+        self._answer = answer
+        self._deadline = time.monotonic() + timeout_s
+
+    def result(self) -> Response:
+        """The reply. Raises LstmServeError, also for an error in band."""
+        try:
+            return in_band(self._answer.result(max(0.0, self._deadline - time.monotonic())))
+        except TimeoutError:
+            self.cancel()
+            raise late() from None
+
+    def cancel(self) -> None:
+        """Gives up; nothing happens when it is done."""
+        self._answer.cancel()
+
+
+class Exchange(Generic[Request, Response]):
+    """Requests out, each with a tag; replies in, in any order. close() it, always."""
+
+    def __init__(self, start: Start, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._tags = itertools.count(1)
+        self._lock = threading.Lock()
+        self._answers: dict[int, Future[Response | LstmServeError]] = {}
+        self._outbox: SimpleQueue[Request | None] = SimpleQueue()
+        self._end: LstmServeError | None = None
+        self._call = start(iter(self._outbox.get, None))
+        self._reader = threading.Thread(target=self._read, name="lstmserve-replies", daemon=True)
+        self._reader.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the stream is over, so that nothing posted now can be answered."""
+        return self._end is not None
+
+    def post(self, request: Request, timeout_s: float | None = None) -> Reply[Response]:
+        """Sends `request`, whose tag this sets."""
+        answer: Future[Response | LstmServeError] = Future()
+        tag: int = next(self._tags)
+        request.tag = tag  # type: ignore[attr-defined]  # every streamed request has one
+        answer.add_done_callback(lambda _: self._answers.pop(tag, None))
+        with self._lock:  # so that the reader settles either all of it or nothing
+            if self._end is None:
+                self._answers[tag] = answer
+                self._outbox.put(request)
+            else:
+                answer.set_result(self._end)
+        return Reply(answer, self._timeout_s if timeout_s is None else timeout_s)
+
+    def close(self) -> None:
+        """Ends the stream; what is unanswered ends as Cancelled."""
+        self._call.cancel()
+        self._reader.join()
+
+    def _read(self) -> None:
+        end = ended()
+        try:
+            for reply in self._call:
+                if answer := self._answers.get(reply.tag):
+                    _settle(answer, reply)
+        except grpc.RpcError as error:
+            end = from_rpc(error)
+        with self._lock:
+            self._end = end
+            self._outbox.put(None)
+        for answer in list(self._answers.values()):
+            _settle(answer, end)
+
+
+def _settle(answer: Future[Response | LstmServeError], value: Response | LstmServeError) -> None:
+    """Answers, unless the waiter has given up."""
+    if answer.set_running_or_notify_cancel():
+        answer.set_result(value)

@@ -1,0 +1,105 @@
+"""Owns the one connection of a client and its unary calls, by grpc. Never retries.
+
+Any thread may call; the twin of _aio.transport.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Generic
+
+import grpc
+
+from lstmserve.client._threads.exchange import Exchange
+from lstmserve.client.calls import Address, Method, Request, Response
+from lstmserve.client.status import closed, from_rpc
+
+guard = threading.Lock
+
+
+class Pending(Generic[Response]):
+    """A unary call under way. result() or cancel() ends it, always."""
+
+    def __init__(self, call: Any) -> None:  # grpc's stubs do not name it
+        self._call = call
+
+    def result(self) -> Response:
+        """The reply. Raises LstmServeError."""
+        with _errors():
+            response: Response = self._call.result()
+            return response
+
+    def cancel(self) -> None:
+        """Gives up; nothing happens when it is done."""
+        self._call.cancel()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc(error) from None
+    except grpc.FutureCancelledError:
+        raise closed() from None
+
+
+class Transport:
+    """A connection, made at the first call. After close every call raises Cancelled."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._channel: grpc.Channel = address.open(grpc)
+        self._is_closed = False
+
+    def begin(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        key: str = "",
+        timeout_s: float | None = None,
+    ) -> Pending[Response]:
+        """Sends a unary request; `key` is what a router hashes. Raises Cancelled after close."""
+        stub = self._stub(method)
+        timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
+        metadata = self._address.metadata(key)
+        return Pending(stub.future(request, timeout=timeout_s, metadata=metadata))
+
+    def call(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        key: str = "",
+        timeout_s: float | None = None,
+    ) -> Response:
+        """A unary call, whole: cheaper than begin and result. Raises LstmServeError."""
+        stub = self._stub(method)
+        timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
+        with _errors():
+            return stub(request, timeout=timeout_s, metadata=self._address.metadata(key))
+
+    def _stub(
+        self, method: Method[Request, Response]
+    ) -> grpc.UnaryUnaryMultiCallable[Request, Response]:
+        if self._is_closed:
+            raise closed()
+        return self._channel.unary_unary(
+            method.path, method.request.SerializeToString, method.response.FromString
+        )
+
+    def exchange(self, method: Method[Request, Response], key: str) -> Exchange[Request, Response]:
+        """Opens a stream. Raises Cancelled after close."""
+        if self._is_closed:
+            raise closed()
+        stub = self._channel.stream_stream(
+            method.path, method.request.SerializeToString, method.response.FromString
+        )
+        metadata = self._address.metadata(key)
+        return Exchange(lambda requests: stub(requests, metadata=metadata), self._address.timeout_s)
+
+    def close(self) -> None:
+        """Ends every call that is under way."""
+        self._is_closed = True
+        self._channel.close()

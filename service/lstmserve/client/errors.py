@@ -1,0 +1,135 @@
+"""Owns the exceptions that a caller of the client handles. Retries nothing, logs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from grpc import StatusCode
+
+from lstmserve.reasons import REASONS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class LstmServeError(Exception):
+    """A call that the server refused, or that did not come through.
+
+    `code` is gRPC's; `reason` names the ErrorReason of the contract, "" when the error did not come
+    from the server; `metadata` are the reason's facts (strings); `retry_delay_s` is how long to
+    wait before a retry helps, None where the server did not say. `applied` tells what a step did:
+    False: nothing, True: its number was applied, None: unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: StatusCode = StatusCode.UNKNOWN,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_delay_s = retry_delay_s
+        self.applied: bool | None = REASONS[reason].applied if reason in REASONS else None
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.reason or self.code.name})"
+
+
+class InvalidInput(LstmServeError, ValueError):
+    """The server refuses these arguments; sending them again will not help."""
+
+
+class SessionNotFound(LstmServeError):
+    """Never opened on this server, or someone else's."""
+
+
+class SessionExpired(LstmServeError):
+    """Idle for longer than its TTL; its state is gone."""
+
+
+class SessionLost(LstmServeError):
+    """The server has no memory of this session: it restarted, or a router led elsewhere."""
+
+
+class SessionClosed(LstmServeError):
+    """Closed before."""
+
+
+class SessionReplaced(LstmServeError):
+    """Someone opened the same id anew; this handle is of the life before."""
+
+
+class SessionExists(LstmServeError):
+    """The id is taken; `if_exists` says what to do instead."""
+
+
+class ModelNotFound(LstmServeError):
+    """No such model, or no such version of it, is served."""
+
+
+class ModelMismatch(LstmServeError):
+    """A state, or a session to resume, of another model."""
+
+
+class ModelNotSteppable(LstmServeError):
+    """A bidirectional model: it reads whole sequences, by predict."""
+
+
+class Overloaded(LstmServeError):
+    """The server has no room for now: wait `retry_delay_s`."""
+
+
+class PredecessorFailed(LstmServeError):
+    """An earlier step of the session was not applied, so this one was not."""
+
+
+class Unavailable(LstmServeError):
+    """No server, a server on its way out, or a connection that broke."""
+
+
+class DeadlineExceeded(LstmServeError):
+    """No answer in time. `applied` is False where the server dropped the step, else None."""
+
+
+class Cancelled(LstmServeError):
+    """The call was cancelled, or its client closed, before the answer came."""
+
+
+class Unimplemented(LstmServeError):
+    """This server does not serve that yet."""
+
+
+class StepManyFailed(LstmServeError):
+    """Some sessions of a step_many failed, the others were stepped.
+
+    `results` holds y by session as step_many returns it, `errors` the error of each other session.
+    code and reason are the first error's; `applied` is what the errors agree on, else None.
+    """
+
+    def __init__(
+        self,
+        results: dict[Any, npt.NDArray[np.float32]],
+        errors: dict[Any, LstmServeError],
+    ) -> None:
+        first = next(iter(errors.values()))
+        count = len(errors) + len(results)
+        super().__init__(
+            f"{len(errors)} of {count} sessions failed, the first: {first.message}",
+            code=first.code,
+            reason=first.reason,
+            metadata=first.metadata,
+            retry_delay_s=first.retry_delay_s,
+        )
+        self.results = results
+        self.errors = errors
+        said = {error.applied for error in errors.values()}
+        self.applied = said.pop() if len(said) == 1 else None

@@ -1,0 +1,116 @@
+"""Owns the reading of errors: a google.rpc.Status, in a trailer or in band, to an exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc import RpcError, StatusCode
+
+from lstmserve.client.calls import Response
+from lstmserve.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    LstmServeError,
+    ModelMismatch,
+    ModelNotFound,
+    ModelNotSteppable,
+    Overloaded,
+    PredecessorFailed,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+    SessionReplaced,
+    Unavailable,
+    Unimplemented,
+)
+from lstmserve.reasons import DOMAIN
+from lstmserve.wire.v1 import lstm_pb2 as wire
+
+_STATUS_KEY = "grpc-status-details-bin"
+_CODES: dict[int, StatusCode] = {code.value[0]: code for code in StatusCode}
+_BY_REASON: dict[str, type[LstmServeError]] = {
+    "SESSION_NOT_FOUND": SessionNotFound,
+    "SESSION_EXPIRED": SessionExpired,
+    "SESSION_LOST": SessionLost,
+    "SESSION_CLOSED": SessionClosed,
+    "SESSION_REPLACED": SessionReplaced,
+    "SESSION_EXISTS": SessionExists,
+    "SESSION_LIMIT": Overloaded,
+    "OVERLOADED": Overloaded,
+    "MODEL_NOT_FOUND": ModelNotFound,
+    "MODEL_MISMATCH": ModelMismatch,
+    "MODEL_NOT_STEPPABLE": ModelNotSteppable,
+    "PREDECESSOR_FAILED": PredecessorFailed,
+}
+_BY_CODE: dict[StatusCode, type[LstmServeError]] = {
+    StatusCode.INVALID_ARGUMENT: InvalidInput,
+    StatusCode.UNAVAILABLE: Unavailable,
+    StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    StatusCode.CANCELLED: Cancelled,
+    StatusCode.UNIMPLEMENTED: Unimplemented,
+}
+
+
+def from_status(status: status_pb2.Status) -> LstmServeError:
+    """The error that a google.rpc.Status tells of, in a trailer or in band."""
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    retry_delay_s = None
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Unpack(retry):
+            retry_delay_s = retry.retry_delay.ToTimedelta().total_seconds()
+    code = _CODES.get(status.code, StatusCode.UNKNOWN)
+    reason = info.reason if info.domain == DOMAIN else ""
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, LstmServeError)
+    return kind(
+        status.message or code.name,
+        code=code,
+        reason=reason,
+        metadata=info.metadata,
+        retry_delay_s=retry_delay_s,
+    )
+
+
+def in_band(reply: Response | LstmServeError) -> Response:
+    """The streamed reply itself. Raises the error it carries, or is."""
+    if isinstance(reply, LstmServeError):
+        raise reply
+    assert isinstance(reply, wire.StepResponse | wire.StepManyResponse)
+    if reply.HasField("error"):
+        raise from_status(reply.error)
+    return reply
+
+
+def closed() -> LstmServeError:
+    """The client, or the stream, was closed by its owner."""
+    return Cancelled("the client was closed", code=StatusCode.CANCELLED)
+
+
+def ended() -> LstmServeError:
+    """The server ended a stream that was to go on."""
+    return Unavailable("the server ended the stream", code=StatusCode.UNAVAILABLE)
+
+
+def late() -> LstmServeError:
+    """No reply came in time, on a stream."""
+    return DeadlineExceeded("no reply in time", code=StatusCode.DEADLINE_EXCEEDED)
+
+
+def from_rpc(error: RpcError) -> LstmServeError:
+    """The error that a failed call tells of: its Status if it has one, else its code."""
+    trailers: Any = error.trailing_metadata() or ()  # grpc's stubs do not say that it is pairs
+    for key, value in trailers:
+        if key == _STATUS_KEY:
+            try:
+                return from_status(status_pb2.Status.FromString(value))
+            except DecodeError:
+                break  # not ours: a proxy's, or garbage; the code is what is left
+    details = " ".join((error.details() or "").split())
+    return from_status(status_pb2.Status(code=error.code().value[0], message=details))
