@@ -30,8 +30,9 @@ demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains th
 bench: $(STAMP) ## the micro-benchmarks (timings; nothing is pass or fail)
 	$(BIN)/python -m pytest bench --benchmark-only -o addopts= $(PYTEST_ARGS)
 
-proto: $(STAMP) ## regenerate the gRPC stubs from proto/
+proto: $(STAMP) ## regenerate the gRPC stubs from proto/, and the client for threads
 	$(BIN)/python proto/generate.py
+	$(BIN)/python proto/sync_client.py
 
 clean: ## remove the virtual environment and what was built
 	rm -rf .venv dist
