@@ -1,5 +1,66 @@
-"""The `lstmserve` command."""
+"""Owns the `lstmserve` command: its subcommands by name, and how it exits. Does none of the work.
+
+A subcommand is imported when it is called, so that none costs what only another one needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Final
+
+import click
+
+# Where each is, and what --help says of it without importing it.
+COMMANDS: Final = {
+    "export": ("lstmserve_export.cli:export_command", "Turn a checkpoint into a proved model."),
+    "serve": ("lstmserve.cli.serve:serve", "Serve a folder of models over gRPC."),
+    "models": ("lstmserve.cli.models:models", "List what a server serves."),
+    "step": ("lstmserve.cli.step:step", "Stream CSV rows through a session."),
+    "predict": ("lstmserve.cli.predict:predict", "Run whole CSV sequences; nothing is kept."),
+    "sessions": ("lstmserve.cli.sessions:sessions", "Look at, move and close sessions."),
+    "health": ("lstmserve.cli.health:health", "Ask whether a server is ready."),
+    "proto": ("lstmserve.cli.proto:proto", "Write the .proto files, to make other clients from."),
+}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Commands(click.Group):
+    """The subcommands of COMMANDS, imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand of that name, None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists them in --help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="lstmserve")
+def commands() -> None:
+    """Serves trained LSTMs with memory: you send x, the server remembers, y comes back."""
 
 
 def main() -> None:
-    """Console script."""
+    """The console script. Exits 0: done, 1: refused or failed, 2: bad usage or value."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our errors are one line; grpc's come beside
+    try:
+        code = commands.main(prog_name="lstmserve", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = _INTERRUPTED
+    sys.exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Literal, Self, overload
 
 import grpc
@@ -167,6 +166,10 @@ class AsyncClient:
         ys = sequences.outputs(replies, last_only)
         return (ys, sequences.states(replies)) if return_state else ys
 
+    async def model(self, name: str, *, version: int | None = None) -> ModelInfo:
+        """One model, the newest version unless one is named. Raises ModelNotFound and others."""
+        return await self._catalog.get(name, version)
+
     async def models(self) -> list[ModelInfo]:
         """Every served version of every model."""
         return await self._catalog.read_all()
@@ -190,10 +193,5 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

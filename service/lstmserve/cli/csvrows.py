@@ -1,0 +1,103 @@
+"""Owns CSV in and out: lines to arrays as they arrive, arrays to lines. No network, no click."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.client import ModelInfo
+
+Steps: TypeAlias = npt.NDArray[Any]  # float32 [T, I], or int64 [T]
+
+_CHUNK_BYTES = 1 << 16
+_ROWS_MAX = 256  # of one step: enough that the network costs little
+
+
+class BadRow(ValueError):
+    """A line that is no row of the model's input; the message names the line."""
+
+
+def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
+    """x [T, I], or tokens [T], of the rows as they arrive; those that come together stay together.
+
+    A row never waits for the next one. Raises BadRow, after the rows before it.
+    """
+    width = max(model.input_size, model.output_size, 3)
+    fitting = (model.message_bytes_max // 2) // (4 * width)
+    rows_max = max(1, min(_ROWS_MAX, model.length_max, fitting))
+    rows: list[list[float] | int] = []
+    number = 0
+    for lines in _lines(fd):
+        for line in lines:
+            number += 1
+            try:
+                rows.extend(_row(line, model))
+            except ValueError as error:
+                if rows:
+                    yield _array(rows, model)
+                raise BadRow(f"line {number}: {error}") from None
+            if len(rows) == rows_max:
+                yield _array(rows, model)
+                rows = []
+        if rows:
+            yield _array(rows, model)
+            rows = []
+
+
+def whole(fd: int, model: ModelInfo) -> Steps:
+    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow, also for no row at all."""
+    parts = list(arriving(fd, model))
+    if not parts:
+        raise BadRow("no rows")
+    return np.concatenate(parts)
+
+
+def text(y: npt.NDArray[np.float32]) -> str:
+    """y [T, O] as T lines; every number reads back as the same float32."""
+    return "".join(",".join(map(str, row)) + "\n" for row in y)
+
+
+def _lines(fd: int) -> Iterator[list[str]]:
+    """The complete lines of each piece that arrives; at the end what is left."""
+    rest = b""
+    while piece := os.read(fd, _CHUNK_BYTES):
+        *complete, rest = (rest + piece).split(b"\n")
+        yield [line.decode("utf-8", "replace") for line in complete]
+    yield [rest.decode("utf-8", "replace")]
+
+
+def _row(line: str, model: ModelInfo) -> list[list[float] | int]:
+    """One row, or none for a blank line. Raises ValueError."""
+    cells = line.strip().split(",")
+    if cells == [""]:
+        return []
+    if model.num_embeddings:
+        return [_token(cells)]
+    if len(cells) != model.input_size:
+        raise ValueError(f"{len(cells)} columns, {model.name} takes {model.input_size}")
+    return [[_number(cell) for cell in cells]]
+
+
+def _token(cells: list[str]) -> int:
+    if len(cells) == 1 and cells[0].isascii() and cells[0].isdecimal():
+        return int(cells[0])
+    raise ValueError(f"{','.join(cells)[:40]!r} is not a token, a whole number")
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        raise ValueError(f"{cell[:40]!r} is not a number (rows only, no header)") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{cell!r} is not finite")
+    return value
+
+
+def _array(rows: list[list[float] | int], model: ModelInfo) -> Steps:
+    return np.array(rows, np.int64 if model.num_embeddings else np.float32)
