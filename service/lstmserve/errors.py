@@ -147,6 +147,12 @@ class ModelError(ServeError):
     reason = "MODEL_ERROR"
 
 
+class StateCorrupt(ServeError):
+    """A state that fails its checksum."""
+
+    reason = "STATE_CORRUPT"
+
+
 class SessionLimit(ServeError):
     """No room for another session."""
 

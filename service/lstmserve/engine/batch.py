@@ -104,7 +104,7 @@ class Batch:
             length = self.lengths[column]
             x[:length, column] = step.x[step.done : step.done + length]
         for part, columns in self.columns():
-            for t, within, rows in _by_time(part):
+            for t, within, rows in _by_time(part, part.block.offsets):
                 x[t, columns][within] = part.block.x[rows]
         return x
 
@@ -118,17 +118,20 @@ class Batch:
             block = part.block
             if block.last_only:
                 last = block.lengths[part.indices] - 1
-                block.y[part.indices] = y[last, np.arange(columns.start, columns.stop)]
+                places = block.places[part.indices]
+                block.y[places] = y[last, np.arange(columns.start, columns.stop)]
                 continue
-            for t, within, rows in _by_time(part):
+            for t, within, rows in _by_time(part, block.places):
                 block.y[rows] = y[t, columns][within]
 
 
-def _by_time(part: Part) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_], Index]]:
-    """(t, mask over the part's rows that have a time step t, their rows of the block's x)."""
+def _by_time(
+    part: Part, starts: Index
+) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_], Index]]:
+    """(t, mask over the part's rows that have a time step t, where those are from their start)."""
     lengths = part.block.lengths[part.indices]
-    offsets = part.block.offsets[part.indices]
-    yield 0, slice(None), offsets
+    first = starts[part.indices]
+    yield 0, slice(None), first
     for t in range(1, int(lengths.max())):
         within = lengths > t
-        yield t, within, offsets[within] + t
+        yield t, within, first[within] + t

@@ -15,9 +15,10 @@ from lstmserve.errors import ServeError
 class Block:
     """The rows of one StepMany message that can run at once, as columns; leaves as one block.
 
-    `rows` [N] are idle sessions of one model, none twice. Sequence i is
-    x[offsets[i] : offsets[i] + lengths[i]]; its outputs go to the same rows of `y`, or to row i of
-    it with last_only. The scheduler fills `y`, `is_applied`, `numbers`, `errors` and the times.
+    `rows` [N] are sessions of one model, none twice. Sequence i is
+    x[offsets[i] : offsets[i] + lengths[i]]; its outputs go to y[places[i] : ...], as many rows as
+    it has time steps, or one with last_only. `y` [height, O] is NaN where nothing is applied.
+    The scheduler fills `y`, `numbers` (0: not applied), `errors` (by i) and the times.
     """
 
     __slots__ = (
@@ -31,9 +32,11 @@ class Block:
         "numbers",
         "offsets",
         "pending",
+        "places",
         "queue_ns",
         "rows",
         "sink",
+        "steps",
         "x",
         "y",
     )
@@ -44,9 +47,10 @@ class Block:
         x: Input,
         offsets: Index,
         lengths: npt.NDArray[np.int32],
-        output_size: int,
         sink: BlockSink,
         *,
+        places: Index,
+        shape: tuple[int, int],
         arrival_ns: int,
         last_only: bool,
         deadline_ns: int,
@@ -55,6 +59,7 @@ class Block:
         self.x = x
         self.offsets = offsets
         self.lengths = lengths
+        self.places = places
         self.sink = sink
         self.last_only = last_only
         self.deadline_ns = deadline_ns
@@ -62,17 +67,23 @@ class Block:
         self.queue_ns = 0  # the longest
         self.compute_ns = 0  # the sum over the batches it ran in
         self.pending = rows.size
-        self.numbers = np.zeros(rows.size, np.int64)  # 0: not applied
+        self.numbers = np.zeros(rows.size, np.int64)
         self.errors: dict[int, ServeError] = {}
-        height = rows.size if last_only else len(x)
-        self.y: Output = np.full((height, output_size), np.nan, np.float32)
+        self.y: Output = np.full(shape, np.nan, np.float32)
         self.is_cancelled = False
+        self.steps: list[Step] = []  # of the rows that run as steps of their own
+
+    def cancel(self) -> None:
+        """The caller went away: rows whose last slice has not been scheduled will not apply."""
+        self.is_cancelled = True
+        for step in self.steps:
+            step.is_cancelled = True
 
     def fail(self, i: int, error: ServeError) -> None:
         """Row i is not applied: its outputs are NaN."""
         self.errors[i] = error
-        start, length = (i, 1) if self.last_only else (int(self.offsets[i]), int(self.lengths[i]))
-        self.y[start : start + length] = np.nan
+        start = int(self.places[i])
+        self.y[start : start + (1 if self.last_only else int(self.lengths[i]))] = np.nan
 
     def settle(self, count: int) -> None:
         """`count` more rows are over; tells the sink after the last one."""
@@ -98,12 +109,13 @@ class BlockRow:
             last_only=block.last_only,
             deadline_ns=block.deadline_ns,
         )
+        block.steps.append(self.step)
 
     def applied(self, step: Step) -> None:
         """Into the block's arrays."""
         block, i = self._block, self._i
         y = step.output()
-        start = i if block.last_only else int(block.offsets[i])
+        start = int(block.places[i])
         block.y[start : start + len(y)] = y
         block.numbers[i] = step.number
         block.queue_ns = max(block.queue_ns, step.queue_ns)

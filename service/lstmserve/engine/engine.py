@@ -17,6 +17,8 @@ from lstmserve.config import Config
 from lstmserve.engine.block import Block
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.model import Model, ModelMetrics
+from lstmserve.engine.opening import Opening
+from lstmserve.engine.predicting import Predicting
 from lstmserve.engine.sessions import Now, Sessions
 from lstmserve.engine.step import Step
 from lstmserve.engine.store import MemoryStore, Store
@@ -56,7 +58,9 @@ class Engine:
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
+        self.opening = Opening(config, self.table, self.sessions)
         self.driver = Driver(config, self.models, store or MemoryStore())
+        self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False
         for index, model in enumerate(self.models):

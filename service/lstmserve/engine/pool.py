@@ -69,12 +69,14 @@ class Pool:
     def give(self, slots: Slots) -> None:
         """Slots back; the zero slot among them is passed over (a session that never stepped)."""
         owned = slots[slots != ZERO]
+        assert self.free_count + owned.size <= self._free.size, "a slot was given back twice"
         self._free[self.free_count : self.free_count + owned.size] = owned
         self.free_count += owned.size
 
     def give_one(self, slot: int) -> None:
         """One slot back, or the zero slot, which nobody owns."""
         if slot != ZERO:
+            assert self.free_count < self._free.size, "a slot was given back twice"
             self._free[self.free_count] = slot
             self.free_count += 1
 

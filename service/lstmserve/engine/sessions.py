@@ -85,26 +85,51 @@ class Sessions:
             )
         if self._table.phase[row] == CLOSING:
             raise SessionClosed("the session was closed")
-        if not self._table.pending[row] and self._table.expiry_ns[row] <= now.monotonic_ns:
+        if self._is_expired(row, now):
             self._end(row, "expired", now)
             raise self._absent(key, incarnation, now)
         return row
 
-    def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
-        """A new session under a key that has none. Raises SessionLimit, ModelNotSteppable."""
+    def find_any(self, key: str, now: Now) -> int | None:
+        """The row under this key, also one that is closing; None when there is none."""
+        row = self._table.find(key)
+        if row is not None and self._is_expired(row, now):
+            self._end(row, "expired", now)
+            return None
+        return row
+
+    def model_of(self, row: int) -> Model:
+        """The session's model."""
+        return self._models[int(self._table.model[row])]
+
+    def check_room(self, model: Model, now: Now, replaced: int | None = None) -> None:
+        """Whether open() would find room, also when the idle session `replaced` goes first.
+
+        Raises SessionLimit, ModelNotSteppable.
+        """
         if model.pool is None:
             raise ModelNotSteppable(
                 f"{model.name} is bidirectional: it reads whole sequences, use Predict"
             )
         if model.sessions >= model.sessions_max:
             self.sweep(now, self._table.rows)
-        if model.sessions >= model.sessions_max:
+        is_making_room = (
+            replaced is not None
+            and self.model_of(replaced) is model
+            and not self._table.pending[replaced]
+        )
+        if model.sessions - is_making_room >= model.sessions_max:
             raise SessionLimit(
                 f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
                 "close some, wait for idle ones to expire, or start the server with more "
                 "--pool-bytes",
                 retry_s=1.0,
             )
+
+    def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
+        """A new session under a key that has none. Raises SessionLimit, ModelNotSteppable."""
+        self.check_room(model, now)
+        assert model.pool is not None
         table = self._table
         row = table.add(key)
         model.sessions += 1
@@ -124,7 +149,7 @@ class Sessions:
 
     def state(self, row: int) -> Rows:
         """The rows [1, width] after the last applied step; it never waits."""
-        pool = self._models[int(self._table.model[row])].pool
+        pool = self.model_of(row).pool
         assert pool is not None
         return pool.read(self._table.slot[row : row + 1].copy())
 
@@ -151,7 +176,7 @@ class Sessions:
         """Frees the id for a new session; pending steps of the old one end as SessionReplaced."""
         self._announce_closed(row)
         self._table.detach(row)
-        self._models[self._table.model[row]].metrics.closed("replaced")
+        self.model_of(row).metrics.closed("replaced")
         if not self._table.pending[row]:
             self.on_idle(row, now)
 
@@ -175,7 +200,7 @@ class Sessions:
 
     def _end(self, row: int, ending: Ending, now: Now) -> None:
         table = self._table
-        model = self._models[table.model[row]]
+        model = self.model_of(row)
         tombstone = Tombstone(int(table.incarnation[row]), ending, int(table.step[row]))
         self._announce_closed(row)
         key = table.detach(row)
@@ -183,12 +208,17 @@ class Sessions:
         model.metrics.closed("client" if ending == "closed" else "expired")
         self._release(row)
 
+    def _is_expired(self, row: int, now: Now) -> bool:
+        table = self._table
+        is_idle = table.phase[row] == OPEN and not table.pending[row]
+        return bool(is_idle and table.expiry_ns[row] <= now.monotonic_ns)
+
     def _announce_closed(self, row: int) -> None:
         for on_closed in self._closers.pop(row, ()):
             on_closed(int(self._table.step[row]))
 
     def _release(self, row: int) -> None:
-        model = self._models[self._table.model[row]]
+        model = self.model_of(row)
         assert model.pool is not None
         model.pool.give_one(int(self._table.slot[row]))
         self._table.slot[row] = ZERO

@@ -1,0 +1,102 @@
+"""Owns the way from a message's bytes to arrays that the engine may trust. Submits nothing.
+
+Every array is checked against the model's spec here, at the door: shape, finite, token range.
+Raises BadTensor, EmptyInput, NonFinite, TooLong, Malformed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError, Message
+
+from lstmserve.engine.step import Input
+from lstmserve.errors import BadTensor, EmptyInput, Malformed, NonFinite, TooLong
+from lstmserve.spec import ModelSpec
+
+Request = TypeVar("Request", bound=Message)
+Floats = npt.NDArray[np.float32]
+
+
+def parse(kind: type[Request], content: bytes) -> Request:
+    """The message in `content`. Raises Malformed."""
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise Malformed(f"not a {kind.DESCRIPTOR.name}") from error
+
+
+def input_rows(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:
+    """x float32 [length, input_size], or tokens int64 [length]; not yet checked for finite."""
+    if spec.num_embeddings:
+        return _tokens(spec, x, tokens, length)
+    if tokens:
+        raise BadTensor("this model takes x, not tokens", field="tokens")
+    if len(x) != 4 * length * spec.input_size:
+        raise BadTensor(
+            f"x has {len(x) / 4:g} values, must have {length} x {spec.input_size}", field="x"
+        )
+    return np.frombuffer(x, "<f4").reshape(length, spec.input_size)
+
+
+def _tokens(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:
+    if x:
+        raise BadTensor("this model takes tokens, not x", field="x")
+    if len(tokens) != length:
+        raise BadTensor(f"tokens has {len(tokens)} values, must have {length}", field="tokens")
+    ids = np.array(tokens, np.int64)
+    # onnxruntime would read the last row for -1, and fail the whole batch for one too large.
+    if ids.min() < 0 or ids.max() >= spec.num_embeddings:
+        raise BadTensor(f"a token is not in [0, {spec.num_embeddings})", field="tokens")
+    return ids
+
+
+def check_length(length: int, length_max: int) -> None:
+    """Of one step or sequence."""
+    if length < 0:
+        raise Malformed(f"length is {length}, must not be negative", field="length")
+    if length == 0:
+        raise EmptyInput("there are no rows", field="length")
+    if length > length_max:
+        raise TooLong(
+            f"{length} rows, at most {length_max}: send them as several steps",
+            field="length",
+            metadata={"length_max": str(length_max)},
+        )
+
+
+def is_finite(x: npt.NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite; onnxruntime would make plausible numbers of them."""
+    if x.dtype != np.float32:
+        return True
+    flat = x.reshape(-1)
+    # One product is faster than a mask; it is finite, or it may have overflowed.
+    return bool(np.isfinite(flat.dot(flat))) or bool(np.isfinite(flat).all())
+
+
+def check_finite(x: npt.NDArray[Any], field: str) -> None:
+    """Raises NonFinite."""
+    if not is_finite(x):
+        raise NonFinite(f"{field} has NaN or infinite values", field=field)
+
+
+def state_rows(content: bytes, layers: int, count: int, width: int, field: str) -> Floats:
+    """h or c, float32 [layers, count, width], finite."""
+    if len(content) != 4 * layers * count * width:
+        raise BadTensor(
+            f"{field} has {len(content) / 4:g} values, must have {layers} x {count} x {width}",
+            field=field,
+        )
+    state: Floats = np.frombuffer(content, "<f4").reshape(layers, count, width)
+    check_finite(state, field)
+    return state
+
+
+def sequence_lengths(lengths: Sequence[int], length_max: int) -> npt.NDArray[np.int32]:
+    """[B], each in [1, length_max]."""
+    for length in lengths:
+        check_length(length, length_max)
+    return np.array(lengths, np.int32)

@@ -1,0 +1,40 @@
+"""The table of calls: which function answers which method of lstmserve.v1.LstmService."""
+
+from __future__ import annotations
+
+import grpc
+
+from lstmserve.config import Config
+from lstmserve.engine import Engine
+from lstmserve.server.many_calls import ManyCalls
+from lstmserve.server.metrics import Metrics
+from lstmserve.server.model_calls import ModelCalls
+from lstmserve.server.predict_calls import PredictCalls
+from lstmserve.server.rpc import bidi, unary
+from lstmserve.server.session_calls import SessionCalls
+from lstmserve.server.step_calls import StepCalls
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+SERVICE = "lstmserve.v1.LstmService"
+
+
+def handlers(engine: Engine, metrics: Metrics, config: Config) -> grpc.GenericRpcHandler:
+    """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
+    models, sessions = ModelCalls(engine), SessionCalls(engine)
+    steps, many = StepCalls(engine, metrics), ManyCalls(engine, metrics)
+    predict = PredictCalls(engine, metrics)
+    unaries = (
+        ("ListModels", pb.ListModelsRequest, models.list_models),
+        ("GetModel", pb.GetModelRequest, models.get_model),
+        ("OpenSession", pb.OpenSessionRequest, sessions.open_session),
+        ("GetSession", pb.GetSessionRequest, sessions.get_session),
+        ("ListSessions", pb.ListSessionsRequest, sessions.list_sessions),
+        ("CloseSession", pb.CloseSessionRequest, sessions.close_session),
+        ("GetState", pb.GetStateRequest, sessions.get_state),
+        ("Step", pb.StepRequest, steps.step),
+        ("Predict", pb.PredictRequest, predict.predict),
+    )
+    streams = (("StepStream", steps.step_stream), ("StepMany", many.step_many))
+    methods = {name: unary(name, kind, method, metrics) for name, kind, method in unaries}
+    methods |= {name: bidi(name, method, metrics) for name, method in streams}
+    return grpc.method_handlers_generic_handler(SERVICE, methods)

@@ -1,0 +1,173 @@
+"""Translates the calls about sessions: open, get, list, close, state. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import google_crc32c
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.opening import IfExists, Import, OpenRequest
+from lstmserve.engine.sessions import ID, SECOND_NS, session_key
+from lstmserve.engine.table import FREE
+from lstmserve.errors import Draining, Malformed, ModelMismatch, StateCorrupt
+from lstmserve.server.codec import state_rows
+from lstmserve.server.rpc import Context
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+TTL_S_MAX = 30 * 86_400
+PAGE_SIZE, PAGE_SIZE_MAX = 100, 1000
+STEP_MAX = 1 << 53
+
+
+class SessionCalls:
+    """The handlers; one for all calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def open_session(
+        self, request: pb.OpenSessionRequest, context: Context
+    ) -> pb.OpenSessionResponse:
+        """A new session, or one that goes on."""
+        engine = self._engine
+        if engine.is_draining:
+            raise Draining("this server is shutting down; open it at another one", retry_s=1.0)
+        model = engine.model(request.model, request.version)
+        if request.if_exists not in (0, 1, 2):
+            raise Malformed("if_exists is unknown", field="if_exists")
+        session_id = request.session_id or secrets.token_hex(16)
+        opened = OpenRequest(
+            key=session_key("", session_id),
+            model=model,
+            version=request.version,
+            ttl_ns=self._ttl_ns(request),
+            if_exists=IfExists(request.if_exists),
+            state=_state(request.state, model) if request.HasField("state") else None,
+            fork_of=session_key("", request.fork_of) if request.fork_of else "",
+            request_key=_request_key(request.request_id),
+        )
+        row, is_created = engine.opening.open(opened, engine.clock())
+        return pb.OpenSessionResponse(session=self._session(row), created=is_created)
+
+    async def get_session(
+        self, request: pb.GetSessionRequest, context: Context
+    ) -> pb.GetSessionResponse:
+        """What is known of one session; it renews nothing."""
+        engine = self._engine
+        row = engine.sessions.find(session_key("", request.session_id), 0, engine.clock())
+        return pb.GetSessionResponse(session=self._session(row))
+
+    async def list_sessions(
+        self, request: pb.ListSessionsRequest, context: Context
+    ) -> pb.ListSessionsResponse:
+        """In the order of the table's rows; the token is the next row to look at."""
+        if not 0 <= request.page_size <= PAGE_SIZE_MAX:
+            raise Malformed(f"page_size must be in [0, {PAGE_SIZE_MAX}]", field="page_size")
+        token = request.page_token or "0"
+        if not (token.isascii() and token.isdigit() and len(token) < 12):
+            raise Malformed("page_token is not one of ours", field="page_token")
+        if request.model:
+            self._engine.model(request.model, 0)
+        table = self._engine.table
+        size = request.page_size or PAGE_SIZE
+        response = pb.ListSessionsResponse()
+        used = np.flatnonzero(table.phase[int(token) :] != FREE) + int(token)
+        for row in used.tolist():
+            is_wanted = request.model in ("", self._engine.model_of(row).name)
+            if table.keys[row] is None or not is_wanted:
+                continue
+            if len(response.sessions) == size:
+                response.next_page_token = str(row)
+                break
+            response.sessions.append(self._session(row))
+        return response
+
+    async def close_session(
+        self, request: pb.CloseSessionRequest, context: Context
+    ) -> pb.CloseSessionResponse:
+        """Answers when its pending steps have run; twice is fine."""
+        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_closed(step: int) -> None:
+            if not closed.done():
+                closed.set_result(step)
+
+        engine = self._engine
+        key = session_key("", request.session_id)
+        engine.sessions.close(key, request.incarnation, engine.clock(), on_closed)
+        return pb.CloseSessionResponse(step=await closed)
+
+    async def get_state(self, request: pb.GetStateRequest, context: Context) -> pb.GetStateResponse:
+        """After the last applied step; it never waits for those that are pending."""
+        engine = self._engine
+        key = session_key("", request.session_id)
+        row = engine.sessions.find(key, request.incarnation, engine.clock())
+        model = engine.model_of(row)
+        h, c = (each.tobytes() for each in model.state_from(engine.sessions.state(row)))
+        step = int(engine.table.step[row])
+        state = pb.State(
+            h=h, c=c, step=step, fingerprint=model.fingerprint, crc32c=checksum(h, c, step)
+        )
+        return pb.GetStateResponse(state=state)
+
+    def _ttl_ns(self, request: pb.OpenSessionRequest) -> int:
+        if not request.HasField("ttl"):
+            return int(self._engine.config.session_ttl_s * SECOND_NS)
+        ttl_ns = request.ttl.ToNanoseconds()
+        if not 0 < ttl_ns <= TTL_S_MAX * SECOND_NS:
+            raise Malformed(f"ttl must be above 0 and at most {TTL_S_MAX} s", field="ttl")
+        return ttl_ns
+
+    def _session(self, row: int) -> pb.Session:
+        engine, table = self._engine, self._engine.table
+        model = engine.model_of(row)
+        now = engine.clock()
+        key, ttl_ns = table.keys[row], int(table.ttl_ns[row])
+        assert key is not None
+        left_ns = ttl_ns if table.pending[row] else int(table.expiry_ns[row]) - now.monotonic_ns
+        session = pb.Session(
+            id=key.partition("/")[2],
+            model=model.name,
+            version=model.version,
+            incarnation=int(table.incarnation[row]),
+            step=int(table.step[row]),
+            pending_steps=int(table.pending[row]),
+            ttl=Duration(seconds=ttl_ns // SECOND_NS, nanos=ttl_ns % SECOND_NS),
+        )
+        session.open_time.CopyFrom(_timestamp(int(table.open_time_ns[row])))
+        session.expire_time.CopyFrom(_timestamp(now.wall_ns + left_ns))
+        return session
+
+
+def checksum(h: bytes, c: bytes, step: int) -> int:
+    """State.crc32c: of h, c and the step as 8 little-endian bytes, one after the other."""
+    return int(google_crc32c.value(h + c + step.to_bytes(8, "little")))
+
+
+def _state(state: pb.State, model: Model) -> Import:
+    """A client's state, checked. Raises ModelMismatch, StateCorrupt, BadTensor, NonFinite."""
+    if state.fingerprint and state.fingerprint != model.fingerprint:
+        raise ModelMismatch("the state is of another model: its fingerprint differs")
+    if state.crc32c and state.crc32c != checksum(state.h, state.c, state.step):
+        raise StateCorrupt("the state's crc32c does not match: it was damaged on the way")
+    if not 0 <= state.step < STEP_MAX:
+        raise Malformed("state.step is out of range", field="state.step")
+    spec = model.spec
+    h = state_rows(state.h, spec.num_layers, 1, spec.state_size, "state.h")
+    c = state_rows(state.c, spec.num_layers, 1, spec.hidden_size, "state.c")
+    return Import(h[:, 0], c[:, 0], state.step)
+
+
+def _request_key(request_id: str) -> str:
+    if request_id and not ID.fullmatch(request_id):
+        raise Malformed("request_id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -", field="request_id")
+    return request_id
+
+
+def _timestamp(wall_ns: int) -> Timestamp:
+    return Timestamp(seconds=wall_ns // SECOND_NS, nanos=wall_ns % SECOND_NS)
