@@ -17,7 +17,8 @@ import onnxruntime as ort
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.block import Block
-from lstmserve.engine.sessions import Start, session_key
+from lstmserve.engine.keys import session_key
+from lstmserve.engine.sessions import Start
 from lstmserve.engine.step import Step
 from lstmserve.errors import ServeError
 from lstmserve.spec import ModelSpec

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,11 +14,12 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine.block import Block
+from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.opening import Opening
 from lstmserve.engine.predicting import Predicting
-from lstmserve.engine.sessions import Now, Sessions
+from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.step import Step
 from lstmserve.engine.store import MemoryStore, Store
 from lstmserve.engine.table import FREE, SessionTable
@@ -33,11 +33,6 @@ class Metrics(Protocol):
 
     def model(self, name: str, version: int) -> ModelMetrics:
         """The counters of one version."""
-
-
-def read_clocks() -> Now:
-    """The machine's clocks."""
-    return Now(time.monotonic_ns(), time.time_ns())
 
 
 class Engine:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lstmserve.config import Config
+from lstmserve.engine.clock import Now
+from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
-from lstmserve.engine.sessions import SECOND_NS, Now, Sessions, Start
+from lstmserve.engine.sessions import Sessions, Start
 from lstmserve.engine.table import SessionTable
-from lstmserve.engine.tombstones import Memory
 from lstmserve.errors import ModelMismatch, SessionExists
 
 

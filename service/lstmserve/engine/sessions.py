@@ -5,37 +5,23 @@ Synchronous; times are arguments. Steps are the scheduler's; this only starts an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lstmserve.config import Config
+from lstmserve.engine.clock import Now
+from lstmserve.engine.endings import Ending, Endings, Tombstone
 from lstmserve.engine.model import Model
 from lstmserve.engine.pool import ZERO, Rows
 from lstmserve.engine.table import CLOSING, DETACHED, OPEN, SessionTable
-from lstmserve.engine.tombstones import Ending, Memory, Tombstone
 from lstmserve.errors import (
-    BadSessionId,
     ModelNotSteppable,
     SessionClosed,
-    SessionExpired,
     SessionLimit,
-    SessionLost,
-    SessionNotFound,
     SessionReplaced,
 )
 
-ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
-SECOND_NS = 1_000_000_000
 SWEEP_ROWS = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """One reading of both clocks: monotonic for waits, wall for what people read."""
-
-    monotonic_ns: int
-    wall_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +33,6 @@ class Start:
     step: int = 0
 
 
-def session_key(tenant: str, session_id: str) -> str:
-    """The table's key; an id has no slash, so tenants cannot meet. Raises BadSessionId."""
-    if not ID.fullmatch(session_id):
-        raise BadSessionId(
-            "session_id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -", field="session_id"
-        )
-    return f"{tenant}/{session_id}"
-
-
 class Sessions:
     """Writes the table's keys, phases, incarnations and TTLs, and the models' session counts."""
 
@@ -64,10 +41,7 @@ class Sessions:
     ) -> None:
         self._table = table
         self._models = models
-        self._boot_id = boot_id
-        self._tombstones: Memory[Tombstone] = Memory(
-            config.tombstones_max, int(config.tombstone_s * SECOND_NS)
-        )
+        self._endings = Endings(config, boot_id)
         self._incarnation = 0
         self._closers: dict[int, list[Callable[[int], None]]] = {}
         self._sweep_row = 0
@@ -77,7 +51,7 @@ class Sessions:
         SessionClosed, SessionReplaced."""
         row = self._table.find(key)
         if row is None:
-            raise self._absent(key, incarnation, now)
+            raise self._endings.error(key, incarnation, now.monotonic_ns)
         if incarnation and incarnation != self._table.incarnation[row]:
             raise SessionReplaced(
                 "this id was opened again; the session you had has ended",
@@ -87,7 +61,7 @@ class Sessions:
             raise SessionClosed("the session was closed")
         if self._is_expired(row, now):
             self._end(row, "expired", now)
-            raise self._absent(key, incarnation, now)
+            raise self._endings.error(key, incarnation, now.monotonic_ns)
         return row
 
     def find_any(self, key: str, now: Now) -> int | None:
@@ -143,7 +117,7 @@ class Sessions:
         if start.rows is not None:
             table.slot[row] = model.pool.take_one()
             model.pool.write(table.slot[row : row + 1].copy(), start.rows)
-        self._tombstones.forget(key)
+        self._endings.forget(key)
         model.metrics.opened(start.source)
         return row
 
@@ -160,10 +134,7 @@ class Sessions:
         """
         row = self._table.find(key)
         if row is None:
-            tombstone = self._tombstones.get(key, now.monotonic_ns)
-            if tombstone is None or not _is_same(tombstone, incarnation, "closed"):
-                raise self._absent(key, incarnation, now)
-            on_closed(tombstone.step)
+            on_closed(self._endings.closed_step(key, incarnation, now.monotonic_ns))
             return
         if self._table.phase[row] == OPEN:
             self.find(key, incarnation, now)
@@ -195,7 +166,7 @@ class Sessions:
         expired = self._table.idle_before(now.monotonic_ns, start, stop)
         for row in expired:
             self._end(int(row), "expired", now)
-        self._tombstones.sweep(now.monotonic_ns)
+        self._endings.sweep(now.monotonic_ns)
         return expired.size
 
     def _end(self, row: int, ending: Ending, now: Now) -> None:
@@ -204,7 +175,7 @@ class Sessions:
         tombstone = Tombstone(int(table.incarnation[row]), ending, int(table.step[row]))
         self._announce_closed(row)
         key = table.detach(row)
-        self._tombstones.put(key, tombstone, now.monotonic_ns)
+        self._endings.put(key, tombstone, now.monotonic_ns)
         model.metrics.closed("client" if ending == "closed" else "expired")
         self._release(row)
 
@@ -224,22 +195,3 @@ class Sessions:
         self._table.slot[row] = ZERO
         self._table.release(row)
         model.sessions -= 1
-
-    def _absent(
-        self, key: str, incarnation: int, now: Now
-    ) -> SessionNotFound | SessionLost | SessionExpired | SessionClosed:
-        tombstone = self._tombstones.get(key, now.monotonic_ns)
-        if tombstone is not None and incarnation in (0, tombstone.incarnation):
-            if tombstone.ending == "closed":
-                return SessionClosed("the session was closed")
-            return SessionExpired("the session was idle for longer than its ttl and has ended")
-        if not incarnation:
-            return SessionNotFound("no session has this id: open it first", field="session_id")
-        return SessionLost(
-            "this server does not have the session: it restarted, or the router sent you elsewhere",
-            metadata={"boot_id": self._boot_id},
-        )
-
-
-def _is_same(tombstone: Tombstone, incarnation: int, ending: Ending) -> bool:
-    return tombstone.ending == ending and incarnation in (0, tombstone.incarnation)

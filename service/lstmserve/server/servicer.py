@@ -13,6 +13,7 @@ from lstmserve.server.predict_calls import PredictCalls
 from lstmserve.server.rpc import bidi, unary
 from lstmserve.server.session_calls import SessionCalls
 from lstmserve.server.step_calls import StepCalls
+from lstmserve.server.stream_calls import StreamCalls
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 SERVICE = "lstmserve.v1.LstmService"
@@ -22,6 +23,7 @@ def handlers(engine: Engine, metrics: Metrics, config: Config) -> grpc.GenericRp
     """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
     steps, many = StepCalls(engine, metrics), ManyCalls(engine, metrics)
+    streamed = StreamCalls(steps, config.stream_window)
     predict = PredictCalls(engine, metrics)
     unaries = (
         ("ListModels", pb.ListModelsRequest, models.list_models),
@@ -34,7 +36,7 @@ def handlers(engine: Engine, metrics: Metrics, config: Config) -> grpc.GenericRp
         ("Step", pb.StepRequest, steps.step),
         ("Predict", pb.PredictRequest, predict.predict),
     )
-    streams = (("StepStream", steps.step_stream), ("StepMany", many.step_many))
+    streams = (("StepStream", streamed.step_stream), ("StepMany", many.step_many))
     methods = {name: unary(name, kind, method, metrics) for name, kind, method in unaries}
     methods |= {name: bidi(name, method, metrics) for name, method in streams}
     return grpc.method_handlers_generic_handler(SERVICE, methods)

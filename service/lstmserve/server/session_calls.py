@@ -11,8 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.keys import ID, session_id, session_key
+from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.opening import IfExists, Import, OpenRequest
-from lstmserve.engine.sessions import ID, SECOND_NS, session_key
 from lstmserve.engine.table import FREE
 from lstmserve.errors import Draining, Malformed, ModelMismatch, StateCorrupt
 from lstmserve.server.codec import state_rows
@@ -40,9 +41,8 @@ class SessionCalls:
         model = engine.model(request.model, request.version)
         if request.if_exists not in (0, 1, 2):
             raise Malformed("if_exists is unknown", field="if_exists")
-        session_id = request.session_id or secrets.token_hex(16)
         opened = OpenRequest(
-            key=session_key("", session_id),
+            key=session_key("", request.session_id or secrets.token_hex(16)),
             model=model,
             version=request.version,
             ttl_ns=self._ttl_ns(request),
@@ -131,7 +131,7 @@ class SessionCalls:
         assert key is not None
         left_ns = ttl_ns if table.pending[row] else int(table.expiry_ns[row]) - now.monotonic_ns
         session = pb.Session(
-            id=key.partition("/")[2],
+            id=session_id(key),
             model=model.name,
             version=model.version,
             incarnation=int(table.incarnation[row]),

@@ -1,13 +1,25 @@
-"""Owns a stream's unanswered messages: how many, and which are ready to be written, in order."""
+"""Owns a stream in both directions: its unanswered messages, and who reads and writes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, Protocol, TypeVar
 
-Reply = TypeVar("Reply")
+import grpc.aio
+
+from lstmserve.server.rpc import Context
+
+
+class Cancellable(Protocol):
+    """What waits in a window."""
+
+    def cancel(self) -> None:
+        """The stream is gone; nobody waits for the reply."""
+
+
+Reply = TypeVar("Reply", bound=Cancellable)
 
 
 class Window(Generic[Reply]):
@@ -60,3 +72,32 @@ class Window(Generic[Reply]):
                 return
             self._changed.clear()
             await self._changed.wait()
+
+
+async def converse(
+    context: Context,
+    window: Window[Reply],
+    accept: Callable[[bytes], None],
+    render: Callable[[Reply], bytes],
+) -> None:
+    """Reads messages into the window while there is room, and writes its answers as they come.
+
+    The end of the client's messages says nothing about their sessions; when the client goes away,
+    what it still waited for is cancelled.
+    """
+
+    async def write() -> None:
+        async for reply in window:
+            await context.write(render(reply))
+
+    writer = asyncio.create_task(write())
+    try:
+        while (content := await context.read()) is not grpc.aio.EOF:
+            accept(content)
+            await window.room()
+        window.end()
+        await writer
+    finally:
+        writer.cancel()
+        for reply in window.unanswered:
+            reply.cancel()

@@ -1,23 +1,13 @@
-"""Owns what is remembered of ended sessions and of OpenSession requests: bounded, oldest first."""
+"""Owns what is remembered for a while: bounded in number and age, the oldest goes first."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-Ending = Literal["closed", "expired"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """How a session ended, and what it had come to."""
-
-    incarnation: int
-    ending: Ending
-    step: int
+SECOND_NS = 1_000_000_000
 
 
 class Memory(Generic[Value]):

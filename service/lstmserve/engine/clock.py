@@ -1,0 +1,19 @@
+"""Owns the reading of the machine's clocks; everything else gets the time as an argument."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One reading of both clocks: monotonic for waits, wall for what people read."""
+
+    monotonic_ns: int
+    wall_ns: int
+
+
+def read_clocks() -> Now:
+    """The machine's clocks, now."""
+    return Now(time.monotonic_ns(), time.time_ns())

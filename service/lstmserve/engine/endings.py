@@ -1,0 +1,79 @@
+"""Owns what is told about a session that is not here: closed, expired, lost, never opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lstmserve.config import Config
+from lstmserve.engine.memory import SECOND_NS, Memory
+from lstmserve.errors import (
+    ServeError,
+    SessionClosed,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+)
+
+Ending = Literal["closed", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """How a session ended, and what it had come to."""
+
+    incarnation: int
+    ending: Ending
+    step: int
+
+
+class Endings:
+    """Tombstones by key. Without one, the answer depends on the request alone: someone else's
+
+    session looks like one that never was.
+    """
+
+    def __init__(self, config: Config, boot_id: str) -> None:
+        self._boot_id = boot_id
+        self._tombstones: Memory[Tombstone] = Memory(
+            config.tombstones_max, int(config.tombstone_s * SECOND_NS)
+        )
+
+    def put(self, key: str, tombstone: Tombstone, now_ns: int) -> None:
+        """The session has ended."""
+        self._tombstones.put(key, tombstone, now_ns)
+
+    def forget(self, key: str) -> None:
+        """The id has a new life."""
+        self._tombstones.forget(key)
+
+    def sweep(self, now_ns: int) -> None:
+        """Drops what is too old."""
+        self._tombstones.sweep(now_ns)
+
+    def closed_step(self, key: str, incarnation: int, now_ns: int) -> int:
+        """The last step of a session that was closed. Raises error() for any other."""
+        tombstone = self._get(key, incarnation, now_ns)
+        if tombstone is None or tombstone.ending != "closed":
+            raise self.error(key, incarnation, now_ns)
+        return tombstone.step
+
+    def error(self, key: str, incarnation: int, now_ns: int) -> ServeError:
+        """SessionClosed, SessionExpired, SessionLost or SessionNotFound."""
+        tombstone = self._get(key, incarnation, now_ns)
+        if tombstone is not None and tombstone.ending == "closed":
+            return SessionClosed("the session was closed")
+        if tombstone is not None:
+            return SessionExpired("the session was idle for longer than its ttl and has ended")
+        if not incarnation:
+            return SessionNotFound("no session has this id: open it first", field="session_id")
+        return SessionLost(
+            "this server does not have the session: it restarted, or the router sent you elsewhere",
+            metadata={"boot_id": self._boot_id},
+        )
+
+    def _get(self, key: str, incarnation: int, now_ns: int) -> Tombstone | None:
+        tombstone = self._tombstones.get(key, now_ns)
+        if tombstone is None or incarnation not in (0, tombstone.incarnation):
+            return None
+        return tombstone

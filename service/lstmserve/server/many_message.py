@@ -1,0 +1,156 @@
+"""Checks a StepMany message and makes a block of it: columns in, no Python per row. Submits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.block import Block
+from lstmserve.engine.keys import session_key
+from lstmserve.errors import (
+    BadTensor,
+    DuplicateSession,
+    EmptyInput,
+    Malformed,
+    MixedModels,
+    NotImplementedYet,
+    ServeError,
+)
+from lstmserve.server.codec import check_finite, check_length, input_rows, is_finite
+from lstmserve.server.step_calls import deadline_ns
+from lstmserve.server.window import Window
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+
+@dataclass(slots=True, eq=False)
+class ManyMessage:
+    """One request on its way: its sink, and what its response is made of."""
+
+    window: Window[ManyMessage]
+    tag: int = 0
+    count: int = 0
+    last_only: bool = False
+    lengths: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    model: Model | None = None
+    members: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    block: Block | None = None  # of the members, as indices of the message
+    errors: dict[int, ServeError] = field(default_factory=dict)
+    refusal: ServeError | None = None
+
+    def settled(self, block: Block) -> None:
+        """The block's sink."""
+        self.errors |= {int(self.members[i]): error for i, error in block.errors.items()}
+        self.window.answer(self)
+
+    def cancel(self) -> None:
+        """The stream is gone."""
+        if self.block is not None:
+            self.block.cancel()
+
+
+class ManyMessages:
+    """Good sessions of a message go to the engine, the others get their error."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def submit(self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage) -> None:
+        """Checks the whole message, then each session; hands the good ones to the engine."""
+        _check_columns(request, ids)
+        message.count = len(ids)
+        message.last_only = request.last_only
+        message.lengths = np.array(request.lengths or [1] * len(ids), np.int32)
+        rows = self._find(request, ids, message)
+        if not rows.size:
+            return
+        model = self._one_model(rows)
+        message.model = model
+        limit = self._engine.config.length_max
+        if int(message.lengths.min()) < 1 or int(message.lengths.max()) > limit:
+            lengths = message.lengths
+            rows = self._keep(message, rows, lambda i: check_length(int(lengths[i]), limit))
+        if not rows.size:
+            return
+        total = int(message.lengths.sum())
+        x = input_rows(model.spec, request.x, request.tokens, total)
+        starts = np.cumsum(message.lengths, dtype=np.int64) - message.lengths
+        if not is_finite(x):
+            ends = starts + message.lengths
+            rows = self._keep(message, rows, lambda i: check_finite(x[starts[i] : ends[i]], "x"))
+        if not rows.size:
+            return
+        now_ns = self._engine.clock().monotonic_ns
+        block = Block(
+            rows,
+            x,
+            starts[message.members],
+            message.lengths[message.members],
+            message,
+            places=message.members if request.last_only else starts[message.members],
+            shape=(len(ids) if request.last_only else total, model.spec.output_size),
+            arrival_ns=now_ns,
+            last_only=request.last_only,
+            deadline_ns=deadline_ns(now_ns, request.timeout_ms),
+        )
+        self._engine.submit_block(model, block)
+        message.block = block
+
+    def _find(
+        self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage
+    ) -> npt.NDArray[np.int64]:
+        """Rows of the sessions that are open; the others get their error."""
+        engine = self._engine
+        now = engine.clock()
+        incarnations = request.incarnations or [0] * len(ids)
+        rows, members = [], []
+        for i, session_id in enumerate(ids):
+            try:
+                rows.append(engine.sessions.find(session_key("", session_id), incarnations[i], now))
+                members.append(i)
+            except ServeError as error:
+                message.errors[i] = error
+        message.members = np.array(members, np.int64)
+        return np.array(rows, np.int64)
+
+    def _one_model(self, rows: npt.NDArray[np.int64]) -> Model:
+        models = self._engine.table.model[rows]
+        if (models != models[0]).any():
+            raise MixedModels("the sessions of a message must be of one model and version")
+        return self._engine.models[int(models[0])]
+
+    @staticmethod
+    def _keep(
+        message: ManyMessage, rows: npt.NDArray[np.int64], check: Callable[[int], None]
+    ) -> npt.NDArray[np.int64]:
+        """The rows whose member passes the check; the others get their error."""
+        is_good = np.ones(rows.size, np.bool_)
+        for k, i in enumerate(message.members):
+            try:
+                check(int(i))
+            except ServeError as error:
+                message.errors[int(i)] = error
+                is_good[k] = False
+        message.members = message.members[is_good]
+        return rows[is_good]
+
+
+def _check_columns(request: pb.StepManyRequest, ids: Sequence[str]) -> None:
+    """What refuses the whole message."""
+    if not ids:
+        raise EmptyInput("there are no sessions", field="session_ids")
+    for name in ("steps", "incarnations", "lengths"):
+        column = getattr(request, name)
+        if column and len(column) != len(ids):
+            raise BadTensor(f"{name} has {len(column)} values for {len(ids)} sessions", field=name)
+    if len(set(ids)) != len(ids):
+        raise DuplicateSession("a session is twice in the message", field="session_ids")
+    if request.steps:
+        raise NotImplementedYet("numbered steps are not in this release", field="steps")
+    if request.timeout_ms < 0:
+        raise Malformed("timeout_ms is negative", field="timeout_ms")
+    if any(length < 0 for length in request.lengths):
+        raise Malformed("a length is negative", field="lengths")

@@ -1,0 +1,83 @@
+"""Translates StepStream: steps of any sessions on one connection, errors in band."""
+
+from __future__ import annotations
+
+from lstmserve.engine.step import Step
+from lstmserve.errors import Malformed, ServeError
+from lstmserve.server.codec import parse
+from lstmserve.server.rpc import Context
+from lstmserve.server.status import to_status
+from lstmserve.server.step_calls import StepCalls, response
+from lstmserve.server.window import Window, converse
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+METHOD = "StepStream"
+
+
+class StreamCalls:
+    """The handler; one for all calls. Replies come in the order of each session."""
+
+    def __init__(self, steps: StepCalls, window_max: int) -> None:
+        self._steps = steps
+        self._window_max = window_max
+
+    async def step_stream(self, context: Context) -> None:
+        """An empty session_id is that of the stream's previous message."""
+        window: Window[_Reply] = Window(self._window_max)
+        session_id = ""
+
+        def accept(content: bytes) -> None:
+            nonlocal session_id
+            session_id = self._accept(content, session_id, window)
+
+        await converse(context, window, accept, self._render)
+
+    def _accept(self, content: bytes, session_id: str, window: Window[_Reply]) -> str:
+        reply = _Reply(window)
+        window.add(reply)
+        try:
+            request = parse(pb.StepRequest, content)
+            reply.tag = request.tag
+            reply.session_id = session_id = request.session_id or session_id
+            if not session_id:
+                raise Malformed("the first message of a stream needs its session_id")
+            reply.step = self._steps.submit(request, session_id, reply)
+        except ServeError as error:
+            reply.error = error
+            window.answer(reply)
+        return session_id
+
+    def _render(self, reply: _Reply) -> bytes:
+        step, error = reply.step, reply.error
+        if error is None:
+            assert step is not None
+            self._steps.count_applied(METHOD, step)
+            message = response(step, reply.tag)
+        else:
+            self._steps.count_failed(METHOD, step, error)
+            message = pb.StepResponse(tag=reply.tag, error=to_status(error))
+        message.session_id = reply.session_id
+        return message.SerializeToString()
+
+
+class _Reply:
+    """One message's sink."""
+
+    def __init__(self, window: Window[_Reply]) -> None:
+        self._window = window
+        self.tag = 0
+        self.session_id = ""
+        self.step: Step | None = None  # None: refused at the door
+        self.error: ServeError | None = None
+
+    def applied(self, step: Step) -> None:
+        self._window.answer(self)
+
+    def failed(self, step: Step, error: ServeError) -> None:
+        self.error = error
+        self._window.answer(self)
+
+    def cancel(self) -> None:
+        """The stream is gone."""
+        if self.step is not None:
+            self.step.is_cancelled = True
