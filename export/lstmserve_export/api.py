@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -32,6 +32,8 @@ from lstmserve_export.network import (
     take_head,
     take_lstm,
 )
+from lstmserve_export.pairs import Arrays, read_pairs, take_pairs
+from lstmserve_export.pairs_proof import prove_pairs
 from lstmserve_export.parity import probe, prove
 from lstmserve_export.reference import refer
 from lstmserve_export.refusal import Refused
@@ -74,12 +76,14 @@ def export(
     input_scale: npt.ArrayLike | None = None,
     output_mean: npt.ArrayLike | None = None,
     output_scale: npt.ArrayLike | None = None,
+    golden: Mapping[str, npt.ArrayLike] | str | Path | None = None,
 ) -> Exported:
     """Exports live modules, y = head(lstm(x)), as models/NAME/VERSION.
 
     `head`: nn.Linear, or nn.Sequential of Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout; None: y is
     the LSTM's output. `embedding`: the model takes tokens. Means and scales: [width] each, applied
     as (x - mean) / scale and y * scale + mean. `version` None takes the next one.
+    `golden`: pairs of your own model to prove, as docs/EXPORT.md has them, or an .npz with them.
     Raises Refused; nothing is written then.
     """
     network = Network(
@@ -89,7 +93,17 @@ def export(
         input_norm=make_norm(input_mean, input_scale),
         output_norm=make_norm(output_mean, output_scale),
     )
-    return export_network(network, Target(name, Path(models), version, force, dry_run))
+    target = Target(name, Path(models), version, force, dry_run)
+    return export_network(network, target, make_pairs(golden))
+
+
+def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Arrays | None:
+    """The arrays, read if they are in a file. Raises Refused."""
+    if golden is None:
+        return None
+    if isinstance(golden, (str, Path)):
+        return read_pairs(Path(golden))
+    return {name: np.asarray(array) for name, array in golden.items()}
 
 
 def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm | None:
@@ -107,6 +121,7 @@ def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm |
 def export_network(
     network: Network,
     target: Target,
+    pairs: Arrays | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
     """Builds, proves and writes; `progress` is told each stage as it begins. Raises Refused."""
@@ -125,6 +140,10 @@ def export_network(
     progress("parity: torch's own answers")
     cases = {"parity": refer(network, probe(network, spec))}
     parity = prove(content, spec, cases["parity"], progress)
+    if pairs is not None:
+        progress("parity: your own pairs")
+        cases["user"] = take_pairs(pairs, network, spec)
+        parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
     files = {MODEL: content, GOLDEN: dump_golden(cases)}
     manifest = Manifest(
         name=target.name,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from lstmserve_export.api import Exported, Target, export_network, make_norm
+from lstmserve_export.api import Exported, Target, export_network, make_norm, make_pairs
 from lstmserve_export.assemble import assemble
 from lstmserve_export.checkpoint import read_checkpoint
 from lstmserve_export.choose import Choices
@@ -51,7 +51,7 @@ def _export(checkpoint: Path, flags: dict[str, Any], progress: Callable[[str], N
     )
     network = assemble(read_checkpoint(checkpoint), choices)
     network = _with_norms(network, flags)
-    return export_network(network, target, progress)
+    return export_network(network, target, make_pairs(flags["golden"]), progress)
 
 
 def _with_norms(network: Network, flags: dict[str, Any]) -> Network:

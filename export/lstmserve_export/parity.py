@@ -21,7 +21,7 @@ SEED = 20130101
 # Ragged, 200 rows together: chaotic networks leave float32 behind on longer streams (torch too).
 LENGTHS = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX = 4_000_000
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 Outputs = tuple[Array, Array, Array]
 
 

@@ -1,0 +1,134 @@
+"""Reads the user's own pairs, x with the y that their forward() gave. Never judges them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.golden import Floats, Golden
+from lstmserve.spec import ModelSpec
+from lstmserve_export.network import Network
+from lstmserve_export.reference import Inputs, refer
+from lstmserve_export.refusal import Refused
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+FIELDS = ("x", "tokens", "y", "lengths", "h0", "c0", "hn", "cn")
+ROW_COUNT_MAX = 10_000
+FILE_BYTES_MAX = 1 << 28
+
+
+def read_pairs(path: Path) -> Arrays:
+    """The arrays of an .npz. Raises Refused; never unpickles."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > FILE_BYTES_MAX:
+                raise Refused(f"--golden {path} unpacks to more than {FILE_BYTES_MAX} bytes")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise Refused(f"--golden {path} is no .npz of plain arrays: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The arrays by name, each checked as it is asked for."""
+
+    arrays: Arrays
+
+    def floats(self, name: str, *shapes: tuple[int, ...]) -> Floats:
+        """A finite float64 array of one of the shapes. Raises Refused."""
+        array = self.any(name, *shapes)
+        if array.dtype.kind not in "fiu":
+            raise Refused(f"--golden: {name} is {array.dtype}, must be numbers")
+        floats = array.astype(np.float64)
+        if not np.isfinite(floats).all():
+            raise Refused(f"--golden: {name} has NaN or infinite values: give rows without")
+        return floats
+
+    def integers(self, name: str, shape: tuple[int, ...], low: int, high: int) -> Array:
+        """An int64 array of the shape with values in [low, high]. Raises Refused."""
+        array = self.any(name, shape)
+        if array.dtype.kind not in "iu" or array.min() < low or array.max() > high:
+            raise Refused(f"--golden: {name} must be integers in [{low}, {high}]")
+        return array.astype(np.int64)
+
+    def any(self, name: str, *shapes: tuple[int, ...]) -> Array:
+        """An array of one of the shapes. Raises Refused."""
+        if name not in self.arrays:
+            raise Refused(f"--golden: the file has no array {name}")
+        array = self.arrays[name]
+        if array.shape not in shapes:
+            allowed = " or ".join(str(list(shape)) for shape in shapes)
+            raise Refused(f"--golden: {name} is {list(array.shape)}, must be {allowed}")
+        return array
+
+
+def take_pairs(arrays: Arrays, network: Network, spec: ModelSpec) -> Golden:
+    """The pairs as a golden case: y is the user's, torch_error is this torch's on their x.
+
+    Raises Refused for what docs/EXPORT.md does not have.
+    """
+    if unknown := sorted(set(arrays) - set(FIELDS)):
+        raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")
+    fields = _Fields(_without_padding(arrays))
+    inputs = _inputs(fields, spec)
+    count, rows = inputs.x.shape[:2]
+    y = fields.floats("y", (count, rows, spec.output_size), (count, spec.output_size))
+    ends = {
+        name: fields.floats(name, shape) if name in arrays else None
+        for name, shape in _state_shapes(spec, count, "hn", "cn").items()
+    }
+    return replace(refer(network, inputs), y=y, hn=ends["hn"], cn=ends["cn"])
+
+
+def _inputs(fields: _Fields, spec: ModelSpec) -> Inputs:
+    name = "tokens" if spec.num_embeddings else "x"
+    shape = fields.arrays[name].shape if name in fields.arrays else ()
+    count, rows = shape[:2] if len(shape) >= 2 else (0, 0)
+    if name in fields.arrays and not 1 <= count * rows <= ROW_COUNT_MAX:
+        raise Refused(
+            f"--golden: {name} is {list(shape)}, must be [N, T, ...] with N x T in "
+            f"[1, {ROW_COUNT_MAX}]"
+        )
+    x: Array
+    if spec.num_embeddings:
+        x = fields.integers(name, (count, rows), 0, spec.num_embeddings - 1)
+    else:
+        x = fields.floats(name, (count, rows, spec.input_size)).astype(np.float32)
+    lengths = np.full(count, rows)
+    if "lengths" in fields.arrays:
+        lengths = fields.integers("lengths", (count,), 1, rows)
+    h0, c0 = (
+        (fields.floats(state, shape) if state in fields.arrays else np.zeros(shape))
+        for state, shape in _state_shapes(spec, count, "h0", "c0").items()
+    )
+    return Inputs(x, lengths.astype(np.int32), h0.astype(np.float32), c0.astype(np.float32))
+
+
+def _state_shapes(spec: ModelSpec, count: int, h: str, c: str) -> dict[str, tuple[int, int, int]]:
+    layers = spec.num_layers * spec.num_directions
+    return {h: (layers, count, spec.state_size), c: (layers, count, spec.hidden_size)}
+
+
+def _without_padding(arrays: Arrays) -> Arrays:
+    """x and y with zeros past each length: what stands there is nobody's answer."""
+    x, lengths = arrays.get("x", arrays.get("tokens")), arrays.get("lengths")
+    if x is None or lengths is None or x.ndim < 2 or lengths.shape != x.shape[:1]:
+        return arrays
+    valid = lengths[:, None] > np.arange(x.shape[1])
+    padded = {
+        name: np.where(valid if ndim == 2 else valid[:, :, None], array, array.dtype.type(0))
+        for name, ndim in (("x", 3), ("tokens", 2), ("y", 3))
+        if (array := arrays.get(name)) is not None
+        and array.ndim == ndim
+        and array.shape[:2] == valid.shape
+        and array.dtype.kind in "fiu"
+    }
+    return {**arrays, **padded}

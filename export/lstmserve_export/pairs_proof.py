@@ -1,0 +1,74 @@
+"""Proves that the exported model gives the user's own pairs, or says what would. Never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import nn
+
+from lstmserve.golden import Golden
+from lstmserve.spec import ACTIVATIONS
+from lstmserve_export.network import Network, make_activation
+from lstmserve_export.parity import judge, open_session, run, run_alone
+from lstmserve_export.reference import Inputs, forward
+from lstmserve_export.refusal import Refused
+
+
+def prove_pairs(content: bytes, case: Golden, network: Network) -> float:
+    """How far model.onnx is from the user's y, in units of the allowed error, at most 1.
+
+    Raises Refused, with the one change that would make the pairs match where there is one.
+    """
+    session = open_session(content)
+    outputs = run_alone(session, case), run(session, case, [0, int(case.lengths.max())])
+    value = max(judge(output, case) for output in outputs)
+    if value <= 1:
+        return value
+    hint = next(_mends(network, case), "check normalisation, activations, order of the axes")
+    raise Refused(
+        f"--golden: the exported model is not your forward(): the difference is {value:.3g} times "
+        f"the allowed one; {hint}; nothing was written"
+    )
+
+
+def _mends(network: Network, case: Golden) -> Iterator[str]:
+    """What would make the pairs match: an activation that no flag named, or the other axes."""
+    for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
+        layers = list(network.head)
+        layers.insert(place, make_activation(name))
+        if _matches(replace(network, head=nn.Sequential(*layers)), case):
+            yield f"with {name} {_where(place, len(network.head))} it would match"
+    if case.y.ndim == 3 and len(set(case.lengths)) == 1:
+        axes = (1, 0, *range(2, case.x.ndim))
+        count, rows = case.x.shape[:2]
+        states = (
+            np.zeros((len(state), rows, state.shape[2]), np.float32) for state in (case.h0, case.c0)
+        )
+        h0, c0 = states
+        swapped = replace(
+            case,
+            x=case.x.transpose(axes),
+            y=case.y.transpose(1, 0, 2),
+            lengths=np.full(rows, count, np.int32),
+            h0=h0,
+            c0=c0,
+            hn=None,
+            cn=None,
+        )
+        if _matches(network, swapped):
+            yield "x and y are time-major: store them as [N, T, ...]"
+
+
+def _where(place: int, count: int) -> str:
+    if place == count:
+        return "after the head (--output-activation or --head ...)"
+    return "before the head (--pre-head)" if place == 0 else f"before layer {place + 1} of the head"
+
+
+def _matches(network: Network, case: Golden) -> bool:
+    inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
+    return judge(forward(network, inputs, torch.float64), case) <= 1
