@@ -20,6 +20,8 @@ from lstmserve_export.refusal import Refused
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 FIELDS = ("x", "tokens", "y", "lengths", "h0", "c0", "hn", "cn")
+# The server replays them at every start, each sequence in slots of its own.
+SEQUENCE_COUNT_MAX = 64
 ROW_COUNT_MAX = 10_000
 FILE_BYTES_MAX = 1 << 28
 
@@ -92,10 +94,11 @@ def _inputs(fields: _Fields, spec: ModelSpec) -> Inputs:
     name = "tokens" if spec.num_embeddings else "x"
     shape = fields.arrays[name].shape if name in fields.arrays else ()
     count, rows = shape[:2] if len(shape) >= 2 else (0, 0)
-    if name in fields.arrays and not 1 <= count * rows <= ROW_COUNT_MAX:
+    is_small = 1 <= count <= SEQUENCE_COUNT_MAX and 1 <= count * rows <= ROW_COUNT_MAX
+    if name in fields.arrays and not is_small:
         raise Refused(
-            f"--golden: {name} is {list(shape)}, must be [N, T, ...] with N x T in "
-            f"[1, {ROW_COUNT_MAX}]"
+            f"--golden: {name} is {list(shape)}, must be [N, T, ...] with N in "
+            f"[1, {SEQUENCE_COUNT_MAX}] and N x T in [1, {ROW_COUNT_MAX}]"
         )
     x: Array
     if spec.num_embeddings:

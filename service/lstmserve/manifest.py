@@ -73,7 +73,7 @@ class Manifest:
             return cls(spec=spec, notes=tuple(values.pop("notes", ())), **values)
         except InvalidModelFolder:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidModelFolder(f"{MANIFEST} is malformed: {error}") from error
 
 

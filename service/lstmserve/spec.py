@@ -59,10 +59,14 @@ class ModelSpec:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise InvalidSpec(f"{name} is {value!r}, must be an integer in [{low}, {high}]")
+        for name in ("bidirectional", "bias", "input_norm", "output_norm"):
+            if type(value := getattr(self, name)) is not bool:
+                raise InvalidSpec(f"{name} is {value!r}, must be true or false")
         for layer in self.head:
             if isinstance(layer, Linear):
-                if not 1 <= layer.out_features <= SIZE_MAX:
-                    raise InvalidSpec(f"head: out_features is {layer.out_features}")
+                out, bias = layer.out_features, layer.bias
+                if type(out) is not int or not 1 <= out <= SIZE_MAX or type(bias) is not bool:
+                    raise InvalidSpec(f"head: {layer} must have out_features in [1, {SIZE_MAX}]")
             elif layer not in ACTIVATIONS:
                 raise InvalidSpec(f"head: {layer!r} is not one of {', '.join(ACTIVATIONS)}")
         if self.num_embeddings and self.input_norm:
@@ -121,4 +125,4 @@ class ModelSpec:
 def _head_layer(value: Any) -> HeadLayer:
     if isinstance(value, str):
         return value  # type: ignore[return-value]  # __post_init__ holds it to ACTIVATIONS
-    return Linear(int(value["linear"]), bool(value["bias"]))
+    return Linear(value["linear"], value["bias"])

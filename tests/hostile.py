@@ -1,0 +1,349 @@
+"""Owns the checkpoints and flags that export refuses, by the row of docs/EXPORT.md they prove.
+
+Every maker gets an empty folder and gives the checkpoint and the flags.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from exporting import HIDDEN, INPUTS, OUTPUTS, Net, patch_zip, save
+from lstmserve_export.archive import FILE_BYTES_MAX
+
+Case = tuple[Path, list[str]]
+Maker = Callable[[Path], Case]
+ROWS: dict[str, tuple[str, Maker]] = {}
+
+
+def row(label: str, says: str) -> Callable[[Maker], Maker]:
+    """Enters a maker as the row with this label; the refusal must contain `says`."""
+
+    def enter(maker: Maker) -> Maker:
+        assert label not in ROWS
+        ROWS[label] = (says, maker)
+        return maker
+
+    return enter
+
+
+def state() -> dict[str, torch.Tensor]:
+    """A good state dict."""
+    return dict(Net().state_dict())
+
+
+def saved(folder: Path, content: object, *flags: str) -> Case:
+    """The content in net.pt, with flags."""
+    return save(content, folder / "net.pt"), list(flags)
+
+
+def changed(folder: Path, name: str, tensor: torch.Tensor) -> Case:
+    """A good state dict but for one tensor."""
+    return saved(folder, {**state(), name: tensor})
+
+
+class Trap:
+    """Runs a command when it is unpickled: it makes the file `sprung` beside the checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder / "sprung"),)
+
+
+@row("an empty file", "is empty")
+def _empty(folder: Path) -> Case:
+    (folder / "net.pt").touch()
+    return folder / "net.pt", []
+
+
+@row("a file that is no checkpoint (text, ONNX, HDF5)", "is not a torch checkpoint")
+def _text(folder: Path) -> Case:
+    (folder / "net.pt").write_text("once upon a time there was a cell\n" * 9)
+    return folder / "net.pt", []
+
+
+@row("a file larger than 8 GiB", "save weights only")
+def _large(folder: Path) -> Case:
+    with (folder / "net.pt").open("wb") as file:
+        file.truncate(FILE_BYTES_MAX + 1)
+    return folder / "net.pt", []
+
+
+@row("a file cut short", "is damaged or was cut short")
+def _truncated(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    path.write_bytes(path.read_bytes()[:-100])
+    return path, flags
+
+
+@row("a flipped bit", "(checksum of")
+def _flipped(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    weights = state()["lstm.weight_ih_l0"].numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.find(weights) + 3] ^= 0x40
+    path.write_bytes(content)
+    return path, flags
+
+
+@row("a storage missing in the archive", "is not a torch checkpoint, or the file is damaged")
+def _missing_storage(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    patch_zip(path, {"data/1": lambda content: None})
+    return path, flags
+
+
+@row("compressed entries (a deflate bomb)", "has compressed entries")
+def _deflated(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    with zipfile.ZipFile(path) as source:
+        contents = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in contents.items():
+            target.writestr(name, content)
+        target.writestr("net/data/9", bytes(1 << 20))
+    return path, flags
+
+
+@row("entries larger than the file (overlapping)", "entries are larger than the file")
+def _overlapping(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    content = path.read_bytes()
+    end = content.rfind(b"PK\x05\x06")
+    count, _, size, start = struct.unpack("<HHII", content[end + 8 : end + 20])
+    # The same entries again and again: the directory is small, what it names is not.
+    directory = content[start : start + size] * 20
+    tail = struct.pack("<HHIIH", count * 20, count * 20, len(directory), start, 0)
+    path.write_bytes(content[:start] + directory + content[end : end + 8] + tail)
+    return path, flags
+
+
+@row("an encrypted archive", "is encrypted")
+def _encrypted(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    content = bytearray(path.read_bytes())
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.find(magic)
+        while at >= 0:
+            content[at + offset] |= 1
+            at = content.find(magic, at + 1)
+    path.write_bytes(content)
+    return path, flags
+
+
+@row("another zip archive", "is a zip archive but not a torch checkpoint")
+def _zip(folder: Path) -> Case:
+    with zipfile.ZipFile(folder / "net.pt", "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    return folder / "net.pt", []
+
+
+@row("a pickled module (torch.save(model))", "holds Python objects")
+def _module(folder: Path) -> Case:
+    return saved(folder, Net())
+
+
+@row("a pickle that runs a command", "holds Python objects (posix.mkdir)")
+def _trap(folder: Path) -> Case:
+    return saved(folder, {**state(), "trap": Trap(folder)})
+
+
+@row("the same in the legacy format", "(posix.mkdir)")
+def _legacy_trap(folder: Path) -> Case:
+    content = {**state(), "trap": Trap(folder)}
+    return save(content, folder / "net.pt", _use_new_zipfile_serialization=False), []
+
+
+@row("TorchScript", "is TorchScript")
+def _torchscript(folder: Path) -> Case:
+    with zipfile.ZipFile(folder / "net.pt", "w") as archive:
+        for name in ("data.pkl", "code/__torch__.py", "constants.pkl"):
+            archive.writestr(f"net/{name}", "")
+    return folder / "net.pt", []
+
+
+@row("a .pt2 program (torch.export)", "is a .pt2 program")
+def _pt2(folder: Path) -> Case:
+    with zipfile.ZipFile(folder / "net.pt2", "w") as archive:
+        for name in ("archive_format", "models/model.json", "data.pkl"):
+            archive.writestr(f"net/{name}", "pt2")
+    return folder / "net.pt2", []
+
+
+@row("safetensors cut short or with a false header", "not safetensors, or the file is damaged")
+def _safetensors(folder: Path) -> Case:
+    path = folder / "net.safetensors"
+    safetensors.torch.save_file(state(), path)
+    path.write_bytes(path.read_bytes()[:-8])
+    return path, []
+
+
+@row("a list, a tensor, or anything but a dict", "holds a list, not a state dict")
+def _list(folder: Path) -> Case:
+    return saved(folder, list(state().values()))
+
+
+@row("a dict without tensors", "holds no named tensors")
+def _no_tensors(folder: Path) -> Case:
+    return saved(folder, {"epoch": 3})
+
+
+@row("dicts in dicts without end", "nests deeper than")
+def _deep(folder: Path) -> Case:
+    content: dict[str, object] = {"x": torch.zeros(2)}
+    for _ in range(20):
+        content = {"model": content}
+    return saved(folder, content)
+
+
+@row("two tensors of one name once prefixes are off", "have one name")
+def _same_name(folder: Path) -> Case:
+    return saved(folder, {**state(), "lstm._orig_mod.weight_ih_l0": torch.zeros(2)})
+
+
+@row("an expanded tensor (a stride bomb)", "is larger than its storage")
+def _expanded(folder: Path) -> Case:
+    shape = state()["lstm.weight_ih_l0"].shape
+    return changed(folder, "lstm.weight_ih_l0", torch.zeros(1).expand(shape))
+
+
+@row("a sparse tensor", "is sparse")
+def _sparse(folder: Path) -> Case:
+    return changed(folder, "fc.weight", state()["fc.weight"].to_sparse())
+
+
+@row("a tensor without data (meta)", "has no data")
+def _meta(folder: Path) -> Case:
+    return changed(folder, "fc.weight", torch.empty(OUTPUTS, HIDDEN, device="meta"))
+
+
+@row("integer or quantised weights", "is int8, not floating point")
+def _int8(folder: Path) -> Case:
+    return changed(folder, "fc.weight", torch.ones(OUTPUTS, HIDDEN, dtype=torch.int8))
+
+
+@row("NaN or infinite weights", "lstm.weight_hh_l0 has NaN or infinite values")
+def _nan(folder: Path) -> Case:
+    tensor = state()["lstm.weight_hh_l0"].clone()
+    tensor[3, 1] = float("nan")
+    return changed(folder, "lstm.weight_hh_l0", tensor)
+
+
+@row("a weight beyond 1e8", "which no training gives")
+def _huge_value(folder: Path) -> Case:
+    tensor = state()["fc.bias"].clone()
+    tensor[0] = 6e35
+    return changed(folder, "fc.bias", tensor)
+
+
+@row("no LSTM in the file", "the file has no LSTM")
+def _no_lstm(folder: Path) -> Case:
+    return saved(folder, nn.Linear(2, 3).state_dict())
+
+
+@row("an nn.GRU or nn.RNN", "gru is an nn.GRU")
+def _gru(folder: Path) -> Case:
+    return saved(folder, nn.GRU(INPUTS, HIDDEN).state_dict(prefix="gru."))
+
+
+@row("weight norm, spectral norm, other parametrizations", "remove weight norm")
+def _weight_norm(folder: Path) -> Case:
+    net = Net()
+    nn.utils.parametrizations.weight_norm(net.lstm, "weight_hh_l0")
+    return saved(folder, net.state_dict())
+
+
+@row("tensors under the LSTM's name that nn.LSTM does not have", "nn.LSTM does not have")
+def _extra(folder: Path) -> Case:
+    return saved(folder, {**state(), "lstm.h0": torch.zeros(1, 1, HIDDEN)})
+
+
+@row("a layer missing or of another size", "but must be")
+def _mismatch(folder: Path) -> Case:
+    return changed(folder, "lstm.weight_hh_l0", torch.zeros(4 * HIDDEN, HIDDEN).repeat(1, 1)[:, :7])
+
+
+@row("a layer's tensor missing", "lstm lacks bias_hh_l0")
+def _missing(folder: Path) -> Case:
+    return saved(folder, {k: v for k, v in state().items() if k != "lstm.bias_hh_l0"})
+
+
+@row("several LSTMs and no --lstm", "choose one with --lstm")
+def _two_lstms(folder: Path) -> Case:
+    return saved(folder, {**state(), **nn.LSTM(2, 3).state_dict(prefix="other.")})
+
+
+@row("--lstm that the file does not have", "it has lstm (LSTM 5 -> 8)")
+def _no_such_lstm(folder: Path) -> Case:
+    return saved(folder, state(), "--lstm", "rnn")
+
+
+@row("several Linears and no --head", "fc (8 -> 3) can follow lstm; fc2 (3 -> 2) can come later")
+def _two_linears(folder: Path) -> Case:
+    return saved(folder, {**state(), **nn.Linear(OUTPUTS, 2).state_dict(prefix="fc2.")})
+
+
+@row("one matrix that may be head or embedding", "can be its --embedding")
+def _embedding_or_head(folder: Path) -> Case:
+    lstm, table = nn.LSTM(HIDDEN, HIDDEN), nn.Embedding(9, HIDDEN)
+    return saved(folder, {**lstm.state_dict(prefix="lstm."), **table.state_dict(prefix="embed.")})
+
+
+@row("--head that is no Linear of the file", "'decoder' is no Linear of the file")
+def _no_such_head(folder: Path) -> Case:
+    return saved(folder, state(), "--head", "decoder")
+
+
+@row("--head of another width", "a Linear reads 4 values, but 8 come to it")
+def _wide_head(folder: Path) -> Case:
+    other = nn.Linear(4, 2).state_dict(prefix="other.")
+    return saved(folder, {**state(), **other}, "--lstm", "lstm", "--head", "other")
+
+
+@row("--embedding that the file does not have", "the file has no such table")
+def _no_such_embedding(folder: Path) -> Case:
+    return saved(folder, state(), "--embedding", "fc")
+
+
+@row("--embedding of another width", "the embedding is 4 wide, the LSTM reads 5")
+def _wide_embedding(folder: Path) -> Case:
+    table = nn.Embedding(9, 4).state_dict(prefix="embed.")
+    return saved(folder, {**state(), **table}, "--embedding", "embed")
+
+
+@row("tensors that would be left out (normalisation, attention)", "would be left out")
+def _unused(folder: Path) -> Case:
+    return saved(folder, {**state(), **nn.LayerNorm(HIDDEN).state_dict(prefix="norm.")})
+
+
+@row("means or scales of another width", "--input-mean has shape [2], must be [5]")
+def _short_mean(folder: Path) -> Case:
+    (folder / "mean.txt").write_text("1\n2\n")
+    return saved(folder, state(), "--input-mean", str(folder / "mean.txt"))
+
+
+@row("means or scales that are no numbers", "give .npy or one number a line")
+def _no_numbers(folder: Path) -> Case:
+    np.save(folder / "mean.npy", np.array([{"a": 1}]), allow_pickle=True)
+    return saved(folder, state(), "--output-mean", str(folder / "mean.npy"))
+
+
+@row("a scale of zero", "has a zero")
+def _zero_scale(folder: Path) -> Case:
+    np.save(folder / "scale.npy", np.zeros(INPUTS))
+    return saved(folder, state(), "--input-scale", str(folder / "scale.npy"))
+
+
+@row("a name that cannot be a model's", "give --name")
+def _name(folder: Path) -> Case:
+    return saved(folder, state(), "--name", "my model")

@@ -1,0 +1,186 @@
+"""Checkpoints as people have them: every file here holds one network and gives one fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from exporting import INPUTS, Net, exported, patch_zip, refused, run_export, save
+
+
+def trained() -> tuple[Net, torch.optim.Optimizer]:
+    """A net and an Adam that has stepped, so that its state holds tensors."""
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    net.fc(net.lstm(torch.ones(2, 3, INPUTS))[0]).sum().backward()
+    optimizer.step()
+    return net, optimizer
+
+
+def flat(path: Path) -> Path:
+    """torch.save(model.state_dict(), path)."""
+    return save(trained()[0].state_dict(), path)
+
+
+def nested(key: str) -> Callable[[Path], Path]:
+    """The state dict under a key, beside optimizer, epoch and best loss."""
+
+    def write(path: Path) -> Path:
+        net, optimizer = trained()
+        rest = {"epoch": 3, "best_loss": torch.tensor(0.5), "args": {"lr": 1e-3}}
+        content = {"optimizer": optimizer.state_dict(), key: net.state_dict(), **rest}
+        return save(content, path)
+
+    return write
+
+
+def twice_nested(path: Path) -> Path:
+    """A dict in a dict, and an optimizer by an odd name."""
+    net, optimizer = trained()
+    return save({"ckpt": {"net": net.state_dict(), "adam": optimizer.state_dict()}}, path)
+
+
+def lightning(path: Path) -> Path:
+    """What pytorch-lightning writes, in outline."""
+    net, optimizer = trained()
+    callbacks = {"EarlyStopping": {"best_score": torch.tensor(0.5)}}
+    content = {
+        "state_dict": net.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "callbacks": callbacks,
+    }
+    return save(content, path)
+
+
+def prefixed(prefix: str) -> Callable[[Path], Path]:
+    """Every name with what DataParallel or torch.compile put before it."""
+
+    def write(path: Path) -> Path:
+        return save({prefix + k: v for k, v in trained()[0].state_dict().items()}, path)
+
+    return write
+
+
+def compiled_part(path: Path) -> Path:
+    """torch.compile on the LSTM alone."""
+    tensors = trained()[0].state_dict()
+    return save({k.replace("lstm.", "lstm._orig_mod."): v for k, v in tensors.items()}, path)
+
+
+def parts(path: Path) -> Path:
+    """Two state dicts side by side."""
+    net, _ = trained()
+    return save({"lstm": net.lstm.state_dict(), "fc": net.fc.state_dict()}, path)
+
+
+def legacy(path: Path) -> Path:
+    """The format before torch 1.6."""
+    return save(trained()[0].state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+def parameters(path: Path) -> Path:
+    """nn.Parameter in place of plain tensors."""
+    return save(dict(trained()[0].named_parameters()), path)
+
+
+def safetensors_file(path: Path) -> Path:
+    """Safetensors by content, whatever the file is called."""
+    safetensors.torch.save_file(trained()[0].state_dict(), path)
+    return path
+
+
+def double(path: Path) -> Path:
+    """float64 of float32 values."""
+    return save({k: v.double() for k, v in trained()[0].state_dict().items()}, path)
+
+
+def on_cuda(path: Path) -> Path:
+    """As saved on a GPU: the pickle's location of the storages says cuda:0."""
+    patch_zip(flat(path), {"data.pkl": lambda data: data.replace(*CPU_TO_CUDA)})
+    return path
+
+
+CPU_TO_CUDA = b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"
+
+
+FILES = {
+    "flat": flat,
+    "state_dict": nested("state_dict"),
+    "model_state": nested("model_state"),
+    "model": nested("model"),
+    "twice nested": twice_nested,
+    "lightning": lightning,
+    "DataParallel": prefixed("module."),
+    "torch.compile": prefixed("_orig_mod."),
+    "both": prefixed("_orig_mod.module."),
+    "compiled part": compiled_part,
+    "parts": parts,
+    "legacy": legacy,
+    "parameters": parameters,
+    "safetensors": safetensors_file,
+    "float64": double,
+    "saved on CUDA": on_cuda,
+}
+
+
+@pytest.fixture(scope="module")
+def fingerprint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """That of the plain state dict."""
+    return exported(flat(tmp_path_factory.mktemp("flat") / "net.pt")).manifest.fingerprint
+
+
+@pytest.mark.parametrize("write", FILES.values(), ids=FILES)
+def test_every_kind_of_file_gives_the_same_model(
+    tmp_path: Path, fingerprint: str, write: Callable[[Path], Path]
+) -> None:
+    """No flag is needed, and not a bit of the weights changes."""
+    assert exported(write(tmp_path / "net.pt")).manifest.fingerprint == fingerprint
+
+
+def test_the_crafted_cuda_file_does_name_cuda(tmp_path: Path) -> None:
+    """Without the map to the CPU, torch refuses it here: the case above tests what it says."""
+    path = on_cuda(tmp_path / "net.pt")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_floats_are_converted_and_it_says_so(tmp_path: Path, dtype: torch.dtype) -> None:
+    """In the summary and in the manifest."""
+    tensors = {k: v.to(dtype) for k, v in trained()[0].state_dict().items()}
+    path = save(tensors, tmp_path / "net.pt")
+    name = str(dtype).removeprefix("torch.")
+    note = f"weights are {name} in the file, served as float32"
+    assert note in run_export(path, "--dry-run").stdout
+    assert exported(path).manifest.notes == (note,)
+
+
+def test_where_the_weights_lay_is_a_note(tmp_path: Path) -> None:
+    """A reader sees which dict of the file was taken."""
+    path = nested("model_state")(tmp_path / "net.pt")
+    assert exported(path).manifest.notes == ("the weights lie in 'model_state' of the file",)
+
+
+def test_two_sets_of_weights_are_two_candidates(tmp_path: Path) -> None:
+    """A running average beside the model is chosen by the dict's name."""
+    net = Net()
+    content = {"model": net.state_dict(), "ema": {k: v / 2 for k, v in net.state_dict().items()}}
+    path = save(content, tmp_path / "net.pt")
+    assert "model.lstm (LSTM 5 -> 8), ema.lstm (LSTM 5 -> 8)" in refused(path)
+    files = exported(path, "--lstm", "ema.lstm", "--head", "ema.fc")
+    half = (net.fc.weight.T / 2).detach().numpy()
+    assert (files.weights["head.0.weight"] == half).all()
+    assert "not exported: model.lstm.weight_ih_l0" in files.manifest.notes[0]
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path: Path) -> None:
+    """Each dict of the file is read once."""
+    content: dict[str, object] = dict(nn.LSTM(2, 3).state_dict())
+    content["me"] = content
+    path = save(content, tmp_path / "net.pt")
+    assert exported(path).manifest.spec.hidden_size == 3

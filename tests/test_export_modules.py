@@ -1,0 +1,145 @@
+"""export() of live modules: the same folder as from a checkpoint, and its own refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from exporting import HIDDEN, INPUTS, OUTPUTS, Net, exported, onnx_answers, rows, save
+from lstmserve.spec import Linear
+from lstmserve_export import Refused, export
+
+
+def test_live_modules_and_their_checkpoint_are_one_model(tmp_path: Path) -> None:
+    """One fingerprint: sessions may move between the two."""
+    net = Net(num_layers=2)
+    live = export(net.lstm, net.fc, name="net", models=tmp_path / "live")
+    assert live.folder == tmp_path / "live" / "net" / "1"
+    files = exported(save(net.state_dict(), tmp_path / "net.pt"))
+    assert live.manifest.fingerprint == files.manifest.fingerprint
+
+
+def test_the_modules_stay_as_they_were(tmp_path: Path) -> None:
+    """Training goes on after an export: mode, gradients and dtype are the caller's."""
+    net = Net().double().train()
+    export(net.lstm, net.fc, name="net", models=tmp_path)
+    assert net.lstm.training
+    assert not net.lstm.batch_first
+    assert all(p.requires_grad and p.dtype == torch.float64 for p in net.parameters())
+
+
+def test_a_sequential_head_keeps_its_order(tmp_path: Path) -> None:
+    """Dropout and Identity are left out, nested ones are flattened."""
+    head = nn.Sequential(
+        nn.ReLU(),
+        nn.Sequential(nn.Linear(HIDDEN, 6, bias=False), nn.Tanh(), nn.Dropout(0.5)),
+        nn.Identity(),
+        nn.Linear(6, OUTPUTS),
+        nn.Softmax(dim=-1),
+    )
+    lstm = nn.LSTM(INPUTS, HIDDEN, batch_first=True)
+    result = export(lstm, head, name="net", models=tmp_path / "models")
+    expected = ("relu", Linear(6, bias=False), "tanh", Linear(OUTPUTS), "softmax")
+    assert result.manifest.spec.head == expected
+    y = head.eval()(lstm(torch.from_numpy(rows()))[0]).detach().numpy()
+    np.testing.assert_allclose(onnx_answers(tmp_path / "net.pt", rows())[0], y, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, about oneDNN
+def test_everything_at_once(tmp_path: Path) -> None:
+    """Embedding, projection, output scale, pairs of tokens, a named version."""
+    torch.manual_seed(0)
+    table, lstm = nn.Embedding(7, INPUTS), nn.LSTM(INPUTS, HIDDEN, proj_size=4, batch_first=True)
+    head, scale = nn.Linear(4, 2), [2.0, 3.0]
+    tokens = torch.randint(0, 7, (3, 5))
+    y = head(lstm(table(tokens))[0]) * torch.tensor(scale)
+    result = export(
+        lstm,
+        head,
+        name="net",
+        models=tmp_path,
+        version=3,
+        embedding=table,
+        output_scale=scale,
+        golden={"tokens": tokens.numpy(), "y": y.detach().numpy()},
+    )
+    spec = result.manifest.spec
+    assert (spec.num_embeddings, spec.proj_size, spec.output_norm) == (7, 4, True)
+    assert result.folder == tmp_path / "net" / "3"
+
+
+@pytest.mark.parametrize("dim", [-1, 2])
+def test_softmax_over_the_features_is_taken(tmp_path: Path, dim: int) -> None:
+    """The last axis, however it is written."""
+    head = nn.Sequential(nn.Linear(HIDDEN, OUTPUTS), nn.Softmax(dim=dim))
+    result = export(nn.LSTM(INPUTS, HIDDEN), head, name="net", models=tmp_path)
+    assert result.manifest.spec.head[-1] == "softmax"
+
+
+def weight_normed() -> nn.LSTM:
+    """An LSTM with tensors that are not its own."""
+    lstm = nn.LSTM(INPUTS, HIDDEN)
+    nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
+    return lstm
+
+
+REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module | None]], str]] = {
+    "GRU": (lambda: (nn.GRU(2, 3), None), "GRU is not served"),
+    "weight norm": (lambda: (weight_normed(), None), "remove weight norm"),
+    "LayerNorm": (lambda: (nn.LSTM(2, 3), nn.LayerNorm(3)), "head: LayerNorm is not served"),
+    "softmax over time": (lambda: (nn.LSTM(2, 3), nn.Softmax(dim=1)), "Softmax(dim=1)"),
+    "wrong width": (lambda: (nn.LSTM(2, 3), nn.Linear(4, 1)), "a Linear reads 4 values, but 3"),
+    "65 layers": (lambda: (nn.LSTM(2, 3, 65), None), "num_layers is 65"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
+def test_modules_that_are_not_served(
+    tmp_path: Path, make: Callable[[], tuple[nn.Module, nn.Module | None]], says: str
+) -> None:
+    """Refused by name, and nothing is written."""
+    lstm, head = make()
+    with pytest.raises(Refused) as error:
+        export(lstm, head, name="net", models=tmp_path / "models")
+    assert says in str(error.value)
+    assert not (tmp_path / "models").exists()
+
+
+def test_weights_that_diverged_are_refused(tmp_path: Path) -> None:
+    """NaN in a live module is found as in a file."""
+    net = Net()
+    with torch.no_grad():
+        net.fc.bias[0] = float("nan")
+    with pytest.raises(Refused, match=r"head\.0\.bias has NaN"):
+        export(net.lstm, net.fc, name="net", models=tmp_path)
+
+
+def test_an_embedding_that_renormalises_is_refused(tmp_path: Path) -> None:
+    """max_norm changes rows while it runs."""
+    with pytest.raises(Refused, match="max_norm"):
+        export(
+            nn.LSTM(4, 3),
+            name="net",
+            models=tmp_path,
+            embedding=nn.Embedding(5, 4, max_norm=1.0),
+        )
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_pairs_may_be_arrays(tmp_path: Path, good: bool) -> None:
+    """The same gate as --golden."""
+    net = Net()
+    x = torch.from_numpy(rows())
+    y = net.fc(net.lstm(x.transpose(0, 1))[0]).transpose(0, 1).detach().numpy()
+    golden = {"x": x.numpy(), "y": y if good else y + 1}
+    if good:
+        result = export(net.lstm, net.fc, name="net", models=tmp_path, golden=golden)
+        assert "user" in result.manifest.parity["excess"]
+    else:
+        with pytest.raises(Refused, match="not your forward"):
+            export(net.lstm, net.fc, name="net", models=tmp_path, golden=golden)

@@ -1,0 +1,135 @@
+"""The proof itself: it sees a fault wherever one can sit, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from exporting import HIDDEN, INPUTS, OUTPUTS
+from lstmserve.graph import Weights, build_portable
+from lstmserve_export import export
+from lstmserve_export.convert import convert
+from lstmserve_export.network import Network, describe, take_head, take_lstm
+from lstmserve_export.parity import LENGTHS, probe, prove
+from lstmserve_export.reference import Inputs, forward, refer
+from lstmserve_export.refusal import Refused
+
+Fault = Callable[[dict[str, np.ndarray]], None]
+
+
+def two_layers() -> Network:
+    """A network that has one of everything a fault can hit."""
+    torch.manual_seed(3)
+    return Network(take_lstm(nn.LSTM(INPUTS, HIDDEN, 2)), take_head(nn.Linear(HIDDEN, OUTPUTS)))
+
+
+def proved(network: Network, weights: Weights) -> None:
+    """The proof on a model.onnx with these weights."""
+    spec = describe(network)
+    content = build_portable(spec, weights).SerializeToString()
+    prove(content, spec, refer(network, probe(network, spec)), lambda stage: None)
+
+
+def swap_layers(w: dict[str, np.ndarray]) -> None:
+    """The recurrent weights of the two layers."""
+    w["lstm.0.R"], w["lstm.1.R"] = w["lstm.1.R"], w["lstm.0.R"]
+
+
+def swap_biases(w: dict[str, np.ndarray]) -> None:
+    """Input and recurrent biases: their sum is what counts, so this is no fault."""
+    w["lstm.0.B"] = np.roll(w["lstm.0.B"], 4 * HIDDEN, axis=1)
+
+
+def roll_gates(w: dict[str, np.ndarray]) -> None:
+    """The gates of one layer by one."""
+    w["lstm.1.W"] = np.roll(w["lstm.1.W"], HIDDEN, axis=1)
+
+
+def roll_units(w: dict[str, np.ndarray]) -> None:
+    """The units of one layer by one."""
+    w["lstm.1.R"] = np.roll(w["lstm.1.R"], 1, axis=2)
+
+
+def one_weight(w: dict[str, np.ndarray]) -> None:
+    """A thousandth on one of 1,000 weights."""
+    w["lstm.0.R"] = w["lstm.0.R"].copy()
+    w["lstm.0.R"][0, 5, 5] += 1e-3
+
+
+def head_bias(w: dict[str, np.ndarray]) -> None:
+    """No head bias."""
+    w["head.0.bias"] = np.zeros_like(w["head.0.bias"])
+
+
+@pytest.mark.parametrize("fault", [swap_layers, roll_gates, roll_units, one_weight, head_bias])
+def test_a_planted_fault_fails_the_proof(fault: Fault) -> None:
+    """Each is as large as a real mistake would be, or smaller."""
+    network = two_layers()
+    weights = dict(convert(network, describe(network)))
+    fault(weights)
+    with pytest.raises(Refused, match="parity failed"):
+        proved(network, weights)
+
+
+def test_what_is_no_fault_passes() -> None:
+    """The proof judges numbers, not tensors."""
+    network = two_layers()
+    weights = dict(convert(network, describe(network)))
+    swap_biases(weights)
+    proved(network, weights)
+
+
+def test_the_probe_has_200_rows_and_both_kinds_of_start() -> None:
+    """Half the sequences start from zeros, as a new session does, half from a state."""
+    network = two_layers()
+    inputs = probe(network, describe(network))
+    assert sum(LENGTHS) == inputs.lengths.sum() == 200
+    starts = np.abs(inputs.h0).max(axis=(0, 2)), np.abs(inputs.c0).max(axis=(0, 2))
+    for start in starts:
+        assert (start[::2] == 0).all()
+        assert (start[1::2] > 0).all()
+
+
+def test_the_reference_is_torch_itself() -> None:
+    """forward() with padding equals a plain call of the modules on every sequence."""
+    network = two_layers()
+    inputs = probe(network, describe(network))
+    y, hn, cn = forward(network, inputs, torch.float64)
+    lstm, head = network.lstm.double(), network.head.double()
+    for n, length in enumerate(inputs.lengths):
+        part = slice(n, n + 1)
+        state = tuple(torch.from_numpy(s[:, part]).double() for s in (inputs.h0, inputs.c0))
+        out, (h, c) = lstm(torch.from_numpy(inputs.x[part, :length]).double(), state)
+        np.testing.assert_allclose(y[part, :length], head(out).numpy(), atol=1e-14)
+        np.testing.assert_allclose(hn[:, part], h.numpy(), atol=1e-14)
+        np.testing.assert_allclose(cn[:, part], c.numpy(), atol=1e-14)
+
+
+def test_a_chaotic_network_is_judged_by_torch_s_own_error(tmp_path: Path) -> None:
+    """Large weights amplify rounding: torch's float32 is as far from float64 as ours; a note."""
+    network = two_layers()
+    for name, parameter in network.lstm.named_parameters():
+        parameter.mul_(30 if "_hh_" in name else 1)
+    manifest = export(network.lstm, network.head, name="net", models=tmp_path).manifest
+    assert manifest.parity["torch_error"] > 0.1
+    assert manifest.parity["onnx_error"] > 0.1
+    assert max(manifest.parity["excess"].values()) <= 1
+    (note,) = manifest.notes
+    assert "this network amplifies rounding" in note
+
+
+def test_answers_past_a_length_do_not_count() -> None:
+    """What stands in the padding of x changes nothing."""
+    network = two_layers()
+    inputs = probe(network, describe(network))
+    past = np.arange(inputs.x.shape[1]) >= inputs.lengths[:, None]
+    other = Inputs(np.where(past[:, :, None], 7, inputs.x), inputs.lengths, inputs.h0, inputs.c0)
+    first, second = refer(network, inputs), refer(network, replace(other))
+    for name in ("y", "hn", "cn"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
