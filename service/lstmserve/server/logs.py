@@ -6,7 +6,6 @@ import hashlib
 import logging
 import secrets
 import sys
-from typing import Literal
 
 import structlog
 
@@ -18,8 +17,8 @@ def session_hash(session_id: str) -> str:
     return hashlib.blake2b(session_id.encode(), digest_size=8, key=BOOT_KEY).hexdigest()
 
 
-def configure(form: Literal["json", "text"]) -> None:
-    """Sends structlog's and the standard library's log lines to stderr, in this form."""
+def configure(form: str) -> None:
+    """Sends structlog's and the standard library's lines to stderr; `form` is json or text."""
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

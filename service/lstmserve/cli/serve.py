@@ -1,0 +1,123 @@
+"""Owns `lstmserve serve`: one flag and one environment variable for every setting of Config.
+
+Starts nothing itself, and imports the server only when it runs: it is not in the base install.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lstmserve.config import Config, Setting, settings
+
+PREFIX = "LSTMSERVE_"
+SERVER_MODULES = ("onnxruntime", "onnx", "grpc_health", "prometheus_client", "structlog", "uvloop")
+LATER = (
+    *("store-mode", "tls-cert", "tls-key", "tls-client-ca", "tokens", "admin"),
+)  # in the contract, not in this release: refused, so that nobody believes they are on
+
+
+def _type(setting: Setting) -> click.ParamType[Any]:
+    if setting.choices:
+        return click.Choice(setting.choices)
+    if setting.kind is int and setting.low is not None and setting.high is not None:
+        return click.IntRange(int(setting.low), int(setting.high))
+    if setting.kind is float:
+        return click.FloatRange(setting.low, setting.high)
+    return click.Path(path_type=Path) if setting.kind is Path else click.STRING
+
+
+def _option(field: Field[Any]) -> click.Option:
+    setting: Setting = field.metadata["setting"]
+    flag = "--" + field.name.replace("_", "-")
+    is_flag = setting.kind is bool
+    return click.Option(
+        [f"{flag}/--no-{flag[2:]}" if is_flag else flag],
+        type=click.BOOL if is_flag else _type(setting),
+        default=field.default,
+        help=setting.help,
+        show_default=field.default is not None,
+        envvar=PREFIX + field.name.upper(),
+        show_envvar=True,
+    )
+
+
+def _store(context: click.Context, parameter: click.Parameter, value: str) -> None:
+    if value != "memory":
+        raise click.BadParameter(f"{value!r} is not in this release, which has memory")
+
+
+def _refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise click.BadParameter(f"{value!r}: this flag is not in this release")
+
+
+def _unsettable(name: str, callback: Callable[..., None], **attributes: Any) -> click.Option:
+    variable = PREFIX + name.replace("-", "_").upper()
+    return click.Option(
+        ["--" + name], envvar=variable, expose_value=False, callback=callback, **attributes
+    )
+
+
+def _serve(**values: Any) -> None:
+    missing = [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise click.UsageError(
+            f"{missing[0]} is missing: install lstmserve[cpu], or lstmserve[gpu] for CUDA"
+        )
+    try:
+        config = Config(**values)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    sys.exit(_run(config))
+
+
+def _run(config: Config) -> int:
+    # Before the first import of grpc: its own lines on stderr are in no form of ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import structlog
+
+    from lstmserve.server import logs, server
+    from lstmserve.server.machine import BadSetting
+
+    logs.configure(config.log)
+    for name in _unknown_variables():
+        structlog.get_logger().warning("unknown environment variable", name=name)
+    try:
+        return server.run(config)
+    except BadSetting as error:
+        raise click.UsageError(str(error)) from error
+    except server.REFUSALS as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _unknown_variables() -> list[str]:
+    """Only warned about: Kubernetes sets LSTMSERVE_PORT for a Service named lstmserve."""
+    known = {parameter.envvar for parameter in serve.params}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+serve = click.Command(
+    "serve",
+    callback=_serve,
+    help="Serve every model of a folder over gRPC until SIGTERM; a second signal ends it at once.",
+    params=[
+        *map(_option, settings().values()),
+        _unsettable(
+            "store",
+            _store,
+            default="memory",
+            show_default=True,
+            show_envvar=True,
+            help="Where session states outlive the process; memory: nowhere.",
+        ),
+        *(_unsettable(name, _refuse, hidden=True) for name in LATER),
+    ],
+)

@@ -1,0 +1,162 @@
+"""Owns the server's life: what starts and stops, in which order. Computes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+import uvloop
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from prometheus_client import CollectorRegistry
+
+from lstmserve.config import Config, host_port
+from lstmserve.engine import Engine, Model, load_models
+from lstmserve.engine.device import DeviceUnavailable
+from lstmserve.engine.loading import PoolTooSmall
+from lstmserve.manifest import InvalidModelFolder
+from lstmserve.server import servicer, transport
+from lstmserve.server.gauges import read_gauges
+from lstmserve.server.heartbeat import Heartbeat
+from lstmserve.server.machine import (
+    AddressUnavailable,
+    bind_grpc,
+    bind_http,
+    check_plain_text,
+    join,
+    pin,
+)
+from lstmserve.server.metrics import Metrics
+
+EXIT_OK, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 3
+GRACE_S = 1.0
+SCRAPE_S_MAX = 5.0
+GC_THRESHOLDS = (50_000, 20, 20)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+T = TypeVar("T")
+log = structlog.get_logger()
+REFUSALS = (AddressUnavailable, DeviceUnavailable, InvalidModelFolder, PoolTooSmall)
+
+
+def run(config: Config) -> int:
+    """Serves until told to stop, and returns the exit code: 0, or 3 when the engine died.
+
+    Raises BadSetting, or one of REFUSALS, whose message is one line for the operator.
+    """
+    check_plain_text(config)
+    if config.cpu is not None:
+        pin(config.cpu)
+    models = load_models(config)
+    return uvloop.run(_serve(config.resolved(model.spec for model in models), models))
+
+
+async def _serve(config: Config, models: Sequence[Model]) -> int:
+    server = Server(config, models)
+    try:
+        await server.start()
+        return await server.run()
+    finally:
+        server.stop_http()
+
+
+class Server:
+    """One engine behind one gRPC port and one HTTP port, on the running event loop.
+
+    Constructing binds both ports: it raises AddressUnavailable when one is taken.
+    """
+
+    def __init__(self, config: Config, models: Sequence[Model]) -> None:
+        loop = asyncio.get_running_loop()
+        registry = CollectorRegistry()
+        self._config = config
+        self._models = models
+        self._is_ready = False
+        self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
+        self._engine = Engine(config, models, self._metrics)
+        self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
+        self._health = health.aio.HealthServicer()
+        handlers = servicer.handlers(self._engine, self._metrics, config)
+        self._server = transport.make_server(config, handlers, self._health)
+        self.listen = bind_grpc(self._server, config.listen)
+        self._http = bind_http(
+            config.metrics, registry, self._heartbeat.is_alive, lambda: self._is_ready
+        )
+        host, _ = host_port("metrics", config.metrics)
+        self.metrics = join(host, self._http.port)
+        self._signalled = asyncio.Event()
+
+    async def start(self) -> None:
+        """Ready when it returns."""
+        for model in self._models:
+            self._metrics.model_info(model.name, model.version, model.fingerprint)
+            gauges = functools.partial(read_gauges, self._engine, model)
+            self._metrics.watch(model.name, model.version, gauges)
+        self._http.start()
+        await self._server.start()
+        for name in transport.HEALTH_NAMES:
+            await self._health.set(name, HealthCheckResponse.SERVING)
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        _quiet_collector()
+        self._is_ready = True
+        sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
+        log.info("ready", listen=self.listen, metrics=self.metrics, sessions_max=sessions)
+
+    async def run(self) -> int:
+        """Until a signal or the engine's death; returns the exit code, with everything stopped."""
+        engine = asyncio.create_task(self._engine.run(), name="engine")
+        signalled = asyncio.create_task(self._signalled.wait(), name="signal")
+        await asyncio.wait({engine, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        self._is_ready = False
+        await self._health.enter_graceful_shutdown()
+        if not engine.done():
+            await self._drain(engine)
+        await self._server.stop(GRACE_S)
+        self._heartbeat.stop()
+        if error := engine.exception():
+            log.critical("engine died", exc_info=error)
+            return EXIT_ENGINE_DIED
+        log.info("stopped")
+        return EXIT_OK
+
+    def stop_http(self) -> None:
+        """Last, so that the probes answer through the drain."""
+        self._http.stop()
+
+    async def _drain(self, engine: asyncio.Task[None]) -> None:
+        """Steps go on for drain_delay_s: routers are late to hear that we leave."""
+        log.info("draining", delay_s=self._config.drain_delay_s, s_max=self._config.drain_s_max)
+        self._engine.drain()
+        await asyncio.wait({engine}, timeout=self._config.drain_delay_s)
+        await self._engine.close(self._config.drain_s_max)
+        await asyncio.wait({engine})
+
+    def _on_signal(self) -> None:
+        """The first one drains, the second one ends the process here and now."""
+        self._signalled.set()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, os._exit, EXIT_KILLED)
+
+
+def _read_on(loop: asyncio.AbstractEventLoop, read: Callable[[], T]) -> T:
+    """The result of read() on the loop. Raises TimeoutError when the loop hangs."""
+
+    async def call() -> T:
+        return read()
+
+    return asyncio.run_coroutine_threadsafe(call(), loop).result(SCRAPE_S_MAX)
+
+
+def _quiet_collector() -> None:
+    """What lives now lives for good; what comes is freed by reference counts for the most part."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

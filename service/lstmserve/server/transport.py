@@ -1,0 +1,54 @@
+"""Owns the gRPC server's options and what is registered with it. Translates no message."""
+
+from __future__ import annotations
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lstmserve.config import Config, host_port, is_loopback
+from lstmserve.v1 import lstm_pb2
+
+SERVICE = lstm_pb2.DESCRIPTOR.services_by_name["LstmService"].full_name
+HEALTH_NAMES = ("", SERVICE)
+
+KEEPALIVE_MS = 30_000
+PING_TIMEOUT_MS = 10_000
+PING_INTERVAL_MS_MIN = 10_000
+CONNECTION_IDLE_MS_MAX = 15 * 60 * 1000
+
+
+def options(config: Config) -> list[tuple[str, int]]:
+    """The channel arguments; `config` is resolved."""
+    assert config.message_bytes_max is not None
+    return [
+        # Two servers on one port would share its connections, and half the sessions vanish.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", config.message_bytes_max),
+        ("grpc.max_send_message_length", config.message_bytes_max),
+        ("grpc.max_concurrent_streams", config.streams_max),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        # Without this one a frozen peer is cut after a minute, whatever the other says.
+        ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
+        ("grpc.http2.max_ping_strikes", 2),
+        # No max_connection_age: it cuts streams, and a session cannot move to another server yet.
+        ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS_MAX),
+    ]
+
+
+def make_server(
+    config: Config, handlers: grpc.GenericRpcHandler, health_servicer: health.aio.HealthServicer
+) -> grpc.aio.Server:
+    """A server that has not been bound or started."""
+    server = grpc.aio.server(options=options(config))
+    server.add_generic_rpc_handlers((handlers,))
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    host, _ = host_port("listen", config.listen)
+    if is_loopback(host) if config.reflection is None else config.reflection:
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return server
