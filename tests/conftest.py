@@ -1,4 +1,4 @@
-"""Owns what every test module shares: the --long option and the tiny model."""
+"""Owns what every test module shares: the --long option, the tiny model and servers of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from modelmaking import make_model
+from serving import serve, server
+
+__all__ = ["serve", "server"]  # fixtures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -70,12 +70,12 @@ def test_functions_are_short() -> None:
 
 
 def test_lines_are_short() -> None:
-    """No line of any source file is longer than the limit."""
+    """No line of any source file is longer than the limit; a pragma at its end does not count."""
     long = [
         f"{path}:{number}"
         for path, text in ALL.items()
         for number, line in enumerate(text.splitlines(), 1)
-        if len(line) > LINE_MAX
+        if len(re.sub(r"  # (noqa|type:).*", "", line)) > LINE_MAX
     ]
     assert long == []
 
@@ -96,7 +96,7 @@ def test_public_functions_have_docstrings() -> None:
         f"{path}:{node.lineno} {node.name}"
         for path, tree in PRODUCT_TREES.items()
         for node in public_definitions(tree)
-        if ast.get_docstring(node) is None
+        if ast.get_docstring(node) is None and ast.unparse(node.body[-1]) != "..."
     ]
     assert silent == []
 

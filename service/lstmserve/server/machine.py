@@ -33,11 +33,12 @@ def check_plain_text(config: Config) -> None:
 
 
 def pin(cpu: int) -> None:
-    """Keeps every thread of the process, from now on, on one core. Raises BadSetting."""
+    """Keeps every thread of the process on one core, also those to come. Raises BadSetting."""
     allowed = sorted(os.sched_getaffinity(0))
     if cpu not in allowed:
         raise BadSetting(f"cpu is {cpu}, must be one of {', '.join(map(str, allowed))}")
-    os.sched_setaffinity(0, {cpu})
+    for thread in os.listdir("/proc/self/task"):  # numpy's own threads are there already
+        os.sched_setaffinity(int(thread), {cpu})
 
 
 def bind_grpc(server: grpc.aio.Server, address: str) -> str:

@@ -1,0 +1,163 @@
+"""Owns real server processes for tests: starts `lstmserve serve` on free ports, and ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-c", "from lstmserve.cli.serve import serve; serve()"]
+FREE_PORTS = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+WAIT_S_MAX = 60
+
+Serve = Callable[..., "Serving"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process' environment with the checkout importable and no setting but those given."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LSTMSERVE_")}
+    return {**kept, "PYTHONPATH": f"{ROOT / 'service'}{os.pathsep}{ROOT / 'export'}", **variables}
+
+
+def run_serve(
+    *arguments: str | Path, command: list[str] = COMMAND, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a server that is expected to end by itself."""
+    return subprocess.run(
+        [*command, *arguments],
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S_MAX,
+        check=False,
+    )
+
+
+class Serving:
+    """A server process that said Ready. `target` is for a gRPC channel; `log` grows."""
+
+    def __init__(self, arguments: tuple[str | Path, ...], command: list[str], **variables: str):
+        self.process = subprocess.Popen(
+            [*command, *FREE_PORTS, *arguments],
+            env=environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[dict[str, Any]] = []
+        self.noise: list[str] = []
+        self.ready = self._read_until_ready()
+        self.target: str = self.ready["listen"]
+        self.metrics_url = f"http://{self.ready['metrics']}"
+        # Somebody must read on, or a full pipe stops the server.
+        self._reader = threading.Thread(target=self._read_on, daemon=True)
+        self._reader.start()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of an HTTP GET."""
+        try:
+            with urllib.request.urlopen(self.metrics_url + path, timeout=WAIT_S_MAX) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over the samples of that name which have these labels; 0 when there is none."""
+        _, body = self.get("/metrics")
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(body)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code, once it has ended; its whole log has been read then."""
+        code = self.process.wait(timeout=WAIT_S_MAX)
+        self._reader.join(timeout=WAIT_S_MAX)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.signal()
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, when it still runs."""
+        if self.process.returncode is None:
+            self.process.kill()
+            self.wait()
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines of one event."""
+        return [line for line in self.log if line["event"] == event]
+
+    def _read_until_ready(self) -> dict[str, Any]:
+        while (line := self._read_line()) is not None:
+            if line.get("event") == "ready":
+                return line
+        code = self.process.wait(timeout=WAIT_S_MAX)
+        raise AssertionError(f"exit {code}, never ready: {self.log} {self.noise}")
+
+    def _read_on(self) -> None:
+        while self._read_line() is not None:
+            pass
+
+    def _read_line(self) -> dict[str, Any] | None:
+        assert self.process.stderr is not None
+        text = self.process.stderr.readline()
+        if not text:
+            return None
+        try:
+            self.log.append(json.loads(text))
+        except json.JSONDecodeError:
+            self.noise.append(text)
+            return {}
+        return self.log[-1]
+
+
+@pytest.fixture
+def serve(models: Path) -> Iterator[Serve]:
+    """Starts servers on the tiny model, with the flags a test gives; kills what it left running."""
+    started: list[Serving] = []
+
+    def start(
+        *arguments: str | Path,
+        models: Path = models,
+        command: list[str] = COMMAND,
+        **variables: str,
+    ) -> Serving:
+        started.append(Serving(("--models", models, *arguments), command, **variables))
+        return started[-1]
+
+    yield start
+    for serving in started:
+        serving.kill()
+
+
+@pytest.fixture(scope="session")
+def server(models: Path) -> Iterator[Serving]:
+    """One server on the tiny model, shared by tests that leave it as it was."""
+    serving = Serving(("--models", models), COMMAND)
+    yield serving
+    assert serving.stop() == 0

@@ -1,0 +1,140 @@
+"""`lstmserve serve` before Ready: flags, environment, refusals and their exit codes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lstmserve.cli.serve import serve as serve_command
+from lstmserve.config import settings
+from serving import FREE_PORTS, ROOT, Serve, Serving, run_serve
+
+
+def refused(text: str, code: int, *arguments: str | Path, **variables: str) -> None:
+    """Runs a server that must end with this exit code and this text in its last line."""
+    ended = run_serve(*arguments, **variables)
+    last = ended.stderr.splitlines()[-1]
+    assert ended.returncode == code, ended.stderr
+    assert last.startswith("Error: ")
+    assert text in last
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_names_every_setting() -> None:
+    """--help shows every setting's flag, variable and default."""
+    text = CliRunner().invoke(serve_command, ["--help"], terminal_width=200).output
+    words = " ".join(text.split())
+    for name, field in settings().items():
+        assert f"--{name.replace('_', '-')} " in words
+        assert f"LSTMSERVE_{name.upper()}" in words
+        if field.default not in (None, False):
+            assert f"default: {field.default}" in words, name
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """No flag does nothing: every setting is read outside config.py."""
+    files = (ROOT / "service" / "lstmserve").rglob("*.py")
+    text = "\n".join(path.read_text() for path in files if path.name != "config.py")
+    unread = [name for name in settings() if not re.search(rf"config\.{name}\b", text)]
+    assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--threads", "0", "1<=x<=256"),
+        ("--threads", "one", "integer"),
+        ("--pool-bytes", "4095", "4096<=x<=1099511627776"),
+        ("--session-ttl-s", "2592001", "1<=x<=2592000"),
+        ("--drain-s-max", "nan", "[0, 3600]"),
+        ("--device", "gpu", "'cpu', 'cuda', 'auto'"),
+        ("--log", "xml", "'json', 'text'"),
+        ("--listen", "50051", "HOST:PORT"),
+        ("--metrics", "127.0.0.1:65536", "[0, 65535]"),
+        ("--batch-cells-max", "8", "slice_rows_max, which is 32"),
+        ("--cpu", "4095", "must be one of"),
+        ("--store", "redis://localhost", "not in this release"),
+        ("--tls-cert", "cert.pem", "not in this release"),
+        ("--admin", "127.0.0.1:1", "not in this release"),
+    ],
+)
+def test_bad_value_exits_2(flag: str, value: str, allowed: str) -> None:
+    """A bad value exits 2 with its name, the value and what is allowed, as flag or variable."""
+    variable = "LSTMSERVE_" + flag[2:].replace("-", "_").upper()
+    name = f"({flag[2:]}|{flag[2:].replace('-', '_')})"
+    for ended in (run_serve(flag, value), run_serve(**{variable: value})):
+        assert ended.returncode == 2
+        last = ended.stderr.splitlines()[-1]
+        assert re.search(name, last)
+        assert value in last
+        assert allowed in last
+
+
+def test_plain_text_stays_on_loopback() -> None:
+    """An address that others can reach is refused, and the refusal names the ways out."""
+    refused("--insecure", 2, "--listen", "0.0.0.0:0")
+    refused("127.0.0.1", 2, "--listen", "[::]:0")
+
+
+def test_insecure_opens_it(serve: Serve) -> None:
+    """With --insecure the same address is served."""
+    serving = serve("--listen", "0.0.0.0:0", "--insecure")
+    assert serving.target.startswith("0.0.0.0:")
+    assert serving.stop() == 0
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "structlog"])
+def test_missing_extra_exits_2(module: str) -> None:
+    """Without the server's extras it exits 2 naming both."""
+    code = f"import sys; sys.modules['{module}'] = None; from lstmserve.cli.serve import serve"
+    ended = run_serve(command=[sys.executable, "-c", f"{code}; serve()"])
+    assert ended.returncode == 2
+    assert module in ended.stderr
+    assert "lstmserve[cpu]" in ended.stderr
+    assert "lstmserve[gpu]" in ended.stderr
+
+
+def test_models_folder_must_hold_models(tmp_path: Path) -> None:
+    """No folder, an empty one, and a changed file exit 1 with one line that says what to do."""
+    missing = tmp_path / "nowhere"
+    refused("no such folder", 1, "--models", missing, *FREE_PORTS)
+    refused("lstmserve export", 1, "--models", tmp_path, *FREE_PORTS)
+
+
+def test_changed_weights_are_refused(models: Path, tmp_path: Path) -> None:
+    """One flipped bit in model.onnx exits 1, naming the file."""
+    version = tmp_path / "tiny" / "1"
+    version.mkdir(parents=True)
+    for path in (models / "tiny" / "1").iterdir():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= path.name == "model.onnx"
+        (version / path.name).write_bytes(content)
+    refused("model.onnx", 1, "--models", tmp_path, *FREE_PORTS)
+
+
+def test_taken_ports_exit_1(server: Serving, models: Path) -> None:
+    """A second server on either port is refused with one line, and the first one lives on."""
+    metrics = server.metrics_url.removeprefix("http://")
+    refused(server.target, 1, "--models", models, *FREE_PORTS, "--listen", server.target)
+    refused(metrics, 1, "--models", models, *FREE_PORTS, "--metrics", metrics)
+    assert server.get("/readyz")[0] == 200
+
+
+def test_unknown_variables_only_warn(serve: Serve) -> None:
+    """Kubernetes' LSTMSERVE_PORT is warned about and does not stop the server."""
+    serving = serve(LSTMSERVE_PORT="tcp://10.0.0.1:50051")
+    (warning,) = serving.events("unknown environment variable")
+    assert (warning["name"], warning["level"]) == ("LSTMSERVE_PORT", "warning")
+    assert serving.stop() == 0
+
+
+def test_flag_beats_variable(serve: Serve) -> None:
+    """A variable sets a setting, and the flag beats it."""
+    serving = serve("--drain-s-max", "7", LSTMSERVE_DRAIN_S_MAX="8", LSTMSERVE_DRAIN_DELAY_S="0.5")
+    assert serving.stop() == 0
+    (draining,) = serving.events("draining")
+    assert (draining["s_max"], draining["delay_s"]) == (7.0, 0.5)

@@ -1,0 +1,252 @@
+"""The life of a real server process: Ready, signals, drain under load, the engine's death."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from lstmserve.v1 import lstm_pb2, lstm_pb2_grpc
+from serving import Serve, Serving
+
+SERVICE = "lstmserve.v1.LstmService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+X = [0.5, -1.0, 2.0]
+DEADLINE_S = 60
+
+
+@pytest.fixture
+def channels() -> Iterator[list[grpc.Channel]]:
+    """Channels that are closed at the end."""
+    opened: list[grpc.Channel] = []
+    yield opened
+    for channel in opened:
+        channel.close()
+
+
+class Peer:
+    """A client of one server: its stubs on one channel."""
+
+    def __init__(self, serving: Serving, channels: list[grpc.Channel]) -> None:
+        channel = grpc.insecure_channel(serving.target)
+        channels.append(channel)
+        self.lstm = lstm_pb2_grpc.LstmServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+        self.reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    def open(self) -> str:
+        """The id of a new session of the tiny model."""
+        request = lstm_pb2.OpenSessionRequest(model="tiny")
+        return self.lstm.OpenSession(request, timeout=DEADLINE_S).session.id
+
+    def step(self, session_id: str) -> lstm_pb2.StepResponse:
+        """One row."""
+        request = lstm_pb2.StepRequest(session_id=session_id, x=X)
+        return self.lstm.Step(request, timeout=DEADLINE_S)
+
+    def watch(self) -> Iterator[int]:
+        """The server's health, as it changes."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        return (reply.status for reply in self.health.Watch(request, timeout=DEADLINE_S))
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The code of a failed call."""
+    assert isinstance(error, grpc.Call)
+    return error.code()
+
+
+def test_ready_means_ready(server: Serving, channels: list[grpc.Channel]) -> None:
+    """After Ready the probes pass, health serves, and the log says how many sessions fit."""
+    assert server.get("/livez")[0] == server.get("/readyz")[0] == 200
+    health = Peer(server, channels).health
+    for name in ("", SERVICE):
+        assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
+    fits = server.ready["sessions_max"]["tiny:1"]
+    slots = {"model": "tiny", "version": "1"}
+    used, free = (server.metric("lstm_slots", state=state, **slots) for state in ("used", "free"))
+    assert used + free == fits > 0
+    assert server.noise == []
+
+
+def test_reflection_shows_the_public_proto(server: Serving, channels: list[grpc.Channel]) -> None:
+    """On loopback, reflection lists the service and serves the file with plain float arrays."""
+    stub = Peer(server, channels).reflection
+
+    def ask(**question: str) -> reflection_pb2.ServerReflectionResponse:
+        request = reflection_pb2.ServerReflectionRequest(**question)
+        return next(stub.ServerReflectionInfo(iter([request]), timeout=DEADLINE_S))
+
+    services = ask(list_services="").list_services_response.service
+    assert {each.name for each in services} >= {SERVICE, "grpc.health.v1.Health"}
+    files = ask(file_containing_symbol=SERVICE).file_descriptor_response.file_descriptor_proto
+    assert lstm_pb2.DESCRIPTOR.serialized_pb in files
+
+
+@pytest.mark.parametrize("flags", [("--no-reflection",), ("--insecure", "--listen", "0.0.0.0:0")])
+def test_reflection_can_be_off(
+    serve: Serve, channels: list[grpc.Channel], flags: tuple[str, ...]
+) -> None:
+    """With --no-reflection, and where others can reach the server, the service is not there."""
+    stub = Peer(serve(*flags), channels).reflection
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    with pytest.raises(grpc.RpcError) as refusal:
+        next(stub.ServerReflectionInfo(iter([request]), timeout=DEADLINE_S))
+    assert code_of(refusal.value) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_message_limit_holds(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """A message of the limit passes, one byte more is RESOURCE_EXHAUSTED."""
+    health = Peer(serve("--message-bytes-max", "4096"), channels).health
+    frame = 3  # tag and length of the one field
+    for size, code in (
+        (4096, grpc.StatusCode.NOT_FOUND),
+        (4097, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ):
+        request = health_pb2.HealthCheckRequest(service="x" * (size - frame))
+        assert request.ByteSize() == size
+        with pytest.raises(grpc.RpcError) as refusal:
+            health.Check(request, timeout=DEADLINE_S)
+        assert code_of(refusal.value) is code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_with_0(serve: Serve, number: int) -> None:
+    """SIGTERM and SIGINT stop an idle server with exit code 0, and the log says so."""
+    serving = serve()
+    serving.signal(number)
+    assert serving.wait() == 0
+    assert [line["event"] for line in serving.log] == ["ready", "draining", "stopped"]
+
+
+def test_pinned_to_one_core(serve: Serve) -> None:
+    """--cpu keeps the process and its threads on that core."""
+    core = min(os.sched_getaffinity(0))
+    serving = serve("--cpu", str(core))
+    threads = [int(name) for name in os.listdir(f"/proc/{serving.process.pid}/task")]
+    assert len(threads) > 1
+    assert [os.sched_getaffinity(thread) for thread in threads] == [{core}] * len(threads)
+    assert serving.stop() == 0
+
+
+def test_draining_serves_open_sessions_only(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """While it waits for routers, it is not ready, refuses new sessions, and steps open ones."""
+    serving = serve("--drain-delay-s", "3600")
+    peer = Peer(serving, channels)
+    session_id = peer.open()
+    states = peer.watch()
+    assert next(states) == SERVING
+    serving.signal()
+    assert next(states) == NOT_SERVING
+    assert serving.get("/readyz")[0] == 503
+    assert serving.get("/livez")[0] == 200
+    assert peer.step(session_id).step == 1
+    with pytest.raises(grpc.RpcError) as refusal:
+        peer.open()
+    assert code_of(refusal.value) is grpc.StatusCode.UNAVAILABLE
+    assert peer.step(session_id).step == 2
+    serving.signal()
+    assert serving.wait() == 1, "the second signal ends it at once"
+
+
+def test_drain_under_load_drops_nothing(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """SIGTERM under load: replies come in order without a gap, later calls are UNAVAILABLE."""
+    serving = serve("--drain-delay-s", "0.2")
+    peers = [Peer(serving, channels) for _ in range(4)]
+    ends: Counter[grpc.StatusCode] = Counter()
+    steps: list[list[int]] = []
+    all_started = threading.Barrier(len(peers) + 1, timeout=DEADLINE_S)
+
+    def work(peer: Peer) -> None:
+        session_id, numbers = peer.open(), []
+        steps.append(numbers)
+        numbers.append(peer.step(session_id).step)
+        all_started.wait()
+        try:
+            while True:
+                numbers.append(peer.step(session_id).step)
+        except grpc.RpcError as error:
+            ends[code_of(error)] += 1
+
+    threads = [threading.Thread(target=work, args=(peer,)) for peer in peers]
+    for thread in threads:
+        thread.start()
+    all_started.wait()
+    serving.signal()
+    for thread in threads:
+        thread.join(timeout=DEADLINE_S)
+    assert serving.wait() == 0
+    assert ends == {grpc.StatusCode.UNAVAILABLE: len(peers)}
+    assert all(numbers == [*range(1, len(numbers) + 1)] for numbers in steps)
+    print("steps", [len(numbers) for numbers in steps])
+    assert [line for line in serving.log if line["level"] in ("error", "critical")] == []
+
+
+DIES = """
+from lstmserve.engine.driver import Driver
+async def run(self, model, batch):
+    raise RuntimeError("planted")
+Driver._compute = run
+from lstmserve.cli.serve import serve
+serve()
+"""
+
+
+def test_engine_death_ends_the_process(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """When the engine dies, the step fails without a hang, health flips, and the exit code is 3."""
+    serving = serve(command=[sys.executable, "-c", DIES])
+    peer = Peer(serving, channels)
+    session_id = peer.open()
+    states = peer.watch()
+    assert next(states) == SERVING
+    with pytest.raises(grpc.RpcError) as failure:
+        peer.step(session_id)
+    assert code_of(failure.value) in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+    assert "planted" not in str(failure.value)
+    assert next(states) == NOT_SERVING
+    assert serving.wait() == 3
+    (died,) = serving.events("engine died")
+    assert "planted" in died["exception"]
+
+
+def test_metrics_tell_the_truth(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """Counters equal what the client did, and opened - closed is the number of live sessions."""
+    serving = serve()
+    peer = Peer(serving, channels)
+    ids = [peer.open() for _ in range(5)]
+    for session_id in ids[:3]:
+        for _ in range(4):
+            peer.step(session_id)
+    peer.lstm.CloseSession(lstm_pb2.CloseSessionRequest(session_id=ids[0]), timeout=DEADLINE_S)
+    with pytest.raises(grpc.RpcError):
+        peer.step(ids[0])
+    with pytest.raises(grpc.RpcError):
+        peer.lstm.Step(lstm_pb2.StepRequest(session_id=ids[1], x=[float("nan")] * 3))
+    assert serving.metric("lstm_steps_total", model="tiny", method="Step", code="OK") == 12
+    assert serving.metric("lstm_steps_total", method="Step") == 14
+    assert serving.metric("lstm_step_errors_total", reason="NON_FINITE") == 1
+    assert serving.metric("lstm_step_errors_total", reason="SESSION_CLOSED") == 1
+    assert serving.metric("lstm_step_seconds_count") == 12
+    assert serving.metric("lstm_queue_seconds_count") == 12
+    assert serving.metric("lstm_rows_total") == 12
+    assert serving.metric("lstm_sessions_opened_total", source="new") == 5
+    assert serving.metric("lstm_sessions_closed_total", reason="client") == 1
+    assert serving.metric("lstm_sessions", state="clean") == 4
+    assert serving.metric("lstm_slots", state="used") == 4
+    assert serving.metric("lstm_pending_steps") == 0
+    for method, count in (("Step", 14), ("OpenSession", 5), ("CloseSession", 1)):
+        labels = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": method}
+        assert serving.metric("grpc_server_started_total", **labels) == count
+        assert serving.metric("grpc_server_handled_total", **labels) == count
+        assert serving.metric("grpc_server_handling_seconds_count", **labels) == count
+    assert serving.metric("grpc_server_handled_total", grpc_code="InvalidArgument") == 1
+    assert serving.stop() == 0
