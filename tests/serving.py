@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent
-COMMAND = [sys.executable, "-c", "from lstmserve.cli.serve import serve; serve()"]
+COMMAND = [sys.executable, "-c", "from lstmserve.cli import main; main()", "serve"]
 FREE_PORTS = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
 WAIT_S_MAX = 60
 

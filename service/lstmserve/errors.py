@@ -1,7 +1,6 @@
 """Owns the domain errors: what a client, a model or the machine can cause. Knows no transport.
 
-One class per reason of proto/lstmserve/v1/error_reason.proto; server/status.py maps the reasons to
-gRPC codes, and says which mean that nothing was applied.
+One class per reason of error_reason.proto; reasons.py has their codes and what was applied.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ class Driver:
         error = ServeError("the server failed; whether the step was applied is unknown")
         try:
             while not (self._is_stopping and self.pending_steps == 0):
+                self._wake.clear()  # before the first await: what happens during one must wake
                 await self._gather()
                 if not await self._run_round():
                     await self._wake.wait()
@@ -101,7 +102,6 @@ class Driver:
 
     async def _run_round(self) -> bool:
         """One batch of every model that has one, so that no model waits for another's queue."""
-        self._wake.clear()
         ran = False
         for model in self._models:
             if model.scheduler is None or len(self._commits) >= self._config.batches_in_flight_max:

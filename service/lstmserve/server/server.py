@@ -37,6 +37,8 @@ from lstmserve.server.metrics import Metrics
 EXIT_OK, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 3
 GRACE_S = 1.0
 SCRAPE_S_MAX = 5.0
+QUIET_S = 0.05
+QUIET_ROUNDS_MAX = 20
 GC_THRESHOLDS = (50_000, 20, 20)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -91,6 +93,7 @@ class Server:
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
         self._signalled = asyncio.Event()
+        self._forever: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
         """Ready when it returns."""
@@ -138,6 +141,19 @@ class Server:
         await asyncio.wait({engine}, timeout=self._config.drain_delay_s)
         await self._engine.close(self._config.drain_s_max)
         await asyncio.wait({engine})
+        await self._until_quiet()
+
+    async def _until_quiet(self) -> None:
+        """Refuses what still comes, until nothing does.
+
+        A call that stop() finds in gRPC's own queue ends as CANCELLED: its caller cannot tell that
+        from its own doing, and does not go to another server.
+        """
+        for _ in range(QUIET_ROUNDS_MAX):
+            before = self._metrics.rpcs_started.total()
+            await asyncio.wait({self._forever}, timeout=QUIET_S)
+            if self._metrics.rpcs_started.total() == before:
+                return
 
     def _on_signal(self) -> None:
         """The first one drains, the second one ends the process here and now."""
