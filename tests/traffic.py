@@ -94,7 +94,7 @@ class Oracle:
 def start_engine(folder: Path, spec: ModelSpec, seed: int = 0, **settings: Any) -> Engine:
     """An engine with one model "m", made in `folder`; not running yet."""
     make_model(folder, spec, seed, name="m")
-    config = Config(models=folder, **settings)
+    config = Config(models=folder, **{"pool_bytes": 4 << 20, **settings})
     return Engine(config, load_models(config), NoMetrics())
 
 

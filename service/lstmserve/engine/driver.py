@@ -42,6 +42,7 @@ class Driver:
         self._accepted = 0  # ever; tells whether a loop pass brought anything
         self._commits: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._overdue: ServeError | None = None  # what is left of a stop ends with this
         self._is_stopping = False
         self._stopped = asyncio.Event()
 
@@ -63,13 +64,17 @@ class Driver:
         """Until stop(). Raises what it died of."""
         error = ServeError("the server failed; whether the step was applied is unknown")
         try:
-            while not (self._is_stopping and self.pending_steps == 0):
-                self._wake.clear()  # before the first await: what happens during one must wake
+            while True:
+                self._wake.clear()  # before anything is looked at, so that no change is missed
+                if self._failure is not None:
+                    raise self._failure
+                if self._overdue is not None:
+                    self.fail_pending(self._overdue)
+                if self._is_stopping and self.pending_steps == 0:
+                    return
                 await self._gather()
                 if not await self._run_round():
                     await self._wake.wait()
-                if self._failure is not None:
-                    raise self._failure
         finally:
             self.fail_pending(error)
             self._thread.shutdown(wait=False)
@@ -79,7 +84,7 @@ class Driver:
         """Finishes what is pending within `timeout_s`, fails the rest with `error`."""
         self._is_stopping = True
         self._wake.set()
-        expiry = asyncio.get_running_loop().call_later(timeout_s, self.fail_pending, error)
+        expiry = asyncio.get_running_loop().call_later(timeout_s, self._expire, error)
         try:
             await self._stopped.wait()
         finally:
@@ -90,6 +95,9 @@ class Driver:
         for model in self._models:
             if model.scheduler:
                 model.scheduler.fail_all(error, time.monotonic_ns())
+
+    def _expire(self, error: ServeError) -> None:
+        self._overdue = error
         self._wake.set()
 
     async def _gather(self) -> None:

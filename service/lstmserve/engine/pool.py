@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from lstmserve.engine.device import Device, open_session
+from lstmserve.engine.free_list import FreeList
 from lstmserve.graph.pool import state_widths
 from lstmserve.graph.rows import build_read, build_write
 from lstmserve.spec import ModelSpec
@@ -43,42 +44,37 @@ class Pool:
             name: ort.OrtValue.ortvalue_from_numpy(np.zeros((slots, width), np.float32), device, 0)
             for name, width in self.widths.items()
         }
-        self._free = np.arange(1, slots - 1, dtype=np.int64)[::-1].copy()
-        self.free_count = slots - RESERVED
+        self._free = FreeList(ZERO + 1, self.trash)
         self._reader = open_session(build_read(spec), device, threads=1)
         self._writer = open_session(build_write(spec), device, threads=1)
 
     def __repr__(self) -> str:
         return f"Pool(slots={self.slots}, free={self.free_count})"
 
+    @property
+    def free_count(self) -> int:
+        """Slots that nobody owns."""
+        return len(self._free)
+
     def take(self, count: int) -> Slots:
         """`count` free slots; the caller owns them until it gives them back. Their content is old.
 
         The scheduler never asks for more than there are: a shortage is a bug.
         """
-        assert count <= self.free_count, f"{count} slots wanted, {self.free_count} free"
-        self.free_count -= count
-        return self._free[self.free_count : self.free_count + count].copy()
+        return self._free.take(count)
 
     def take_one(self) -> int:
         """One free slot."""
-        assert self.free_count, "no slot is free"
-        self.free_count -= 1
-        return int(self._free[self.free_count])
+        return self._free.take_one()
 
     def give(self, slots: Slots) -> None:
         """Slots back; the zero slot among them is passed over (a session that never stepped)."""
-        owned = slots[slots != ZERO]
-        assert self.free_count + owned.size <= self._free.size, "a slot was given back twice"
-        self._free[self.free_count : self.free_count + owned.size] = owned
-        self.free_count += owned.size
+        self._free.give(slots[slots != ZERO])
 
     def give_one(self, slot: int) -> None:
         """One slot back, or the zero slot, which nobody owns."""
         if slot != ZERO:
-            assert self.free_count < self._free.size, "a slot was given back twice"
-            self._free[self.free_count] = slot
-            self.free_count += 1
+            self._free.give_one(slot)
 
     def read(self, slots: Slots) -> Rows:
         """Copies of the rows of these slots."""
@@ -105,11 +101,7 @@ class Pool:
         self._writer.run_with_iobinding(binding)
 
     def check_integrity(self, used: Slots) -> None:
-        """Every slot is free, reserved or in `used` (with repeats where owned twice), once."""
-        free = self._free[: self.free_count]
-        owned = np.concatenate([free, used[used != ZERO]])
-        assert owned.size == np.unique(owned).size, "a slot is owned twice"
-        assert owned.size == self.slots - RESERVED, "a slot is lost"
-        assert not np.isin([ZERO, self.trash], owned).any(), "a reserved slot is owned"
+        """Every slot is free, reserved or in `used`, once; the zero slot is zero."""
+        self._free.check_integrity(used[used != ZERO])
         zeros = self.read(np.array([ZERO], np.int64))
         assert not any(row.any() for row in zeros.values()), "the zero slot was written"

@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.free_list import FreeList
+
 FREE: Final = 0
 OPEN: Final = 1
 CLOSING: Final = 2  # its client closed it; pending steps run first
@@ -29,7 +31,7 @@ class SessionTable:
     def __init__(self, rows: int) -> None:
         self.rows = rows
         # Sessions writes these.
-        self.keys: list[str | None] = [None] * rows
+        self.keys: list[str | None] = []  # grows to the most rows ever used
         self.phase = np.zeros(rows, np.int8)
         self.model = np.zeros(rows, np.int16)
         self.incarnation = np.zeros(rows, np.int64)
@@ -42,10 +44,9 @@ class SessionTable:
         self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle
         # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
         self.digest = np.zeros(rows, np.uint64)
-        self.replies: list[bytes | None] = [None] * rows
+        self.replies: list[bytes | None] = []
         self._index: dict[str, int] = {}
-        self._free = np.arange(rows, dtype=np.int64)[::-1].copy()
-        self.free_count = rows
+        self._free = FreeList(0, rows)
 
     def __len__(self) -> int:
         """Sessions that can be found by key."""
@@ -57,10 +58,11 @@ class SessionTable:
 
     def add(self, key: str) -> int:
         """A cleared row under this key. There must be a free row, and none with the key."""
-        assert self.free_count, "the table is full"
         assert key not in self._index
-        self.free_count -= 1
-        row = int(self._free[self.free_count])
+        row = self._free.take_one()
+        if row == len(self.keys):
+            self.keys.append(None)
+            self.replies.append(None)
         self.keys[row] = key
         self._index[key] = row
         self.phase[row] = OPEN
@@ -83,8 +85,7 @@ class SessionTable:
         self.phase[row] = FREE
         self.step[row] = self.digest[row] = 0
         self.replies[row] = None
-        self._free[self.free_count] = row
-        self.free_count += 1
+        self._free.give_one(row)
 
     def idle_before(self, now_ns: int, start: int, stop: int) -> Index:
         """Rows in [start, stop) that are idle, and whose time ran out before `now_ns`."""
@@ -98,11 +99,7 @@ class SessionTable:
 
     def check_integrity(self) -> None:
         """Every row is free or used, once, and the index has exactly the rows with a key."""
-        free = self._free[: self.free_count]
-        assert np.unique(free).size == self.free_count, "a row is free twice"
-        used = np.flatnonzero(self.phase != FREE)
-        assert used.size + self.free_count == self.rows, "a row is lost"
-        assert (self.phase[free] == FREE).all(), "a used row is free"
+        self._free.check_integrity(np.flatnonzero(self.phase != FREE))
         assert all(self.keys[row] == key for key, row in self._index.items())
         indexed = (self.phase == OPEN) | (self.phase == CLOSING)
         assert int(indexed.sum()) == len(self._index), "a row is in no index"

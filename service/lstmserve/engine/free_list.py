@@ -1,0 +1,65 @@
+"""Owns which numbers of a range are free: slots of a pool, rows of a table."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+
+
+class FreeList:
+    """The numbers in [start, stop), all free at first; what was given back is taken first.
+
+    Memory is touched only as far as numbers were ever taken, so that a large range costs nothing.
+    """
+
+    def __init__(self, start: int, stop: int) -> None:
+        self._start = start
+        self._stop = stop
+        self._fresh = start  # the lowest that was never taken
+        self._given = np.empty(max(0, stop - start), np.int64)
+        self._given_count = 0
+
+    def __len__(self) -> int:
+        return self._given_count + self._stop - self._fresh
+
+    def take_one(self) -> int:
+        """One of them; the caller never asks for more than there are: a shortage is a bug."""
+        if self._given_count:
+            self._given_count -= 1
+            return int(self._given[self._given_count])
+        assert self._fresh < self._stop, "none is free"
+        self._fresh += 1
+        return self._fresh - 1
+
+    def take(self, count: int) -> Numbers:
+        """So many of them, [count]."""
+        assert count <= len(self), f"{count} wanted, {len(self)} free"
+        used = min(count, self._given_count)
+        self._given_count -= used
+        taken = self._given[self._given_count : self._given_count + used]
+        fresh = np.arange(self._fresh, self._fresh + count - used)
+        self._fresh += fresh.size
+        return np.concatenate([taken, fresh])
+
+    def give_one(self, number: int) -> None:
+        """One back."""
+        assert self._given_count < self._fresh - self._start, "given back twice"
+        self._given[self._given_count] = number
+        self._given_count += 1
+
+    def give(self, numbers: Numbers) -> None:
+        """Some back, [N]."""
+        end = self._given_count + numbers.size
+        assert end <= self._fresh - self._start, "given back twice"
+        self._given[self._given_count : end] = numbers
+        self._given_count = end
+
+    def check_integrity(self, used: Numbers) -> None:
+        """Every number is free or in `used`, once."""
+        given = self._given[: self._given_count]
+        owned = np.concatenate([given, used])
+        assert owned.size == np.unique(owned).size, "a number is owned twice"
+        assert owned.size == self._fresh - self._start, "a number is lost"
+        assert not owned.size or self._start <= owned.min() <= owned.max() < self._fresh
