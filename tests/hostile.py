@@ -293,7 +293,7 @@ def _two_linears(folder: Path) -> Case:
     return saved(folder, {**state(), **nn.Linear(OUTPUTS, 2).state_dict(prefix="fc2.")})
 
 
-@row("one matrix that may be head or embedding", "can be its --embedding")
+@row("one matrix that may be head or embedding", "embed (9 tokens -> 8) can be its embedding")
 def _embedding_or_head(folder: Path) -> Case:
     lstm, table = nn.LSTM(HIDDEN, HIDDEN), nn.Embedding(9, HIDDEN)
     return saved(folder, {**lstm.state_dict(prefix="lstm."), **table.state_dict(prefix="embed.")})

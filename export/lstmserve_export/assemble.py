@@ -64,7 +64,7 @@ def _build_embedding(linears: Linears, flag: str, taker: Taker) -> nn.Embedding 
         return None
     named = linears.get(flag.removesuffix(".weight"))
     if named is None or named.bias:
-        candidates = shorten([str(one) for one in linears.values() if not one.bias]) or "none"
+        candidates = shorten([one.as_table() for one in linears.values() if not one.bias]) or "none"
         raise Refused(f"--embedding {flag}: the file has no such table; candidates: {candidates}")
     shape = (named.out_features, named.in_features)
     table = taker.take(f"{named.label}.weight", shape)

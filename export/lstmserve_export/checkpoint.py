@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +53,20 @@ def _load_safetensors(path: Path) -> object:
 
 def _load_torch(path: Path, kind: Kind) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # a refusal is one line, whatever the file makes torch say
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can make torch raise anything
         if globals_ := _unsafe_globals(path, kind, str(error)):
             raise Refused(
                 f"{path} holds Python objects ({shorten(globals_)}), which run code when they are "
                 f"loaded: {ADVICE}"
             ) from error
-        raise Refused(
-            f"{path} is not a torch checkpoint, or {DAMAGED} ({_first_line(error)})"
-        ) from error
+        # torch's own words may invite to load the file without weights_only: never pass them on.
+        detail = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
+        raise Refused(f"{path} is not a torch checkpoint, or {DAMAGED}{detail}") from error
 
 
 def _unsafe_globals(path: Path, kind: Kind, message: str) -> list[str]:

@@ -96,14 +96,15 @@ def _flags(linears: Iterable[LinearNames], recurrent: Recurrent) -> str:
         may_be_embedding = not one.bias and one.in_features == recurrent.input_size
         may_be_head = one.in_features == recurrent.output_size
         heads += [str(one)] if may_be_head else []
-        tables += [str(one)] if may_be_embedding else []
+        tables += [one.as_table()] if may_be_embedding else []
         rest += [str(one)] if not (may_be_head or may_be_embedding) else []
     parts = [
         f"{shorten(heads)} can follow {recurrent.label}" if heads else "",
-        f"{shorten(tables)} can be its --embedding" if tables else "",
+        f"{shorten(tables)} can be its embedding" if tables else "",
         f"{shorten(rest)} can come later" if rest else "",
     ]
-    return f"{'; '.join(filter(None, parts))}; choose with {HEAD_FLAG}"
+    flags = f"--embedding NAME and {HEAD_FLAG}" if tables else HEAD_FLAG
+    return f"{'; '.join(filter(None, parts))}; choose with {flags}"
 
 
 def check_unused(

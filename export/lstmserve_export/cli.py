@@ -25,7 +25,9 @@ class MissingExtra(click.ClickException):
 def _flag(name: str, **attributes: Any) -> Callable[[F], F]:
     """An option that its environment variable sets too."""
     variable = "LSTMSERVE_" + name.removeprefix("--").upper().replace("-", "_")
-    return click.option(name, envvar=variable, show_default=True, **attributes)
+    return click.option(
+        name, envvar=variable, show_default=bool(attributes.get("default")), **attributes
+    )
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | None:

@@ -63,6 +63,10 @@ class LinearNames:
         """For a list of candidates."""
         return f"{self.label} ({self.in_features} -> {self.out_features})"
 
+    def as_table(self) -> str:
+        """As __str__, read as an embedding."""
+        return f"{self.label} ({self.out_features} tokens -> {self.in_features})"
+
 
 def find_recurrent(tensors: Tensors) -> list[Recurrent]:
     """Every LSTM, LSTMCell, GRU and RNN, in the file's order; kind BROKEN for what is none."""

@@ -1,0 +1,79 @@
+"""Random damage to every kind of file: a network or a refusal comes out, never anything else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from exporting import Net, patch_zip, save
+from lstmserve_export.assemble import assemble
+from lstmserve_export.checkpoint import read_checkpoint
+from lstmserve_export.choose import Choices
+from lstmserve_export.refusal import Refused
+
+SEED = 7
+DAMAGED_COUNT = 150
+HEADER_BYTES = 1500  # where names, sizes and the pickle are; the rest is weights
+
+
+def damage(rng: random.Random, content: bytes) -> bytes:
+    """One to four bytes changed, mostly where the structure is; sometimes cut short."""
+    data = bytearray(content)
+    end = len(data) if rng.random() < 0.3 else min(len(data), HEADER_BYTES)
+    for _ in range(rng.randint(1, 4)):
+        data[rng.randrange(end)] ^= rng.randint(1, 255)
+    return bytes(data[: rng.randrange(len(data))] if rng.random() < 0.1 else data)
+
+
+def zipped(path: Path) -> None:
+    """What torch.save writes."""
+    save(Net().state_dict(), path)
+
+
+def legacy(path: Path) -> None:
+    """What torch.save wrote before 1.6; it has no checksums at all."""
+    save(Net().state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+def tensors(path: Path) -> None:
+    """Safetensors."""
+    safetensors.torch.save_file(Net().state_dict(), path)
+
+
+def outcome(path: Path) -> bool:
+    """Whether it was refused; anything but a network or a refusal is the test's failure."""
+    try:
+        assemble(read_checkpoint(path), Choices())
+    except Refused:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("write", [zipped, legacy, tensors])
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """Some damage leaves a valid file (a renamed key, a weight): then there is a network."""
+    print(f"seed {SEED}")
+    rng, path = random.Random(SEED), tmp_path / "net.pt"
+    write(path)
+    content, refusals = path.read_bytes(), 0
+    for _ in range(DAMAGED_COUNT):
+        path.write_bytes(damage(rng, content))
+        refusals += outcome(path)
+    assert refusals > DAMAGED_COUNT // 4
+
+
+def test_a_damaged_pickle_with_a_right_checksum_is_read_or_refused(tmp_path: Path) -> None:
+    """What an attacker would do: the archive is whole, the pickle in it is not."""
+    print(f"seed {SEED}")
+    rng, path = random.Random(SEED), tmp_path / "net.pt"
+    zipped(path)
+    content, refusals = path.read_bytes(), 0
+    for _ in range(DAMAGED_COUNT):
+        path.write_bytes(content)
+        patch_zip(path, {"data.pkl": lambda data: damage(rng, data)})
+        refusals += outcome(path)
+    assert refusals > DAMAGED_COUNT // 4
