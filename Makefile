@@ -24,8 +24,7 @@ test: check ## check, then all tests (PYTEST_ARGS adds options)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
-	$(if $(RETRAIN),$(BIN)/python examples/weather/train.py)
-	$(BIN)/python examples/weather/demo.py
+	$(BIN)/python -m examples.weather.demo $(if $(RETRAIN),--retrain)
 
 bench: $(STAMP) ## the micro-benchmarks (timings; nothing is pass or fail)
 	$(BIN)/python -m pytest bench --benchmark-only -o addopts= $(PYTEST_ARGS)

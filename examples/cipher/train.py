@@ -17,7 +17,7 @@ from torch import nn
 
 from examples.cipher.ciphers import ALPHABET, encrypt_key, encrypt_shift, letters, tokens
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
 SEED = 13
 TEXTS, LENGTH = 64, 60
 

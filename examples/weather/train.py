@@ -16,7 +16,7 @@ from torch import nn
 
 from examples.weather.features import FEATURES, HORIZONS_H, Year, load_year, rmse_f
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
 SEED = 4
 RUNS, WINDOWS, WINDOW_H = 250, 64, 240
 LEARNING_RATE, WEIGHT_DECAY = 8e-3, 1e-2

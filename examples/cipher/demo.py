@@ -1,0 +1,61 @@
+"""Owns the cipher demo: python -m examples.cipher.demo. Serves nothing itself.
+
+Exports both nets, starts a server and sends encrypted texts one letter at a time.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from examples.cipher.ciphers import KEY, SHIFT, encrypt_key, encrypt_shift, letters, tokens
+from examples.cipher.train import CHECKPOINT
+from examples.serving import LSTMSERVE, ServerDied, serve
+from lstmserve import Client
+from lstmserve.client import LstmServeError
+
+MODELS = CHECKPOINT.with_name("out") / "models"
+TEXT = "THE-SERVER-REMEMBERS-WHERE-IN-THE-KEY-IT-IS"
+
+
+def export(name: str, models: Path) -> None:
+    """checkpoint/NAME.pt to models/NAME/1."""
+    flags = ["--embedding", "embedding", "--model-version", "1", "--force", "--models", models]
+    subprocess.run([LSTMSERVE, "export", CHECKPOINT / f"{name}.pt", *flags], check=True)
+
+
+def decrypt(client: Client, model: str, encrypted: str) -> str:
+    """Letter by letter through one session; the text begins where the session does."""
+    with client.session(model) as session:
+        scores = [session.step(token) for token in tokens(encrypted)]
+    return letters(int(score.argmax()) for score in scores)
+
+
+def decrypt_without_state(client: Client, model: str, encrypted: str) -> str:
+    """The same, but the state is dropped before every letter."""
+    scores = client.predict(model, tokens(encrypted))
+    return letters(int(score.argmax()) for score in scores)
+
+
+def run(client: Client) -> None:
+    """Prints what comes back."""
+    secret, encrypted = encrypt_shift("SECRET"), encrypt_key(TEXT)
+    print(f"shift by {SHIFT}:      {secret} -> {decrypt(client, 'shift', secret)}")
+    print(f"the key {KEY}:   {encrypted}\n  state kept:     {decrypt(client, 'key', encrypted)}")
+    print(f"  state dropped:  {decrypt_without_state(client, 'key', encrypted)}")
+
+
+def main() -> None:
+    """Exit code 0, or 1 with one error on stderr."""
+    try:
+        for name in ("shift", "key"):
+            export(name, MODELS)
+        with serve(MODELS) as server, Client(server.target) as client:
+            run(client)
+    except (ServerDied, LstmServeError, subprocess.CalledProcessError) as error:
+        sys.exit(f"demo failed: {error}")
+
+
+if __name__ == "__main__":
+    main()
