@@ -119,6 +119,42 @@ def test_message_limit_holds(serve: Serve, channels: list[grpc.Channel]) -> None
         assert code_of(refusal.value) is code
 
 
+def test_calls_per_connection_are_limited(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """With --streams-max 2 a third call on one connection waits until one of the two has ended."""
+    health = Peer(serve("--streams-max", "2"), channels).health
+    request = health_pb2.HealthCheckRequest()
+    watches = [health.Watch(request, timeout=DEADLINE_S) for _ in range(2)]
+    assert [next(watch).status for watch in watches] == [SERVING, SERVING]
+    third = health.Watch(request, timeout=DEADLINE_S)
+    fourth = health.Check.future(request, timeout=0.5)
+    assert code_of(fourth.exception()) is grpc.StatusCode.DEADLINE_EXCEEDED
+    watches[0].cancel()
+    assert next(third).status == SERVING
+    for watch in (*watches, third):
+        watch.cancel()
+
+
+HANGS = """
+import signal, threading
+from lstmserve.server import heartbeat, server
+heartbeat.AGE_S_MAX = server.SCRAPE_S_MAX = 0.5
+signal.signal(signal.SIGUSR1, lambda *_: threading.Event().wait())
+from lstmserve.cli.serve import serve
+serve()
+"""
+
+
+def test_a_hung_loop_fails_livez_and_the_scrape(serve: Serve) -> None:
+    """When the event loop hangs, /livez turns 503 from its own thread, and /metrics does too."""
+    serving = serve(command=[sys.executable, "-c", HANGS])
+    assert serving.get("/livez")[0] == serving.get("/metrics")[0] == 200
+    serving.signal(signal.SIGUSR1)
+    while serving.get("/livez")[0] == 200:
+        pass
+    assert serving.get("/livez")[0] == 503
+    assert serving.get("/metrics")[0] == 503
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it_with_0(serve: Serve, number: int) -> None:
     """SIGTERM and SIGINT stop an idle server with exit code 0, and the log says so."""
@@ -189,6 +225,36 @@ def test_drain_under_load_drops_nothing(serve: Serve, channels: list[grpc.Channe
     assert all(numbers == [*range(1, len(numbers) + 1)] for numbers in steps)
     print("steps", [len(numbers) for numbers in steps])
     assert [line for line in serving.log if line["level"] in ("error", "critical")] == []
+
+
+def test_drain_ends_streams_without_a_gap(serve: Serve, channels: list[grpc.Channel]) -> None:
+    """A stream under load gets its replies in order, then only DRAINING, then its end."""
+    serving = serve()
+    peer = Peer(serving, channels)
+    session_id, told = peer.open(), threading.Event()
+
+    def requests() -> Iterator[lstm_pb2.StepRequest]:
+        while not told.is_set():
+            yield lstm_pb2.StepRequest(session_id=session_id, x=X)
+
+    numbers, errors = [], Counter()
+    for reply in peer.lstm.StepStream(requests(), timeout=DEADLINE_S):
+        if reply.HasField("error"):
+            errors[grpc_code(reply.error.code)] += 1
+            told.set()
+        else:
+            numbers.append(reply.step)
+        if len(numbers) == 100:
+            serving.signal()
+    assert serving.wait() == 0
+    assert numbers == [*range(1, len(numbers) + 1)]
+    assert set(errors) == {grpc.StatusCode.UNAVAILABLE}
+    print("steps", len(numbers), "refused", errors.total())
+
+
+def grpc_code(number: int) -> grpc.StatusCode:
+    """The code of that number."""
+    return next(code for code in grpc.StatusCode if code.value[0] == number)
 
 
 DIES = """

@@ -67,10 +67,28 @@ def test_a_bug_leaks_no_text_and_is_logged_once() -> None:
     """Any other exception is INTERNAL without its text, and one log line has it."""
     secret = ValueError("secret path /etc/lstm")
     with structlog.testing.capture_logs() as lines:
-        abort = to_abort(secret)
+        abort = to_abort(secret, method="Step")
     assert abort.code is code(secret) is grpc.StatusCode.INTERNAL
     status = Status.FromString(dict(abort.trailers)[DETAILS])
     assert details(status, ErrorInfo) == [ErrorInfo(reason="INTERNAL", domain="lstmserve")]
     assert b"secret" not in status.SerializeToString()
     assert "secret" not in abort.details
-    assert [line["exc_info"] for line in lines] == [secret]
+    assert [(line["exc_info"], line["method"]) for line in lines] == [(secret, "Step")]
+
+
+def test_a_failing_model_is_logged_with_its_cause() -> None:
+    """MODEL_ERROR is ours to mend: the log has what the runtime said, the client does not."""
+    cause = RuntimeError("LSTM node, bad allocation")
+    error = errors.ModelError("the model failed on this step")
+    error.__cause__ = cause
+    with structlog.testing.capture_logs() as lines:
+        status = to_status(error)
+    assert [line["exc_info"] for line in lines] == [cause]
+    assert "allocation" not in str(status)
+
+
+def test_a_client_s_fault_is_not_logged() -> None:
+    """Errors that clients cause are counted, not logged."""
+    with structlog.testing.capture_logs() as lines:
+        to_status(errors.BadTensor("7 values", field="x"))
+    assert lines == []

@@ -15,8 +15,11 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from lstmserve.server.codec import Request, parse
+from lstmserve.server.logs import session_hash
 from lstmserve.server.metrics import Metrics
 from lstmserve.server.status import code, to_abort
+
+SESSION_KEY = "x-session-id"
 
 Context = grpc.aio.ServicerContext[Any, bytes]
 Unary = Callable[[Any, Context], Awaitable[Message]]
@@ -38,13 +41,19 @@ def unary(
             return response.SerializeToString()
         except Exception as error:
             ended = code(error)
-            abort = to_abort(error)
+            abort = to_abort(error, **_facts(name, context))
             await context.abort(abort.code, abort.details, abort.trailers)
             raise AssertionError("abort() raises") from error
         finally:
             metrics.rpc_handled(name, "unary", ended, (time.monotonic_ns() - start_ns) / 1e9)
 
     return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _facts(name: str, context: Context) -> dict[str, str]:
+    """For the log: the call, and the session (a stream: the group) that its metadata names."""
+    ids = [str(value) for key, value in context.invocation_metadata() or () if key == SESSION_KEY]
+    return {"method": name, **({"session": session_hash(ids[0])} if ids else {})}
 
 
 def bidi(name: str, method: Stream, metrics: Metrics) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -58,7 +67,7 @@ def bidi(name: str, method: Stream, metrics: Metrics) -> grpc.RpcMethodHandler[b
             ended = grpc.StatusCode.OK
         except Exception as error:
             ended = code(error)
-            abort = to_abort(error)
+            abort = to_abort(error, **_facts(name, context))
             await context.abort(abort.code, abort.details, abort.trailers)
         finally:
             metrics.rpc_handled(name, "bidi_stream", ended)

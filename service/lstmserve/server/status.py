@@ -10,7 +10,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from lstmserve.errors import ServeError
+from lstmserve.errors import ModelError, ServeError
 from lstmserve.reasons import DOMAIN, REASONS
 
 DETAILS = "grpc-status-details-bin"
@@ -30,14 +30,17 @@ class Abort(NamedTuple):
     trailers: Trailers
 
 
-def to_status(error: BaseException) -> Status:
+def to_status(error: BaseException, **facts: str) -> Status:
     """The google.rpc.Status of a domain error; of any other, INTERNAL with a fixed text.
 
-    Such another is a bug: it is logged here, so call this once per error.
+    Such another is a bug, and a failing model is ours too: both are logged here, with `facts`, so
+    call this once per error.
     """
     if not isinstance(error, ServeError):
-        log.error("internal error", exc_info=error)
+        log.error("internal error", exc_info=error, **facts)
         error = ServeError("internal error; the server's log has more")
+    elif isinstance(error, ModelError):
+        log.error("model error", exc_info=error.__cause__, **facts)
     status = Status(code=code(error).value[0], message=error.message)
     info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
@@ -57,9 +60,9 @@ def code(error: BaseException) -> StatusCode:
     return REASONS[reason].code
 
 
-def to_abort(error: BaseException) -> Abort:
+def to_abort(error: BaseException, **facts: str) -> Abort:
     """What ends a unary call with this error; logs as to_status does."""
-    status = to_status(error)
+    status = to_status(error, **facts)
     trailers: Trailers = ((DETAILS, status.SerializeToString()),)
     if isinstance(error, ServeError) and error.retry_s is not None:
         trailers += ((PUSHBACK, str(_milliseconds(error.retry_s))),)
