@@ -119,6 +119,18 @@ def test_changed_weights_are_refused(models: Path, tmp_path: Path) -> None:
     refused("model.onnx", 1, "--models", tmp_path, *FREE_PORTS)
 
 
+def test_a_device_that_is_not_there_exits_1(models: Path) -> None:
+    """--device cuda with the CPU's onnxruntime is refused with what to install, never ignored."""
+    refused("lstmserve[gpu]", 1, "--models", models, *FREE_PORTS, "--device", "cuda")
+
+
+def test_auto_says_which_device_it_took(serve: Serve) -> None:
+    """--device auto takes what is there, and the Ready line names it."""
+    serving = serve("--device", "auto")
+    assert serving.ready["device"] == "cpu"
+    assert serving.stop() == 0
+
+
 def test_taken_ports_exit_1(server: Serving, models: Path) -> None:
     """A second server on either port is refused with one line, and the first one lives on."""
     metrics = server.metrics_url.removeprefix("http://")

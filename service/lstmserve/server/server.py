@@ -110,7 +110,13 @@ class Server:
         _quiet_collector()
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
-        log.info("ready", listen=self.listen, metrics=self.metrics, sessions_max=sessions)
+        log.info(
+            "ready",
+            listen=self.listen,
+            metrics=self.metrics,
+            device=self._models[0].device,
+            sessions_max=sessions,
+        )
 
     async def run(self) -> int:
         """Until a signal or the engine's death; returns the exit code, with everything stopped."""
