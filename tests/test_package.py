@@ -1,0 +1,83 @@
+"""The wheel, installed as a user installs it: a client alone, and a server without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving import ROOT, Serving
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A command outside the checkout's import paths."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        command, env=kept, capture_output=True, text=True, check=check, timeout=280, cwd="/"
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with the wheel and no extra."""
+    folder = tmp_path_factory.mktemp("venv")
+    run(sys.executable, "-m", "venv", folder)
+    _install(folder / "bin", str(wheel))
+    return folder / "bin"
+
+
+def _install(bin_folder: Path, requirement: str) -> None:
+    options = ["--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    run(bin_folder / "python", "-m", "pip", "install", *options, requirement)
+
+
+def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> None:
+    """It imports, writes the proto, and says which extras `serve` needs, with exit code 2."""
+    run(base / "python", "-c", "from lstmserve import AsyncClient, Client")
+    refused = run(base / "lstmserve", "serve", "--models", models, check=False)
+    assert refused.returncode == 2
+    assert "lstmserve[cpu]" in refused.stderr
+    assert "lstmserve[gpu]" in refused.stderr
+    exported = run(base / "lstmserve", "export", wheel, check=False)
+    assert exported.returncode == 2
+    assert "lstmserve[export]" in exported.stderr
+
+
+def test_the_cpu_extra_serves_without_torch(
+    base: Path, wheel: Path, models: Path, tmp_path: Path
+) -> None:
+    """`pip install lstmserve[cpu]`: Ready, a step through the shell, and no torch anywhere."""
+    _install(base, f"{wheel}[cpu]")
+    found = run(base / "python", "-c", "import torch", check=False)
+    assert "No module named 'torch'" in found.stderr
+    serving = Serving(("--models", models), [str(base / "lstmserve"), "serve"], PYTHONPATH="")
+    try:
+        stepped = subprocess.run(
+            [base / "lstmserve", "step", "tiny", "--target", serving.target],
+            input="1,2,3\n",
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert len(stepped.stdout.strip().split(",")) == 2
+        written = run(base / "lstmserve", "proto", tmp_path)
+        assert written.returncode == 0
+        assert list(tmp_path.rglob("lstm.proto"))
+        assert serving.stop() == 0
+    finally:
+        serving.kill()
