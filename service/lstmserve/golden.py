@@ -41,6 +41,19 @@ class Golden:
     cn: Floats | None
     torch_error: float
 
+    def part(self, rows: slice) -> Golden:
+        """Some of the sequences."""
+        return Golden(
+            x=self.x[rows],
+            lengths=self.lengths[rows],
+            h0=self.h0[:, rows],
+            c0=self.c0[:, rows],
+            y=self.y[rows],
+            hn=None if self.hn is None else self.hn[:, rows],
+            cn=None if self.cn is None else self.cn[:, rows],
+            torch_error=self.torch_error,
+        )
+
 
 def excess(actual: Array, expected: Floats, torch_error: float) -> float:
     """The parity gate: how far `actual` is outside it, in units of the allowed error; pass <= 1.

@@ -20,6 +20,8 @@ from lstmserve.spec import ModelSpec
 
 State = npt.NDArray[np.float32]
 
+SELF_TEST_SLOTS = 48  # what selftest.py takes at once
+
 
 class ModelMetrics(Protocol):
     """What the engine counts per model; server/metrics.py has the real one."""
@@ -36,7 +38,8 @@ class ModelMetrics(Protocol):
 
 def spare_slots(config: Config) -> int:
     """Slots beyond those of sessions: what batches in flight write, and what long steps hold."""
-    return config.long_steps_max + config.batches_in_flight_max * config.batch_sessions_max
+    spare = config.long_steps_max + config.batches_in_flight_max * config.batch_sessions_max
+    return max(spare, SELF_TEST_SLOTS)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +61,7 @@ class Model:
     index: int = -1
     sessions: int = 0  # rows of the table it has, detached ones too; Sessions counts
     scheduler: Scheduler | None = None
-    metrics: ModelMetrics = field(init=False)
+    metrics: ModelMetrics = field(init=False, repr=False)
 
     @property
     def slots(self) -> int:
