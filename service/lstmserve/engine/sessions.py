@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
 from lstmserve.engine.endings import Ending, Endings, Tombstone
+from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.pool import ZERO, Rows
 from lstmserve.engine.table import CLOSING, DETACHED, OPEN, SessionTable
-from lstmserve.errors import (
-    ModelNotSteppable,
-    SessionClosed,
-    SessionLimit,
-    SessionReplaced,
-)
+from lstmserve.errors import ModelNotSteppable, SessionClosed, SessionLimit, SessionReplaced
 
 SWEEP_ROWS = 1 << 16
+FULL_SWEEP_NS = SECOND_NS // 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,7 @@ class Sessions:
         self._incarnation = 0
         self._closers: dict[int, list[Callable[[int], None]]] = {}
         self._sweep_row = 0
+        self._full_sweep_ns = 0
 
     def find(self, key: str, incarnation: int, now: Now) -> int:
         """The row of an open session. Raises SessionNotFound, SessionLost, SessionExpired,
@@ -85,7 +83,8 @@ class Sessions:
             raise ModelNotSteppable(
                 f"{model.name} is bidirectional: it reads whole sequences, use Predict"
             )
-        if model.sessions >= model.sessions_max:
+        if model.sessions >= model.sessions_max and now.monotonic_ns >= self._full_sweep_ns:
+            self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS  # not for every one refused
             self.sweep(now, self._table.rows)
         is_making_room = (
             replaced is not None
