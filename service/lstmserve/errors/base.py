@@ -1,0 +1,32 @@
+"""The base of the domain errors.
+
+One class per reason of error_reason.proto; reasons.py has their codes and what was applied.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServeError(Exception):
+    """A refusal or failure with its reason. The message is for the client: no path, no other id.
+
+    `metadata` are the reason's facts (error_reason.proto); `field` names the request's field at
+    fault; `retry_s` is how long to wait before a retry helps, None where none does.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: dict[str, str] | None = None,
+        field: str | None = None,
+        retry_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata or {}
+        self.field = field
+        self.retry_s = retry_s
