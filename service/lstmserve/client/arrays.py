@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.client.errors import InvalidInput
+from lstmserve.reasons import REASONS
+
 if TYPE_CHECKING:
     from lstmserve.client.records import ModelInfo
 
@@ -34,9 +37,17 @@ class Rows(NamedTuple):
 def rows(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     """A step's input: [I] or [T, I] of numbers; for tokens a scalar or [T] of integers.
 
-    Raises ValueError for anything else, and says what is expected.
+    Raises ValueError for anything else, and says what is expected. Raises InvalidInput for what
+    the server would refuse, so that a stream stops before it and sends nothing that comes after.
     """
-    return _tokens(model, value) if model.num_embeddings else _x(model, value)
+    step = _tokens(model, value) if model.num_embeddings else _x(model, value)
+    if step.length > model.length_max:
+        raise _refusal("TOO_LONG", f"{step.length} rows, {model.name} takes {model.length_max}")
+    return step
+
+
+def _refusal(reason: str, message: str) -> InvalidInput:
+    return InvalidInput(message, code=REASONS[reason].code, reason=reason)
 
 
 def _x(model: ModelInfo, value: npt.ArrayLike) -> Rows:
@@ -45,6 +56,8 @@ def _x(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     x = numbers(value, expected)
     if x.ndim not in (1, 2) or x.shape[-1] != width or x.size == 0:
         raise ValueError(f"{expected}, not {list(x.shape)}")
+    if not np.isfinite(x).all():
+        raise _refusal("NON_FINITE", "x has NaN or infinite values")
     return Rows(x.tobytes(), [], x.size // width, x.ndim == 1)
 
 
@@ -52,9 +65,11 @@ def _tokens(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     expected = f"{model.name} takes tokens: one integer, or [T] of them, T >= 1"
     tokens = _array(value, expected)
     if tokens.ndim > 1 or tokens.size == 0:
-        raise ValueError(f"{expected}, not shape {list(tokens.shape)}")
-    if tokens.dtype.kind not in "iu":
+        raise ValueError(f"{expected}, not {list(tokens.shape)}")
+    if not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"{expected}, not {tokens.dtype}")
+    if tokens.min() < 0 or tokens.max() >= model.num_embeddings:
+        raise _refusal("BAD_TENSOR", f"a token is not in [0, {model.num_embeddings})")
     return Rows(b"", tokens.reshape(-1).tolist(), tokens.size, tokens.ndim == 0)
 
 
@@ -70,7 +85,7 @@ def numbers(value: npt.ArrayLike, expected: str) -> Floats:
     array = _array(value, expected)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{expected}, not {array.dtype}")
-    with np.errstate(over="ignore"):  # becomes infinity, which the server refuses
+    with np.errstate(over="ignore"):  # becomes infinity, and is refused
         return np.ascontiguousarray(array, FLOAT).reshape(array.shape)
 
 
