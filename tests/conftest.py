@@ -8,8 +8,9 @@ import pytest
 
 from modelmaking import make_model
 from serving import serve, server
+from zoo import zoo
 
-__all__ = ["serve", "server"]  # fixtures
+__all__ = ["serve", "server", "zoo"]  # fixtures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
