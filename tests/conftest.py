@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from modelmaking import make_model
+from router import router
 from serving import serve, server
 from zoo import zoo
 
-__all__ = ["serve", "server", "zoo"]  # fixtures
+__all__ = ["router", "serve", "server", "zoo"]  # fixtures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from lstmserve.client import ModelInfo
 
 Steps: TypeAlias = npt.NDArray[Any]  # float32 [T, I], or int64 [T]
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CHUNK_BYTES = 1 << 16
 _ROWS_MAX = 256  # of one step: enough that the network costs little
 
@@ -77,16 +77,17 @@ def _row(line: str, model: ModelInfo) -> list[list[float] | int]:
     if cells == [""]:
         return []
     if model.num_embeddings:
-        return [_token(cells)]
+        return [_token(cells, model)]
     if len(cells) != model.input_size:
         raise ValueError(f"{len(cells)} columns, {model.name} takes {model.input_size}")
     return [[_number(cell) for cell in cells]]
 
 
-def _token(cells: list[str]) -> int:
-    if len(cells) == 1 and cells[0].isascii() and cells[0].isdecimal():
-        return int(cells[0])
-    raise ValueError(f"{','.join(cells)[:40]!r} is not a token, a whole number")
+def _token(cells: list[str], model: ModelInfo) -> int:
+    text = ",".join(cells)[:40]  # longer than any token
+    if text.isascii() and text.isdecimal() and int(text) < model.num_embeddings:
+        return int(text)
+    raise ValueError(f"{text!r} is not a token, a whole number below {model.num_embeddings}")
 
 
 def _number(cell: str) -> float:
@@ -94,8 +95,8 @@ def _number(cell: str) -> float:
         value = float(cell)
     except ValueError:
         raise ValueError(f"{cell[:40]!r} is not a number (rows only, no header)") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{cell!r} is not finite")
+    if not abs(value) <= _FLOAT32_MAX:
+        raise ValueError(f"{cell[:40]!r} is not finite in float32")
     return value
 
 

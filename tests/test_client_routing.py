@@ -1,0 +1,94 @@
+"""What a router can read of a call: the session or its group, and the token."""
+
+from __future__ import annotations
+
+from lstmserve import AsyncClient, Client
+from lstmserve.client import ids
+from router import Router
+
+X = [1.0, 2.0, 3.0]
+
+
+def test_every_call_names_its_session(router: Router) -> None:
+    """Calls about a session carry its id; streams, which many share, carry its group."""
+    with Client(router.target) as client:
+        client.models()
+        client.predict("tiny", [X], version=2)
+        session = client.session("tiny")
+        assert router.keys() == [
+            ("ListModels", None),
+            ("GetModel", None),
+            ("Predict", None),
+            ("OpenSession", session.id),
+        ]
+        session.step(X)
+        session.info()
+        session.state()
+        fork = session.fork()
+        assert router.keys() == [
+            ("Step", session.id),
+            ("GetSession", session.id),
+            ("GetState", session.id),
+            ("OpenSession", fork.id),
+        ]
+        group = ids.group(session.id)
+        for _ in range(2):
+            client.step_many({session: X, fork: X})
+        assert list(session.stream([X]))
+        assert router.keys() == [("StepMany", group), ("StepStream", group)]
+        for each in (session, fork):
+            each.close()
+        assert router.keys() == [("CloseSession", session.id), ("CloseSession", fork.id)]
+
+
+def test_groups_are_spread(router: Router) -> None:
+    """Ids are made in each group in turn; step_many opens one stream for each."""
+    with Client(router.target, groups=3) as client:
+        sessions = [client.session("tiny") for _ in range(9)]
+        groups = [ids.group(session.id) for session in sessions]
+        assert len(set(groups)) == 3
+        assert groups == groups[:3] * 3
+        router.keys()
+        client.step_many(dict.fromkeys(sessions, X))
+        assert sorted(router.keys()) == sorted(("StepMany", group) for group in groups[:3])
+        for session in sessions:
+            session.close()
+
+
+def test_an_id_without_a_group_travels_alone(router: Router) -> None:
+    """In step_many it is a Step of its own, as no other session need be on its server."""
+    with Client(router.target) as client:
+        one, two = client.session("tiny", id="one"), client.session("tiny", id="two")
+        router.keys()
+        client.step_many({one: X, two: X})
+        assert sorted(router.keys()) == [("Step", "one"), ("Step", "two")]
+        one.close()
+        two.close()
+
+
+def test_what_the_group_of_an_id_is() -> None:
+    """The part before the first colon, unless that is empty: Envoy's rule in the contract."""
+    assert [ids.group(each) for each in ("a", "a:b", "a:b:c", ":b", "a:")] == [
+        "a",
+        "a",
+        "a",
+        ":b",
+        "a",
+    ]
+    assert ids.group(ids.beside("a")) == ids.group(ids.beside("a:b")) == "a"
+
+
+async def test_the_token_goes_with_every_call(router: Router) -> None:
+    """Both flavours send it as a bearer token, on streams too; without one nothing is sent."""
+    with Client(router.target, token="secret") as client, client.session("tiny") as session:
+        assert list(session.stream([X]))
+    async with (
+        AsyncClient(router.target, token="secret") as aio_client,
+        aio_client.session("tiny") as aio_session,
+    ):
+        await aio_client.step_many({aio_session: X})
+    assert {metadata["authorization"] for _, metadata in router.calls} == {"Bearer secret"}
+    router.calls.clear()
+    with Client(router.target) as client:
+        client.models()
+    assert "authorization" not in router.calls[0][1]
