@@ -88,19 +88,23 @@ class AsyncSession:
         return self._output(sent, reply, not return_sequences)
 
     async def stream(
-        self, xs: Source[npt.ArrayLike], *, window: int = WINDOW
+        self,
+        xs: Source[npt.ArrayLike],
+        *,
+        window: int = WINDOW,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Floats]:
         """y of each x, in order, each x as for step(); steps are sent ahead of their replies.
 
-        At most about `window` are unanswered, and with a `window` of 1 still two. Raises what
-        step() raises, for the first step that fails, and what `xs` raises, after the replies
-        before it. Steps sent after a failed one may have been applied: info() tells.
+        About `window` are unanswered at most; `timeout_s` is for each. Raises what step() raises,
+        for the first step that fails, and what `xs` raises, after the replies before it. Steps
+        sent after one that the server refused may have been applied: info() tells.
         """
         exchange = self._transport.exchange(STEP_STREAM, ids.group(self.id))
 
         def send(x: npt.ArrayLike) -> tuple[Rows, Reply[wire.StepResponse]]:
             sent = rows(self.model_info, x)
-            return sent, exchange.post(step_request(self, sent, last_only=False))
+            return sent, exchange.post(step_request(self, sent, last_only=False), timeout_s)
 
         try:
             async with aclosing(pump(xs, send, window)) as replies:
