@@ -17,6 +17,7 @@ import onnxruntime as ort
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.block import Block
+from lstmserve.engine.digest import digest
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.sessions import Start
 from lstmserve.engine.step import Step
@@ -113,8 +114,18 @@ def submit(engine: Engine, row: int, x: npt.NDArray[Any], **options: Any) -> tup
     return step, reply
 
 
+def number_of(number: int, x: npt.NDArray[Any], last_only: bool = False) -> dict[str, Any]:
+    """Options of submit() for a numbered step."""
+    return {"number": number, "digest": digest(x, last_only), "last_only": last_only}
+
+
 def submit_block(
-    engine: Engine, rows: list[int], xs: list[npt.NDArray[Any]], *, last_only: bool = False
+    engine: Engine,
+    rows: list[int],
+    xs: list[npt.NDArray[Any]],
+    *,
+    last_only: bool = False,
+    numbers: list[int] | None = None,
 ) -> Reply:
     """One step for each row, as one StepMany message."""
     model = engine.model_of(rows[0])
@@ -132,6 +143,7 @@ def submit_block(
         arrival_ns=engine.clock().monotonic_ns,
         last_only=last_only,
         deadline_ns=0,
+        numbers=None if numbers is None else np.array(numbers, np.int64),
     )
     engine.submit_block(model, block)
     return reply

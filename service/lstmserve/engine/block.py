@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.digest import digests
 from lstmserve.engine.step import Input, Output, Step
 from lstmserve.engine.table import Index
 from lstmserve.errors import ServeError
@@ -18,15 +19,17 @@ class Block:
     `rows` [N] are sessions of one model, none twice. Sequence i is
     x[offsets[i] : offsets[i] + lengths[i]]; its outputs go to y[places[i] : ...], as many rows as
     it has time steps, or one with last_only. `y` [height, O] is NaN where nothing is applied.
-    The scheduler fills `y`, `numbers` (0: not applied), `errors` (by i) and the times.
+    The scheduler fills `y`, `numbers` (0: not applied), `errors` and `replayed` (by i), the times.
     """
 
     __slots__ = (
         "arrival_ns",
         "compute_ns",
         "deadline_ns",
+        "digests",
         "errors",
         "is_cancelled",
+        "is_numbered",
         "last_only",
         "lengths",
         "numbers",
@@ -34,6 +37,7 @@ class Block:
         "pending",
         "places",
         "queue_ns",
+        "replayed",
         "rows",
         "sink",
         "steps",
@@ -54,6 +58,7 @@ class Block:
         arrival_ns: int,
         last_only: bool,
         deadline_ns: int,
+        numbers: Index | None = None,
     ) -> None:
         self.rows = rows
         self.x = x
@@ -67,11 +72,21 @@ class Block:
         self.queue_ns = 0  # the longest
         self.compute_ns = 0  # the sum over the batches it ran in
         self.pending = rows.size
-        self.numbers = np.zeros(rows.size, np.int64)
+        self.is_numbered = numbers is not None
+        self.numbers = np.zeros(rows.size, np.int64) if numbers is None else numbers
+        self.digests: npt.NDArray[np.uint64] | None = (
+            digests(x, offsets, lengths, last_only) if self.is_numbered else None
+        )
+        self.replayed: list[int] = []
         self.errors: dict[int, ServeError] = {}
         self.y: Output = np.full(shape, np.nan, np.float32)
         self.is_cancelled = False
         self.steps: list[Step] = []  # of the rows that run as steps of their own
+
+    def output(self, i: int) -> Output:
+        """Row i's part of y."""
+        start = int(self.places[i])
+        return self.y[start : start + (1 if self.last_only else int(self.lengths[i]))]
 
     def cancel(self) -> None:
         """The caller went away: rows whose last slice has not been scheduled will not apply."""
@@ -82,8 +97,8 @@ class Block:
     def fail(self, i: int, error: ServeError) -> None:
         """Row i is not applied: its outputs are NaN."""
         self.errors[i] = error
-        start = int(self.places[i])
-        self.y[start : start + (1 if self.last_only else int(self.lengths[i]))] = np.nan
+        self.numbers[i] = 0
+        self.output(i)[:] = np.nan
 
     def settle(self, count: int) -> None:
         """`count` more rows are over; tells the sink after the last one."""
@@ -108,6 +123,8 @@ class BlockRow:
             arrival_ns=block.arrival_ns,
             last_only=block.last_only,
             deadline_ns=block.deadline_ns,
+            number=int(block.numbers[i]),
+            digest=0 if block.digests is None else int(block.digests[i]),
         )
         block.steps.append(self.step)
 
@@ -118,6 +135,8 @@ class BlockRow:
         start = int(block.places[i])
         block.y[start : start + len(y)] = y
         block.numbers[i] = step.number
+        if step.is_replayed:
+            block.replayed.append(i)
         block.queue_ns = max(block.queue_ns, step.queue_ns)
         block.compute_ns = max(block.compute_ns, step.compute_ns)
         block.settle(1)

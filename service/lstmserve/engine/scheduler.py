@@ -16,6 +16,7 @@ import numpy as np
 from lstmserve.config import Config
 from lstmserve.engine.batch import Batch, Part
 from lstmserve.engine.block import Block, BlockRow
+from lstmserve.engine.numbering import Numbering
 from lstmserve.engine.pool import ZERO, Pool
 from lstmserve.engine.queues import Entry, ReadyQueues, length_class
 from lstmserve.engine.settlement import Settlement
@@ -38,7 +39,8 @@ class Scheduler:
         self._pool = pool
         self._ready = ReadyQueues(config, pool)
         self._turns = SessionTurns(table, on_idle)
-        self._settlement = Settlement(table, pool, self._ready, self._turns)
+        self._numbering = Numbering(table, self._turns, config.reply_bytes_max)
+        self._settlement = Settlement(table, pool, self._ready, self._turns, self._numbering)
         self.in_flight_steps = 0  # scheduled and not settled
 
     def __repr__(self) -> str:
@@ -58,7 +60,12 @@ class Scheduler:
         return len(self._ready) > 0
 
     def submit(self, step: Step) -> None:
-        """Accepts a step. Raises Overloaded."""
+        """Accepts a step, or answers a repeated one.
+
+        Raises Overloaded; for a numbered step StepGap, StepSuperseded, StepPayloadMismatch.
+        """
+        if step.digest and not self._numbering.accept(step):
+            return
         self._check_room(1)
         if step.row != NO_ROW:
             self._check_session(int(self._table.pending[step.row]))
@@ -74,6 +81,8 @@ class Scheduler:
         pending = self._table.pending[block.rows]
         self._check_session(int(pending.max()))
         as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
+        if block.is_numbered:
+            as_columns &= block.numbers == self._table.step[block.rows] + 1
         if as_columns.all() and int(block.lengths.max()) == 1:
             self._submit_part(Part(block, np.arange(block.rows.size)))
             return
@@ -81,14 +90,18 @@ class Scheduler:
         for index in np.unique(classes[as_columns]):
             self._submit_part(Part(block, np.flatnonzero(as_columns & (classes == index))))
         for i in np.flatnonzero(~as_columns):
-            self.submit(BlockRow(block, int(i)).step)
+            row = BlockRow(block, int(i))
+            try:
+                self.submit(row.step)
+            except ServeError as error:
+                row.failed(row.step, error)
 
     def schedule(self, now_ns: int) -> Batch | None:
         """The next batch, in flight until settle(); None when nothing is ready."""
         while entries := self._ready.pop(self._pool.free_count):
             batch = Batch()
             for entry in entries:
-                if (error := _give_up(entry, now_ns)) is not None:
+                if (error := self._give_up(entry, now_ns)) is not None:
                     self._settlement.fail(entry, error, now_ns)
                 else:
                     batch.add(entry, now_ns)
@@ -119,7 +132,8 @@ class Scheduler:
             )
 
     def _submit_part(self, part: Part) -> None:
-        self._turns.enter_rows(part.rows)
+        digests = part.block.digests
+        self._turns.enter_rows(part.rows, None if digests is None else digests[part.indices])
         self._ready.push_part(part)
 
     def _seal(self, batch: Batch) -> None:
@@ -137,6 +151,21 @@ class Scheduler:
         for entry in self._ready.drain():
             self._settlement.fail(entry, error, now_ns)
 
+    def _give_up(self, entry: Entry, now_ns: int) -> ServeError | None:
+        """Why an entry whose turn has come is not computed, or None."""
+        if isinstance(entry, Part):
+            is_cancelled, deadline_ns = entry.block.is_cancelled, entry.block.deadline_ns
+            rows = entry.rows.tolist() if is_cancelled else []
+        else:
+            is_cancelled = entry.is_cancelled
+            deadline_ns = 0 if entry.done else entry.deadline_ns
+            rows = [entry.row]
+        if is_cancelled and not any(self._numbering.is_followed(row) for row in rows):
+            return Cancelled("the caller went away before the step was computed")
+        if deadline_ns and now_ns > deadline_ns:
+            return DeadlineExpired("the deadline passed before the step was computed")
+        return None
+
     def check_integrity(self, rows: Index) -> None:
         """For tests and idle moments: `rows` are this model's used rows of the table."""
         self._turns.check_integrity()
@@ -145,17 +174,3 @@ class Scheduler:
         self._pool.check_integrity(
             np.concatenate([self._table.slot[rows], np.array(held, np.int64)])
         )
-
-
-def _give_up(entry: Entry, now_ns: int) -> ServeError | None:
-    """Why an entry whose turn has come is not computed, or None."""
-    if isinstance(entry, Part):
-        is_cancelled, deadline_ns = entry.block.is_cancelled, entry.block.deadline_ns
-    else:
-        is_cancelled = entry.is_cancelled
-        deadline_ns = 0 if entry.done else entry.deadline_ns
-    if is_cancelled:
-        return Cancelled("the caller went away before the step was computed")
-    if deadline_ns and now_ns > deadline_ns:
-        return DeadlineExpired("the deadline passed before the step was computed")
-    return None

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.batch import Batch, Outcome, Part
+from lstmserve.engine.numbering import Numbering
 from lstmserve.engine.pool import Pool, Slots
 from lstmserve.engine.queues import Entry, ReadyQueues
 from lstmserve.engine.step import NO_ROW, Output, Step
@@ -20,6 +21,7 @@ from lstmserve.errors import (
     PredecessorFailed,
     ServeError,
     SessionReplaced,
+    StepGap,
     StoreUnavailable,
 )
 
@@ -28,12 +30,18 @@ class Settlement:
     """Writes the table's `slot` and `step`, and nothing else of it."""
 
     def __init__(
-        self, table: SessionTable, pool: Pool, ready: ReadyQueues, turns: SessionTurns
+        self,
+        table: SessionTable,
+        pool: Pool,
+        ready: ReadyQueues,
+        turns: SessionTurns,
+        numbering: Numbering,
     ) -> None:
         self._table = table
         self._pool = pool
         self._ready = ready
         self._turns = turns
+        self._numbering = numbering
 
     def settle(self, batch: Batch, y: Output, now_ns: int, compute_ns: int) -> None:
         """Ends a batch by its outcomes; y [T, B, O]. Replies are given, successors made ready."""
@@ -84,8 +92,10 @@ class Settlement:
         self._pool.give_one(int(table.slot[row]))
         table.slot[row] = slot
         table.step[row] += 1
-        step.number = int(table.step[row])
+        assert step.number == table.step[row]
+        self._numbering.save(row, step.digest, step.output())
         step.sink.applied(step)
+        self._numbering.applied(row)
         self._ready.end(step)
         if (successor := self._turns.leave(row, now_ns)) is not None:
             self._ready.push_step(successor)
@@ -95,13 +105,24 @@ class Settlement:
         behind = self._turns.abandon(step.row, now_ns)
         self._ready.end(step)
         step.sink.failed(step, error)
+        self._numbering.failed(step.row, step.number, error)
         self._fail_behind(behind, error)
 
     def _fail_behind(self, behind: list[Step], error: ServeError) -> None:
-        if not isinstance(error, SessionReplaced):
-            error = PredecessorFailed("an earlier step of the session was not applied")
+        """In order. A numbered step is told the number that the session waits for."""
         for step in behind:
-            step.sink.failed(step, error)
+            last = int(self._table.step[step.row])
+            if isinstance(error, SessionReplaced):
+                reason: ServeError = error
+            elif step.digest:
+                reason = StepGap(
+                    f"an earlier step was not applied: send step {last + 1} again",
+                    metadata={"expected_step": str(last + 1)},
+                )
+            else:
+                reason = PredecessorFailed("an earlier step of the session was not applied")
+            step.sink.failed(step, reason)
+            self._numbering.failed(step.row, step.number, reason)
 
     def _settle_part(
         self, part: Part, write: Slots, outcomes: npt.NDArray[np.uint8], now_ns: int
@@ -120,13 +141,27 @@ class Settlement:
         table.slot[rows] = write
         table.step[rows] += 1
         part.block.numbers[part.indices] = table.step[rows]
+        self._save(part)
         for successor in self._turns.leave_rows(rows, now_ns):
             self._ready.push_step(successor)
         part.block.settle(rows.size)
+
+    def _save(self, part: Part) -> None:
+        """The replies of a part's rows, where they are numbered; who joined them is answered."""
+        block, rows = part.block, part.rows
+        if block.digests is None:
+            self._table.digest[rows] = 0
+        else:
+            for i, row in zip(part.indices.tolist(), rows.tolist(), strict=True):
+                self._numbering.save(row, int(block.digests[i]), block.output(i))
+        if self._numbering.has_followers:
+            for row in rows.tolist():
+                self._numbering.applied(row)
 
     def _fail_part(self, part: Part, error: ServeError, now_ns: int) -> None:
         for index, row in zip(part.indices, part.rows, strict=True):
             behind = self._turns.abandon(int(row), now_ns)
             part.block.fail(int(index), error)
+            self._numbering.failed(int(row), int(self._table.step[row]) + 1, error)
             self._fail_behind(behind, error)
         part.block.settle(part.rows.size)

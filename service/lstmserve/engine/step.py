@@ -34,10 +34,12 @@ class Step:
         "arrival_ns",
         "compute_ns",
         "deadline_ns",
+        "digest",
         "done",
         "initial",
         "is_cancelled",
         "is_long",
+        "is_replayed",
         "last_only",
         "length",
         "number",
@@ -59,6 +61,8 @@ class Step:
         arrival_ns: int,
         last_only: bool = False,
         deadline_ns: int = 0,
+        number: int = 0,
+        digest: int = 0,
         initial: Rows | None = None,
     ) -> None:
         self.row = row
@@ -74,7 +78,9 @@ class Step:
         self.done = 0  # time steps computed
         self.scratch = ZERO  # holds the state after `done` time steps, between slices
         self.state_slot = ZERO  # where the final state is, while the sink is told
-        self.number = 0  # the step's number, once applied
+        self.number = number  # 0 until it is accepted, where the client gave none
+        self.digest = digest  # of a numbered step's input; 0: not numbered
+        self.is_replayed = False  # answered from the record, nothing computed
         self.y: list[Output] = []  # per slice [t, O]; the last one's last row only with last_only
         self.is_cancelled = False
         self.is_long = False  # may hold a scratch slot between batches
@@ -95,6 +101,14 @@ class Step:
         elif self.done == self.length:
             self.y.append(y[-1:])
 
+    def replay(self, y: Output) -> None:
+        """It was applied before, with this y [length, O]."""
+        self.y = [y]
+        self.is_replayed = True
+        self.start_ns = self.arrival_ns
+
     def output(self) -> Output:
         """y [T, O], or [1, O] with last_only."""
-        return self.y[0] if len(self.y) == 1 else np.concatenate(self.y)
+        if len(self.y) > 1:
+            self.y = [np.concatenate(self.y)]
+        return self.y[0]

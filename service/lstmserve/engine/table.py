@@ -5,6 +5,7 @@ Columns are numpy arrays [rows], so that a message of many sessions costs no Pyt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,14 @@ DETACHED: Final = 3  # replaced or dropped; its id is another's, the running ste
 
 Index = npt.NDArray[np.int64]
 """Rows of the table, [N]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedReply:
+    """The y of a session's last applied step: float32 [length, O] as bytes."""
+
+    length: int
+    y: bytes
 
 
 class SessionTable:
@@ -43,8 +52,9 @@ class SessionTable:
         self.pending = np.zeros(rows, np.int32)  # accepted and not settled; 0: idle
         self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle
         # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
-        self.digest = np.zeros(rows, np.uint64)
-        self.replies: list[bytes | None] = []
+        self.digest = np.zeros(rows, np.uint64)  # 0: the last step had no number
+        self.replies: list[SavedReply | None] = []
+        self.pending_digest = np.zeros(rows, np.uint64)  # of the first pending step
         self._index: dict[str, int] = {}
         self._free = FreeList(0, rows)
 
@@ -83,7 +93,7 @@ class SessionTable:
         assert self.pending[row] == 0
         assert self.slot[row] == 0
         self.phase[row] = FREE
-        self.step[row] = self.digest[row] = 0
+        self.step[row] = self.digest[row] = self.pending_digest[row] = 0
         self.replies[row] = None
         self._free.give_one(row)
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.engine.step import NO_ROW, Step
 from lstmserve.engine.table import OPEN, Index, SessionTable
@@ -29,14 +30,24 @@ class SessionTurns:
         self.pending_steps += 1
         if step.row == NO_ROW:
             return True
-        self._table.pending[step.row] += 1
-        if self._table.pending[step.row] == 1:
+        table, row = self._table, step.row
+        table.pending[row] += 1
+        step.number = int(table.step[row]) + int(table.pending[row])
+        if table.pending[row] == 1:
+            table.pending_digest[row] = step.digest
             return True
-        self._waiting.setdefault(step.row, deque()).append(step)
+        self._waiting.setdefault(row, deque()).append(step)
         return False
 
-    def enter_rows(self, rows: Index) -> None:
-        """One step for each of these idle sessions."""
+    def pending_digest(self, row: int, place: int) -> int:
+        """Of the session's pending step at `place`, 0 the first; 0 when it is not numbered."""
+        if place == 0:
+            return int(self._table.pending_digest[row])
+        return self._waiting[row][place - 1].digest
+
+    def enter_rows(self, rows: Index, digests: npt.NDArray[np.uint64] | None) -> None:
+        """One step for each of these idle sessions; digests [N] when they are numbered."""
+        self._table.pending_digest[rows] = 0 if digests is None else digests
         self.pending_steps += rows.size
         self._table.pending[rows] += 1
 
@@ -79,6 +90,7 @@ class SessionTurns:
         step = waiting.popleft()
         if not waiting:
             del self._waiting[row]
+        self._table.pending_digest[row] = step.digest
         return step
 
     def _rest(self, row: int, now_ns: int) -> None:

@@ -70,6 +70,7 @@ class ManyCalls:
             response.lengths.extend(lengths.tolist())
         if (block := message.block) is not None:
             steps[message.members] = block.numbers
+            response.replayed.extend(message.members[sorted(block.replayed)].tolist())
             response.y = block.y.tobytes()
             response.queue_ns, response.compute_ns = block.queue_ns, block.compute_ns
             self._count_applied(message, block)
@@ -85,9 +86,9 @@ class ManyCalls:
         applied = block.rows.size - len(block.errors)
         total_ns = self._engine.clock().monotonic_ns - block.arrival_ns
         model = message.model
-        self._metrics.model(model.name, model.version).steps(
-            "StepMany", applied, total_ns, block.queue_ns
-        )
+        counters = self._metrics.model(model.name, model.version)
+        counters.steps("StepMany", applied, total_ns, block.queue_ns)
+        counters.replayed(len(block.replayed))
 
     def _count(self, message: ManyMessage, count: int, error: ServeError) -> None:
         name, version = (message.model.name, message.model.version) if message.model else ("", 0)

@@ -17,11 +17,10 @@ from lstmserve.errors import (
     EmptyInput,
     Malformed,
     MixedModels,
-    NotImplementedYet,
     ServeError,
 )
 from lstmserve.server.codec import check_finite, check_length, input_rows, is_finite
-from lstmserve.server.step_calls import deadline_ns
+from lstmserve.server.step_calls import check_number, deadline_ns
 from lstmserve.server.window import Window
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -95,6 +94,7 @@ class ManyMessages:
             arrival_ns=now_ns,
             last_only=request.last_only,
             deadline_ns=deadline_ns(now_ns, request.timeout_ms),
+            numbers=np.array(request.steps, np.int64)[message.members] if request.steps else None,
         )
         self._engine.submit_block(model, block)
         message.block = block
@@ -109,6 +109,8 @@ class ManyMessages:
         rows, members = [], []
         for i, session_id in enumerate(ids):
             try:
+                if request.steps:
+                    check_number(request.steps[i], incarnations[i])
                 rows.append(engine.sessions.find(session_key("", session_id), incarnations[i], now))
                 members.append(i)
             except ServeError as error:
@@ -148,8 +150,6 @@ def _check_columns(request: pb.StepManyRequest, ids: Sequence[str]) -> None:
             raise BadTensor(f"{name} has {len(column)} values for {len(ids)} sessions", field=name)
     if len(set(ids)) != len(ids):
         raise DuplicateSession("a session is twice in the message", field="session_ids")
-    if request.steps:
-        raise NotImplementedYet("numbered steps are not in this release", field="steps")
     if request.timeout_ms < 0:
         raise Malformed("timeout_ms is negative", field="timeout_ms")
     if any(length < 0 for length in request.lengths):

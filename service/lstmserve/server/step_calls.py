@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from lstmserve.engine import Engine
+from lstmserve.engine.digest import digest
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.step import Sink, Step
-from lstmserve.errors import BadStep, Malformed, NotImplementedYet, ServeError
+from lstmserve.errors import BadStep, Malformed, ServeError
 from lstmserve.server.codec import check_finite, check_length, input_rows
 from lstmserve.server.metrics import Metrics
 from lstmserve.server.rpc import Context
@@ -49,12 +50,9 @@ class StepCalls:
         """Checks the request and hands it to the engine. Raises ServeError."""
         engine = self._engine
         now = engine.clock()
-        if request.HasField("step"):
-            if request.step < 1:
-                raise BadStep(f"step is {request.step}, must be 1 or more, or unset", field="step")
-            raise NotImplementedYet(
-                "numbered steps are not in this release: leave step unset", field="step"
-            )
+        is_numbered = request.HasField("step")
+        if is_numbered:
+            check_number(request.step, request.incarnation)
         if request.timeout_ms < 0:
             raise Malformed("timeout_ms is negative", field="timeout_ms")
         row = engine.sessions.find(session_key("", session_id), request.incarnation, now)
@@ -71,6 +69,8 @@ class StepCalls:
             arrival_ns=arrival_ns,
             last_only=request.last_only,
             deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
+            number=request.step,
+            digest=digest(x, request.last_only) if is_numbered else 0,
         )
         engine.submit(model, step)
         return step
@@ -79,7 +79,10 @@ class StepCalls:
         """Into lstm_steps_total and the times."""
         model = self._engine.model_of(step.row)
         total_ns = self._engine.clock().monotonic_ns - step.arrival_ns
-        self._metrics.model(model.name, model.version).steps(method, 1, total_ns, step.queue_ns)
+        counters = self._metrics.model(model.name, model.version)
+        counters.steps(method, 1, total_ns, step.queue_ns)
+        if step.is_replayed:
+            counters.replayed()
 
     def count_failed(self, method: str, step: Step | None, error: ServeError) -> None:
         """One that was accepted, or None for one refused at the door, perhaps of no session."""
@@ -105,6 +108,17 @@ class _Reply:
             self.future.set_exception(error)
 
 
+def check_number(number: int, incarnation: int) -> None:
+    """Of a numbered step. Raises BadStep."""
+    if number < 1:
+        raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
+    if not incarnation:
+        raise BadStep(
+            "a numbered step needs its session's incarnation (OpenSession tells it)",
+            field="incarnation",
+        )
+
+
 def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
     """Of the start of compute; 0 for none."""
     return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
@@ -115,6 +129,7 @@ def response(step: Step, tag: int) -> pb.StepResponse:
     y = step.output()
     return pb.StepResponse(
         step=step.number,
+        replayed=step.is_replayed,
         length=len(y),
         y=y.tobytes(),
         queue_ns=step.queue_ns,

@@ -1,0 +1,199 @@
+"""Exactly-once: a numbered step counts once, however often and by whichever call it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmserve.engine import Engine
+from lstmserve.engine.digest import digest, digests
+from lstmserve.errors import (
+    Cancelled,
+    ServeError,
+    StepGap,
+    StepPayloadMismatch,
+    StepSuperseded,
+)
+from lstmserve.spec import Linear, ModelSpec
+from modelmaking import random_input
+from traffic import Oracle, number_of, open_session, start_engine, submit, submit_block
+
+SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+SLICE = 4
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    """A driven engine; whole when it ends."""
+    engine = start_engine(tmp_path, SPEC, seed=3, slice_rows_max=SLICE, reply_bytes_max=256)
+    task = asyncio.create_task(engine.run())
+    yield engine
+    await engine.close(5)
+    await task
+    engine.check_integrity()
+
+
+def x(length: int = 1, seed: int = 0) -> Any:
+    """Rows for SPEC."""
+    return random_input(SPEC, (length,), seed)
+
+
+async def send(engine: Engine, row: int, number: int, rows: Any, **options: Any) -> Any:
+    """One numbered step, answered."""
+    _, reply = submit(engine, row, rows, **number_of(number, rows, **options))
+    return await reply
+
+
+async def test_the_table_of_answers(engine: Engine) -> None:
+    """Next, repeat, other input, old, gap: each has its answer, and only the next one counts."""
+    row = open_session(engine, "a")
+    first = await send(engine, row, 1, x(3, 1))
+    second = await send(engine, row, 2, x(2, 2))
+    assert (first.is_replayed, second.is_replayed) == (False, False)
+    again = await send(engine, row, 2, x(2, 2))
+    assert again.is_replayed
+    assert np.array_equal(again.output(), second.output())
+    with pytest.raises(StepPayloadMismatch):
+        await send(engine, row, 2, x(2, 3))
+    with pytest.raises(StepPayloadMismatch):
+        await send(engine, row, 2, x(2, 2), last_only=True)
+    with pytest.raises(StepSuperseded) as old:
+        await send(engine, row, 1, x(3, 1))
+    assert old.value.metadata == {"last_step": "2"}
+    with pytest.raises(StepGap) as gap:
+        await send(engine, row, 4, x())
+    assert gap.value.metadata == {"expected_step": "3"}
+    assert engine.table.step[row] == 2
+
+
+async def test_a_repeat_joins_the_step_that_is_in_flight(engine: Engine) -> None:
+    """All senders of a pending number get its one reply, also when the first one goes away."""
+    row = open_session(engine, "a")
+    rows = x(5 * SLICE, 1)
+    leader, first = submit(engine, row, rows, **number_of(1, rows))
+    _, next_one = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
+    _, second = submit(engine, row, rows, **number_of(1, rows))
+    _, third = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
+    with pytest.raises(StepPayloadMismatch):
+        submit(engine, row, x(1, 9), **number_of(2, x(1, 9)))
+    leader.is_cancelled = True
+    y = (await first).output()
+    assert np.array_equal((await second).output(), y)
+    assert (await second).is_replayed
+    assert np.array_equal((await third).output(), (await next_one).output())
+    assert engine.table.step[row] == 2
+
+
+async def test_those_behind_a_step_that_failed_are_told_its_number(engine: Engine) -> None:
+    """A numbered step behind one that was not applied is a gap, and so is its repeat."""
+    row = open_session(engine, "a")
+    leader, first = submit(engine, row, x(3 * SLICE, 1), **number_of(1, x(3 * SLICE, 1)))
+    _, second = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
+    _, joined = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
+    leader.is_cancelled = True
+    with pytest.raises(Cancelled):
+        await first
+    for reply in (second, joined):
+        with pytest.raises(StepGap) as gap:
+            await reply
+        assert gap.value.metadata == {"expected_step": "1"}
+    assert (await send(engine, row, 1, x(1, 5))).number == 1
+
+
+async def test_a_reply_too_large_to_keep_is_superseded(engine: Engine) -> None:
+    """At reply_bytes_max the reply is kept; one row above it, its absence is told."""
+    row = open_session(engine, "a")
+    at_limit = 256 // (4 * SPEC.output_size)
+    await send(engine, row, 1, x(at_limit, 1))
+    assert (await send(engine, row, 1, x(at_limit, 1))).is_replayed
+    await send(engine, row, 2, x(at_limit + 1, 2))
+    with pytest.raises(StepSuperseded):
+        await send(engine, row, 2, x(at_limit + 1, 2))
+
+
+async def test_an_unnumbered_step_keeps_no_reply(engine: Engine) -> None:
+    """Steps without a number count on, and a later repeat of theirs by number is told so."""
+    row = open_session(engine, "a")
+    await submit(engine, row, x())[1]
+    assert (await send(engine, row, 2, x(1, 1))).number == 2
+    await submit(engine, row, x())[1]
+    with pytest.raises(StepSuperseded):
+        await send(engine, row, 3, x())
+
+
+async def attempt(engine: Engine, rng: np.random.Generator, row: int, k: int, each: Any) -> Any:
+    """One try of step k + 1, as a step or a block; None when its reply was lost."""
+    is_lost = rng.random() < 0.3
+    if rng.random() < 0.4:
+        reply = submit_block(engine, [row], [each], numbers=[k + 1])
+        block = None if is_lost else await reply
+        if block is not None and block.errors:
+            raise block.errors[0]
+        return None if block is None else block.output(0)
+    step, reply = submit(engine, row, each, **number_of(k + 1, each))
+    if not is_lost:
+        return (await reply).output()
+    for _ in range(int(rng.integers(4))):
+        await asyncio.sleep(0)
+    step.is_cancelled = True
+    reply.future.add_done_callback(lambda future: future.exception())
+    return None
+
+
+async def send_all(engine: Engine, rng: np.random.Generator, row: int, inputs: list[Any]) -> Any:
+    """Sends each step again and again until it has its reply; all replies as one y."""
+    outputs = []
+    for k, each in enumerate(inputs):
+        y = None
+        while y is None:
+            # Somebody's try may have been cancelled before it ran: then nothing was applied.
+            with contextlib.suppress(Cancelled, StepGap):
+                y = await attempt(engine, rng, row, k, each)
+        outputs.append(y)
+    return np.concatenate(outputs)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_any_mixture_counts_each_step_once(engine: Engine, seed: int) -> None:
+    """Lost replies, repeats, cancellations, steps and blocks: all ends as the oracle says."""
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    oracle = Oracle(engine.config.models / "m" / "1", SPEC)
+    rows = [open_session(engine, f"s{i}") for i in range(12)]
+    inputs = [[x(int(rng.integers(1, 9)), 100 * i + k) for k in range(15)] for i in range(12)]
+    replies = await asyncio.gather(
+        *(send_all(engine, rng, row, each) for row, each in zip(rows, inputs, strict=True))
+    )
+    for row, each, y in zip(rows, inputs, replies, strict=True):
+        wanted, hn, cn = oracle.run(np.concatenate(each))
+        h, c = engine.models[0].state_from(engine.sessions.state(row))
+        assert np.array_equal(y, wanted)
+        assert np.array_equal(h[:, 0], hn)
+        assert np.array_equal(c[:, 0], cn)
+        assert engine.table.step[row] == len(each)
+
+
+def test_a_digest_is_the_same_however_it_is_computed() -> None:
+    """One by one or as columns, of x or tokens; another value, length or layout differs."""
+    many = x(40, 7)
+    lengths = np.array([1, 5, 1, 33], np.int32)
+    offsets = np.array([0, 1, 6, 7])
+    for last_only in (False, True):
+        columns = digests(many, offsets, lengths, last_only)
+        singles = [
+            digest(many[o : o + n], last_only) for o, n in zip(offsets, lengths, strict=True)
+        ]
+        assert columns.tolist() == singles
+        ones = digests(many, np.arange(40), np.ones(40, np.int32), last_only)
+        assert ones.tolist() == [digest(many[i : i + 1], last_only) for i in range(40)]
+        assert len({*columns.tolist(), *ones.tolist()}) == 42  # rows 0 and 6 are in both
+    tokens = np.arange(1000) % 26
+    assert digest(tokens, False) != digest(tokens[::-1].copy(), False)
+    assert digest(x(2000, 1), False) != digest(x(2000, 2), False)
+    assert issubclass(StepGap, ServeError)
