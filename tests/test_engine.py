@@ -292,7 +292,7 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
     for i in range(10):
         engine.opening.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
     later = type(now)(now.monotonic_ns + 6, now.wall_ns)
-    assert engine.sessions.sweep(later, engine.table.rows) == 5
+    assert engine.room.sweep(later, engine.table.rows) == 5
     assert len(engine.table) == engine.models[0].sessions == 5
     engine.check_integrity()
 

@@ -19,6 +19,7 @@ from lstmserve.engine.driver import Driver
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.opening import Opening
 from lstmserve.engine.predicting import Predicting
+from lstmserve.engine.room import Room
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.step import Step
 from lstmserve.engine.store import MemoryStore, Store
@@ -53,7 +54,8 @@ class Engine:
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
-        self.opening = Opening(config, self.table, self.sessions)
+        self.room = Room(self.table, self.sessions, may_evict=False)
+        self.opening = Opening(config, self.table, self.sessions, self.room)
         self.driver = Driver(config, self.models, store or MemoryStore())
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
@@ -123,7 +125,7 @@ class Engine:
     def _sweep(self) -> None:
         if self._is_closed:
             return
-        self.sessions.sweep(self.clock())
+        self.room.sweep(self.clock())
         if self.config.debug and not self.driver.pending_steps:
             self.check_integrity()
         asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

@@ -12,6 +12,7 @@ from lstmserve.config import Config
 from lstmserve.engine.clock import Now
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
+from lstmserve.engine.room import Room
 from lstmserve.engine.sessions import Sessions, Start
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import ModelMismatch, SessionExists
@@ -54,8 +55,9 @@ class OpenRequest:
 class Opening:
     """Remembers request ids, and nothing else."""
 
-    def __init__(self, config: Config, table: SessionTable, sessions: Sessions) -> None:
+    def __init__(self, config: Config, table: SessionTable, sessions: Sessions, room: Room) -> None:
         self._table = table
+        self._room = room
         self._sessions = sessions
         self._answered: Memory[tuple[str, int]] = Memory(
             config.open_requests_max, int(config.request_id_s * SECOND_NS)
@@ -88,8 +90,9 @@ class Opening:
                 raise SessionExists("a session with this id is open", field="session_id")
         start = self._start(request, now)
         if row is not None:
-            self._sessions.check_room(request.model, now, row)
-            self._sessions.replace(row, now)
+            self._room.make(request.model, now, row)
+            self._sessions.detach(row, "replaced")
+        self._room.make(request.model, now)
         return self._sessions.open(request.key, request.model, start, request.ttl_ns, now), True
 
     def _check_same(self, row: int, request: OpenRequest) -> None:

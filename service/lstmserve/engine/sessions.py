@@ -11,23 +11,27 @@ from dataclasses import dataclass
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
 from lstmserve.engine.endings import Ending, Endings, Tombstone
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.pool import ZERO, Rows
-from lstmserve.engine.table import CLOSING, DETACHED, OPEN, SessionTable
-from lstmserve.errors import ModelNotSteppable, SessionClosed, SessionLimit, SessionReplaced
-
-SWEEP_ROWS = 1 << 16
-FULL_SWEEP_NS = SECOND_NS // 10
+from lstmserve.engine.table import CLOSING, DETACHED, OPEN, SavedReply, SessionTable
+from lstmserve.errors import SessionClosed, SessionReplaced
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a session starts from: pool rows [1, width] (None: zeros) and the step they are at."""
+    """What a session starts from: pool rows [1, width] (None: zeros) and the step they are at.
 
-    source: str = "new"  # new, import, fork: the label of lstm_sessions_opened_total
+    The other fields are those of a session that a store had; 0 and None for one that is new.
+    """
+
+    source: str = "new"  # new, import, fork, load: the label of lstm_sessions_opened_total
     rows: Rows | None = None
     step: int = 0
+    incarnation: int = 0
+    epoch: int = 0
+    open_time_ns: int = 0
+    digest: int = 0
+    reply: SavedReply | None = None
 
 
 class Sessions:
@@ -41,8 +45,6 @@ class Sessions:
         self._endings = Endings(config, boot_id)
         self._incarnation = 0
         self._closers: dict[int, list[Callable[[int], None]]] = {}
-        self._sweep_row = 0
-        self._full_sweep_ns = 0
 
     def find(self, key: str, incarnation: int, now: Now) -> int:
         """The row of an open session. Raises SessionNotFound, SessionLost, SessionExpired,
@@ -74,45 +76,20 @@ class Sessions:
         """The session's model."""
         return self._models[int(self._table.model[row])]
 
-    def check_room(self, model: Model, now: Now, replaced: int | None = None) -> None:
-        """Whether open() would find room, also when the idle session `replaced` goes first.
-
-        Raises SessionLimit, ModelNotSteppable.
-        """
-        if model.pool is None:
-            raise ModelNotSteppable(
-                f"{model.name} is bidirectional: it reads whole sequences, use Predict"
-            )
-        if model.sessions >= model.sessions_max and now.monotonic_ns >= self._full_sweep_ns:
-            self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS  # not for every one refused
-            self.sweep(now, self._table.rows)
-        is_making_room = (
-            replaced is not None
-            and self.model_of(replaced) is model
-            and not self._table.pending[replaced]
-        )
-        if model.sessions - is_making_room >= model.sessions_max:
-            raise SessionLimit(
-                f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
-                "close some, wait for idle ones to expire, or start the server with more "
-                "--pool-bytes",
-                retry_s=1.0,
-            )
-
     def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
-        """A new session under a key that has none. Raises SessionLimit, ModelNotSteppable."""
-        self.check_room(model, now)
+        """A session under a key that has none, of a model that has room (see Room)."""
         assert model.pool is not None
         table = self._table
         row = table.add(key)
         model.sessions += 1
-        self._incarnation = max(self._incarnation + 1, now.wall_ns // 1000)
         table.model[row] = model.index
-        table.incarnation[row] = self._incarnation
-        table.step[row] = start.step
+        table.incarnation[row] = start.incarnation or self._next_incarnation(now)
+        table.epoch[row] = start.epoch
+        table.step[row] = table.durable_step[row] = start.step
+        table.digest[row], table.replies[row] = start.digest, start.reply
         table.ttl_ns[row] = ttl_ns
         table.expiry_ns[row] = now.monotonic_ns + ttl_ns
-        table.open_time_ns[row] = now.wall_ns
+        table.open_time_ns[row] = start.open_time_ns or now.wall_ns
         if start.rows is not None:
             table.slot[row] = model.pool.take_one()
             model.pool.write(table.slot[row : row + 1].copy(), start.rows)
@@ -142,13 +119,20 @@ class Sessions:
         if not self._table.pending[row]:
             self.on_idle(row, now)
 
-    def replace(self, row: int, now: Now) -> None:
-        """Frees the id for a new session; pending steps of the old one end as SessionReplaced."""
+    def detach(self, row: int, reason: str) -> None:
+        """Frees the id without a word: it was replaced, evicted, or is another server's now.
+
+        Pending steps end as the settlement says, and only then the row is spare.
+        """
         self._announce_closed(row)
         self._table.detach(row)
-        self.model_of(row).metrics.closed("replaced")
+        self.model_of(row).metrics.closed(reason)
         if not self._table.pending[row]:
-            self.on_idle(row, now)
+            self._release(row)
+
+    def expire(self, row: int, now: Now) -> None:
+        """Ends an idle session whose time ran out."""
+        self._end(row, "expired", now)
 
     def on_idle(self, row: int, now: Now) -> None:
         """A session that is no longer open has no step left."""
@@ -157,16 +141,14 @@ class Sessions:
         else:
             self._end(row, "closed", now)
 
-    def sweep(self, now: Now, rows: int = SWEEP_ROWS) -> int:
-        """Ends what expired among the next `rows` rows, and returns how many did."""
-        start = self._sweep_row if rows < self._table.rows else 0
-        stop = min(start + rows, self._table.rows)
-        self._sweep_row = stop if stop < self._table.rows else 0
-        expired = self._table.idle_before(now.monotonic_ns, start, stop)
-        for row in expired:
-            self._end(int(row), "expired", now)
+    def sweep_endings(self, now: Now) -> None:
+        """Forgets who ended too long ago."""
         self._endings.sweep(now.monotonic_ns)
-        return expired.size
+
+    def _next_incarnation(self, now: Now) -> int:
+        """Microseconds of the wall clock, but never twice."""
+        self._incarnation = max(self._incarnation + 1, now.wall_ns // 1000)
+        return self._incarnation
 
     def _end(self, row: int, ending: Ending, now: Now) -> None:
         table = self._table

@@ -44,11 +44,13 @@ class SessionTable:
         self.phase = np.zeros(rows, np.int8)
         self.model = np.zeros(rows, np.int16)
         self.incarnation = np.zeros(rows, np.int64)
+        self.epoch = np.zeros(rows, np.int64)  # counts the servers that took it from a store
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
         # The scheduler writes these.
         self.slot = np.zeros(rows, np.int64)
         self.step = np.zeros(rows, np.int64)
+        self.durable_step = np.zeros(rows, np.int64)  # the last step that a store has
         self.pending = np.zeros(rows, np.int32)  # accepted and not settled; 0: idle
         self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle
         # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
@@ -106,6 +108,15 @@ class SessionTable:
             & (self.expiry_ns[part] <= now_ns)
         )
         return np.flatnonzero(found) + start
+
+    def evictable(self, model: int) -> Index:
+        """Rows of a model's sessions that are idle, and whose last step a store has."""
+        return np.flatnonzero(
+            (self.phase == OPEN)
+            & (self.model == model)
+            & (self.pending == 0)
+            & (self.durable_step == self.step)
+        )
 
     def check_integrity(self) -> None:
         """Every row is free or used, once, and the index has exactly the rows with a key."""
