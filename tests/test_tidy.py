@@ -170,6 +170,7 @@ def test_nothing_sleeps() -> None:
         ("service/lstmserve/engine/", ("grpc", "structlog", "prometheus_client", "google")),
         ("service/lstmserve/client/", ("onnxruntime", "onnx", "structlog", "prometheus_client")),
         ("service/lstmserve/graph/", ("onnxruntime", "grpc")),
+        ("service/lstmserve/store/", ("grpc", "structlog", "prometheus_client", "onnxruntime")),
     ],
 )
 def test_layers_do_not_reach_up(folder: str, banned: tuple[str, ...]) -> None:

@@ -1,0 +1,62 @@
+"""Owns what a store is to the engine: raw records by key, one compare-and-set each. No I/O.
+
+Keys are the engine's, "TENANT/ID". A store knows of a record only its version, never its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from lstmserve.store.record import Version
+
+
+class StoreRefused(Exception):
+    """The store cannot be used as configured: one line for the operator, without any secret."""
+
+
+class Written(Enum):
+    """What became of one write; all but OK changed nothing."""
+
+    OK = auto()
+    CONFLICT = auto()  # another version is there, or none where one was expected
+    FENCED = auto()  # the same session under a higher epoch: another server owns it now
+    FULL = auto()  # no room; the record that was there is intact
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One compare-and-set: replace the `expected` version (None: nothing) by `content`.
+
+    `content` is an encoded record, None deletes. It is gone `ttl_s` seconds later.
+    """
+
+    key: str
+    expected: Version | None
+    content: bytes | None
+    ttl_s: float
+
+
+class Store(Protocol):
+    """Where sessions outlive the process. Called on the loop's thread, and never blocks it."""
+
+    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The raw record of each key, None where there is none. Raises StoreUnavailable."""
+
+    async def put(self, writes: Sequence[Write]) -> list[Written]:
+        """All writes in one flush, in order, each atomic by itself; one outcome each.
+
+        Raises StoreUnavailable (surely nothing was written) or StoreTimeout (unknown, for each).
+        A cancelled call is as unknown as a timed-out one.
+        """
+
+    async def quarantine(self, key: str, content: bytes) -> None:
+        """Moves a corrupt record aside for the operator, if it is still what the key holds.
+
+        Raises StoreUnavailable or StoreTimeout; again is harmless.
+        """
+
+    async def close(self) -> None:
+        """Lets go of files and connections; nothing may be called after it."""
