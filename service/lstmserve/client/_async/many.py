@@ -74,5 +74,5 @@ class AsyncGroups:
 
     async def close(self) -> None:
         """Ends the streams."""
-        for stream in self._streams.values():
+        for stream in list(self._streams.values()):
             await stream.close()

@@ -37,12 +37,16 @@ class Pending(Generic[Response]):
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(transport: Transport | None = None) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
         raise from_rpc(error) from None
     except grpc.FutureCancelledError:
+        raise closed() from None
+    except ValueError:  # grpc's word for a channel that another thread has just closed
+        if transport is None or not transport.is_closed:
+            raise
         raise closed() from None
 
 
@@ -52,7 +56,7 @@ class Transport:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._channel: grpc.Channel = address.open(grpc)
-        self._is_closed = False
+        self.is_closed = False
 
     def begin(
         self,
@@ -65,7 +69,8 @@ class Transport:
         stub = self._stub(method)
         timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
         metadata = self._address.metadata(key)
-        return Pending(stub.future(request, timeout=timeout_s, metadata=metadata))
+        with _errors(self):
+            return Pending(stub.future(request, timeout=timeout_s, metadata=metadata))
 
     def call(
         self,
@@ -77,13 +82,13 @@ class Transport:
         """A unary call, whole: cheaper than begin and result. Raises LstmServeError."""
         stub = self._stub(method)
         timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
-        with _errors():
+        with _errors(self):
             return stub(request, timeout=timeout_s, metadata=self._address.metadata(key))
 
     def _stub(
         self, method: Method[Request, Response]
     ) -> grpc.UnaryUnaryMultiCallable[Request, Response]:
-        if self._is_closed:
+        if self.is_closed:
             raise closed()
         return self._channel.unary_unary(
             method.path, method.request.SerializeToString, method.response.FromString
@@ -91,15 +96,17 @@ class Transport:
 
     def exchange(self, method: Method[Request, Response], key: str) -> Exchange[Request, Response]:
         """Opens a stream. Raises Cancelled after close."""
-        if self._is_closed:
+        if self.is_closed:
             raise closed()
         stub = self._channel.stream_stream(
             method.path, method.request.SerializeToString, method.response.FromString
         )
         metadata = self._address.metadata(key)
-        return Exchange(lambda requests: stub(requests, metadata=metadata), self._address.timeout_s)
+        timeout_s = self._address.timeout_s
+        with _errors(self):
+            return Exchange(lambda requests: stub(requests, metadata=metadata), timeout_s)
 
     def close(self) -> None:
         """Ends every call that is under way."""
-        self._is_closed = True
+        self.is_closed = True
         self._channel.close()
