@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lstmserve.config import Config
-from lstmserve.engine import Engine, load_models
+from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.batch import Batch, Outcome
 from lstmserve.engine.clock import read_clocks
 from lstmserve.engine.kernel import Kernel, KernelError
@@ -236,7 +236,7 @@ async def test_a_replaced_session_ends_its_pending_steps(running: Engine) -> Non
     replies = [submit(running, row, x(3 * SLICE))[1] for _ in range(3)]
     await passes(2)
     request = open_request(running, "a", if_exists=IfExists.RESTART)
-    new, created = running.opening.open(request, running.clock())
+    new, created = await running.lives.open(request)
     assert created
     assert new != row
     for reply in replies:
@@ -273,7 +273,7 @@ def test_what_is_told_of_an_absent_session(engine: Engine) -> None:
         find(key, 0, now)
     with pytest.raises(SessionLost):
         find(key, 77, now)
-    row, _ = engine.opening.open(open_request(engine, "a", ttl_ns=5), now)
+    row, _ = engine.lives._opening.open(open_request(engine, "a", ttl_ns=5), now)
     incarnation = int(engine.table.incarnation[row])
     with pytest.raises(SessionReplaced):
         find(key, incarnation + 1, now)
@@ -290,7 +290,7 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
     """Expired sessions give their rows back without being asked for."""
     now = engine.clock()
     for i in range(10):
-        engine.opening.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
+        engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
     later = type(now)(now.monotonic_ns + 6, now.wall_ns)
     assert engine.room.sweep(later, engine.table.rows) == 5
     assert len(engine.table) == engine.models[0].sessions == 5
@@ -303,7 +303,16 @@ class SlowStore:
     def __init__(self) -> None:
         self.commits: list[tuple[Batch, asyncio.Future[None]]] = []
 
-    def commit(self, batch: Batch) -> Awaitable[None]:
+    def admit(self, rows: Any) -> None:
+        """Every session."""
+
+    async def run(self) -> None:
+        """Nothing."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Nothing."""
+
+    def commit(self, model: Model, batch: Batch) -> Awaitable[None]:
         """Waits for the test."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.commits.append((batch, future))
@@ -323,7 +332,7 @@ async def test_a_step_is_in_flight_until_the_store_has_it(tmp_path: Path) -> Non
     """Other sessions' batches run while a commit waits; replies come in the order of commits."""
     engine = start_engine(tmp_path, SPEC, slice_rows_max=SLICE, batch_cells_max=64)
     store = SlowStore()
-    engine = Engine(engine.config, load_models(engine.config), NoMetrics(), store=store)
+    engine = Engine(engine.config, load_models(engine.config), NoMetrics(), stage=store)
     task = asyncio.create_task(engine.run())
     a, b = open_session(engine, "a"), open_session(engine, "b")
     _, first = submit(engine, a, x(seed=1))

@@ -112,6 +112,11 @@ class Config:
     request_id_s: float = _float(600, 0, DAY_S, "How long a request_id is remembered.")
     drain_delay_s: float = _float(0, 0, 3600, "Go on serving this long after SIGTERM.")
     drain_s_max: float = _float(20, 0, 3600, "Longest time to finish what is queued.")
+    store_mode: str = _other(
+        "through", "When a step is stored: before it is answered, or behind.", "through", "behind"
+    )
+    behind_s_max: float = _float(1, 0.001, 3600, "Longest time that a step is ahead of the store.")
+    behind_steps_max: int = _int(10_000, 2, 1 << 30, "Most steps a session is ahead of the store.")
     log: str = _other("json", "Form of the log lines on stderr.", "json", "text")
     debug: bool = _other(False, "Check the integrity of pool and scheduler when idle.")
 

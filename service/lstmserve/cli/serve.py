@@ -20,7 +20,7 @@ from lstmserve.config import Config, Setting, settings
 PREFIX = "LSTMSERVE_"
 SERVER_MODULES = ("onnxruntime", "onnx", "grpc_health", "prometheus_client", "structlog", "uvloop")
 LATER = (
-    *("store-mode", "tls-cert", "tls-key", "tls-client-ca", "tokens", "admin"),
+    *("tls-cert", "tls-key", "tls-client-ca", "tokens", "admin"),
 )  # in the contract, not in this release: refused, so that nobody believes they are on
 
 

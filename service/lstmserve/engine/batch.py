@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lstmserve.engine.block import Block
 from lstmserve.engine.pool import Slots
-from lstmserve.engine.step import Input, Output, Step
+from lstmserve.engine.step import NO_ROW, Input, Output, Step
 from lstmserve.engine.table import Index
 
 
@@ -24,7 +24,10 @@ class Outcome(IntEnum):
 
     APPLIED = 0
     FAILED = 1  # the kernel could not compute it
-    NOT_STORED = 2
+    NOT_STORED = 2  # surely not
+    STORE_FULL = 3
+    FENCED = 4  # another server has the session now: what is cached here is stale
+    UNKNOWN = 5  # the store's answer was lost: what is cached here may be stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,15 @@ class Part:
             Part(self.block, self.indices[:count]),
             Part(self.block, self.indices[count:]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """Steps that end with a batch: its columns, their rows of the table, the slots written [N]."""
+
+    columns: Index
+    rows: Index
+    slots: Slots
 
 
 @dataclass(slots=True)
@@ -83,6 +95,28 @@ class Batch:
         """Time steps, without padding."""
         return int(self.lengths.sum())
 
+    def endings(self) -> Endings:
+        """The applied rows of sessions whose step ends with this batch: what a store must have."""
+        is_end = self.outcomes == Outcome.APPLIED
+        for column, step in enumerate(self.steps):
+            if step.row == NO_ROW or step.done < step.length:
+                is_end[column] = False
+        columns = np.flatnonzero(is_end)
+        parts = [part.rows for part in self.parts]
+        rows = np.concatenate([np.array([s.row for s in self.steps], np.int64), *parts])
+        return Endings(columns, rows[columns], self.write[columns])
+
+    def numbered_output(self, column: int) -> Output | None:
+        """What the reply of a column's numbered step holds; None for one without a number."""
+        if column < len(self.steps):
+            step = self.steps[column]
+            return step.output() if step.digest else None
+        for part, columns in self.columns():
+            if column < columns.stop:
+                index = int(part.indices[column - columns.start])
+                return part.block.output(index) if part.block.is_numbered else None
+        raise IndexError(column)
+
     def columns(self) -> Iterator[tuple[Part, slice]]:
         """Every part with its columns of the batch."""
         start = len(self.steps)
@@ -112,8 +146,10 @@ class Batch:
         """y [T, B, O] before anything is computed."""
         return np.full((int(self.lengths.max()), self.size, output_size), np.nan, np.float32)
 
-    def fill_blocks(self, y: Output) -> None:
-        """Puts y [T, B, O] where the blocks want it; rows that failed are overwritten later."""
+    def absorb(self, y: Output) -> None:
+        """Puts y [T, B, O] where steps and blocks want it; those that fail are not shown it."""
+        for column, step in enumerate(self.steps):
+            step.add_output(y[: self.lengths[column], column])
         for part, columns in self.columns():
             block = part.block
             if block.last_only:

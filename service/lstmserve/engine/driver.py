@@ -16,10 +16,10 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine.batch import Batch, Outcome
+from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.kernel import KernelError
 from lstmserve.engine.model import Model
 from lstmserve.engine.step import Output
-from lstmserve.engine.store import Store
 from lstmserve.errors import ServeError
 
 Result = TypeVar("Result")
@@ -33,10 +33,10 @@ INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
 class Driver:
     """Runs until stop(); when it dies, everything pending has been failed."""
 
-    def __init__(self, config: Config, models: Sequence[Model], store: Store) -> None:
+    def __init__(self, config: Config, models: Sequence[Model], stage: CommitStage) -> None:
         self._config = config
         self._models = models
-        self._store = store
+        self._stage = stage
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._wake = asyncio.Event()
         self._accepted = 0  # ever; tells whether a loop pass brought anything
@@ -127,17 +127,18 @@ class Driver:
         except BaseException:
             # The engine dies of this; nobody is left without an answer.
             batch.outcomes[:] = Outcome.FAILED
-            self._settle(model, batch, batch.no_output(model.spec.output_size), 0)
+            self._settle(model, batch, 0)
             raise
+        batch.absorb(y)
         compute_ns = time.monotonic_ns() - start_ns
         rows = batch.rows_count
         cells = batch.size * int(batch.lengths.max())
         model.metrics.batch(batch.size, rows, cells - rows, compute_ns)
-        commit = self._store.commit(batch)
+        commit = self._stage.commit(model, batch)
         if commit is None:
-            self._settle(model, batch, y, compute_ns)
+            self._settle(model, batch, compute_ns)
             return
-        task = asyncio.create_task(self._commit(commit, model, batch, y, compute_ns))
+        task = asyncio.create_task(self._commit(commit, model, batch, compute_ns))
         self._commits.add(task)
         task.add_done_callback(self._committed)
 
@@ -173,19 +174,19 @@ class Driver:
         return y
 
     async def _commit(
-        self, commit: Awaitable[None], model: Model, batch: Batch, y: Output, compute_ns: int
+        self, commit: Awaitable[None], model: Model, batch: Batch, compute_ns: int
     ) -> None:
         try:
             await commit
         except Exception:
             batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.NOT_STORED
-        self._settle(model, batch, y, compute_ns)
+        self._settle(model, batch, compute_ns)
 
     def _committed(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
         self._failure = self._failure or task.exception()
         self._wake.set()
 
-    def _settle(self, model: Model, batch: Batch, y: Output, compute_ns: int) -> None:
+    def _settle(self, model: Model, batch: Batch, compute_ns: int) -> None:
         assert model.scheduler is not None
-        model.scheduler.settle(batch, y, time.monotonic_ns(), compute_ns)
+        model.scheduler.settle(batch, time.monotonic_ns(), compute_ns)

@@ -15,16 +15,19 @@ import numpy as np
 from lstmserve.config import Config
 from lstmserve.engine.block import Block
 from lstmserve.engine.clock import Now, read_clocks
+from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
+from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.opening import Opening
+from lstmserve.engine.persist import Records, Residence, make_stage
 from lstmserve.engine.predicting import Predicting
 from lstmserve.engine.room import Room
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.step import Step
-from lstmserve.engine.store import MemoryStore, Store
 from lstmserve.engine.table import FREE, SessionTable
 from lstmserve.errors import Draining, ModelNotFound
+from lstmserve.store import Store
 
 SWEEP_S = 1.0
 
@@ -46,6 +49,7 @@ class Engine:
         metrics: Metrics,
         *,
         store: Store | None = None,
+        stage: CommitStage | None = None,
         clock: Callable[[], Now] = read_clocks,
     ) -> None:
         self.config = config
@@ -54,15 +58,22 @@ class Engine:
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
-        self.room = Room(self.table, self.sessions, may_evict=False)
-        self.opening = Opening(config, self.table, self.sessions, self.room)
-        self.driver = Driver(config, self.models, store or MemoryStore())
+        self.room = Room(self.table, self.sessions, may_evict=store is not None)
+        opening = Opening(config, self.table, self.sessions, self.room)
+        self._stage = stage or InMemory()
+        residence = None
+        if store is not None:
+            records = Records(self.table, self.models)
+            residence = Residence(self.table, self.sessions, self.room, records, store, clock)
+            self._stage = make_stage(config, self.table, records, store, self._on_moved)
+        self.lives = Lives(self.table, self.sessions, opening, residence, clock)
+        self.driver = Driver(config, self.models, self._stage)
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False
         for index, model in enumerate(self.models):
             counters = metrics.model(model.name, model.version)
-            model.attach(index, config, self.table, counters, self._on_idle)
+            model.attach(index, config, self.table, counters, self._on_idle, self._on_moved)
 
     def model(self, name: str, version: int) -> Model:
         """The version, 0 for the newest. Raises ModelNotFound."""
@@ -80,6 +91,7 @@ class Engine:
         """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
         self.check_open()
         assert model.scheduler is not None
+        self._stage.admit(np.array([step.row]))
         model.scheduler.submit(step)
         self.driver.notice()
 
@@ -87,6 +99,7 @@ class Engine:
         """Accepts a block whole or not at all; its sink is told the end. Raises as submit()."""
         self.check_open()
         assert model.scheduler is not None
+        self._stage.admit(block.rows)
         model.scheduler.submit_block(block)
         self.driver.notice()
 
@@ -98,10 +111,12 @@ class Engine:
     async def run(self) -> None:
         """Drives until close(). Raises what it died of; every step has been failed then."""
         self._sweep()
+        writing = asyncio.create_task(self._stage.run(), name="store")
         try:
             await self.driver.run()
         finally:
             self._is_closed = True
+            writing.cancel()
 
     def drain(self) -> None:
         """From now on no session is opened; those that are open go on."""
@@ -112,6 +127,7 @@ class Engine:
         self.drain()
         self._is_closed = True
         await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
+        await self._stage.drain(timeout_s)
 
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""
@@ -121,6 +137,9 @@ class Engine:
             assert rows.size == model.sessions
             if model.scheduler is not None:
                 model.scheduler.check_integrity(rows)
+
+    def _on_moved(self, row: int) -> None:
+        self.sessions.detach(row, "moved")
 
     def _sweep(self) -> None:
         if self._is_closed:

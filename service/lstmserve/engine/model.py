@@ -75,23 +75,27 @@ class Model:
         table: SessionTable,
         metrics: ModelMetrics,
         on_idle: Callable[[int], None],
+        on_moved: Callable[[int], None],
     ) -> None:
         """Makes it one of an engine's models."""
         self.index = index
         self.metrics = metrics
         if self.pool is not None:
-            self.scheduler = Scheduler(config, table, self.pool, on_idle)
+            self.scheduler = Scheduler(config, table, self.pool, on_idle, on_moved)
 
     def rows_from(self, h: State, c: State) -> Rows:
-        """h [L, N, state], c [L, N, H] as rows of the pool, each [N, width].
+        """A client's h [L, N, state], c [L, N, H] as rows of the pool, each [N, width].
 
         Denormals become zero: one costs up to 25 times the arithmetic of its whole step.
         """
-        rows: dict[str, State] = {}
-        for kind, state in (("h", h), ("c", c)):
-            flushed = np.where(np.abs(state) < np.finfo(np.float32).tiny, np.float32(0), state)
-            rows |= {f"{kind}.{layer}": flushed[layer] for layer in range(self.spec.num_layers)}
-        return rows
+        tiny = np.finfo(np.float32).tiny
+        h, c = (np.where(np.abs(state) < tiny, np.float32(0), state) for state in (h, c))
+        return self.rows_as_they_are(h, c)
+
+    def rows_as_they_are(self, h: State, c: State) -> Rows:
+        """The same for states of our own: bit for bit."""
+        layers = range(self.spec.num_layers)
+        return {f"h.{i}": h[i] for i in layers} | {f"c.{i}": c[i] for i in layers}
 
     def state_from(self, rows: Rows) -> tuple[State, State]:
         """The inverse of rows_from: h [L, N, state], c [L, N, H]."""

@@ -20,7 +20,7 @@ from lstmserve.engine.numbering import Numbering
 from lstmserve.engine.pool import ZERO, Pool
 from lstmserve.engine.queues import Entry, ReadyQueues, length_class
 from lstmserve.engine.settlement import Settlement
-from lstmserve.engine.step import NO_ROW, Output, Step
+from lstmserve.engine.step import NO_ROW, Step
 from lstmserve.engine.table import Index, SessionTable
 from lstmserve.engine.turns import SessionTurns
 from lstmserve.errors import Cancelled, DeadlineExpired, Overloaded, ServeError
@@ -29,10 +29,17 @@ RETRY_S = 0.05
 
 
 class Scheduler:
-    """`on_idle(row)` is called when a session that is no longer open has no step left."""
+    """`on_idle(row)` is called when a session that is no longer open has no step left;
+    `on_moved(row)` when the store says that another server has it, or its answer was lost.
+    """
 
     def __init__(
-        self, config: Config, table: SessionTable, pool: Pool, on_idle: Callable[[int], None]
+        self,
+        config: Config,
+        table: SessionTable,
+        pool: Pool,
+        on_idle: Callable[[int], None],
+        on_moved: Callable[[int], None],
     ) -> None:
         self._config = config
         self._table = table
@@ -40,7 +47,9 @@ class Scheduler:
         self._ready = ReadyQueues(config, pool)
         self._turns = SessionTurns(table, on_idle)
         self._numbering = Numbering(table, self._turns, config.reply_bytes_max)
-        self._settlement = Settlement(table, pool, self._ready, self._turns, self._numbering)
+        self._settlement = Settlement(
+            table, pool, self._ready, self._turns, self._numbering, on_moved
+        )
         self.in_flight_steps = 0  # scheduled and not settled
 
     def __repr__(self) -> str:
@@ -110,10 +119,10 @@ class Scheduler:
                 return batch
         return None
 
-    def settle(self, batch: Batch, y: Output, now_ns: int, compute_ns: int) -> None:
-        """Ends a batch by its outcomes; y [T, B, O]. Replies are given, successors made ready."""
+    def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
+        """Ends a batch by its outcomes. Replies are given, successors made ready."""
         self.in_flight_steps -= batch.size
-        self._settlement.settle(batch, y, now_ns, compute_ns)
+        self._settlement.settle(batch, now_ns, compute_ns)
 
     def _check_room(self, count: int) -> None:
         limit = self._config.pending_steps_max

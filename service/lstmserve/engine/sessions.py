@@ -13,7 +13,7 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.endings import Ending, Endings, Tombstone
 from lstmserve.engine.model import Model
 from lstmserve.engine.pool import ZERO, Rows
-from lstmserve.engine.table import CLOSING, DETACHED, OPEN, SavedReply, SessionTable
+from lstmserve.engine.table import CLOSING, DETACHED, MOVED, OPEN, SavedReply, SessionTable
 from lstmserve.errors import SessionClosed, SessionReplaced
 
 
@@ -125,7 +125,7 @@ class Sessions:
         Pending steps end as the settlement says, and only then the row is spare.
         """
         self._announce_closed(row)
-        self._table.detach(row)
+        self._table.detach(row, DETACHED if reason == "replaced" else MOVED)
         self.model_of(row).metrics.closed(reason)
         if not self._table.pending[row]:
             self._release(row)
@@ -136,7 +136,7 @@ class Sessions:
 
     def on_idle(self, row: int, now: Now) -> None:
         """A session that is no longer open has no step left."""
-        if self._table.phase[row] == DETACHED:
+        if self._table.phase[row] >= DETACHED:
             self._release(row)
         else:
             self._end(row, "closed", now)

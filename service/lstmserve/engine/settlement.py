@@ -6,6 +6,8 @@ the queue: its written slot is spare again, and whoever waited behind it fails t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,15 +15,18 @@ from lstmserve.engine.batch import Batch, Outcome, Part
 from lstmserve.engine.numbering import Numbering
 from lstmserve.engine.pool import Pool, Slots
 from lstmserve.engine.queues import Entry, ReadyQueues
-from lstmserve.engine.step import NO_ROW, Output, Step
-from lstmserve.engine.table import DETACHED, SessionTable
+from lstmserve.engine.step import NO_ROW, Step
+from lstmserve.engine.table import DETACHED, MOVED, OPEN, SessionTable
 from lstmserve.engine.turns import SessionTurns
 from lstmserve.errors import (
+    Fenced,
     ModelError,
     PredecessorFailed,
     ServeError,
     SessionReplaced,
     StepGap,
+    StoreFull,
+    StoreTimeout,
     StoreUnavailable,
 )
 
@@ -36,26 +41,26 @@ class Settlement:
         ready: ReadyQueues,
         turns: SessionTurns,
         numbering: Numbering,
+        on_moved: Callable[[int], None],
     ) -> None:
         self._table = table
         self._pool = pool
         self._ready = ready
         self._turns = turns
         self._numbering = numbering
+        self._on_moved = on_moved
 
-    def settle(self, batch: Batch, y: Output, now_ns: int, compute_ns: int) -> None:
-        """Ends a batch by its outcomes; y [T, B, O]. Replies are given, successors made ready."""
+    def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
+        """Ends a batch by its outcomes. Replies are given, successors made ready."""
         for column, step in enumerate(batch.steps):
             step.compute_ns += compute_ns
             slot = int(batch.write[column])
             error = self._verdict(step.row, batch.outcomes[column])
             if error is None:
-                step.add_output(y[: batch.lengths[column], column])
                 self._advance(step, slot, now_ns)
             else:
                 self._pool.give_one(slot)
                 self._fail(step, error, now_ns)
-        batch.fill_blocks(y)
         for part, columns in batch.columns():
             part.block.compute_ns += compute_ns
             self._settle_part(part, batch.write[columns], batch.outcomes[columns], now_ns)
@@ -68,13 +73,17 @@ class Settlement:
             self._fail(entry, error, now_ns)
 
     def _verdict(self, row: int, outcome: int) -> ServeError | None:
-        if row != NO_ROW and self._table.phase[row] == DETACHED:
+        """Why a row's step is not applied, or None; drops what is stale here."""
+        phase = OPEN if row == NO_ROW else int(self._table.phase[row])
+        if phase == DETACHED:
             return SessionReplaced("the session was replaced while this step was waiting")
-        if outcome == Outcome.APPLIED:
-            return None
-        if outcome == Outcome.NOT_STORED:
-            return StoreUnavailable("the store did not take this step; repeat it", retry_s=1.0)
-        return ModelError("the model failed on this step; the session is as it was before")
+        if outcome in (Outcome.FENCED, Outcome.UNKNOWN) and phase != MOVED:
+            self._on_moved(row)
+        if outcome == Outcome.UNKNOWN:
+            return StoreTimeout("the store's answer was lost: repeat the same step", retry_s=0.1)
+        if phase == MOVED or outcome == Outcome.FENCED:
+            return fenced()
+        return _failure(outcome)
 
     def _advance(self, step: Step, slot: int, now_ns: int) -> None:
         """The slice is applied: `slot` has the state after it."""
@@ -114,6 +123,8 @@ class Settlement:
             last = int(self._table.step[step.row])
             if isinstance(error, SessionReplaced):
                 reason: ServeError = error
+            elif self._table.phase[step.row] == MOVED:
+                reason = fenced()
             elif step.digest:
                 reason = StepGap(
                     f"an earlier step was not applied: send step {last + 1} again",
@@ -128,7 +139,7 @@ class Settlement:
         self, part: Part, write: Slots, outcomes: npt.NDArray[np.uint8], now_ns: int
     ) -> None:
         table = self._table
-        is_good = (outcomes == Outcome.APPLIED) & (table.phase[part.rows] != DETACHED)
+        is_good = (outcomes == Outcome.APPLIED) & (table.phase[part.rows] < DETACHED)
         if not is_good.all():
             for i in np.flatnonzero(~is_good):
                 error = self._verdict(int(part.rows[i]), int(outcomes[i]))
@@ -165,3 +176,18 @@ class Settlement:
             self._numbering.failed(int(row), int(self._table.step[row]) + 1, error)
             self._fail_behind(behind, error)
         part.block.settle(part.rows.size)
+
+
+def fenced() -> Fenced:
+    """Nothing was applied here; a repeat finds the session where it is now."""
+    return Fenced("another server has this session now: repeat the step", retry_s=0.0)
+
+
+def _failure(outcome: int) -> ServeError | None:
+    if outcome == Outcome.APPLIED:
+        return None
+    if outcome == Outcome.NOT_STORED:
+        return StoreUnavailable("the store did not take this step: repeat it", retry_s=1.0)
+    if outcome == Outcome.STORE_FULL:
+        return StoreFull("the store is full; the session is as it was before")
+    return ModelError("the model failed on this step; the session is as it was before")

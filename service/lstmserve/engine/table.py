@@ -16,7 +16,8 @@ from lstmserve.engine.free_list import FreeList
 FREE: Final = 0
 OPEN: Final = 1
 CLOSING: Final = 2  # its client closed it; pending steps run first
-DETACHED: Final = 3  # replaced or dropped; its id is another's, the running step is discarded
+DETACHED: Final = 3  # replaced: its id is another session's, the running step is discarded
+MOVED: Final = 4  # another server has it, or may: as DETACHED, but its steps may be repeated
 
 Index = npt.NDArray[np.int64]
 """Rows of the table, [N]."""
@@ -80,18 +81,19 @@ class SessionTable:
         self.phase[row] = OPEN
         return row
 
-    def detach(self, row: int) -> str:
+    def detach(self, row: int, phase: int = DETACHED) -> str:
         """Takes the row out of the index, so that its key is free, and returns the key."""
+        assert phase in (DETACHED, MOVED)
         key = self.keys[row]
         assert key is not None
         del self._index[key]
         self.keys[row] = None
-        self.phase[row] = DETACHED
+        self.phase[row] = phase
         return key
 
     def release(self, row: int) -> None:
         """Gives a detached row back. Its slot must have been taken out before."""
-        assert self.phase[row] == DETACHED
+        assert self.phase[row] >= DETACHED
         assert self.pending[row] == 0
         assert self.slot[row] == 0
         self.phase[row] = FREE

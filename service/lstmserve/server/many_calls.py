@@ -31,13 +31,13 @@ class ManyCalls:
         window: Window[ManyMessage] = Window(self._engine.config.stream_window)
         ids: Sequence[str] = ()
 
-        def accept(content: bytes) -> None:
+        async def accept(content: bytes) -> None:
             nonlocal ids
-            ids = self._accept(content, ids, window)
+            ids = await self._accept(content, ids, window)
 
         await converse(context, window, accept, self._render)
 
-    def _accept(
+    async def _accept(
         self, content: bytes, ids: Sequence[str], window: Window[ManyMessage]
     ) -> Sequence[str]:
         """Submits one message; returns the ids that the next one may leave out."""
@@ -47,7 +47,7 @@ class ManyCalls:
             request = parse(pb.StepManyRequest, content)
             message.tag = request.tag
             ids = list(request.session_ids) or ids
-            self._messages.submit(request, ids, message)
+            await self._messages.submit(request, ids, message)
         except ServeError as error:
             message.refusal = error
         if message.block is None:

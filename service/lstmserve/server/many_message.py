@@ -57,9 +57,29 @@ class ManyMessages:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def submit(self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage) -> None:
-        """Checks the whole message, then each session; hands the good ones to the engine."""
+    async def submit(
+        self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage
+    ) -> None:
+        """Checks the whole message, then each session; hands the good ones to the engine.
+
+        Waits only for a store, to bring sessions here.
+        """
         _check_columns(request, ids)
+        if self._engine.lives.has_store:
+            await self._fetch(ids, message)
+        self._submit(request, ids, message)
+
+    async def _fetch(self, ids: Sequence[str], message: ManyMessage) -> None:
+        """Those that cannot come have their error; malformed ids get theirs in _find()."""
+        for i, session_id in enumerate(ids):
+            try:
+                await self._engine.lives.fetch([session_key("", session_id)])
+            except ServeError as error:
+                message.errors[i] = error
+
+    def _submit(
+        self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage
+    ) -> None:
         message.count = len(ids)
         message.last_only = request.last_only
         message.lengths = np.array(request.lengths or [1] * len(ids), np.int32)
@@ -108,6 +128,8 @@ class ManyMessages:
         incarnations = request.incarnations or [0] * len(ids)
         rows, members = [], []
         for i, session_id in enumerate(ids):
+            if i in message.errors:
+                continue
             try:
                 if request.steps:
                     check_number(request.steps[i], incarnations[i])

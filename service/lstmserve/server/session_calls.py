@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 
 import google_crc32c
@@ -51,7 +50,7 @@ class SessionCalls:
             fork_of=session_key("", request.fork_of) if request.fork_of else "",
             request_key=_request_key(request.request_id),
         )
-        row, is_created = engine.opening.open(opened, engine.clock())
+        row, is_created = await engine.lives.open(opened)
         return pb.OpenSessionResponse(session=self._session(row), created=is_created)
 
     async def get_session(
@@ -59,7 +58,9 @@ class SessionCalls:
     ) -> pb.GetSessionResponse:
         """What is known of one session; it renews nothing."""
         engine = self._engine
-        row = engine.sessions.find(session_key("", request.session_id), 0, engine.clock())
+        key = session_key("", request.session_id)
+        await engine.lives.confirm(key)
+        row = engine.sessions.find(key, 0, engine.clock())
         return pb.GetSessionResponse(session=self._session(row))
 
     async def list_sessions(
@@ -91,21 +92,16 @@ class SessionCalls:
         self, request: pb.CloseSessionRequest, context: Context
     ) -> pb.CloseSessionResponse:
         """Answers when its pending steps have run; twice is fine."""
-        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def on_closed(step: int) -> None:
-            if not closed.done():
-                closed.set_result(step)
-
-        engine = self._engine
         key = session_key("", request.session_id)
-        engine.sessions.close(key, request.incarnation, engine.clock(), on_closed)
-        return pb.CloseSessionResponse(step=await closed)
+        return pb.CloseSessionResponse(
+            step=await self._engine.lives.close(key, request.incarnation)
+        )
 
     async def get_state(self, request: pb.GetStateRequest, context: Context) -> pb.GetStateResponse:
         """After the last applied step; it never waits for those that are pending."""
         engine = self._engine
         key = session_key("", request.session_id)
+        await engine.lives.confirm(key)
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)
         h, c = (each.tobytes() for each in model.state_from(engine.sessions.state(row)))

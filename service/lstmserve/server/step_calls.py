@@ -31,7 +31,7 @@ class StepCalls:
         try:
             if not request.session_id:
                 raise Malformed("session_id is missing", field="session_id")
-            step = self.submit(request, request.session_id, reply)
+            step = await self.submit(request, request.session_id, reply)
         except ServeError as error:
             self.count_failed("Step", None, error)
             raise
@@ -46,8 +46,24 @@ class StepCalls:
         self.count_applied("Step", step)
         return response(step, request.tag)
 
-    def submit(self, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
-        """Checks the request and hands it to the engine. Raises ServeError."""
+    async def submit(self, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
+        """Checks the request and hands it to the engine. Raises ServeError.
+
+        Waits only for a store: to bring the session here, or to be certain of a refusal.
+        """
+        lives = self._engine.lives
+        if not lives.has_store:
+            return self._submit(request, session_id, sink)
+        key = session_key("", session_id)
+        await lives.fetch([key])
+        try:
+            return self._submit(request, session_id, sink)
+        except ServeError as error:
+            if not await lives.was_stale(key, error):
+                raise
+        return self._submit(request, session_id, sink)
+
+    def _submit(self, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
         engine = self._engine
         now = engine.clock()
         is_numbered = request.HasField("step")

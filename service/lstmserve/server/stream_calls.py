@@ -26,13 +26,13 @@ class StreamCalls:
         window: Window[_Reply] = Window(self._window_max)
         session_id = ""
 
-        def accept(content: bytes) -> None:
+        async def accept(content: bytes) -> None:
             nonlocal session_id
-            session_id = self._accept(content, session_id, window)
+            session_id = await self._accept(content, session_id, window)
 
         await converse(context, window, accept, self._render)
 
-    def _accept(self, content: bytes, session_id: str, window: Window[_Reply]) -> str:
+    async def _accept(self, content: bytes, session_id: str, window: Window[_Reply]) -> str:
         reply = _Reply(window)
         window.add(reply)
         try:
@@ -41,7 +41,7 @@ class StreamCalls:
             reply.session_id = session_id = request.session_id or session_id
             if not session_id:
                 raise Malformed("the first message of a stream needs its session_id")
-            reply.step = self._steps.submit(request, session_id, reply)
+            reply.step = await self._steps.submit(request, session_id, reply)
         except ServeError as error:
             reply.error = error
             window.answer(reply)

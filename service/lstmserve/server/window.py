@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 import grpc.aio
@@ -77,7 +77,7 @@ class Window(Generic[Reply]):
 async def converse(
     context: Context,
     window: Window[Reply],
-    accept: Callable[[bytes], None],
+    accept: Callable[[bytes], Awaitable[None]],
     render: Callable[[Reply], bytes],
 ) -> None:
     """Reads messages into the window while there is room, and writes its answers as they come.
@@ -93,7 +93,7 @@ async def converse(
     writer = asyncio.create_task(write())
     try:
         while (content := await context.read()) is not grpc.aio.EOF:
-            accept(content)
+            await accept(content)
             await window.room()
         window.end()
         await writer

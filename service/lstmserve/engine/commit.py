@@ -1,0 +1,46 @@
+"""Owns what a batch waits for before it settles: nothing, when the pool is all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from lstmserve.engine.batch import Batch
+from lstmserve.engine.model import Model
+from lstmserve.engine.table import Index
+
+
+class CommitStage(Protocol):
+    """What is between a batch's run and its settling."""
+
+    def admit(self, rows: Index) -> None:
+        """Whether these sessions [N] may step. Raises StoreUnavailable."""
+
+    async def run(self) -> None:
+        """What there is to do between batches, until cancelled."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Writes what is not yet written, after the last batch."""
+
+    def commit(self, model: Model, batch: Batch) -> Awaitable[None] | None:
+        """Stores the steps that end with the batch; marks in `outcomes` what could not be stored.
+
+        None: nothing to wait for. Otherwise the engine runs batches of other sessions meanwhile
+        and settles this one when the awaitable ends; one that raises stored nothing.
+        """
+
+
+class InMemory:
+    """`--store memory`: a crash loses the sessions, loudly (SESSION_LOST)."""
+
+    def admit(self, rows: Index) -> None:
+        """Every session."""
+
+    async def run(self) -> None:
+        """Nothing."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Nothing."""
+
+    def commit(self, model: Model, batch: Batch) -> None:
+        """Nothing to do: the batch's slots are the state."""

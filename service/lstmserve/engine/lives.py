@@ -1,0 +1,104 @@
+"""Owns how sessions begin, come here and end, where a store has a say. Every wait on it is here.
+
+Without a store all of it is at once. With one, calls about one key are in order, and what is told
+of a session is what the store has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from lstmserve.engine.clock import Now
+from lstmserve.engine.opening import Opening, OpenRequest
+from lstmserve.engine.persist import Residence
+from lstmserve.engine.sessions import Sessions
+from lstmserve.engine.table import SessionTable
+from lstmserve.errors import ServeError, SessionReplaced, StepGap
+from lstmserve.store import Version
+
+
+class Lives:
+    """With a store every call may also raise StoreUnavailable, StoreTimeout, StateCorrupt,
+
+    ModelRetired, ModelMismatch and Fenced.
+    """
+
+    def __init__(
+        self,
+        table: SessionTable,
+        sessions: Sessions,
+        opening: Opening,
+        residence: Residence | None,
+        clock: Callable[[], Now],
+    ) -> None:
+        self._table = table
+        self._sessions = sessions
+        self._opening = opening
+        self._residence = residence
+        self._clock = clock
+
+    @property
+    def has_store(self) -> bool:
+        """Whether a session may be elsewhere than here."""
+        return self._residence is not None
+
+    async def fetch(self, keys: Sequence[str]) -> None:
+        """Brings sessions here that a store has."""
+        if self._residence is not None:
+            await self._residence.fetch(keys)
+
+    async def confirm(self, key: str) -> None:
+        """Makes what is known of the key here what the store has."""
+        if self._residence is not None:
+            await self._residence.confirm(key)
+
+    async def was_stale(self, key: str, error: ServeError) -> bool:
+        """Whether a refusal was of an old copy, so that the call is to be tried once more.
+
+        A gap and another incarnation are said with certainty or not at all.
+        """
+        if self._residence is None or not isinstance(error, StepGap | SessionReplaced):
+            return False
+        return await self._residence.confirm(key)
+
+    async def open(self, request: OpenRequest) -> tuple[int, bool]:
+        """The session's row, and whether it was created. Raises what Opening.open() raises."""
+        residence = self._residence
+        if residence is None:
+            return self._opening.open(request, self._clock())
+        if request.fork_of:
+            await residence.fetch([request.fork_of])
+        async with residence.alone(request.key):
+            await residence.load(request.key)
+            before = residence.version(request.key)
+            row, is_created = self._opening.open(request, self._clock())
+            is_new = before is None or before.incarnation != self._table.incarnation[row]
+            if is_created and is_new:
+                await residence.create(request.key, row, before)
+            return row, is_created
+
+    async def close(self, key: str, incarnation: int) -> int:
+        """Ends a session after its pending steps; its last step. Raises as Sessions.close()."""
+        residence = self._residence
+        if residence is None:
+            return (await self._close_here(key, incarnation))[0]
+        async with residence.alone(key):
+            await residence.load(key)
+            step, version = await self._close_here(key, incarnation)
+            if version is not None:
+                await residence.forget(key, version)
+            return step
+
+    async def _close_here(self, key: str, incarnation: int) -> tuple[int, Version | None]:
+        """The last step, and what the store has of the session, if it was here."""
+        closed: asyncio.Future[tuple[int, Version | None]]
+        closed = asyncio.get_running_loop().create_future()
+        residence = self._residence
+
+        def on_closed(step: int) -> None:
+            if not closed.done():
+                closed.set_result((step, residence.version(key) if residence else None))
+
+        self._sessions.close(key, incarnation, self._clock(), on_closed)
+        return await closed

@@ -1,0 +1,120 @@
+"""Owns the translation between rows of the table and a store's records. No I/O, no await."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine.model import Model
+from lstmserve.engine.pool import Rows, Slots
+from lstmserve.engine.sessions import Start
+from lstmserve.engine.table import Index, SavedReply, SessionTable
+from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
+from lstmserve.store.record import Record, Version
+
+Floats = npt.NDArray[np.float32]
+
+
+class Records:
+    """Reads the table and the pools; writes nothing."""
+
+    def __init__(self, table: SessionTable, models: Sequence[Model]) -> None:
+        self._table = table
+        self._models = models
+
+    def version(self, row: int) -> Version:
+        """What the store had of the session when it last answered."""
+        table = self._table
+        return Version(
+            int(table.incarnation[row]), int(table.epoch[row]), int(table.durable_step[row])
+        )
+
+    def make(self, model: Model, rows: Index, slots: Slots) -> list[Record]:
+        """Records of sessions as the table has them, but with the state in `slots` [N]."""
+        table = self._table
+        assert model.pool is not None
+        state = model.pool.read(slots)
+        h, c = (_joined(state, kind, model.spec.num_layers) for kind in ("h", "c"))
+        fingerprint = bytes.fromhex(model.fingerprint)
+        records = []
+        for i, row in enumerate(rows.tolist()):
+            reply = table.replies[row]
+            records.append(
+                Record(
+                    incarnation=int(table.incarnation[row]),
+                    epoch=int(table.epoch[row]),
+                    step=int(table.step[row]),
+                    model=model.name,
+                    model_version=model.version,
+                    fingerprint=fingerprint,
+                    ttl_ns=int(table.ttl_ns[row]),
+                    open_time_ns=int(table.open_time_ns[row]),
+                    h=h[i].tobytes(),
+                    c=c[i].tobytes(),
+                    digest=int(table.digest[row]),
+                    reply=None if reply is None else reply.y,
+                    reply_length=0 if reply is None else reply.length,
+                )
+            )
+        return records
+
+    def now(self, row: int) -> Record:
+        """The session as it is after its last applied step."""
+        model = self._models[int(self._table.model[row])]
+        (record,) = self.make(model, np.array([row]), self._table.slot[row : row + 1].copy())
+        return record
+
+    def model_of(self, record: Record) -> Model:
+        """Raises ModelRetired when its version is not served, ModelMismatch for other weights."""
+        for model in self._models:
+            if (model.name, model.version) == (record.model, record.model_version):
+                if bytes.fromhex(model.fingerprint) != record.fingerprint:
+                    raise ModelMismatch("the stored session is of other weights than are served")
+                return model
+        raise ModelRetired(
+            f"the session is one of {record.model}:{record.model_version}, "
+            "which is not served any more"
+        )
+
+    def start(self, record: Record, model: Model) -> Start:
+        """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""
+        spec = model.spec
+        sizes = (4 * spec.num_layers * spec.state_size, 4 * spec.num_layers * spec.hidden_size)
+        if (len(record.h), len(record.c)) != sizes:
+            raise StateCorrupt("the stored state has the wrong size")
+        h = np.frombuffer(record.h, "<f4").reshape(spec.num_layers, 1, spec.state_size)
+        c = np.frombuffer(record.c, "<f4").reshape(spec.num_layers, 1, spec.hidden_size)
+        reply = None
+        if record.reply is not None:
+            reply = SavedReply(record.reply_length, record.reply)
+        is_zero = record.step == 0 and not h.any() and not c.any()
+        return Start(
+            source="load",
+            rows=None if is_zero else model.rows_as_they_are(h, c),
+            step=record.step,
+            incarnation=record.incarnation,
+            epoch=record.epoch,
+            open_time_ns=record.open_time_ns,
+            digest=record.digest,
+            reply=reply,
+        )
+
+
+def _joined(state: Rows, kind: str, layers: int) -> Floats:
+    """[N, layers * width]"""
+    return np.concatenate([state[f"{kind}.{layer}"] for layer in range(layers)], axis=1)
+
+
+def stepped(record: Record, digest: int, y: Floats | None, reply_bytes_max: int) -> Record:
+    """The record one step further, as it will be when the step is settled."""
+    is_kept = y is not None and y.nbytes <= reply_bytes_max
+    return replace(
+        record,
+        step=record.step + 1,
+        digest=digest,
+        reply=y.tobytes() if is_kept and y is not None else None,
+        reply_length=len(y) if is_kept and y is not None else 0,
+    )

@@ -1,0 +1,174 @@
+"""Owns which stored sessions live here: loads one on first touch, claims it, gives it up.
+
+Everything about one key happens in order, under its lock; keys do not wait for each other. A load
+claims the session with a higher epoch, so that whoever had it before cannot write any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from lstmserve.engine.clock import Now
+from lstmserve.engine.persist.records import Records
+from lstmserve.engine.room import Room
+from lstmserve.engine.sessions import Sessions
+from lstmserve.engine.table import SessionTable
+from lstmserve.errors import (
+    Fenced,
+    SessionExists,
+    StateCorrupt,
+    StoreFull,
+)
+from lstmserve.store.record import CorruptRecord, Record, Version, decode, encode, version_of
+from lstmserve.store.store import Store, Write, Written
+
+TRIES_MAX = 5
+NANOSECOND = 1e-9
+
+
+class Residence:
+    """Raises StoreUnavailable and StoreTimeout from every call that asks the store."""
+
+    def __init__(
+        self,
+        table: SessionTable,
+        sessions: Sessions,
+        room: Room,
+        records: Records,
+        store: Store,
+        clock: Callable[[], Now],
+    ) -> None:
+        self._table = table
+        self._sessions = sessions
+        self._room = room
+        self._records = records
+        self._store = store
+        self._clock = clock
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def alone(self, key: str) -> AsyncIterator[None]:
+        """One at a time per key."""
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(key)
+            if users > 1:
+                self._locks[key] = lock, users - 1
+
+    async def fetch(self, keys: Sequence[str]) -> None:
+        """Brings those here that a store has and this server has not.
+
+        Raises StateCorrupt, ModelRetired, ModelMismatch, SessionLimit, Fenced.
+        """
+        for key in keys:
+            if self._table.find(key) is None:
+                async with self.alone(key):
+                    await self.load(key)
+
+    async def load(self, key: str) -> None:
+        """The same for one key, whose lock is held."""
+        for _ in range(TRIES_MAX):
+            if self._table.find(key) is not None:
+                return
+            (content,) = await self._store.load([key])
+            if content is None:
+                return
+            record = await self._decode(key, content)
+            model = self._records.model_of(record)
+            self._room.make(model, self._clock())
+            start = self._records.start(record, model)
+            claimed = replace(record, epoch=record.epoch + 1)
+            if await self._put(key, record.version, claimed) is Written.OK:
+                now = self._clock()
+                self._room.make(model, now)
+                start = replace(start, epoch=claimed.epoch)
+                self._sessions.open(key, model, start, record.ttl_ns, now)
+                return
+        raise Fenced("other servers are taking this session: repeat the call", retry_s=0.1)
+
+    async def confirm(self, key: str) -> bool:
+        """Whether what was known of the key was stale; it is not any more.
+
+        What is said of a session that must be certain (a gap, another incarnation) asks this first.
+        """
+        async with self.alone(key):
+            row = self._table.find(key)
+            (content,) = await self._store.load([key])
+            if row is not None and row == self._table.find(key):
+                if content is not None and _same_life(version_of(content), self._version(row)):
+                    return False
+                self._sessions.detach(row, "moved")
+            await self.load(key)
+            return True
+
+    async def create(self, key: str, row: int, before: Version | None) -> None:
+        """Stores a session just opened, in place of one it replaces. The key's lock is held.
+
+        On failure the session is gone here. Raises SessionExists, StoreFull.
+        """
+        record = self._records.now(row)
+        try:
+            written = await self._replace(key, before, record)
+        except BaseException:
+            self._drop(key, row)
+            raise
+        if written is Written.OK:
+            return
+        self._drop(key, row)
+        if written is Written.FULL:
+            raise StoreFull("the store is full: no session was opened")
+        raise SessionExists("another server has just opened this id", field="session_id")
+
+    async def forget(self, key: str, version: Version) -> None:
+        """Takes a closed session out of the store. The key's lock is held. Raises Fenced."""
+        written = await self._store.put([Write(key, version, None, 0.0)])
+        if written[0] is not Written.OK:
+            raise Fenced("another server has this session now: close it again", retry_s=0.0)
+
+    def version(self, key: str) -> Version | None:
+        """What the store has of a session that is here."""
+        row = self._table.find(key)
+        return None if row is None else self._version(row)
+
+    async def _replace(self, key: str, before: Version | None, record: Record) -> Written:
+        """A step of the replaced session may still have been stored: then it is looked up again."""
+        for _ in range(TRIES_MAX):
+            written = await self._put(key, before, record)
+            if written is not Written.CONFLICT or before is None:
+                return written
+            (content,) = await self._store.load([key])
+            found = None if content is None else version_of(content)
+            if found is not None and found.incarnation != before.incarnation:
+                return written
+            before = found
+        return Written.CONFLICT
+
+    async def _put(self, key: str, expected: Version | None, record: Record) -> Written:
+        content = encode(record)
+        write = Write(key, expected, content, record.ttl_ns * NANOSECOND)
+        return (await self._store.put([write]))[0]
+
+    async def _decode(self, key: str, content: bytes) -> Record:
+        try:
+            return decode(content)
+        except CorruptRecord as error:
+            await self._store.quarantine(key, content)
+            raise StateCorrupt("the stored session is damaged and was put aside") from error
+
+    def _version(self, row: int) -> Version:
+        return self._records.version(row)
+
+    def _drop(self, key: str, row: int) -> None:
+        if self._table.find(key) == row:
+            self._sessions.detach(row, "moved")
+
+
+def _same_life(stored: Version, known: Version) -> bool:
+    return (stored.incarnation, stored.epoch) == (known.incarnation, known.epoch)

@@ -1,0 +1,87 @@
+"""Writes every step to the store before it is answered: acked means stored.
+
+One flush per batch. Nothing is retried: a step that was not stored was not applied, and one whose
+answer was lost is looked up anew when its client repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import numpy as np
+
+from lstmserve.engine.batch import Batch, Outcome
+from lstmserve.engine.model import Model
+from lstmserve.engine.persist.records import Records, stepped
+from lstmserve.engine.table import DETACHED, Index, SessionTable
+from lstmserve.errors import StoreTimeout
+from lstmserve.store.record import encode
+from lstmserve.store.store import Store, Write, Written
+
+NANOSECOND = 1e-9
+OUTCOMES = {
+    Written.OK: Outcome.APPLIED,
+    Written.CONFLICT: Outcome.FENCED,
+    Written.FENCED: Outcome.FENCED,
+    Written.FULL: Outcome.STORE_FULL,
+}
+
+
+class WriteThrough:
+    """The commit stage of `--store-mode through`; writes the table's `durable_step`."""
+
+    def __init__(
+        self, table: SessionTable, records: Records, store: Store, reply_bytes_max: int
+    ) -> None:
+        self._table = table
+        self._records = records
+        self._store = store
+        self._reply_bytes_max = reply_bytes_max
+
+    def commit(self, model: Model, batch: Batch) -> Awaitable[None] | None:
+        """None when no step of a session ends with the batch."""
+        ended = batch.endings()
+        is_here = self._table.phase[ended.rows] < DETACHED
+        columns, rows = ended.columns[is_here], ended.rows[is_here]
+        if not rows.size:
+            return None
+        records = self._records.make(model, rows, ended.slots[is_here])
+        writes = []
+        for column, row, record in zip(columns.tolist(), rows.tolist(), records, strict=True):
+            y = batch.numbered_output(column)
+            digest = int(self._table.pending_digest[row])
+            after = stepped(record, digest, y, self._reply_bytes_max)
+            writes.append(self.write(row, encode(after)))
+        return self._put(batch, columns, rows, writes)
+
+    def admit(self, rows: Index) -> None:
+        """Every session: none is ever ahead of the store."""
+
+    async def run(self) -> None:
+        """Nothing to do between batches."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Nothing is ever dirty."""
+
+    def write(self, row: int, content: bytes) -> Write:
+        """In place of what the store had when it last answered."""
+        table = self._table
+        key = table.keys[row]
+        assert key is not None
+        ttl_s = int(table.ttl_ns[row]) * NANOSECOND
+        return Write(key, self._records.version(row), content, ttl_s)
+
+    async def _put(self, batch: Batch, columns: Index, rows: Index, writes: list[Write]) -> None:
+        steps = self._table.step[rows] + 1
+        try:
+            written = await self._store.put(writes)
+        except StoreTimeout:
+            batch.outcomes[columns] = Outcome.UNKNOWN
+            return
+        except Exception:
+            batch.outcomes[columns] = Outcome.NOT_STORED
+            return
+        outcomes = np.array([OUTCOMES[each] for each in written], np.uint8)
+        batch.outcomes[columns] = outcomes
+        is_stored = (outcomes == Outcome.APPLIED) & (self._table.phase[rows] < DETACHED)
+        self._table.durable_step[rows[is_stored]] = steps[is_stored]
