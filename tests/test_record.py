@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmserve.store.record import (
-    EPOCH_SLICE,
     HEADER_BYTES,
     NUMBER_MAX,
     VERSION_SLICE,
@@ -20,7 +19,7 @@ from lstmserve.store.record import (
     Version,
     decode,
     encode,
-    version_bytes,
+    pack_version,
     version_of,
 )
 
@@ -65,7 +64,7 @@ def test_round_trip(record: Record) -> None:
     content = encode(record)
     assert decode(content) == record
     assert version_of(content) == record.version
-    assert content[VERSION_SLICE] == version_bytes(record.version)
+    assert content[VERSION_SLICE] == pack_version(record.version)
 
 
 def test_empty_reply_is_a_reply() -> None:
@@ -79,7 +78,6 @@ def test_layout_is_fixed() -> None:
     content = encode(EXAMPLE)
     assert content[:8] == b"LSTr" + struct.pack("<HH", 1, len("weather"))
     assert content[VERSION_SLICE] == struct.pack("<3q", 7, 3, 41)
-    assert content[EPOCH_SLICE] == struct.pack("<q", 3)
     assert content[HEADER_BYTES:] == b"weather" + EXAMPLE.h + EXAMPLE.c + b"reply"
     assert HEADER_BYTES == 120
     assert google_crc32c.value(content).to_bytes(4, "little").hex() == "d03e7d30"

@@ -1,5 +1,10 @@
 """Owns the stores: where sessions outlive the process. Knows no engine, no transport, no log."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from lstmserve.store.file import FileStore
 from lstmserve.store.record import CorruptRecord, Record, Version, decode, encode, version_of
 from lstmserve.store.store import Store, StoreRefused, Write, Written
 
@@ -13,5 +18,33 @@ __all__ = [
     "Written",
     "decode",
     "encode",
+    "open_store",
     "version_of",
 ]
+
+
+def open_store(
+    url: str,
+    *,
+    timeout_s: float = 2.0,
+    sync: bool = False,
+    bytes_max: int | None = None,
+    connections_max: int = 4,
+) -> Store | None:
+    """The store that `url` names; None for "memory". Blocking.
+
+    `file:DIR` takes `sync` and `bytes_max`, `redis://` and `rediss://` take `connections_max`.
+    Raises StoreRefused: one line for the operator, in which the URL does not occur.
+    """
+    kind, _, rest = url.partition(":")
+    if url == "memory":
+        return None
+    if kind == "file" and rest:
+        return FileStore(Path(rest), sync=sync, bytes_max=bytes_max, timeout_s=timeout_s)
+    if kind in ("redis", "rediss") and rest.startswith("//"):
+        try:
+            from lstmserve.store.redis import RedisStore
+        except ImportError as error:
+            raise StoreRefused("this store needs: pip install 'lstmserve[store]'") from error
+        return RedisStore(url, timeout_s=timeout_s, connections_max=connections_max)
+    raise StoreRefused("a store is memory, file:DIR, redis://HOST or rediss://HOST")

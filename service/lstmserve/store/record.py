@@ -24,7 +24,6 @@ _CRC: Final = struct.Struct("<I")
 _VERSION: Final = struct.Struct("<3q")
 HEADER_BYTES: Final = _HEAD.size + _CRC.size
 VERSION_SLICE: Final = slice(8, 8 + _VERSION.size)
-EPOCH_SLICE: Final = slice(16, 24)
 
 
 class CorruptRecord(ValueError):
@@ -174,10 +173,15 @@ def _record(header: _Header, body: bytes) -> Record:
 def version_of(content: bytes) -> Version:
     """The version in an encoded record, without decoding the rest. Raises CorruptRecord."""
     _check_start(content)
-    return Version(*_VERSION.unpack(content[VERSION_SLICE]))
+    return unpack_version(content[VERSION_SLICE])
 
 
-def version_bytes(version: Version) -> bytes:
+def unpack_version(raw: bytes) -> Version:
+    """What `pack_version` packed."""
+    return Version(*_VERSION.unpack(raw))
+
+
+def pack_version(version: Version) -> bytes:
     """The version as it lies in an encoded record at VERSION_SLICE."""
     return _VERSION.pack(*version)
 

@@ -38,6 +38,17 @@ class Write:
     content: bytes | None
     ttl_s: float
 
+    def __post_init__(self) -> None:
+        assert self.expected or self.content, "deletes nothing"
+        assert self.ttl_s > 0, self.ttl_s
+
+
+def refusal(expected: Version | None, found: Version | None) -> Written:
+    """Why a write that expected another version than the one found is refused."""
+    if expected and found and expected.incarnation == found.incarnation:
+        return Written.FENCED if expected.epoch < found.epoch else Written.CONFLICT
+    return Written.CONFLICT
+
 
 class Store(Protocol):
     """Where sessions outlive the process. Called on the loop's thread, and never blocks it."""
@@ -55,7 +66,7 @@ class Store(Protocol):
     async def quarantine(self, key: str, content: bytes) -> None:
         """Moves a corrupt record aside for the operator, if it is still what the key holds.
 
-        Raises StoreUnavailable or StoreTimeout; again is harmless.
+        Raises StoreUnavailable, StoreTimeout or StoreFull; again is harmless.
         """
 
     async def close(self) -> None:

@@ -1,0 +1,85 @@
+"""Owns the embedded store of one machine: SQLite rows behind one thread. Never blocks the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store.rows import Rows
+from lstmserve.store.store import Write, Written
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+FILE_NAME = "sessions.sqlite3"
+
+
+class FileStore:
+    """A Store in a folder that one process at a time can open.
+
+    What was put survives kill -9; with `sync` also a power cut, as far as disk and file system keep
+    what fsync promises. `bytes_max` bounds the file (its log apart); beyond it, as on a full disk,
+    writes are FULL. `now_s` is seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sync: bool = False,
+        bytes_max: int | None = None,
+        timeout_s: float = 5.0,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        """Opens or creates the folder; blocking. Raises StoreRefused."""
+        self._timeout_s = timeout_s
+        self._thread = ThreadPoolExecutor(1, "lstmserve-store")
+        try:
+            opening = self._thread.submit(
+                Rows, folder / FILE_NAME, sync=sync, bytes_max=bytes_max, now_s=now_s
+            )
+            self._rows = opening.result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+        """As Store.load."""
+        try:
+            return await self._run(self._rows.load, keys)
+        except TimeoutError as error:
+            raise StoreUnavailable("the store did not answer") from error
+
+    async def put(self, writes: Sequence[Write]) -> list[Written]:
+        """As Store.put; one transaction."""
+        try:
+            return await self._run(self._rows.put, writes)
+        except TimeoutError as error:
+            raise StoreTimeout("the store did not answer") from error
+
+    async def quarantine(self, key: str, content: bytes) -> None:
+        """As Store.quarantine; the record moves to the table `quarantine`."""
+        try:
+            await self._run(self._rows.quarantine, key, content)
+        except TimeoutError as error:
+            raise StoreTimeout("the store did not answer") from error
+
+    async def close(self) -> None:
+        """As Store.close; a disk that hangs is not waited for."""
+        try:
+            await self._run(self._rows.close)
+        except TimeoutError:
+            pass
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """The work's result, once the work before it is done. Raises TimeoutError."""
+        async with asyncio.timeout(self._timeout_s):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, work, *arguments)

@@ -1,0 +1,258 @@
+"""The file store: one owner, full disks, hanging disks, old records and foreign files."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store import StoreRefused, Version, Write, Written, open_store
+from lstmserve.store.file import FILE_NAME, FileStore
+from lstmserve.store.rows import Rows
+from storing import content, write
+
+OK, FULL = Written.OK, Written.FULL
+FULL_BYTES = 256 << 10
+
+
+class Clock:
+    """Seconds since 1970 as the test sets them; may be held, and with it the store's thread."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_700_000_000.0
+        self.going = threading.Event()
+        self.going.set()
+
+    def __call__(self) -> float:
+        """The time, once it goes on."""
+        self.going.wait()
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock for the store."""
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[FileStore]:
+    """A small file store with a clock of its own."""
+    store = FileStore(tmp_path, bytes_max=FULL_BYTES, timeout_s=20, now_s=clock)
+    yield store
+    await store.close()
+
+
+async def fill(store: FileStore) -> list[Write]:
+    """Creates sessions until there is no room; those that fitted."""
+    stored: list[Write] = []
+    while True:
+        new = write(f"/{len(stored)}", None, (1, 1, 0), size=4096)
+        if await store.put([new]) == [FULL]:
+            return stored
+        stored.append(new)
+
+
+async def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    """A second store on the same folder is refused in one line, until the first is closed."""
+    first = FileStore(tmp_path)
+    assert await first.put([write("/a", None, (1, 1, 0))]) == [OK]
+    with pytest.raises(StoreRefused, match=r"^another process has the store's folder open$"):
+        open_store(f"file:{tmp_path}")
+    assert await first.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
+    await first.close()
+    second = FileStore(tmp_path)
+    assert await second.load(["/a"]) == [content(Version(1, 1, 1))]
+    await second.close()
+
+
+async def test_full_keeps_what_is_there(store: FileStore) -> None:
+    """Without room a write is FULL and the old record intact; a delete makes room again."""
+    stored = await fill(store)
+    assert len(stored) > 10
+    grown = write("/0", (1, 1, 0), (1, 1, 1), size=64 << 10)
+    assert await store.put([grown]) == [FULL]
+    assert await store.load([w.key for w in stored]) == [w.content for w in stored]
+    assert await store.put([write("/0", (1, 1, 0), (1, 1, 1), size=4096)]) == [OK]
+    assert await store.put([write(f"/{i}", (1, 1, 0), None) for i in range(1, 9)]) == [OK] * 8
+    assert await store.put([write("/new", None, (1, 1, 0), size=4096)]) == [OK]
+
+
+async def test_full_is_of_one_write(store: FileStore) -> None:
+    """In a put that does not fit as a whole, what fits alone is written."""
+    await fill(store)
+    outcomes = await store.put(
+        [
+            write("/0", (1, 1, 0), (1, 1, 1), size=4096),
+            write("/huge", None, (1, 1, 0), size=FULL_BYTES),
+            write("/1", (1, 1, 9), (1, 1, 10), size=4096),
+            write("/2", (1, 1, 0), None),
+        ]
+    )
+    assert outcomes == [OK, FULL, Written.CONFLICT, OK]
+    assert await store.load(["/0", "/huge", "/2"]) == [
+        content(Version(1, 1, 1), size=4096),
+        None,
+        None,
+    ]
+
+
+@contextmanager
+def no_file_grows(beyond: int) -> Iterator[None]:
+    """The kernel fails every write of this process beyond so many bytes of a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (beyond, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_failing_disk_fails_closed_and_heals(tmp_path: Path, clock: Clock) -> None:
+    """Writes that the kernel refuses are errors and change nothing; later ones succeed."""
+    store = FileStore(tmp_path, now_s=clock)
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+    log_size = (tmp_path / f"{FILE_NAME}-wal").stat().st_size
+    with no_file_grows(log_size + 100):
+        for _ in range(3):
+            with pytest.raises((StoreUnavailable, StoreTimeout)):
+                await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)])
+        assert await store.load(["/a"]) == [content(Version(1, 1, 0))]
+    assert await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)]) == [OK]
+    await store.close()
+
+
+async def test_hanging_disk_holds_nobody(tmp_path: Path, clock: Clock) -> None:
+    """While the store's thread hangs, calls end in time with what is known, and the loop runs."""
+    store = FileStore(tmp_path, timeout_s=0.05, now_s=clock)
+    clock.going.clear()
+    with pytest.raises(StoreTimeout, match="did not answer"):
+        await store.put([write("/a", None, (1, 1, 0))])
+    with pytest.raises(StoreUnavailable, match="did not answer"):
+        await store.load(["/a"])
+    with pytest.raises(StoreTimeout):
+        await store.put([write("/late", None, (1, 1, 0))])
+    with pytest.raises(StoreTimeout):
+        await store.quarantine("/a", b"")
+    clock.going.set()
+    found = [content(Version(1, 1, 0)), None]  # /a had begun; /late had not, and was dropped
+    assert await answer(store, ["/a", "/late"]) == found
+    await store.close()
+
+
+async def answer(store: FileStore, keys: list[str]) -> list[bytes | None]:
+    """What the store answers as soon as it does again."""
+    while True:
+        with contextlib.suppress(StoreUnavailable):
+            return await store.load(keys)
+
+
+async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: Clock) -> None:
+    """Close returns in time whatever the store's thread does."""
+    store = FileStore(tmp_path, timeout_s=0.05, now_s=clock)
+    clock.going.clear()
+    with pytest.raises(StoreTimeout):
+        await store.put([write("/a", None, (1, 1, 0))])
+    await store.close()
+    clock.going.set()
+
+
+async def test_expiry_is_by_the_clock(store: FileStore, clock: Clock) -> None:
+    """A record is there just before its ttl has passed, and gone when it has, by wall clock."""
+    assert await store.put([write("/a", None, (1, 1, 0), ttl_s=60)]) == [OK]
+    clock.now_s += 59.999
+    assert await store.load(["/a"]) == [content(Version(1, 1, 0))]
+    assert await store.put([write("/a", (1, 1, 0), (1, 1, 1), ttl_s=60)]) == [OK]
+    clock.now_s += 59.999
+    assert await store.load(["/a"]) == [content(Version(1, 1, 1))]
+    clock.now_s += 0.001
+    assert await store.load(["/a"]) == [None]
+    assert await store.put([write("/a", (1, 1, 1), (1, 1, 2))]) == [Written.CONFLICT]
+
+
+async def test_old_records_are_swept(tmp_path: Path, clock: Clock) -> None:
+    """Each creation looks at a few rows and deletes the expired, so that they stay a minority."""
+    store = FileStore(tmp_path, now_s=clock)
+    for generation in range(12):
+        for first in range(0, 100, 10):
+            ids = range(first, first + 10)
+            born = [write(f"/{generation}-{i}", None, (1, 1, 0), ttl_s=60) for i in ids]
+            assert await store.put(born) == [OK] * 10
+        clock.now_s += 30
+    alive = await store.load([f"/{generation}-{i}" for generation in range(12) for i in range(100)])
+    assert sum(raw is not None for raw in alive) == 100
+    await store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
+        ((rows,),) = database.execute("SELECT count(*) FROM record")
+    print(rows, "rows of 1200 written, 100 alive")
+    assert 100 <= rows <= 350
+
+
+async def test_quarantine_is_for_the_operator(tmp_path: Path, clock: Clock) -> None:
+    """A corrupt record is found again in the table `quarantine`, with its key and when."""
+    store = FileStore(tmp_path, now_s=clock)
+    assert await store.put([write("/a", None, (1, 1, 0)), write("/b", None, (1, 1, 0))]) == [OK] * 2
+    await store.quarantine("/a", content(Version(1, 1, 0)))
+    await store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
+        rows = database.execute("SELECT key, moved_ms, content FROM quarantine").fetchall()
+        assert database.execute("SELECT key FROM record").fetchall() == [("/b",)]
+    assert rows == [("/a", 1_700_000_000_000, content(Version(1, 1, 0)))]
+
+
+def foreign(folder: Path) -> None:
+    """Not a database."""
+    (folder / FILE_NAME).write_bytes(b"not a database" * 1000)
+
+
+def later(folder: Path) -> None:
+    """A later release's."""
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as database:
+        database.execute("PRAGMA user_version = 2")
+
+
+def folder_as_file(folder: Path) -> None:
+    """A folder where the file should be."""
+    (folder / FILE_NAME).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [(foreign, "not a database"), (later, "format 2"), (folder_as_file, "cannot be used")],
+)
+def test_foreign_files_are_refused(
+    tmp_path: Path, spoil: Callable[[Path], None], what: str
+) -> None:
+    """What another program or release left there is refused in one line and not touched."""
+    spoil(tmp_path)
+    before = (tmp_path / FILE_NAME).stat()
+    for _ in range(2):  # refused for the same reason again: nothing stayed locked
+        with pytest.raises(StoreRefused, match=what) as refused:
+            FileStore(tmp_path)
+        assert str(tmp_path) not in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert (tmp_path / FILE_NAME).stat().st_size == before.st_size
+
+
+@pytest.mark.parametrize(("sync", "level"), [(False, 1), (True, 2)])
+def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
+    """With sync every commit is flushed to the disk; without it the log is, when it is written
+    back."""
+    rows = Rows(tmp_path / FILE_NAME, sync=sync, bytes_max=None, now_s=Clock())
+    assert rows._database.execute("PRAGMA synchronous").fetchone() == (level,)
+    assert rows._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    rows.close()
+
+
+async def test_the_folder_is_private(tmp_path: Path) -> None:
+    """States are nobody else's: the folder is made for its owner alone."""
+    store = FileStore(tmp_path / "new" / "store")
+    assert (tmp_path / "new" / "store").stat().st_mode & 0o077 == 0
+    await store.close()
