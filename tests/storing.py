@@ -55,11 +55,16 @@ def write(
 
 
 class Valkey:
-    """A Valkey server in a folder of its own, on a free port of loopback; ended by its pid."""
+    """A Valkey server in a folder of its own, on a free port of loopback; ended by its pid.
 
-    def __init__(self, folder: Path, *options: str, binary: str | None = None) -> None:
+    TEST_REDIS_SERVER names another binary to try, such as Debian's redis-server.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder, self.options = folder, options
-        self.binary = binary or str(next(BINARIES.rglob("valkey-server")))
+        self.binary = os.environ.get("TEST_REDIS_SERVER") or str(
+            next(BINARIES.rglob("valkey-server"))
+        )
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"

@@ -24,7 +24,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from lstmserve.errors import StoreFull, StoreTimeout, StoreUnavailable
+from lstmserve.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store.record import VERSION_SLICE, pack_version
 from lstmserve.store.store import StoreRefused, Write, Written
 
@@ -34,7 +34,8 @@ _PUT: Final = f"""
 local expected = ARGV[1]
 local found = redis.call('GETRANGE', KEYS[1], {VERSION_SLICE.start}, {VERSION_SLICE.stop - 1})
 if found ~= expected or (expected == '' and redis.call('EXISTS', KEYS[1]) == 1) then
-  if #found ~= #expected or found:sub(1, 8) ~= expected:sub(1, 8) then return 'CONFLICT' end
+  if expected == '' or #found < #expected then return 'CONFLICT' end
+  if found:sub(1, 8) ~= expected:sub(1, 8) then return 'CONFLICT' end
   local newer = struct.unpack('<i8', found, 9) > struct.unpack('<i8', expected, 9)
   return newer and 'FENCED' or 'CONFLICT'
 end
@@ -117,8 +118,6 @@ class RedisStore:
         name = redis_key(key)
         aside = f"{name}:corrupt:{hashlib.sha256(content).hexdigest()[:16]}"
         (reply,) = await self._exchange([("EVAL", _QUARANTINE, 2, name, aside, content)])
-        if isinstance(reply, OutOfMemoryError):
-            raise StoreFull("the store is full")
         if isinstance(reply, Exception):
             raise _refused(reply)
 
@@ -153,8 +152,8 @@ class RedisStore:
             async with asyncio.timeout(self._timeout_s):
                 found: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
                 return found
-        except AuthenticationError:
-            raise StoreUnavailable("the store refused our credentials") from None
+        except AuthenticationError as error:
+            raise _refused(error) from None
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"no way to the store: {type(error).__name__}") from None
 

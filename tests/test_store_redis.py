@@ -1,0 +1,258 @@
+"""The Redis store against a real server that stalls, dies, fills up, forgets and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store import StoreRefused, Version, Written, open_store, version_of
+from lstmserve.store.redis import RedisStore, redis_key
+from storing import Valkey, content, write
+
+OK = Written.OK
+SECRET = "correct-horse"
+FIRST, SECOND = content(Version(1, 1, 0)), content(Version(1, 1, 1))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Valkey]:
+    """A server of the test's own."""
+    with Valkey(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def store(server: Valkey) -> AsyncIterator[RedisStore]:
+    """A store on it."""
+    store = RedisStore(server.url, timeout_s=20, connections_max=3)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def admin(server: Valkey) -> AsyncIterator[Redis]:
+    """The server's operator."""
+    async with Redis.from_url(server.url) as client:
+        yield client
+
+
+async def test_stalled_server(server: Valkey, admin: Redis) -> None:
+    """While the server is stopped a put is unknown and a load unavailable; then it heals alone."""
+    store = RedisStore(server.url, timeout_s=0.25, connections_max=3)
+    await admin.set(redis_key("/a"), FIRST)
+    server.signal(signal.SIGSTOP)
+    for _ in range(4):  # more often than there are connections
+        with pytest.raises(StoreTimeout):
+            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+        with pytest.raises(StoreUnavailable):
+            await store.load(["/a"])
+    server.signal(signal.SIGCONT)
+    while not await is_taken_over(store, "/a"):
+        pass
+    await store.close()
+
+
+async def is_taken_over(store: RedisStore, key: str) -> bool:
+    """Load and put; writes sent during the stall may still arrive in between (CONFLICT)."""
+    try:
+        (raw,) = await store.load([key])
+        assert raw
+        old = version_of(raw)
+        (outcome,) = await store.put([write(key, old, (1, old.epoch + 1, old.step + 1))])
+    except (StoreUnavailable, StoreTimeout):  # not awake yet
+        return False
+    assert outcome in (OK, Written.CONFLICT)
+    return outcome is OK
+
+
+async def test_dead_server(server: Valkey, store: RedisStore) -> None:
+    """Once the server is dead nothing is sent and the error says so; a new one is found alone."""
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+    server.kill()
+    for _ in range(100):  # the loop learns of the closed connections
+        await asyncio.sleep(0)
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable, match="no way to the store"):
+            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+        with pytest.raises(StoreUnavailable, match="no way to the store"):
+            await store.load(["/a"])
+        with pytest.raises(StoreUnavailable, match="no way to the store"):
+            await store.quarantine("/a", b"")
+    server.start()
+    assert await store.load(["/a"]) == [None]  # this server keeps nothing
+    assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [Written.CONFLICT]
+    assert await store.put([write("/a", None, (2, 1, 0))]) == [OK]
+
+
+async def test_restart_between_calls(tmp_path: Path) -> None:
+    """A server that restarted with its data is used on at once, script and all."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with Valkey(tmp_path, *options) as server:
+        store = RedisStore(server.url, timeout_s=5)
+        assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+        for step in range(3):
+            server.kill()
+            server.start()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            old, new = (1, 1, step), (1, 1, step + 1)
+            assert await store.put([write("/a", old, new), write("/b", old, new)]) == [
+                OK,
+                Written.CONFLICT,
+            ]
+        await store.close()
+
+
+async def test_forgotten_script(store: RedisStore, admin: Redis) -> None:
+    """A server that has forgotten the script is taught it again within the same call."""
+    for step in range(3):
+        await admin.script_flush()
+        old = (1, 1, step - 1) if step else None
+        writes = [write(f"/{name}", old, (1, 1, step)) for name in "abc"]
+        assert await store.put(writes) == [OK] * 3
+
+
+async def test_full_server(store: RedisStore, admin: Redis) -> None:
+    """At maxmemory a write is FULL and the old record intact; a delete goes through."""
+    assert await store.put([write("/a", None, (1, 1, 0)), write("/b", None, (1, 1, 0))]) == [OK] * 2
+    await admin.config_set("maxmemory", "1")
+    writes = [
+        write("/a", (1, 1, 0), (1, 1, 1)),
+        write("/new", None, (1, 1, 0)),
+        write("/b", (1, 1, 0), None),
+    ]
+    assert await store.put(writes) == [Written.FULL, Written.FULL, OK]
+    assert await store.load(["/a", "/new", "/b"]) == [FIRST, None, None]
+    await store.quarantine("/a", FIRST)  # takes no more room
+    assert await store.load(["/a"]) == [None]
+    await admin.config_set("maxmemory", "0")
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+
+
+async def test_refusing_server(store: RedisStore, admin: Redis) -> None:
+    """A read-only replica refuses every write: surely nothing was written; then it heals."""
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+    await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="refuses"):
+            await store.put([write("/a", (1, 1, 0), (1, 1, 1)), write("/b", None, (1, 1, 0))])
+    await admin.execute_command("REPLICAOF", "NO", "ONE")
+    assert await store.load(["/a", "/b"]) == [FIRST, None]
+    assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
+
+
+async def test_partly_refused_is_unknown(store: RedisStore, admin: Redis) -> None:
+    """When only some writes of a put were refused, the call says that it does not know."""
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+    await admin.lpush(redis_key("/b"), "somebody else's list")
+    with pytest.raises(StoreTimeout, match="ResponseError"):
+        await store.put([write("/a", (1, 1, 0), (1, 1, 1)), write("/b", None, (1, 1, 0))])
+    with pytest.raises(StoreUnavailable, match="refuses"):
+        await store.put([write("/b", None, (1, 1, 0))])
+
+
+async def test_least_privilege(store: RedisStore, admin: Redis, server: Valkey) -> None:
+    """The commands that the documentation grants suffice, and other keys stay out of reach."""
+    commands = "+mget +evalsha +eval +script|load +getrange +exists +get +set +del +rename +persist"
+    await admin.execute_command(
+        "ACL", "SETUSER", "lstm", "on", f">{SECRET}", "~s:*", *commands.split()
+    )
+    limited = RedisStore(server.url.replace("//", f"//lstm:{SECRET}@"))
+    assert await limited.load(["/a"]) == [None]
+    assert await limited.put([write("/a", None, (1, 1, 0))]) == [OK]
+    assert await limited.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
+    await limited.quarantine("/a", SECOND)
+    assert await limited.put([write("/b", None, (1, 1, 0))]) == [OK]
+    assert await limited.put([write("/b", (1, 1, 0), None)]) == [OK]
+    await limited.close()
+
+
+async def test_secrets_stay_secret(server: Valkey, admin: Redis) -> None:
+    """Neither a refused password nor a mistyped URL is quoted, in any error or its traceback."""
+    await admin.config_set("requirepass", "another")
+    port = server.port
+    refused = RedisStore(f"redis://user:{SECRET}@127.0.0.1:{port}")
+    with pytest.raises(StoreUnavailable, match="AuthenticationError") as wrong:
+        await refused.load(["/a"])
+    await refused.close()
+    nobody = RedisStore(f"redis://127.0.0.1:{port}")
+    with pytest.raises(StoreUnavailable, match="AuthenticationError") as missing:
+        await nobody.put([write("/a", None, (1, 1, 0))])
+    await nobody.close()
+    errors: list[BaseException] = [wrong.value, missing.value]
+    for url in (
+        f"redis://:{SECRET}@host:{SECRET}/0",
+        f"redis://:{SECRET}@host/0?{SECRET}={SECRET}",
+        f"redis://:{SECRET}@[::1/0",
+        f"redis:/{SECRET}",
+    ):
+        with pytest.raises(StoreRefused) as mistyped:
+            open_store(url)
+        errors.append(mistyped.value)
+    for error in errors:
+        text = "".join(traceback.format_exception(error))
+        source = [line for line in text.splitlines() if "File" not in line and SECRET in line]
+        assert SECRET not in str(error)
+        assert source == [], text
+
+
+async def test_connections_are_few(store: RedisStore, admin: Redis) -> None:
+    """Many calls at once share the few connections, and all are answered."""
+    writes = [write(f"/{i}", None, (1, 1, i)) for i in range(200)]
+    outcomes = await asyncio.gather(*(store.put([w]) for w in writes))
+    assert outcomes == [[OK]] * 200
+    assert len(await admin.client_list()) <= 3 + 1  # the operator's own
+
+
+async def test_what_lies_in_redis(store: RedisStore, admin: Redis) -> None:
+    """Keys carry tenant and hex id, expire by themselves, and quarantined ones never do."""
+    assert await store.put([write("acme/a*{b}", None, (1, 1, 0), ttl_s=30)]) == [OK]
+    key = f"s:acme:{b'a*{b}'.hex()}"
+    assert await admin.keys("*") == [key.encode()]
+    assert 0 < await admin.pttl(key) <= 30_000
+    await store.quarantine("acme/a*{b}", FIRST)
+    (aside,) = await admin.keys("*")
+    assert aside.startswith(f"{key}:corrupt:".encode())
+    assert await admin.pttl(aside) == -1
+    assert await admin.get(aside) == FIRST
+
+
+async def test_corrupt_record_is_not_overwritten_as_nothing(
+    store: RedisStore, admin: Redis
+) -> None:
+    """A record cut to less than a version is still something, to a write that expects nothing."""
+    for size in (0, 1, 8, 31):
+        await admin.set(redis_key("/a"), FIRST[:size])
+        assert await store.put([write("/a", None, (1, 1, 0))]) == [Written.CONFLICT]
+        assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [Written.CONFLICT]
+        assert await store.load(["/a"]) == [FIRST[:size]]
+        await store.quarantine("/a", FIRST[:size])
+        assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+
+
+async def test_tls_is_meant(server: Valkey) -> None:
+    """rediss:// never talks to a server without TLS."""
+    store = RedisStore(server.url.replace("redis:", "rediss:"), timeout_s=0.5)
+    with pytest.raises(StoreUnavailable, match="no way to the store"):
+        await store.load(["/a"])
+    await store.close()
+
+
+async def test_stale_owner_after_a_pause(store: RedisStore, server: Valkey) -> None:
+    """A server that slept through a take-over cannot write over the new owner's steps."""
+    sleeper = RedisStore(server.url)
+    assert await sleeper.put([write("/a", None, (1, 1, 0))]) == [OK]
+    assert await store.put([write("/a", (1, 1, 0), (1, 2, 1))]) == [OK]
+    for step in range(1, 4):
+        assert await store.put([write("/a", (1, 2, step), (1, 2, step + 1))]) == [OK]
+        late = write("/a", (1, 1, step), (1, 1, step + 1))
+        assert await sleeper.put([late]) == [Written.FENCED]
+    assert await store.load(["/a"]) == [content(Version(1, 2, 4))]
+    await sleeper.close()
