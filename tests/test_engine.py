@@ -309,6 +309,10 @@ class SlowStore:
     async def run(self) -> None:
         """Nothing."""
 
+    def lag_s(self) -> float:
+        """None."""
+        return 0.0
+
     async def drain(self, timeout_s: float) -> None:
         """Nothing."""
 

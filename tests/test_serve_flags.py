@@ -59,7 +59,7 @@ def test_every_setting_is_read_somewhere() -> None:
         ("--metrics", "127.0.0.1:65536", "[0, 65535]"),
         ("--batch-cells-max", "8", "slice_rows_max, which is 32"),
         ("--cpu", "4095", "must be one of"),
-        ("--store", "redis://localhost", "not in this release"),
+        ("--store", "mongodb://localhost", "must be memory, file:DIR"),
         ("--tls-cert", "cert.pem", "not in this release"),
         ("--admin", "127.0.0.1:1", "not in this release"),
     ],

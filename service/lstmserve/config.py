@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ MESSAGE_BYTES_MIN = 4 << 20
 MESSAGE_BYTES_LIMIT = 1 << 30
 FRAME_BYTES = 64 << 10
 TOKEN_BYTES_MAX = 10
+STORE = re.compile(r"memory|file:.+|rediss?://.+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,14 @@ class Config:
     request_id_s: float = _float(600, 0, DAY_S, "How long a request_id is remembered.")
     drain_delay_s: float = _float(0, 0, 3600, "Go on serving this long after SIGTERM.")
     drain_s_max: float = _float(20, 0, 3600, "Longest time to finish what is queued.")
+    store: str = _other(
+        "memory",
+        "Where sessions outlive the process: memory (nowhere), file:DIR, redis://..., rediss://...",
+    )
+    store_sync: bool = _other(
+        False, "file:DIR only: an answered step survives power loss, not only a crash."
+    )
+    store_timeout_s: float = _float(2, 0.01, 600, "Longest wait for one answer of the store.")
     store_mode: str = _other(
         "through", "When a step is stored: before it is answered, or behind.", "through", "behind"
     )
@@ -127,6 +137,9 @@ class Config:
                 setting.metadata["setting"].check(name, value)
         for name in ("listen", "metrics"):
             host_port(name, getattr(self, name))
+        if not STORE.fullmatch(self.store):
+            shown = re.sub(r"//.*@", "//...@", self.store)  # not its password
+            raise ValueError(f"store is {shown!r}, must be memory, file:DIR or redis[s]://...")
         self._at_least("batch_cells_max", "slice_rows_max")
         self._at_least("predict_rows_max", "length_max")
 

@@ -49,11 +49,6 @@ def _option(field: Field[Any]) -> click.Option:
     )
 
 
-def _store(context: click.Context, parameter: click.Parameter, value: str) -> None:
-    if value != "memory":
-        raise click.BadParameter(f"{value!r} is not in this release, which has memory")
-
-
 def _refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     if value is not None:
         raise click.BadParameter(f"{value!r}: this flag is not in this release")
@@ -110,14 +105,6 @@ serve = click.Command(
     help="Serve every model of a folder over gRPC until SIGTERM; a second signal ends it at once.",
     params=[
         *map(_option, settings().values()),
-        _unsettable(
-            "store",
-            _store,
-            default="memory",
-            show_default=True,
-            show_envvar=True,
-            help="Where session states outlive the process; memory: nowhere.",
-        ),
         *(_unsettable(name, _refuse, hidden=True) for name in LATER),
     ],
 )

@@ -27,6 +27,7 @@ class Block:
         "compute_ns",
         "deadline_ns",
         "digests",
+        "durable_steps",
         "errors",
         "is_cancelled",
         "is_numbered",
@@ -77,6 +78,7 @@ class Block:
         self.digests: npt.NDArray[np.uint64] | None = (
             digests(x, offsets, lengths, last_only) if self.is_numbered else None
         )
+        self.durable_steps = np.zeros(rows.size, np.int64)
         self.replayed: list[int] = []
         self.errors: dict[int, ServeError] = {}
         self.y: Output = np.full(shape, np.nan, np.float32)
@@ -135,6 +137,7 @@ class BlockRow:
         start = int(block.places[i])
         block.y[start : start + len(y)] = y
         block.numbers[i] = step.number
+        block.durable_steps[i] = step.durable_step
         if step.is_replayed:
             block.replayed.append(i)
         block.queue_ns = max(block.queue_ns, step.queue_ns)

@@ -19,6 +19,9 @@ class CommitStage(Protocol):
     async def run(self) -> None:
         """What there is to do between batches, until cancelled."""
 
+    def lag_s(self) -> float:
+        """Age of the oldest step that is not stored yet."""
+
     async def drain(self, timeout_s: float) -> None:
         """Writes what is not yet written, after the last batch."""
 
@@ -38,6 +41,10 @@ class InMemory:
 
     async def run(self) -> None:
         """Nothing."""
+
+    def lag_s(self) -> float:
+        """None has."""
+        return 0.0
 
     async def drain(self, timeout_s: float) -> None:
         """Nothing."""

@@ -103,6 +103,14 @@ class Engine:
         model.scheduler.submit_block(block)
         self.driver.notice()
 
+    def durable_step(self, row: int) -> int:
+        """The session's last step that survives a crash; 0 without a store."""
+        return int(self.table.durable_step[row]) if self.lives.has_store else 0
+
+    def durable_lag_s(self) -> float:
+        """Age of the oldest step that a store does not have yet; 0 without one."""
+        return self._stage.lag_s()
+
     def check_open(self) -> None:
         """Raises Draining once close() was called."""
         if self._is_closed:

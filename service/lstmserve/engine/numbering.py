@@ -92,6 +92,7 @@ class Numbering:
             raise _superseded(step.number, int(self._table.step[step.row]))
         y = np.frombuffer(saved.y, np.float32).reshape(saved.length, -1)
         step.replay(y)
+        step.durable_step = int(self._table.durable_step[step.row])
         step.sink.applied(step)
 
 

@@ -102,6 +102,7 @@ class Settlement:
         table.slot[row] = slot
         table.step[row] += 1
         assert step.number == table.step[row]
+        step.durable_step = int(table.durable_step[row])
         self._numbering.save(row, step.digest, step.output())
         step.sink.applied(step)
         self._numbering.applied(row)
@@ -152,6 +153,7 @@ class Settlement:
         table.slot[rows] = write
         table.step[rows] += 1
         part.block.numbers[part.indices] = table.step[rows]
+        part.block.durable_steps[part.indices] = table.durable_step[rows]
         self._save(part)
         for successor in self._turns.leave_rows(rows, now_ns):
             self._ready.push_step(successor)

@@ -36,6 +36,7 @@ class Step:
         "deadline_ns",
         "digest",
         "done",
+        "durable_step",
         "initial",
         "is_cancelled",
         "is_long",
@@ -80,6 +81,7 @@ class Step:
         self.state_slot = ZERO  # where the final state is, while the sink is told
         self.number = number  # 0 until it is accepted, where the client gave none
         self.digest = digest  # of a numbered step's input; 0: not numbered
+        self.durable_step = 0  # the session's last step that a store has, when this one settled
         self.is_replayed = False  # answered from the record, nothing computed
         self.y: list[Output] = []  # per slice [t, O]; the last one's last row only with last_only
         self.is_cancelled = False

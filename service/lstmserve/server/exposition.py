@@ -31,6 +31,7 @@ def families(metrics: Metrics) -> Iterator[Metric]:
     yield from _steps(metrics)
     yield from _sessions(metrics)
     yield from _rpcs(metrics)
+    yield from _store(metrics)
     yield from _infos(metrics)
     yield _histogram(
         "lstm_loop_lag_seconds",
@@ -132,6 +133,27 @@ def _rpcs(metrics: Metrics) -> Iterator[Metric]:
         "Arrival to end of a unary call.",
         RPC,
         [((kind, SERVICE, method), h) for (kind, method), h in metrics.rpc_seconds.items()],
+    )
+
+
+def _store(metrics: Metrics) -> Iterator[Metric]:
+    yield _histogram(
+        "lstm_store_seconds",
+        "One call of the store.",
+        ("op",),
+        [((op,), histogram) for op, histogram in metrics.store_seconds.items()],
+    )
+    yield _counter(
+        "lstm_store_errors",
+        "Calls of the store that failed, and rows that it refused.",
+        ("op", "reason"),
+        list(metrics.store_errors.items()),
+    )
+    yield _gauge(
+        "lstm_durable_lag_seconds",
+        "Age of the oldest step that a store does not have yet.",
+        (),
+        [((), metrics.durable_lag_s())],
     )
 
 

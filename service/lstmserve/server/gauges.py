@@ -18,11 +18,15 @@ def read_gauges(engine: Engine, model: Model) -> Gauges:
     if model.scheduler is None:
         return Gauges()
     table = engine.table
-    is_live = (table.phase == OPEN) | (table.phase == CLOSING)
+    is_live = ((table.phase == OPEN) | (table.phase == CLOSING)) & (table.model == model.index)
+    sessions = int(np.count_nonzero(is_live))
+    is_dirty = is_live & (table.step > table.durable_step)
+    dirty = int(np.count_nonzero(is_dirty)) if engine.lives.has_store else 0
     return Gauges(
         pending_steps=model.scheduler.pending_steps,
         slots_used=model.sessions,
         slots_spare=model.slots - RESERVED - model.sessions_max,
         slots_free=model.sessions_max - model.sessions,
-        sessions_clean=int(np.count_nonzero(is_live & (table.model == model.index))),
+        sessions_clean=sessions - dirty,
+        sessions_dirty=dirty,
     )

@@ -78,7 +78,10 @@ class ManyCalls:
             height = int(lengths.sum())
             response.y = np.full(height * message.model.spec.output_size, np.nan, "<f4").tobytes()
         response.steps.extend(steps.tolist())
-        response.durable_steps.extend([0] * message.count)
+        durable = np.zeros_like(steps)
+        if block is not None and self._engine.lives.has_store:
+            durable[message.members] = block.durable_steps
+        response.durable_steps.extend(durable.tolist())
         return response.SerializeToString()
 
     def _count_applied(self, message: ManyMessage, block: Block) -> None:

@@ -17,8 +17,8 @@ from lstmserve.server import exposition
 from lstmserve.server.histogram import SECONDS, SIZES, Histogram, Values
 
 NANOSECOND = 1e-9
-SOURCES = ("new", "import", "fork")
-CLOSINGS = ("client", "expired", "replaced", "drained")
+SOURCES = ("new", "import", "fork", "load")
+CLOSINGS = ("client", "expired", "replaced", "evicted", "moved", "drained")
 GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}
 
 Read = Callable[[Callable[[], list[Metric]]], list[Metric]]
@@ -107,6 +107,9 @@ class Metrics:
         self.rpcs_handled: Counter[tuple[str, str, str]] = Counter()
         self.rpc_seconds: dict[tuple[str, str], Histogram] = {}
         self.loop_lag = Histogram(SECONDS)
+        self.durable_lag_s: Callable[[], float] = lambda: 0.0
+        self.store_seconds: dict[str, Histogram] = {}
+        self.store_errors: Counter[tuple[str, str]] = Counter()
         ProcessCollector(registry=registry)
         registry.register(self)
 
@@ -138,6 +141,16 @@ class Metrics:
             if (grpc_type, method) not in self.rpc_seconds:
                 self.rpc_seconds[grpc_type, method] = Histogram(SECONDS)
             self.rpc_seconds[grpc_type, method].observe(seconds)
+
+    def store_took(self, op: str, duration_ns: int) -> None:
+        """One call of the store: load, put or quarantine."""
+        if op not in self.store_seconds:
+            self.store_seconds[op] = Histogram(SECONDS, NANOSECOND)
+        self.store_seconds[op].observe(duration_ns)
+
+    def store_failed(self, op: str, reason: str) -> None:
+        """A call that failed, or one row of it that was refused."""
+        self.store_errors[op, reason] += 1
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry at every scrape, on the scrape's thread."""

@@ -32,7 +32,9 @@ from lstmserve.server.machine import (
     join,
     pin,
 )
+from lstmserve.server.measured_store import MeasuredStore
 from lstmserve.server.metrics import Metrics
+from lstmserve.store import Store, StoreRefused, open_store
 
 EXIT_OK, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 3
 GRACE_S = 1.0
@@ -44,7 +46,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 T = TypeVar("T")
 log = structlog.get_logger()
-REFUSALS = (AddressUnavailable, DeviceUnavailable, InvalidModelFolder, PoolTooSmall)
+REFUSALS = (
+    AddressUnavailable,
+    DeviceUnavailable,
+    InvalidModelFolder,
+    PoolTooSmall,
+    StoreRefused,
+)
 
 
 def run(config: Config) -> int:
@@ -56,16 +64,21 @@ def run(config: Config) -> int:
     if config.cpu is not None:
         pin(config.cpu)
     models = load_models(config)
-    return uvloop.run(_serve(config.resolved(model.spec for model in models), models))
+    store = open_store(config.store, timeout_s=config.store_timeout_s, sync=config.store_sync)
+    return uvloop.run(_serve(config.resolved(model.spec for model in models), models, store))
 
 
-async def _serve(config: Config, models: Sequence[Model]) -> int:
-    server = Server(config, models)
+async def _serve(config: Config, models: Sequence[Model], store: Store | None) -> int:
     try:
-        await server.start()
-        return await server.run()
+        server = Server(config, models, store)
+        try:
+            await server.start()
+            return await server.run()
+        finally:
+            server.stop_http()
     finally:
-        server.stop_http()
+        if store is not None:
+            await store.close()
 
 
 class Server:
@@ -74,14 +87,16 @@ class Server:
     Constructing binds both ports: it raises AddressUnavailable when one is taken.
     """
 
-    def __init__(self, config: Config, models: Sequence[Model]) -> None:
+    def __init__(self, config: Config, models: Sequence[Model], store: Store | None = None) -> None:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
         self._config = config
         self._models = models
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
-        self._engine = Engine(config, models, self._metrics)
+        measured = None if store is None else MeasuredStore(store, self._metrics)
+        self._engine = Engine(config, models, self._metrics, store=measured)
+        self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
         handlers = servicer.handlers(self._engine, self._metrics, config)

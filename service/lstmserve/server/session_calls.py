@@ -132,6 +132,7 @@ class SessionCalls:
             version=model.version,
             incarnation=int(table.incarnation[row]),
             step=int(table.step[row]),
+            durable_step=engine.durable_step(row),
             pending_steps=int(table.pending[row]),
             ttl=Duration(seconds=ttl_ns // SECOND_NS, nanos=ttl_ns % SECOND_NS),
         )

@@ -44,7 +44,7 @@ class StepCalls:
             self.count_failed("Step", step, error)
             raise
         self.count_applied("Step", step)
-        return response(step, request.tag)
+        return self.response(step, request.tag)
 
     async def submit(self, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
         """Checks the request and hands it to the engine. Raises ServeError.
@@ -90,6 +90,20 @@ class StepCalls:
         )
         engine.submit(model, step)
         return step
+
+    def response(self, step: Step, tag: int) -> pb.StepResponse:
+        """The reply of an applied step."""
+        y = step.output()
+        return pb.StepResponse(
+            step=step.number,
+            replayed=step.is_replayed,
+            durable_step=step.durable_step if self._engine.lives.has_store else 0,
+            length=len(y),
+            y=y.tobytes(),
+            queue_ns=step.queue_ns,
+            compute_ns=step.compute_ns,
+            tag=tag,
+        )
 
     def count_applied(self, method: str, step: Step) -> None:
         """Into lstm_steps_total and the times."""
@@ -138,17 +152,3 @@ def check_number(number: int, incarnation: int) -> None:
 def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
     """Of the start of compute; 0 for none."""
     return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
-
-
-def response(step: Step, tag: int) -> pb.StepResponse:
-    """The reply of an applied step."""
-    y = step.output()
-    return pb.StepResponse(
-        step=step.number,
-        replayed=step.is_replayed,
-        length=len(y),
-        y=y.tobytes(),
-        queue_ns=step.queue_ns,
-        compute_ns=step.compute_ns,
-        tag=tag,
-    )

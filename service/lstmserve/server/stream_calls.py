@@ -7,7 +7,7 @@ from lstmserve.errors import Malformed, ServeError
 from lstmserve.server.codec import parse
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
-from lstmserve.server.step_calls import StepCalls, response
+from lstmserve.server.step_calls import StepCalls
 from lstmserve.server.window import Window, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -52,7 +52,7 @@ class StreamCalls:
         if error is None:
             assert step is not None
             self._steps.count_applied(METHOD, step)
-            message = response(step, reply.tag)
+            message = self._steps.response(step, reply.tag)
         else:
             self._steps.count_failed(METHOD, step, error)
             message = pb.StepResponse(tag=reply.tag, error=to_status(error))

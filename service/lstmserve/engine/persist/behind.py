@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ class WriteBehind:
         self._lag_steps_max = lag_steps_max
         self._is_due = asyncio.Event()
         self._is_dirty = np.zeros(table.rows, np.bool_)
-        self._dirty: list[tuple[Model, Index]] = []
+        self._dirty: list[tuple[Model, Index, int]] = []  # since when, monotonic ns
         self._flushing = asyncio.Lock()
 
     def commit(self, model: Model, batch: Batch) -> None:
@@ -57,7 +58,13 @@ class WriteBehind:
         fresh = rows[~self._is_dirty[rows]]
         if fresh.size:
             self._is_dirty[fresh] = True
-            self._dirty.append((model, fresh))
+            self._dirty.append((model, fresh, time.monotonic_ns()))
+
+    def lag_s(self) -> float:
+        """Age of the oldest step that the store does not have."""
+        if not self._dirty:
+            return 0.0
+        return (time.monotonic_ns() - min(since for _, _, since in self._dirty)) / 1e9
 
     def admit(self, rows: Index) -> None:
         """Refuses steps of sessions too far ahead of the store. Raises StoreUnavailable."""
@@ -98,11 +105,11 @@ class WriteBehind:
         """Everything that is dirty now; what the store does not take stays dirty."""
         async with self._flushing:
             dirty, self._dirty = self._dirty, []
-            for model, rows in dirty:
+            for model, rows, since in dirty:
                 for start in range(0, rows.size, FLUSH_ROWS_MAX):
-                    await self._flush_rows(model, rows[start : start + FLUSH_ROWS_MAX])
+                    await self._flush_rows(model, rows[start : start + FLUSH_ROWS_MAX], since)
 
-    async def _flush_rows(self, model: Model, rows: Index) -> None:
+    async def _flush_rows(self, model: Model, rows: Index, since: int) -> None:
         table = self._table
         self._is_dirty[rows] = False
         is_here = (table.phase[rows] < DETACHED) & (table.model[rows] == model.index)
@@ -122,10 +129,11 @@ class WriteBehind:
         except StoreTimeout:
             written = await self._look_up(writes)
         except ServeError:
-            self._again(model, rows)
+            self._again(model, rows, since)
             return
         for row, life, record, each in zip(rows.tolist(), lives, records, written, strict=True):
-            self._note(model, row, life, record.step, each)
+            if not self._note(row, life, record.step, each):
+                self._again(model, np.array([row]), since)
 
     async def _look_up(self, writes: list[Write]) -> list[Written | None]:
         """What became of writes whose answer was lost; None: still unknown."""
@@ -142,23 +150,20 @@ class WriteBehind:
             for write, content in zip(writes, found, strict=True)
         ]
 
-    def _note(
-        self, model: Model, row: int, life: Version, step: int, written: Written | None
-    ) -> None:
-        """One session's outcome, if the row is still that session's."""
+    def _note(self, row: int, life: Version, step: int, written: Written | None) -> bool:
+        """One session's outcome, if the row is still that session's; False: it is still dirty."""
         table = self._table
         is_same = (table.incarnation[row], table.epoch[row]) == (life.incarnation, life.epoch)
         if table.phase[row] >= DETACHED or table.keys[row] is None or not is_same:
-            return
+            return True
         if written is Written.OK:
             table.durable_step[row] = max(int(table.durable_step[row]), step)
         elif written in (Written.CONFLICT, Written.FENCED):
             self._on_moved(row)
-        else:
-            self._again(model, np.array([row]))
+        return written in (Written.OK, Written.CONFLICT, Written.FENCED)
 
-    def _again(self, model: Model, rows: Index) -> None:
+    def _again(self, model: Model, rows: Index, since: int) -> None:
         fresh = rows[~self._is_dirty[rows]]
         self._is_dirty[fresh] = True
         if fresh.size:
-            self._dirty.append((model, fresh))
+            self._dirty.append((model, fresh, since))

@@ -128,7 +128,7 @@ class Residence:
 
     async def forget(self, key: str, version: Version) -> None:
         """Takes a closed session out of the store. The key's lock is held. Raises Fenced."""
-        written = await self._store.put([Write(key, version, None, 0.0)])
+        written = await self._store.put([Write(key, version, None, 1.0)])
         if written[0] is not Written.OK:
             raise Fenced("another server has this session now: close it again", retry_s=0.0)
 

@@ -60,6 +60,10 @@ class WriteThrough:
     async def run(self) -> None:
         """Nothing to do between batches."""
 
+    def lag_s(self) -> float:
+        """None is answered before it is stored."""
+        return 0.0
+
     async def drain(self, timeout_s: float) -> None:
         """Nothing is ever dirty."""
 
