@@ -58,6 +58,11 @@ class Endings:
             raise self.error(key, incarnation, now_ns)
         return tombstone.step
 
+    def has_expired(self, key: str, incarnation: int, now_ns: int) -> bool:
+        """Whether this life of the id ended by its TTL."""
+        tombstone = self._get(key, incarnation, now_ns)
+        return tombstone is not None and tombstone.ending == "expired"
+
     def error(self, key: str, incarnation: int, now_ns: int) -> ServeError:
         """SessionClosed, SessionExpired, SessionLost or SessionNotFound."""
         tombstone = self._get(key, incarnation, now_ns)

@@ -105,7 +105,7 @@ class Engine:
 
     def durable_step(self, row: int) -> int:
         """The session's last step that survives a crash; 0 without a store."""
-        return int(self.table.durable_step[row]) if self.lives.has_store else 0
+        return max(0, int(self.table.durable_step[row])) if self.lives.has_store else 0
 
     def durable_lag_s(self) -> float:
         """Age of the oldest step that a store does not have yet; 0 without one."""

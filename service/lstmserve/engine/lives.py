@@ -14,7 +14,7 @@ from lstmserve.engine.opening import Opening, OpenRequest
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ServeError, SessionReplaced, StepGap
+from lstmserve.errors import Fenced, ServeError, SessionReplaced, StepGap
 from lstmserve.store import Version
 
 
@@ -53,6 +53,16 @@ class Lives:
         if self._residence is not None:
             await self._residence.confirm(key)
 
+    async def be_certain(self, key: str, incarnation: int, number: int) -> None:
+        """Asks the store first where a step would be refused for its incarnation or as a gap."""
+        row = self._table.find(key)
+        if self._residence is None or row is None:
+            return
+        last = int(self._table.step[row]) + int(self._table.pending[row])
+        is_other = incarnation not in (0, int(self._table.incarnation[row]))
+        if is_other or number > last + 1:
+            await self._residence.confirm(key)
+
     async def was_stale(self, key: str, error: ServeError) -> bool:
         """Whether a refusal was of an old copy, so that the call is to be tried once more.
 
@@ -76,7 +86,10 @@ class Lives:
             is_new = before is None or before.incarnation != self._table.incarnation[row]
             if is_created and is_new:
                 await residence.create(request.key, row, before)
-            return row, is_created
+            here = self._table.find(request.key)
+            if here is None:
+                raise Fenced("another server has just taken this session: repeat the call")
+            return here, is_created
 
     async def close(self, key: str, incarnation: int) -> int:
         """Ends a session after its pending steps; its last step. Raises as Sessions.close()."""

@@ -13,7 +13,15 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.endings import Ending, Endings, Tombstone
 from lstmserve.engine.model import Model
 from lstmserve.engine.pool import ZERO, Rows
-from lstmserve.engine.table import CLOSING, DETACHED, MOVED, OPEN, SavedReply, SessionTable
+from lstmserve.engine.table import (
+    CLOSING,
+    DETACHED,
+    MOVED,
+    NOT_STORED,
+    OPEN,
+    SavedReply,
+    SessionTable,
+)
 from lstmserve.errors import SessionClosed, SessionReplaced
 
 
@@ -85,7 +93,8 @@ class Sessions:
         table.model[row] = model.index
         table.incarnation[row] = start.incarnation or self._next_incarnation(now)
         table.epoch[row] = start.epoch
-        table.step[row] = table.durable_step[row] = start.step
+        table.step[row] = start.step
+        table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
         table.digest[row], table.replies[row] = start.digest, start.reply
         table.ttl_ns[row] = ttl_ns
         table.expiry_ns[row] = now.monotonic_ns + ttl_ns
@@ -129,6 +138,10 @@ class Sessions:
         self.model_of(row).metrics.closed(reason)
         if not self._table.pending[row]:
             self._release(row)
+
+    def has_expired(self, key: str, incarnation: int, now: Now) -> bool:
+        """Whether this life of the id ended here by its TTL."""
+        return self._endings.has_expired(key, incarnation, now.monotonic_ns)
 
     def expire(self, row: int, now: Now) -> None:
         """Ends an idle session whose time ran out."""

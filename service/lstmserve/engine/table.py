@@ -19,6 +19,8 @@ CLOSING: Final = 2  # its client closed it; pending steps run first
 DETACHED: Final = 3  # replaced: its id is another session's, the running step is discarded
 MOVED: Final = 4  # another server has it, or may: as DETACHED, but its steps may be repeated
 
+NOT_STORED: Final = -1  # durable_step of a session that no store has yet
+
 Index = npt.NDArray[np.int64]
 """Rows of the table, [N]."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -66,16 +67,26 @@ class ManyMessages:
         """
         _check_columns(request, ids)
         if self._engine.lives.has_store:
-            await self._fetch(ids, message)
+            await self._fetch(request, ids, message)
         self._submit(request, ids, message)
 
-    async def _fetch(self, ids: Sequence[str], message: ManyMessage) -> None:
-        """Those that cannot come have their error; malformed ids get theirs in _find()."""
-        for i, session_id in enumerate(ids):
+    async def _fetch(
+        self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage
+    ) -> None:
+        """All at once. Those that cannot come have their error, as have malformed ids."""
+        lives = self._engine.lives
+
+        async def fetch(i: int, session_id: str) -> None:
             try:
-                await self._engine.lives.fetch([session_key("", session_id)])
+                key = session_key("", session_id)
+                await lives.fetch([key])
+                incarnation = request.incarnations[i] if request.incarnations else 0
+                number = request.steps[i] if request.steps else 0
+                await lives.be_certain(key, incarnation, number)
             except ServeError as error:
                 message.errors[i] = error
+
+        await asyncio.gather(*(fetch(i, session_id) for i, session_id in enumerate(ids)))
 
     def _submit(
         self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage

@@ -15,7 +15,7 @@ import numpy as np
 
 from lstmserve.engine.batch import Batch
 from lstmserve.engine.model import Model
-from lstmserve.engine.persist.records import Records
+from lstmserve.engine.persist.records import Records, store_ttl_s
 from lstmserve.engine.table import DETACHED, Index, SessionTable
 from lstmserve.errors import ServeError, StoreTimeout, StoreUnavailable
 from lstmserve.store.record import Version, encode, version_of
@@ -23,7 +23,6 @@ from lstmserve.store.store import Store, Write, Written
 
 FLUSH_ROWS_MAX = 256
 PAUSE_S = 0.05  # between flushes of a drain whose store is not there
-NANOSECOND = 1e-9
 
 
 class WriteBehind:
@@ -122,7 +121,7 @@ class WriteBehind:
         for row, life, record in zip(rows.tolist(), lives, records, strict=True):
             key = table.keys[row]
             assert key is not None
-            writes.append(Write(key, life, encode(record), record.ttl_ns * NANOSECOND))
+            writes.append(Write(key, life, encode(record), store_ttl_s(record.ttl_ns)))
         written: Sequence[Written | None]
         try:
             written = await self._store.put(writes)

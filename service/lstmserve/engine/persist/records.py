@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.pool import Rows, Slots
 from lstmserve.engine.sessions import Start
 from lstmserve.engine.table import Index, SavedReply, SessionTable
 from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
 from lstmserve.store.record import Record, Version
+
+STORE_TTL_MARGIN_NS = 10 * SECOND_NS
 
 Floats = npt.NDArray[np.float32]
 
@@ -106,6 +109,12 @@ class Records:
 def _joined(state: Rows, kind: str, layers: int) -> Floats:
     """[N, layers * width]"""
     return np.concatenate([state[f"{kind}.{layer}"] for layer in range(layers)], axis=1)
+
+
+def store_ttl_s(ttl_ns: int) -> float:
+    """How long a store keeps a record: longer than the session lives here, so that it is here
+    that it expires, and is told so."""
+    return (ttl_ns + STORE_TTL_MARGIN_NS) / 1e9
 
 
 def stepped(record: Record, digest: int, y: Floats | None, reply_bytes_max: int) -> Record:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from lstmserve.engine.clock import Now
-from lstmserve.engine.persist.records import Records
+from lstmserve.engine.persist.records import Records, store_ttl_s
 from lstmserve.engine.room import Room
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
@@ -26,7 +26,6 @@ from lstmserve.store.record import CorruptRecord, Record, Version, decode, encod
 from lstmserve.store.store import Store, Write, Written
 
 TRIES_MAX = 5
-NANOSECOND = 1e-9
 
 
 class Residence:
@@ -81,6 +80,8 @@ class Residence:
             if content is None:
                 return
             record = await self._decode(key, content)
+            if self._sessions.has_expired(key, record.incarnation, self._clock()):
+                return  # the store keeps it a little longer, see STORE_TTL_MARGIN_NS
             model = self._records.model_of(record)
             self._room.make(model, self._clock())
             start = self._records.start(record, model)
@@ -120,6 +121,8 @@ class Residence:
             self._drop(key, row)
             raise
         if written is Written.OK:
+            if self._table.find(key) == row:
+                self._table.durable_step[row] = record.step
             return
         self._drop(key, row)
         if written is Written.FULL:
@@ -152,7 +155,7 @@ class Residence:
 
     async def _put(self, key: str, expected: Version | None, record: Record) -> Written:
         content = encode(record)
-        write = Write(key, expected, content, record.ttl_ns * NANOSECOND)
+        write = Write(key, expected, content, store_ttl_s(record.ttl_ns))
         return (await self._store.put([write]))[0]
 
     async def _decode(self, key: str, content: bytes) -> Record:

@@ -12,13 +12,12 @@ import numpy as np
 
 from lstmserve.engine.batch import Batch, Outcome
 from lstmserve.engine.model import Model
-from lstmserve.engine.persist.records import Records, stepped
+from lstmserve.engine.persist.records import Records, stepped, store_ttl_s
 from lstmserve.engine.table import DETACHED, Index, SessionTable
 from lstmserve.errors import StoreTimeout
 from lstmserve.store.record import encode
 from lstmserve.store.store import Store, Write, Written
 
-NANOSECOND = 1e-9
 OUTCOMES = {
     Written.OK: Outcome.APPLIED,
     Written.CONFLICT: Outcome.FENCED,
@@ -72,7 +71,7 @@ class WriteThrough:
         table = self._table
         key = table.keys[row]
         assert key is not None
-        ttl_s = int(table.ttl_ns[row]) * NANOSECOND
+        ttl_s = store_ttl_s(int(table.ttl_ns[row]))
         return Write(key, self._records.version(row), content, ttl_s)
 
     async def _put(self, batch: Batch, columns: Index, rows: Index, writes: list[Write]) -> None:
