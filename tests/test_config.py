@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lstmserve.config import MESSAGE_BYTES_LIMIT, Config, host_port, is_loopback, settings
+from lstmserve.address import host_port, is_loopback
+from lstmserve.config import MESSAGE_BYTES_LIMIT, Config, settings
 from lstmserve.spec import Linear, ModelSpec
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}

@@ -13,8 +13,6 @@ from lstmserve.cli.serve import serve as serve_command
 from lstmserve.config import settings
 from serving import FREE_PORTS, ROOT, Serve, Serving, run_serve
 
-# Saved replies come with numbered steps; the flag is in the contract from the start.
-
 
 def refused(text: str, code: int, *arguments: str | Path, **variables: str) -> None:
     """Runs a server that must end with this exit code and this text in its last line."""
@@ -60,8 +58,11 @@ def test_every_setting_is_read_somewhere() -> None:
         ("--batch-cells-max", "8", "slice_rows_max, which is 32"),
         ("--cpu", "4095", "must be one of"),
         ("--store", "mongodb://localhost", "must be memory, file:DIR"),
-        ("--tls-cert", "cert.pem", "not in this release"),
-        ("--admin", "127.0.0.1:1", "not in this release"),
+        ("--tls-cert", "cert.pem", "tls_key is missing"),
+        ("--tls-key", "key.pem", "tls_cert is missing"),
+        ("--tls-client-ca", "ca.pem", "tls_cert is missing"),
+        ("--admin", "0.0.0.0:1", "must be a loopback address"),
+        ("--tenant-rows-per-s", "0", "1<=x<="),
     ],
 )
 def test_bad_value_exits_2(flag: str, value: str, allowed: str) -> None:
@@ -79,7 +80,7 @@ def test_bad_value_exits_2(flag: str, value: str, allowed: str) -> None:
 def test_plain_text_stays_on_loopback() -> None:
     """An address that others can reach is refused, and the refusal names the ways out."""
     refused("--insecure", 2, "--listen", "0.0.0.0:0")
-    refused("127.0.0.1", 2, "--listen", "[::]:0")
+    refused("--tls-cert", 2, "--listen", "[::]:0")
 
 
 def test_insecure_opens_it(serve: Serve) -> None:

@@ -7,13 +7,18 @@ directly.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lstmserve.address import host_port, is_loopback
+from lstmserve.setting import floating as _float
+from lstmserve.setting import integer as _int
+from lstmserve.setting import limit as _limit
+from lstmserve.setting import other as _other
+from lstmserve.setting import path as _path
 from lstmserve.spec import ModelSpec
 
 DAY_S = 86_400
@@ -24,60 +29,13 @@ TOKEN_BYTES_MAX = 10
 STORE = re.compile(r"memory|file:.+|rediss?://.+", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a field may hold; low and high are inclusive, in the unit that ends the name."""
-
-    kind: type
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def check(self, name: str, value: object) -> None:
-        """Raises ValueError naming the setting, its value and what is allowed."""
-        if not (self._is_kind(value) and self._is_within(value)):
-            raise ValueError(f"{name} is {value!r}, must be {self.allowed()}")
-
-    def _is_kind(self, value: object) -> bool:
-        kinds = (int, float) if self.kind is float else (self.kind,)
-        return isinstance(value, kinds) and (self.kind is bool or not isinstance(value, bool))
-
-    def _is_within(self, value: Any) -> bool:
-        if self.low is None or self.high is None:
-            return not self.choices or value in self.choices
-        return bool(self.low <= value <= self.high)
-
-    def allowed(self) -> str:
-        """The allowed values in words."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        text = words.get(self.kind, self.kind.__name__)
-        return text if self.low is None else f"{text} in [{self.low}, {self.high}]"
-
-
-def _int(default: int | None, low: int, high: int, text: str) -> Any:
-    return field(default=default, metadata={"setting": Setting(int, text, low, high)})
-
-
-def _float(default: float, low: float, high: float, text: str) -> Any:
-    return field(default=default, metadata={"setting": Setting(float, text, low, high)})
-
-
-def _other(default: object, text: str, *choices: str, kind: type | None = None) -> Any:
-    setting = Setting(kind or type(default), text, choices=choices)
-    return field(default=default, metadata={"setting": setting})
-
-
-_FOLDER = {"setting": Setting(Path, "Folder that holds NAME/VERSION folders.")}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Every setting and every limit of one server. Raises ValueError for a value out of range."""
 
-    models: Path = field(default=Path("models"), metadata=_FOLDER)
+    models: Path = field(
+        default=Path("models"), metadata=_path("Folder that holds NAME/VERSION folders.")
+    )
     listen: str = _other("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one.")
     metrics: str = _other("127.0.0.1:9464", "HOST:PORT of /metrics, /livez and /readyz.")
     device: str = _other("cpu", "Where the models run.", "cpu", "cuda", "auto")
@@ -87,6 +45,23 @@ class Config:
     reflection: bool | None = _other(
         None, "Serve gRPC reflection [default: on for loopback].", kind=bool
     )
+    tls_cert: Path | None = field(
+        default=None, metadata=_path("Certificate chain in PEM; read anew when it changes.")
+    )
+    tls_key: Path | None = field(default=None, metadata=_path("The certificate's key in PEM."))
+    tls_client_ca: Path | None = field(
+        default=None, metadata=_path("Authorities in PEM: clients need a certificate of one.")
+    )
+    tokens: Path | None = field(
+        default=None,
+        metadata=_path("Tenants and hashes of their tokens (see `lstmserve token`)."),
+    )
+    admin: str | None = _other(
+        None, "Loopback HOST:PORT on which the operator acts as any tenant.", kind=str
+    )
+    tenant_sessions_max: int | None = _limit("Most sessions of one tenant")
+    tenant_pending_steps_max: int | None = _limit("Most steps waiting of one tenant")
+    tenant_rows_per_s: int | None = _limit("Most rows a second of one tenant")
     pool_bytes: int = _int(
         256 << 20, 1 << 12, 1 << 40, "Memory for session states, over all models."
     )
@@ -108,6 +83,11 @@ class Config:
     reply_bytes_max: int = _int(65_536, 0, 1 << 26, "Largest reply that is kept for a repeat.")
     stream_window: int = _int(64, 1, 65_536, "Unanswered messages read ahead on one stream.")
     streams_max: int = _int(256, 1, 65_536, "Most calls at once on one connection.")
+    call_s_max: float = _float(30, 0.001, 3600, "Longest unary call without a deadline.")
+    write_s_max: float = _float(10, 0.001, 3600, "A stream whose replies nobody reads ends.")
+    connection_age_s_max: float | None = _float(
+        None, 1, 30 * DAY_S, "Age at which a connection is to be made anew, streams included."
+    )
     tombstones_max: int = _int(100_000, 0, 10_000_000, "Ended sessions remembered.")
     tombstone_s: float = _float(600, 0, DAY_S, "How long an ended session is remembered.")
     open_requests_max: int = _int(100_000, 0, 10_000_000, "OpenSession request_ids remembered.")
@@ -140,8 +120,17 @@ class Config:
         if not STORE.fullmatch(self.store):
             shown = re.sub(r"//.*@", "//...@", self.store)  # not its password
             raise ValueError(f"store is {shown!r}, must be memory, file:DIR or redis[s]://...")
+        if self.admin is not None and not is_loopback(host_port("admin", self.admin)[0]):
+            raise ValueError(f"admin is {self.admin!r}, must be a loopback address: it asks nobody")
+        self._together("tls_cert", "tls_key")
+        self._together("tls_key", "tls_cert")
+        self._together("tls_client_ca", "tls_cert")
         self._at_least("batch_cells_max", "slice_rows_max")
         self._at_least("predict_rows_max", "length_max")
+
+    def _together(self, name: str, other: str) -> None:
+        if getattr(self, name) is not None and getattr(self, other) is None:
+            raise ValueError(f"{name} is {str(getattr(self, name))!r}, and {other} is missing")
 
     def _at_least(self, name: str, other: str) -> None:
         value, low = getattr(self, name), getattr(self, other)
@@ -160,26 +149,6 @@ class Config:
 def settings() -> dict[str, dataclasses.Field[Any]]:
     """Config's fields by name; metadata["setting"] of each is its Setting."""
     return {each.name: each for each in dataclasses.fields(Config)}
-
-
-def host_port(name: str, address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError naming the setting."""
-    host, colon, port = address.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    ambiguous = ":" in host and not address.startswith("[")
-    if not (colon and host) or ambiguous or not (port.isascii() and port.isdigit()):
-        raise ValueError(f"{name} is {address!r}, must be HOST:PORT or [IPV6]:PORT")
-    if int(port) > 65_535:
-        raise ValueError(f"{name} is {address!r}, its port must be in [0, 65535]")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host. Names other than localhost are not trusted."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _row_bytes(spec: ModelSpec) -> int:

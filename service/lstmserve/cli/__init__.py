@@ -16,6 +16,7 @@ import click
 COMMANDS: Final = {
     "export": ("lstmserve_export.cli:export_command", "Turn a checkpoint into a proved model."),
     "serve": ("lstmserve.cli.serve:serve", "Serve a folder of models over gRPC."),
+    "token": ("lstmserve.cli.token:token", "Make a tenant's token for the server's --tokens."),
     "models": ("lstmserve.cli.models:models", "List what a server serves."),
     "step": ("lstmserve.cli.step:step", "Stream CSV rows through a session."),
     "predict": ("lstmserve.cli.predict:predict", "Run whole CSV sequences; nothing is kept."),

@@ -8,20 +8,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lstmserve.config import Config, Setting, settings
+from lstmserve.config import Config, settings
+from lstmserve.setting import Setting
 
 PREFIX = "LSTMSERVE_"
 SERVER_MODULES = ("onnxruntime", "onnx", "grpc_health", "prometheus_client", "structlog", "uvloop")
-LATER = (
-    *("tls-cert", "tls-key", "tls-client-ca", "tokens", "admin"),
-)  # in the contract, not in this release: refused, so that nobody believes they are on
 
 
 def _type(setting: Setting) -> click.ParamType[Any]:
@@ -46,18 +43,6 @@ def _option(field: Field[Any]) -> click.Option:
         show_default=field.default is not None,
         envvar=PREFIX + field.name.upper(),
         show_envvar=True,
-    )
-
-
-def _refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        raise click.BadParameter(f"{value!r}: this flag is not in this release")
-
-
-def _unsettable(name: str, callback: Callable[..., None], **attributes: Any) -> click.Option:
-    variable = PREFIX + name.replace("-", "_").upper()
-    return click.Option(
-        ["--" + name], envvar=variable, expose_value=False, callback=callback, **attributes
     )
 
 
@@ -103,8 +88,5 @@ serve = click.Command(
     "serve",
     callback=_serve,
     help="Serve every model of a folder over gRPC until SIGTERM; a second signal ends it at once.",
-    params=[
-        *map(_option, settings().values()),
-        *(_unsettable(name, _refuse, hidden=True) for name in LATER),
-    ],
+    params=[_option(field) for field in settings().values()],
 )

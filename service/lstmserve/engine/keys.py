@@ -18,6 +18,11 @@ def session_key(tenant: str, session_id: str) -> str:
     return f"{tenant}/{session_id}"
 
 
+def tenant_of(key: str) -> str:
+    """The tenant that a key was made of."""
+    return key.partition("/")[0]
+
+
 def session_id(key: str) -> str:
     """The id that a key was made of."""
     return key.partition("/")[2]

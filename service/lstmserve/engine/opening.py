@@ -10,6 +10,7 @@ from enum import Enum
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
+from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
 from lstmserve.engine.room import Room
@@ -39,7 +40,8 @@ class Import:
 class OpenRequest:
     """An OpenSession whose fields were checked. Keys are the table's; "" is none.
 
-    `version` 0 is the newest for a new session, and any for one that goes on.
+    `version` 0 is the newest for a new session, and any for one that goes on; `sessions_max` is
+    the tenant's limit, None for none.
     """
 
     key: str
@@ -50,6 +52,7 @@ class OpenRequest:
     state: Import | None
     fork_of: str
     request_key: str
+    sessions_max: int | None = None
 
 
 class Opening:
@@ -66,8 +69,8 @@ class Opening:
     def open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         """The session's row, and whether it was created.
 
-        Raises SessionExists, ModelMismatch, SessionLimit, ModelNotSteppable, and for `fork_of` or a
-        repeated request whose session is gone what Sessions.find() raises.
+        Raises SessionExists, ModelMismatch, SessionLimit, Quota, ModelNotSteppable, and for
+        `fork_of` or a repeated request whose session is gone what Sessions.find() raises.
         """
         if request.request_key:
             answered = self._answered.get(request.request_key, now.monotonic_ns)
@@ -88,6 +91,8 @@ class Opening:
                 return self._sessions.find(request.key, 0, now), False
             if request.if_exists is not IfExists.RESTART:
                 raise SessionExists("a session with this id is open", field="session_id")
+        else:
+            self._room.check_tenant(tenant_of(request.key), request.sessions_max, now)
         start = self._start(request, now)
         if row is not None:
             self._room.make(request.model, now, row)

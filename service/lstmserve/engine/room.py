@@ -12,7 +12,7 @@ from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ModelNotSteppable, SessionLimit
+from lstmserve.errors import ModelNotSteppable, Quota, SessionLimit
 
 SWEEP_ROWS = 1 << 16
 FULL_SWEEP_NS = SECOND_NS // 10
@@ -38,9 +38,8 @@ class Room:
             raise ModelNotSteppable(
                 f"{model.name} is bidirectional: it reads whole sequences, use Predict"
             )
-        if model.sessions >= model.sessions_max and now.monotonic_ns >= self._full_sweep_ns:
-            self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS  # not for every one refused
-            self.sweep(now, self._table.rows)
+        if model.sessions >= model.sessions_max:
+            self._sweep_all(now)
         if model.sessions >= model.sessions_max and self._may_evict:
             self._evict(model)
         is_making_room = (
@@ -55,6 +54,23 @@ class Room:
                 "--pool-bytes",
                 retry_s=1.0,
             )
+
+    def check_tenant(self, tenant: str, sessions_max: int | None, now: Now) -> None:
+        """Whether the tenant may have one more. Raises Quota; to wait helps nothing, to close does.
+
+        Sessions that moved out to a store do not count: they take no room here.
+        """
+        if sessions_max is None or self._table.count_of(tenant) < sessions_max:
+            return
+        self._sweep_all(now)
+        if self._table.count_of(tenant) >= sessions_max:
+            raise Quota(f"your limit is {sessions_max} sessions, and so many are open: close some")
+
+    def _sweep_all(self, now: Now) -> None:
+        """Not for every one who is refused."""
+        if now.monotonic_ns >= self._full_sweep_ns:
+            self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS
+            self.sweep(now, self._table.rows)
 
     def sweep(self, now: Now, rows: int = SWEEP_ROWS) -> int:
         """Ends what expired among the next `rows` rows, and returns how many did."""

@@ -6,12 +6,13 @@ Columns are numpy arrays [rows], so that a message of many sessions costs no Pyt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.free_list import FreeList
+from lstmserve.engine.keys import tenant_of
 
 FREE: Final = 0
 OPEN: Final = 1
@@ -46,6 +47,7 @@ class SessionTable:
         self.keys: list[str | None] = []  # grows to the most rows ever used
         self.phase = np.zeros(rows, np.int8)
         self.model = np.zeros(rows, np.int16)
+        self.tenant = np.zeros(rows, np.int32)  # tenant_index() of the key's
         self.incarnation = np.zeros(rows, np.int64)
         self.epoch = np.zeros(rows, np.int64)  # counts the servers that took it from a store
         self.ttl_ns = np.zeros(rows, np.int64)
@@ -61,6 +63,8 @@ class SessionTable:
         self.replies: list[SavedReply | None] = []
         self.pending_digest = np.zeros(rows, np.uint64)  # of the first pending step
         self._index: dict[str, int] = {}
+        self._tenants: dict[str, int] = {}
+        self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
 
     def __len__(self) -> int:
@@ -71,6 +75,21 @@ class SessionTable:
         """The row of this key, or None."""
         return self._index.get(key)
 
+    def tenant_index(self, tenant: str) -> int:
+        """What the column `tenant` has for it."""
+        if tenant not in self._tenants:
+            self._tenants[tenant] = len(self._counts)
+            self._counts.append(0)
+        return self._tenants[tenant]
+
+    def count_of(self, tenant: str) -> int:
+        """The tenant's sessions that can be found by key."""
+        return self._counts[self.tenant_index(tenant)]
+
+    def accepted(self, rows: int | Index) -> Any:
+        """The numbers of the last steps that sessions were given, applied or pending."""
+        return self.step[rows] + self.pending[rows]
+
     def add(self, key: str) -> int:
         """A cleared row under this key. There must be a free row, and none with the key."""
         assert key not in self._index
@@ -80,6 +99,8 @@ class SessionTable:
             self.replies.append(None)
         self.keys[row] = key
         self._index[key] = row
+        self.tenant[row] = self.tenant_index(tenant_of(key))
+        self._counts[self.tenant[row]] += 1
         self.phase[row] = OPEN
         return row
 
@@ -90,6 +111,7 @@ class SessionTable:
         assert key is not None
         del self._index[key]
         self.keys[row] = None
+        self._counts[self.tenant[row]] -= 1
         self.phase[row] = phase
         return key
 
@@ -128,3 +150,5 @@ class SessionTable:
         assert all(self.keys[row] == key for key, row in self._index.items())
         indexed = (self.phase == OPEN) | (self.phase == CLOSING)
         assert int(indexed.sum()) == len(self._index), "a row is in no index"
+        counts = np.bincount(self.tenant[indexed], minlength=len(self._counts))
+        assert counts.tolist() == self._counts, "a tenant's sessions are miscounted"

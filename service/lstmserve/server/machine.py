@@ -6,10 +6,12 @@ import contextlib
 import os
 from collections.abc import Callable
 
+import grpc
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
-from lstmserve.config import Config, host_port, is_loopback
+from lstmserve.address import host_port, is_loopback, join
+from lstmserve.config import Config
 from lstmserve.server.http import HttpServer
 
 
@@ -24,11 +26,10 @@ class AddressUnavailable(Exception):
 def check_plain_text(config: Config) -> None:
     """Raises BadSetting when others could reach a server without TLS and nobody allowed it."""
     host, _ = host_port("listen", config.listen)
-    if not (config.insecure or is_loopback(host)):
+    if not (config.insecure or config.tls_cert or is_loopback(host)):
         raise BadSetting(
-            f"listen is {config.listen!r}, which other machines can reach, and TLS is not in this "
-            "release: allow plain text with --insecure, or listen on 127.0.0.1 behind a proxy that "
-            "ends TLS"
+            f"listen is {config.listen!r}, which other machines can reach: give --tls-cert and "
+            "--tls-key, or allow plain text with --insecure"
         )
 
 
@@ -41,12 +42,19 @@ def pin(cpu: int) -> None:
         os.sched_setaffinity(int(thread), {cpu})
 
 
-def bind_grpc(server: grpc.aio.Server, address: str) -> str:
+def bind_grpc(
+    server: grpc.aio.Server,
+    name: str,
+    address: str,
+    credentials: grpc.ServerCredentials | None = None,
+) -> str:
     """Binds, and returns the address with its real port. Raises AddressUnavailable."""
-    host, _ = host_port("listen", address)
+    host, _ = host_port(name, address)
     with contextlib.suppress(RuntimeError):
-        return join(host, server.add_insecure_port(address))
-    raise AddressUnavailable(f"--listen {address}: taken, or not an address of this machine")
+        if credentials is None:
+            return join(host, server.add_insecure_port(address))
+        return join(host, server.add_secure_port(address, credentials))
+    raise AddressUnavailable(f"--{name} {address}: taken, or not an address of this machine")
 
 
 def bind_http(
@@ -60,8 +68,3 @@ def bind_http(
         return HttpServer(*host_port("metrics", address), registry, is_live, is_ready)
     except OSError as error:
         raise AddressUnavailable(f"--metrics {address}: {error.strerror}") from error
-
-
-def join(host: str, port: int) -> str:
-    """HOST:PORT, the inverse of host_port."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -14,6 +14,7 @@ from lstmserve.server.many_message import ManyMessage, ManyMessages
 from lstmserve.server.metrics import Metrics
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import code, to_status
+from lstmserve.server.tenants import Tenant
 from lstmserve.server.window import Window, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -26,22 +27,23 @@ class ManyCalls:
         self._metrics = metrics
         self._messages = ManyMessages(engine)
 
-    async def step_many(self, context: Context) -> None:
+    async def step_many(self, context: Context, tenant: Tenant) -> None:
         """Messages of disjoint sessions may overtake one another; their tag tells them apart."""
-        window: Window[ManyMessage] = Window(self._engine.config.stream_window)
+        config = self._engine.config
+        window: Window[ManyMessage] = Window(config.stream_window)
         ids: Sequence[str] = ()
 
         async def accept(content: bytes) -> None:
             nonlocal ids
-            ids = await self._accept(content, ids, window)
+            ids = await self._accept(tenant, content, ids, window)
 
-        await converse(context, window, accept, self._render)
+        await converse(context, window, accept, self._render, config.write_s_max)
 
     async def _accept(
-        self, content: bytes, ids: Sequence[str], window: Window[ManyMessage]
+        self, tenant: Tenant, content: bytes, ids: Sequence[str], window: Window[ManyMessage]
     ) -> Sequence[str]:
         """Submits one message; returns the ids that the next one may leave out."""
-        message = ManyMessage(window)
+        message = ManyMessage(window, tenant)
         window.add(message)
         try:
             request = parse(pb.StepManyRequest, content)

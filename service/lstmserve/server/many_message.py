@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.block import Block
-from lstmserve.engine.keys import session_key
 from lstmserve.errors import (
     BadTensor,
     DuplicateSession,
@@ -22,6 +21,7 @@ from lstmserve.errors import (
 )
 from lstmserve.server.codec import check_finite, check_length, input_rows, is_finite
 from lstmserve.server.step_calls import check_number, deadline_ns
+from lstmserve.server.tenants import Tenant
 from lstmserve.server.window import Window
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -31,6 +31,7 @@ class ManyMessage:
     """One request on its way: its sink, and what its response is made of."""
 
     window: Window[ManyMessage]
+    tenant: Tenant
     tag: int = 0
     count: int = 0
     last_only: bool = False
@@ -78,7 +79,7 @@ class ManyMessages:
 
         async def fetch(i: int, session_id: str) -> None:
             try:
-                key = session_key("", session_id)
+                key = message.tenant.key(session_id)
                 await lives.fetch([key])
                 incarnation = request.incarnations[i] if request.incarnations else 0
                 number = request.steps[i] if request.steps else 0
@@ -119,7 +120,7 @@ class ManyMessages:
             x,
             starts[message.members],
             message.lengths[message.members],
-            message,
+            message.tenant.counted_block(message),
             places=message.members if request.last_only else starts[message.members],
             shape=(len(ids) if request.last_only else total, model.spec.output_size),
             arrival_ns=now_ns,
@@ -127,7 +128,9 @@ class ManyMessages:
             deadline_ns=deadline_ns(now_ns, request.timeout_ms),
             numbers=np.array(request.steps, np.int64)[message.members] if request.steps else None,
         )
+        self._check_quota(message.tenant, block)
         self._engine.submit_block(model, block)
+        message.tenant.pending_steps += block.rows.size
         message.block = block
 
     def _find(
@@ -144,12 +147,22 @@ class ManyMessages:
             try:
                 if request.steps:
                     check_number(request.steps[i], incarnations[i])
-                rows.append(engine.sessions.find(session_key("", session_id), incarnations[i], now))
+                rows.append(
+                    engine.sessions.find(message.tenant.key(session_id), incarnations[i], now)
+                )
                 members.append(i)
             except ServeError as error:
                 message.errors[i] = error
         message.members = np.array(members, np.int64)
         return np.array(rows, np.int64)
+
+    def _check_quota(self, tenant: Tenant, block: Block) -> None:
+        """Of the rows that are no repeats. Raises Quota for the whole message."""
+        lengths = block.lengths
+        if block.is_numbered:
+            lengths = lengths[block.numbers > self._engine.table.accepted(block.rows)]
+        if lengths.size:
+            tenant.check(lengths.size, int(lengths.sum()), block.arrival_ns)
 
     def _one_model(self, rows: npt.NDArray[np.int64]) -> Model:
         models = self._engine.table.model[rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstmserve.engine import Engine, Model
-from lstmserve.server.rpc import Context
+from lstmserve.server.tenants import Tenant
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
@@ -14,12 +14,12 @@ class ModelCalls:
         self._engine = engine
 
     async def list_models(
-        self, request: pb.ListModelsRequest, context: Context
+        self, request: pb.ListModelsRequest, tenant: Tenant
     ) -> pb.ListModelsResponse:
         """Every served version."""
         return pb.ListModelsResponse(models=[self._model(model) for model in self._engine.models])
 
-    async def get_model(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, tenant: Tenant) -> pb.GetModelResponse:
         """One version, the newest unless it is named."""
         model = self._engine.model(request.model, request.version)
         return pb.GetModelResponse(model=self._model(model))

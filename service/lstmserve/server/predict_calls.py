@@ -14,8 +14,8 @@ from lstmserve.server.codec import (
     state_rows,
 )
 from lstmserve.server.metrics import Metrics
-from lstmserve.server.rpc import Context
 from lstmserve.server.status import code
+from lstmserve.server.tenants import Tenant
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
@@ -26,7 +26,7 @@ class PredictCalls:
         self._engine = engine
         self._metrics = metrics
 
-    async def predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+    async def predict(self, request: pb.PredictRequest, tenant: Tenant) -> pb.PredictResponse:
         """y, (hn, cn) = head(lstm(x, (h0, c0))) of each sequence."""
         engine = self._engine
         engine.check_open()
@@ -35,7 +35,10 @@ class PredictCalls:
         start_ns = engine.clock().monotonic_ns
         try:
             job = self._job(model, request, start_ns)
-            prediction = await engine.predicting.predict(model, job)
+            rows = sum(map(len, job.xs))
+            tenant.check(len(job.xs), rows, start_ns)
+            with tenant.using(len(job.xs)):
+                prediction = await engine.predicting.predict(model, job)
         except ServeError as error:
             counters.failed("Predict", code(error), error.reason)
             raise

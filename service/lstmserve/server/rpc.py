@@ -1,4 +1,4 @@
-"""Owns the frame around every call: parse, count, and an end with a status, whatever happens.
+"""Owns the frame around every call: who calls, parse, count, and an end with a status, always.
 
 grpc.aio sends no status for a handler that leaves with a CancelledError, and the text of any other
 exception to the client: neither gets past here.
@@ -6,8 +6,10 @@ exception to the client: neither gets past here.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,61 +17,110 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from lstmserve.server.codec import Request, parse
+from lstmserve.server.doors import Door
 from lstmserve.server.logs import session_hash
 from lstmserve.server.metrics import Metrics
-from lstmserve.server.status import code, to_abort
+from lstmserve.server.status import Abort, to_abort
+from lstmserve.server.tenants import Tenant
 
 SESSION_KEY = "x-session-id"
 
 Context = grpc.aio.ServicerContext[Any, bytes]
-Unary = Callable[[Any, Context], Awaitable[Message]]
-Stream = Callable[[Context], Awaitable[None]]
+Unary = Callable[[Any, Tenant], Awaitable[Message]]
+Stream = Callable[[Context, Tenant], Awaitable[None]]
 
 
-def unary(
-    name: str, kind: type[Request], method: Unary, metrics: Metrics
-) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """A handler of one request and one response."""
+class TooSlow(Exception):
+    """A call that took longer than it may; what it did is unknown, as with gRPC's own deadline."""
 
-    async def handle(content: bytes, context: Context) -> bytes:
-        metrics.rpc_started(name, "unary")
-        start_ns = time.monotonic_ns()
-        ended = grpc.StatusCode.CANCELLED  # what it is if the client goes away
-        try:
-            response = await method(parse(kind, content), context)
-            ended = grpc.StatusCode.OK
-            return response.SerializeToString()
-        except Exception as error:
-            ended = code(error)
-            abort = to_abort(error, **_facts(name, context))
-            await context.abort(abort.code, abort.details, abort.trailers)
-            raise AssertionError("abort() raises") from error
-        finally:
-            metrics.rpc_handled(name, "unary", ended, (time.monotonic_ns() - start_ns) / 1e9)
 
-    return grpc.unary_unary_rpc_method_handler(handle)
+class Frame:
+    """Of one port's calls. `call_s_max` is for unary calls that bring no deadline."""
+
+    def __init__(self, door: Door, metrics: Metrics, call_s_max: float) -> None:
+        self._door = door
+        self._metrics = metrics
+        self._call_s_max = call_s_max
+
+    def unary(
+        self, name: str, kind: type[Request], method: Unary
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler of one request and one response."""
+
+        async def handle(content: bytes, context: Context) -> bytes:
+            start_ns = time.monotonic_ns()
+            self._metrics.rpc_started(name, "unary")
+            ended = grpc.StatusCode.CANCELLED  # what it is if the client goes away
+            try:
+                tenant = self._door.tenant(context)
+                if context.time_remaining() is None:
+                    async with _at_most(self._call_s_max):
+                        response = await method(parse(kind, content), tenant)
+                else:
+                    response = await method(parse(kind, content), tenant)
+                ended = grpc.StatusCode.OK
+                return response.SerializeToString()
+            except BaseException as error:
+                abort = _abort(error, name, context)
+                ended = abort.code
+                await context.abort(*abort)
+                raise AssertionError("abort() raises") from error
+            finally:
+                seconds = (time.monotonic_ns() - start_ns) / 1e9
+                self._metrics.rpc_handled(name, "unary", ended, seconds)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def bidi(self, name: str, method: Stream) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler of a stream in both directions, which reads and writes by the context."""
+
+        async def handle(_: object, context: Context) -> None:
+            self._metrics.rpc_started(name, "bidi_stream")
+            abort: Abort | None = None
+            ended = grpc.StatusCode.CANCELLED
+            try:
+                await method(context, self._door.tenant(context))
+                ended = grpc.StatusCode.OK
+            except BaseException as error:
+                abort = _abort(error, name, context)
+                ended = abort.code
+            finally:
+                # Before the abort: it waits for a client that does not read.
+                self._metrics.rpc_handled(name, "bidi_stream", ended)
+            if abort is not None:
+                await context.abort(*abort)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+
+@asynccontextmanager
+async def _at_most(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TooSlow(
+            f"not done after {seconds:g} s, the most for a call without a deadline"
+        ) from None
+
+
+def _abort(error: BaseException, name: str, context: Context) -> Abort:
+    """What ends the call. Raises the error when there is nobody to tell: the client went away.
+
+    A CancelledError that is not the client's doing is a bug of ours, like any other.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    if task.cancelling() or not isinstance(error, Exception | asyncio.CancelledError):
+        raise error
+    if isinstance(error, TooSlow):
+        return Abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), ())
+    return to_abort(error, **_facts(name, context))
 
 
 def _facts(name: str, context: Context) -> dict[str, str]:
     """For the log: the call, and the session (a stream: the group) that its metadata names."""
     ids = [str(value) for key, value in context.invocation_metadata() or () if key == SESSION_KEY]
     return {"method": name, **({"session": session_hash(ids[0])} if ids else {})}
-
-
-def bidi(name: str, method: Stream, metrics: Metrics) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """A handler of a stream in both directions, which reads and writes by the context."""
-
-    async def handle(_: object, context: Context) -> None:
-        metrics.rpc_started(name, "bidi_stream")
-        ended = grpc.StatusCode.CANCELLED
-        try:
-            await method(context)
-            ended = grpc.StatusCode.OK
-        except Exception as error:
-            ended = code(error)
-            abort = to_abort(error, **_facts(name, context))
-            await context.abort(abort.code, abort.details, abort.trailers)
-        finally:
-            metrics.rpc_handled(name, "bidi_stream", ended)
-
-    return grpc.stream_stream_rpc_method_handler(handle)

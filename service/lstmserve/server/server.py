@@ -16,24 +16,25 @@ from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import CollectorRegistry
 
-from lstmserve.config import Config, host_port
+from lstmserve.address import host_port, join
+from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooSmall
 from lstmserve.manifest import InvalidModelFolder
-from lstmserve.server import servicer, transport
+from lstmserve.server import transport
 from lstmserve.server.gauges import read_gauges
 from lstmserve.server.heartbeat import Heartbeat
 from lstmserve.server.machine import (
     AddressUnavailable,
-    bind_grpc,
     bind_http,
     check_plain_text,
-    join,
     pin,
 )
 from lstmserve.server.measured_store import MeasuredStore
 from lstmserve.server.metrics import Metrics
+from lstmserve.server.ports import Ports
+from lstmserve.server.reloading import BadFile
 from lstmserve.store import Store, StoreRefused, open_store
 
 EXIT_OK, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 3
@@ -48,6 +49,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 REFUSALS = (
     AddressUnavailable,
+    BadFile,
     DeviceUnavailable,
     InvalidModelFolder,
     PoolTooSmall,
@@ -82,9 +84,9 @@ async def _serve(config: Config, models: Sequence[Model], store: Store | None) -
 
 
 class Server:
-    """One engine behind one gRPC port and one HTTP port, on the running event loop.
+    """One engine behind its gRPC ports and one HTTP port, on the running event loop.
 
-    Constructing binds both ports: it raises AddressUnavailable when one is taken.
+    Constructing binds the ports and reads the certificate: it raises what REFUSALS has.
     """
 
     def __init__(self, config: Config, models: Sequence[Model], store: Store | None = None) -> None:
@@ -99,9 +101,7 @@ class Server:
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
-        handlers = servicer.handlers(self._engine, self._metrics, config)
-        self._server = transport.make_server(config, handlers, self._health)
-        self.listen = bind_grpc(self._server, config.listen)
+        self._ports = Ports(config, self._engine, self._metrics, self._health)
         self._http = bind_http(
             config.metrics, registry, self._heartbeat.is_alive, lambda: self._is_ready
         )
@@ -117,7 +117,7 @@ class Server:
             gauges = functools.partial(read_gauges, self._engine, model)
             self._metrics.watch(model.name, model.version, gauges)
         self._http.start()
-        await self._server.start()
+        await self._ports.start()
         for name in transport.HEALTH_NAMES:
             await self._health.set(name, HealthCheckResponse.SERVING)
         for number in SIGNALS:
@@ -127,10 +127,11 @@ class Server:
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
         log.info(
             "ready",
-            listen=self.listen,
+            listen=self._ports.listen,
             metrics=self.metrics,
             device=self._models[0].device,
             sessions_max=sessions,
+            **({"admin": self._ports.admin} if self._ports.admin else {}),
         )
 
     async def run(self) -> int:
@@ -143,7 +144,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if not engine.done():
             await self._drain(engine)
-        await self._server.stop(GRACE_S)
+        await self._ports.stop(GRACE_S)
         self._heartbeat.stop()
         if error := engine.exception():
             log.critical("engine died", exc_info=error)

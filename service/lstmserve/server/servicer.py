@@ -6,11 +6,12 @@ import grpc
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
+from lstmserve.server.doors import Door
 from lstmserve.server.many_calls import ManyCalls
 from lstmserve.server.metrics import Metrics
 from lstmserve.server.model_calls import ModelCalls
 from lstmserve.server.predict_calls import PredictCalls
-from lstmserve.server.rpc import bidi, unary
+from lstmserve.server.rpc import Frame
 from lstmserve.server.session_calls import SessionCalls
 from lstmserve.server.step_calls import StepCalls
 from lstmserve.server.stream_calls import StreamCalls
@@ -19,11 +20,13 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 SERVICE = "lstmserve.v1.LstmService"
 
 
-def handlers(engine: Engine, metrics: Metrics, config: Config) -> grpc.GenericRpcHandler:
+def handlers(
+    engine: Engine, metrics: Metrics, config: Config, door: Door
+) -> grpc.GenericRpcHandler:
     """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
     steps, many = StepCalls(engine, metrics), ManyCalls(engine, metrics)
-    streamed = StreamCalls(steps, config.stream_window)
+    streamed = StreamCalls(steps, config)
     predict = PredictCalls(engine, metrics)
     unaries = (
         ("ListModels", pb.ListModelsRequest, models.list_models),
@@ -37,6 +40,7 @@ def handlers(engine: Engine, metrics: Metrics, config: Config) -> grpc.GenericRp
         ("Predict", pb.PredictRequest, predict.predict),
     )
     streams = (("StepStream", streamed.step_stream), ("StepMany", many.step_many))
-    methods = {name: unary(name, kind, method, metrics) for name, kind, method in unaries}
-    methods |= {name: bidi(name, method, metrics) for name, method in streams}
+    frame = Frame(door, metrics, config.call_s_max)
+    methods = {name: frame.unary(name, kind, method) for name, kind, method in unaries}
+    methods |= {name: frame.bidi(name, method) for name, method in streams}
     return grpc.method_handlers_generic_handler(SERVICE, methods)

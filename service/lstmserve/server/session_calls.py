@@ -10,13 +10,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.keys import ID, session_id, session_key
+from lstmserve.engine.keys import ID, session_id
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.opening import IfExists, Import, OpenRequest
-from lstmserve.engine.table import FREE
+from lstmserve.engine.table import CLOSING, OPEN
 from lstmserve.errors import Draining, Malformed, ModelMismatch, StateCorrupt
 from lstmserve.server.codec import state_rows
-from lstmserve.server.rpc import Context
+from lstmserve.server.tenants import Tenant
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 TTL_S_MAX = 30 * 86_400
@@ -31,7 +31,7 @@ class SessionCalls:
         self._engine = engine
 
     async def open_session(
-        self, request: pb.OpenSessionRequest, context: Context
+        self, request: pb.OpenSessionRequest, tenant: Tenant
     ) -> pb.OpenSessionResponse:
         """A new session, or one that goes on."""
         engine = self._engine
@@ -41,32 +41,33 @@ class SessionCalls:
         if request.if_exists not in (0, 1, 2):
             raise Malformed("if_exists is unknown", field="if_exists")
         opened = OpenRequest(
-            key=session_key("", request.session_id or secrets.token_hex(16)),
+            key=tenant.key(request.session_id or secrets.token_hex(16)),
             model=model,
             version=request.version,
             ttl_ns=self._ttl_ns(request),
             if_exists=IfExists(request.if_exists),
             state=_state(request.state, model) if request.HasField("state") else None,
-            fork_of=session_key("", request.fork_of) if request.fork_of else "",
-            request_key=_request_key(request.request_id),
+            fork_of=tenant.key(request.fork_of) if request.fork_of else "",
+            request_key=_request_key(tenant, request.request_id),
+            sessions_max=tenant.limits.sessions_max,
         )
         row, is_created = await engine.lives.open(opened)
         return pb.OpenSessionResponse(session=self._session(row), created=is_created)
 
     async def get_session(
-        self, request: pb.GetSessionRequest, context: Context
+        self, request: pb.GetSessionRequest, tenant: Tenant
     ) -> pb.GetSessionResponse:
         """What is known of one session; it renews nothing."""
         engine = self._engine
-        key = session_key("", request.session_id)
+        key = tenant.key(request.session_id)
         await engine.lives.confirm(key)
         row = engine.sessions.find(key, 0, engine.clock())
         return pb.GetSessionResponse(session=self._session(row))
 
     async def list_sessions(
-        self, request: pb.ListSessionsRequest, context: Context
+        self, request: pb.ListSessionsRequest, tenant: Tenant
     ) -> pb.ListSessionsResponse:
-        """In the order of the table's rows; the token is the next row to look at."""
+        """The tenant's, in the order of the table's rows; the token is the next row to look at."""
         if not 0 <= request.page_size <= PAGE_SIZE_MAX:
             raise Malformed(f"page_size must be in [0, {PAGE_SIZE_MAX}]", field="page_size")
         token = request.page_token or "0"
@@ -74,33 +75,38 @@ class SessionCalls:
             raise Malformed("page_token is not one of ours", field="page_token")
         if request.model:
             self._engine.model(request.model, 0)
-        table = self._engine.table
         size = request.page_size or PAGE_SIZE
-        response = pb.ListSessionsResponse()
-        used = np.flatnonzero(table.phase[int(token) :] != FREE) + int(token)
-        for row in used.tolist():
-            is_wanted = request.model in ("", self._engine.model_of(row).name)
-            if table.keys[row] is None or not is_wanted:
-                continue
-            if len(response.sessions) == size:
-                response.next_page_token = str(row)
-                break
-            response.sessions.append(self._session(row))
+        found = self._find_all(tenant, request.model, int(token))
+        response = pb.ListSessionsResponse(sessions=[self._session(row) for row in found[:size]])
+        if len(found) > size:
+            response.next_page_token = str(found[size])
         return response
 
+    def _find_all(self, tenant: Tenant, model: str, start: int) -> list[int]:
+        """Rows of the tenant's sessions from `start` on; of one model, or "" for all."""
+        table = self._engine.table
+        part = slice(start, table.rows)
+        is_found = (table.phase[part] == OPEN) | (table.phase[part] == CLOSING)
+        is_found &= table.tenant[part] == table.tenant_index(tenant.name)
+        if model:
+            wanted = [each.index for each in self._engine.models if each.name == model]
+            is_found &= np.isin(table.model[part], wanted)
+        rows: list[int] = (np.flatnonzero(is_found) + start).tolist()
+        return rows
+
     async def close_session(
-        self, request: pb.CloseSessionRequest, context: Context
+        self, request: pb.CloseSessionRequest, tenant: Tenant
     ) -> pb.CloseSessionResponse:
         """Answers when its pending steps have run; twice is fine."""
-        key = session_key("", request.session_id)
+        key = tenant.key(request.session_id)
         return pb.CloseSessionResponse(
             step=await self._engine.lives.close(key, request.incarnation)
         )
 
-    async def get_state(self, request: pb.GetStateRequest, context: Context) -> pb.GetStateResponse:
+    async def get_state(self, request: pb.GetStateRequest, tenant: Tenant) -> pb.GetStateResponse:
         """After the last applied step; it never waits for those that are pending."""
         engine = self._engine
-        key = session_key("", request.session_id)
+        key = tenant.key(request.session_id)
         await engine.lives.confirm(key)
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)
@@ -160,10 +166,10 @@ def _state(state: pb.State, model: Model) -> Import:
     return Import(h[:, 0], c[:, 0], state.step)
 
 
-def _request_key(request_id: str) -> str:
+def _request_key(tenant: Tenant, request_id: str) -> str:
     if request_id and not ID.fullmatch(request_id):
         raise Malformed("request_id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -", field="request_id")
-    return request_id
+    return request_id and tenant.key(request_id)
 
 
 def _timestamp(wall_ns: int) -> Timestamp:

@@ -6,13 +6,12 @@ import asyncio
 
 from lstmserve.engine import Engine
 from lstmserve.engine.digest import digest
-from lstmserve.engine.keys import session_key
 from lstmserve.engine.step import Sink, Step
 from lstmserve.errors import BadStep, Malformed, ServeError
 from lstmserve.server.codec import check_finite, check_length, input_rows
 from lstmserve.server.metrics import Metrics
-from lstmserve.server.rpc import Context
 from lstmserve.server.status import code
+from lstmserve.server.tenants import Tenant
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 MILLISECOND_NS = 1_000_000
@@ -25,13 +24,13 @@ class StepCalls:
         self._engine = engine
         self._metrics = metrics
 
-    async def step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
+    async def step(self, request: pb.StepRequest, tenant: Tenant) -> pb.StepResponse:
         """A step that is cancelled before its last slice runs has not happened."""
         reply = _Reply(asyncio.get_running_loop().create_future())
         try:
             if not request.session_id:
                 raise Malformed("session_id is missing", field="session_id")
-            step = await self.submit(request, request.session_id, reply)
+            step = await self.submit(tenant, request, request.session_id, reply)
         except ServeError as error:
             self.count_failed("Step", None, error)
             raise
@@ -46,24 +45,26 @@ class StepCalls:
         self.count_applied("Step", step)
         return self.response(step, request.tag)
 
-    async def submit(self, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
+    async def submit(
+        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink
+    ) -> Step:
         """Checks the request and hands it to the engine. Raises ServeError.
 
         Waits only for a store: to bring the session here, or to be certain of a refusal.
         """
         lives = self._engine.lives
         if not lives.has_store:
-            return self._submit(request, session_id, sink)
-        key = session_key("", session_id)
+            return self._submit(tenant, request, session_id, sink)
+        key = tenant.key(session_id)
         await lives.fetch([key])
         try:
-            return self._submit(request, session_id, sink)
+            return self._submit(tenant, request, session_id, sink)
         except ServeError as error:
             if not await lives.was_stale(key, error):
                 raise
-        return self._submit(request, session_id, sink)
+        return self._submit(tenant, request, session_id, sink)
 
-    def _submit(self, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
+    def _submit(self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
         engine = self._engine
         now = engine.clock()
         is_numbered = request.HasField("step")
@@ -71,17 +72,19 @@ class StepCalls:
             check_number(request.step, request.incarnation)
         if request.timeout_ms < 0:
             raise Malformed("timeout_ms is negative", field="timeout_ms")
-        row = engine.sessions.find(session_key("", session_id), request.incarnation, now)
+        row = engine.sessions.find(tenant.key(session_id), request.incarnation, now)
         model = engine.model_of(row)
         length = request.length or 1
         check_length(length, engine.config.length_max)
         x = input_rows(model.spec, request.x, request.tokens, length)
         check_finite(x, "x")
         arrival_ns = now.monotonic_ns
+        if not (is_numbered and request.step <= engine.table.accepted(row)):
+            tenant.check(1, length, arrival_ns)
         step = Step(
             row,
             x,
-            sink,
+            tenant.counted(sink),
             arrival_ns=arrival_ns,
             last_only=request.last_only,
             deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
@@ -89,6 +92,7 @@ class StepCalls:
             digest=digest(x, request.last_only) if is_numbered else 0,
         )
         engine.submit(model, step)
+        tenant.pending_steps += 1
         return step
 
     def response(self, step: Step, tag: int) -> pb.StepResponse:

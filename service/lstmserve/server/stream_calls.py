@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from lstmserve.config import Config
 from lstmserve.engine.step import Step
 from lstmserve.errors import Malformed, ServeError
 from lstmserve.server.codec import parse
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
 from lstmserve.server.step_calls import StepCalls
+from lstmserve.server.tenants import Tenant
 from lstmserve.server.window import Window, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -17,22 +19,24 @@ METHOD = "StepStream"
 class StreamCalls:
     """The handler; one for all calls. Replies come in the order of each session."""
 
-    def __init__(self, steps: StepCalls, window_max: int) -> None:
+    def __init__(self, steps: StepCalls, config: Config) -> None:
         self._steps = steps
-        self._window_max = window_max
+        self._config = config
 
-    async def step_stream(self, context: Context) -> None:
+    async def step_stream(self, context: Context, tenant: Tenant) -> None:
         """An empty session_id is that of the stream's previous message."""
-        window: Window[_Reply] = Window(self._window_max)
+        window: Window[_Reply] = Window(self._config.stream_window)
         session_id = ""
 
         async def accept(content: bytes) -> None:
             nonlocal session_id
-            session_id = await self._accept(content, session_id, window)
+            session_id = await self._accept(tenant, content, session_id, window)
 
-        await converse(context, window, accept, self._render)
+        await converse(context, window, accept, self._render, self._config.write_s_max)
 
-    async def _accept(self, content: bytes, session_id: str, window: Window[_Reply]) -> str:
+    async def _accept(
+        self, tenant: Tenant, content: bytes, session_id: str, window: Window[_Reply]
+    ) -> str:
         reply = _Reply(window)
         window.add(reply)
         try:
@@ -41,7 +45,7 @@ class StreamCalls:
             reply.session_id = session_id = request.session_id or session_id
             if not session_id:
                 raise Malformed("the first message of a stream needs its session_id")
-            reply.step = await self._steps.submit(request, session_id, reply)
+            reply.step = await self._steps.submit(tenant, request, session_id, reply)
         except ServeError as error:
             reply.error = error
             window.answer(reply)

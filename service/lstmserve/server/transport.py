@@ -6,7 +6,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from lstmserve.config import Config, host_port, is_loopback
+from lstmserve.address import host_port, is_loopback
+from lstmserve.config import Config
 from lstmserve.v1 import lstm_pb2
 
 SERVICE = lstm_pb2.DESCRIPTOR.services_by_name["LstmService"].full_name
@@ -16,11 +17,21 @@ KEEPALIVE_MS = 30_000
 PING_TIMEOUT_MS = 10_000
 PING_INTERVAL_MS_MIN = 10_000
 CONNECTION_IDLE_MS_MAX = 15 * 60 * 1000
+CONNECTION_GRACE_MS = 60_000
 
 
 def options(config: Config) -> list[tuple[str, int]]:
     """The channel arguments; `config` is resolved."""
     assert config.message_bytes_max is not None
+    # Off unless asked for: it cuts streams, and their sessions stay with this server.
+    age = (
+        []
+        if config.connection_age_s_max is None
+        else [
+            ("grpc.max_connection_age_ms", round(1000 * config.connection_age_s_max)),
+            ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
+        ]
+    )
     return [
         # Two servers on one port would share its connections, and half the sessions vanish.
         ("grpc.so_reuseport", 0),
@@ -35,20 +46,29 @@ def options(config: Config) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
         ("grpc.http2.max_ping_strikes", 2),
-        # No max_connection_age: it cuts streams, and a session cannot move to another server yet.
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS_MAX),
+        *age,
     ]
 
 
+def has_reflection(config: Config) -> bool:
+    """On --listen: as asked, else where only this machine can reach it."""
+    host, _ = host_port("listen", config.listen)
+    return is_loopback(host) if config.reflection is None else config.reflection
+
+
 def make_server(
-    config: Config, handlers: grpc.GenericRpcHandler, health_servicer: health.aio.HealthServicer
+    config: Config,
+    handlers: grpc.GenericRpcHandler,
+    health_servicer: health.aio.HealthServicer,
+    *,
+    has_reflection: bool,
 ) -> grpc.aio.Server:
     """A server that has not been bound or started."""
     server = grpc.aio.server(options=options(config))
     server.add_generic_rpc_handlers((handlers,))
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    host, _ = host_port("listen", config.listen)
-    if is_loopback(host) if config.reflection is None else config.reflection:
+    if has_reflection:
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 import grpc.aio
 
-from lstmserve.server.rpc import Context
+from lstmserve.server.rpc import Context, TooSlow
 
 
 class Cancellable(Protocol):
@@ -79,25 +79,36 @@ async def converse(
     window: Window[Reply],
     accept: Callable[[bytes], Awaitable[None]],
     render: Callable[[Reply], bytes],
+    write_s_max: float,
 ) -> None:
     """Reads messages into the window while there is room, and writes its answers as they come.
 
     The end of the client's messages says nothing about their sessions; when the client goes away,
-    what it still waited for is cancelled.
+    what it still waited for is cancelled. Raises TooSlow, with the same end, when it does not read
+    for `write_s_max`.
     """
 
-    async def write() -> None:
-        async for reply in window:
-            await context.write(render(reply))
-
-    writer = asyncio.create_task(write())
-    try:
+    async def read() -> None:
         while (content := await context.read()) is not grpc.aio.EOF:
             await accept(content)
             await window.room()
         window.end()
-        await writer
+
+    async def write() -> None:
+        async for reply in window:
+            try:
+                async with asyncio.timeout(write_s_max):
+                    await context.write(render(reply))
+            except TimeoutError:
+                raise TooSlow(f"no reply was read for {write_s_max:g} s") from None
+
+    sides = {asyncio.create_task(read()), asyncio.create_task(write())}
+    try:
+        done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
+        for side in done:
+            side.result()
     finally:
-        writer.cancel()
+        for side in sides:
+            side.cancel()
         for reply in window.unanswered:
             reply.cancel()

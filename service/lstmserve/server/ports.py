@@ -1,0 +1,63 @@
+"""Owns the gRPC ports: the public one and the operator's. Knows no session and no message."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+from grpc_health.v1 import health
+
+from lstmserve.config import Config
+from lstmserve.engine import Engine
+from lstmserve.server import servicer, tls, transport
+from lstmserve.server.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server.machine import bind_grpc
+from lstmserve.server.metrics import Metrics
+from lstmserve.tokens import Limits
+
+
+class Ports:
+    """Both, bound when constructed: raises AddressUnavailable, BadFile.
+
+    `listen` and `admin` are the addresses with their real ports; `admin` is None without --admin.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        metrics: Metrics,
+        health_servicer: health.aio.HealthServicer,
+    ) -> None:
+        def make(door: Door, has_reflection: bool) -> grpc.aio.Server:
+            handlers = servicer.handlers(engine, metrics, config, door)
+            return transport.make_server(
+                config, handlers, health_servicer, has_reflection=has_reflection
+            )
+
+        public = make(_public_door(config, engine), transport.has_reflection(config))
+        self.listen = bind_grpc(public, "listen", config.listen, tls.credentials(config))
+        self.admin: str | None = None
+        self._servers = [public]
+        if config.admin is not None:
+            operator = make(AdminDoor(), True)
+            self.admin = bind_grpc(operator, "admin", config.admin)
+            self._servers.append(operator)
+
+    async def start(self) -> None:
+        """Calls are answered from now on."""
+        for server in self._servers:
+            await server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """No call is taken any more; those under way have the grace to end."""
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+
+
+def _public_door(config: Config, engine: Engine) -> Door:
+    limits = Limits(
+        config.tenant_sessions_max, config.tenant_pending_steps_max, config.tenant_rows_per_s
+    )
+    if config.tokens is None:
+        return OpenDoor(limits)
+    return TokenDoor(config.tokens, limits, engine.clock)
