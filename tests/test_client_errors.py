@@ -26,6 +26,8 @@ OF_REASON = {
     "MODEL_MISMATCH": client.ModelMismatch,
     "MODEL_NOT_STEPPABLE": client.ModelNotSteppable,
     "PREDECESSOR_FAILED": client.PredecessorFailed,
+    "QUOTA": client.Quota,
+    "BAD_TOKEN": client.BadToken,
     "NON_FINITE": client.InvalidInput,
     "DRAINING": client.Unavailable,
     "DEADLINE": client.DeadlineExceeded,

@@ -8,6 +8,7 @@ from lstmserve.client._async.session import AsyncSession
 from lstmserve.client._sync.client import Client
 from lstmserve.client._sync.session import Session
 from lstmserve.client.errors import (
+    BadToken,
     Cancelled,
     DeadlineExceeded,
     InvalidInput,
@@ -17,6 +18,7 @@ from lstmserve.client.errors import (
     ModelNotSteppable,
     Overloaded,
     PredecessorFailed,
+    Quota,
     SessionClosed,
     SessionExists,
     SessionExpired,
@@ -32,6 +34,7 @@ from lstmserve.client.records import ModelInfo, SessionInfo, State
 __all__ = [
     "AsyncClient",
     "AsyncSession",
+    "BadToken",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
@@ -43,6 +46,7 @@ __all__ = [
     "ModelNotSteppable",
     "Overloaded",
     "PredecessorFailed",
+    "Quota",
     "Session",
     "SessionClosed",
     "SessionExists",

@@ -88,6 +88,14 @@ class Overloaded(LstmServeError):
     """The server has no room for now: wait `retry_delay_s`."""
 
 
+class Quota(LstmServeError):
+    """Your limit of sessions, waiting steps or rows a second; `retry_delay_s` None: do not wait."""
+
+
+class BadToken(LstmServeError):
+    """No token, or none that the server knows."""
+
+
 class PredecessorFailed(LstmServeError):
     """An earlier step of the session was not applied, so this one was not."""
 

@@ -10,6 +10,7 @@ from grpc import RpcError, StatusCode
 
 from lstmserve.client.calls import Response
 from lstmserve.client.errors import (
+    BadToken,
     Cancelled,
     DeadlineExceeded,
     InvalidInput,
@@ -19,6 +20,7 @@ from lstmserve.client.errors import (
     ModelNotSteppable,
     Overloaded,
     PredecessorFailed,
+    Quota,
     SessionClosed,
     SessionExists,
     SessionExpired,
@@ -46,6 +48,8 @@ _BY_REASON: dict[str, type[LstmServeError]] = {
     "MODEL_MISMATCH": ModelMismatch,
     "MODEL_NOT_STEPPABLE": ModelNotSteppable,
     "PREDECESSOR_FAILED": PredecessorFailed,
+    "QUOTA": Quota,
+    "BAD_TOKEN": BadToken,
 }
 _BY_CODE: dict[StatusCode, type[LstmServeError]] = {
     StatusCode.INVALID_ARGUMENT: InvalidInput,
