@@ -51,7 +51,7 @@ class Frame:
             start_ns = time.monotonic_ns()
             self._metrics.rpc_started(name, "unary")
             ended = grpc.StatusCode.CANCELLED  # what it is if the client goes away
-            try:
+            try:  # counted before the client hears of it
                 tenant = self._door.tenant(context)
                 if context.time_remaining() is None:
                     async with _at_most(self._call_s_max):
@@ -63,11 +63,11 @@ class Frame:
             except BaseException as error:
                 abort = _abort(error, name, context)
                 ended = abort.code
-                await context.abort(*abort)
-                raise AssertionError("abort() raises") from error
             finally:
                 seconds = (time.monotonic_ns() - start_ns) / 1e9
                 self._metrics.rpc_handled(name, "unary", ended, seconds)
+            await context.abort(*abort)
+            raise AssertionError("abort() raises")
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
