@@ -1,0 +1,112 @@
+"""What a store may hold that must not be served: damage, other weights, versions that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from lstmserve import Client
+from lstmserve.client.errors import LstmServeError
+from modelmaking import TINY, make_model, random_input
+from serving import Serve, Serving
+from storing import Valkey
+
+KEY = "s::" + b"a".hex()
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey of this test's own."""
+    with Valkey(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def raw(valkey: Valkey) -> Iterator[Any]:
+    """A plain connection to it."""
+    with redis.Redis.from_url(valkey.url) as connection:
+        yield connection
+
+
+def leave_a_session(serving: Serving) -> Any:
+    """Session "a" of tiny after three steps, its server gone; the last y."""
+    with Client(serving.target) as client:
+        session = client.session("tiny", id="a", keep=True)
+        y = session.step(random_input(TINY, (3,), 1))
+    assert serving.stop() == 0
+    return y
+
+
+def reason(serving: Serving) -> str:
+    """Why a step of session "a" is refused."""
+    with Client(serving.target) as client, pytest.raises(LstmServeError) as refused:
+        client.attach("a").step(random_input(TINY, (1,), 2))
+    return refused.value.reason
+
+
+def test_a_damaged_record_is_put_aside(serve: Serve, valkey: Valkey, raw: Any) -> None:
+    """One flipped bit: DATA_LOSS once, the record kept for the operator, the id free again."""
+    leave_a_session(serve("--store", valkey.url))
+    content = bytearray(raw.get(KEY))
+    content[-3] ^= 0x10
+    raw.set(KEY, bytes(content), px=60_000)
+    serving = serve("--store", valkey.url)
+    assert reason(serving) == "STATE_CORRUPT"
+    assert serving.events("damaged record put aside")
+    (aside,) = raw.keys(KEY + ":corrupt:*")
+    assert raw.get(aside) == bytes(content)
+    assert raw.ttl(aside) == -1
+    assert reason(serving) in ("SESSION_NOT_FOUND", "SESSION_LOST")
+    with Client(serving.target) as client:
+        assert client.session("tiny", id="a").step_count == 0
+
+
+def test_other_weights_are_not_given_an_old_state(
+    serve: Serve, valkey: Valkey, raw: Any, tmp_path: Path
+) -> None:
+    """The same name and version with other weights: MODEL_MISMATCH, and the record stays."""
+    folder = tmp_path / "other"
+    make_model(folder, TINY, seed=99)
+    leave_a_session(serve("--store", valkey.url))
+    before = raw.get(KEY)
+    assert reason(serve("--store", valkey.url, models=folder)) == "MODEL_MISMATCH"
+    assert raw.get(KEY) == before
+
+
+def test_a_version_that_is_not_served_any_more(
+    serve: Serve, valkey: Valkey, raw: Any, tmp_path: Path
+) -> None:
+    """MODEL_RETIRED, never another version's weights; served again, the session goes on."""
+    newer, both = tmp_path / "newer", tmp_path / "both"
+    make_model(newer, TINY, seed=5, version=2)
+    for version, seed in ((1, 0), (2, 5)):
+        make_model(both, TINY, seed=seed, version=version)
+    leave_a_session(serve("--store", valkey.url))
+    assert reason(serve("--store", valkey.url, models=newer)) == "MODEL_RETIRED"
+    with Client(serve("--store", valkey.url, models=both).target) as client:
+        session = client.attach("a")
+        assert (session.version, session.step_count) == (1, 1)
+        assert np.isfinite(session.step(random_input(TINY, (1,), 2))).all()
+
+
+def test_a_full_store_refuses_and_harms_nothing(serve: Serve, valkey: Valkey, raw: Any) -> None:
+    """maxmemory reached: opening and stepping are STORE_FULL, and what is stored stays whole."""
+    serving = serve("--store", valkey.url)
+    with Client(serving.target) as client:
+        kept = client.session("tiny", keep=True)
+        kept.step(random_input(TINY, (1,), 0))
+        raw.config_set("maxmemory", 1)
+        with pytest.raises(LstmServeError) as refused:
+            client.session("tiny")
+        assert refused.value.reason == "STORE_FULL"
+        with pytest.raises(LstmServeError) as refused:
+            kept.step(random_input(TINY, (1,), 1))
+        assert refused.value.reason == "STORE_FULL"
+        raw.config_set("maxmemory", 0)
+        kept.step(random_input(TINY, (1,), 1))
+        assert kept.info().step == 2
