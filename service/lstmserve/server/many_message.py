@@ -128,7 +128,7 @@ class ManyMessages:
             deadline_ns=deadline_ns(now_ns, request.timeout_ms),
             numbers=np.array(request.steps, np.int64)[message.members] if request.steps else None,
         )
-        self._check_quota(message.tenant, block)
+        message.tenant.check_block(block, self._engine.table.accepted(block.rows))
         self._engine.submit_block(model, block)
         message.tenant.pending_steps += block.rows.size
         message.block = block
@@ -155,14 +155,6 @@ class ManyMessages:
                 message.errors[i] = error
         message.members = np.array(members, np.int64)
         return np.array(rows, np.int64)
-
-    def _check_quota(self, tenant: Tenant, block: Block) -> None:
-        """Of the rows that are no repeats. Raises Quota for the whole message."""
-        lengths = block.lengths
-        if block.is_numbered:
-            lengths = lengths[block.numbers > self._engine.table.accepted(block.rows)]
-        if lengths.size:
-            tenant.check(lengths.size, int(lengths.sum()), block.arrival_ns)
 
     def _one_model(self, rows: npt.NDArray[np.int64]) -> Model:
         models = self._engine.table.model[rows]

@@ -12,6 +12,7 @@ from lstmserve.engine.block import Block, BlockSink
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.step import Sink, Step
+from lstmserve.engine.table import Index
 from lstmserve.errors import Quota, ServeError
 from lstmserve.tokens import Limits
 
@@ -45,6 +46,14 @@ class Tenant:
             )
         if self.limits.rows_per_s is not None:
             self._rows.take(rows, self.limits.rows_per_s, now_ns)
+
+    def check_block(self, block: Block, accepted: Index) -> None:
+        """check() of a block; `accepted` [N] are the last steps that its sessions were given."""
+        lengths = block.lengths
+        if block.is_numbered:
+            lengths = lengths[block.numbers > accepted]
+        if lengths.size:
+            self.check(lengths.size, int(lengths.sum()), block.arrival_ns)
 
     @contextmanager
     def using(self, steps: int) -> Iterator[None]:
