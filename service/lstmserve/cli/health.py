@@ -17,7 +17,7 @@ TIMEOUT_S = 10.0
 @click.command()
 @options.target
 @options.flag("--service", default="", metavar="NAME", help="One service; else the whole server.")
-def health(target: str, service: str) -> None:
+def health(target: options.Target, service: str) -> None:
     """Print SERVING and exit 0, or exit 1."""
     state = check(target, service)
     if state != "SERVING":
@@ -25,13 +25,14 @@ def health(target: str, service: str) -> None:
     click.echo(state)
 
 
-def check(target: str, service: str) -> str:
+def check(target: options.Target, service: str) -> str:
     """The state of `service`, "" for the server. Raises ClickException when nobody answers.
 
     HealthCheckRequest {string service = 1} and its reply {enum status = 1} have the wire form of
     StringValue and Int32Value, which saves the base install a package of stubs.
     """
-    with Address(target, token=None, tls=False, timeout_s=TIMEOUT_S).open(grpc) as channel:
+    address = Address(target.address, target.token, target.tls, TIMEOUT_S)
+    with address.open(grpc) as channel:
         stub = channel.unary_unary(
             "/grpc.health.v1.Health/Check", StringValue.SerializeToString, Int32Value.FromString
         )

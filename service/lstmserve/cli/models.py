@@ -9,7 +9,7 @@ from lstmserve.cli import options
 
 @click.command()
 @options.target
-def models(target: str) -> None:
+def models(target: options.Target) -> None:
     """List every served version of every model."""
     header = ("MODEL", "VERSION", "DEVICE", "INPUT", "OUTPUT", "LSTM", "LENGTH-MAX", "FINGERPRINT")
     with options.connect(target) as client:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import click
+import grpc
 
 from lstmserve.cli.csvrows import BadRow
 from lstmserve.client import Client, LstmServeError
@@ -21,13 +24,51 @@ def flag(name: str, **attributes: Any) -> Callable[[Function], Function]:
     return click.option(name, envvar=variable, show_envvar=True, **attributes)
 
 
-target = flag(
-    "--target",
-    default="127.0.0.1:50051",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="The server.",
-)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server, and how to speak to it."""
+
+    address: str
+    token: str | None
+    tls: bool | grpc.ChannelCredentials
+
+
+def target(function: Callable[..., None]) -> Callable[..., None]:
+    """The flags of a Target, which the function gets as `target`."""
+
+    @flag(
+        "--target",
+        default="127.0.0.1:50051",
+        show_default=True,
+        metavar="HOST:PORT",
+        help="The server.",
+    )
+    @flag("--token", help="Of your tenant; as a variable it is in no list of processes.")
+    @flag("--tls", is_flag=True, help="Speak TLS; trusts the system's authorities.")
+    @flag("--tls-root", type=click.File("rb"), help="Trust these authorities instead, in PEM.")
+    @flag("--tls-client-cert", type=click.File("rb"), help="Your certificate chain in PEM.")
+    @flag("--tls-client-key", type=click.File("rb"), help="Your certificate's key in PEM.")
+    @functools.wraps(function)
+    def call(
+        target: str,
+        token: str | None,
+        tls: bool,
+        tls_root: BinaryIO | None,
+        tls_client_cert: BinaryIO | None,
+        tls_client_key: BinaryIO | None,
+        **others: Any,
+    ) -> None:
+        if (tls_client_cert is None) != (tls_client_key is None):
+            raise click.UsageError("--tls-client-cert and --tls-client-key go together")
+        root, key, cert = (
+            None if file is None else file.read()
+            for file in (tls_root, tls_client_key, tls_client_cert)
+        )
+        is_tls = tls or root is not None or cert is not None
+        credentials = grpc.ssl_channel_credentials(root, key, cert) if is_tls else False
+        function(target=Target(target, token, credentials), **others)
+
+    return call
 
 
 class ModelName(NamedTuple):
@@ -62,10 +103,10 @@ model = click.argument("model", type=ModelType(), metavar="NAME[:VERSION]")
 
 
 @contextmanager
-def connect(target: str) -> Iterator[Client]:
+def connect(target: Target) -> Iterator[Client]:
     """A client; what goes wrong is told in one line, exit 1."""
     try:
-        with Client(target) as client:
+        with Client(target.address, token=target.token, tls=target.tls) as client:
             yield client
     except (LstmServeError, BadRow) as error:
         raise click.ClickException(" ".join(str(error).split())) from error

@@ -19,7 +19,7 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @options.target
 @options.flag("--last-only", is_flag=True, help="Print only the y of each file's last row.")
 def predict(
-    model: options.ModelName, files: tuple[Path, ...], target: str, last_only: bool
+    model: options.ModelName, files: tuple[Path, ...], target: options.Target, last_only: bool
 ) -> None:
     """Run each FILE, a whole sequence of CSV rows (- is stdin), from a fresh state.
 

@@ -23,7 +23,7 @@ def sessions() -> None:
 @sessions.command("list")
 @options.target
 @options.flag("--model", metavar="NAME", help="Only of this model.")
-def list_(target: str, model: str | None) -> None:
+def list_(target: options.Target, model: str | None) -> None:
     """List the open sessions."""
     with options.connect(target) as client:
         options.table(
@@ -38,7 +38,7 @@ def list_(target: str, model: str | None) -> None:
 @sessions.command()
 @identity
 @options.target
-def get(id: str, target: str) -> None:  # noqa: A002  # the argument's name on the command line
+def get(id: str, target: options.Target) -> None:  # noqa: A002  # the argument's name on the command line
     """Print what the server knows of session ID."""
     with options.connect(target) as client:
         info = client.attach(id).info()
@@ -51,7 +51,7 @@ def get(id: str, target: str) -> None:  # noqa: A002  # the argument's name on t
 @sessions.command()
 @identity
 @options.target
-def state(id: str, target: str) -> None:  # noqa: A002  # as above
+def state(id: str, target: options.Target) -> None:  # noqa: A002  # as above
     """Print h and c of session ID as CSV: h or c, the layer, its values."""
     with options.connect(target) as client:
         h, c = client.attach(id).state()
@@ -64,7 +64,7 @@ def state(id: str, target: str) -> None:  # noqa: A002  # as above
 @identity
 @click.argument("file", type=click.File("wb", lazy=True))
 @options.target
-def export(id: str, file: BinaryIO, target: str) -> None:  # noqa: A002  # as above
+def export(id: str, file: BinaryIO, target: options.Target) -> None:  # noqa: A002  # as above
     """Write the state of session ID to FILE (- is stdout), a serialised lstmserve.v1.State."""
     with options.connect(target) as client:
         file.write(client.attach(id).export().to_bytes())
@@ -75,7 +75,9 @@ def export(id: str, file: BinaryIO, target: str) -> None:  # noqa: A002  # as ab
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @options.flag("--session", metavar="ID", help="The new session's id; else it is made.")
 @options.target
-def import_(model: options.ModelName, file: Path, session: str | None, target: str) -> None:
+def import_(
+    model: options.ModelName, file: Path, session: str | None, target: options.Target
+) -> None:
     """Open a session that goes on from the state in FILE, and print its id."""
     with options.connect(target) as client:
         info = client.model(model.name, version=model.version)
@@ -91,7 +93,7 @@ def import_(model: options.ModelName, file: Path, session: str | None, target: s
 @identity
 @options.flag("--to", metavar="ID", help="The new session's id; else it is made.")
 @options.target
-def fork(id: str, to: str | None, target: str) -> None:  # noqa: A002  # as above
+def fork(id: str, to: str | None, target: options.Target) -> None:  # noqa: A002  # as above
     """Open a session that goes on from where session ID is, and print its id."""
     with options.connect(target) as client:
         click.echo(client.attach(id).fork(to).id)
@@ -100,7 +102,7 @@ def fork(id: str, to: str | None, target: str) -> None:  # noqa: A002  # as abov
 @sessions.command()
 @identity
 @options.target
-def close(id: str, target: str) -> None:  # noqa: A002  # as above
+def close(id: str, target: options.Target) -> None:  # noqa: A002  # as above
     """Close session ID, after the steps that wait; twice is fine."""
     with options.connect(target) as client, suppress(SessionClosed):
         client.attach(id).close()

@@ -16,7 +16,11 @@ from lstmserve.cli import csvrows, options
 @options.flag("--close", is_flag=True, help="Close --session at the end.")
 @options.flag("--last-only", is_flag=True, help="Print only the y of the last row.")
 def step(
-    model: options.ModelName, target: str, session: str | None, close: bool, last_only: bool
+    model: options.ModelName,
+    target: options.Target,
+    session: str | None,
+    close: bool,
+    last_only: bool,
 ) -> None:
     """Stream CSV rows from stdin through a session; a row of y for each comes out at once.
 
