@@ -178,21 +178,25 @@ async def test_expiry_is_by_the_clock(store: FileStore, clock: Clock) -> None:
 
 
 async def test_old_records_are_swept(tmp_path: Path, clock: Clock) -> None:
-    """Each creation looks at a few rows and deletes the expired, so that they stay a minority."""
+    """Creations sweep expired records, so that they stay a minority, and no living one."""
     store = FileStore(tmp_path, now_s=clock)
+    living = [f"/old-{i}" for i in range(60)]
+    assert await store.put([write(key, None, (1, 1, 0)) for key in living]) == [OK] * 60
     for generation in range(12):
+        young = [f"/{generation}-{i}" for i in range(100)]
         for first in range(0, 100, 10):
-            ids = range(first, first + 10)
-            born = [write(f"/{generation}-{i}", None, (1, 1, 0), ttl_s=60) for i in ids]
+            born = [write(key, None, (1, 1, 0), ttl_s=60) for key in young[first : first + 10]]
             assert await store.put(born) == [OK] * 10
-        clock.now_s += 30
-    alive = await store.load([f"/{generation}-{i}" for generation in range(12) for i in range(100)])
-    assert sum(raw is not None for raw in alive) == 100
+        assert None not in await store.load(living)
+        clock.now_s += 31
+        step = [write(key, (1, 1, generation), (1, 1, generation + 1)) for key in living[:60]]
+        assert await store.put(step) == [OK] * 60
+        living = [*living[:60], *young]
     await store.close()
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
         ((rows,),) = database.execute("SELECT count(*) FROM record")
-    print(rows, "rows of 1200 written, 100 alive")
-    assert 100 <= rows <= 350
+    print(rows, "rows of 1260 written, 160 of them alive")
+    assert 160 <= rows <= 460
 
 
 async def test_quarantine_is_for_the_operator(tmp_path: Path, clock: Clock) -> None:

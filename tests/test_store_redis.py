@@ -81,14 +81,33 @@ async def test_dead_server(server: Valkey, store: RedisStore) -> None:
     for _ in range(5):
         with pytest.raises(StoreUnavailable, match="no way to the store"):
             await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
-        with pytest.raises(StoreUnavailable, match="no way to the store"):
+        with pytest.raises(StoreUnavailable, match="no way to the store") as dead:
             await store.load(["/a"])
+        assert str(server.port) not in "".join(traceback.format_exception(dead.value))
         with pytest.raises(StoreUnavailable, match="no way to the store"):
             await store.quarantine("/a", b"")
     server.start()
     assert await store.load(["/a"]) == [None]  # this server keeps nothing
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [Written.CONFLICT]
     assert await store.put([write("/a", None, (2, 1, 0))]) == [OK]
+
+
+async def test_late_reply_is_nobody_elses(server: Valkey) -> None:
+    """The reply to a cancelled call that was sent already is not taken for the next one's."""
+    store = RedisStore(server.url, timeout_s=20, connections_max=1)
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+    server.signal(signal.SIGSTOP)
+    doomed = asyncio.ensure_future(store.put([write("/a", (1, 1, 9), (1, 1, 10))]))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    doomed.cancel()
+    await asyncio.gather(doomed, return_exceptions=True)
+    following = asyncio.ensure_future(store.load(["/a"]))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    server.signal(signal.SIGCONT)
+    assert await following == [FIRST]
+    await store.close()
 
 
 async def test_restart_between_calls(tmp_path: Path) -> None:
