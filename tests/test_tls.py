@@ -116,7 +116,7 @@ async def test_old_versions_are_refused(models: Path, ours: Authority) -> None:
 
 
 async def test_certificates_are_read_anew(models: Path, ours: Authority, tmp_path: Path) -> None:
-    """New connections get the new certificate, an open stream goes on, a bad file changes nothing."""
+    """New connections get the new certificate, open streams go on, a bad file changes nothing."""
     cert, key = ours.sign("server")
     theirs = Authority(tmp_path, "theirs")
     changed, replies = asyncio.Event(), []
