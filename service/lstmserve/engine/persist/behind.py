@@ -16,7 +16,7 @@ import numpy as np
 from lstmserve.engine.batch import Batch
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, store_ttl_s
-from lstmserve.engine.table import DETACHED, Index, SessionTable
+from lstmserve.engine.table import DETACHED, NOT_STORED, Index, SessionTable
 from lstmserve.errors import ServeError, StoreTimeout, StoreUnavailable
 from lstmserve.store.record import Version, encode, version_of
 from lstmserve.store.store import Store, Write, Written
@@ -112,6 +112,9 @@ class WriteBehind:
         table = self._table
         self._is_dirty[rows] = False
         is_here = (table.phase[rows] < DETACHED) & (table.model[rows] == model.index)
+        is_new = is_here & (table.durable_step[rows] == NOT_STORED)
+        self._again(model, rows[is_new], since)  # its OpenSession is on its way to the store
+        is_here &= ~is_new
         rows = rows[is_here & (table.step[rows] > table.durable_step[rows])]
         if not rows.size:
             return
