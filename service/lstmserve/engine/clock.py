@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -12,6 +13,9 @@ class Now:
 
     monotonic_ns: int
     wall_ns: int
+
+
+Clock = Callable[[], Now]
 
 
 def read_clocks() -> Now:

@@ -16,11 +16,12 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine.batch import Batch, Outcome
+from lstmserve.engine.clock import Clock
 from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.kernel import KernelError
 from lstmserve.engine.model import Model
 from lstmserve.engine.step import Output
-from lstmserve.errors import ServeError
+from lstmserve.errors import Draining, ServeError
 
 Result = TypeVar("Result")
 
@@ -33,8 +34,11 @@ INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
 class Driver:
     """Runs until stop(); when it dies, everything pending has been failed."""
 
-    def __init__(self, config: Config, models: Sequence[Model], stage: CommitStage) -> None:
+    def __init__(
+        self, config: Config, models: Sequence[Model], stage: CommitStage, clock: Clock
+    ) -> None:
         self._config = config
+        self._clock = clock
         self._models = models
         self._stage = stage
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
@@ -57,7 +61,9 @@ class Driver:
         self._wake.set()
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Runs `work` in the kernel thread."""
+        """Runs `work` in the kernel thread. Raises Draining when there is none any more."""
+        if self._stopped.is_set():
+            raise Draining("this server shut down", retry_s=1.0)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def run(self) -> None:
@@ -94,7 +100,7 @@ class Driver:
         """Ends every step that is not in flight."""
         for model in self._models:
             if model.scheduler:
-                model.scheduler.fail_all(error, time.monotonic_ns())
+                model.scheduler.fail_all(error, self._clock().monotonic_ns)
 
     def _expire(self, error: ServeError) -> None:
         self._overdue = error
@@ -114,7 +120,7 @@ class Driver:
         for model in self._models:
             if model.scheduler is None or len(self._commits) >= self._config.batches_in_flight_max:
                 continue
-            batch = model.scheduler.schedule(time.monotonic_ns())
+            batch = model.scheduler.schedule(self._clock().monotonic_ns)
             if batch is not None:
                 ran = True
                 await self._run(model, batch)
@@ -189,4 +195,4 @@ class Driver:
 
     def _settle(self, model: Model, batch: Batch, compute_ns: int) -> None:
         assert model.scheduler is not None
-        model.scheduler.settle(batch, time.monotonic_ns(), compute_ns)
+        model.scheduler.settle(batch, self._clock().monotonic_ns, compute_ns)

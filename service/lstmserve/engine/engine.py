@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine.block import Block
-from lstmserve.engine.clock import Now, read_clocks
+from lstmserve.engine.clock import Clock, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.lives import Lives
@@ -30,6 +30,7 @@ from lstmserve.errors import Draining, ModelNotFound
 from lstmserve.store import Store
 
 SWEEP_S = 1.0
+NAME_SHOWN_MAX = 128
 
 
 class Metrics(Protocol):
@@ -40,7 +41,7 @@ class Metrics(Protocol):
 
 
 class Engine:
-    """The sessions of all models and the task that steps them. `clock` stamps opens and expiry."""
+    """The sessions of all models and the task that steps them. `clock` is the only one."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Engine:
         *,
         store: Store | None = None,
         stage: CommitStage | None = None,
-        clock: Callable[[], Now] = read_clocks,
+        clock: Clock = read_clocks,
     ) -> None:
         self.config = config
         self.models = list(models)
@@ -67,7 +68,7 @@ class Engine:
             residence = Residence(self.table, self.sessions, self.room, records, store, clock)
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
         self.lives = Lives(self.table, self.sessions, opening, residence, clock)
-        self.driver = Driver(config, self.models, self._stage)
+        self.driver = Driver(config, self.models, self._stage, clock)
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False
@@ -79,7 +80,9 @@ class Engine:
         """The version, 0 for the newest. Raises ModelNotFound."""
         found = [m for m in self.models if m.name == name and version in (0, m.version)]
         if not found:
-            wanted = f"{name}:{version}" if version else name
+            # A message that repeats a long name would not fit the trailers it travels in.
+            shown = name if len(name) <= NAME_SHOWN_MAX else f"{name[:NAME_SHOWN_MAX]}..."
+            wanted = f"{shown}:{version}" if version else shown
             raise ModelNotFound(f"no model {wanted!r} is served here", field="model")
         return max(found, key=lambda model: model.version)
 

@@ -6,14 +6,15 @@ import re
 
 from lstmserve.errors import BadSessionId
 
-ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
+ID_LENGTH_MAX = 128
+ID = re.compile(rf"[A-Za-z0-9._~:-]{{1,{ID_LENGTH_MAX}}}")
 
 
-def session_key(tenant: str, session_id: str) -> str:
+def session_key(tenant: str, session_id: str, field: str = "session_id") -> str:
     """The table's key; an id has no slash, so tenants cannot meet. Raises BadSessionId."""
     if not ID.fullmatch(session_id):
         raise BadSessionId(
-            "session_id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -", field="session_id"
+            f"{field} must be 1 to {ID_LENGTH_MAX} of A-Z a-z 0-9 . _ ~ : -", field=field
         )
     return f"{tenant}/{session_id}"
 

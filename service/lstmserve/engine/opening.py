@@ -16,7 +16,7 @@ from lstmserve.engine.model import Model, State
 from lstmserve.engine.room import Room
 from lstmserve.engine.sessions import Sessions, Start
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ModelMismatch, SessionExists
+from lstmserve.errors import ModelMismatch, ServeError, SessionExists
 
 
 class IfExists(Enum):
@@ -116,7 +116,11 @@ class Opening:
             return Start("import", rows, request.state.step)
         if not request.fork_of:
             return Start()
-        source = self._sessions.find(request.fork_of, 0, now)
+        try:
+            source = self._sessions.find(request.fork_of, 0, now)
+        except ServeError as error:
+            error.field = "fork_of"
+            raise
         if self._sessions.model_of(source) is not request.model:
-            raise ModelMismatch("fork_of is a session of another model or version")
+            raise ModelMismatch("it is a session of another model or version", field="fork_of")
         return Start("fork", self._sessions.state(source), int(self._table.step[source]))

@@ -17,7 +17,7 @@ from lstmserve.engine.driver import Driver
 from lstmserve.engine.kernel import KernelError
 from lstmserve.engine.model import Model, State
 from lstmserve.engine.step import NO_ROW, Input, Output, Step
-from lstmserve.errors import ModelError, Overloaded, ServeError
+from lstmserve.errors import ModelError, Overloaded, ServeError, TooLong
 
 RETRY_S = 0.2
 
@@ -78,9 +78,11 @@ class Predicting:
         self._rows = 0
 
     async def predict(self, model: Model, job: PredictJob) -> Prediction:
-        """Raises Overloaded, ModelError, Cancelled when the server goes down."""
+        """Raises Overloaded, TooLong for what would never fit, ModelError, Draining."""
         rows = sum(map(len, job.xs))
         limit = self._config.predict_rows_max
+        _check_alone(rows, limit, "rows")
+        _check_alone(len(job.xs), self._config.pending_steps_max, "sequences")
         if self._rows + rows > limit:
             raise Overloaded(
                 f"{self._rows} rows of Predict are waiting, the limit is {limit}", retry_s=RETRY_S
@@ -162,3 +164,13 @@ class Predicting:
         except KernelError as error:
             raise ModelError("the model failed on this sequence") from error
         return y[0], hn, cn
+
+
+def _check_alone(count: int, limit: int, what: str) -> None:
+    """Refuses for good what no waiting would make room for."""
+    if count > limit:
+        raise TooLong(
+            f"{count} {what}, at most {limit}: send them as several calls",
+            field="lengths",
+            metadata={f"{what}_max": str(limit)},
+        )

@@ -38,16 +38,18 @@ class Room:
             raise ModelNotSteppable(
                 f"{model.name} is bidirectional: it reads whole sequences, use Predict"
             )
-        if model.sessions >= model.sessions_max:
-            self._sweep_all(now)
-        if model.sessions >= model.sessions_max and self._may_evict:
-            self._evict(model)
         is_making_room = (
             replaced is not None
             and self._sessions.model_of(replaced) is model
             and not self._table.pending[replaced]
         )
-        if model.sessions - is_making_room >= model.sessions_max:
+        if is_making_room:
+            return  # before anybody is evicted: it could be the replaced one itself
+        if model.sessions >= model.sessions_max:
+            self._sweep_all(now)
+        if model.sessions >= model.sessions_max and self._may_evict:
+            self._evict(model)
+        if model.sessions >= model.sessions_max:
             raise SessionLimit(
                 f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
                 "close some, wait for idle ones to expire, or start the server with more "

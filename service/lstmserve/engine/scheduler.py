@@ -60,8 +60,8 @@ class Scheduler:
 
     @property
     def pending_steps(self) -> int:
-        """Accepted and not settled."""
-        return self._turns.pending_steps
+        """Accepted and not settled, the sequences of Predict too."""
+        return self._turns.pending_steps + self._turns.pending_sequences
 
     @property
     def has_ready(self) -> bool:
@@ -75,8 +75,11 @@ class Scheduler:
         """
         if step.digest and not self._numbering.accept(step):
             return
-        self._check_room(1)
-        if step.row != NO_ROW:
+        if step.row == NO_ROW:
+            # Predict fills a queue of its own, so that it never refuses a session its step.
+            self._check_room(1, self._turns.pending_sequences)
+        else:
+            self._check_room(1, self._turns.pending_steps)
             self._check_session(int(self._table.pending[step.row]))
         if self._turns.enter(step):
             self._ready.push_step(step)
@@ -86,7 +89,7 @@ class Scheduler:
 
         Raises Overloaded, and then nothing of it is accepted.
         """
-        self._check_room(block.rows.size)
+        self._check_room(block.rows.size, self._turns.pending_steps)
         pending = self._table.pending[block.rows]
         self._check_session(int(pending.max()))
         as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
@@ -124,12 +127,10 @@ class Scheduler:
         self.in_flight_steps -= batch.size
         self._settlement.settle(batch, now_ns, compute_ns)
 
-    def _check_room(self, count: int) -> None:
+    def _check_room(self, count: int, pending: int) -> None:
         limit = self._config.pending_steps_max
-        if self.pending_steps + count > limit:
-            raise Overloaded(
-                f"{self.pending_steps} steps are waiting, the limit is {limit}", retry_s=RETRY_S
-            )
+        if pending + count > limit:
+            raise Overloaded(f"{pending} steps are waiting, the limit is {limit}", retry_s=RETRY_S)
 
     def _check_session(self, pending: int) -> None:
         limit = self._config.session_pending_max

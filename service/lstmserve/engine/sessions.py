@@ -60,17 +60,21 @@ class Sessions:
         row = self._table.find(key)
         if row is None:
             raise self._endings.error(key, incarnation, now.monotonic_ns)
-        if incarnation and incarnation != self._table.incarnation[row]:
-            raise SessionReplaced(
-                "this id was opened again; the session you had has ended",
-                metadata={"incarnation": str(self._table.incarnation[row])},
-            )
+        self._check_incarnation(row, incarnation)
         if self._table.phase[row] == CLOSING:
             raise SessionClosed("the session was closed")
         if self._is_expired(row, now):
             self._end(row, "expired", now)
             raise self._endings.error(key, incarnation, now.monotonic_ns)
         return row
+
+    def _check_incarnation(self, row: int, incarnation: int) -> None:
+        actual = int(self._table.incarnation[row])
+        if incarnation not in (0, actual):
+            raise SessionReplaced(
+                "this id was opened again; the session you had has ended",
+                metadata={"incarnation": str(actual)},
+            )
 
     def find_any(self, key: str, now: Now) -> int | None:
         """The row under this key, also one that is closing; None when there is none."""
@@ -121,6 +125,7 @@ class Sessions:
         if row is None:
             on_closed(self._endings.closed_step(key, incarnation, now.monotonic_ns))
             return
+        self._check_incarnation(row, incarnation)
         if self._table.phase[row] == OPEN:
             self.find(key, incarnation, now)
             self._table.phase[row] = CLOSING

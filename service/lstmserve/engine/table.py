@@ -5,6 +5,7 @@ Columns are numpy arrays [rows], so that a message of many sessions costs no Pyt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -134,6 +135,15 @@ class SessionTable:
             & (self.expiry_ns[part] <= now_ns)
         )
         return np.flatnonzero(found) + start
+
+    def listed(self, start: int, tenant: int, models: Sequence[int], now_ns: int) -> Index:
+        """A tenant's rows from `start` on, of these models, that a key finds and are not over."""
+        part = slice(start, None)
+        is_over = (self.pending[part] == 0) & (self.expiry_ns[part] <= now_ns)
+        phase = self.phase[part]
+        is_found = ((phase == OPEN) & ~is_over) | (phase == CLOSING)
+        is_found &= (self.tenant[part] == tenant) & np.isin(self.model[part], models)
+        return np.flatnonzero(is_found) + start
 
     def evictable(self, model: int) -> Index:
         """Rows of a model's sessions that are idle, and whose last step a store has."""

@@ -23,13 +23,15 @@ class SessionTurns:
         self._table = table
         self._on_idle = on_idle
         self._waiting: dict[int, deque[Step]] = {}
-        self.pending_steps = 0  # of all sessions, and of none (Predict)
+        self.pending_steps = 0  # of all sessions
+        self.pending_sequences = 0  # of Predict: steps of no session
 
     def enter(self, step: Step) -> bool:
         """Whether the step is its session's first, or has none, and may be made ready."""
-        self.pending_steps += 1
         if step.row == NO_ROW:
+            self.pending_sequences += 1
             return True
+        self.pending_steps += 1
         table, row = self._table, step.row
         table.pending[row] += 1
         step.number = int(table.step[row]) + int(table.pending[row])
@@ -53,9 +55,10 @@ class SessionTurns:
 
     def leave(self, row: int, now_ns: int) -> Step | None:
         """The first step is over; returns the next one, which is now first."""
-        self.pending_steps -= 1
         if row == NO_ROW:
+            self.pending_sequences -= 1
             return None
+        self.pending_steps -= 1
         table = self._table
         table.pending[row] -= 1
         if table.pending[row]:
@@ -76,10 +79,11 @@ class SessionTurns:
 
     def abandon(self, row: int, now_ns: int) -> list[Step]:
         """The first step failed: it and all behind it leave; returns those behind, in order."""
+        if row == NO_ROW:
+            self.pending_sequences -= 1
+            return []
         behind = list(self._waiting.pop(row, ()))
         self.pending_steps -= 1 + len(behind)
-        if row == NO_ROW:
-            return behind
         self._table.pending[row] -= 1 + len(behind)
         assert self._table.pending[row] == 0
         self._rest(row, now_ns)

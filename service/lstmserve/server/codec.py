@@ -31,6 +31,8 @@ def parse(kind: type[Request], content: bytes) -> Request:
 
 def input_rows(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:
     """x float32 [length, input_size], or tokens int64 [length]; not yet checked for finite."""
+    if not (x or tokens):
+        raise EmptyInput("there are no rows", field="tokens" if spec.num_embeddings else "x")
     if spec.num_embeddings:
         return _tokens(spec, x, tokens, length)
     if tokens:
@@ -54,17 +56,28 @@ def _tokens(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> In
     return ids
 
 
-def check_length(length: int, length_max: int) -> None:
+def check_length(length: int, length_max: int, field: str = "length") -> None:
     """Of one step or sequence."""
     if length < 0:
-        raise Malformed(f"length is {length}, must not be negative", field="length")
+        raise Malformed(f"a length is {length}, must not be negative", field=field)
     if length == 0:
-        raise EmptyInput("there are no rows", field="length")
+        raise EmptyInput("there are no rows", field=field)
     if length > length_max:
         raise TooLong(
             f"{length} rows, at most {length_max}: send them as several steps",
-            field="length",
+            field=field,
             metadata={"length_max": str(length_max)},
+        )
+
+
+def check_reply(height: int, width: int, message_bytes_max: int | None) -> None:
+    """Refuses a y [height, width] that no message holds, before it is computed."""
+    if message_bytes_max is not None and 4 * height * width > message_bytes_max:
+        raise TooLong(
+            f"the reply would have {height} rows of {4 * width} bytes, more than a message holds: "
+            "send less at once, or set last_only",
+            field="lengths",
+            metadata={"message_bytes_max": str(message_bytes_max)},
         )
 
 
@@ -74,7 +87,9 @@ def is_finite(x: npt.NDArray[Any]) -> bool:
         return True
     flat = x.reshape(-1)
     # One product is faster than a mask; it is finite, or it may have overflowed.
-    return bool(np.isfinite(flat.dot(flat))) or bool(np.isfinite(flat).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = flat.dot(flat)
+    return bool(np.isfinite(product)) or bool(np.isfinite(flat).all())
 
 
 def check_finite(x: npt.NDArray[Any], field: str) -> None:
@@ -98,5 +113,5 @@ def state_rows(content: bytes, layers: int, count: int, width: int, field: str) 
 def sequence_lengths(lengths: Sequence[int], length_max: int) -> npt.NDArray[np.int32]:
     """[B], each in [1, length_max]."""
     for length in lengths:
-        check_length(length, length_max)
+        check_length(length, length_max, "lengths")
     return np.array(lengths, np.int32)

@@ -12,14 +12,17 @@ import numpy.typing as npt
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.block import Block
 from lstmserve.errors import (
-    BadTensor,
-    DuplicateSession,
-    EmptyInput,
-    Malformed,
     MixedModels,
     ServeError,
 )
-from lstmserve.server.codec import check_finite, check_length, input_rows, is_finite
+from lstmserve.server.codec import (
+    check_finite,
+    check_length,
+    check_reply,
+    input_rows,
+    is_finite,
+)
+from lstmserve.server.many_columns import check_columns
 from lstmserve.server.step_calls import check_number, deadline_ns
 from lstmserve.server.tenants import Tenant
 from lstmserve.server.window import Window
@@ -66,7 +69,7 @@ class ManyMessages:
 
         Waits only for a store, to bring sessions here.
         """
-        _check_columns(request, ids)
+        check_columns(request, ids, self._engine.config.pending_steps_max)
         if self._engine.lives.has_store:
             await self._fetch(request, ids, message)
         self._submit(request, ids, message)
@@ -92,22 +95,24 @@ class ManyMessages:
     def _submit(
         self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage
     ) -> None:
+        config = self._engine.config
         message.count = len(ids)
         message.last_only = request.last_only
         message.lengths = np.array(request.lengths or [1] * len(ids), np.int32)
         rows = self._find(request, ids, message)
         if not rows.size:
             return
-        model = self._one_model(rows)
-        message.model = model
-        limit = self._engine.config.length_max
-        if int(message.lengths.min()) < 1 or int(message.lengths.max()) > limit:
-            lengths = message.lengths
-            rows = self._keep(message, rows, lambda i: check_length(int(lengths[i]), limit))
-        if not rows.size:
-            return
+        message.model = model = self._one_model(rows)
+        # First of all that the rows are there: y has as many, whatever becomes of the sessions.
         total = int(message.lengths.sum())
         x = input_rows(model.spec, request.x, request.tokens, total)
+        height = len(ids) if request.last_only else total
+        check_reply(height, model.spec.output_size, config.message_bytes_max)
+        lengths, limit = message.lengths, config.length_max
+        if int(lengths.min()) < 1 or int(lengths.max()) > limit:
+            rows = self._keep(
+                message, rows, lambda i: check_length(int(lengths[i]), limit, "lengths")
+            )
         starts = np.cumsum(message.lengths, dtype=np.int64) - message.lengths
         if not is_finite(x):
             ends = starts + message.lengths
@@ -122,7 +127,7 @@ class ManyMessages:
             message.lengths[message.members],
             message.tenant.counted_block(message),
             places=message.members if request.last_only else starts[message.members],
-            shape=(len(ids) if request.last_only else total, model.spec.output_size),
+            shape=(height, model.spec.output_size),
             arrival_ns=now_ns,
             last_only=request.last_only,
             deadline_ns=deadline_ns(now_ns, request.timeout_ms),
@@ -176,19 +181,3 @@ class ManyMessages:
                 is_good[k] = False
         message.members = message.members[is_good]
         return rows[is_good]
-
-
-def _check_columns(request: pb.StepManyRequest, ids: Sequence[str]) -> None:
-    """What refuses the whole message."""
-    if not ids:
-        raise EmptyInput("there are no sessions", field="session_ids")
-    for name in ("steps", "incarnations", "lengths"):
-        column = getattr(request, name)
-        if column and len(column) != len(ids):
-            raise BadTensor(f"{name} has {len(column)} values for {len(ids)} sessions", field=name)
-    if len(set(ids)) != len(ids):
-        raise DuplicateSession("a session is twice in the message", field="session_ids")
-    if request.timeout_ms < 0:
-        raise Malformed("timeout_ms is negative", field="timeout_ms")
-    if any(length < 0 for length in request.lengths):
-        raise Malformed("a length is negative", field="lengths")

@@ -6,9 +6,10 @@ import numpy as np
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.predicting import PredictJob
-from lstmserve.errors import BadTensor, EmptyInput, ServeError
+from lstmserve.errors import BadTensor, ServeError
 from lstmserve.server.codec import (
     check_finite,
+    check_reply,
     input_rows,
     sequence_lengths,
     state_rows,
@@ -62,6 +63,8 @@ class PredictCalls:
         x = input_rows(spec, request.x, request.tokens, int(lengths.sum()))
         check_finite(x, "x")
         layers, count = spec.num_layers * spec.num_directions, len(given)
+        height = count if request.last_only else int(lengths.sum())
+        check_reply(height, spec.output_size, self._engine.config.message_bytes_max)
         h0, c0 = (
             state_rows(content, layers, count, width, field) if content else None
             for content, width, field in (
@@ -91,6 +94,4 @@ def _single_length(model: Model, request: pb.PredictRequest) -> int:
         count, rest = divmod(len(request.x), 4 * model.spec.input_size)
         if rest:
             raise BadTensor(f"x is no multiple of {model.spec.input_size} values", field="x")
-    if not count:
-        raise EmptyInput("there are no rows", field="x")
-    return count
+    return count or 1  # without any the next check says what is missing

@@ -113,7 +113,8 @@ def _abort(error: BaseException, name: str, context: Context) -> Abort:
     """
     task = asyncio.current_task()
     assert task is not None
-    if task.cancelling() or not isinstance(error, Exception | asyncio.CancelledError):
+    is_gone = task.cancelling() or isinstance(error, grpc.aio.InternalError)  # a write that failed
+    if is_gone or not isinstance(error, Exception | asyncio.CancelledError):
         raise error
     if isinstance(error, TooSlow):
         return Abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), ())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 
 import google_crc32c
-import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,7 +12,6 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.keys import ID, session_id
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.opening import IfExists, Import, OpenRequest
-from lstmserve.engine.table import CLOSING, OPEN
 from lstmserve.errors import Draining, Malformed, ModelMismatch, StateCorrupt
 from lstmserve.server.codec import state_rows
 from lstmserve.server.tenants import Tenant
@@ -47,7 +45,7 @@ class SessionCalls:
             ttl_ns=self._ttl_ns(request),
             if_exists=IfExists(request.if_exists),
             state=_state(request.state, model) if request.HasField("state") else None,
-            fork_of=tenant.key(request.fork_of) if request.fork_of else "",
+            fork_of=tenant.key(request.fork_of, "fork_of") if request.fork_of else "",
             request_key=_request_key(tenant, request.request_id),
             sessions_max=tenant.limits.sessions_max,
         )
@@ -75,24 +73,15 @@ class SessionCalls:
             raise Malformed("page_token is not one of ours", field="page_token")
         if request.model:
             self._engine.model(request.model, 0)
+        models = [m.index for m in self._engine.models if request.model in ("", m.name)]
+        tenant_index = self._engine.table.tenant_index(tenant.name)
+        now_ns = self._engine.clock().monotonic_ns
+        found = self._engine.table.listed(int(token), tenant_index, models, now_ns)
         size = request.page_size or PAGE_SIZE
-        found = self._find_all(tenant, request.model, int(token))
-        response = pb.ListSessionsResponse(sessions=[self._session(row) for row in found[:size]])
-        if len(found) > size:
-            response.next_page_token = str(found[size])
-        return response
-
-    def _find_all(self, tenant: Tenant, model: str, start: int) -> list[int]:
-        """Rows of the tenant's sessions from `start` on; of one model, or "" for all."""
-        table = self._engine.table
-        part = slice(start, table.rows)
-        is_found = (table.phase[part] == OPEN) | (table.phase[part] == CLOSING)
-        is_found &= table.tenant[part] == table.tenant_index(tenant.name)
-        if model:
-            wanted = [each.index for each in self._engine.models if each.name == model]
-            is_found &= np.isin(table.model[part], wanted)
-        rows: list[int] = (np.flatnonzero(is_found) + start).tolist()
-        return rows
+        return pb.ListSessionsResponse(
+            sessions=[self._session(row) for row in found[:size].tolist()],
+            next_page_token=str(found[size]) if found.size > size else "",
+        )
 
     async def close_session(
         self, request: pb.CloseSessionRequest, tenant: Tenant
@@ -156,10 +145,10 @@ def _state(state: pb.State, model: Model) -> Import:
     """A client's state, checked. Raises ModelMismatch, StateCorrupt, BadTensor, NonFinite."""
     if state.fingerprint and state.fingerprint != model.fingerprint:
         raise ModelMismatch("the state is of another model: its fingerprint differs")
+    if not 0 <= state.step < STEP_MAX:  # before the checksum, which takes no negative number
+        raise Malformed("state.step is out of range", field="state.step")
     if state.crc32c and state.crc32c != checksum(state.h, state.c, state.step):
         raise StateCorrupt("the state's crc32c does not match: it was damaged on the way")
-    if not 0 <= state.step < STEP_MAX:
-        raise Malformed("state.step is out of range", field="state.step")
     spec = model.spec
     h = state_rows(state.h, spec.num_layers, 1, spec.state_size, "state.h")
     c = state_rows(state.c, spec.num_layers, 1, spec.hidden_size, "state.c")

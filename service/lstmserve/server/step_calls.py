@@ -28,8 +28,6 @@ class StepCalls:
         """A step that is cancelled before its last slice runs has not happened."""
         reply = _Reply(asyncio.get_running_loop().create_future())
         try:
-            if not request.session_id:
-                raise Malformed("session_id is missing", field="session_id")
             step = await self.submit(tenant, request, request.session_id, reply)
         except ServeError as error:
             self.count_failed("Step", None, error)

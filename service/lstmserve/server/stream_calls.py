@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lstmserve.config import Config
+from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.engine.step import Step
-from lstmserve.errors import Malformed, ServeError
+from lstmserve.errors import ServeError
 from lstmserve.server.codec import parse
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
@@ -42,9 +43,9 @@ class StreamCalls:
         try:
             request = parse(pb.StepRequest, content)
             reply.tag = request.tag
-            reply.session_id = session_id = request.session_id or session_id
-            if not session_id:
-                raise Malformed("the first message of a stream needs its session_id")
+            session_id = request.session_id or session_id
+            # An id that is none may be long: no reply is longer than the limit of messages.
+            reply.session_id = session_id[:ID_LENGTH_MAX]
             reply.step = await self._steps.submit(tenant, request, session_id, reply)
         except ServeError as error:
             reply.error = error

@@ -28,9 +28,9 @@ class Tenant:
         self.pending_steps = 0
         self._rows = Allowance()
 
-    def key(self, session_id: str) -> str:
-        """The session table's key of this tenant's session. Raises BadSessionId."""
-        return session_key(self.name, session_id)
+    def key(self, session_id: str, field: str = "session_id") -> str:
+        """The session table's key of this tenant's session. Raises BadSessionId, of the field."""
+        return session_key(self.name, session_id, field)
 
     def check(self, steps: int, rows: int, now_ns: int) -> None:
         """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.

@@ -36,7 +36,8 @@ def options(config: Config) -> list[tuple[str, int]]:
         # Two servers on one port would share its connections, and half the sessions vanish.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", config.message_bytes_max),
-        ("grpc.max_send_message_length", config.message_bytes_max),
+        # Replies are bounded at the door; one refused here would be that of an applied step.
+        ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.streams_max),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),

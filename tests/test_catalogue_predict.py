@@ -1,0 +1,136 @@
+"""Bad Predict calls, as raw bytes: the documented code and reason, and nothing is disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from grpc import StatusCode
+
+from badsteps import INF, INT32_MAX, INT64_MAX, INVALID, NAN, X
+from lstmserve.v1 import lstm_pb2 as pb
+from refusals import Refusal, leaks
+from wire import SPECS, Wire, serving
+
+H, C = [0.5] * 16, [0.25] * 16  # of "m": 2 layers of 8
+GONE = StatusCode.NOT_FOUND
+
+
+class Case(NamedTuple):
+    """Fields of a PredictRequest over those of a good one, or its bytes."""
+
+    name: str
+    reason: str
+    blamed: list[str]
+    fields: dict[str, Any]
+    content: bytes | None = None
+    code: StatusCode = INVALID
+
+
+def case(name: str, reason: str, *blamed: str, **rest: Any) -> Case:
+    """A case whose further arguments are Case's, or else fields of the request."""
+    known = {key: rest.pop(key) for key in ("content", "code") if key in rest}
+    return Case(name, reason, list(blamed), rest, **known)
+
+
+CASES = [
+    case("unknown model", "MODEL_NOT_FOUND", "model", model="nobody", code=GONE),
+    case("no model", "MODEL_NOT_FOUND", "model", model="", code=GONE),
+    case("model with a path", "MODEL_NOT_FOUND", "model", model="../../etc", code=GONE),
+    case("model of a megabyte", "MODEL_NOT_FOUND", "model", model="é" * 2**20, code=GONE),
+    case("unknown version", "MODEL_NOT_FOUND", "model", version=2, code=GONE),
+    case("negative version", "MODEL_NOT_FOUND", "model", version=-1, code=GONE),
+    case("no rows", "EMPTY_INPUT", "x", x=[]),
+    case("a part of a row", "BAD_TENSOR", "x", x=X[:2]),
+    case("x too short", "BAD_TENSOR", "x", lengths=[1, 2], x=X * 2),
+    case("x too long", "BAD_TENSOR", "x", lengths=[1, 2], x=X * 4),
+    case("a length of 0", "EMPTY_INPUT", "lengths", lengths=[1, 0], x=X),
+    case("a negative length", "MALFORMED", "lengths", lengths=[2, -1], x=X),
+    case("lengths without end", "TOO_LONG", "lengths", lengths=[INT32_MAX] * 2, x=X),
+    case("too long", "TOO_LONG", "lengths", lengths=[65], x=X * 65),
+    case("too long without lengths", "TOO_LONG", "lengths", x=X * 65),
+    case("NaN", "NON_FINITE", "x", x=[NAN, 0.0, 0.0]),
+    case("infinity", "NON_FINITE", "x", x=[0.0, 0.0, -INF]),
+    case("tokens", "BAD_TENSOR", "tokens", tokens=[1]),
+    case("tokens alone", "BAD_TENSOR", "tokens", x=[], tokens=[1]),
+    case("x for tokens", "BAD_TENSOR", "x", model="letters", tokens=[1], x=X),
+    case("a token too large", "BAD_TENSOR", "tokens", model="letters", tokens=[27], x=[]),
+    case("a huge token", "BAD_TENSOR", "tokens", model="letters", tokens=[INT64_MAX], x=[]),
+    case("no tokens", "EMPTY_INPUT", "tokens", model="letters", x=[]),
+    case("h0 alone", "BAD_TENSOR", "c0", h0=H),
+    case("c0 alone", "BAD_TENSOR", "h0", c0=C),
+    case("h0 too short", "BAD_TENSOR", "h0", h0=H[1:], c0=C),
+    case("c0 too long", "BAD_TENSOR", "c0", h0=H, c0=[*C, 0.0]),
+    case("h0 of one for two", "BAD_TENSOR", "h0", lengths=[1, 1], x=X * 2, h0=H, c0=C),
+    case("h0 not finite", "NON_FINITE", "h0", h0=[NAN, *H[1:]], c0=C),
+    case("c0 not finite", "NON_FINITE", "c0", h0=H, c0=[*C[1:], INF]),
+    case("garbage", "MALFORMED", content=b"\xff" * 9),
+    case("model not UTF-8", "MALFORMED", content=b"\x0a\x02\xff\xfe"),
+]
+
+
+@pytest.fixture
+async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+    """A server with limits that are soon reached."""
+    limits = {"length_max": 64, "predict_rows_max": 100, "pending_steps_max": 40}
+    async with serving(tmp_path, message_bytes_max=4 << 20, **limits) as wire:
+        yield wire
+
+
+async def goes_on(wire: Wire) -> None:
+    """A sequence from zeros is what the oracle says."""
+    x = np.random.default_rng(5).standard_normal((7, 3), np.float32)
+    response = await wire.call("Predict", model="m", x=x.reshape(-1))
+    wanted, _, _ = wire.oracles["m"].run(x)
+    assert np.array_equal(np.array(response.y, np.float32).reshape(wanted.shape), wanted)
+
+
+def check(said: Refusal, case: Case, wire: Wire) -> None:
+    """The refusal is the case's."""
+    assert (said.code, said.reason) == (case.code, case.reason), said
+    assert said.fields == case.blamed
+    assert said.retry_s is None
+    leaks(said, wire.folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_predict(wire: Wire, case: Case) -> None:
+    """A bad Predict is refused as documented, and the next one is right."""
+    good = await wire.good()
+    request = pb.PredictRequest(**{"model": "m", "x": X, **case.fields})
+    content = request.SerializeToString() if case.content is None else case.content
+    check(await wire.refused("Predict", content), case, wire)
+    await goes_on(wire)
+    await good.step()
+
+
+@pytest.mark.parametrize("model", ["m", "both"])
+async def test_a_call_is_bounded_in_rows_and_sequences(wire: Wire, model: str) -> None:
+    """At predict_rows_max rows, or pending_steps_max sequences, it is served; one more is not."""
+
+    def request(*lengths: int) -> pb.PredictRequest:
+        return pb.PredictRequest(model=model, lengths=lengths, x=X * sum(lengths))
+
+    for good, bad, name in (
+        ([50, 50], [50, 51], "rows_max"),
+        ([1] * 40, [1] * 41, "sequences_max"),
+    ):
+        response = await wire.call("Predict", request(*good))
+        assert list(response.lengths) == good
+        assert len(response.y) == sum(good) * SPECS[model].output_size
+        said = await wire.refused("Predict", request(*bad).SerializeToString())
+        check(said, case("", "TOO_LONG", "lengths"), wire)
+        assert said.metadata == {name: str(sum(bad) - 1)}
+    await goes_on(wire)
+
+
+async def test_bidirectional_models_take_no_session(wire: Wire) -> None:
+    """OpenSession of a bidirectional model says to use Predict."""
+    request = pb.OpenSessionRequest(model="both")
+    said = await wire.refused("OpenSession", request.SerializeToString())
+    assert said.code is StatusCode.FAILED_PRECONDITION
+    assert said.reason == "MODEL_NOT_STEPPABLE"
+    assert "Predict" in said.message

@@ -1,0 +1,197 @@
+"""Owns a server in this process for tests that speak raw bytes to it, and a good session beside.
+
+Three models: "m" takes x, "letters" takes tokens, "both" is bidirectional.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import numpy.typing as npt
+from grpc_health.v1 import health
+from prometheus_client import CollectorRegistry
+
+from lstmserve.config import Config
+from lstmserve.engine import Engine, load_models
+from lstmserve.engine.clock import Now, read_clocks
+from lstmserve.server import servicer, transport
+from lstmserve.server.doors import OpenDoor
+from lstmserve.server.metrics import Metrics
+from lstmserve.spec import Linear, ModelSpec
+from lstmserve.tokens import Limits
+from lstmserve.v1 import lstm_pb2 as pb
+from modelmaking import make_model
+from refusals import Refusal, refusal
+from traffic import Oracle
+
+SPECS = {
+    "m": ModelSpec(3, 8, 2, head=(Linear(2),)),
+    "letters": ModelSpec(6, 10, num_embeddings=27, head=(Linear(5),)),
+    "both": ModelSpec(3, 4, bidirectional=True, head=(Linear(2),)),
+}
+DEADLINE_S = 30.0
+Stream = grpc.aio.StreamStreamCall  # of bytes both ways
+
+
+class Clock:
+    """The machine's clocks, ahead by what a test adds."""
+
+    def __init__(self) -> None:
+        self.ahead_ns = 0
+
+    def __call__(self) -> Now:
+        now = read_clocks()
+        return Now(now.monotonic_ns + self.ahead_ns, now.wall_ns + self.ahead_ns)
+
+
+class Wire:
+    """A client of raw bytes, with the engine behind it at hand."""
+
+    def __init__(
+        self, engine: Engine, metrics: Metrics, clock: Clock, channel: grpc.aio.Channel
+    ) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self.clock = clock
+        self.channel = channel
+        self.running: asyncio.Task[None]
+        self.folder = engine.config.models
+        self.oracles = {
+            name: Oracle(self.folder / name / "1", spec) for name, spec in SPECS.items()
+        }
+
+    async def send(self, method: str, content: bytes, **options: Any) -> bytes:
+        """A unary call; raises AioRpcError."""
+        call = self.channel.unary_unary(f"/{servicer.SERVICE}/{method}")
+        return await call(content, **{"timeout": DEADLINE_S, **options})
+
+    def stream(self, method: str, **options: Any) -> Stream:
+        """A call in both directions."""
+        call = self.channel.stream_stream(f"/{servicer.SERVICE}/{method}")
+        return call(**{"timeout": DEADLINE_S, **options})
+
+    async def call(self, method: str, request: Any = None, /, **fields: Any) -> Any:
+        """The response to a request of the method; `request` is what `fields` are written over."""
+        message = request or getattr(pb, f"{method}Request")()
+        message.MergeFrom(type(message)(**fields))
+        content = await self.send(method, message.SerializeToString())
+        return getattr(pb, f"{method}Response").FromString(content)
+
+    async def refused(self, method: str, content: bytes, **options: Any) -> Refusal:
+        """How a unary call fails."""
+        try:
+            reply = await self.send(method, content, **options)
+        except grpc.aio.AioRpcError as error:
+            return refusal(error)
+        raise AssertionError(f"accepted: {reply!r}")
+
+    async def open(self, model: str = "m", **fields: Any) -> pb.Session:
+        """A new session."""
+        return (await self.call("OpenSession", model=model, **fields)).session
+
+    async def good(self, model: str = "m") -> Good:
+        """A new session that is held to the oracle."""
+        return Good(self, model, await self.open(model))
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Passes of the loop until it is so; a test that waits in vain ends by its timeout."""
+        while not is_so():  # noqa: ASYNC110 -- the engine tells nobody, and must not for a test
+            await asyncio.sleep(0)
+
+    async def settled(self, session_id: str) -> int:
+        """The last step of a session, once none is pending and no call is under way."""
+        started, handled = self.metrics.rpcs_started, self.metrics.rpcs_handled
+        await self.until(lambda: started.total() == handled.total())
+        await self.until(lambda: self.engine.driver.pending_steps == 0)
+        return int((await self.call("GetSession", session_id=session_id)).session.step)
+
+    def run(self) -> None:
+        """Lets the engine run, where serving() was told not to: until then all steps wait."""
+        self.running = asyncio.create_task(self.engine.run())
+
+
+class Good:
+    """A session that steps random rows and compares the replies with the oracle, bit for bit."""
+
+    def __init__(self, wire: Wire, model: str, session: pb.Session) -> None:
+        self.wire = wire
+        self.spec = SPECS[model]
+        self.model = model
+        self.session = session
+        self.id = session.id
+        self.xs: list[npt.NDArray[Any]] = []
+
+    def rows(self, length: int = 1) -> npt.NDArray[Any]:
+        """The next input, [length, I] or tokens [length]; it must be applied."""
+        rng = np.random.default_rng(len(self.xs))
+        if self.spec.num_embeddings:
+            self.xs.append(rng.integers(0, self.spec.num_embeddings, length))
+        else:
+            self.xs.append(rng.standard_normal((length, self.spec.input_size), np.float32))
+        return self.xs[-1]
+
+    def request(self, length: int = 1, **fields: Any) -> pb.StepRequest:
+        """The next step."""
+        x = self.rows(length)
+        values = {"tokens": x} if self.spec.num_embeddings else {"x": x.reshape(-1)}
+        return pb.StepRequest(session_id=self.id, length=length, **values, **fields)
+
+    def wanted(self, step: int = -1) -> npt.NDArray[np.float32]:
+        """y [T, O] of a step by its place in `xs`."""
+        y, _, _ = self.wire.oracles[self.model].run(np.concatenate(self.xs))
+        ends = np.cumsum([len(x) for x in self.xs])
+        return y[ends[step] - len(self.xs[step]) : ends[step]]
+
+    def check(self, y: Any, step: int = -1) -> None:
+        """A reply's y is that of the step."""
+        wanted = self.wanted(step)
+        assert np.array_equal(np.array(y, np.float32).reshape(wanted.shape), wanted)
+
+    async def step(self, length: int = 1) -> None:
+        """One step, checked."""
+        response = await self.wire.call("Step", self.request(length))
+        assert response.step == len(self.xs)
+        self.check(response.y)
+
+    async def check_state(self) -> None:
+        """The state after all steps so far is the oracle's, and so is their number."""
+        state = (await self.wire.call("GetState", session_id=self.id)).state
+        _, hn, cn = self.wire.oracles[self.model].run(np.concatenate(self.xs))
+        assert state.step == len(self.xs)
+        assert np.array_equal(np.array(state.h, np.float32), hn.reshape(-1))
+        assert np.array_equal(np.array(state.c, np.float32), cn.reshape(-1))
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, *, is_running: bool = True, **settings: Any) -> AsyncIterator[Wire]:
+    """A server with the three models on a free port, whole when it ends."""
+    for name, spec in SPECS.items():
+        if not (folder / name).exists():
+            make_model(folder, spec, name=name)
+    config = Config(models=folder, listen="127.0.0.1:0", **{"pool_bytes": 4 << 20, **settings})
+    config = config.resolved(SPECS.values())
+    clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
+    engine = Engine(config, load_models(config), metrics, clock=clock)
+    calls = servicer.handlers(engine, metrics, config, OpenDoor(Limits()))
+    care = health.aio.HealthServicer()
+    server = transport.make_server(config, calls, care, has_reflection=False)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
+        wire = Wire(engine, metrics, clock, channel)
+        if is_running:
+            wire.run()
+        yield wire
+    await server.stop(0)
+    await engine.close(5)
+    await wire.running
+    engine.check_integrity()
+
+
+NO_LIMIT = ("grpc.max_receive_message_length", -1)
