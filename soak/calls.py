@@ -1,0 +1,130 @@
+"""Owns calls by bare gRPC, with a ledger of their ends. Shares no code with the client library.
+
+It is what the servers' counters, and the client library, are held to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from lstmserve.wire.v1 import lstm_pb2 as wire
+from serving import Serving
+
+PATH = "/lstmserve.v1.LstmService/"
+TIMEOUT_S = 30.0
+
+
+class Refused(Exception):
+    """A call that ended with an error; `reason` is empty when no server of ours said it."""
+
+    def __init__(self, code: grpc.StatusCode, status: Status, pushback_ms: str | None) -> None:
+        super().__init__(f"{code.name}: {status.message}")
+        self.code = code
+        self.pushback_ms = pushback_ms
+        self.reason, self.metadata, self.retry_s = _details(status)
+
+
+@dataclass
+class Ledger:
+    """What the answers of one server process were: its counters must say the same."""
+
+    applied: int = 0
+    replayed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    cut: int = 0  # calls without an answer: what the server counted is unknown
+
+    def differences(self, serving: Serving) -> dict[str, tuple[float, float]]:
+        """Counter -> (server's, ours), where they are not equal."""
+        pairs = {
+            "steps": (serving.metric("lstm_steps_total", code="OK"), self.applied),
+            "replayed": (serving.metric("lstm_steps_replayed_total"), self.replayed),
+            "errors": (serving.metric("lstm_step_errors_total"), self.errors.total()),
+            "live": (
+                serving.metric("lstm_sessions_opened_total")
+                - serving.metric("lstm_sessions_closed_total"),
+                serving.metric("lstm_sessions"),
+            ),
+        }
+        for reason, count in self.errors.items():
+            pairs[reason] = (serving.metric("lstm_step_errors_total", reason=reason), count)
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+class Calls:
+    """Channels to server processes, one each, made at the first call."""
+
+    def __init__(self) -> None:
+        self._channels: dict[Serving, grpc.aio.Channel] = {}
+        self.ledgers: dict[Serving, Ledger] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def call(
+        self,
+        serving: Serving,
+        method: str,
+        request: Message,
+        kind: type[Any],
+        timeout_s: float | None = TIMEOUT_S,
+    ) -> Any:
+        """One unary call, never repeated. Raises Refused."""
+        if serving not in self._channels:
+            options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
+            self._channels[serving] = grpc.aio.insecure_channel(serving.target, options)
+        stub = self._channels[serving].unary_unary(
+            PATH + method, request.SerializeToString, kind.FromString
+        )
+        try:
+            return await stub(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise refused(error) from None
+
+    async def step(
+        self, serving: Serving, request: wire.StepRequest, timeout_s: float | None = TIMEOUT_S
+    ) -> wire.StepResponse:
+        """One Step, entered in the server's ledger. Raises Refused."""
+        ledger = self.ledgers.setdefault(serving, Ledger())
+        try:
+            reply = await self.call(serving, "Step", request, wire.StepResponse, timeout_s)
+        except Refused as error:
+            if error.reason:
+                ledger.errors[error.reason] += 1
+            else:
+                ledger.cut += 1
+            raise
+        ledger.applied += 1
+        ledger.replayed += reply.replayed
+        assert isinstance(reply, wire.StepResponse)
+        return reply
+
+
+def refused(error: grpc.aio.AioRpcError) -> Refused:
+    """What the error and its trailers say."""
+    trailers: Mapping[str, Any] = dict(error.trailing_metadata() or ())
+    content = trailers.get("grpc-status-details-bin")
+    status = Status.FromString(content) if content else Status(message=error.details() or "")
+    return Refused(error.code(), status, trailers.get("grpc-retry-pushback-ms"))
+
+
+def _details(status: Status) -> tuple[str, dict[str, str], float | None]:
+    info, retry, retry_s = ErrorInfo(), RetryInfo(), None
+    for detail in status.details:
+        if not detail.Unpack(info) and detail.Unpack(retry):
+            retry_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return info.reason, dict(info.metadata), retry_s

@@ -1,0 +1,194 @@
+"""Owns one session as its client sees it: numbered steps, repeats, and the history to be checked.
+
+A step is sent until it is answered. Every answer is kept, and one that comes twice must be the
+same bits. Where a server asks for older steps (a gap), they are lost: sent again when `may_replay`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from grpc import StatusCode
+
+from lstmserve.wire.v1 import lstm_pb2 as wire
+from serving import Serving
+from soak.calls import Calls, Refused
+from soak.fleet import MODEL, SPEC, Fleet
+from soak.timing import pause
+
+Floats = npt.NDArray[np.float32]
+
+ATTEMPTS_MAX = 1000
+ROWS_MAX = 4
+REPEATED = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
+LEAVING = {"", "DRAINING"}  # reasons after which another server is asked
+
+
+@dataclass
+class Violations:
+    """What must not be; each is a count."""
+
+    lost: int = 0  # acked steps that a server did not have any more
+    changed: int = 0  # answers of one step that differ
+    wrong: int = 0  # sessions whose outputs or final state are not the oracle's
+    doubled: int = 0  # sessions at a higher step than was acked
+    regressions: int = 0  # durable_step went back
+    unexpected: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises AssertionError."""
+        assert self == Violations(), self
+
+
+@dataclass
+class Experience:
+    """What clients went through."""
+
+    steps: int = 0
+    repeats: int = 0
+    recoveries_s: list[float] = field(default_factory=list)  # of steps that met a dead server
+    rollbacks: list[int] = field(default_factory=list)  # steps sent again
+    rollbacks_s: list[float] = field(default_factory=list)
+
+
+class Conversation:
+    """`stray` is how often a call goes to any server instead of the right one, as a router may."""
+
+    def __init__(
+        self, fleet: Fleet, calls: Calls, name: str, *, may_replay: bool = False, stray: float = 0
+    ) -> None:
+        self.name = name
+        self.violations, self.experience = Violations(), Experience()
+        self.inputs: list[Floats] = []
+        self.outputs: list[Floats] = []
+        self.durable_step = 0
+        self._acked: list[tuple[Serving, float]] = []
+        self._fleet, self._calls = fleet, calls
+        self._may_replay, self._stray = may_replay, stray
+        self._random = random.Random(name)
+        self._incarnation = 0
+
+    async def open(self) -> None:
+        """With an id of its own, so that a repeat finds what the first one made."""
+        request = wire.OpenSessionRequest(
+            model=MODEL, session_id=self.name, if_exists=wire.IF_EXISTS_RESUME
+        )
+        reply = await self._ask("OpenSession", request, wire.OpenSessionResponse)
+        self._incarnation = reply.session.incarnation
+
+    async def step(self, rng: np.random.Generator) -> None:
+        """One more step, until it is acked."""
+        shape = (int(rng.integers(1, ROWS_MAX + 1)), SPEC.input_size)
+        self.inputs.append(rng.standard_normal(shape).astype(np.float32))
+        await self._reach(len(self.inputs))
+        self.experience.steps += 1
+
+    def request(self, number: int) -> wire.StepRequest:
+        """Of that step."""
+        x = self.inputs[number - 1]
+        return wire.StepRequest(
+            session_id=self.name,
+            step=number,
+            incarnation=self._incarnation,
+            length=len(x),
+            x=x.tobytes(),
+        )
+
+    async def verify(self) -> None:
+        """Holds the whole history, the last step and the state to the oracle."""
+        info = await self._ask(
+            "GetSession", wire.GetSessionRequest(session_id=self.name), wire.GetSessionResponse
+        )
+        state = await self._ask(
+            "GetState", wire.GetStateRequest(session_id=self.name), wire.GetStateResponse
+        )
+        self.violations.doubled += info.session.step > len(self.inputs)
+        self.violations.lost += max(0, len(self.inputs) - info.session.step)
+        y, h, c = self._fleet.oracle.run(np.concatenate(self.inputs))
+        is_right = (
+            np.array_equal(np.concatenate(self.outputs), y)
+            and state.state.h == h.tobytes()
+            and state.state.c == c.tobytes()
+        )
+        self.violations.wrong += not is_right
+
+    async def _reach(self, number: int) -> None:
+        """Sends a step, and before it those that a server lost, until it is acked."""
+        began_s = time.monotonic()
+        for attempt in range(ATTEMPTS_MAX):
+            serving = await self._choose()
+            try:
+                reply = await self._calls.step(serving, self.request(number))
+            except Refused as error:
+                await self._handle(error, serving, number)
+                continue
+            if attempt:
+                self.experience.repeats += attempt
+                self.experience.recoveries_s.append(time.monotonic() - began_s)
+            self._keep(serving, number, reply)
+            return
+        raise AssertionError(f"{self.name}: step {number} was refused {ATTEMPTS_MAX} times")
+
+    async def _handle(self, error: Refused, serving: Serving, number: int) -> None:
+        """Prepares the next attempt."""
+        if error.reason == "STEP_GAP":
+            await self._send_again(int(error.metadata["expected_step"]), number)
+        elif error.code not in REPEATED:
+            self.violations.unexpected.append(f"{self.name}: {error.reason} {error}")
+            raise error
+        else:
+            await self._wait(error, serving)
+
+    async def _wait(self, error: Refused, serving: Serving) -> None:
+        if error.reason in LEAVING:
+            self._fleet.suspect(serving)
+        else:
+            await pause(error.retry_s or 0)
+
+    async def _send_again(self, expected: int, number: int) -> None:
+        if not self._may_replay:
+            self.violations.lost += number - expected
+            raise AssertionError(f"{self.name}: acked {number - 1}, the server wants {expected}")
+        self.violations.regressions += expected <= self.durable_step
+        acked_by, acked_s = self._acked[expected - 1]
+        self.experience.rollbacks.append(number - expected)
+        self.experience.rollbacks_s.append(self._fleet.ended_s(acked_by) - acked_s)
+        for older in range(expected, number):
+            await self._reach(older)
+
+    def _keep(self, serving: Serving, number: int, reply: wire.StepResponse) -> None:
+        y = np.frombuffer(reply.y, np.float32).reshape(reply.length, -1)
+        assert reply.step == number
+        self.violations.regressions += reply.durable_step < self.durable_step
+        self.durable_step = max(self.durable_step, reply.durable_step)
+        ack = serving, time.monotonic()
+        if number <= len(self.outputs):
+            self.violations.changed += not np.array_equal(self.outputs[number - 1], y)
+            self._acked[number - 1] = ack
+        else:
+            self.outputs.append(y)
+            self._acked.append(ack)
+
+    async def _choose(self) -> Serving:
+        if self._random.random() < self._stray:
+            return self._random.choice(self._fleet.pods).serving
+        while (serving := self._fleet.home(self.name)) is None:
+            await pause(0.02)
+        return serving
+
+    async def _ask(self, method: str, request: Any, kind: type[Any]) -> Any:
+        """A call that may be repeated as it is."""
+        for _ in range(ATTEMPTS_MAX):
+            serving = await self._choose()
+            try:
+                return await self._calls.call(serving, method, request, kind)
+            except Refused as error:
+                if error.code not in REPEATED:
+                    raise
+                await self._wait(error, serving)
+        raise AssertionError(f"{self.name}: {method} was refused {ATTEMPTS_MAX} times")

@@ -1,0 +1,97 @@
+"""Owns the servers of a soak: pods that are killed, stopped, frozen and started anew."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+from lstmserve.spec import Linear, ModelSpec
+from modelmaking import make_model
+from serving import COMMAND, Serving
+from traffic import Oracle
+
+SPEC = ModelSpec(input_size=4, hidden_size=32, num_layers=2, head=(Linear(3),))
+MODEL = "soak"
+
+
+class Pod:
+    """A place in the fleet. Each start is another process, at another address."""
+
+    def __init__(self, name: str, arguments: tuple[str | Path, ...]) -> None:
+        self.name = name
+        self._arguments = arguments
+        self.serving = self._start()
+        self.ended_s: dict[Serving, float] = {}  # when a process was told to end
+
+    def _start(self) -> Serving:
+        return Serving(self._arguments, COMMAND)
+
+    async def start(self) -> None:
+        """Until it is ready."""
+        self.serving = await asyncio.to_thread(self._start)
+
+    async def end(self, number: signal.Signals) -> int:
+        """SIGKILL or SIGTERM, and the exit code."""
+        serving = self.serving
+        self.ended_s[serving] = time.monotonic()
+        serving.signal(number)
+        return await asyncio.to_thread(serving.wait)
+
+
+class Fleet:
+    """Pods behind a consistent hash that learns of a dead one only by calling it."""
+
+    def __init__(self, folder: Path, count: int, *arguments: str | Path) -> None:
+        make_model(folder, SPEC, seed=1, name=MODEL)
+        self.oracle = Oracle(folder / MODEL / "1", SPEC)
+        given = ("--models", folder, *arguments)
+        self.pods = [Pod(f"pod-{i}", given) for i in range(count)]
+        self._suspects: set[Serving] = set()
+
+    def home(self, key: str) -> Serving | None:
+        """Where a session's calls go: the highest of its hashes over the pods thought alive."""
+        alive = [pod for pod in self.pods if pod.serving not in self._suspects]
+        return max(alive, key=lambda pod: _weight(pod.name, key)).serving if alive else None
+
+    def suspect(self, serving: Serving) -> None:
+        """It did not answer, or leaves."""
+        self._suspects.add(serving)
+
+    def trust(self, serving: Serving) -> None:
+        """It answers again."""
+        self._suspects.discard(serving)
+
+    def ended_s(self, serving: Serving) -> float:
+        """When that process was told to end; now, if it was not."""
+        return next(
+            (pod.ended_s[serving] for pod in self.pods if serving in pod.ended_s),
+            time.monotonic(),
+        )
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over the pods as they are now."""
+        return sum(pod.serving.metric(name, **labels) for pod in self.pods)
+
+    def close(self) -> None:
+        """Ends every process that still runs."""
+        for pod in self.pods:
+            pod.serving.kill()
+
+
+@contextmanager
+def fleet_of(folder: Path, count: int, *arguments: str | Path) -> Iterator[Fleet]:
+    """A fleet that is ended with the block."""
+    fleet = Fleet(folder, count, *arguments)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def _weight(name: str, key: str) -> bytes:
+    return blake2b(f"{name} {key}".encode(), digest_size=8).digest()
