@@ -14,8 +14,17 @@ from lstmserve.engine.opening import Opening, OpenRequest
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Fenced, ServeError, SessionReplaced, StepGap
+from lstmserve.errors import (
+    Fenced,
+    ServeError,
+    SessionReplaced,
+    StepGap,
+    StepPayloadMismatch,
+    StepSuperseded,
+)
 from lstmserve.store import Version
+
+UNCERTAIN = (StepGap, SessionReplaced, StepSuperseded, StepPayloadMismatch)
 
 
 class Lives:
@@ -54,21 +63,22 @@ class Lives:
             await self._residence.confirm(key)
 
     async def be_certain(self, key: str, incarnation: int, number: int) -> None:
-        """Asks the store first where a step would be refused for its incarnation or as a gap."""
+        """Asks the store first where a step would be refused for its incarnation or its number."""
         row = self._table.find(key)
         if self._residence is None or row is None:
             return
         last = int(self._table.step[row]) + int(self._table.pending[row])
         is_other = incarnation not in (0, int(self._table.incarnation[row]))
-        if is_other or number > last + 1:
+        if is_other or number > last + 1 or 0 < number < self._table.step[row]:
             await self._residence.confirm(key)
 
     async def was_stale(self, key: str, error: ServeError) -> bool:
         """Whether a refusal was of an old copy, so that the call is to be tried once more.
 
-        A gap and another incarnation are said with certainty or not at all.
+        What asks something of the client is said with certainty or not at all. A copy that was
+        written behind may be ahead of the store, so that it takes a new step for an old one.
         """
-        if self._residence is None or not isinstance(error, StepGap | SessionReplaced):
+        if self._residence is None or not isinstance(error, UNCERTAIN):
             return False
         return await self._residence.confirm(key)
 
