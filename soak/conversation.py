@@ -6,7 +6,6 @@ same bits. Where a server asks for older steps (a gap), they are lost: sent agai
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +69,11 @@ class Conversation:
         self._acked: list[tuple[Serving, float]] = []
         self._fleet, self._calls = fleet, calls
         self._may_replay, self._stray = may_replay, stray
-        self._random = random.Random(name)
+        self._random = np.random.default_rng(list(name.encode()))
         self._incarnation = 0
 
     async def open(self) -> None:
-        """With an id of its own, so that a repeat finds what the first one made."""
+        """The id is its client's, so that a repeat finds what the first one made."""
         request = wire.OpenSessionRequest(
             model=MODEL, session_id=self.name, if_exists=wire.IF_EXISTS_RESUME
         )
@@ -83,8 +82,17 @@ class Conversation:
 
     async def step(self, rng: np.random.Generator) -> None:
         """One more step, until it is acked."""
+        self.prepare(rng)
+        await self.resume()
+
+    def prepare(self, rng: np.random.Generator) -> int:
+        """The next step's input; its number."""
         shape = (int(rng.integers(1, ROWS_MAX + 1)), SPEC.input_size)
         self.inputs.append(rng.standard_normal(shape).astype(np.float32))
+        return len(self.inputs)
+
+    async def resume(self) -> None:
+        """Sends the step that was prepared, until it is acked."""
         await self._reach(len(self.inputs))
         self.experience.steps += 1
 
@@ -100,7 +108,12 @@ class Conversation:
         )
 
     async def verify(self) -> None:
-        """Holds the whole history, the last step and the state to the oracle."""
+        """Holds the whole history, the last step and the state to the oracle.
+
+        When nothing is under way, and whoever had the session before has heard of it.
+        """
+        self._stray = 0
+        await self._reach(len(self.inputs))
         info = await self._ask(
             "GetSession", wire.GetSessionRequest(session_id=self.name), wire.GetSessionResponse
         )
@@ -176,7 +189,7 @@ class Conversation:
 
     async def _choose(self) -> Serving:
         if self._random.random() < self._stray:
-            return self._random.choice(self._fleet.pods).serving
+            return self._fleet.pods[self._random.integers(len(self._fleet.pods))].serving
         while (serving := self._fleet.home(self.name)) is None:
             await pause(0.02)
         return serving

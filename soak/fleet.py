@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -50,7 +51,9 @@ class Fleet:
         make_model(folder, SPEC, seed=1, name=MODEL)
         self.oracle = Oracle(folder / MODEL / "1", SPEC)
         given = ("--models", folder, *arguments)
-        self.pods = [Pod(f"pod-{i}", given) for i in range(count)]
+        with ThreadPoolExecutor(count) as threads:
+            names = [f"pod-{i}" for i in range(count)]
+            self.pods = list(threads.map(lambda name: Pod(name, given), names))
         self._suspects: set[Serving] = set()
 
     def home(self, key: str) -> Serving | None:

@@ -22,6 +22,7 @@ from storing import Valkey
 
 PODS = 3
 STRAY = 0.01
+BEHIND_S = 1
 
 
 @dataclass
@@ -73,7 +74,7 @@ def run(
     """Kills one server every `every_s` and starts it again, while `sessions` clients step."""
     print(f"kill9 {mode}: seed {seed}")
     found = Found(mode, seed, sessions=sessions)
-    flags = ("--store-mode", mode, "--behind-s-max", "1")
+    flags = ("--store-mode", mode, "--behind-s-max", str(BEHIND_S))
     with Valkey(folder) as valkey, fleet_of(folder, PODS, "--store", valkey.url, *flags) as fleet:
         asyncio.run(_run(fleet, found, kills, every_s))
     return found
@@ -83,9 +84,7 @@ async def _run(fleet: Fleet, found: Found, kills: int, every_s: float) -> None:
     over = asyncio.Event()
     async with Calls() as calls, asyncio.TaskGroup() as tasks:
         talks = [
-            Conversation(
-                fleet, calls, f"s{i}", may_replay=found.mode == "behind", stray=STRAY
-            )
+            Conversation(fleet, calls, f"s{i}", may_replay=found.mode == "behind", stray=STRAY)
             for i in range(found.sessions)
         ]
         clients = [
@@ -100,6 +99,7 @@ async def _run(fleet: Fleet, found: Found, kills: int, every_s: float) -> None:
         await pause(every_s)
         over.set()
         await asyncio.wait(clients)
+        await pause(2 * BEHIND_S)
         await _compare(fleet, calls, talks, found)
 
 
@@ -109,9 +109,7 @@ async def _converse(talk: Conversation, rng: np.random.Generator, over: asyncio.
         await talk.step(rng)
 
 
-async def _compare(
-    fleet: Fleet, calls: Calls, talks: list[Conversation], found: Found
-) -> None:
+async def _compare(fleet: Fleet, calls: Calls, talks: list[Conversation], found: Found) -> None:
     for talk in talks:
         await talk.verify()
         add(found.violations, talk.violations)

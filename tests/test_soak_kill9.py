@@ -1,0 +1,32 @@
+"""The short form of what happens to killed and frozen servers; `make soak` runs the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from soak import amnesia, frozen, kill9
+
+
+@pytest.mark.parametrize("mode", ["through", "behind"])
+def test_killed_servers_lose_no_acked_step(mode: str, tmp_path: Path) -> None:
+    """kill -9 of three servers with one store: every acked step once, with the oracle's bits."""
+    found = kill9.run(tmp_path, mode, kills=3, every_s=1, sessions=12)
+    print(found.figures())
+    found.check()
+
+
+@pytest.mark.parametrize("mode", ["through", "behind"])
+def test_a_stale_owner_is_harmless(mode: str, tmp_path: Path) -> None:
+    """A frozen server wakes up after its sessions moved: its writes are fenced."""
+    found = frozen.run(tmp_path, mode, sessions=32)
+    print(found.figures())
+    found.check()
+
+
+def test_a_crash_without_a_store_is_loud(tmp_path: Path) -> None:
+    """kill -9 with states in memory: every step says SESSION_LOST, none starts from zeros."""
+    found = amnesia.run(tmp_path, sessions=50)
+    print(found.figures())
+    found.check()
