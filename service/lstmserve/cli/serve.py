@@ -18,6 +18,7 @@ from lstmserve.config import Config, settings
 from lstmserve.setting import Setting
 
 PREFIX = "LSTMSERVE_"
+CLIENT_VARIABLES = {"LSTMSERVE_TARGET"}  # often set in the same shell; not ours to warn about
 SERVER_MODULES = ("onnxruntime", "onnx", "grpc_health", "prometheus_client", "structlog", "uvloop")
 
 
@@ -80,7 +81,7 @@ def _run(config: Config) -> int:
 
 def _unknown_variables() -> list[str]:
     """Only warned about: Kubernetes sets LSTMSERVE_PORT for a Service named lstmserve."""
-    known = {parameter.envvar for parameter in serve.params}
+    known = {parameter.envvar for parameter in serve.params} | CLIENT_VARIABLES
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
