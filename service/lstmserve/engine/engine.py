@@ -137,8 +137,12 @@ class Engine:
         """Takes no more steps, finishes those it has within `timeout_s`, fails the rest."""
         self.drain()
         self._is_closed = True
-        await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
-        await self._stage.drain(timeout_s)
+        flushed = self.lives.leave()
+        try:
+            await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
+            await self._stage.drain(timeout_s)
+        finally:
+            flushed.set()
 
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""

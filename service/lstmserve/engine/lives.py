@@ -15,6 +15,7 @@ from lstmserve.engine.persist import Residence
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import (
+    Draining,
     Fenced,
     ServeError,
     SessionReplaced,
@@ -46,6 +47,7 @@ class Lives:
         self._opening = opening
         self._residence = residence
         self._clock = clock
+        self._flushed: asyncio.Event | None = None  # set: this server leaves
 
     @property
     def has_store(self) -> bool:
@@ -53,9 +55,26 @@ class Lives:
         return self._residence is not None
 
     async def fetch(self, keys: Sequence[str]) -> None:
-        """Brings sessions here that a store has."""
-        if self._residence is not None:
+        """Brings sessions here that a store has. Raises Draining after leave()."""
+        if self._residence is None:
+            return
+        if self._flushed is None:
             await self._residence.fetch(keys)
+            return
+        if any(self._is_ahead(key) for key in keys):
+            await self._flushed.wait()
+        raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
+
+    def leave(self) -> asyncio.Event:
+        """From now on no session comes here, and one that is ahead of the store is told to go only
+        when the event is set: the next server would take it without its last steps.
+        """
+        self._flushed = asyncio.Event()
+        return self._flushed
+
+    def _is_ahead(self, key: str) -> bool:
+        row = self._table.find(key)
+        return row is not None and bool(self._table.step[row] > self._table.durable_step[row])
 
     async def confirm(self, key: str) -> None:
         """Makes what is known of the key here what the store has."""
