@@ -65,6 +65,7 @@ class Calls:
     def __init__(self) -> None:
         self._channels: dict[Serving, grpc.aio.Channel] = {}
         self.ledgers: dict[Serving, Ledger] = {}
+        self.refusals: Counter[str] = Counter()  # gRPC codes
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,6 +94,7 @@ class Calls:
         try:
             return await stub(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
+            self.refusals[error.code().name] += 1
             raise refused(error) from None
 
     async def step(

@@ -55,9 +55,22 @@ class Fleet:
             names = [f"pod-{i}" for i in range(count)]
             self.pods = list(threads.map(lambda name: Pod(name, given), names))
         self._suspects: set[Serving] = set()
+        self._last: dict[str, Serving] = {}
+        self.is_sticky = False
 
     def home(self, key: str) -> Serving | None:
-        """Where a session's calls go: the highest of its hashes over the pods thought alive."""
+        """Where a session's calls go: the highest of its hashes over the pods thought alive.
+
+        A sticky fleet leaves a session where it is until that server leaves.
+        """
+        last = self._last.get(key)
+        if not self.is_sticky or last is None or last in self._suspects:
+            last = self._hashed(key)
+        if last is not None:
+            self._last[key] = last
+        return last
+
+    def _hashed(self, key: str) -> Serving | None:
         alive = [pod for pod in self.pods if pod.serving not in self._suspects]
         return max(alive, key=lambda pod: _weight(pod.name, key)).serving if alive else None
 

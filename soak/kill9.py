@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soak.calls import Calls
+from soak.calls import Calls, Ledger
 from soak.conversation import Conversation, Experience, Violations
 from soak.fleet import Fleet, fleet_of
 from soak.timing import pause, percentile
@@ -88,7 +88,7 @@ async def _run(fleet: Fleet, found: Found, kills: int, every_s: float) -> None:
             for i in range(found.sessions)
         ]
         clients = [
-            tasks.create_task(_converse(talk, np.random.default_rng([found.seed, i]), over))
+            tasks.create_task(converse(talk, np.random.default_rng([found.seed, i]), over))
             for i, talk in enumerate(talks)
         ]
         for pod in itertools.islice(itertools.cycle(fleet.pods), kills):
@@ -100,23 +100,24 @@ async def _run(fleet: Fleet, found: Found, kills: int, every_s: float) -> None:
         over.set()
         await asyncio.wait(clients)
         await pause(2 * BEHIND_S)
-        await _compare(fleet, calls, talks, found)
+        await compare(fleet, calls, talks, found)
 
 
-async def _converse(talk: Conversation, rng: np.random.Generator, over: asyncio.Event) -> None:
+async def converse(talk: Conversation, rng: np.random.Generator, over: asyncio.Event) -> None:
+    """A client's life."""
     await talk.open()
     while not over.is_set():
         await talk.step(rng)
 
 
-async def _compare(fleet: Fleet, calls: Calls, talks: list[Conversation], found: Found) -> None:
+async def compare(fleet: Fleet, calls: Calls, talks: list[Conversation], found: Found) -> None:
     for talk in talks:
         await talk.verify()
         add(found.violations, talk.violations)
         add(found.experience, talk.experience)
     found.loads = await asyncio.to_thread(fleet.metric, "lstm_sessions_opened_total", source="load")
     for pod in fleet.pods:
-        ledger = calls.ledgers[pod.serving]
+        ledger = calls.ledgers.get(pod.serving, Ledger())
         if not ledger.cut:
             found.servers_compared += 1
             different = await asyncio.to_thread(ledger.differences, pod.serving)
