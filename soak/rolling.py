@@ -14,7 +14,7 @@ import numpy as np
 from soak.calls import Calls
 from soak.conversation import Conversation, Experience, Violations
 from soak.fleet import Fleet, fleet_of
-from soak.kill9 import PODS, add, compare, converse
+from soak.kill9 import PODS, compare, converse
 from soak.timing import pause
 from storing import Valkey
 
@@ -29,6 +29,7 @@ class Found:
     clients: int
     seed: int
     restarts: int = 0
+    loads: float = 0
     exit_codes: list[int] = field(default_factory=list)
     drains_s: list[float] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
