@@ -62,9 +62,12 @@ class Tenancy:
         return client
 
     @contextlib.asynccontextmanager
-    async def channel(self, address: str | None = None) -> AsyncIterator[grpc.aio.Channel]:
-        """A bare channel, to the public port unless another is named."""
-        async with grpc.aio.insecure_channel(address or self.ports.listen) as channel:
+    async def channel(
+        self, address: str | None = None, **options: int
+    ) -> AsyncIterator[grpc.aio.Channel]:
+        """A bare channel, to the public port unless another is named; options as grpc_x_y."""
+        named = [(name.replace("_", ".", 2), value) for name, value in options.items()]
+        async with grpc.aio.insecure_channel(address or self.ports.listen, named) as channel:
             yield channel
 
     def metadata(self, tenant: str) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ import structlog
 from certificates import EXPIRED, NOT_YET, Authority
 from lstmserve import AsyncClient
 from lstmserve.client import Unavailable
+from lstmserve.v1 import lstm_pb2, lstm_pb2_grpc
 from serving import Serve
 from tenancy import Tenancy, X, tenancy, write_tokens
 from test_cli import Shell
@@ -154,7 +155,8 @@ def test_the_command_line_speaks_tls_and_tokens(
     cert, key = ours.sign("server")
     token = write_tokens(tmp_path / "tokens", acme="")["acme"]
     flags = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ours.path)
-    serving = serve("--listen", "0.0.0.0:0", "--tokens", tmp_path / "tokens", *flags)
+    flags += ("--tokens", tmp_path / "tokens", "--admin", "127.0.0.1:0")
+    serving = serve("--listen", "0.0.0.0:0", *flags)
     shell = Shell(serving.target.replace("0.0.0.0", "127.0.0.1"))
     mine = ours.sign("client")
     known = ("--tls-root", ours.path, "--tls-client-cert", mine[0], "--tls-client-key", mine[1])
@@ -163,4 +165,7 @@ def test_the_command_line_speaks_tls_and_tokens(
     assert shell.out("sessions", "list", *known, "--token", token).startswith("SESSION")
     shell.refusal("sessions", "list", "--token", token)
     assert "go together" in shell.refusal("health", *known[:4], code=2)
+    with grpc.insecure_channel(serving.ready["admin"]) as admin:
+        list_sessions = lstm_pb2_grpc.LstmServiceStub(admin).ListSessions
+        list_sessions(lstm_pb2.ListSessionsRequest(), metadata=(("x-lstmserve-tenant", "acme"),))
     assert serving.stop() == 0

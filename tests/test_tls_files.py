@@ -65,11 +65,15 @@ def test_certificates_are_proved_at_start(ours: Authority) -> None:
     assert tls.credentials(Config(tls_cert=good[0], tls_key=good[1])) is not None
 
 
-def test_a_bad_certificate_exits_1(models: Path, ours: Authority) -> None:
-    """The start ends with exit code 1 and one line."""
+def test_bad_files_exit_1(models: Path, ours: Authority, tmp_path: Path) -> None:
+    """Another's key, and a tokens file that is not there, end the start with one line."""
     cert, _ = ours.sign("server")
     _, key = ours.sign("other")
-    ended = run_serve("--models", models, *FREE_PORTS, "--tls-cert", cert, "--tls-key", key)
-    assert ended.returncode == 1
-    assert "not the key of --tls-cert" in ended.stderr.splitlines()[-1]
-    assert "Traceback" not in ended.stderr
+    for flags, says in (
+        (("--tls-cert", cert, "--tls-key", key), "not the key of --tls-cert"),
+        (("--tokens", tmp_path / "nowhere"), "nowhere: No such file"),
+    ):
+        ended = run_serve("--models", models, *FREE_PORTS, *flags)
+        assert ended.returncode == 1
+        assert says in ended.stderr.splitlines()[-1]
+        assert "Traceback" not in ended.stderr

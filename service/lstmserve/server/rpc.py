@@ -109,7 +109,8 @@ async def _at_most(seconds: float) -> AsyncIterator[None]:
 def _abort(error: BaseException, name: str, context: Context) -> Abort:
     """What ends the call. Raises the error when there is nobody to tell: the client went away.
 
-    A CancelledError that is not the client's doing is a bug of ours, like any other.
+    A CancelledError that is not the client's doing is a bug of ours, like any other; an
+    InternalError is a write that failed.
     """
     task = asyncio.current_task()
     assert task is not None

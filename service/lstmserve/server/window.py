@@ -84,8 +84,8 @@ async def converse(
     """Reads messages into the window while there is room, and writes its answers as they come.
 
     The end of the client's messages says nothing about their sessions; when the client goes away,
-    what it still waited for is cancelled. Raises TooSlow, with the same end, when it does not read
-    for `write_s_max`.
+    what it still waited for is cancelled. What ends one side by an error ends the other. Raises
+    TooSlow when the client reads nothing for `write_s_max`.
     """
 
     async def read() -> None:
@@ -102,13 +102,17 @@ async def converse(
             except TimeoutError:
                 raise TooSlow(f"no reply was read for {write_s_max:g} s") from None
 
+    # Now, not with the first reply: gRPC cannot end a stream whose first write nobody reads.
+    await context.send_initial_metadata(())
     sides = {asyncio.create_task(read()), asyncio.create_task(write())}
     try:
-        done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
-        for side in done:
-            side.result()
+        await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
     finally:
-        for side in sides:
-            side.cancel()
         for reply in window.unanswered:
             reply.cancel()
+        for side in sides:
+            side.cancel()
+        ends = await asyncio.gather(*sides, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
