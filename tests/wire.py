@@ -148,6 +148,10 @@ class Good:
         ends = np.cumsum([len(x) for x in self.xs])
         return y[ends[step] - len(self.xs[step]) : ends[step]]
 
+    def number(self, step: int = -1) -> int:
+        """The number of a step by its place in `xs`."""
+        return range(1, len(self.xs) + 1)[step]
+
     def check(self, y: Any, step: int = -1) -> None:
         """A reply's y is that of the step."""
         wanted = self.wanted(step)

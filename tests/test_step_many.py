@@ -1,0 +1,176 @@
+"""StepMany over the wire: every layout, replies bit for bit, order, busy sessions, limits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from grpc import StatusCode
+
+from lstmserve.v1 import lstm_pb2 as pb
+from refusals import in_band
+from wire import Good, Stream, Wire, serving
+
+LENGTHS = [1, 3, 40, 1, 7]
+
+
+@pytest.fixture
+async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+    """A server with small slices and room for 400 steps."""
+    async with serving(tmp_path, slice_rows_max=16, pending_steps_max=400) as wire:
+        yield wire
+
+
+@pytest.fixture
+def stream(wire: Wire) -> Stream:
+    """A StepMany of its own."""
+    return wire.stream("StepMany")
+
+
+def message(sessions: Sequence[Good], lengths: Sequence[int], **fields: Any) -> pb.StepManyRequest:
+    """The next step of each session, of so many rows."""
+    rows = np.concatenate([s.rows(n) for s, n in zip(sessions, lengths, strict=True)]).reshape(-1)
+    kind = "tokens" if sessions[0].spec.num_embeddings else "x"
+    values = {"session_ids": [s.id for s in sessions], "lengths": lengths, kind: rows, **fields}
+    return pb.StepManyRequest(**values)
+
+
+async def ask(stream: Stream, request: pb.StepManyRequest) -> pb.StepManyResponse:
+    """The next answer of the stream, after this message."""
+    await stream.write(request.SerializeToString())
+    return pb.StepManyResponse.FromString(await stream.read())
+
+
+def check(
+    response: pb.StepManyResponse, sessions: Sequence[Good], lengths: Sequence[int], step: int = -1
+) -> None:
+    """Every session's rows of y are those of its step (by its place in `xs`)."""
+    assert not response.HasField("error")
+    assert not response.errors
+    assert list(response.lengths or [1] * len(sessions)) == list(lengths)
+    y = np.array(response.y, np.float32).reshape(sum(lengths), -1)
+    start = 0
+    for session, length in zip(sessions, lengths, strict=True):
+        wanted = session.wanted(step)[-length:]
+        assert np.array_equal(y[start : start + length], wanted)
+        start += length
+    assert list(response.steps) == [s.number(step) for s in sessions]
+
+
+@pytest.mark.parametrize("model", ["m", "letters"])
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("lengths", [[1] * 5, LENGTHS], ids=["one row each", "ragged"])
+async def test_every_layout(
+    wire: Wire, stream: Stream, model: str, last_only: bool, lengths: list[int]
+) -> None:
+    """Rows or tokens, ragged or not, all rows or the last: each session gets its own, exactly."""
+    sessions = [await wire.good(model) for _ in lengths]
+    for _ in range(3):
+        response = await ask(stream, message(sessions, lengths, last_only=last_only))
+        check(response, sessions, [1] * 5 if last_only else lengths)
+    for session in sessions:
+        await session.check_state()
+
+
+async def test_lengths_may_be_left_out(wire: Wire, stream: Stream) -> None:
+    """Without lengths every session has one row, and the reply needs none either."""
+    sessions = [await wire.good() for _ in range(3)]
+    request = message(sessions, [1, 1, 1])
+    request.ClearField("lengths")
+    response = await ask(stream, request)
+    assert not response.lengths
+    check(response, sessions, [1, 1, 1])
+
+
+async def test_ids_may_be_left_out(wire: Wire, stream: Stream) -> None:
+    """A message without ids is of the sessions of the one before it, also of a refused one."""
+    sessions = [await wire.good() for _ in range(3)]
+    bad = pb.StepManyRequest(session_ids=[s.id for s in sessions], x=[0.0])
+    assert in_band((await ask(stream, bad)).error).reason == "BAD_TENSOR"
+    for lengths in ([1, 1, 1], [2, 1, 20]):
+        request = message(sessions, lengths)
+        request.ClearField("session_ids")
+        check(await ask(stream, request), sessions, lengths)
+
+
+async def test_256_sessions_at_once(wire: Wire, stream: Stream) -> None:
+    """A message of 256 sessions is one batch's worth, and every one has its own reply."""
+    sessions = [await wire.good() for _ in range(256)]
+    for lengths in ([1] * 256, [1 + i % 3 for i in range(256)]):
+        check(await ask(stream, message(sessions, lengths)), sessions, lengths)
+
+
+async def test_messages_of_the_same_sessions_keep_their_order(wire: Wire, stream: Stream) -> None:
+    """Pipelined messages of busy sessions run one after the other, long steps too."""
+    sessions = [await wire.good() for _ in range(4)]
+    plans = [[1, 1, 1, 1], [50, 1, 1, 2], [1, 1, 30, 1], [1, 1, 1, 1]]
+    for tag, lengths in enumerate(plans):
+        await stream.write(message(sessions, lengths, tag=tag).SerializeToString())
+    for tag, lengths in enumerate(plans):
+        response = pb.StepManyResponse.FromString(await stream.read())
+        assert response.tag == tag
+        check(response, sessions, lengths, tag)
+
+
+async def test_disjoint_messages_may_overtake(wire: Wire, stream: Stream) -> None:
+    """A short message of other sessions is answered before a long one; tags tell which."""
+    slow, quick = [await wire.good()], [await wire.good()]
+    await stream.write(message(slow, [5000], tag=1).SerializeToString())
+    await stream.write(message(quick, [1], tag=2).SerializeToString())
+    first, second = [pb.StepManyResponse.FromString(await stream.read()) for _ in range(2)]
+    assert (first.tag, second.tag) == (2, 1)
+    check(first, quick, [1])
+    check(second, slow, [5000])
+
+
+async def test_steps_of_other_calls_are_waited_for(tmp_path: Path) -> None:
+    """Sessions that are busy with a Step or a StepStream take their turn within the message."""
+    async with serving(tmp_path, is_running=False) as wire:
+        sessions = [await wire.good() for _ in range(3)]
+        single = wire.stream("StepStream")
+        await single.write(sessions[1].request(20).SerializeToString())
+        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        stream = wire.stream("StepMany")
+        await stream.write(message(sessions, [1, 1, 1]).SerializeToString())
+        await wire.until(lambda: wire.engine.driver.pending_steps == 4)
+        wire.run()
+        check(pb.StepManyResponse.FromString(await stream.read()), sessions, [1, 1, 1])
+        sessions[1].check(pb.StepResponse.FromString(await single.read()).y, 0)
+
+
+async def test_a_deadline_fails_the_sessions_that_wait(tmp_path: Path) -> None:
+    """When timeout_ms passed in the queue every session has DEADLINE, and nothing was applied."""
+    async with serving(tmp_path, is_running=False) as wire:
+        sessions = [await wire.good() for _ in range(3)]
+        stream = wire.stream("StepMany")
+        await stream.write(message(sessions, [1, 2, 1], timeout_ms=5).SerializeToString())
+        await wire.until(lambda: wire.engine.driver.pending_steps == 3)
+        wire.clock.ahead_ns += 10**7
+        wire.run()
+        response = pb.StepManyResponse.FromString(await stream.read())
+        assert [in_band(e.status).reason for e in response.errors] == ["DEADLINE"] * 3
+        assert {in_band(e.status).code for e in response.errors} == {StatusCode.DEADLINE_EXCEEDED}
+        assert np.isnan(response.y).all()
+        for session in sessions:
+            session.xs.clear()
+            await session.step()
+
+
+async def test_a_full_queue_refuses_the_message_whole(tmp_path: Path) -> None:
+    """At pending_steps_max a message is accepted, one session more is told when to come again."""
+    async with serving(tmp_path, is_running=False, pending_steps_max=4) as wire:
+        sessions = [await wire.good() for _ in range(5)]
+        stream = wire.stream("StepMany")
+        await stream.write(message(sessions[:4], [1] * 4, tag=1).SerializeToString())
+        late = pb.StepManyRequest(session_ids=[sessions[4].id], x=[0.0] * 3, tag=2)
+        response = await ask(stream, late)
+        said = in_band(response.error)
+        assert response.tag == 2
+        assert (said.code, said.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert said.retry_s is not None
+        wire.run()
+        check(pb.StepManyResponse.FromString(await stream.read()), sessions[:4], [1] * 4)
+        await sessions[4].step()
