@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ SPECS = {
     "both": ModelSpec(3, 4, bidirectional=True, head=(Linear(2),)),
 }
 DEADLINE_S = 30.0
+NO_LIMIT = ("grpc.max_receive_message_length", -1)
 Stream = grpc.aio.StreamStreamCall  # of bytes both ways
 
 
@@ -149,7 +151,7 @@ class Good:
         return y[ends[step] - len(self.xs[step]) : ends[step]]
 
     def number(self, step: int = -1) -> int:
-        """The number of a step by its place in `xs`."""
+        """Of a step by its place in `xs`."""
         return range(1, len(self.xs) + 1)[step]
 
     def check(self, y: Any, step: int = -1) -> None:
@@ -175,16 +177,15 @@ class Good:
 @contextlib.asynccontextmanager
 async def serving(folder: Path, *, is_running: bool = True, **settings: Any) -> AsyncIterator[Wire]:
     """A server with the three models on a free port, whole when it ends."""
-    for name, spec in SPECS.items():
-        if not (folder / name).exists():
-            make_model(folder, spec, name=name)
+    for name in SPECS.keys() - set(os.listdir(folder)):
+        make_model(folder, SPECS[name], name=name)
     config = Config(models=folder, listen="127.0.0.1:0", **{"pool_bytes": 4 << 20, **settings})
     config = config.resolved(SPECS.values())
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, clock=clock)
     calls = servicer.handlers(engine, metrics, config, OpenDoor(Limits()))
-    care = health.aio.HealthServicer()
-    server = transport.make_server(config, calls, care, has_reflection=False)
+    well = health.aio.HealthServicer()
+    server = transport.make_server(config, calls, well, has_reflection=False)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
@@ -196,6 +197,3 @@ async def serving(folder: Path, *, is_running: bool = True, **settings: Any) -> 
     await engine.close(5)
     await wire.running
     engine.check_integrity()
-
-
-NO_LIMIT = ("grpc.max_receive_message_length", -1)
