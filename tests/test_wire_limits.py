@@ -21,11 +21,7 @@ REPLY_ROWS = BYTES_MAX // (4 * SPECS["letters"].output_size)
 
 
 async def test_300_streams_on_one_connection(tmp_path: Path) -> None:
-    """streams_max of them are served at once, the others as soon as some end, all exactly.
-
-    While streams end gRPC may refuse one more (RST_STREAM 7, which the client's own gRPC shows as
-    UNAVAILABLE or INTERNAL); nothing of it was applied, as the state shows at the end.
-    """
+    """streams_max of them are served at once, the others when some end, all exactly."""
     async with serving(tmp_path, streams_max=256) as wire:
         sessions = [await wire.good() for _ in range(300)]
         may_end = asyncio.Event()
@@ -42,6 +38,8 @@ async def test_300_streams_on_one_connection(tmp_path: Path) -> None:
 
         async def insist(session: Good) -> None:
             content = session.request().SerializeToString()
+            # While streams end gRPC may refuse one more (RST_STREAM 7), and its client shows that
+            # as UNAVAILABLE or INTERNAL; nothing of it was applied, as the states show in the end.
             while session not in answered:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await talk(session, content)
