@@ -11,24 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine import verdicts
 from lstmserve.engine.batch import Batch, Outcome, Part
 from lstmserve.engine.numbering import Numbering
 from lstmserve.engine.pool import Pool, Slots
 from lstmserve.engine.queues import Entry, ReadyQueues
 from lstmserve.engine.step import NO_ROW, Step
-from lstmserve.engine.table import DETACHED, MOVED, OPEN, SessionTable
+from lstmserve.engine.table import DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
 from lstmserve.engine.turns import SessionTurns
-from lstmserve.errors import (
-    Fenced,
-    ModelError,
-    PredecessorFailed,
-    ServeError,
-    SessionReplaced,
-    StepGap,
-    StoreFull,
-    StoreTimeout,
-    StoreUnavailable,
-)
+from lstmserve.errors import ServeError, SessionReplaced, StoreTimeout
 
 
 class Settlement:
@@ -82,8 +73,8 @@ class Settlement:
         if outcome == Outcome.UNKNOWN:
             return StoreTimeout("the store's answer was lost: repeat the same step", retry_s=0.1)
         if phase == MOVED or outcome == Outcome.FENCED:
-            return fenced()
-        return _failure(outcome)
+            return verdicts.fenced()
+        return verdicts.failure(outcome)
 
     def _advance(self, step: Step, slot: int, now_ns: int) -> None:
         """The slice is applied: `slot` has the state after it."""
@@ -112,27 +103,24 @@ class Settlement:
 
     def _fail(self, step: Step, error: ServeError, now_ns: int) -> None:
         """Nothing of the step happened; nor will anything of those that wait behind it."""
+        reason = self._reason_behind(step.row, error)
         behind = self._turns.abandon(step.row, now_ns)
         self._ready.end(step)
         step.sink.failed(step, error)
         self._numbering.failed(step.row, step.number, error)
-        self._fail_behind(behind, error)
+        self._fail_behind(behind, reason)
 
-    def _fail_behind(self, behind: list[Step], error: ServeError) -> None:
-        """In order. A numbered step is told the number that the session waits for."""
+    def _reason_behind(self, row: int, error: ServeError) -> Callable[[Step], ServeError]:
+        """What those are told who wait behind a step that failed; asked before its row is free."""
+        table = self._table
+        is_moved = row != NO_ROW and table.phase[row] == MOVED
+        is_alone = table.durable_step[row] == NOT_STORED
+        return verdicts.behind(error, is_moved, is_alone, int(table.step[row]) + 1)
+
+    def _fail_behind(self, behind: list[Step], reason_of: Callable[[Step], ServeError]) -> None:
+        """In order."""
         for step in behind:
-            last = int(self._table.step[step.row])
-            if isinstance(error, SessionReplaced):
-                reason: ServeError = error
-            elif self._table.phase[step.row] == MOVED:
-                reason = fenced()
-            elif step.digest:
-                reason = StepGap(
-                    f"an earlier step was not applied: send step {last + 1} again",
-                    metadata={"expected_step": str(last + 1)},
-                )
-            else:
-                reason = PredecessorFailed("an earlier step of the session was not applied")
+            reason = reason_of(step)
             step.sink.failed(step, reason)
             self._numbering.failed(step.row, step.number, reason)
 
@@ -148,6 +136,8 @@ class Settlement:
                 self._pool.give_one(int(write[i]))
                 self._fail_part(Part(part.block, part.indices[i : i + 1]), error, now_ns)
             part, write = Part(part.block, part.indices[is_good]), write[is_good]
+            if not write.size:
+                return  # the block's end has been told
         rows = part.rows
         self._pool.give(table.slot[rows])
         table.slot[rows] = write
@@ -173,23 +163,10 @@ class Settlement:
 
     def _fail_part(self, part: Part, error: ServeError, now_ns: int) -> None:
         for index, row in zip(part.indices, part.rows, strict=True):
+            number = int(self._table.step[row]) + 1
+            reason = self._reason_behind(int(row), error)
             behind = self._turns.abandon(int(row), now_ns)
             part.block.fail(int(index), error)
-            self._numbering.failed(int(row), int(self._table.step[row]) + 1, error)
-            self._fail_behind(behind, error)
+            self._numbering.failed(int(row), number, error)
+            self._fail_behind(behind, reason)
         part.block.settle(part.rows.size)
-
-
-def fenced() -> Fenced:
-    """Nothing was applied here; a repeat finds the session where it is now."""
-    return Fenced("another server has this session now: repeat the step", retry_s=0.0)
-
-
-def _failure(outcome: int) -> ServeError | None:
-    if outcome == Outcome.APPLIED:
-        return None
-    if outcome == Outcome.NOT_STORED:
-        return StoreUnavailable("the store did not take this step: repeat it", retry_s=1.0)
-    if outcome == Outcome.STORE_FULL:
-        return StoreFull("the store is full; the session is as it was before")
-    return ModelError("the model failed on this step; the session is as it was before")
