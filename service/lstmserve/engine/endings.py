@@ -25,6 +25,7 @@ class Tombstone:
     incarnation: int
     ending: Ending
     step: int
+    epoch: int
 
 
 class Endings:
@@ -58,10 +59,12 @@ class Endings:
             raise self.error(key, incarnation, now_ns)
         return tombstone.step
 
-    def has_expired(self, key: str, incarnation: int, now_ns: int) -> bool:
-        """Whether this life of the id ended by its TTL."""
+    def has_expired(self, key: str, incarnation: int, epoch: int, now_ns: int) -> bool:
+        """Whether this life of the id ended by its TTL, owned as it is by this epoch."""
         tombstone = self._get(key, incarnation, now_ns)
-        return tombstone is not None and tombstone.ending == "expired"
+        if tombstone is None or tombstone.ending != "expired":
+            return False
+        return tombstone.epoch == epoch
 
     def error(self, key: str, incarnation: int, now_ns: int) -> ServeError:
         """SessionClosed, SessionExpired, SessionLost or SessionNotFound."""

@@ -7,25 +7,16 @@ of a session is what the store has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NoReturn
 
 from lstmserve.engine.clock import Now
 from lstmserve.engine.opening import Opening, OpenRequest
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import (
-    Draining,
-    Fenced,
-    ServeError,
-    SessionReplaced,
-    StepGap,
-    StepPayloadMismatch,
-    StepSuperseded,
-)
+from lstmserve.errors import Draining, Fenced
 from lstmserve.store import Version
-
-UNCERTAIN = (StepGap, SessionReplaced, StepSuperseded, StepPayloadMismatch)
 
 
 class Lives:
@@ -54,17 +45,6 @@ class Lives:
         """Whether a session may be elsewhere than here."""
         return self._residence is not None
 
-    async def fetch(self, keys: Sequence[str]) -> None:
-        """Brings sessions here that a store has. Raises Draining after leave()."""
-        if self._residence is None:
-            return
-        if self._flushed is None:
-            await self._residence.fetch(keys)
-            return
-        if any(self._is_ahead(key) for key in keys):
-            await self._flushed.wait()
-        raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
-
     def leave(self) -> asyncio.Event:
         """From now on no session comes here, and one that is ahead of the store is told to go only
         when the event is set: the next server would take it without its last steps.
@@ -72,34 +52,41 @@ class Lives:
         self._flushed = asyncio.Event()
         return self._flushed
 
-    def _is_ahead(self, key: str) -> bool:
+    async def _refuse(self, key: str, flushed: asyncio.Event) -> NoReturn:
         row = self._table.find(key)
-        return row is not None and bool(self._table.step[row] > self._table.durable_step[row])
+        if row is not None and self._table.step[row] > self._table.durable_step[row]:
+            await flushed.wait()
+        raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
 
     async def confirm(self, key: str) -> None:
         """Makes what is known of the key here what the store has."""
         if self._residence is not None:
             await self._residence.confirm(key)
 
-    async def be_certain(self, key: str, incarnation: int, number: int) -> None:
-        """Asks the store first where a step would be refused for its incarnation or its number."""
-        row = self._table.find(key)
-        if self._residence is None or row is None:
-            return
-        last = int(self._table.step[row]) + int(self._table.pending[row])
-        is_other = incarnation not in (0, int(self._table.incarnation[row]))
-        if is_other or number > last + 1 or 0 < number < self._table.step[row]:
-            await self._residence.confirm(key)
+    async def bring(self, key: str, incarnation: int, number: int) -> bool:
+        """Brings a session here that a store has, for a step; whether it is here.
 
-    async def was_stale(self, key: str, error: ServeError) -> bool:
-        """Whether a refusal was of an old copy, so that the call is to be tried once more.
-
-        What asks something of the client is said with certainty or not at all. A copy that was
-        written behind may be ahead of the store, so that it takes a new step for an old one.
+        Where an old copy would mislead the client, the store is asked though the session is here:
+        what asks something of a client is said with certainty or not at all. Raises Draining after
+        leave().
         """
-        if self._residence is None or not isinstance(error, UNCERTAIN):
-            return False
-        return await self._residence.confirm(key)
+        if self._residence is not None:
+            if self._flushed is not None:
+                await self._refuse(key, self._flushed)
+            row = self._table.find(key)
+            if row is None:
+                await self._residence.fetch(key)
+            elif self._may_mislead(row, incarnation, number):
+                await self._residence.confirm(key)
+        return self._table.find(key) is not None
+
+    def _may_mislead(self, row: int, incarnation: int, number: int) -> bool:
+        """Whether a step is refused, or answered from the record, for what a store may not have."""
+        table = self._table
+        is_other = incarnation not in (0, int(table.incarnation[row]))
+        is_gap = number > int(table.accepted(row)) + 1
+        is_repeat = int(table.durable_step[row]) < number <= int(table.step[row])
+        return is_other or is_gap or is_repeat or self._sessions.is_expired(row, self._clock())
 
     async def open(self, request: OpenRequest) -> tuple[int, bool]:
         """The session's row, and whether it was created. Raises what Opening.open() raises."""
@@ -107,18 +94,29 @@ class Lives:
         if residence is None:
             return self._opening.open(request, self._clock())
         if request.fork_of:
-            await residence.fetch([request.fork_of])
+            await residence.confirm(request.fork_of)
+        has_source = self._table.find(request.fork_of) is not None
         async with residence.alone(request.key):
-            await residence.load(request.key)
-            before = residence.version(request.key)
+            before = await residence.refresh(request.key)
+            if has_source and self._table.find(request.fork_of) is None:
+                raise Fenced("the session to fork has just left: repeat the call", retry_s=0.0)
             row, is_created = self._opening.open(request, self._clock())
             is_new = before is None or before.incarnation != self._table.incarnation[row]
             if is_created and is_new:
-                await residence.create(request.key, row, before)
+                await self._create(residence, request, row, before)
             here = self._table.find(request.key)
             if here is None:
                 raise Fenced("another server has just taken this session: repeat the call")
             return here, is_created
+
+    async def _create(
+        self, residence: Residence, request: OpenRequest, row: int, before: Version | None
+    ) -> None:
+        try:
+            await residence.create(request.key, row, before)
+        except BaseException:
+            self._opening.doubt(request, self._clock())
+            raise
 
     async def close(self, key: str, incarnation: int) -> int:
         """Ends a session after its pending steps; its last step. Raises as Sessions.close()."""
@@ -126,7 +124,7 @@ class Lives:
         if residence is None:
             return (await self._close_here(key, incarnation))[0]
         async with residence.alone(key):
-            await residence.load(key)
+            await residence.refresh(key)
             step, version = await self._close_here(key, incarnation)
             if version is not None:
                 await residence.forget(key, version)

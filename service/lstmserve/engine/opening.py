@@ -62,7 +62,7 @@ class Opening:
         self._table = table
         self._room = room
         self._sessions = sessions
-        self._answered: Memory[tuple[str, int]] = Memory(
+        self._answered: Memory[tuple[str, int, bool]] = Memory(
             config.open_requests_max, int(config.request_id_s * SECOND_NS)
         )
 
@@ -74,14 +74,26 @@ class Opening:
         """
         if request.request_key:
             answered = self._answered.get(request.request_key, now.monotonic_ns)
-            if answered is not None:
-                return self._sessions.find(*answered, now), True
+            if answered is not None and self._is_certain(*answered):
+                return self._sessions.find(answered[0], answered[1], now), True
         row, is_created = self._open(request, now)
         if request.request_key and is_created:
             key, incarnation = self._table.keys[row], int(self._table.incarnation[row])
             assert key is not None
-            self._answered.put(request.request_key, (key, incarnation), now.monotonic_ns)
+            self._answered.put(request.request_key, (key, incarnation, True), now.monotonic_ns)
         return row, is_created
+
+    def doubt(self, request: OpenRequest, now: Now) -> None:
+        """Whether the session that was opened exists is unknown: a store's answer was lost."""
+        answered = self._answered.get(request.request_key, now.monotonic_ns)
+        if answered is not None:
+            key, incarnation, _ = answered
+            self._answered.put(request.request_key, (key, incarnation, False), now.monotonic_ns)
+
+    def _is_certain(self, key: str, incarnation: int, was_stored: bool) -> bool:
+        """Whether the session exists, or did once."""
+        row = self._table.find(key)
+        return was_stored or (row is not None and self._table.incarnation[row] == incarnation)
 
     def _open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         row = self._sessions.find_any(request.key, now)

@@ -63,7 +63,7 @@ class Sessions:
         self._check_incarnation(row, incarnation)
         if self._table.phase[row] == CLOSING:
             raise SessionClosed("the session was closed")
-        if self._is_expired(row, now):
+        if self.is_expired(row, now):
             self._end(row, "expired", now)
             raise self._endings.error(key, incarnation, now.monotonic_ns)
         return row
@@ -79,7 +79,7 @@ class Sessions:
     def find_any(self, key: str, now: Now) -> int | None:
         """The row under this key, also one that is closing; None when there is none."""
         row = self._table.find(key)
-        if row is not None and self._is_expired(row, now):
+        if row is not None and self.is_expired(row, now):
             self._end(row, "expired", now)
             return None
         return row
@@ -144,9 +144,9 @@ class Sessions:
         if not self._table.pending[row]:
             self._release(row)
 
-    def has_expired(self, key: str, incarnation: int, now: Now) -> bool:
-        """Whether this life of the id ended here by its TTL."""
-        return self._endings.has_expired(key, incarnation, now.monotonic_ns)
+    def has_expired(self, key: str, incarnation: int, epoch: int, now: Now) -> bool:
+        """Whether this life of the id ended here by its TTL, and nobody has taken it since."""
+        return self._endings.has_expired(key, incarnation, epoch, now.monotonic_ns)
 
     def expire(self, row: int, now: Now) -> None:
         """Ends an idle session whose time ran out."""
@@ -171,14 +171,17 @@ class Sessions:
     def _end(self, row: int, ending: Ending, now: Now) -> None:
         table = self._table
         model = self.model_of(row)
-        tombstone = Tombstone(int(table.incarnation[row]), ending, int(table.step[row]))
+        tombstone = Tombstone(
+            int(table.incarnation[row]), ending, int(table.step[row]), int(table.epoch[row])
+        )
         self._announce_closed(row)
         key = table.detach(row)
         self._endings.put(key, tombstone, now.monotonic_ns)
         model.metrics.closed("client" if ending == "closed" else "expired")
         self._release(row)
 
-    def _is_expired(self, row: int, now: Now) -> bool:
+    def is_expired(self, row: int, now: Now) -> bool:
+        """Whether its time ran out, though it is still here."""
         table = self._table
         is_idle = table.phase[row] == OPEN and not table.pending[row]
         return bool(is_idle and table.expiry_ns[row] <= now.monotonic_ns)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.block import Block
 from lstmserve.errors import (
+    Fenced,
     MixedModels,
     ServeError,
 )
@@ -27,6 +28,8 @@ from lstmserve.server.step_calls import check_number, deadline_ns
 from lstmserve.server.tenants import Tenant
 from lstmserve.server.window import Window
 from lstmserve.wire.v1 import lstm_pb2 as pb
+
+FETCHES_MAX = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -77,20 +80,32 @@ class ManyMessages:
     async def _fetch(
         self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage
     ) -> None:
-        """All at once. Those that cannot come have their error, as have malformed ids."""
-        lives = self._engine.lives
+        """All at once. Those that cannot come have their error, as have malformed ids.
 
-        async def fetch(i: int, session_id: str) -> None:
+        Where room is scarce one that comes may push another out: that one is brought again.
+        """
+
+        async def fetch(i: int) -> bool:
+            incarnation = request.incarnations[i] if request.incarnations else 0
+            number = request.steps[i] if request.steps else 0
             try:
-                key = message.tenant.key(session_id)
-                await lives.fetch([key])
-                incarnation = request.incarnations[i] if request.incarnations else 0
-                number = request.steps[i] if request.steps else 0
-                await lives.be_certain(key, incarnation, number)
+                return await self._engine.lives.bring(keys(i), incarnation, number)
             except ServeError as error:
                 message.errors[i] = error
+                return False
 
-        await asyncio.gather(*(fetch(i, session_id) for i, session_id in enumerate(ids)))
+        def keys(i: int) -> str:
+            return message.tenant.key(ids[i])
+
+        def missing() -> list[int]:
+            return [i for i in brought if self._engine.table.find(keys(i)) is None]
+
+        found = await asyncio.gather(*map(fetch, range(len(ids))))
+        brought = [i for i, is_here in enumerate(found) if is_here]
+        for _ in range(FETCHES_MAX):
+            await asyncio.gather(*map(fetch, missing()))
+        for i in missing():  # too many for the pool
+            message.errors[i] = Fenced("the session has just left: repeat its step", retry_s=0.0)
 
     def _submit(
         self, request: pb.StepManyRequest, ids: Sequence[str], message: ManyMessage

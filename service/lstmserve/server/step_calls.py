@@ -8,7 +8,7 @@ from lstmserve.engine import Engine
 from lstmserve.engine.digest import digest
 from lstmserve.engine.step import Sink, Step
 from lstmserve.errors import BadStep, Malformed, ServeError
-from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
+from lstmserve.server.codec import check_finite, check_length, input_rows
 from lstmserve.server.metrics import Metrics
 from lstmserve.server.status import code
 from lstmserve.server.tenants import Tenant
@@ -51,15 +51,8 @@ class StepCalls:
         Waits only for a store: to bring the session here, or to be certain of a refusal.
         """
         lives = self._engine.lives
-        if not lives.has_store:
-            return self._submit(tenant, request, session_id, sink)
-        key = tenant.key(session_id)
-        await lives.fetch([key])
-        try:
-            return self._submit(tenant, request, session_id, sink)
-        except ServeError as error:
-            if not await lives.was_stale(key, error):
-                raise
+        if lives.has_store:
+            await lives.bring(tenant.key(session_id), request.incarnation, request.step)
         return self._submit(tenant, request, session_id, sink)
 
     def _submit(self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
@@ -76,8 +69,6 @@ class StepCalls:
         check_length(length, engine.config.length_max)
         x = input_rows(model.spec, request.x, request.tokens, length)
         check_finite(x, "x")
-        height = 1 if request.last_only else length
-        check_reply(height, model.spec.output_size, engine.config.message_bytes_max, "length")
         arrival_ns = now.monotonic_ns
         if not (is_numbered and request.step <= engine.table.accepted(row)):
             tenant.check(1, length, arrival_ns)

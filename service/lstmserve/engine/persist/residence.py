@@ -7,7 +7,7 @@ claims the session with a higher epoch, so that whoever had it before cannot wri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -61,27 +61,26 @@ class Residence:
             if users > 1:
                 self._locks[key] = lock, users - 1
 
-    async def fetch(self, keys: Sequence[str]) -> None:
-        """Brings those here that a store has and this server has not.
+    async def fetch(self, key: str) -> None:
+        """Brings a session here that the store has and this server has not.
 
         Raises StateCorrupt, ModelRetired, ModelMismatch, SessionLimit, Fenced.
         """
-        for key in keys:
-            if self._table.find(key) is None:
-                async with self.alone(key):
-                    await self.load(key)
+        if self._table.find(key) is None:
+            async with self.alone(key):
+                await self._load(key)
 
-    async def load(self, key: str) -> None:
-        """The same for one key, whose lock is held."""
+    async def _load(self, key: str) -> Version | None:
+        """The same; the key's lock is held. Returns what the store has, if it is known."""
         for _ in range(TRIES_MAX):
             if self._table.find(key) is not None:
-                return
+                return self.version(key)
             (content,) = await self._store.load([key])
             if content is None:
-                return
+                return None
             record = await self._decode(key, content)
-            if self._sessions.has_expired(key, record.incarnation, self._clock()):
-                return  # the store keeps it a little longer, see STORE_TTL_MARGIN_NS
+            if self._sessions.has_expired(key, record.incarnation, record.epoch, self._clock()):
+                return record.version  # the store keeps it a little longer, see STORE_TTL_MARGIN_NS
             model = self._records.model_of(record)
             self._room.make(model, self._clock())
             start = self._records.start(record, model)
@@ -91,23 +90,27 @@ class Residence:
                 self._room.make(model, now)
                 start = replace(start, epoch=claimed.epoch)
                 self._sessions.open(key, model, start, record.ttl_ns, now)
-                return
+                return claimed.version
         raise Fenced("other servers are taking this session: repeat the call", retry_s=0.1)
 
-    async def confirm(self, key: str) -> bool:
-        """Whether what was known of the key was stale; it is not any more.
+    async def confirm(self, key: str) -> None:
+        """Makes what is known of the key here what the store has. Raises as fetch().
 
-        What is said of a session that must be certain (a gap, another incarnation) asks this first.
+        What must be certain when it is said (a gap, another incarnation) asks this first.
         """
         async with self.alone(key):
-            row = self._table.find(key)
+            await self.refresh(key)
+
+    async def refresh(self, key: str) -> Version | None:
+        """The same; the key's lock is held. Returns what the store has, if it is known."""
+        row = self._table.find(key)
+        if row is not None:
             (content,) = await self._store.load([key])
-            if row is not None and row == self._table.find(key):
+            if row == self._table.find(key):
                 if content is not None and _same_life(version_of(content), self._version(row)):
-                    return False
+                    return self._version(row)
                 self._sessions.detach(row, "moved")
-            await self.load(key)
-            return True
+        return await self._load(key)
 
     async def create(self, key: str, row: int, before: Version | None) -> None:
         """Stores a session just opened, in place of one it replaces. The key's lock is held.
