@@ -75,7 +75,7 @@ class Predicting:
     def __init__(self, config: Config, driver: Driver) -> None:
         self._config = config
         self._driver = driver
-        self._rows = 0
+        self.waiting_rows = 0
 
     async def predict(self, model: Model, job: PredictJob) -> Prediction:
         """Raises Overloaded, TooLong for what would never fit, ModelError, Draining."""
@@ -83,17 +83,18 @@ class Predicting:
         limit = self._config.predict_rows_max
         _check_alone(rows, limit, "rows")
         _check_alone(len(job.xs), self._config.pending_steps_max, "sequences")
-        if self._rows + rows > limit:
+        if self.waiting_rows + rows > limit:
             raise Overloaded(
-                f"{self._rows} rows of Predict are waiting, the limit is {limit}", retry_s=RETRY_S
+                f"{self.waiting_rows} rows of Predict are waiting, the limit is {limit}",
+                retry_s=RETRY_S,
             )
-        self._rows += rows
+        self.waiting_rows += rows
         try:
             if model.whole is not None:
                 return await self._whole(model, job)
             return await self._sliced(model, job)
         finally:
-            self._rows -= rows
+            self.waiting_rows -= rows
 
     async def _sliced(self, model: Model, job: PredictJob) -> Prediction:
         assert model.scheduler is not None

@@ -70,13 +70,15 @@ def check_length(length: int, length_max: int, field: str = "length") -> None:
         )
 
 
-def check_reply(height: int, width: int, message_bytes_max: int | None) -> None:
+def check_reply(
+    height: int, width: int, message_bytes_max: int | None, field: str = "lengths"
+) -> None:
     """Refuses a y [height, width] that no message holds, before it is computed."""
     if message_bytes_max is not None and 4 * height * width > message_bytes_max:
         raise TooLong(
             f"the reply would have {height} rows of {4 * width} bytes, more than a message holds: "
             "send less at once, or set last_only",
-            field="lengths",
+            field=field,
             metadata={"message_bytes_max": str(message_bytes_max)},
         )
 

@@ -8,7 +8,7 @@ from lstmserve.engine import Engine
 from lstmserve.engine.digest import digest
 from lstmserve.engine.step import Sink, Step
 from lstmserve.errors import BadStep, Malformed, ServeError
-from lstmserve.server.codec import check_finite, check_length, input_rows
+from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
 from lstmserve.server.metrics import Metrics
 from lstmserve.server.status import code
 from lstmserve.server.tenants import Tenant
@@ -69,6 +69,8 @@ class StepCalls:
         check_length(length, engine.config.length_max)
         x = input_rows(model.spec, request.x, request.tokens, length)
         check_finite(x, "x")
+        height = 1 if request.last_only else length
+        check_reply(height, model.spec.output_size, engine.config.message_bytes_max, "length")
         arrival_ns = now.monotonic_ns
         if not (is_numbered and request.step <= engine.table.accepted(row)):
             tenant.check(1, length, arrival_ns)

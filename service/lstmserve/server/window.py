@@ -74,6 +74,42 @@ class Window(Generic[Reply]):
             await self._changed.wait()
 
 
+class Patience:
+    """`over` fails with TooSlow when one write lasts `seconds`.
+
+    A timer a write would cost as much as an eighth of the message; this one looks now and then.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._since_s: float | None = None  # when the write under way began
+        self._timer = self._loop.call_later(seconds, self._look)
+        self.over: asyncio.Future[None] = self._loop.create_future()
+
+    def begin(self) -> None:
+        """A write begins."""
+        self._since_s = self._loop.time()
+
+    def end(self) -> None:
+        """It is over."""
+        self._since_s = None
+
+    def stop(self) -> None:
+        """Nothing more is written; twice is fine."""
+        self._timer.cancel()
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        due_s = (now_s if self._since_s is None else self._since_s) + self._seconds
+        if now_s < due_s:
+            self._timer = self._loop.call_at(due_s, self._look)
+        else:
+            self.over.set_exception(TooSlow(f"no reply was read for {self._seconds:g} s"))
+
+
 async def converse(
     context: Context,
     window: Window[Reply],
@@ -96,18 +132,20 @@ async def converse(
 
     async def write() -> None:
         async for reply in window:
-            try:
-                async with asyncio.timeout(write_s_max):
-                    await context.write(render(reply))
-            except TimeoutError:
-                raise TooSlow(f"no reply was read for {write_s_max:g} s") from None
+            content = render(reply)
+            patience.begin()
+            await context.write(content)
+            patience.end()
+        patience.stop()
 
     # Now, not with the first reply: gRPC cannot end a stream whose first write nobody reads.
     await context.send_initial_metadata(())
-    sides = {asyncio.create_task(read()), asyncio.create_task(write())}
+    patience = Patience(write_s_max)
+    sides = {asyncio.create_task(read()), asyncio.create_task(write()), patience.over}
     try:
         await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
     finally:
+        patience.stop()
         for reply in window.unanswered:
             reply.cancel()
         for side in sides:
