@@ -57,7 +57,7 @@ class Tenancy:
 
     def client(self, tenant: str) -> AsyncClient:
         """A client with the tenant's token; the test need not close it."""
-        client = AsyncClient(self.ports.listen, token=self.tokens.get(tenant))
+        client = AsyncClient(self.ports.listen, token=self.tokens.get(tenant), retry_s_max=0)
         self._clients.append(client)
         return client
 

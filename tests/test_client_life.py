@@ -58,14 +58,15 @@ def cause(error: LstmServeError) -> LstmServeError:
 def test_a_killed_server_is_a_clear_error(serve: Serve) -> None:
     """Steps under way and later ones end as Unavailable, and nobody hangs."""
     serving = serve()
-    with Client(serving.target) as client:
-        session = client.session("tiny")
+    with Client(serving.target, retry_s_max=0) as client:
+        session, other = client.session("tiny"), client.session("tiny")
         client.step_many({session: X})
         replies = session.stream([X, X, *[X] * 100])
         next(replies)
         serving.kill()
         with pytest.raises(Unavailable):
             list(replies)
+        session = other
         for step in ways_to_step(client, session):
             with pytest.raises(LstmServeError) as failed:
                 step()
@@ -77,7 +78,7 @@ def test_a_killed_server_is_a_clear_error(serve: Serve) -> None:
 def test_a_restarted_server_says_that_it_forgot(serve: Serve) -> None:
     """The same client gets through again; its old session is lost, not silently new."""
     serving = serve()
-    with Client(serving.target) as client:
+    with Client(serving.target, retry_s_max=0) as client:
         session = client.session("tiny")
         client.step_many({session: X})
         serving.kill()
@@ -104,7 +105,7 @@ def is_back(client: Client) -> bool:
 def test_a_frozen_server_meets_the_deadline(serve: Serve) -> None:
     """Every way to step ends in DeadlineExceeded, outcome unknown, and works again after it."""
     serving = serve()
-    with Client(serving.target) as client:
+    with Client(serving.target, retry_s_max=0) as client:
         session = client.session("tiny")
         client.step_many({session: X})
         with frozen(serving):
@@ -120,7 +121,7 @@ def test_a_frozen_server_meets_the_deadline(serve: Serve) -> None:
 async def test_a_frozen_server_meets_the_deadline_on_the_loop(serve: Serve) -> None:
     """The same, by asyncio."""
     serving = serve()
-    async with AsyncClient(serving.target) as client:
+    async with AsyncClient(serving.target, retry_s_max=0) as client:
         session = await client.session("tiny")
         await client.step_many({session: X})
         with frozen(serving):
@@ -136,7 +137,7 @@ async def test_a_frozen_server_meets_the_deadline_on_the_loop(serve: Serve) -> N
 async def test_cancelling_a_step_is_heard_at_once(serve: Serve) -> None:
     """Tasks in each way to step end as cancelled while the server does nothing."""
     serving = serve()
-    async with AsyncClient(serving.target) as client:
+    async with AsyncClient(serving.target, retry_s_max=0) as client:
         session = await client.session("tiny")
         await client.step_many({session: X})
 
@@ -159,7 +160,7 @@ async def test_cancelling_a_step_is_heard_at_once(serve: Serve) -> None:
 async def test_closing_the_client_ends_what_waits_on_the_loop(serve: Serve) -> None:
     """A caller that nobody cancelled gets Cancelled, an error; so does every later call."""
     serving = serve()
-    client = AsyncClient(serving.target)
+    client = AsyncClient(serving.target, retry_s_max=0)
     session = await client.session("tiny")
     await client.step_many({session: X})
     with frozen(serving):
@@ -180,7 +181,7 @@ async def test_closing_the_client_ends_what_waits_on_the_loop(serve: Serve) -> N
 def test_closing_the_client_ends_what_waits(serve: Serve) -> None:
     """The same from another thread."""
     serving = serve()
-    client = Client(serving.target)
+    client = Client(serving.target, retry_s_max=0)
     session = client.session("tiny")
     client.step_many({session: X})
     ends: list[type] = []
@@ -208,7 +209,7 @@ def test_closing_the_client_ends_what_waits(serve: Serve) -> None:
 
 def test_an_idle_session_expires(serve: Serve) -> None:
     """After its ttl a step says that the session expired, and that nothing was applied."""
-    with Client(serve().target) as client:
+    with Client(serve().target, retry_s_max=0) as client:
         session = client.session("tiny", ttl_s=0.05)
         while is_open(session):
             pass
@@ -228,7 +229,7 @@ def is_open(session: Session) -> bool:
 def test_a_full_server_says_when_to_come_again(serve: Serve) -> None:
     """One session too many is Overloaded with a delay; a closed one makes room."""
     serving = serve("--batch-sessions-max", "4", "--pool-bytes", "22000")
-    with Client(serving.target) as client:
+    with Client(serving.target, retry_s_max=0) as client:
         sessions = [client.session("tiny") for _ in range(serving.ready["sessions_max"]["tiny:1"])]
         with pytest.raises(Overloaded) as full:
             client.session("tiny")
@@ -241,7 +242,7 @@ def test_a_full_server_says_when_to_come_again(serve: Serve) -> None:
 def test_the_error_of_the_block_is_the_news(serve: Serve) -> None:
     """When the session cannot be closed because the server died, `with` raises the first error."""
     serving = serve()
-    with Client(serving.target) as client:
+    with Client(serving.target, retry_s_max=0) as client:
         with pytest.raises(ZeroDivisionError):
             fail_in_a_session(client, serving.kill)
         with pytest.raises(Unavailable):

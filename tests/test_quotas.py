@@ -99,7 +99,7 @@ async def test_rows_a_second_are_limited(models: Path, tmp_path: Path) -> None:
         await session.step([X, X])
         await acme.predict("tiny", [[X, X], [X]])
         await acme.step_many({session: [X, X]})
-        async for _ in session.stream(_items([X, X, X])):
+        async for _ in session.stream(_items([X, X, X]), window=1):
             pass
         error, pushback = await ask(running, "Step", step_bytes("g:0"))
         assert (error.reason, error.retry_delay_s, pushback) == ("QUOTA", 0.1, "100")

@@ -42,7 +42,7 @@ async def secure(
 
 async def reach(running: Tenancy, credentials: grpc.ChannelCredentials | bool) -> None:
     """One call on a connection of its own. Raises Unavailable when the handshake fails."""
-    async with AsyncClient(running.ports.listen, tls=credentials) as client:
+    async with AsyncClient(running.ports.listen, tls=credentials, retry_s_max=0) as client:
         await client.models()
 
 
@@ -50,7 +50,7 @@ async def test_a_step_over_tls(models: Path, ours: Authority) -> None:
     """Who trusts the authority is served."""
     async with (
         secure(models, ours.sign("server")) as running,
-        AsyncClient(running.ports.listen, tls=ours.credentials()) as client,
+        AsyncClient(running.ports.listen, tls=ours.credentials(), retry_s_max=0) as client,
         client.session("tiny") as session,
     ):
         assert (await session.step(X)).shape == (2,)
@@ -129,7 +129,7 @@ async def test_certificates_are_read_anew(models: Path, ours: Authority, tmp_pat
 
     async with (
         secure(models, (cert, key)) as running,
-        AsyncClient(running.ports.listen, tls=ours.credentials()) as client,
+        AsyncClient(running.ports.listen, tls=ours.credentials(), retry_s_max=0) as client,
         client.session("tiny") as session,
     ):
         async for y in session.stream(items()):

@@ -150,7 +150,7 @@ async def test_a_slow_reader_loses_its_stream_only(models: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError, match="no reply was read") as ended:
                 await read_on(stream)
             assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await session.step(X)
+        await (await running.client("").attach("s")).step(X)
 
 
 async def read_on(stream: Any) -> None:
@@ -184,7 +184,7 @@ async def test_a_message_too_long_ends_its_stream_only(models: Path) -> None:
                 await stream.write(bytes(4097))
             error, _ = await refusal(stream)
             assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        await session.step(X)
+        await (await running.client("").attach("s")).step(X)
         assert (await session.info()).step == 2
 
 

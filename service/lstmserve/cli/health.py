@@ -31,7 +31,7 @@ def check(target: options.Target, service: str) -> str:
     HealthCheckRequest {string service = 1} and its reply {enum status = 1} have the wire form of
     StringValue and Int32Value, which saves the base install a package of stubs.
     """
-    address = Address(target.address, target.token, target.tls, TIMEOUT_S)
+    address = Address(target.address, target.token, target.tls)
     with address.open(grpc) as channel:
         stub = channel.unary_unary(
             "/grpc.health.v1.Health/Check", StringValue.SerializeToString, Int32Value.FromString

@@ -25,7 +25,9 @@ from lstmserve.client.errors import (
     SessionLost,
     SessionNotFound,
     SessionReplaced,
+    StepConflict,
     StepManyFailed,
+    StepsLost,
     Unavailable,
     Unimplemented,
 )
@@ -56,7 +58,9 @@ __all__ = [
     "SessionNotFound",
     "SessionReplaced",
     "State",
+    "StepConflict",
     "StepManyFailed",
+    "StepsLost",
     "Unavailable",
     "Unimplemented",
 ]

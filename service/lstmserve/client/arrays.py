@@ -94,9 +94,8 @@ def floats(data: bytes, *shape: int) -> Floats:
     return np.frombuffer(data, FLOAT).astype(np.float32).reshape(shape)
 
 
-def outputs(model: ModelInfo, data: bytes, single: bool, last_only: bool) -> Floats:
-    """y of one step: [T, O], or [O] for a single time step or the last one only."""
-    y = floats(data, -1, model.output_size)
+def shaped(y: Floats, single: bool, last_only: bool) -> Floats:
+    """y of one step as the caller gets it: [T, O], or [O] for a single time step or the last."""
     return y[0] if single or last_only else y
 
 

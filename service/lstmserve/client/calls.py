@@ -19,6 +19,8 @@ Response = TypeVar("Response", bound=Message)
 
 _KEEPALIVE_MS: Final = 60_000  # a dead peer shows within a minute; more often annoys servers
 _PING_TIMEOUT_MS: Final = 10_000
+_RECONNECT_MS: Final = 100
+_RECONNECT_MS_MAX: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,23 @@ _IF_EXISTS: Final = {
 
 
 def open_request(
-    model: str, version: int, session_id: str, if_exists: IfExists = "fail"
+    model: str,
+    version: int,
+    session_id: str,
+    if_exists: IfExists = "fail",
+    ttl_s: float | None = None,
 ) -> wire.OpenSessionRequest:
-    """A request of its own: repeated by gRPC it opens no second session."""
-    return wire.OpenSessionRequest(
+    """A request of its own: repeated it opens no second session."""
+    request = wire.OpenSessionRequest(
         model=model,
         version=version,
         session_id=session_id,
         if_exists=_IF_EXISTS[if_exists],
         request_id=uuid4().hex,
     )
+    if ttl_s is not None:
+        request.ttl.FromMilliseconds(round(ttl_s * 1000))
+    return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,6 @@ class Address:
     target: str
     token: str | None
     tls: bool | grpc.ChannelCredentials
-    timeout_s: float
 
     def open(self, flavour: Any) -> Any:
         """A channel of `flavour`, grpc or grpc.aio."""
@@ -85,6 +93,8 @@ class Address:
             ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
             ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
             ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
+            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
             # What the model allows is held when messages are made; a reply is taken as it comes.
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),

@@ -100,6 +100,19 @@ class PredecessorFailed(LstmServeError):
     """An earlier step of the session was not applied, so this one was not."""
 
 
+class StepConflict(LstmServeError):
+    """The number of this step was taken: by another client of the session, or by an earlier try
+    whose reply was too large to keep. The session goes on after what the server has.
+    """
+
+
+class StepsLost(LstmServeError):
+    """The server lost steps it had answered, and the replay log does not reach back so far.
+
+    metadata has the `expected_step`; resume the session to go on from there.
+    """
+
+
 class Unavailable(LstmServeError):
     """No server, a server on its way out, or a connection that broke."""
 

@@ -5,20 +5,23 @@ Stepped is what step_many needs of a session; the two flavours of Session have i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from lstmserve.client import ids
-from lstmserve.client.arrays import Floats, Rows, floats, rows
+from lstmserve.client.arrays import Floats, Rows, floats
 from lstmserve.client.errors import LstmServeError
 from lstmserve.client.records import ModelInfo
 from lstmserve.client.status import from_status
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
+if TYPE_CHECKING:
+    from lstmserve.client.job import Piece
+
 FRAME_BYTES: Final = 4096  # what a message has beside its columns
+REPLY_BYTES: Final = 65_536  # what a server keeps of a reply, unless --reply-bytes-max says less
 
 
 class Stepped(Protocol):
@@ -30,29 +33,47 @@ class Stepped(Protocol):
     def incarnation(self) -> int: ...
     @property
     def model_info(self) -> ModelInfo: ...
-    def note(self, step: int, durable_step: int) -> None: ...
 
 
 S = TypeVar("S", bound=Stepped)
 
 
-def step_request(session: Stepped, step: Rows, last_only: bool) -> wire.StepRequest:
-    """The message of one step of one session."""
+def step_request(session: wire.Session, piece: Piece, timeout_s: float) -> wire.StepRequest:
+    """The message of one step of one session; not started in `timeout_s`, a server drops it."""
+    rows = piece.rows
     return wire.StepRequest(
         session_id=session.id,
         incarnation=session.incarnation,
-        length=step.length,
-        x=step.x,
-        tokens=step.tokens,
-        last_only=last_only,
+        step=piece.number,
+        length=rows.length,
+        x=rows.x,
+        tokens=rows.tokens,
+        last_only=piece.last_only,
+        timeout_ms=_milliseconds(timeout_s),
     )
 
 
+def _milliseconds(timeout_s: float) -> int:
+    return max(1, int(timeout_s * 1000))
+
+
+class Answer(NamedTuple):
+    """One applied step's: y [length, O], or [1, O] with last_only."""
+
+    y: Floats
+    durable_step: int
+
+
+def answer(model: ModelInfo, reply: wire.StepResponse) -> Answer:
+    """Of a reply."""
+    return Answer(floats(reply.y, -1, model.output_size), reply.durable_step)
+
+
 class Parcel(NamedTuple, Generic[S]):
-    """Steps that travel in one message: sessions of one model and one group, a Rows each."""
+    """Steps that travel in one message: sessions of one model and one group, a piece each."""
 
     sessions: list[S]
-    rows: list[Rows]
+    pieces: list[Piece]
 
     @property
     def group(self) -> str:
@@ -64,71 +85,89 @@ class Parcel(NamedTuple, Generic[S]):
         """Whether it is one session that no other can join: a stream for it would be a waste."""
         return len(self.sessions) == 1 and not ids.is_grouped(self.sessions[0].id)
 
-    def request(self, last_only: bool, timeout_s: float) -> wire.StepManyRequest:
+    def request(self, timeout_s: float) -> wire.StepManyRequest:
         """The message of all; the server drops what it cannot start in `timeout_s`."""
         return wire.StepManyRequest(
             session_ids=[session.id for session in self.sessions],
             incarnations=[session.incarnation for session in self.sessions],
-            lengths=[r.length for r in self.rows],
-            x=b"".join([r.x for r in self.rows]),
-            tokens=[token for r in self.rows for token in r.tokens],
-            last_only=last_only,
-            timeout_ms=max(1, int(timeout_s * 1000)),
+            steps=[piece.number for piece in self.pieces],
+            lengths=[piece.rows.length for piece in self.pieces],
+            x=b"".join([piece.rows.x for piece in self.pieces]),
+            tokens=[token for piece in self.pieces for token in piece.rows.tokens],
+            last_only=self.pieces[0].last_only,
+            timeout_ms=_milliseconds(timeout_s),
         )
 
-    def request_alone(self, last_only: bool) -> wire.StepRequest:
-        """The message of the only one."""
-        return step_request(self.sessions[0], self.rows[0], last_only)
-
-    def unpack(
-        self,
-        reply: wire.StepManyResponse | wire.StepResponse,
-        last_only: bool,
-        results: dict[S, Floats],
-        errors: dict[S, LstmServeError],
-    ) -> None:
-        """Puts y of each session into `results`, or its error into `errors`."""
-        if isinstance(reply, wire.StepResponse):
-            reply = wire.StepManyResponse(
-                steps=[reply.step],
-                durable_steps=[reply.durable_step],
-                lengths=[reply.length],
-                y=reply.y,
-            )
+    def unpack(self, reply: wire.StepManyResponse) -> list[Answer | LstmServeError]:
+        """What came of each session's step."""
         failed = {error.index: error.status for error in reply.errors}
         ends = np.cumsum(reply.lengths or [1] * len(self.sessions)).tolist()
         y = floats(reply.y, -1, self.sessions[0].model_info.output_size)
         durable = reply.durable_steps or reply.steps
-        start = 0
-        for index, (session, end) in enumerate(zip(self.sessions, ends, strict=True)):
-            if index in failed:
-                errors[session] = from_status(failed[index])
-            else:
-                session.note(reply.steps[index], durable[index])
-                is_row = self.rows[index].single or last_only
-                results[session] = y[start] if is_row else y[start:end]
-            start = end
+        return [
+            from_status(failed[index]) if index in failed else Answer(y[start:end], durable[index])
+            for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+        ]
 
 
-def parcels(inputs: Mapping[S, npt.ArrayLike]) -> list[Parcel[S]]:
-    """The steps of many sessions, sorted into messages that fit. Raises ValueError for a shape.
+def parcels(steps: Iterable[tuple[S, Piece]]) -> Iterator[Parcel[S]]:
+    """The steps of many sessions, sorted into messages that fit.
 
     A session whose id names no group shares its server with nobody, and travels alone.
     """
-    lots: dict[tuple[str, str, int], Parcel[S]] = {}
-    for session, x in inputs.items():
+    lots: dict[tuple[str, str, int, bool], Parcel[S]] = {}
+    for session, piece in steps:
         model = session.model_info
-        lot = lots.setdefault((ids.group(session.id), model.name, model.version), Parcel([], []))
+        key = (ids.group(session.id), model.name, model.version, piece.last_only)
+        lot = lots.setdefault(key, Parcel([], []))
         lot.sessions.append(session)
-        lot.rows.append(rows(model, x))
-    return [parcel for lot in lots.values() for parcel in _split(lot)]
+        lot.pieces.append(piece)
+    for lot in lots.values():
+        yield from _split(lot)
 
 
 def _split(lot: Parcel[S]) -> Iterator[Parcel[S]]:
     model = lot.sessions[0].model_info
-    sizes = [weight(model, r) + 160 for r in lot.rows]  # an id has up to 128 bytes
+    sizes = [weight(model, piece.rows) + 170 for piece in lot.pieces]  # an id has up to 128 bytes
     for span in spans(sizes, model.message_bytes_max - FRAME_BYTES):
-        yield Parcel(lot.sessions[span], lot.rows[span])
+        yield Parcel(lot.sessions[span], lot.pieces[span])
+
+
+def cut(model: ModelInfo, rows: Rows) -> list[Rows]:
+    """In parts whose replies a server keeps, so that each can be repeated; bits stay the same."""
+    count = max(1, REPLY_BYTES // (4 * model.output_size))
+    if rows.length <= count:
+        return [rows]
+    width = 4 * model.input_size
+    return [
+        Rows(
+            rows.x[start * width : (start + count) * width],
+            rows.tokens[start : start + count],
+            min(count, rows.length - start),
+            single=False,
+        )
+        for start in range(0, rows.length, count)
+    ]
+
+
+def merge(model: ModelInfo, steps: Sequence[Rows]) -> Iterator[list[Rows]]:
+    """Runs of steps that can be one: its reply is kept, it is not too long, the message fits."""
+    budget = min(REPLY_BYTES, model.message_bytes_max - FRAME_BYTES)
+    sizes = [max(weight(model, r), budget * r.length / model.length_max) for r in steps]
+    for span in spans(sizes, budget):
+        yield list(steps[span])
+
+
+def joined(steps: Sequence[Rows]) -> Rows:
+    """One step of the rows of all."""
+    if len(steps) == 1:
+        return steps[0]
+    return Rows(
+        b"".join([r.x for r in steps]),
+        [token for r in steps for token in r.tokens],
+        sum(r.length for r in steps),
+        single=False,
+    )
 
 
 def weight(model: ModelInfo, step: Rows) -> int:
@@ -136,9 +175,9 @@ def weight(model: ModelInfo, step: Rows) -> int:
     return max(step.size, step.length * model.output_size * 4)
 
 
-def spans(sizes: Sequence[int], budget: int) -> Iterator[slice]:
+def spans(sizes: Sequence[float], budget: float) -> Iterator[slice]:
     """Slices, one after the other, whose sizes add up to at most budget, or that hold one item."""
-    start = total = 0
+    start, total = 0, 0.0
     for index, size in enumerate(sizes):
         if index > start and total + size > budget:
             yield slice(start, index)

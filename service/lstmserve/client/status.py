@@ -27,6 +27,8 @@ from lstmserve.client.errors import (
     SessionLost,
     SessionNotFound,
     SessionReplaced,
+    StepConflict,
+    StepsLost,
     Unavailable,
     Unimplemented,
 )
@@ -50,6 +52,9 @@ _BY_REASON: dict[str, type[LstmServeError]] = {
     "PREDECESSOR_FAILED": PredecessorFailed,
     "QUOTA": Quota,
     "BAD_TOKEN": BadToken,
+    "STEP_GAP": StepsLost,
+    "STEP_SUPERSEDED": StepConflict,
+    "STEP_PAYLOAD_MISMATCH": StepConflict,
 }
 _BY_CODE: dict[StatusCode, type[LstmServeError]] = {
     StatusCode.INVALID_ARGUMENT: InvalidInput,
@@ -102,9 +107,11 @@ def ended() -> LstmServeError:
     return Unavailable("the server ended the stream", code=StatusCode.UNAVAILABLE)
 
 
-def late() -> LstmServeError:
-    """No reply came in time, on a stream."""
-    return DeadlineExceeded("no reply in time", code=StatusCode.DEADLINE_EXCEEDED)
+def late(applied: bool | None = None) -> LstmServeError:
+    """No reply came in time, on a stream; or it was never this call's turn."""
+    error = DeadlineExceeded("no reply in time", code=StatusCode.DEADLINE_EXCEEDED)
+    error.applied = applied
+    return error
 
 
 def from_rpc(error: RpcError) -> LstmServeError:

@@ -4,5 +4,16 @@ from lstmserve.client._aio.exchange import Exchange, Reply
 from lstmserve.client._aio.opening import opening
 from lstmserve.client._aio.pump import Source, pump
 from lstmserve.client._aio.transport import Pending, Transport, guard
+from lstmserve.client._aio.turn import Turn
 
-__all__ = ["Exchange", "Pending", "Reply", "Source", "Transport", "guard", "opening", "pump"]
+__all__ = [
+    "Exchange",
+    "Pending",
+    "Reply",
+    "Source",
+    "Transport",
+    "Turn",
+    "guard",
+    "opening",
+    "pump",
+]

@@ -40,8 +40,7 @@ class Reply(Generic[Response]):
 class Exchange(Generic[Request, Response]):
     """Requests out, each with a tag; replies in, in any order. close() it, always."""
 
-    def __init__(self, start: Start, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, start: Start) -> None:
         self._tags = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Response | LstmServeError]] = {}
         self._outbox: asyncio.Queue[Request | None] = asyncio.Queue()
@@ -54,7 +53,7 @@ class Exchange(Generic[Request, Response]):
         """Whether the stream is over, so that nothing posted now can be answered."""
         return self._end is not None
 
-    def post(self, request: Request, timeout_s: float | None = None) -> Reply[Response]:
+    def post(self, request: Request, timeout_s: float) -> Reply[Response]:
         """Sends `request`, whose tag this sets."""
         tag: int = next(self._tags)
         request.tag = tag  # type: ignore[attr-defined]  # every streamed request has one
@@ -65,7 +64,7 @@ class Exchange(Generic[Request, Response]):
             self._outbox.put_nowait(request)
         else:
             answer.set_result(self._end)
-        return Reply(answer, self._timeout_s if timeout_s is None else timeout_s)
+        return Reply(answer, timeout_s)
 
     async def close(self) -> None:
         """Ends the stream; what is unanswered ends as Cancelled."""

@@ -1,4 +1,4 @@
-"""Owns feeding: takes items from a source and sends them while their results are being read."""
+"""Owns reading ahead: takes items from a source while those before them are being dealt with."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from typing import TypeAlias, TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 Source: TypeAlias = AsyncIterable[T] | Iterable[T]
-Results: TypeAlias = "asyncio.Queue[Callable[[], U]]"
 
 
-async def pump(source: Source[T], send: Callable[[T], U], window: int) -> AsyncGenerator[U]:
-    """send(item) of each item, in order; at most `window` results wait for the reader.
+async def pump(source: Source[T], take: Callable[[T], U], window: int) -> AsyncGenerator[list[U]]:
+    """take(item) of each item, in order; as many at once as are there, at most `window`.
 
-    What the source or `send` raises is raised here, after the results before it.
+    What the source or `take` raises is raised here, after the results before it.
     """
     results: asyncio.Queue[U | _End] = asyncio.Queue(window)
-    feeder = asyncio.create_task(_feed(source, send, results))
+    feeder = asyncio.create_task(_feed(source, take, results))
     try:
-        while not isinstance(result := await results.get(), _End):
-            yield result
+        result: U | _End | None = None
+        while not isinstance(result, _End):
+            there: list[U] = []
+            result = await results.get()
+            while not isinstance(result, _End):
+                there.append(result)
+                if results.empty() or len(there) == window:
+                    break
+                result = results.get_nowait()  # nobody else takes from it
+            if there:
+                yield there
         if result.error is not None:
             raise result.error
     finally:
@@ -37,11 +45,11 @@ class _End:
 
 
 async def _feed(
-    source: Source[T], send: Callable[[T], U], results: asyncio.Queue[U | _End]
+    source: Source[T], take: Callable[[T], U], results: asyncio.Queue[U | _End]
 ) -> None:
     try:
         async for item in _items(source):
-            await results.put(send(item))
+            await results.put(take(item))
     except Exception as error:  # whatever it is, the reader gets it
         await results.put(_End(error))
     else:

@@ -1,4 +1,4 @@
-"""Owns the one connection of a client and its unary calls, by grpc.aio. Never retries.
+"""Owns the one connection of a client and its unary calls, by grpc.aio. Tries once.
 
 Runs on the one event loop that made it.
 """
@@ -48,45 +48,55 @@ class Transport:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._channel: aio.Channel = address.open(aio)
-        self._is_closed = False
+        self._closed = asyncio.Event()
 
     def begin(
         self,
         method: Method[Request, Response],
         request: Request,
-        key: str = "",
-        timeout_s: float | None = None,
+        key: str,
+        timeout_s: float,
     ) -> Pending[Response]:
         """Sends a unary request; `key` is what a router hashes. Raises Cancelled after close."""
-        if self._is_closed:
+        if self._closed.is_set():
             raise closed()
         stub = self._channel.unary_unary(
             method.path, method.request.SerializeToString, method.response.FromString
         )
-        timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
         return Pending(stub(request, timeout=timeout_s, metadata=self._address.metadata(key)))
 
     async def call(
         self,
         method: Method[Request, Response],
         request: Request,
-        key: str = "",
-        timeout_s: float | None = None,
+        key: str,
+        timeout_s: float,
     ) -> Response:
         """A unary call, whole. Raises LstmServeError."""
         return await self.begin(method, request, key, timeout_s).result()
 
     def exchange(self, method: Method[Request, Response], key: str) -> Exchange[Request, Response]:
         """Opens a stream. Raises Cancelled after close."""
-        if self._is_closed:
+        if self._closed.is_set():
             raise closed()
         stub = self._channel.stream_stream(
             method.path, method.request.SerializeToString, method.response.FromString
         )
         metadata = self._address.metadata(key)
-        return Exchange(lambda requests: stub(requests, metadata=metadata), self._address.timeout_s)
+        return Exchange(lambda requests: stub(requests, metadata=metadata))
+
+    async def pause(self, wait_s: float) -> None:
+        """Waits so long. Raises Cancelled as soon as the client is closed."""
+        if not wait_s:
+            return
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+        raise closed()
 
     async def close(self) -> None:
         """Ends every call that is under way."""
-        self._is_closed = True
+        self._closed.set()
         await self._channel.close()

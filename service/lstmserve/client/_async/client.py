@@ -1,4 +1,4 @@
-"""Owns the connection to one server, or to the router before many. Never retries a step."""
+"""Owns a client of one server, or of the router before many. Sessions are opened here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal, Self, overload
 import grpc
 import numpy.typing as npt
 
-from lstmserve.client._aio import Transport, opening
+from lstmserve.client._aio import opening
 from lstmserve.client._async.catalog import AsyncCatalog
+from lstmserve.client._async.connection import AsyncConnection
 from lstmserve.client._async.many import AsyncGroups
 from lstmserve.client._async.session import AsyncSession
 from lstmserve.client.arrays import Floats, state_parts
 from lstmserve.client.calls import (
     GET_SESSION,
-    LIST_SESSIONS,
     OPEN_SESSION,
     PREDICT,
     Address,
@@ -23,19 +23,21 @@ from lstmserve.client.calls import (
     open_request,
 )
 from lstmserve.client.ids import Ids
+from lstmserve.client.ledger import Ledger
 from lstmserve.client.records import ModelInfo, SessionInfo, State
+from lstmserve.client.retries import Patience
 from lstmserve.client.sequences import Sequences
 from lstmserve.wire.v1 import lstm_pb2 as wire
-
-_PAGE_SIZE = 1000
 
 
 class AsyncClient:
     """A client of an lstmserve server at `target`, HOST:PORT.
 
-    `timeout_s` is the longest that any one call takes. `tls` True trusts the system's authorities;
-    `token` goes with every call. Sessions whose id the client makes are spread over `groups`
-    groups: a router keeps a group on one server, and step_many sends a message a group.
+    `timeout_s` is the longest that one try of a call takes; what is safe to repeat is tried again,
+    until `retry_s_max` after its first failure (0: never; 2 s where no server ever answered).
+    `tls` True trusts the system's authorities; `token` goes with every call. Sessions whose id the
+    client makes are spread over `groups` groups: a router keeps a group on one server, and
+    step_many sends a message a group.
     Connecting happens at the first call. Every call raises LstmServeError.
     """
 
@@ -46,12 +48,14 @@ class AsyncClient:
         token: str | None = None,
         tls: bool | grpc.ChannelCredentials = False,
         timeout_s: float = 10.0,
+        retry_s_max: float = 60.0,
         groups: int = 1,
     ) -> None:
         self._ids = Ids(groups)
-        self._transport = Transport(Address(target, token, tls, timeout_s))
-        self._groups = AsyncGroups(self._transport, timeout_s)
-        self._catalog = AsyncCatalog(self._transport)
+        patience = Patience(timeout_s, retry_s_max)
+        self._connection = AsyncConnection(Address(target, token, tls), patience)
+        self._groups = AsyncGroups(self._connection)
+        self._catalog = AsyncCatalog(self._connection)
 
     @opening
     async def session(
@@ -66,18 +70,20 @@ class AsyncClient:
         ttl_s: float | None = None,
         if_exists: IfExists = "fail",
         keep: bool = False,
+        replay_steps_max: int = 0,
     ) -> AsyncSession:
         """Opens a session of `model`, the newest version unless one is named.
 
         It starts from zeros, from h0 [layers, proj_size or hidden_size] and c0 [layers,
         hidden_size] (one alone: the other is zeros), or from `state`. A taken `id` is refused,
         resumed (then no state is used) or restarted. `ttl_s`: idle time after which the server
-        forgets it. Leaving `with` closes it, unless `keep`. Raises ValueError for a shape,
-        SessionExists, ModelNotFound, ModelMismatch, Overloaded and others.
+        forgets it. Leaving `with` closes it, unless `keep`. The session keeps up to
+        `replay_steps_max` of its last steps, and sends them again to a server that lost them.
+        Raises ValueError for a shape, SessionExists, ModelNotFound, Overloaded and others.
         """
-        request = open_request(model, version or 0, id or self._ids.new(), if_exists)
-        if ttl_s is not None:
-            request.ttl.FromMilliseconds(round(ttl_s * 1000))
+        if id is None:  # nobody else has the new one: to restart it is to open it, however often
+            id, if_exists = self._ids.new(), "restart"  # noqa: A001  # the contract's name
+        request = open_request(model, version or 0, id, if_exists, ttl_s)
         if h0 is not None or c0 is not None:
             if state is not None:
                 raise ValueError("either state, or h0 and c0")
@@ -86,19 +92,23 @@ class AsyncClient:
             state = State(*state_parts(info, h0, c0))
         if state is not None:
             request.state.CopyFrom(state.write())
-        reply = await self._transport.call(OPEN_SESSION, request, request.session_id)
-        return await self._opened(reply.session, keep)
+        reply = await self._connection.call(OPEN_SESSION, request, request.session_id)
+        origin = request.state if reply.created else None
+        return await self._opened(reply.session, origin, keep, replay_steps_max)
 
     @opening
     async def attach(self, id: str, *, keep: bool = True) -> AsyncSession:  # noqa: A002  # as session
         """The open session of that id, of whatever model. Raises SessionNotFound and others."""
         request = wire.GetSessionRequest(session_id=id)
-        reply = await self._transport.call(GET_SESSION, request, id)
-        return await self._opened(reply.session, keep)
+        reply = await self._connection.call(GET_SESSION, request, id)
+        return await self._opened(reply.session, None, keep, replay_steps_max=0)
 
-    async def _opened(self, session: wire.Session, keep: bool) -> AsyncSession:
-        model = await self._catalog.get(session.model, session.version)
-        return AsyncSession(self._transport, model, session, keep)
+    async def _opened(
+        self, session: wire.Session, origin: wire.State | None, keep: bool, replay_steps_max: int
+    ) -> AsyncSession:
+        ledger = Ledger(await self._catalog.get(session.model, session.version), replay_steps_max)
+        ledger.begin_life(session, origin)
+        return AsyncSession(self._connection, ledger, keep)
 
     async def step_many(
         self,
@@ -162,7 +172,7 @@ class AsyncClient:
         sequences = Sequences.of(info, inputs, h0, c0)
         last_only = not return_sequences
         requests = sequences.requests(last_only, return_state)
-        replies = [await self._transport.call(PREDICT, request) for request in requests]
+        replies = [await self._connection.call(PREDICT, request) for request in requests]
         ys = sequences.outputs(replies, last_only)
         return (ys, sequences.states(replies)) if return_state else ys
 
@@ -176,19 +186,12 @@ class AsyncClient:
 
     async def sessions(self, model: str | None = None) -> list[SessionInfo]:
         """The open sessions of this server, or those of one model."""
-        found: list[SessionInfo] = []
-        request = wire.ListSessionsRequest(page_size=_PAGE_SIZE, model=model or "")
-        while True:
-            reply = await self._transport.call(LIST_SESSIONS, request)
-            found.extend(SessionInfo.read(session) for session in reply.sessions)
-            if not reply.next_page_token:
-                return found
-            request.page_token = reply.next_page_token
+        return await self._catalog.read_sessions(model or "")
 
     async def close(self) -> None:
         """Ends the connection and every call under way. Sessions live on until their TTL."""
         await self._groups.close()
-        await self._transport.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self

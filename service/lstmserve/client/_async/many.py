@@ -1,33 +1,35 @@
-"""Owns the streams on which sessions step together, one a group. Never sends a step twice.
+"""Owns the steps of many sessions at once, in messages of a stream for each group.
 
-A stream is opened when it is needed, and anew after it broke.
+Never sends a session's step while another of its steps is unanswered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy.typing as npt
 
-from lstmserve.client._aio import Exchange, Pending, Reply, Transport, guard
+from lstmserve.client._aio import Pending, Reply
+from lstmserve.client._async.connection import AsyncConnection, AsyncLine
 from lstmserve.client._async.session import AsyncSession
-from lstmserve.client.arrays import Floats
+from lstmserve.client.arrays import Floats, Rows, rows, shaped
 from lstmserve.client.calls import STEP, STEP_MANY
 from lstmserve.client.errors import LstmServeError, StepManyFailed
-from lstmserve.client.packing import Parcel, parcels
+from lstmserve.client.job import Piece
+from lstmserve.client.packing import Answer, Parcel, answer, parcels, step_request
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 Sent = Reply[wire.StepManyResponse] | Pending[wire.StepResponse]
+Lines = dict[str, AsyncLine[wire.StepManyRequest, wire.StepManyResponse]]
 
 
 class AsyncGroups:
     """The open StepMany streams of one client, by group."""
 
-    def __init__(self, transport: Transport, timeout_s: float) -> None:
-        self._transport = transport
-        self._timeout_s = timeout_s
-        self._guard = guard()
-        self._streams: dict[str, Exchange[wire.StepManyRequest, wire.StepManyResponse]] = {}
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._lines: Lines = {}
 
     async def step(
         self,
@@ -37,42 +39,115 @@ class AsyncGroups:
     ) -> dict[AsyncSession, Floats]:
         """y of each session's x. Raises ValueError before anything is sent, StepManyFailed after.
 
-        Every message is on its way before the first reply is waited for.
+        Those that fail for a while are sent again; the others keep what they have.
         """
-        results: dict[AsyncSession, Floats] = {}
-        errors: dict[AsyncSession, LstmServeError] = {}
-        sent: list[tuple[Parcel[AsyncSession], Sent]] = []
+        steps = {session: rows(session.model_info, x) for session, x in inputs.items()}
+        tries = self._connection.tries(timeout_s)
+        taken: list[AsyncSession] = []
         try:
-            for parcel in parcels(inputs):
-                entry = parcel, self._send(parcel, last_only, timeout_s)
-                sent.append(entry)
-            for parcel, reply in sent:
-                try:
-                    parcel.unpack(await reply.result(), last_only, results, errors)
-                except LstmServeError as error:
-                    errors.update(dict.fromkeys(parcel.sessions, error))
+            for session in sorted(steps, key=lambda session: session.id):  # nobody waits crosswise
+                await session.course.turn.take(tries.left_s)
+                taken.append(session)
+            call = _Call(self, self._connection, steps, last_only, tries.left_s)
+            return await call.run()
         finally:
-            for _, reply in sent:
-                reply.cancel()
-        if errors:
-            raise StepManyFailed(results, errors)
-        return {session: results[session] for session in inputs}
+            for session in taken:
+                session.course.ledger.trim()
+                session.course.turn.give()
 
-    def _send(self, parcel: Parcel[AsyncSession], last_only: bool, timeout_s: float | None) -> Sent:
+    def send(self, parcel: Parcel[AsyncSession], timeout_s: float) -> Sent:
+        """Sends a message once."""
         if parcel.is_alone:
-            request = parcel.request_alone(last_only)
-            return self._transport.begin(STEP, request, parcel.group, timeout_s)
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return self._stream(parcel.group).post(parcel.request(last_only, timeout_s), timeout_s)
-
-    def _stream(self, group: str) -> Exchange[wire.StepManyRequest, wire.StepManyResponse]:
-        with self._guard:
-            stream = self._streams.get(group)
-            if stream is None or stream.has_ended:
-                stream = self._streams[group] = self._transport.exchange(STEP_MANY, group)
-            return stream
+            session = parcel.sessions[0].course.ledger.session
+            request = step_request(session, parcel.pieces[0], timeout_s)
+            return self._connection.begin(STEP, request, parcel.group, timeout_s)
+        line = self._lines.get(parcel.group)
+        if line is None:
+            made = self._connection.line(STEP_MANY, parcel.group)
+            line = self._lines.setdefault(parcel.group, made)
+        return line.post(parcel.request(timeout_s), timeout_s)
 
     async def close(self) -> None:
         """Ends the streams."""
-        for stream in list(self._streams.values()):
-            await stream.close()
+        for line in list(self._lines.values()):
+            await line.close()
+
+
+class _Call:
+    """One step_many under way, in rounds: a message of what is due, and what came of it."""
+
+    def __init__(
+        self,
+        groups: AsyncGroups,
+        connection: AsyncConnection,
+        steps: dict[AsyncSession, Rows],
+        last_only: bool,
+        timeout_s: float | None,
+    ) -> None:
+        self._groups = groups
+        self._connection = connection
+        self._steps = steps
+        self._jobs = {s: s.course.ledger.begin(each, last_only) for s, each in steps.items()}
+        self._tries = {session: connection.tries(timeout_s) for session in steps}
+        self._errors: dict[AsyncSession, LstmServeError] = {}
+
+    async def run(self) -> dict[AsyncSession, Floats]:
+        """y of each session. Raises StepManyFailed."""
+        under_way = list(self._steps)
+        while due := self._due(under_way):
+            await self._connection.pause(await self._round(due))
+            under_way = [session for session, _ in due if session not in self._errors]
+        results = {
+            session: shaped(job.output(), self._steps[session].single, job.last_only)
+            for session, job in self._jobs.items()
+            if session not in self._errors
+        }
+        if self._errors:
+            raise StepManyFailed(results, self._errors)
+        return results
+
+    def _due(self, under_way: list[AsyncSession]) -> list[tuple[AsyncSession, Piece]]:
+        asked = [(session, session.course.ledger.next()) for session in under_way]
+        return [(session, piece) for session, piece in asked if piece is not None]
+
+    async def _round(self, due: list[tuple[AsyncSession, Piece]]) -> float:
+        """Sends all of it before the first reply is waited for; returns how long to wait then."""
+        wait_s = 0.0
+        sent: list[tuple[Parcel[AsyncSession], Sent]] = []
+        try:
+            for parcel in parcels(due):
+                timeout_s = self._tries[parcel.sessions[0]].timeout_s
+                entry = parcel, self._groups.send(parcel, timeout_s)
+                sent.append(entry)
+            for parcel, reply in sent:
+                results = await _results(parcel, reply)
+                for step in zip(parcel.sessions, parcel.pieces, results, strict=True):
+                    wait_s = max(wait_s, await self._note(*step))
+        finally:
+            for _, reply in sent:
+                reply.cancel()
+        return wait_s
+
+    async def _note(
+        self, session: AsyncSession, piece: Piece, result: Answer | LstmServeError
+    ) -> float:
+        ledger, tries = session.course.ledger, self._tries[session]
+        if isinstance(result, Answer):
+            ledger.applied(piece, *result)
+            tries.progress()
+            return 0.0
+        try:
+            return await session.course.mend(piece, result, tries)
+        except LstmServeError as error:
+            self._errors[session] = ledger.explain(self._jobs[session], error)
+            return 0.0
+
+
+async def _results(parcel: Parcel[AsyncSession], reply: Sent) -> Sequence[Answer | LstmServeError]:
+    try:
+        message = await reply.result()
+    except LstmServeError as error:
+        return [copy(error) for _ in parcel.sessions]  # each session marks its own
+    if isinstance(message, wire.StepResponse):
+        return [answer(parcel.sessions[0].model_info, message)]
+    return parcel.unpack(message)

@@ -1,17 +1,19 @@
-"""Owns one conversation with the server. Keeps no state of the model and never repeats a step."""
+"""Owns one conversation with the server. Keeps no state of the model."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Final
 
 import numpy.typing as npt
 
 from lstmserve.client import ids
-from lstmserve.client._aio import Reply, Source, Transport, opening, pump
-from lstmserve.client.arrays import Floats, Rows, outputs, rows, state_parts
+from lstmserve.client._aio import Source, opening, pump
+from lstmserve.client._async.connection import AsyncConnection
+from lstmserve.client._async.course import AsyncCourse
+from lstmserve.client.arrays import Floats, rows, shaped, state_parts
 from lstmserve.client.calls import (
     CLOSE_SESSION,
     GET_SESSION,
@@ -21,54 +23,60 @@ from lstmserve.client.calls import (
     STEP_STREAM,
     open_request,
 )
-from lstmserve.client.errors import LstmServeError
-from lstmserve.client.packing import step_request
-from lstmserve.client.records import ModelInfo, SessionInfo, State
+from lstmserve.client.errors import LstmServeError, SessionLost
+from lstmserve.client.ledger import Ledger
+from lstmserve.client.packing import joined, merge
+from lstmserve.client.records import SessionInfo, State
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
-WINDOW: Final = 32  # unanswered steps of a stream; servers take 64
+WINDOW: Final = 32  # steps that a stream reads ahead
 
 
 class AsyncSession:
     """One client's conversation with a model: steps go in, the server remembers.
 
     Made by `session()` of a client. Leaving `with` closes it unless `keep`. Every call raises
-    LstmServeError, of which errors.py has a subclass for each thing to handle.
+    LstmServeError, of which errors.py has a subclass for each thing to handle. Steps go one after
+    the other; each counts once, however often the connection breaks. A step that ended with an
+    error whose `applied` is None is finished by the next one: which is the same if its x is.
     """
 
-    def __init__(
-        self, transport: Transport, model: ModelInfo, opened: wire.Session, keep: bool
-    ) -> None:
-        self._transport = transport
-        self.model_info = model
+    def __init__(self, connection: AsyncConnection, ledger: Ledger, keep: bool) -> None:
+        self._connection = connection
+        self.course = AsyncCourse(connection, ledger)
+        self.model_info = ledger.model
         self.keep = keep
         self._is_closed = False
-        self._renew(opened)
-
-    def _renew(self, opened: wire.Session) -> None:
-        self._opened = opened
-        self.step_count: int = opened.step
-        self.durable_step: int = opened.durable_step
 
     @property
     def id(self) -> str:
         """GROUP:REST or plain; unique on the server."""
-        return self._opened.id
+        return self.course.ledger.session.id
 
     @property
     def model(self) -> str:
         """The model's name."""
-        return self._opened.model
+        return self.model_info.name
 
     @property
     def version(self) -> int:
         """The model's version, fixed for the session's life."""
-        return self._opened.version
+        return self.model_info.version
 
     @property
     def incarnation(self) -> int:
         """Which life of the id this is; every call is checked against it."""
-        return self._opened.incarnation
+        return self.course.ledger.session.incarnation
+
+    @property
+    def step_count(self) -> int:
+        """The number of the last step that was answered."""
+        return self.course.ledger.step_count
+
+    @property
+    def durable_step(self) -> int:
+        """The last step that survives the server's crash; 0 without a store."""
+        return self.course.ledger.durable_step
 
     def __repr__(self) -> str:
         return f"<Session {self.id} of {self.model}:{self.version}, step {self.step_count}>"
@@ -80,12 +88,16 @@ class AsyncSession:
 
         A model of tokens takes an integer for x [I] and integers [T] for x [T, I]. With
         `return_sequences` False y is that of the last time step, [O]. All T rows are applied or
-        none. Raises ValueError for any other shape, and LstmServeError.
+        none, unless y is above 64 KiB: then they travel as several steps. Raises ValueError for
+        any other shape, and LstmServeError.
         """
-        sent = rows(self.model_info, x)
-        request = step_request(self, sent, not return_sequences)
-        reply = await self._transport.call(STEP, request, self.id, timeout_s)
-        return self._output(sent, reply, not return_sequences)
+        given = rows(self.model_info, x)
+        last_only = not return_sequences
+        y = await self.course.step(given, last_only, timeout_s, self._send)
+        return shaped(y, given.single, last_only)
+
+    async def _send(self, request: wire.StepRequest, timeout_s: float) -> wire.StepResponse:
+        return await self._connection.call_once(STEP, request, self.id, timeout_s)
 
     async def stream(
         self,
@@ -94,33 +106,28 @@ class AsyncSession:
         window: int = WINDOW,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Floats]:
-        """y of each x, in order, each x as for step(); steps are sent ahead of their replies.
+        """y of each x, in order, each x as for step(); `xs` is read ahead of the replies.
 
-        About `window` are unanswered at most; `timeout_s` is for each. Raises what step() raises,
-        for the first step that fails, and what `xs` raises, after the replies before it. Steps
-        sent after one that the server refused may have been applied: info() tells.
+        What has been read while a step was under way, up to `window` of xs, goes as the next one;
+        `timeout_s` is for each. Raises what step() raises, for the first step that fails, and what
+        `xs` raises, after the replies before it.
         """
-        exchange = self._transport.exchange(STEP_STREAM, ids.group(self.id))
+        model = self.model_info
+        line = self._connection.line(STEP_STREAM, ids.group(self.id))
 
-        def send(x: npt.ArrayLike) -> tuple[Rows, Reply[wire.StepResponse]]:
-            sent = rows(self.model_info, x)
-            return sent, exchange.post(step_request(self, sent, last_only=False), timeout_s)
+        async def send(request: wire.StepRequest, timeout_s: float) -> wire.StepResponse:
+            return await line.post(request, timeout_s).result()
 
         try:
-            async with aclosing(pump(xs, send, window)) as replies:
-                async for sent, reply in replies:
-                    yield self._output(sent, await reply.result(), last_only=False)
+            async with aclosing(pump(xs, lambda x: rows(model, x), window)) as batches:
+                async for batch in batches:
+                    for steps in merge(model, batch):
+                        y = await self.course.step(joined(steps), False, timeout_s, send)
+                        for each in steps:
+                            yield shaped(y[: each.length], each.single, last_only=False)
+                            y = y[each.length :]
         finally:
-            await exchange.close()
-
-    def _output(self, sent: Rows, reply: wire.StepResponse, last_only: bool) -> Floats:
-        self.note(reply.step, reply.durable_step)
-        return outputs(self.model_info, reply.y, sent.single, last_only)
-
-    def note(self, step: int, durable_step: int) -> None:
-        """Takes up a reply's numbers; replies of several threads may come in any order."""
-        self.step_count = max(self.step_count, step)
-        self.durable_step = max(self.durable_step, durable_step)
+            await line.close()
 
     async def state(self) -> tuple[Floats, Floats]:
         """(h, c) after the last applied step.
@@ -133,41 +140,46 @@ class AsyncSession:
     async def export(self) -> State:
         """The state after the last applied step, to be kept or opened elsewhere."""
         request = wire.GetStateRequest(session_id=self.id, incarnation=self.incarnation)
-        reply = await self._transport.call(GET_STATE, request, self.id)
+        reply = await self._connection.call(GET_STATE, request, self.id)
         return State.read(reply.state, self.model_info.layers)
 
     async def set_state(self, h: npt.ArrayLike, c: npt.ArrayLike) -> None:
         """Goes on from this state, shaped as state() gives it: a new incarnation of the same id.
 
-        Steps that wait meanwhile end as SessionReplaced. Raises ValueError for a shape.
+        It waits for the step that is under way; one that is unfinished is given up. Raises
+        ValueError for a shape.
         """
-        state = State(*state_parts(self.model_info, h, c), step=self.step_count)
-        request = open_request(self.model, self.version, self.id, "restart")
-        request.ttl.CopyFrom(self._opened.ttl)
-        request.state.CopyFrom(state.write())
-        reply = await self._transport.call(OPEN_SESSION, request, self.id)
-        self._renew(reply.session)
+        h, c = state_parts(self.model_info, h, c)
+        await self.course.turn.take(None)
+        try:
+            state = State(h, c, step=self.step_count).write()
+            await self.course.restart(state)
+        finally:
+            self.course.turn.give()
 
     @opening
     async def fork(self, id: str | None = None) -> AsyncSession:  # noqa: A002  # the contract's name
         """A new session that goes on from this one's last applied step; both live on."""
         request = open_request(self.model, self.version, id or ids.beside(self.id))
-        request.ttl.CopyFrom(self._opened.ttl)
+        request.ttl.CopyFrom(self.course.ledger.session.ttl)
         request.fork_of = self.id
-        reply = await self._transport.call(OPEN_SESSION, request, request.session_id)
-        return AsyncSession(self._transport, self.model_info, reply.session, keep=False)
+        reply = await self._connection.call(OPEN_SESSION, request, request.session_id)
+        ledger = Ledger(self.model_info, self.course.ledger.replay_steps_max)
+        ledger.begin_life(reply.session, origin=None)
+        return AsyncSession(self._connection, ledger, keep=False)
 
     async def info(self) -> SessionInfo:
         """The session as the server sees it now."""
         request = wire.GetSessionRequest(session_id=self.id)
-        reply = await self._transport.call(GET_SESSION, request, self.id)
+        reply = await self._connection.call(GET_SESSION, request, self.id)
         return SessionInfo.read(reply.session)
 
     async def close(self) -> None:
-        """Ends the session, after the steps that wait; twice is fine."""
+        """Ends the session, after the steps that wait; twice is fine, and so is a lost one."""
         if not self._is_closed:
             request = wire.CloseSessionRequest(session_id=self.id, incarnation=self.incarnation)
-            await self._transport.call(CLOSE_SESSION, request, self.id)
+            with suppress(SessionLost):
+                await self._connection.call(CLOSE_SESSION, request, self.id)
             self._is_closed = True
 
     async def __aenter__(self) -> AsyncSession:

@@ -45,8 +45,7 @@ class Reply(Generic[Response]):
 class Exchange(Generic[Request, Response]):
     """Requests out, each with a tag; replies in, in any order. close() it, always."""
 
-    def __init__(self, start: Start, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, start: Start) -> None:
         self._tags = itertools.count(1)
         self._lock = threading.Lock()
         self._answers: dict[int, Future[Response | LstmServeError]] = {}
@@ -61,7 +60,7 @@ class Exchange(Generic[Request, Response]):
         """Whether the stream is over, so that nothing posted now can be answered."""
         return self._end is not None
 
-    def post(self, request: Request, timeout_s: float | None = None) -> Reply[Response]:
+    def post(self, request: Request, timeout_s: float) -> Reply[Response]:
         """Sends `request`, whose tag this sets."""
         answer: Future[Response | LstmServeError] = Future()
         tag: int = next(self._tags)
@@ -73,7 +72,7 @@ class Exchange(Generic[Request, Response]):
                 self._outbox.put(request)
             else:
                 answer.set_result(self._end)
-        return Reply(answer, self._timeout_s if timeout_s is None else timeout_s)
+        return Reply(answer, timeout_s)
 
     def close(self) -> None:
         """Ends the stream; what is unanswered ends as Cancelled."""

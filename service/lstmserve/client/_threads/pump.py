@@ -1,4 +1,4 @@
-"""Owns feeding: takes items from a source and sends them while their results are being read.
+"""Owns reading ahead: takes items from a source while those before them are being dealt with.
 
 The source is read in a thread of its own, so that a reply is not held up by the next item.
 """
@@ -15,15 +15,25 @@ U = TypeVar("U")
 Source: TypeAlias = Iterable[T]
 
 
-def pump(source: Source[T], send: Callable[[T], U], window: int) -> Generator[U]:
-    """send(item) of each item, in order; at most `window` results wait for the reader.
+def pump(source: Source[T], take: Callable[[T], U], window: int) -> Generator[list[U]]:
+    """take(item) of each item, in order; as many at once as are there, at most `window`.
 
-    What the source or `send` raises is raised here, after the results before it.
+    What the source or `take` raises is raised here, after the results before it.
     """
-    feed = _Feed(source, send, window)
+    feed = _Feed(source, take, window)
+    results = feed.results
     try:
-        while not isinstance(result := feed.results.get(), _End):
-            yield result
+        result: U | _End | None = None
+        while not isinstance(result, _End):
+            there: list[U] = []
+            result = results.get()
+            while not isinstance(result, _End):
+                there.append(result)
+                if results.empty() or len(there) == window:
+                    break
+                result = results.get_nowait()  # nobody else takes from it
+            if there:
+                yield there
         if result.error is not None:
             raise result.error
     finally:
@@ -40,9 +50,9 @@ class _End:
 class _Feed(Generic[T, U]):
     """The thread that reads the source; a daemon, as a source may block for ever."""
 
-    def __init__(self, source: Iterable[T], send: Callable[[T], U], window: int) -> None:
+    def __init__(self, source: Iterable[T], take: Callable[[T], U], window: int) -> None:
         self._source = source
-        self._send = send
+        self._take = take
         self._is_stopped = False
         self.results: Queue[U | _End] = Queue(window)
         threading.Thread(target=self._run, name="lstmserve-feed", daemon=True).start()
@@ -58,7 +68,7 @@ class _Feed(Generic[T, U]):
             for item in self._source:
                 if self._is_stopped:
                     return
-                self.results.put(self._send(item))
+                self.results.put(self._take(item))
         except BaseException as error:  # whatever it is, the reader gets it
             self.results.put(_End(error))
         else:

@@ -1,4 +1,4 @@
-"""Owns the one connection of a client and its unary calls, by grpc. Never retries.
+"""Owns the one connection of a client and its unary calls, by grpc. Tries once.
 
 Any thread may call; the twin of _aio.transport.
 """
@@ -56,18 +56,22 @@ class Transport:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._channel: grpc.Channel = address.open(grpc)
-        self.is_closed = False
+        self._closed = threading.Event()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed.is_set()
 
     def begin(
         self,
         method: Method[Request, Response],
         request: Request,
-        key: str = "",
-        timeout_s: float | None = None,
+        key: str,
+        timeout_s: float,
     ) -> Pending[Response]:
         """Sends a unary request; `key` is what a router hashes. Raises Cancelled after close."""
         stub = self._stub(method)
-        timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
         metadata = self._address.metadata(key)
         with _errors(self):
             return Pending(stub.future(request, timeout=timeout_s, metadata=metadata))
@@ -76,12 +80,11 @@ class Transport:
         self,
         method: Method[Request, Response],
         request: Request,
-        key: str = "",
-        timeout_s: float | None = None,
+        key: str,
+        timeout_s: float,
     ) -> Response:
         """A unary call, whole: cheaper than begin and result. Raises LstmServeError."""
         stub = self._stub(method)
-        timeout_s = self._address.timeout_s if timeout_s is None else timeout_s
         with _errors(self):
             return stub(request, timeout=timeout_s, metadata=self._address.metadata(key))
 
@@ -102,11 +105,15 @@ class Transport:
             method.path, method.request.SerializeToString, method.response.FromString
         )
         metadata = self._address.metadata(key)
-        timeout_s = self._address.timeout_s
         with _errors(self):
-            return Exchange(lambda requests: stub(requests, metadata=metadata), timeout_s)
+            return Exchange(lambda requests: stub(requests, metadata=metadata))
+
+    def pause(self, wait_s: float) -> None:
+        """Waits so long. Raises Cancelled as soon as the client is closed."""
+        if wait_s and self._closed.wait(wait_s):
+            raise closed()
 
     def close(self) -> None:
         """Ends every call that is under way."""
-        self.is_closed = True
+        self._closed.set()
         self._channel.close()

@@ -1,0 +1,93 @@
+"""Owns the way of one session's steps to the server: one at a time, and again while that is safe.
+
+What the answers mean is the ledger's; nothing here looks into them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lstmserve.client._aio import Turn
+from lstmserve.client._async.connection import AsyncConnection
+from lstmserve.client.arrays import Floats, Rows
+from lstmserve.client.calls import OPEN_SESSION, open_request
+from lstmserve.client.errors import LstmServeError
+from lstmserve.client.job import Piece
+from lstmserve.client.ledger import Ledger, Remedy
+from lstmserve.client.packing import answer, step_request
+from lstmserve.client.retries import Tries
+from lstmserve.wire.v1 import lstm_pb2 as wire
+
+
+class AsyncSend(Protocol):
+    """Sends one request once, as a call or on a stream; raises LstmServeError."""
+
+    async def __call__(self, request: wire.StepRequest, timeout_s: float) -> wire.StepResponse: ...
+
+
+class AsyncCourse:
+    """Of one session handle. Who holds `turn` may use the ledger, nobody else."""
+
+    def __init__(self, connection: AsyncConnection, ledger: Ledger) -> None:
+        self._connection = connection
+        self.ledger = ledger
+        self.turn = Turn()
+
+    async def step(
+        self, rows: Rows, last_only: bool, timeout_s: float | None, send: AsyncSend
+    ) -> Floats:
+        """y [T, O], or [1, O] with last_only. Raises LstmServeError.
+
+        An unfinished step is finished first; if it has this input, it is this one.
+        """
+        tries = self._connection.tries(timeout_s)
+        await self.turn.take(tries.left_s)
+        try:
+            job = self.ledger.begin(rows, last_only)
+            try:
+                await self._finish(tries, send)
+            except LstmServeError as error:
+                raise self.ledger.explain(job, error) from None
+            return job.output()
+        finally:
+            self.ledger.trim()
+            self.turn.give()
+
+    async def _finish(self, tries: Tries, send: AsyncSend) -> None:
+        ledger = self.ledger
+        while (piece := ledger.next()) is not None:
+            timeout_s = tries.timeout_s
+            try:
+                reply = await send(step_request(ledger.session, piece, timeout_s), timeout_s)
+            except LstmServeError as error:
+                await self._connection.pause(await self.mend(piece, error, tries))
+            else:
+                ledger.applied(piece, *answer(ledger.model, reply))
+                tries.progress()
+
+    async def mend(self, piece: Piece, error: LstmServeError, tries: Tries) -> float:
+        """How long to wait before the ledger's next(). Raises `error` when nothing helps."""
+        remedy = self.ledger.failed(piece, error)
+        if remedy is Remedy.NONE:
+            raise error
+        wait_s = tries.wait_s(error, is_mended=remedy is not Remedy.WAIT)
+        if remedy is Remedy.REOPEN:
+            await self._reopen(tries)
+        return wait_s if remedy is Remedy.WAIT else 0.0
+
+    async def _reopen(self, tries: Tries) -> None:
+        session = await self._open(self.ledger.origin, tries.left_s)
+        self.ledger.reopened(session)
+
+    async def restart(self, state: wire.State) -> None:
+        """Goes on from `state` in a new life; forgets what was before. Raises LstmServeError."""
+        self.ledger.begin_life(await self._open(state, None), state)
+
+    async def _open(self, state: wire.State, timeout_s: float | None) -> wire.Session:
+        """A new life of the session's id; `state` without h is zeros."""
+        before = self.ledger.session
+        request = open_request(before.model, before.version, before.id, "restart")
+        request.ttl.CopyFrom(before.ttl)
+        if state.h:
+            request.state.CopyFrom(state)
+        return (await self._connection.call(OPEN_SESSION, request, before.id, timeout_s)).session

@@ -1,0 +1,165 @@
+"""Owns what a session has sent and what of it counts: numbers, unfinished steps, the replay log.
+
+Pure: no I/O, no clock. Who holds the session's turn sends next() until it is None, and tells here
+what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from lstmserve.client.arrays import Floats, Rows
+from lstmserve.client.errors import LstmServeError
+from lstmserve.client.job import Job, Piece
+from lstmserve.client.records import ModelInfo
+from lstmserve.client.retries import is_transient
+from lstmserve.wire.v1 import lstm_pb2 as wire
+
+
+class Remedy(Enum):
+    """What helps after an error."""
+
+    NONE = 0
+    WAIT = 1  # and send next() again
+    GO_ON = 2  # next() is another one now
+    REOPEN = 3  # the session is lost, and the log has all of it
+
+
+class Ledger:
+    """Of one session handle. `replay_steps_max` is the log's length, 0: nothing is kept."""
+
+    def __init__(self, model: ModelInfo, replay_steps_max: int) -> None:
+        if replay_steps_max < 0:
+            raise ValueError(f"replay_steps_max is {replay_steps_max}, must be 0 or more")
+        self.model = model
+        self.step_count = 0  # the last step that was ever answered
+        self.durable_step = 0
+        self.session = wire.Session()
+        self._cursor = 0  # the last step that the server has, as far as is known
+        self._log: deque[Piece] = deque(maxlen=replay_steps_max)
+        self._jobs: deque[Job] = deque()
+        self._origin: wire.State | None = None
+
+    @property
+    def replay_steps_max(self) -> int:
+        """The log's length."""
+        return self._log.maxlen or 0
+
+    def begin_life(self, session: wire.Session, origin: wire.State | None) -> None:
+        """It was opened; `origin` is the state it started from, without h: zeros; None: unknown."""
+        self.session = session
+        self.step_count = self._cursor = session.step
+        self.durable_step = session.durable_step
+        self._origin = origin
+        self._log.clear()
+        self._jobs.clear()
+
+    def reopened(self, session: wire.Session) -> None:
+        """It was lost, and opened again where it had begun: the log is to be sent."""
+        self.session = session
+        self.durable_step = session.durable_step
+        self._cursor = session.step
+        for job in self._jobs:
+            job.doubts = 0  # whatever was applied is gone with the life before
+
+    @property
+    def origin(self) -> wire.State:
+        """What to open a lost session with."""
+        assert self._origin is not None
+        return self._origin
+
+    def begin(self, rows: Rows, last_only: bool) -> Job:
+        """Puts in line what a caller wants; the same input as an unfinished job's is that job."""
+        if not (self._jobs and self._jobs[0].is_of(rows, last_only)):
+            self._jobs.append(Job(self.model, rows, last_only))
+        return self._jobs[-1]
+
+    def next(self) -> Piece | None:
+        """The step to send, which from now on may have been applied; None: all is answered.
+
+        First what the server has lost, then what an earlier call left unfinished.
+        """
+        if self._cursor < self.step_count:
+            return self._log[self._cursor + 1 - self._log[0].number]
+        if not self._jobs:
+            return None
+        job = self._jobs[0]
+        job.doubts += 1
+        return Piece(self._cursor + 1, job.pieces[len(job.ys)], job.last_only)
+
+    def applied(self, piece: Piece, y: Floats, durable_step: int) -> None:
+        """Its reply came: y [length, O], or [1, O] with last_only."""
+        self._cursor = piece.number
+        if piece.number > self.step_count:
+            self.step_count = piece.number
+            self._log.append(piece)
+            job = self._jobs[0]
+            job.doubts = 0
+            job.ys.append(y)
+            if len(job.ys) == len(job.pieces):
+                self._jobs.popleft()
+        self.durable_step = max(self.durable_step, durable_step)
+        while self._log and self._log[0].number <= self.durable_step:
+            self._log.popleft()
+
+    def failed(self, piece: Piece, error: LstmServeError) -> Remedy:
+        """Its error came. May raise the numbers to what the server has."""
+        is_replay = piece.number <= self.step_count
+        if error.applied is False and not is_replay:
+            self._jobs[0].doubts -= 1
+        if error.reason == "SESSION_LOST" and self._reaches_origin():
+            return Remedy.REOPEN
+        if error.reason == "STEP_GAP" and self._rewind(int(error.metadata["expected_step"])):
+            return Remedy.GO_ON
+        if error.reason in ("STEP_SUPERSEDED", "STEP_PAYLOAD_MISMATCH"):
+            last_step = int(error.metadata.get("last_step", piece.number))
+            if is_replay and error.reason == "STEP_SUPERSEDED" and last_step <= self.step_count:
+                self._cursor = last_step  # the gap was said of an older copy
+                return Remedy.GO_ON
+            self._overtaken(piece, error, last_step)
+            return Remedy.GO_ON if self._jobs and not is_replay else Remedy.NONE
+        if is_transient(error):
+            return Remedy.WAIT
+        if len(self._jobs) > 1 and not is_replay and error.applied is not None:
+            self._jobs.popleft()  # an earlier call's; it was told that the outcome is unknown
+            return Remedy.GO_ON
+        return Remedy.NONE
+
+    def explain(self, job: Job, error: LstmServeError) -> LstmServeError:
+        """The error that a call ends with, with what it means for the call's job."""
+        if error.applied is not True:
+            error.applied = None if job.has_begun else False
+        return error
+
+    def trim(self) -> None:
+        """A call ends: only what may have been applied stays, for the next call to finish."""
+        while self._jobs and not self._jobs[-1].has_begun:
+            self._jobs.pop()
+
+    def _reaches_origin(self) -> bool:
+        if self._origin is None or not self._log.maxlen:
+            return False
+        first = self._log[0].number if self._log else self.step_count + 1
+        return first == self._origin.step + 1
+
+    def _rewind(self, expected_step: int) -> bool:
+        """Whether what the server expects is at hand."""
+        first = self._log[0].number if self._log else self.step_count + 1
+        if not first <= expected_step <= self.step_count + 1:
+            return False
+        self._cursor = expected_step - 1
+        return True
+
+    def _overtaken(self, piece: Piece, error: LstmServeError, last_step: int) -> None:
+        """The server has steps that are not this handle's, or whose reply it did not keep."""
+        self.step_count = self._cursor = max(self.step_count, last_step)
+        self._log.clear()
+        self._origin = None
+        if not self._jobs:
+            return
+        job = self._jobs.popleft()
+        is_first_try = job.doubts == 1 and last_step > piece.number
+        if error.reason == "STEP_PAYLOAD_MISMATCH" or is_first_try:
+            job.doubts = 0
+            error.applied = False  # the number went to another's step, not to this one
