@@ -1,0 +1,108 @@
+"""Owns the making of hostile messages for the fuzz: raw bytes, hostile values, broken encodings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import strategies as st
+
+from lstmserve.v1 import lstm_pb2
+
+SERVICE = lstm_pb2.DESCRIPTOR.services_by_name["LstmService"]
+METHODS = {method.name: method.input_type for method in SERVICE.methods}
+STREAMS = ("StepStream", "StepMany")
+
+NAMES = st.sampled_from(["", "a", "b", "c", "g:a", "m", "letters", "both", "0", "1", "a/b", "*"])
+TEXTS = NAMES | st.text(max_size=20) | st.sampled_from(["x" * 129, "\x00", "é", "%s%n", "9" * 30])
+FLOATS = st.sampled_from([0.0, 0.5, -1.0, 1e-45, 3.4e38, float("inf"), float("nan")])
+SIZES = st.sampled_from([0, 1, 2, 3, 3, 3, 6, 16, 16, 30, 33, 300])
+
+
+def integers(bits: int) -> st.SearchStrategy[int]:
+    """Small ones, and the ends of the range."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    ends = [low, low + 1, -1, high - 1, high, 10_000, 10_001]
+    return st.integers(0, 3) | st.sampled_from(ends) | st.integers(low, high)
+
+
+SCALARS = {
+    FieldDescriptor.TYPE_INT32: integers(32),
+    FieldDescriptor.TYPE_ENUM: integers(32),
+    FieldDescriptor.TYPE_INT64: integers(64),
+    FieldDescriptor.TYPE_FIXED32: st.sampled_from([0, 1, (1 << 32) - 1]),
+    FieldDescriptor.TYPE_FLOAT: FLOATS,
+    FieldDescriptor.TYPE_BOOL: st.booleans(),
+    FieldDescriptor.TYPE_STRING: TEXTS,
+}
+
+
+def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    """What the field may be set to."""
+    one = (
+        messages(field.message_type)
+        if field.type == FieldDescriptor.TYPE_MESSAGE
+        else SCALARS[field.type]
+    )
+    if not field.is_repeated:
+        return one
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return st.lists(NAMES, max_size=4)
+    if field.type == FieldDescriptor.TYPE_FLOAT:
+        # The same value throughout: what matters is how many there are, and whether one is bad.
+        return st.builds(lambda n, value, last: [value] * n + last, SIZES, FLOATS, few(FLOATS))
+    return few(one)
+
+
+def few(one: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
+    """Up to three of them, mostly none."""
+    return st.just([]) | st.lists(one, max_size=3)
+
+
+def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
+    """Messages of a type with any of its fields set."""
+    kind = message_factory.GetMessageClass(descriptor)
+    fields = st.fixed_dictionaries({}, optional={f.name: values(f) for f in descriptor.fields})
+    return fields.filter(lambda given: not {"state", "fork_of"} <= given.keys()).map(
+        lambda given: kind(**given)
+    )
+
+
+def serialized(method: str) -> st.SearchStrategy[bytes]:
+    """Hostile values, well encoded."""
+    return messages(METHODS[method]).map(lambda message: message.SerializeToString())
+
+
+@st.composite
+def mutated(draw: st.DrawFn, method: str) -> bytes:
+    """Bytes changed, cut out, doubled, put in or cut off from a message, up to four times."""
+    content = bytearray(draw(serialized(method)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(content)))
+        end = min(len(content), at + draw(st.integers(0, 8)))
+        change = draw(st.sampled_from(["replace", "remove", "double", "insert", "cut"]))
+        if change == "cut":
+            del content[at:]
+        elif change == "double":
+            content[end:end] = content[at:end]
+        elif change == "remove":
+            del content[at:end]
+        else:
+            new = draw(st.binary(min_size=1, max_size=4))
+            content[at : at + len(new) * (change == "replace")] = new
+    return bytes(content)
+
+
+def contents(method: str) -> st.SearchStrategy[bytes]:
+    """Anything that a hostile client may send to the method."""
+    return serialized(method) | mutated(method) | st.binary(max_size=64)
+
+
+CALLS = st.sampled_from(sorted(METHODS)).flatmap(
+    lambda method: st.tuples(
+        st.just(method),
+        st.lists(contents(method), min_size=1, max_size=6 if method in STREAMS else 1),
+    )
+)
