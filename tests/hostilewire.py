@@ -20,6 +20,39 @@ TEXTS = NAMES | st.text(max_size=20) | st.sampled_from(["x" * 129, "\x00", "é",
 FLOATS = st.sampled_from([0.0, 0.5, -1.0, 1e-45, 3.4e38, float("inf"), float("nan")])
 SIZES = st.sampled_from([0, 1, 2, 3, 3, 3, 6, 16, 16, 30, 33, 300])
 
+X, STATE = [0.5, -1.0, 2.0], lstm_pb2.State(h=[0.5] * 16, c=[0.25] * 16, step=3)
+OPENED = {"a": "m", "b": "m", "c": "letters"}  # ids of sessions that should be there, with models
+BASES: dict[str, list[Message]] = {
+    "ListModels": [lstm_pb2.ListModelsRequest()],
+    "GetModel": [lstm_pb2.GetModelRequest(model=name) for name in ("m", "both")],
+    "OpenSession": [
+        lstm_pb2.OpenSessionRequest(model=model, session_id=name, if_exists=if_exists, state=state)
+        for name, model in OPENED.items()
+        for if_exists in (0, 1, 2)
+        for state in (None, STATE)
+    ],
+    "GetSession": [lstm_pb2.GetSessionRequest(session_id=name) for name in OPENED],
+    "ListSessions": [lstm_pb2.ListSessionsRequest(model=name) for name in ("", "m")],
+    "CloseSession": [lstm_pb2.CloseSessionRequest(session_id=name) for name in OPENED],
+    "GetState": [lstm_pb2.GetStateRequest(session_id=name) for name in OPENED],
+    "Step": [
+        lstm_pb2.StepRequest(session_id="a", x=X),
+        lstm_pb2.StepRequest(session_id="b", length=100, x=X * 100),
+        lstm_pb2.StepRequest(session_id="c", length=2, tokens=[1, 26]),
+    ],
+    "StepMany": [
+        lstm_pb2.StepManyRequest(session_ids=["a", "b"], x=X * 2),
+        lstm_pb2.StepManyRequest(session_ids=["a", "b"], lengths=[99, 1], x=X * 100),
+        lstm_pb2.StepManyRequest(session_ids=["c"], tokens=[3], last_only=True),
+    ],
+    "Predict": [
+        lstm_pb2.PredictRequest(model="m", x=X * 5, h0=[0.5] * 16, c0=[0.5] * 16),
+        lstm_pb2.PredictRequest(model="both", lengths=[1, 4], x=X * 5, with_state=True),
+        lstm_pb2.PredictRequest(model="letters", tokens=[1, 2, 3], last_only=True),
+    ],
+}
+BASES["StepStream"] = BASES["Step"]
+
 
 def integers(bits: int) -> st.SearchStrategy[int]:
     """Small ones, and the ends of the range."""
@@ -76,9 +109,21 @@ def serialized(method: str) -> st.SearchStrategy[bytes]:
 
 
 @st.composite
+def nearly_good(draw: st.DrawFn, method: str) -> bytes:
+    """A message that would be served, but for up to two of its fields."""
+    message = type(BASES[method][0])()
+    message.CopyFrom(draw(st.sampled_from(BASES[method])))
+    fields = list(METHODS[method].fields)
+    for field in draw(st.lists(st.sampled_from(fields), max_size=2)) if fields else ():
+        message.ClearField(field.name)
+        message.MergeFrom(type(message)(**{field.name: draw(values(field))}))
+    return message.SerializeToString()
+
+
+@st.composite
 def mutated(draw: st.DrawFn, method: str) -> bytes:
     """Bytes changed, cut out, doubled, put in or cut off from a message, up to four times."""
-    content = bytearray(draw(serialized(method)))
+    content = bytearray(draw(serialized(method) | nearly_good(method)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(content)))
         end = min(len(content), at + draw(st.integers(0, 8)))
@@ -97,7 +142,8 @@ def mutated(draw: st.DrawFn, method: str) -> bytes:
 
 def contents(method: str) -> st.SearchStrategy[bytes]:
     """Anything that a hostile client may send to the method."""
-    return serialized(method) | mutated(method) | st.binary(max_size=64)
+    hostile = serialized(method) | mutated(method) | st.binary(max_size=64)
+    return nearly_good(method) | hostile
 
 
 CALLS = st.sampled_from(sorted(METHODS)).flatmap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from google.rpc.status_pb2 import Status
 from hypothesis import HealthCheck, Phase, given, settings
 
-from hostilewire import CALLS, SERVICE, STREAMS
+from hostilewire import CALLS, OPENED, SERVICE, STREAMS
 from lstmserve.reasons import REASONS
 from lstmserve.v1 import lstm_pb2 as pb
 from lstmserve.v1.lstm_pb2_grpc import LstmServiceStub
@@ -23,8 +24,8 @@ from traffic import Oracle
 from wire import SPECS
 
 DEADLINE_S = 20
-STEPS_MAX = 50
-SHORT, LONG = 700, 100_000
+STEPS_MAX = 25
+SHORT, LONG = 500, 100_000
 
 
 class Target:
@@ -62,9 +63,19 @@ class Target:
         assert said.code is REASONS[said.reason].code
         leaks(said, self.folder)
 
+    def open_targets(self) -> None:
+        """The sessions that hostile messages name; fire may close or replace them."""
+        for name, model in OPENED.items():
+            close = pb.CloseSessionRequest(session_id=name)
+            with contextlib.suppress(grpc.RpcError):
+                self.stub.CloseSession(close, timeout=DEADLINE_S)
+            request = pb.OpenSessionRequest(model=model, session_id=name)
+            self.stub.OpenSession(request, timeout=DEADLINE_S)
+
     def step(self) -> None:
         """The good session's next step is exact."""
         if len(self.xs) % STEPS_MAX == 0:
+            self.open_targets()
             if self.id:
                 self.stub.CloseSession(pb.CloseSessionRequest(session_id=self.id))
             self.id = self.stub.OpenSession(pb.OpenSessionRequest(model="m")).session.id
