@@ -6,7 +6,7 @@ It is what the servers' counters, and the client library, are held to.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -85,10 +85,7 @@ class Calls:
         timeout_s: float | None = TIMEOUT_S,
     ) -> Any:
         """One unary call, never repeated. Raises Refused."""
-        if serving not in self._channels:
-            options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
-            self._channels[serving] = grpc.aio.insecure_channel(serving.target, options)
-        stub = self._channels[serving].unary_unary(
+        stub = self._channel(serving).unary_unary(
             PATH + method, request.SerializeToString, kind.FromString
         )
         try:
@@ -114,6 +111,34 @@ class Calls:
         ledger.replayed += reply.replayed
         assert isinstance(reply, wire.StepResponse)
         return reply
+
+    async def stream(
+        self, serving: Serving, method: str, requests: Sequence[Message], kind: type[Any]
+    ) -> list[Any]:
+        """The replies of a stream that is sent one message after the other, each when the one
+        before was answered. Raises Refused.
+        """
+        call = self._channel(serving).stream_stream(
+            PATH + method, type(requests[0]).SerializeToString, kind.FromString
+        )(timeout=TIMEOUT_S)
+        replies = []
+        try:
+            for request in requests:
+                await call.write(request)
+                replies.append(await call.read())
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+        except grpc.aio.AioRpcError as error:
+            raise refused(error) from None
+        finally:
+            call.cancel()
+        return replies
+
+    def _channel(self, serving: Serving) -> grpc.aio.Channel:
+        if serving not in self._channels:
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            self._channels[serving] = grpc.aio.insecure_channel(serving.target, options)
+        return self._channels[serving]
 
 
 def refused(error: grpc.aio.AioRpcError) -> Refused:

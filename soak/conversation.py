@@ -17,7 +17,7 @@ from grpc import StatusCode
 from lstmserve.wire.v1 import lstm_pb2 as wire
 from serving import Serving
 from soak.calls import Calls, Refused
-from soak.fleet import MODEL, SPEC, Fleet
+from soak.fleet import MODEL, Fleet
 from soak.timing import pause
 
 Floats = npt.NDArray[np.float32]
@@ -85,9 +85,9 @@ class Conversation:
         self.prepare(rng)
         await self.resume()
 
-    def prepare(self, rng: np.random.Generator) -> int:
-        """The next step's input; its number."""
-        shape = (int(rng.integers(1, ROWS_MAX + 1)), SPEC.input_size)
+    def prepare(self, rng: np.random.Generator, rows: int = 0) -> int:
+        """The next step's input, of so many rows or a few; its number."""
+        shape = (rows or int(rng.integers(1, ROWS_MAX + 1)), self._fleet.spec.input_size)
         self.inputs.append(rng.standard_normal(shape).astype(np.float32))
         return len(self.inputs)
 
@@ -95,6 +95,13 @@ class Conversation:
         """Sends the step that was prepared, until it is acked."""
         await self._reach(len(self.inputs))
         self.experience.steps += 1
+
+    async def try_once(self, serving: Serving, rng: np.random.Generator, rows: int) -> None:
+        """Sends the next step, or the one that was refused before. Raises Refused."""
+        if len(self.outputs) == len(self.inputs):
+            self.prepare(rng, rows)
+        number = len(self.inputs)
+        self._keep(serving, number, await self._calls.step(serving, self.request(number)))
 
     def request(self, number: int) -> wire.StepRequest:
         """Of that step."""
@@ -113,6 +120,8 @@ class Conversation:
         When nothing is under way, and whoever had the session before has heard of it.
         """
         self._stray = 0
+        if not self.inputs:
+            return
         await self._reach(len(self.inputs))
         info = await self._ask(
             "GetSession", wire.GetSessionRequest(session_id=self.name), wire.GetSessionResponse

@@ -47,9 +47,10 @@ class Pod:
 class Fleet:
     """Pods behind a consistent hash that learns of a dead one only by calling it."""
 
-    def __init__(self, folder: Path, count: int, *arguments: str | Path) -> None:
-        make_model(folder, SPEC, seed=1, name=MODEL)
-        self.oracle = Oracle(folder / MODEL / "1", SPEC)
+    def __init__(self, folder: Path, count: int, *arguments: str | Path, spec: ModelSpec) -> None:
+        self.spec = spec
+        make_model(folder, spec, seed=1, name=MODEL)
+        self.oracle = Oracle(folder / MODEL / "1", spec)
         given = ("--models", folder, *arguments)
         with ThreadPoolExecutor(count) as threads:
             names = [f"pod-{i}" for i in range(count)]
@@ -72,7 +73,10 @@ class Fleet:
 
     def _hashed(self, key: str) -> Serving | None:
         alive = [pod for pod in self.pods if pod.serving not in self._suspects]
-        return max(alive, key=lambda pod: _weight(pod.name, key)).serving if alive else None
+        if not alive:
+            self._suspects.clear()  # none is better than another
+            return None
+        return max(alive, key=lambda pod: _weight(pod.name, key)).serving
 
     def suspect(self, serving: Serving) -> None:
         """It did not answer, or leaves."""
@@ -100,9 +104,11 @@ class Fleet:
 
 
 @contextmanager
-def fleet_of(folder: Path, count: int, *arguments: str | Path) -> Iterator[Fleet]:
+def fleet_of(
+    folder: Path, count: int, *arguments: str | Path, spec: ModelSpec = SPEC
+) -> Iterator[Fleet]:
     """A fleet that is ended with the block."""
-    fleet = Fleet(folder, count, *arguments)
+    fleet = Fleet(folder, count, *arguments, spec=spec)
     try:
         yield fleet
     finally:
