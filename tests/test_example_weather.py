@@ -105,7 +105,7 @@ def test_a_server_that_dies_is_named(year: Year) -> None:
     def step_after_kill() -> None:
         with (
             serve(MODELS) as server,
-            Client(server.target) as client,
+            Client(server.target, retry_s_max=2) as client,
             client.session("weather") as session,
         ):
             os.kill(server.process_id, signal.SIGKILL)

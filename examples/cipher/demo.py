@@ -51,7 +51,7 @@ def main() -> None:
     try:
         for name in ("shift", "key"):
             export(name, MODELS)
-        with serve(MODELS) as server, Client(server.target) as client:
+        with serve(MODELS) as server, Client(server.target, retry_s_max=2) as client:
             run(client)
     except (ServerDied, LstmServeError, subprocess.CalledProcessError) as error:
         sys.exit(f"demo failed: {error}")

@@ -122,7 +122,7 @@ def run(checkpoint: Path, year: Year, out: Path) -> dict[str, Any]:
     """The demo; writes into `out` and returns what goes into result.json."""
     out.mkdir(parents=True, exist_ok=True)
     export(checkpoint, out / "models")
-    with serve(out / "models") as server, Client(server.target) as client:
+    with serve(out / "models") as server, Client(server.target, retry_s_max=2) as client:
         console.print(f"a server listens on {server.target}")
         begin = time.perf_counter()
         served = stream(client, year)
