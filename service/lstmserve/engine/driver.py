@@ -131,14 +131,12 @@ class Driver:
         try:
             y = await self._compute(model, batch)
         except BaseException:
-            # The engine dies of this; nobody is left without an answer.
-            batch.outcomes[:] = Outcome.FAILED
+            batch.outcomes[:] = Outcome.FAILED  # the engine dies, but nobody is left waiting
             self._settle(model, batch, 0)
             raise
         batch.absorb(y)
         compute_ns = time.monotonic_ns() - start_ns
-        rows = batch.rows_count
-        cells = batch.size * int(batch.lengths.max())
+        rows, cells = batch.rows_count, batch.size * int(batch.lengths.max())
         model.metrics.batch(batch.size, rows, cells - rows, compute_ns)
         commit = self._stage.commit(model, batch)
         if commit is None:
@@ -146,14 +144,13 @@ class Driver:
             return
         task = asyncio.create_task(self._commit(commit, model, batch, compute_ns))
         self._commits.add(task)
-        task.add_done_callback(self._committed)
+        self.watch(task)
 
     async def _compute(self, model: Model, batch: Batch) -> Output:
         """y [T, B, O]; rows that could not be computed are marked in the batch."""
         kernel = model.kernel
         assert kernel is not None
         x = batch.x()
-        cells = batch.size * len(x)
 
         def work() -> Output:
             try:
@@ -161,7 +158,7 @@ class Driver:
             except KernelError:
                 return self._compute_alone(model, batch)
 
-        if kernel.expected_ns(cells) <= INLINE_NS_MAX:
+        if kernel.expected_ns(batch.size * len(x)) <= INLINE_NS_MAX:
             return work()
         return await self.in_thread(work)
 
@@ -188,9 +185,14 @@ class Driver:
             batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.NOT_STORED
         self._settle(model, batch, compute_ns)
 
-    def _committed(self, task: asyncio.Task[None]) -> None:
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """The engine dies of what the task dies of."""
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
-        self._failure = self._failure or task.exception()
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
         self._wake.set()
 
     def _settle(self, model: Model, batch: Batch, compute_ns: int) -> None:

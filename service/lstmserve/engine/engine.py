@@ -123,6 +123,7 @@ class Engine:
         """Drives until close(). Raises what it died of; every step has been failed then."""
         self._sweep()
         writing = asyncio.create_task(self._stage.run(), name="store")
+        self.driver.watch(writing)
         try:
             await self.driver.run()
         finally:
