@@ -1,7 +1,8 @@
 """Writes sessions to the store a little later: bounded by time and by steps, acked before stored.
 
 A crash takes back at most that much of each session; its client sees `durable_step` and sends the
-steps behind it again. `durable_step` never goes back.
+steps behind it again. `durable_step` never goes back. What is dirty is what the table says: a
+session whose step is ahead of its durable_step.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import numpy as np
 
 from lstmserve.engine.batch import Batch
 from lstmserve.engine.model import Model
-from lstmserve.engine.persist.records import Records, store_ttl_s
-from lstmserve.engine.table import DETACHED, NOT_STORED, Index, SessionTable
+from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
+from lstmserve.engine.table import DETACHED, FREE, NOT_STORED, Index, SessionTable
 from lstmserve.errors import ServeError, StoreTimeout, StoreUnavailable
-from lstmserve.store.record import Version, encode, version_of
+from lstmserve.store.record import Record, Version, encode
 from lstmserve.store.store import Store, Write, Written
 
 FLUSH_ROWS_MAX = 256
@@ -44,30 +45,27 @@ class WriteBehind:
         self._lag_s_max = lag_s_max
         self._lag_steps_max = lag_steps_max
         self._is_due = asyncio.Event()
-        self._is_dirty = np.zeros(table.rows, np.bool_)
-        self._dirty: list[tuple[Model, Index, int]] = []  # since when, monotonic ns
+        self._since_ns = np.zeros(table.rows, np.int64)  # monotonic; of rows that are dirty
         self._flushing = asyncio.Lock()
 
     def commit(self, model: Model, batch: Batch) -> None:
         """Nothing to wait for; the rows are flushed soon."""
         rows = batch.endings().rows
-        lag = self._table.step[rows] - self._table.durable_step[rows]
+        lag = self._table.step[rows] - np.maximum(self._table.durable_step[rows], 0)
+        self._since_ns[rows[lag <= 0]] = time.monotonic_ns()
         if int(lag.max(initial=0)) >= self._lag_steps_max // 2:
             self._is_due.set()
-        fresh = rows[~self._is_dirty[rows]]
-        if fresh.size:
-            self._is_dirty[fresh] = True
-            self._dirty.append((model, fresh, time.monotonic_ns()))
 
     def lag_s(self) -> float:
         """Age of the oldest step that the store does not have."""
-        if not self._dirty:
+        dirty = self._dirty()
+        if not dirty.size:
             return 0.0
-        return (time.monotonic_ns() - min(since for _, _, since in self._dirty)) / 1e9
+        return float(time.monotonic_ns() - self._since_ns[dirty].min()) / 1e9
 
     def admit(self, rows: Index) -> None:
         """Refuses steps of sessions too far ahead of the store. Raises StoreUnavailable."""
-        lag = self._table.step[rows] - self._table.durable_step[rows]
+        lag = self._table.accepted(rows) - self._table.durable_step[rows]
         if int(np.max(lag)) >= self._lag_steps_max:
             self._is_due.set()
             raise StoreUnavailable(
@@ -78,19 +76,14 @@ class WriteBehind:
         """Flushes until nothing is dirty, or the time is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._dirty:
+                while self._dirty().size:
                     await self.flush()
-                    if self._dirty:
+                    if self._dirty().size:
                         await self._pause()
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.Event().wait(), PAUSE_S)
-
-    @property
-    def dirty_count(self) -> int:
-        """Sessions that wait for their flush."""
-        return int(self._is_dirty.sum())
 
     async def run(self) -> None:
         """Flushes when it is time, or a session is far ahead; until cancelled."""
@@ -100,72 +93,81 @@ class WriteBehind:
             self._is_due.clear()
             await self.flush()
 
+    def _dirty(self) -> Index:
+        """Rows whose last step the store does not have; not those whose OpenSession it has not."""
+        table = self._table
+        is_ahead = (table.step > table.durable_step) & (table.durable_step != NOT_STORED)
+        return np.flatnonzero(is_ahead & (table.phase != FREE) & (table.phase < DETACHED))
+
     async def flush(self) -> None:
         """Everything that is dirty now; what the store does not take stays dirty."""
         async with self._flushing:
-            dirty, self._dirty = self._dirty, []
-            for model, rows, since in dirty:
-                for start in range(0, rows.size, FLUSH_ROWS_MAX):
-                    await self._flush_rows(model, rows[start : start + FLUSH_ROWS_MAX], since)
+            rows = self._dirty()
+            for index, model in enumerate(self._records.models):
+                wanted = rows[self._table.model[rows] == index]
+                lives = [self._records.version(row) for row in wanted.tolist()]
+                for start in range(0, wanted.size, FLUSH_ROWS_MAX):
+                    part = slice(start, start + FLUSH_ROWS_MAX)
+                    await self._flush_rows(model, wanted[part], lives[part])
 
-    async def _flush_rows(self, model: Model, rows: Index, since: int) -> None:
-        table = self._table
-        self._is_dirty[rows] = False
-        is_here = (table.phase[rows] < DETACHED) & (table.model[rows] == model.index)
-        is_new = is_here & (table.durable_step[rows] == NOT_STORED)
-        self._again(model, rows[is_new], since)  # its OpenSession is on its way to the store
-        is_here &= ~is_new
-        rows = rows[is_here & (table.step[rows] > table.durable_step[rows])]
+    async def _flush_rows(self, model: Model, rows: Index, lives: list[Version]) -> None:
+        """Those that are still what they were when the flush began."""
+        is_same = [self._is_same(row, life) for row, life in zip(rows.tolist(), lives, strict=True)]
+        rows = rows[is_same]
         if not rows.size:
             return
-        records = self._records.make(model, rows, table.slot[rows])
-        lives = [self._records.version(row) for row in rows.tolist()]
-        writes = []
-        for row, life, record in zip(rows.tolist(), lives, records, strict=True):
-            key = table.keys[row]
-            assert key is not None
-            writes.append(Write(key, life, encode(record), store_ttl_s(record.ttl_ns)))
+        records = self._records.make(model, rows, self._table.slot[rows])
+        writes = [self._write(row, each) for row, each in zip(rows.tolist(), records, strict=True)]
         written: Sequence[Written | None]
         try:
             written = await self._store.put(writes)
         except StoreTimeout:
-            written = await self._look_up(writes)
+            written = [None] * len(writes)
         except ServeError:
-            self._again(model, rows, since)
             return
-        for row, life, record, each in zip(rows.tolist(), lives, records, written, strict=True):
-            if not self._note(row, life, record.step, each):
-                self._again(model, np.array([row]), since)
+        doubtful = []
+        for row, record, each in zip(rows.tolist(), records, written, strict=True):
+            if each is Written.OK:
+                self._note(row, record.version)
+            elif each is not Written.FULL:
+                doubtful.append((row, record.version))
+        await self._look_up(doubtful)
 
-    async def _look_up(self, writes: list[Write]) -> list[Written | None]:
-        """What became of writes whose answer was lost; None: still unknown."""
+    def _write(self, row: int, record: Record) -> Write:
+        key = self._table.keys[row]
+        assert key is not None
+        expected = self._records.version(row)
+        return Write(key, expected, encode(record), store_ttl_s(record.ttl_ns))
+
+    async def _look_up(self, doubtful: list[tuple[int, Version]]) -> None:
+        """What the store has of sessions whose write had no answer, or met another than expected.
+
+        That may be an earlier write of our own that came late: then the session is still ours.
+        """
+        asked = [(row, life, self._table.keys[row]) for row, life in doubtful]
+        keys = [key for row, life, key in asked if key is not None and self._is_same(row, life)]
+        if not keys:
+            return
         try:
-            found = await self._store.load([write.key for write in writes])
+            found = dict(zip(keys, await self._store.load(keys), strict=True))
         except ServeError:
-            return [None] * len(writes)
-        return [
-            Written.OK
-            if content is not None
-            and write.content is not None
-            and version_of(content) == version_of(write.content)
-            else None
-            for write, content in zip(writes, found, strict=True)
-        ]
+            return
+        for row, life, key in asked:
+            if key not in found or not self._is_same(row, life):
+                continue
+            version = found_version(found[key])
+            if version is not None and is_same_life(version, life):
+                self._note(row, version)
+            else:
+                self._on_moved(row)
 
-    def _note(self, row: int, life: Version, step: int, written: Written | None) -> bool:
-        """One session's outcome, if the row is still that session's; False: it is still dirty."""
+    def _note(self, row: int, stored: Version) -> None:
+        """The store has this of the session that was in the row, and perhaps is."""
+        if self._is_same(row, stored):
+            self._table.durable_step[row] = max(int(self._table.durable_step[row]), stored.step)
+
+    def _is_same(self, row: int, life: Version) -> bool:
+        """Whether the row is still that session's."""
         table = self._table
-        is_same = (table.incarnation[row], table.epoch[row]) == (life.incarnation, life.epoch)
-        if table.phase[row] >= DETACHED or table.keys[row] is None or not is_same:
-            return True
-        if written is Written.OK:
-            table.durable_step[row] = max(int(table.durable_step[row]), step)
-        elif written in (Written.CONFLICT, Written.FENCED):
-            self._on_moved(row)
-        return written in (Written.OK, Written.CONFLICT, Written.FENCED)
-
-    def _again(self, model: Model, rows: Index, since: int) -> None:
-        fresh = rows[~self._is_dirty[rows]]
-        self._is_dirty[fresh] = True
-        if fresh.size:
-            self._dirty.append((model, fresh, since))
+        is_here = table.keys[row] is not None and table.phase[row] < DETACHED
+        return bool(is_here) and is_same_life(self._records.version(row), life)

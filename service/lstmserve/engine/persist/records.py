@@ -14,7 +14,7 @@ from lstmserve.engine.pool import Rows, Slots
 from lstmserve.engine.sessions import Start
 from lstmserve.engine.table import Index, SavedReply, SessionTable
 from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
-from lstmserve.store.record import Record, Version
+from lstmserve.store.record import CorruptRecord, Record, Version, version_of
 
 STORE_TTL_MARGIN_NS = 10 * SECOND_NS
 
@@ -26,7 +26,7 @@ class Records:
 
     def __init__(self, table: SessionTable, models: Sequence[Model]) -> None:
         self._table = table
-        self._models = models
+        self.models = models
 
     def version(self, row: int) -> Version:
         """What the store had of the session when it last answered."""
@@ -66,13 +66,13 @@ class Records:
 
     def now(self, row: int) -> Record:
         """The session as it is after its last applied step."""
-        model = self._models[int(self._table.model[row])]
+        model = self.models[int(self._table.model[row])]
         (record,) = self.make(model, np.array([row]), self._table.slot[row : row + 1].copy())
         return record
 
     def model_of(self, record: Record) -> Model:
         """Raises ModelRetired when its version is not served, ModelMismatch for other weights."""
-        for model in self._models:
+        for model in self.models:
             if (model.name, model.version) == (record.model, record.model_version):
                 if bytes.fromhex(model.fingerprint) != record.fingerprint:
                     raise ModelMismatch("the stored session is of other weights than are served")
@@ -115,6 +115,19 @@ def store_ttl_s(ttl_ns: int) -> float:
     """How long a store keeps a record: longer than the session lives here, so that it is here
     that it expires, and is told so."""
     return (ttl_ns + STORE_TTL_MARGIN_NS) / 1e9
+
+
+def found_version(content: bytes | None) -> Version | None:
+    """The version of what a store has; None also for a damaged record, which loading tells."""
+    try:
+        return None if content is None else version_of(content)
+    except CorruptRecord:
+        return None
+
+
+def is_same_life(stored: Version | None, known: Version) -> bool:
+    """Whether the store has that life of the id, under the same owner; the step may differ."""
+    return stored is not None and stored[:2] == known[:2]
 
 
 def stepped(record: Record, digest: int, y: Floats | None, reply_bytes_max: int) -> Record:

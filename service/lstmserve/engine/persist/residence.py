@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from lstmserve.engine.clock import Now
-from lstmserve.engine.persist.records import Records, store_ttl_s
+from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.room import Room
 from lstmserve.engine.sessions import Sessions
 from lstmserve.engine.table import SessionTable
@@ -22,7 +22,7 @@ from lstmserve.errors import (
     StateCorrupt,
     StoreFull,
 )
-from lstmserve.store.record import CorruptRecord, Record, Version, decode, encode, version_of
+from lstmserve.store.record import CorruptRecord, Record, Version, decode, encode
 from lstmserve.store.store import Store, Write, Written
 
 TRIES_MAX = 5
@@ -107,7 +107,7 @@ class Residence:
         if row is not None:
             (content,) = await self._store.load([key])
             if row == self._table.find(key):
-                if content is not None and _same_life(version_of(content), self._version(row)):
+                if is_same_life(found_version(content), self._version(row)):
                     return self._version(row)
                 self._sessions.detach(row, "moved")
         return await self._load(key)
@@ -115,7 +115,7 @@ class Residence:
     async def create(self, key: str, row: int, before: Version | None) -> None:
         """Stores a session just opened, in place of one it replaces. The key's lock is held.
 
-        On failure the session is gone here. Raises SessionExists, StoreFull.
+        On failure the session is gone here. Raises SessionExists, Fenced, StoreFull.
         """
         record = self._records.now(row)
         try:
@@ -130,6 +130,8 @@ class Residence:
         self._drop(key, row)
         if written is Written.FULL:
             raise StoreFull("the store is full: no session was opened")
+        if before is not None:
+            raise Fenced("another server has just taken this session: repeat the call", retry_s=0.0)
         raise SessionExists("another server has just opened this id", field="session_id")
 
     async def forget(self, key: str, version: Version) -> None:
@@ -150,7 +152,7 @@ class Residence:
             if written is not Written.CONFLICT or before is None:
                 return written
             (content,) = await self._store.load([key])
-            found = None if content is None else version_of(content)
+            found = found_version(content)
             if found is not None and found.incarnation != before.incarnation:
                 return written
             before = found
@@ -174,7 +176,3 @@ class Residence:
     def _drop(self, key: str, row: int) -> None:
         if self._table.find(key) == row:
             self._sessions.detach(row, "moved")
-
-
-def _same_life(stored: Version, known: Version) -> bool:
-    return (stored.incarnation, stored.epoch) == (known.incarnation, known.epoch)
