@@ -17,6 +17,7 @@ __all__ = ["router", "serve", "server", "zoo"]  # fixtures
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--long runs the long form of the proofs."""
     parser.addoption("--long", action="store_true", help="also run the long form of the proofs")
+    parser.addoption("--seed", type=int, help="tests/simulation: this seed alone, told in full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

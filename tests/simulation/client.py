@@ -1,0 +1,176 @@
+"""Owns a simulated client's steps: numbered, repeated, replayed; every answer is judged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from lstmserve.errors import ServeError
+from lstmserve.wire.v1 import lstm_pb2 as pb
+from simulation.conversation import REPEAT, Conversation, Seen, SessionOver, random_rows
+from simulation.faults import Faults
+from simulation.loop import pass_time
+from simulation.network import Answer, Call, Destination, Network
+
+TIMEOUT_S = 1.0
+PATIENCE = 200
+BURST = 3
+FLUSHED_S = 2.0  # after which all is written, or known to be lost
+
+
+class Stepper:
+    """One call at a time, but for bursts. `open` are its sessions, `closed` those that were."""
+
+    def __init__(
+        self,
+        name: str,
+        faults: Faults,
+        network: Network,
+        servers: Sequence[Destination],
+        behind: bool,
+    ) -> None:
+        self.name = name
+        self.faults = faults
+        self.random = faults.random
+        self._network = network
+        self._servers = servers
+        self.is_behind = behind
+        self.open: list[Conversation] = []
+        self.closed: list[Conversation] = []
+
+    async def finish(self) -> None:
+        """All that was ever acked is there, or is sent again."""
+        for talk in list(self.open):
+            try:
+                while (await self.check_state(talk)).step < talk.acked:
+                    await self._until_applied(talk, talk.acked)
+                    await pass_time(FLUSHED_S)
+            except SessionOver:
+                self.open.remove(talk)
+
+    async def call(
+        self, talk: Conversation, method: str, request: Any, *, careful: bool = False
+    ) -> Answer:
+        """One attempt; None when there is no answer in time."""
+        if self.faults.happens("rerouted"):
+            index = self.random.randrange(len(self._servers))
+        else:
+            index = talk.home
+        server = self._servers[index]
+        number = request.step if method == "step" else talk.sent
+        call = Call(method, request, careful, lambda: talk.acked > number)
+        self._network.request(call, server)
+        answer: Answer = None
+        try:
+            async with asyncio.timeout(None if careful else TIMEOUT_S):
+                answer = await call.reply
+        except TimeoutError:
+            self._network.give_up(call, server)
+        self.faults.note(talk.name, talk, method, repr(answer))
+        if answer is None:
+            talk.home = self.random.randrange(len(self._servers))
+        if answer is None or isinstance(answer, ServeError):
+            await pass_time(self.random.uniform(0.01, 0.2))
+        return answer
+
+    async def _until_applied(self, talk: Conversation, last: int, first: int = 0) -> None:
+        """Sends steps from `first` on until `last` is known to be applied."""
+        number = first or last
+        for _ in range(PATIENCE):
+            if number > last:
+                return
+            number = self._judge(talk, number, await self.call(talk, "step", _step(talk, number)))
+        talk.require(False, f"no progress at step {number}")
+
+    def _judge(
+        self, talk: Conversation, number: int, answer: Answer, seen: Seen | None = None
+    ) -> int:
+        """The number to send next."""
+        if answer is None:
+            return number
+        if isinstance(answer, ServeError):
+            return talk.judge(number, answer, seen or talk.seen())
+        reply: Any = answer
+        return talk.applied(number, reply.step, reply.y, reply.durable_step)
+
+    async def step(self, talk: Conversation) -> None:
+        await self._until_applied(talk, talk.add_input(random_rows(self.faults)))
+
+    async def burst(self, talk: Conversation) -> None:
+        """Several steps on the way at once; what a refusal says is as old as its call."""
+        seen = talk.seen()
+        numbers = [talk.add_input(random_rows(self.faults)) for _ in range(BURST)]
+        answers = await asyncio.gather(
+            *(self.call(talk, "step", _step(talk, number)) for number in numbers)
+        )
+        for number, answer in zip(numbers, answers, strict=True):
+            self._judge(talk, number, answer, seen)
+        await self._until_applied(talk, numbers[-1], numbers[0])
+
+    async def step_many(self, talk: Conversation) -> None:
+        """One step of each session of a model, in one message."""
+        talks = [each for each in self.open if each.model == talk.model]
+        numbers = [each.add_input(random_rows(self.faults)) for each in talks]
+        xs = [each.x(number) for each, number in zip(talks, numbers, strict=True)]
+        request = pb.StepManyRequest(
+            session_ids=[each.name for each in talks],
+            steps=numbers,
+            incarnations=[each.incarnation for each in talks],
+            lengths=[len(x) // 4 for x in xs],
+            x=b"".join(xs),
+        )
+        message: Any = await self.call(talk, "many_steps", request)
+        over = []
+        for i, (each, number) in enumerate(zip(talks, numbers, strict=True)):
+            try:
+                next_number = number
+                if message is not None:
+                    next_number = self._judge_row(each, number, message, i)
+                await self._until_applied(each, number, next_number)
+            except SessionOver:
+                over.append(each)
+        self.open = [each for each in self.open if each not in over or each is talk]
+        if talk in over:
+            raise SessionOver
+
+    def _judge_row(self, talk: Conversation, number: int, message: Any, i: int) -> int:
+        refusal = message if isinstance(message, ServeError) else message.errors.get(i)
+        if refusal is not None:
+            return talk.judge(number, refusal, talk.seen())
+        place = message.members.tolist().index(i)
+        block = message.block
+        y = block.output(place).tobytes()
+        return talk.applied(number, int(block.numbers[place]), y, int(block.durable_steps[place]))
+
+    async def until_answered(
+        self, talk: Conversation, method: str, request: Any, *, careful: bool = False
+    ) -> Any:
+        """The first answer that is no reason to repeat: a response, or an error."""
+        for _ in range(PATIENCE):
+            answer = await self.call(talk, method, request, careful=careful)
+            if answer is not None and not isinstance(answer, REPEAT):
+                return answer
+        talk.require(False, f"{method} is never answered")
+        return None
+
+    async def check_state(self, talk: Conversation) -> Any:
+        request = pb.GetStateRequest(session_id=talk.name, incarnation=talk.incarnation)
+        response = await self.until_answered(talk, "state", request)
+        if isinstance(response, ServeError):
+            talk.check_ended(response, talk.seen())
+            raise SessionOver
+        state = response.state
+        talk.check_state(state.h, state.c, state.step)
+        return state
+
+
+def _step(talk: Conversation, number: int) -> pb.StepRequest:
+    x = talk.x(number)
+    return pb.StepRequest(
+        session_id=talk.name,
+        incarnation=talk.incarnation,
+        step=number,
+        length=len(x) // 4,
+        x=x,
+    )

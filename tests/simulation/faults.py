@@ -1,0 +1,98 @@
+"""Owns what goes wrong in a run, how often, and the count of it. Every choice is the seed's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+from random import Random
+
+from simulation.loop import START_S, now_s
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """Of each thing, per occasion it has."""
+
+    lost: float  # a packet
+    repeated: float  # a request, once more, soon or after later steps
+    late: float  # a packet, by seconds
+    cancelled: float  # the server hears that a client gave up
+    rerouted: float  # a stale router picks any server
+    store_slow: float
+    store_lost_request: float
+    store_lost_reply: float
+    store_cut: float  # a part of the writes is done, no reply
+    crash_before: float  # of the server, when its write arrives
+    crash_after: float
+    failing: float  # a run of the kernel
+    pauses: float  # per second: a server stands still, and wakes up late
+    crashes: float  # per second, at any moment
+    drains: float  # per second: a server ends in order
+    outages: float  # per second, of the store
+
+
+HIGHEST = Odds(
+    lost=0.15,
+    repeated=0.2,
+    late=0.1,
+    cancelled=0.7,
+    rerouted=0.3,
+    store_slow=0.2,
+    store_lost_request=0.05,
+    store_lost_reply=0.08,
+    store_cut=0.04,
+    crash_before=0.01,
+    crash_after=0.02,
+    failing=0.05,
+    pauses=0.3,
+    crashes=0.1,
+    drains=0.1,
+    outages=0.1,
+)
+
+
+class Faults:
+    """The seed's dice. Each run has some kinds of fault, rarely or often, and none of others."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.count: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self.is_calm = False
+        self.is_noted = False
+        share = self.random.choice
+        self.odds = Odds(
+            *(share((0, 0.3, 1)) * getattr(HIGHEST, each.name) for each in fields(Odds))
+        )
+
+    def happens(self, name: str) -> bool:
+        """Whether it does, now."""
+        odds: float = getattr(self.odds, name)
+        return not self.is_calm and odds > 0 and self.random.random() < odds
+
+    def packet_delay_s(self) -> float:
+        """How long a packet is under way."""
+        if self.happens("late"):
+            return self.random.uniform(0.2, 6.0)
+        return self.random.uniform(0.001, 0.02)
+
+    def store_delay_s(self) -> float:
+        """How long the store's line takes, one way."""
+        if self.happens("store_slow"):
+            return self.random.uniform(0.05, 1.0)
+        return self.random.uniform(0.0005, 0.003)
+
+    def note(self, *words: object) -> None:
+        """One line of the run's story, when a single seed is looked at."""
+        if self.is_noted:
+            print(f"{now_s() - START_S:9.4f}", *(str(word)[:200] for word in words))
+
+    def require(self, is_true: bool, text: str) -> None:
+        """Notes and raises a violation."""
+        if not is_true:
+            self.violations.append(text)
+            raise Violation(text)

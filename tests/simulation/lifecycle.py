@@ -1,0 +1,158 @@
+"""Owns a simulated client's sessions: opened, resumed, forked, exported, replaced, closed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from lstmserve.errors import (
+    ServeError,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionLost,
+    SessionReplaced,
+)
+from lstmserve.wire.v1 import lstm_pb2 as pb
+from simulation.client import Stepper
+from simulation.conversation import Conversation, SessionOver
+from simulation.kernel import ZERO_STATE, state_of
+from simulation.loop import now_s, pass_time
+from simulation.server import MODELS
+
+SESSIONS_MAX = 4
+GONE = (SessionClosed, SessionExpired, SessionLost, SessionReplaced)
+LONG_S, SHORT_S = 3600.0, 4.0
+
+
+class Client(Stepper):
+    """Random actions, each of which ends with certainty about its session."""
+
+    opens = 0
+
+    async def run(self, count: int) -> None:
+        """So many actions."""
+        for _ in range(count):
+            if not self.open:
+                with contextlib.suppress(SessionOver):
+                    await self.open_new()
+                continue
+            talk = self.random.choice(self.open)
+            (action,) = self.random.choices(list(ACTIONS), list(ACTIONS.values()))
+            try:
+                await action(self, talk)
+            except SessionOver:
+                self.faults.count["sessions expired"] += 1
+                if talk in self.open:
+                    self.open.remove(talk)
+            await pass_time(self.random.uniform(0, 0.3))
+
+    async def open_new(self) -> None:
+        """A session from zeros."""
+        talk = self._talk(self.random.choice(MODELS))
+        session = await self._opened(talk)
+        talk.check_step(session.step)
+
+    async def fork(self, talk: Conversation) -> None:
+        """A second future of its present."""
+        if len(self.open) == SESSIONS_MAX:
+            return
+        copy = self._talk(talk.model)
+        session = await self._opened(copy, fork_of=talk.name, source=talk)
+        talk.check_step(session.step)
+        copy.begin(session.step, talk.state(session.step))
+        copy.opened(session)
+
+    async def carry(self, talk: Conversation) -> None:
+        """Export and import under another id."""
+        state = await self.check_state(talk)
+        if len(self.open) < SESSIONS_MAX:
+            copy = self._talk(talk.model)
+            copy.begin(state.step, state_of(state.h, state.c))
+            await self._opened(copy, state=state)
+
+    async def restart(self, talk: Conversation) -> None:
+        """A new life of the id, from zeros."""
+        talk.asked_s = now_s()
+        talk.begin(0, ZERO_STATE)
+        await self._opened(talk, if_exists=pb.IF_EXISTS_RESTART)
+
+    async def resume(self, talk: Conversation) -> None:
+        """As a client does that was started again, and has only the id."""
+        talk.asked_s = now_s()
+        request = self._request(talk, if_exists=pb.IF_EXISTS_RESUME)
+        response = await self.until_answered(talk, "open", request, careful=True)
+        if isinstance(response, ServeError):
+            talk.check_ended(response, talk.seen())
+            raise SessionOver
+        session = response.session
+        if session.incarnation != talk.incarnation:
+            talk.check_ended(SessionLost("a new one was opened"), talk.seen())
+            talk.begin(0, ZERO_STATE)
+            talk.opened(session)
+        talk.check_step(session.step)
+
+    async def close(self, talk: Conversation) -> None:
+        """For good; a step that comes afterwards is told so."""
+        request = pb.CloseSessionRequest(session_id=talk.name, incarnation=talk.incarnation)
+        response = await self.until_answered(talk, "close", request)
+        if isinstance(response, ServeError):
+            # An earlier attempt may have closed it, of which another server knows nothing: there
+            # it was lost, or expired long ago. Or it is one whose open was given up, and late.
+            talk.require(isinstance(response, GONE), repr(response))
+        else:
+            talk.check_step(response.step)
+        self.open.remove(talk)
+        self.closed.append(talk)
+
+    async def nap(self, talk: Conversation) -> None:
+        """Long enough for a short session to expire."""
+        await pass_time(self.random.uniform(0, 1.5 * SHORT_S))
+
+    def _talk(self, model: str) -> Conversation:
+        self.opens += 1
+        ttl_s = self.random.choice((LONG_S, LONG_S, LONG_S, SHORT_S))
+        name = f"{self.name}-{self.opens}"
+        return Conversation(self.faults, name, model, ttl_s, self.is_behind)
+
+    def _request(self, talk: Conversation, **fields: Any) -> pb.OpenSessionRequest:
+        ttl = Duration(seconds=int(talk.ttl_s))
+        return pb.OpenSessionRequest(model=talk.model, session_id=talk.name, ttl=ttl, **fields)
+
+    async def _opened(
+        self, talk: Conversation, *, source: Conversation | None = None, **fields: Any
+    ) -> Any:
+        """The session, once it is open. Who does not know whether it is resumes it."""
+        request_id = f"{talk.name}-{self.random.getrandbits(32)}"
+        request = self._request(talk, request_id=request_id, **fields)
+        response = await self.until_answered(talk, "open", request, careful=True)
+        if isinstance(response, SessionExists) and "if_exists" not in fields:
+            request = self._request(talk, if_exists=pb.IF_EXISTS_RESUME)
+            response = await self.until_answered(talk, "open", request, careful=True)
+            if not isinstance(response, ServeError) and response.created:
+                talk.check_ended(SessionLost("it was opened anew"), talk.seen())
+                raise SessionOver
+        if isinstance(response, ServeError):
+            ended = source or talk
+            ended.check_ended(response, ended.seen())
+            raise SessionOver
+        talk.opened(response.session)
+        if talk not in self.open:
+            self.open.append(talk)
+        return response.session
+
+
+ACTIONS = {
+    Client.step: 10,
+    Client.burst: 3,
+    Client.step_many: 5,
+    Client.check_state: 2,
+    Client.fork: 1,
+    Client.carry: 1,
+    Client.restart: 1,
+    Client.resume: 1,
+    Client.close: 1,
+    Client.nap: 1,
+}

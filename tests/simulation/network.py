@@ -1,0 +1,88 @@
+"""Owns the packets between clients and servers: lost, late, repeated, out of order, both ways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+from lstmserve.errors import ServeError
+from simulation.faults import Faults
+
+Answer = Message | ServeError | None
+"""None: no server is there."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One attempt of a client. A `careful` one is neither lost nor repeated, and waits its time:
+
+    the calls that the protocol does not number.
+    """
+
+    method: str
+    request: Any
+    careful: bool = False
+    is_old: Callable[[], bool] = lambda: False  # whether a later step is known to be applied
+    reply: asyncio.Future[Answer] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def __repr__(self) -> str:
+        return f"{self.method}({text_format.MessageToString(self.request, as_one_line=True)})"
+
+    def answer(self, answer: Answer) -> None:
+        """The first answer counts."""
+        if not self.reply.done():
+            self.reply.set_result(answer)
+
+
+class Destination(Protocol):
+    """A server's address."""
+
+    def receive(self, call: Call) -> None:
+        """A request, perhaps not for the first time."""
+
+    def forget(self, call: Call) -> None:
+        """The client does not wait any more."""
+
+
+class Network:
+    """Between everybody."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    def request(self, call: Call, server: Destination) -> None:
+        """From a client."""
+        self._send(call.careful, lambda: server.receive(call))
+        if not call.careful and self._faults.happens("repeated"):
+            delay_s = self._faults.random.uniform(0.0, 3.0)
+            self._after(delay_s, lambda: self._repeat(call, server))
+
+    def respond(self, call: Call, answer: Answer) -> None:
+        """From a server."""
+        self._send(call.careful, lambda: call.answer(answer))
+
+    def give_up(self, call: Call, server: Destination) -> None:
+        """The client cancels its call; the server may hear of it."""
+        if self._faults.happens("cancelled"):
+            self._send(False, lambda: server.forget(call))
+
+    def _repeat(self, call: Call, server: Destination) -> None:
+        self._faults.count["requests repeated"] += 1
+        self._faults.count["requests repeated after a later step"] += call.is_old()
+        server.receive(call)
+
+    def _send(self, careful: bool, deliver: Callable[[], None]) -> None:
+        if not careful and self._faults.happens("lost"):
+            self._faults.count["packets lost"] += 1
+            return
+        self._after(self._faults.packet_delay_s(), deliver)
+
+    def _after(self, delay_s: float, deliver: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(delay_s, deliver)

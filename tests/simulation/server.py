@@ -1,0 +1,194 @@
+"""Owns a simulated server: real engines and servicers, one life after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+from lstmserve.config import Config
+from lstmserve.engine import Engine
+from lstmserve.engine.table import DETACHED, FREE
+from lstmserve.errors import ServeError
+from lstmserve.server.many_message import ManyMessage, ManyMessages
+from lstmserve.server.session_calls import SessionCalls
+from lstmserve.server.step_calls import StepCalls
+from lstmserve.server.tenants import Tenant
+from lstmserve.server.window import Window
+from lstmserve.tokens import Limits
+from simulation.faults import Faults
+from simulation.kernel import make_model
+from simulation.loop import clock
+from simulation.network import Answer, Call, Network
+from simulation.store import Shelf, StoreLine
+
+MODELS = ("alpha", "beta")
+
+
+class Sums:
+    """The engine's metrics: sessions opened and closed."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self.opened_count = self.closed_count = 0
+
+    def model(self, name: str, version: int) -> Sums:
+        """One for all."""
+        return self
+
+    def opened(self, source: str) -> None:
+        """One session more."""
+        self.opened_count += 1
+        self._faults.count["loads"] += source == "load"
+
+    def closed(self, reason: str, count: int = 1) -> None:
+        """So many fewer."""
+        self.closed_count += count
+        self._faults.count["evictions"] += reason == "evicted"
+
+    def ignore(self, *_: object, **__: object) -> None:
+        """What the simulation does not look at."""
+
+    batch = steps = failed = replayed = ignore
+
+
+class Life:
+    """One process of a server, from start to crash or drain."""
+
+    def __init__(self, config: Config, sessions_max: int, shelf: Shelf, network: Network) -> None:
+        self.faults = faults = shelf.faults
+        self._network = network
+        random = faults.random
+        failing = faults.odds.failing
+        models = [make_model(name, sessions_max, config, random, failing) for name in MODELS]
+        self.sums = Sums(faults)
+        self.engine = Engine(
+            config,
+            models,
+            self.sums,
+            store=StoreLine(shelf, self),
+            clock=clock(int(random.uniform(-2e9, 2e9))),
+        )
+        self._steps = StepCalls(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
+        self._sessions = SessionCalls(self.engine)
+        self._many = ManyMessages(self.engine)
+        self._tenant = Tenant("", Limits())
+        self.is_dead = False
+        self._is_awake = asyncio.Event()
+        self._is_awake.set()
+        self.tasks: dict[asyncio.Task[None], Call] = {}
+        self._driving = asyncio.create_task(self.engine.run(), name="engine")
+        self._driving.add_done_callback(self._ended)
+
+    async def awake(self) -> None:
+        """As Line.awake."""
+        while self.is_dead or not self._is_awake.is_set():
+            await (asyncio.Event() if self.is_dead else self._is_awake).wait()
+
+    def pause(self, seconds: float) -> None:
+        """Stands still so long."""
+        self._is_awake.clear()
+        asyncio.get_running_loop().call_later(seconds, self._is_awake.set)
+
+    def crash(self) -> None:
+        """At any moment."""
+        if not self.is_dead:
+            self.faults.count["crashes"] += 1
+            self.exit()
+
+    def exit(self) -> None:
+        """Nothing that happens in it is seen by anybody from now on."""
+        self.is_dead = True
+        self._driving.cancel()
+        for call in self.tasks.values():
+            if call.careful or self.faults.random.random() < 0.5:
+                call.answer(None)
+
+    def _ended(self, driving: asyncio.Task[None]) -> None:
+        if not driving.cancelled() and driving.exception():
+            self.faults.violations.append(f"the engine died of {driving.exception()!r:.200}")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Ends in order. What is left is checked."""
+        await self.engine.close(timeout_s)
+        await self._driving
+        if not self.is_dead:
+            self.check()
+
+    def check(self) -> None:
+        """After the drain: everything has one owner, and the books balance."""
+        engine = self.engine
+        engine.check_integrity()
+        phase = engine.table.phase
+        self.faults.require(not self._tenant.pending_steps, "a step is counted for ever")
+        live = int(((phase != FREE) & (phase < DETACHED)).sum())
+        opened, closed = self.sums.opened_count, self.sums.closed_count
+        self.faults.require(
+            opened - closed == live, f"opened {opened} - closed {closed} != live {live}"
+        )
+
+    def receive(self, call: Call) -> None:
+        """Serves it in a task of its own."""
+        task = asyncio.create_task(self._serve(call))
+        self.tasks[task] = call
+        task.add_done_callback(self.tasks.pop)
+
+    def forget(self, call: Call) -> None:
+        """As grpc.aio does: the handler is cancelled."""
+        for task, each in list(self.tasks.items()):
+            if each is call:
+                self.faults.count["handlers cancelled"] += 1
+                task.cancel()
+
+    async def _serve(self, call: Call) -> None:
+        await self.awake()
+        answer: Answer
+        try:
+            method: Callable[..., Awaitable[Any]] = getattr(self, f"_{call.method}")
+            answer = await method(call.request)
+        except ServeError as error:
+            self.faults.count[f"answered {error.reason}"] += not self.is_dead
+            answer = error
+        except Exception as error:
+            self.faults.violations.append(f"{call.method} raised {error!r}")
+            raise
+        await self.awake()
+        self._network.respond(call, answer)
+
+    async def _step(self, request: Any) -> Any:
+        response = await self._steps.step(request, self._tenant)
+        self.faults.count["steps replayed"] += response.replayed
+        return response
+
+    async def _many_steps(self, request: Any) -> Any:
+        """The answered message; whether its stream waits is not looked at."""
+        window: Window[ManyMessage] = Window(4)
+        message = ManyMessage(window, self._tenant)
+        window.add(message)
+        try:
+            await self._many.submit(request, list(request.session_ids), message)
+            if message.block is not None:
+                async for _ in window:
+                    break
+        except asyncio.CancelledError:
+            message.cancel()
+            raise
+        for error in message.errors.values():
+            self.faults.count[f"answered {error.reason}"] += 1
+        return message
+
+    async def _open(self, request: Any) -> Any:
+        return await self._sessions.open_session(request, self._tenant)
+
+    async def _close(self, request: Any) -> Any:
+        return await self._sessions.close_session(request, self._tenant)
+
+    async def _state(self, request: Any) -> Any:
+        return await self._sessions.get_state(request, self._tenant)
+
+
+def rows(values: bytes) -> Any:
+    """y [T, O] from the wire."""
+    return np.frombuffer(values, "<f4").reshape(-1, 2)

@@ -1,0 +1,157 @@
+"""Owns the fake store: the real compare-and-set on a dict, behind a line that loses and delays.
+
+What is refused, lost or applied late is the odds' say; what a write means is store.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store import Version, Write, Written, decode, version_of
+from lstmserve.store.store import refusal
+from simulation.faults import Faults
+from simulation.loop import now_s, pass_time
+
+TIMEOUT_S = 0.3
+
+Result = TypeVar("Result")
+
+
+class Shelf:
+    """What all servers share: key -> (record, when it is gone). `durable` outlives deletion."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.records: dict[str, tuple[bytes, float]] = {}
+        self.is_down = False
+
+    def load(self, key: str) -> bytes | None:
+        """The live record."""
+        content, expiry_s = self.records.get(key, (None, 0.0))
+        return content if expiry_s > now_s() else None
+
+    def write(self, write: Write) -> Written:
+        """One compare-and-set."""
+        content = self.load(write.key)
+        found = None if content is None else version_of(content)
+        self.faults.note(
+            "store", write.key, "has", found, "gets", write.expected, "->", _new(write)
+        )
+        if refused := self.compare(write.expected, found):
+            self.faults.count["store writes refused"] += 1
+            self.faults.count["stale-owner writes refused"] += refused is Written.FENCED
+            return refused
+        if write.content is None:
+            self.records.pop(write.key, None)
+        else:
+            self._check(found, decode(write.content).version)
+            self.records[write.key] = (write.content, now_s() + write.ttl_s)
+        return Written.OK
+
+    @staticmethod
+    def compare(expected: Version | None, found: Version | None) -> Written | None:
+        """Why a write is refused, or None."""
+        return None if found == expected else refusal(expected, found)
+
+    def _check(self, found: Version | None, new: Version) -> None:
+        """Nobody takes a session back: neither its owner's number nor its step."""
+        if found is not None and found.incarnation == new.incarnation:
+            self.faults.require(found.epoch <= new.epoch, f"epoch went back: {found} -> {new}")
+            self.faults.require(found.step <= new.step, f"durable went back: {found} -> {new}")
+
+
+class Line(Protocol):
+    """The server at this end of the line."""
+
+    async def awake(self) -> None:
+        """Until the process runs; for ever, when it is dead."""
+
+    def crash(self) -> None:
+        """Kills it."""
+
+
+class StoreLine:
+    """One server's Store."""
+
+    def __init__(self, shelf: Shelf, server: Line) -> None:
+        self._shelf = shelf
+        self._faults = shelf.faults
+        self._server = server
+
+    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+        """As Store.load."""
+        try:
+            return await self._exchange(lambda: [self._shelf.load(key) for key in keys])
+        except StoreTimeout as error:
+            raise StoreUnavailable(error.message) from None
+
+    async def put(self, writes: Sequence[Write]) -> list[Written]:
+        """As Store.put; may arrive long after the caller has given up, or is dead."""
+        faults = self._faults
+
+        def apply() -> list[Written] | None:
+            if faults.happens("crash_before"):
+                faults.count["crashes before commit"] += 1
+                self._server.crash()
+                return None
+            count = len(writes)
+            if is_cut := faults.happens("store_cut"):
+                count = faults.random.randrange(count)
+            outcomes = [self._shelf.write(write) for write in writes[:count]]
+            if faults.happens("crash_after"):
+                faults.count["crashes after commit"] += 1
+                self._server.crash()
+            return None if is_cut else outcomes
+
+        outcomes = await self._exchange(apply)
+        assert outcomes is not None
+        return outcomes
+
+    async def quarantine(self, key: str, content: bytes) -> None:
+        """Nothing here is ever corrupt."""
+        raise AssertionError(f"{key} was found corrupt")
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def _exchange(self, work: Callable[[], Result | None]) -> Result:
+        """There and back. Raises StoreUnavailable when it was not sent, StoreTimeout after."""
+        faults = self._faults
+        await self._server.awake()
+        if self._shelf.is_down:
+            await pass_time(0.01)
+            faults.count["store outages met"] += 1
+            raise StoreUnavailable("the store is away")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+
+        def give(result: Result) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        def arrive() -> None:
+            result = work()
+            if result is None or faults.happens("store_lost_reply"):
+                faults.count["store replies lost"] += 1
+            else:
+                loop.call_later(faults.store_delay_s(), give, result)
+
+        if faults.happens("store_lost_request"):
+            faults.count["store requests lost"] += 1
+        else:
+            loop.call_later(faults.store_delay_s(), arrive)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                result = await answer
+        except TimeoutError:
+            await self._server.awake()
+            raise StoreTimeout("no answer", retry_s=0.1) from None
+        await self._server.awake()
+        return result
+
+
+def _new(write: Write) -> Version | None:
+    return None if write.content is None else version_of(write.content)
