@@ -139,6 +139,8 @@ class Engine:
         self.drain()
         self._is_closed = True
         flushed = self.lives.leave()
+        if self.config.store_mode == "through":
+            flushed.set()
         try:
             await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
             await self._stage.drain(timeout_s)

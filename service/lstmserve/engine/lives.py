@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NoReturn
 
 from lstmserve.engine.clock import Now
 from lstmserve.engine.opening import Opening, OpenRequest
@@ -46,17 +45,13 @@ class Lives:
         return self._residence is not None
 
     def leave(self) -> asyncio.Event:
-        """From now on no session comes here, and one that is ahead of the store is told to go only
-        when the event is set: the next server would take it without its last steps.
+        """From now on no session comes here, and none is told to go before the event is set.
+
+        Behind the store the next server would take it without its last steps; and a router that
+        hears of one session's going may send all the others there too.
         """
         self._flushed = asyncio.Event()
         return self._flushed
-
-    async def _refuse(self, key: str, flushed: asyncio.Event) -> NoReturn:
-        row = self._table.find(key)
-        if row is not None and self._table.step[row] > self._table.durable_step[row]:
-            await flushed.wait()
-        raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
 
     async def confirm(self, key: str) -> None:
         """Makes what is known of the key here what the store has."""
@@ -72,7 +67,8 @@ class Lives:
         """
         if self._residence is not None:
             if self._flushed is not None:
-                await self._refuse(key, self._flushed)
+                await self._flushed.wait()
+                raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
             row = self._table.find(key)
             if row is None:
                 await self._residence.fetch(key)
