@@ -26,10 +26,13 @@ TIMEOUT_S = 30.0
 class Refused(Exception):
     """A call that ended with an error; `reason` is empty when no server of ours said it."""
 
-    def __init__(self, code: grpc.StatusCode, status: Status, pushback_ms: str | None) -> None:
-        super().__init__(f"{code.name}: {status.message}")
-        self.code = code
-        self.pushback_ms = pushback_ms
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self.code, self.text = error.code(), error.details() or ""
+        super().__init__(f"{self.code.name}: {self.text}")
+        self.trailers = tuple(error.trailing_metadata() or ())
+        found: Mapping[str, Any] = dict(self.trailers)
+        self.pushback_ms: str | None = found.get("grpc-retry-pushback-ms")
+        status = Status.FromString(found.get("grpc-status-details-bin", b""))
         self.reason, self.metadata, self.retry_s = _details(status)
 
 
@@ -92,7 +95,7 @@ class Calls:
             return await stub(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             self.refusals[error.code().name] += 1
-            raise refused(error) from None
+            raise Refused(error) from None
 
     async def step(
         self, serving: Serving, request: wire.StepRequest, timeout_s: float | None = TIMEOUT_S
@@ -129,7 +132,7 @@ class Calls:
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
         except grpc.aio.AioRpcError as error:
-            raise refused(error) from None
+            raise Refused(error) from None
         finally:
             call.cancel()
         return replies
@@ -139,14 +142,6 @@ class Calls:
             options = (("grpc.use_local_subchannel_pool", 1),)
             self._channels[serving] = grpc.aio.insecure_channel(serving.target, options)
         return self._channels[serving]
-
-
-def refused(error: grpc.aio.AioRpcError) -> Refused:
-    """What the error and its trailers say."""
-    trailers: Mapping[str, Any] = dict(error.trailing_metadata() or ())
-    content = trailers.get("grpc-status-details-bin")
-    status = Status.FromString(content) if content else Status(message=error.details() or "")
-    return Refused(error.code(), status, trailers.get("grpc-retry-pushback-ms"))
 
 
 def _details(status: Status) -> tuple[str, dict[str, str], float | None]:

@@ -15,8 +15,8 @@ import numpy as np
 from serving import Serving
 from soak.calls import Calls, Refused
 from soak.conversation import Conversation, Violations
+from soak.crowd import BEHIND_S, add
 from soak.fleet import Fleet, fleet_of
-from soak.kill9 import BEHIND_S, add
 from soak.timing import pause
 from storing import Valkey
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from soak import amnesia, frozen, kill9
+from soak.crowd import Kind, Mode
 
 
-@pytest.mark.parametrize("mode", ["through", "behind"])
-def test_killed_servers_lose_no_acked_step(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("through", "bare"), ("behind", "bare"), ("behind", "library")]
+)
+def test_killed_servers_lose_no_acked_step(mode: Mode, kind: Kind, tmp_path: Path) -> None:
     """kill -9 of three servers with one store: every acked step once, with the oracle's bits."""
-    found = kill9.run(tmp_path, mode, kills=3, every_s=1, sessions=12)
+    found = kill9.run(tmp_path, mode, kind, kills=3, every_s=1, sessions=8)
     print(found.figures())
     found.check()
 

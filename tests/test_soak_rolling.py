@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from soak import rolling
+from soak.crowd import Kind, Mode
 
 
-@pytest.mark.parametrize("mode", ["through", "behind"])
-def test_a_rolling_restart_drops_nothing(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "kind"), [("through", "library"), ("behind", "library")])
+def test_a_rolling_restart_drops_nothing(mode: Mode, kind: Kind, tmp_path: Path) -> None:
     """SIGTERM of three servers under 200 clients: nothing but UNAVAILABLE, and nothing twice."""
-    found = rolling.run(tmp_path, mode, clients=200, restarts=3)
+    found = rolling.run(tmp_path, mode, kind, clients=200, restarts=3)
     print(found.figures())
     found.check()

@@ -1,0 +1,142 @@
+"""Many clients at work on a fleet, while somebody does something to it; then all of it is checked.
+
+Either bare calls (soak.conversation) or the client library through a router (soak.customer).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from lstmserve import AsyncClient
+from soak.calls import Calls, Ledger
+from soak.conversation import Conversation, Experience, Violations
+from soak.customer import Customer
+from soak.fleet import Fleet
+from soak.router import router_of
+from soak.timing import pause
+
+CONNECTIONS = 8
+BEHIND_S = 1
+REPLAY_STEPS_MAX = 100_000
+
+Mode = Literal["through", "behind"]
+Kind = Literal["bare", "library"]
+
+
+class Talk(Protocol):
+    """One client with one session."""
+
+    violations: Violations
+    experience: Experience
+
+    async def open(self) -> None:
+        """Begins it."""
+
+    async def step(self, rng: np.random.Generator) -> None:
+        """One more step, until it is acked."""
+
+    async def verify(self) -> None:
+        """Counts what is not the oracle's."""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """Of one crowd. `loads` and `differences` are of the servers that ran at the end."""
+
+    mode: Mode
+    kind: Kind
+    clients: int
+    seed: int = 0
+    loads: float = 0
+    servers_compared: int = 0  # those that answered every call they got
+    differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    refusals: Counter[str] = field(default_factory=Counter)  # attempts by gRPC code
+    violations: Violations = field(default_factory=Violations)
+    experience: Experience = field(default_factory=Experience)
+
+    def check(self) -> None:
+        """Raises AssertionError when a gate is not met."""
+        self.violations.check()
+        assert self.experience.steps > 0
+        assert self.servers_compared > 0
+        assert self.differences == {}
+
+    def figures(self) -> str:
+        """One line for people."""
+        found = self.violations
+        return (
+            f"{self.experience.steps} acked steps of {self.clients} sessions: lost {found.lost}, "
+            f"wrong {found.wrong + found.changed}, doubled {found.doubled}; attempts refused "
+            f"{dict(self.refusals)}; counters of {self.servers_compared} servers differ "
+            f"{len(self.differences)}"
+        )
+
+
+@asynccontextmanager
+async def at_work(fleet: Fleet, outcome: Outcome, *, stray: float = 0) -> AsyncIterator[None]:
+    """The crowd steps while the block runs. Raises what a client could not get over."""
+    print(f"{outcome.kind} {outcome.mode}: seed {outcome.seed}")
+    over = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        calls = await stack.enter_async_context(Calls())
+        talks = await _talks(stack, fleet, calls, outcome, stray)
+        rngs = [np.random.default_rng([outcome.seed, i]) for i in range(len(talks))]
+        tasks = [
+            asyncio.create_task(_converse(talk, rng, over))
+            for talk, rng in zip(talks, rngs, strict=True)
+        ]
+        yield
+        over.set()
+        await asyncio.gather(*tasks)
+        await pause(2 * BEHIND_S)
+        await _check(fleet, calls, talks, outcome)
+
+
+async def _talks(
+    stack: AsyncExitStack, fleet: Fleet, calls: Calls, outcome: Outcome, stray: float
+) -> Sequence[Talk]:
+    may_replay, names = outcome.mode == "behind", [f"s{i}" for i in range(outcome.clients)]
+    if outcome.kind == "bare":
+        return [
+            Conversation(fleet, calls, name, may_replay=may_replay, stray=stray) for name in names
+        ]
+    target = await stack.enter_async_context(router_of(fleet, calls))
+    clients = [await stack.enter_async_context(AsyncClient(target)) for _ in range(CONNECTIONS)]
+    log = REPLAY_STEPS_MAX if may_replay else 0
+    return [Customer(fleet, clients[i % CONNECTIONS], name, log) for i, name in enumerate(names)]
+
+
+async def _converse(talk: Talk, rng: np.random.Generator, over: asyncio.Event) -> None:
+    await talk.open()
+    while not over.is_set():
+        await talk.step(rng)
+
+
+async def _check(fleet: Fleet, calls: Calls, talks: Sequence[Talk], outcome: Outcome) -> None:
+    outcome.refusals = calls.refusals.copy()
+    for talk in talks:
+        await talk.verify()
+        add(outcome.violations, talk.violations)
+        add(outcome.experience, talk.experience)
+    outcome.loads = await asyncio.to_thread(
+        fleet.metric, "lstm_sessions_opened_total", source="load"
+    )
+    for pod in fleet.pods:
+        ledger = calls.ledgers.get(pod.serving, Ledger())
+        if not ledger.cut:
+            outcome.servers_compared += 1
+            different = await asyncio.to_thread(ledger.differences, pod.serving)
+            outcome.differences |= {f"{pod.name} {name}": each for name, each in different.items()}
+
+
+def add(total: Violations | Experience, part: Violations | Experience) -> None:
+    """Field by field."""
+    for name, value in vars(part).items():
+        setattr(total, name, getattr(total, name) + value)
