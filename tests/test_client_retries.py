@@ -49,9 +49,10 @@ def test_what_is_tried_again(reason: str, retry_delay_s: float | None) -> None:
     assert is_transient(error) == wanted.get(code, False)
 
 
-def test_what_the_caller_cancelled_is_not_tried_again() -> None:
-    """Without a reason of the server's it was this client that cancelled."""
-    assert not is_transient(LstmServeError("closed", code=StatusCode.CANCELLED))
+def test_a_broken_stream_is_tried_again() -> None:
+    """INTERNAL is the server's bug where it gives its reason, and else the connection's."""
+    assert is_transient(LstmServeError("from core", code=StatusCode.INTERNAL))
+    assert not is_transient(LstmServeError("bug", code=StatusCode.INTERNAL, reason="INTERNAL"))
 
 
 def test_waits_grow_to_a_limit() -> None:

@@ -18,15 +18,20 @@ from lstmserve.client.errors import LstmServeError
 BACKOFF_S: Final = 0.05
 BACKOFF_S_MAX: Final = 2.0
 STRANGER_S_MAX: Final = 2.0
+_TRANSIENT: Final = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED)
 
 
 def is_transient(error: LstmServeError) -> bool:
-    """Whether the same call may go better later; with RESOURCE_EXHAUSTED the server must say so."""
+    """Whether the same call may go better later; with RESOURCE_EXHAUSTED the server must say so.
+
+    CANCELLED is somebody on the way; where it was this client, there is no waiting for later.
+    INTERNAL without a reason is gRPC's word for a stream that broke while it was written to.
+    """
+    if error.code is StatusCode.INTERNAL:
+        return not error.reason
     if error.code is StatusCode.RESOURCE_EXHAUSTED:
         return error.retry_delay_s is not None
-    if error.code is StatusCode.CANCELLED:
-        return error.reason == "CANCELLED"  # of an earlier try; without a reason it is ours
-    return error.code in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+    return error.code in _TRANSIENT
 
 
 class Patience:

@@ -79,7 +79,7 @@ class Exchange(Generic[Request, Response]):
         try:
             async for reply in self._call:
                 if answer := self._answers.pop(reply.tag, None):
-                    answer.set_result(reply)
+                    _settle(answer, reply)
             self._end = ended()
         except grpc.RpcError as error:
             self._end = from_rpc(error)
@@ -89,4 +89,12 @@ class Exchange(Generic[Request, Response]):
         finally:
             self._outbox.put_nowait(None)
             for answer in list(self._answers.values()):
-                answer.set_result(self._end or closed())
+                _settle(answer, self._end or closed())
+
+
+def _settle(
+    answer: asyncio.Future[Response | LstmServeError], value: Response | LstmServeError
+) -> None:
+    """Answers, unless the waiter has given up."""
+    if not answer.done():
+        answer.set_result(value)
