@@ -29,6 +29,9 @@ demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains th
 bench: $(STAMP) ## the micro-benchmarks (timings; nothing is pass or fail)
 	$(BIN)/python -m pytest bench --benchmark-only -o addopts= $(PYTEST_ARGS)
 
+soak: $(STAMP) ## the long proofs on real processes, figures into docs/GUARANTEES.md (SOAK_ARGS: names)
+	PYTHONPATH=tests $(BIN)/python -m soak --write $(SOAK_ARGS)
+
 proto: $(STAMP) ## regenerate the gRPC stubs from proto/, and the client for threads
 	$(BIN)/python proto/generate.py
 	$(BIN)/python proto/sync_client.py

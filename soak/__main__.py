@@ -1,0 +1,111 @@
+"""The long form of every proof, and where its figures go: docs/GUARANTEES.md.
+
+`python -m soak [NAME ...] [--minutes M] [--write]`; `make soak` runs all and writes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import click
+
+from soak import amnesia, frozen, kill9, overload, rolling, stress
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "GUARANTEES.md"
+ROW = re.compile(r"^\| (?P<name>[a-z0-9-]+) \|.*\n", re.MULTILINE)
+END = "<!-- end of the figures -->"
+KILL_S, START_S = 2.0, 1.5
+SESSIONS, CLIENTS = 24, 200
+
+
+class Found(Protocol):
+    """What a proof gives."""
+
+    def check(self) -> None:
+        """Raises AssertionError when a gate is not met."""
+
+    def figures(self) -> str:
+        """One line for people."""
+
+
+def _kill9(mode: kill9.Mode, kind: kill9.Kind) -> Callable[[Path, float], Found]:
+    def run(folder: Path, minutes: float) -> Found:
+        kills = max(3, round(minutes * 60 / (KILL_S + START_S)))
+        return kill9.run(folder, mode, kind, kills=kills, every_s=KILL_S, sessions=SESSIONS)
+
+    return run
+
+
+def _rolling(mode: kill9.Mode) -> Callable[[Path, float], Found]:
+    def run(folder: Path, minutes: float) -> Found:
+        restarts = max(3, round(minutes * 60 / (rolling.QUIET_S + 2 * START_S)))
+        return rolling.run(folder, mode, "library", clients=CLIENTS, restarts=restarts)
+
+    return run
+
+
+def _stress(folder: Path, minutes: float) -> Found:
+    return stress.run(folder, scenarios=100, seconds=minutes * 60)
+
+
+def _overload(folder: Path, minutes: float) -> Found:
+    factors = (1, 2, 5, 10)
+    seconds = minutes * 60 / (len(factors) + 1)
+    return overload.run(folder, factors=factors, seconds=seconds, sessions=150)
+
+
+PROOFS: dict[str, Callable[[Path, float], Found]] = {
+    "kill9-through": _kill9("through", "bare"),
+    "kill9-behind": _kill9("behind", "bare"),
+    "kill9-library": _kill9("behind", "library"),
+    "frozen-through": lambda folder, _: frozen.run(folder, "through", sessions=200),
+    "frozen-behind": lambda folder, _: frozen.run(folder, "behind", sessions=200),
+    "amnesia": lambda folder, _: amnesia.run(folder, sessions=1000),
+    "rolling-through": _rolling("through"),
+    "rolling-behind": _rolling("behind"),
+    "stress": _stress,
+    "overload": _overload,
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(PROOFS)))
+@click.option("--minutes", default=5.0, show_default=True, help="How long each goes on.")
+@click.option("--write", is_flag=True, help="Put the figures into docs/GUARANTEES.md.")
+def main(names: tuple[str, ...], minutes: float, write: bool) -> None:
+    """Runs the proofs by NAME, or all of them."""
+    commit = _commit()  # before the page is written to
+    for name in names or PROOFS:
+        with tempfile.TemporaryDirectory() as folder:
+            found = PROOFS[name](Path(folder), minutes)
+        print(f"{name}: {found.figures()}")
+        found.check()
+        if write:
+            command = f"python -m soak {name} --minutes {minutes:g}"
+            enter(name, f"| {name} | {found.figures()} | `{command}` | {commit} |\n")
+
+
+def _commit() -> str:
+    """What is checked out, and today."""
+    command = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return f"{found.stdout.strip()}, {datetime.datetime.now(datetime.UTC).date()}"
+
+
+def enter(name: str, row: str) -> None:
+    """Writes a row of the page's table, in place of an older one of that name."""
+    text = PAGE.read_text()
+    older = next((m for m in ROW.finditer(text) if m["name"] == name), None)
+    at = older.span() if older else (text.index(END), text.index(END))
+    PAGE.write_text(text[: at[0]] + row + text[at[1] :])
+
+
+if __name__ == "__main__":
+    main()
