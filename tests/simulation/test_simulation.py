@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -27,6 +28,17 @@ HAPPENED = (
     "drains",
     "steps replayed",
 )
+
+
+@pytest.fixture(autouse=True)
+def rare_collections() -> Iterator[None]:
+    """A third of the time went into looking for garbage among what was imported."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
 
 def run_all(seeds: Iterable[int], mode: str, *, is_noted: bool = False) -> Counter[str]:
