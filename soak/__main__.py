@@ -16,6 +16,7 @@ from typing import Protocol
 import click
 
 from soak import amnesia, frozen, kill9, overload, rolling, stress
+from soak.crowd import Kind, Mode
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "GUARANTEES.md"
@@ -35,7 +36,7 @@ class Found(Protocol):
         """One line for people."""
 
 
-def _kill9(mode: kill9.Mode, kind: kill9.Kind) -> Callable[[Path, float], Found]:
+def _kill9(mode: Mode, kind: Kind) -> Callable[[Path, float], Found]:
     def run(folder: Path, minutes: float) -> Found:
         kills = max(3, round(minutes * 60 / (KILL_S + START_S)))
         return kill9.run(folder, mode, kind, kills=kills, every_s=KILL_S, sessions=SESSIONS)
@@ -43,7 +44,7 @@ def _kill9(mode: kill9.Mode, kind: kill9.Kind) -> Callable[[Path, float], Found]
     return run
 
 
-def _rolling(mode: kill9.Mode) -> Callable[[Path, float], Found]:
+def _rolling(mode: Mode) -> Callable[[Path, float], Found]:
     def run(folder: Path, minutes: float) -> Found:
         restarts = max(3, round(minutes * 60 / (rolling.QUIET_S + 2 * START_S)))
         return rolling.run(folder, mode, "library", clients=CLIENTS, restarts=restarts)
@@ -93,10 +94,16 @@ def main(names: tuple[str, ...], minutes: float, write: bool) -> None:
 
 
 def _commit() -> str:
-    """What is checked out, and today."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """What is checked out, with a + where files beside the page were changed; and today."""
+    changes = _git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}")
+    commit = _git("rev-parse", "--short", "HEAD") + ("+" if changes else "")
+    return f"{commit}, {datetime.datetime.now(datetime.UTC).date()}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return f"{found.stdout.strip()}, {datetime.datetime.now(datetime.UTC).date()}"
+    return found.stdout.strip()
 
 
 def enter(name: str, row: str) -> None:

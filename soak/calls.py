@@ -88,8 +88,8 @@ class Calls:
         timeout_s: float | None = TIMEOUT_S,
     ) -> Any:
         """One unary call, never repeated. Raises Refused."""
-        stub = self._channel(serving).unary_unary(
-            PATH + method, request.SerializeToString, kind.FromString
+        stub: Any = self._channel(serving).unary_unary(
+            PATH + method, type(request).SerializeToString, kind.FromString
         )
         try:
             return await stub(request, timeout=timeout_s)

@@ -7,7 +7,6 @@ same bits. Where a server asks for older steps (a gap), they are lost: sent agai
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from grpc import StatusCode
 from lstmserve.wire.v1 import lstm_pb2 as wire
 from serving import Serving
 from soak.calls import Calls, Refused
+from soak.findings import Experience, Violations
 from soak.fleet import MODEL, Fleet
 from soak.timing import pause
 
@@ -26,33 +26,6 @@ ATTEMPTS_MAX = 1000
 ROWS_MAX = 4
 REPEATED = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
 LEAVING = {"", "DRAINING"}  # reasons after which another server is asked
-
-
-@dataclass
-class Violations:
-    """What must not be; each is a count."""
-
-    lost: int = 0  # acked steps that a server did not have any more
-    changed: int = 0  # answers of one step that differ
-    wrong: int = 0  # sessions whose outputs or final state are not the oracle's
-    doubled: int = 0  # sessions at a higher step than was acked
-    regressions: int = 0  # durable_step went back
-    unexpected: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raises AssertionError."""
-        assert self == Violations(), self
-
-
-@dataclass
-class Experience:
-    """What clients went through."""
-
-    steps: int = 0
-    repeats: int = 0
-    recoveries_s: list[float] = field(default_factory=list)  # of steps that met a dead server
-    rollbacks: list[int] = field(default_factory=list)  # steps sent again
-    rollbacks_s: list[float] = field(default_factory=list)
 
 
 class Conversation:

@@ -16,8 +16,9 @@ import numpy as np
 
 from lstmserve import AsyncClient
 from soak.calls import Calls, Ledger
-from soak.conversation import Conversation, Experience, Violations
+from soak.conversation import Conversation
 from soak.customer import Customer
+from soak.findings import Experience, Violations, add
 from soak.fleet import Fleet
 from soak.router import router_of
 from soak.timing import pause
@@ -134,9 +135,3 @@ async def _check(fleet: Fleet, calls: Calls, talks: Sequence[Talk], outcome: Out
             outcome.servers_compared += 1
             different = await asyncio.to_thread(ledger.differences, pod.serving)
             outcome.differences |= {f"{pod.name} {name}": each for name, each in different.items()}
-
-
-def add(total: Violations | Experience, part: Violations | Experience) -> None:
-    """Field by field."""
-    for name, value in vars(part).items():
-        setattr(total, name, getattr(total, name) + value)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from lstmserve import AsyncClient
-from soak.conversation import ROWS_MAX, Experience, Floats, Violations
+from soak.conversation import ROWS_MAX, Floats
+from soak.findings import Experience, Violations
 from soak.fleet import MODEL, Fleet
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from serving import Serving
 from soak.calls import Calls, Refused
-from soak.conversation import Conversation, Violations
-from soak.crowd import BEHIND_S, add
+from soak.conversation import Conversation
+from soak.crowd import BEHIND_S
+from soak.findings import Violations, add
 from soak.fleet import Fleet, fleet_of
 from soak.timing import pause
 from storing import Valkey

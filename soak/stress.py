@@ -18,8 +18,9 @@ import numpy as np
 
 from soak.calls import Calls
 from soak.fleet import Fleet, fleet_of
-from soak.scenarios import SCENARIOS, Client
+from soak.scenarios import SCENARIOS
 from soak.timing import pause
+from soak.visitor import Visitor
 
 TTL_S = 2
 WORKERS = 8
@@ -126,9 +127,9 @@ async def _work(fleet: Fleet, found: Found, index: int, is_over: Callable[[], bo
             scenario = chosen[int(rng.choice(len(chosen), p=weights / weights.sum()))]
         turn += WORKERS
         async with Calls() as calls:
-            client = Client(fleet, calls, rng, index, found)
+            visitor = Visitor(fleet, calls, rng, index, found)
             try:
-                await scenario(client)
+                await scenario(visitor)
             except Exception as error:
                 found.failures.append(f"{scenario.__name__}: {type(error).__name__} {error}")
         found.done[scenario.__name__] += 1

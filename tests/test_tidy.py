@@ -30,7 +30,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 PRODUCT = sources("service", "export")
 TESTS = sources("tests")
-ALL = PRODUCT | TESTS | sources("proto", "examples")
+ALL = PRODUCT | TESTS | sources("proto", "examples", "soak")
 PRODUCT_TREES = {path: ast.parse(text) for path, text in PRODUCT.items()}
 ALL_TREES = {path: ast.parse(text) for path, text in ALL.items()}
 
