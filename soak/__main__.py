@@ -21,6 +21,7 @@ from soak.crowd import Kind, Mode
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "GUARANTEES.md"
 ROW = re.compile(r"^\| (?P<name>[a-z0-9-]+) \|.*\n", re.MULTILINE)
+START = "|---|---|---|---|\n"
 END = "<!-- end of the figures -->"
 KILL_S, START_S = 2.0, 1.5
 SESSIONS, CLIENTS = 24, 200
@@ -109,9 +110,10 @@ def _git(*arguments: str) -> str:
 def enter(name: str, row: str) -> None:
     """Writes a row of the page's table, in place of an older one of that name."""
     text = PAGE.read_text()
-    older = next((m for m in ROW.finditer(text) if m["name"] == name), None)
-    at = older.span() if older else (text.index(END), text.index(END))
-    PAGE.write_text(text[: at[0]] + row + text[at[1] :])
+    start, end = text.index(START) + len(START), text.index(END)
+    rows = {match["name"]: match[0] for match in ROW.finditer(text, start)} | {name: row}
+    table = "".join(rows[each] for each in PROOFS if each in rows)
+    PAGE.write_text(text[:start] + table + text[end:])
 
 
 if __name__ == "__main__":
