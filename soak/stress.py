@@ -70,14 +70,20 @@ class Found:
         values = [getattr(each, name) for each in samples]
         return float(np.polyfit(times, values, 1)[0]) * 3600
 
+    def quarters(self) -> list[float]:
+        """The server's memory in bytes at the start and after each quarter of the run."""
+        count = len(self.samples) - 1
+        return [self.samples[count * i // 4].rss_bytes for i in range(5)]
+
     def figures(self) -> str:
         """One line for people."""
         first, last = self.samples[0], self.samples[-1]
         return (
             f"{self.done.total()} scenarios in {last.time_s - first.time_s:.0f} s "
             f"({', '.join(f'{name} {n}' for name, n in sorted(self.done.items()))}), "
-            f"{self.counted:.0f} steps, wrong {self.wrong}; memory {first.rss_bytes / 1e6:.0f} -> "
-            f"{last.rss_bytes / 1e6:.0f} MB ({self.slope('rss_bytes') / 1e6:+.1f} MB/h), "
+            f"{self.counted:.0f} steps, wrong {self.wrong}; memory by quarters "
+            f"{' '.join(f'{rss / 1e6:.0f}' for rss in self.quarters())} MB "
+            f"({self.slope('rss_bytes') / 1e6:+.1f} MB/h), "
             f"descriptors {first.fds:.0f} -> {last.fds:.0f}; {last.opened:.0f} sessions opened, "
             f"opened - closed - live {last.opened - last.closed - last.live:.0f}"
         )
