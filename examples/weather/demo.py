@@ -75,6 +75,7 @@ def forget(client: Client, year: Year) -> Floats:
 
 def compute_with_torch(checkpoint: Path, year: Year) -> Floats:
     """What torch says, hour by hour, carrying its own (h, c) through the year."""
+    torch.set_num_threads(1)  # an LSTM this small only waits for the second one
     mean, scale, stretch = (
         np.loadtxt(checkpoint / f"{name}.txt", np.float32)
         for name in ("input_mean", "input_scale", "output_scale")
