@@ -59,6 +59,8 @@ class Shell:
             stdout=pipe,
             stderr=pipe,
             text=True,
+            # A job in a shell's background ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
