@@ -131,9 +131,10 @@ class Client(Stepper):
         if isinstance(response, SessionExists) and "if_exists" not in fields:
             request = self._request(talk, if_exists=pb.IF_EXISTS_RESUME)
             response = await self.until_answered(talk, "open", request, careful=True)
-            if not isinstance(response, ServeError) and response.created:
-                talk.check_ended(SessionLost("it was opened anew"), talk.seen())
-                raise SessionOver
+            if talk.may_be_over(talk.seen()):
+                raise SessionOver  # this may be another one, opened by an attempt in between
+            if not isinstance(response, ServeError):
+                talk.require(not response.created, "an open session was opened anew")
         if isinstance(response, ServeError):
             ended = source or talk
             ended.check_ended(response, ended.seen())
