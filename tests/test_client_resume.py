@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -262,6 +263,41 @@ def test_a_step_of_unknown_end_is_finished_by_the_next(
                 y = second(xs[-1], None)
                 assert np.array_equal(y, oracle.run(np.stack(xs))[0][-1])
         assert session.step_count == session.info().step == len(xs)
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_the_same_x_twice_is_two_steps(last_only: bool, serve: Serve, oracle: Oracle) -> None:
+    """Only what was left without its y is a repeat."""
+    with Client(serve().target) as client, client.session("tiny") as session:
+        given = {"return_sequences": not last_only}
+        xs = [x(1, 2)] * 9
+        for n in range(3):
+            y = [session.step(xs[0], **given), *session.stream(xs[:1])]
+            y.append(client.step_many({session: xs[0]}, **given)[session])
+            wanted = oracle.run(np.concatenate(xs[: 3 * n + 3]))[0][-2:]
+            assert np.array_equal(y[-1], wanted[-1] if last_only else wanted)
+        assert session.step_count == session.info().step == 9
+
+
+def test_a_broken_stream_is_taken_up(serve: Serve, oracle: Oracle) -> None:
+    """xs from the first without a y, streamed again: what was sent ahead of it counts once."""
+    xs = [x(n, *(() if n % 3 else (2,))) for n in range(40)]
+    rng = np.random.default_rng(5)
+    mortal = serve()
+    with Client(mortal.target, retry_s_max=0) as client:
+        session = client.session("tiny")
+        ys: list[Any] = []
+        for _ in range(8):
+            here = int(rng.integers(1, 4))
+            ys += itertools.islice(session.stream(xs[len(ys) :], window=8), here)
+            with frozen(mortal), pytest.raises(DeadlineExceeded) as late:
+                ys.extend(session.stream(xs[len(ys) :], window=8, timeout_s=0.05))
+            assert late.value.applied is None
+            with frozen(mortal), pytest.raises((DeadlineExceeded, StepManyFailed)):
+                client.step_many({session: xs[len(ys)]}, timeout_s=0.05)
+            ys.append(session.step(xs[len(ys)]))
+        ys += session.stream(xs[len(ys) :])
+        assert_whole(oracle, xs, ys, session.state())
 
 
 def test_two_clients_of_one_session_are_told(serve: Serve, oracle: Oracle) -> None:

@@ -33,6 +33,12 @@ class Rows(NamedTuple):
         """Bytes on the wire, at most."""
         return len(self.x) + 10 * len(self.tokens)
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Time steps from start to before stop."""
+        width = len(self.x) // self.length
+        x = self.x[start * width : stop * width]
+        return Rows(x, self.tokens[start:stop], stop - start, single=False)
+
 
 def rows(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     """A step's input: [I] or [T, I] of numbers; for tokens a scalar or [T] of integers.

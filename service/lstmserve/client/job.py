@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ class Piece(NamedTuple):
 
 
 class Job:
-    """What a caller wants stepped, as pieces whose replies a server keeps for a repeat."""
+    """Rows to be stepped, as pieces whose replies a server keeps for a repeat."""
 
-    __slots__ = ("doubts", "last_only", "pieces", "rows", "ys")
+    __slots__ = ("doubts", "last_only", "pieces", "rows", "taken", "ys")
 
     def __init__(self, model: ModelInfo, rows: Rows, last_only: bool) -> None:
         self.rows = rows
@@ -30,16 +31,57 @@ class Job:
         self.pieces = [rows] if last_only else cut(model, rows)
         self.ys: list[Floats] = []  # of the pieces that were applied, each [length, O]
         self.doubts = 0  # how many tries of the next piece may have been applied
+        self.taken = 0  # rows whose y a caller has
 
     @property
     def has_begun(self) -> bool:
         """Whether anything of it may have been applied."""
         return bool(self.doubts or self.ys)
 
-    def is_of(self, rows: Rows, last_only: bool) -> bool:
-        """Whether it has this input."""
-        return self.last_only == last_only and self.rows[:3] == rows[:3]
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether some of it may have been applied, and nobody has its y."""
+        return self.has_begun and self.taken < self.rows.length
 
-    def output(self) -> Floats:
-        """y [T, O], or [1, O] with last_only, once all of it was applied."""
-        return self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)
+    def forget(self) -> None:
+        """Nothing of it will be sent again."""
+        self.doubts = 0
+        self.ys = []
+
+    def overlap(self, rows: Rows, last_only: bool) -> int:
+        """How many of its rows that nobody has a y of are the first ones of `rows`; 0: others."""
+        if self.last_only or last_only:
+            is_same = self.last_only == last_only and self.rows[:3] == rows[:3]
+            return rows.length if is_same else 0
+        count = min(rows.length, self.rows.length - self.taken)
+        mine, theirs = self.rows.part(self.taken, self.taken + count), rows.part(0, count)
+        return count if mine == theirs else 0
+
+    def take(self, count: int) -> Floats:
+        """y [count, O] of the next rows, or [1, O] with last_only, once all was applied."""
+        start, self.taken = self.taken, self.taken + count
+        y = self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)
+        return y if self.last_only else y[start : self.taken]
+
+
+class Claim:
+    """What one call wants: so many rows of each job, in order. All was applied when it is taken."""
+
+    def __init__(self) -> None:
+        self.parts: deque[tuple[Job, int]] = deque()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Those whose y it has not taken."""
+        return [job for job, _ in self.parts]
+
+    def take(self, count: int) -> Floats:
+        """y [count, O] of its next rows, or [1, O] with last_only; then they are the caller's."""
+        ys = []
+        while count:
+            job, here = self.parts.popleft()
+            if here > count:
+                self.parts.appendleft((job, here - count))
+            ys.append(job.take(min(here, count)))
+            count -= min(here, count)
+        return ys[0] if len(ys) == 1 else np.concatenate(ys)

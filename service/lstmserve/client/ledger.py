@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from typing import Final
 
 from lstmserve.client.arrays import Floats, Rows
 from lstmserve.client.errors import LstmServeError
-from lstmserve.client.job import Job, Piece
+from lstmserve.client.job import Claim, Job, Piece
 from lstmserve.client.records import ModelInfo
 from lstmserve.client.retries import is_transient
 from lstmserve.wire.v1 import lstm_pb2 as wire
+
+_NUMBER_TAKEN: Final = ("STEP_SUPERSEDED", "STEP_PAYLOAD_MISMATCH")
 
 
 class Remedy(Enum):
@@ -38,7 +41,9 @@ class Ledger:
         self.session = wire.Session()
         self._cursor = 0  # the last step that the server has, as far as is known
         self._log: deque[Piece] = deque(maxlen=replay_steps_max)
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[Job] = deque()  # not all applied
+        self._repeatable: list[Job] = []  # begun by earlier calls, and nobody has all their y
+        self._claim = Claim()  # of the call
         self._origin: wire.State | None = None
 
     @property
@@ -54,6 +59,7 @@ class Ledger:
         self._origin = origin
         self._log.clear()
         self._jobs.clear()
+        self._repeatable = []
 
     def reopened(self, session: wire.Session) -> None:
         """It was lost, and opened again where it had begun: the log is to be sent."""
@@ -69,11 +75,26 @@ class Ledger:
         assert self._origin is not None
         return self._origin
 
-    def begin(self, rows: Rows, last_only: bool) -> Job:
-        """Puts in line what a caller wants; the same input as an unfinished job's is that job."""
-        if not (self._jobs and self._jobs[0].is_of(rows, last_only)):
-            self._jobs.append(Job(self.model, rows, last_only))
-        return self._jobs[-1]
+    def begin(self, rows: Rows, last_only: bool) -> Claim:
+        """A call wants this. What an earlier call left without its y comes first in line,
+
+        and where it is the same it is what this call wants: repeated, it counts once.
+        """
+        claim = self._claim = Claim()
+        self._repeatable = [job for job in self._repeatable if job.is_repeatable]
+        for job in self._repeatable:
+            count = job.overlap(rows, last_only)
+            if not count:
+                break
+            claim.parts.append((job, count))
+            if count == rows.length:
+                return claim
+            rows = rows.part(count, rows.length)
+        job = Job(self.model, rows, last_only)
+        self._jobs.append(job)
+        claim.parts.append((job, rows.length))
+        self._repeatable = claim.jobs
+        return claim
 
     def next(self) -> Piece | None:
         """The step to send, which from now on may have been applied; None: all is answered.
@@ -112,30 +133,32 @@ class Ledger:
             return Remedy.REOPEN
         if error.reason == "STEP_GAP" and self._rewind(int(error.metadata["expected_step"])):
             return Remedy.GO_ON
-        if error.reason in ("STEP_SUPERSEDED", "STEP_PAYLOAD_MISMATCH"):
+        if error.reason in _NUMBER_TAKEN:
             last_step = int(error.metadata.get("last_step", piece.number))
             if is_replay and error.reason == "STEP_SUPERSEDED" and last_step <= self.step_count:
                 self._cursor = last_step  # the gap was said of an older copy
                 return Remedy.GO_ON
             self._overtaken(piece, error, last_step)
-            return Remedy.GO_ON if self._jobs and not is_replay else Remedy.NONE
-        if is_transient(error):
+        elif is_transient(error):
             return Remedy.WAIT
-        if len(self._jobs) > 1 and not is_replay and error.applied is not None:
-            self._jobs.popleft()  # an earlier call's; it was told that the outcome is unknown
-            return Remedy.GO_ON
-        return Remedy.NONE
+        if is_replay or error.applied is None or self._jobs[0] in self._claim.jobs:
+            return Remedy.NONE
+        self._jobs.popleft().forget()  # an earlier call's, which was told that it may have failed
+        return Remedy.GO_ON
 
-    def explain(self, job: Job, error: LstmServeError) -> LstmServeError:
-        """The error that a call ends with, with what it means for the call's job."""
-        if error.applied is not True:
-            error.applied = None if job.has_begun else False
+    def explain(self, error: LstmServeError) -> LstmServeError:
+        """The error that the call ends with, with what it means for what the call wants."""
+        if error.reason not in _NUMBER_TAKEN:  # of those it is known
+            error.applied = None if any(job.has_begun for job in self._claim.jobs) else False
         return error
 
-    def trim(self) -> None:
-        """A call ends: only what may have been applied stays, for the next call to finish."""
+    def end(self) -> None:
+        """The call ends. What may have been applied and has not been taken is left to the next."""
         while self._jobs and not self._jobs[-1].has_begun:
             self._jobs.pop()
+        jobs = dict.fromkeys([*self._repeatable, *self._jobs])
+        self._repeatable = [job for job in jobs if job.is_repeatable]
+        self._claim = Claim()
 
     def _reaches_origin(self) -> bool:
         if self._origin is None or not self._log.maxlen:
@@ -153,13 +176,11 @@ class Ledger:
 
     def _overtaken(self, piece: Piece, error: LstmServeError, last_step: int) -> None:
         """The server has steps that are not this handle's, or whose reply it did not keep."""
+        is_others = piece.number <= self.step_count or error.reason == "STEP_PAYLOAD_MISMATCH"
+        if is_others or (self._jobs[0].doubts == 1 and last_step > piece.number):
+            error.applied = None if any(job.ys for job in self._jobs) else False
         self.step_count = self._cursor = max(self.step_count, last_step)
         self._log.clear()
         self._origin = None
-        if not self._jobs:
-            return
-        job = self._jobs.popleft()
-        is_first_try = job.doubts == 1 and last_step > piece.number
-        if error.reason == "STEP_PAYLOAD_MISMATCH" or is_first_try:
-            job.doubts = 0
-            error.applied = False  # the number went to another's step, not to this one
+        for job in self._jobs:
+            job.forget()

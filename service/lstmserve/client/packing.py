@@ -138,16 +138,8 @@ def cut(model: ModelInfo, rows: Rows) -> list[Rows]:
     count = max(1, REPLY_BYTES // (4 * model.output_size))
     if rows.length <= count:
         return [rows]
-    width = 4 * model.input_size
-    return [
-        Rows(
-            rows.x[start * width : (start + count) * width],
-            rows.tokens[start : start + count],
-            min(count, rows.length - start),
-            single=False,
-        )
-        for start in range(0, rows.length, count)
-    ]
+    starts = range(0, rows.length, count)
+    return [rows.part(start, min(start + count, rows.length)) for start in starts]
 
 
 def merge(model: ModelInfo, steps: Sequence[Rows]) -> Iterator[list[Rows]]:

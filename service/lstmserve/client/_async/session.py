@@ -93,8 +93,8 @@ class AsyncSession:
         """
         given = rows(self.model_info, x)
         last_only = not return_sequences
-        y = await self.course.step(given, last_only, timeout_s, self._send)
-        return shaped(y, given.single, last_only)
+        claim = await self.course.step(given, last_only, timeout_s, self._send)
+        return shaped(claim.take(given.length), given.single, last_only)
 
     async def _send(self, request: wire.StepRequest, timeout_s: float) -> wire.StepResponse:
         return await self._connection.call_once(STEP, request, self.id, timeout_s)
@@ -110,7 +110,7 @@ class AsyncSession:
 
         What has been read while a step was under way, up to `window` of xs, goes as the next one;
         `timeout_s` is for each. Raises what step() raises, for the first step that fails, and what
-        `xs` raises, after the replies before it.
+        `xs` raises, after the replies before it. The xs without a y can be streamed again.
         """
         model = self.model_info
         line = self._connection.line(STEP_STREAM, ids.group(self.id))
@@ -122,10 +122,9 @@ class AsyncSession:
             async with aclosing(pump(xs, lambda x: rows(model, x), window)) as batches:
                 async for batch in batches:
                     for steps in merge(model, batch):
-                        y = await self.course.step(joined(steps), False, timeout_s, send)
+                        claim = await self.course.step(joined(steps), False, timeout_s, send)
                         for each in steps:
-                            yield shaped(y[: each.length], each.single, last_only=False)
-                            y = y[each.length :]
+                            yield shaped(claim.take(each.length), each.single, last_only=False)
         finally:
             await line.close()
 

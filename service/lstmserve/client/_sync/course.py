@@ -9,10 +9,10 @@ from typing import Protocol
 
 from lstmserve.client._sync.connection import Connection
 from lstmserve.client._threads import Turn
-from lstmserve.client.arrays import Floats, Rows
+from lstmserve.client.arrays import Rows
 from lstmserve.client.calls import OPEN_SESSION, open_request
 from lstmserve.client.errors import LstmServeError
-from lstmserve.client.job import Piece
+from lstmserve.client.job import Claim, Piece
 from lstmserve.client.ledger import Ledger, Remedy
 from lstmserve.client.packing import answer, step_request
 from lstmserve.client.retries import Tries
@@ -33,22 +33,21 @@ class Course:
         self.ledger = ledger
         self.turn = Turn()
 
-    def step(self, rows: Rows, last_only: bool, timeout_s: float | None, send: Send) -> Floats:
-        """y [T, O], or [1, O] with last_only. Raises LstmServeError.
+    def step(self, rows: Rows, last_only: bool, timeout_s: float | None, send: Send) -> Claim:
+        """Has it applied: its y can be taken from what is returned. Raises LstmServeError.
 
-        An unfinished step is finished first; if it has this input, it is this one.
+        What an earlier call began is finished first; what of it has this input is this step.
         """
         tries = self._connection.tries(timeout_s)
         self.turn.take(tries.left_s)
         try:
-            job = self.ledger.begin(rows, last_only)
-            try:
-                self._finish(tries, send)
-            except LstmServeError as error:
-                raise self.ledger.explain(job, error) from None
-            return job.output()
+            claim = self.ledger.begin(rows, last_only)
+            self._finish(tries, send)
+            return claim
+        except LstmServeError as error:
+            raise self.ledger.explain(error) from None
         finally:
-            self.ledger.trim()
+            self.ledger.end()
             self.turn.give()
 
     def _finish(self, tries: Tries, send: Send) -> None:

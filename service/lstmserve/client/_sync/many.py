@@ -52,7 +52,7 @@ class Groups:
             return call.run()
         finally:
             for session in taken:
-                session.course.ledger.trim()
+                session.course.ledger.end()
                 session.course.turn.give()
 
     def send(self, parcel: Parcel[Session], timeout_s: float) -> Sent:
@@ -87,19 +87,23 @@ class _Call:
         self._groups = groups
         self._connection = connection
         self._steps = steps
-        self._jobs = {s: s.course.ledger.begin(each, last_only) for s, each in steps.items()}
+        self._last_only = last_only
         self._tries = {session: connection.tries(timeout_s) for session in steps}
         self._errors: dict[Session, LstmServeError] = {}
 
     def run(self) -> dict[Session, Floats]:
         """y of each session. Raises StepManyFailed."""
+        claims = {
+            session: session.course.ledger.begin(each, self._last_only)
+            for session, each in self._steps.items()
+        }
         under_way = list(self._steps)
         while due := self._due(under_way):
             self._connection.pause(self._round(due))
             under_way = [session for session, _ in due if session not in self._errors]
         results = {
-            session: shaped(job.output(), self._steps[session].single, job.last_only)
-            for session, job in self._jobs.items()
+            session: shaped(claims[session].take(each.length), each.single, self._last_only)
+            for session, each in self._steps.items()
             if session not in self._errors
         }
         if self._errors:
@@ -137,7 +141,7 @@ class _Call:
         try:
             return session.course.mend(piece, result, tries)
         except LstmServeError as error:
-            self._errors[session] = ledger.explain(self._jobs[session], error)
+            self._errors[session] = ledger.explain(error)
             return 0.0
 
 

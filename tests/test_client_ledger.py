@@ -1,0 +1,176 @@
+"""The client's ledger against a server of a few lines: nothing lost, nothing doubled, no I/O."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from lstmserve.client import LstmServeError, ModelInfo, packing
+from lstmserve.client.arrays import Floats, Rows
+from lstmserve.client.errors import Unavailable
+from lstmserve.client.ledger import Ledger, Piece, Remedy
+from lstmserve.reasons import REASONS
+from lstmserve.wire.v1 import lstm_pb2 as wire
+
+MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, 1, 1, 1, 0, False, 1, 0)
+ROWS_MAX = 4  # of a piece, in these tests
+LAST = Rows(np.array([7], np.float32).tobytes(), [], 1, single=False)
+
+
+def refusal(reason: str, **metadata: object) -> LstmServeError:
+    """As the server says it."""
+    texts = {key: str(value) for key, value in metadata.items()}
+    delay_s = 0.0 if reason == "OVERLOADED" else None
+    code = REASONS[reason].code
+    return LstmServeError("why", code=code, reason=reason, metadata=texts, retry_delay_s=delay_s)
+
+
+def lost() -> LstmServeError:
+    """As gRPC says it."""
+    return Unavailable("gone", code=REASONS["DRAINING"].code)
+
+
+def chain(rows: bytes) -> list[float]:
+    """y of each row: a checksum over all rows up to it."""
+    return [float(zlib.crc32(rows[: 4 * n + 4]) & 0xFFFFF) for n in range(len(rows) // 4)]
+
+
+@dataclass
+class Server:
+    """Facts, section 2, and no more: the table of answers, a crash, a rollback to what is durable.
+
+    `steps` are those applied, each its rows; what is before `durable` survives.
+    """
+
+    is_stored: bool
+    incarnation: int = 1
+    durable: int = 0
+    steps: list[tuple[Rows, bool]] = field(default_factory=list)
+
+    def session(self) -> wire.Session:
+        """As OpenSession tells it."""
+        return wire.Session(id="a", incarnation=self.incarnation, step=len(self.steps))
+
+    def crash(self) -> None:
+        """What is not durable is gone; without a store that is the session."""
+        del self.steps[self.durable :]
+        if not self.is_stored:
+            self.incarnation += 1
+
+    def step(self, incarnation: int, piece: Piece) -> tuple[Floats, int]:
+        """y and durable_step."""
+        if incarnation != self.incarnation:
+            raise refusal("SESSION_LOST")
+        last, sent = len(self.steps), (piece.rows, piece.last_only)
+        if piece.number > last + 1:
+            raise refusal("STEP_GAP", expected_step=last + 1)
+        if piece.number < last:
+            raise refusal("STEP_SUPERSEDED", last_step=last)
+        if piece.number == last and self.steps[-1] != sent:
+            raise refusal("STEP_PAYLOAD_MISMATCH")
+        if piece.number == last + 1:
+            self.steps.append(sent)
+        y = chain(self.rows())[-piece.rows.length :]
+        return np.array(y[-1:] if piece.last_only else y, np.float32)[:, None], self.durable
+
+    def rows(self) -> bytes:
+        """All that it has seen."""
+        return b"".join(rows.x for rows, _ in self.steps)
+
+
+class Caller:
+    """Steps rows through a ledger; gives up at times, and tries again in other chunks."""
+
+    def __init__(self, seed: int, server: Server) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.server = server
+        self.ledger = Ledger(MODEL, 10_000)
+        self.ledger.begin_life(server.session(), wire.State())
+        self.seen: Counter[str] = Counter()
+        self.is_calm = False
+
+    def call(self, rows: Rows, last_only: bool) -> Floats:
+        """As a course does it, without the waiting."""
+        try:
+            claim = self.ledger.begin(rows, last_only)
+            while (piece := self.ledger.next()) is not None:
+                try:
+                    self.ledger.applied(piece, *self.send(piece))
+                except LstmServeError as error:
+                    self.mend(piece, error)
+            y = claim.take(rows.length)
+        except LstmServeError as error:
+            raise self.ledger.explain(error) from None
+        finally:
+            self.ledger.end()
+        return y
+
+    def mend(self, piece: Piece, error: LstmServeError) -> None:
+        """The remedy, unless patience is at its end."""
+        remedy = self.ledger.failed(piece, error)
+        self.seen[f"{error.reason} {remedy.name}"] += 1
+        if remedy is Remedy.NONE or (not self.is_calm and self.rng.random() < 0.2):
+            raise error
+        if remedy is Remedy.REOPEN:
+            self.ledger.reopened(self.server.session())
+
+    def send(self, piece: Piece) -> tuple[Floats, int]:
+        """Half of the time something happens."""
+        server, incarnation = self.server, self.ledger.session.incarnation
+        match 15 if self.is_calm else self.rng.integers(16):
+            case 0 | 1:
+                raise lost()
+            case 2 | 3:
+                server.step(incarnation, piece)
+                raise lost()
+            case 4:
+                server.crash()
+            case 5 if piece.number == len(server.steps) + 1 and incarnation == server.incarnation:
+                raise refusal("OVERLOADED")
+            case 6 if piece.number == len(server.steps) + 1 and incarnation == server.incarnation:
+                raise refusal("MODEL_ERROR")
+            case 7:
+                server.step(incarnation, piece)
+                return server.step(incarnation, piece)
+            case 8 if server.is_stored:
+                server.durable = int(self.rng.integers(server.durable, len(server.steps) + 1))
+        return server.step(incarnation, piece)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("seed", range(150))
+def test_whatever_happens_each_row_counts_once(
+    seed: int, is_stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without a y are sent again in other chunks; the server has each once, in order."""
+    monkeypatch.setattr(packing, "REPLY_BYTES", 4 * ROWS_MAX)
+    caller = Caller(seed, Server(is_stored))
+    rng = caller.rng
+    xs = rng.integers(0, 3, 80).astype(np.float32)
+    done, ahead, last_only, some = 0, 0, False, xs[:0]
+    while done < len(xs):
+        if not last_only:
+            some = xs[done : done + int(rng.integers(1, 9))]
+        try:
+            y = caller.call(Rows(some.tobytes(), [], len(some), single=False), last_only)
+        except LstmServeError as error:
+            if error.applied is False:  # so it may be dropped
+                xs = np.delete(xs, slice(done, done + len(some)))
+                ahead, last_only = done, False
+            else:
+                ahead = max(ahead, done + len(some))
+            continue
+        wanted = chain(xs[: done + len(some)].tobytes())[done:]
+        assert y[:, 0].tolist() == (wanted[-1:] if last_only else wanted)
+        done += len(some)
+        some = xs[done : done + 3]
+        # A last_only step is repeated as it is, so it begins where nothing was left without its y.
+        last_only = len(some) > 0 and done >= ahead and bool(rng.random() < 0.2)
+    caller.is_calm = True  # and brings the server up to date, should it have crashed at the end
+    caller.call(LAST, last_only=False)
+    assert caller.server.rows() == xs.tobytes() + LAST.x
+    print(caller.seen)
