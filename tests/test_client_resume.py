@@ -228,6 +228,24 @@ def test_write_behind_without_a_log_tells_what_was_lost(serve: Serve, tmp_path: 
         assert resumed.step_count == 0
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_state_is_never_an_older_one(
+    is_stored: bool, serve: Serve, oracle: Oracle, tmp_path: Path
+) -> None:
+    """After a crash the log is sent before the state is told; without a log the loss is told."""
+    flags = ("--store", f"file:{tmp_path / 's'}", *BEHIND) if is_stored else ()
+    serving = serve(*flags)
+    with Client(serving.target) as client:
+        kept, bare = (client.session("tiny", replay_steps_max=n) for n in (5, 0))
+        ys = [kept.step(x(n)) for n in range(3)]
+        bare.step(x(0))
+        restarted(serve, serving, *flags)
+        with pytest.raises(StepsLost if is_stored else SessionLost):
+            bare.state()
+        assert_whole(oracle, [x(n) for n in range(3)], ys, kept.state())
+        assert kept.step_count == kept.info().step == 3
+
+
 @contextmanager
 def frozen(serving: Serving) -> Iterator[None]:
     """The server is stopped in the middle of whatever it does."""

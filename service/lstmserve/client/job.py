@@ -48,6 +48,12 @@ class Job:
         self.doubts = 0
         self.ys = []
 
+    def cut_short(self) -> None:
+        """No more of it will be sent; what was applied can still be taken."""
+        self.doubts = 0
+        self.pieces = self.pieces[: len(self.ys)]
+        self.rows = self.rows.part(0, sum(piece.length for piece in self.pieces))
+
     def overlap(self, rows: Rows, last_only: bool) -> int:
         """How many of its rows that nobody has a y of are the first ones of `rows`; 0: others."""
         if self.last_only or last_only:

@@ -129,10 +129,10 @@ class Ledger:
         is_replay = piece.number <= self.step_count
         if error.applied is False and not is_replay:
             self._jobs[0].doubts -= 1
-        if error.reason == "SESSION_LOST" and self._reaches_origin():
-            return Remedy.REOPEN
-        if error.reason == "STEP_GAP" and self._rewind(int(error.metadata["expected_step"])):
-            return Remedy.GO_ON
+        if error.reason == "SESSION_LOST":
+            return self.lost(None)
+        if error.reason == "STEP_GAP":
+            return self.lost(int(error.metadata["expected_step"]) - 1)
         if error.reason in _NUMBER_TAKEN:
             last_step = int(error.metadata.get("last_step", piece.number))
             if is_replay and error.reason == "STEP_SUPERSEDED" and last_step <= self.step_count:
@@ -143,8 +143,14 @@ class Ledger:
             return Remedy.WAIT
         if is_replay or error.applied is None or self._jobs[0] in self._claim.jobs:
             return Remedy.NONE
-        self._jobs.popleft().forget()  # an earlier call's, which was told that it may have failed
+        self._jobs.popleft().cut_short()  # an earlier call's, which was told of a doubt
         return Remedy.GO_ON
+
+    def lost(self, last_step: int | None) -> Remedy:
+        """The server has no step after `last_step`; None: it does not know the session."""
+        if last_step is None:
+            return Remedy.REOPEN if self._reaches_origin() else Remedy.NONE
+        return Remedy.GO_ON if self._rewind(last_step + 1) else Remedy.NONE
 
     def explain(self, error: LstmServeError) -> LstmServeError:
         """The error that the call ends with, with what it means for what the call wants."""

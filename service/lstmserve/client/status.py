@@ -107,6 +107,16 @@ def ended() -> LstmServeError:
     return Unavailable("the server ended the stream", code=StatusCode.UNAVAILABLE)
 
 
+def steps_lost(expected_step: int) -> LstmServeError:
+    """The server has gone back behind a step that it had answered."""
+    return StepsLost(
+        f"the server expects step {expected_step}, which it had answered before",
+        code=StatusCode.OUT_OF_RANGE,
+        reason="STEP_GAP",
+        metadata={"expected_step": str(expected_step)},
+    )
+
+
 def late(applied: bool | None = None) -> LstmServeError:
     """No reply came in time, on a stream; or it was never this call's turn."""
     error = DeadlineExceeded("no reply in time", code=StatusCode.DEADLINE_EXCEEDED)

@@ -10,12 +10,14 @@ from typing import Protocol
 from lstmserve.client._aio import Turn
 from lstmserve.client._async.connection import AsyncConnection
 from lstmserve.client.arrays import Rows
-from lstmserve.client.calls import OPEN_SESSION, open_request
-from lstmserve.client.errors import LstmServeError
+from lstmserve.client.calls import GET_STATE, OPEN_SESSION, STEP, open_request
+from lstmserve.client.errors import LstmServeError, SessionLost
 from lstmserve.client.job import Claim, Piece
 from lstmserve.client.ledger import Ledger, Remedy
 from lstmserve.client.packing import answer, step_request
+from lstmserve.client.records import State
 from lstmserve.client.retries import Tries
+from lstmserve.client.status import steps_lost
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 
@@ -34,7 +36,11 @@ class AsyncCourse:
         self.turn = Turn()
 
     async def step(
-        self, rows: Rows, last_only: bool, timeout_s: float | None, send: AsyncSend
+        self,
+        rows: Rows,
+        last_only: bool,
+        timeout_s: float | None,
+        send: AsyncSend | None = None,
     ) -> Claim:
         """Has it applied: its y can be taken from what is returned. Raises LstmServeError.
 
@@ -44,13 +50,16 @@ class AsyncCourse:
         await self.turn.take(tries.left_s)
         try:
             claim = self.ledger.begin(rows, last_only)
-            await self._finish(tries, send)
+            await self._finish(tries, send or self._send)
             return claim
         except LstmServeError as error:
             raise self.ledger.explain(error) from None
         finally:
             self.ledger.end()
             self.turn.give()
+
+    async def _send(self, request: wire.StepRequest, timeout_s: float) -> wire.StepResponse:
+        return await self._connection.call_once(STEP, request, request.session_id, timeout_s)
 
     async def _finish(self, tries: Tries, send: AsyncSend) -> None:
         ledger = self.ledger
@@ -73,6 +82,44 @@ class AsyncCourse:
         if remedy is Remedy.REOPEN:
             await self._reopen(tries)
         return wait_s if remedy is Remedy.WAIT else 0.0
+
+    async def export(self) -> State:
+        """The state after the last step that was answered. Raises SessionLost, StepsLost, where
+
+        the server lost that and the log does not have it, and LstmServeError.
+        """
+        tries = self._connection.tries()
+        step_count = self.ledger.step_count
+        while True:
+            try:
+                state = await self._get_state()
+            except SessionLost as error:
+                await self._restore(None, error, tries)
+            else:
+                if state.step >= step_count:
+                    return state
+                await self._restore(state.step, steps_lost(state.step + 1), tries)
+
+    async def _get_state(self) -> State:
+        session = self.ledger.session
+        request = wire.GetStateRequest(session_id=session.id, incarnation=session.incarnation)
+        reply = await self._connection.call(GET_STATE, request, session.id)
+        return State.read(reply.state, self.ledger.model.layers)
+
+    async def _restore(self, last_step: int | None, error: LstmServeError, tries: Tries) -> None:
+        """Sends again what the server lost after `last_step`; None: all. Raises `error`."""
+        await self.turn.take(None)
+        try:
+            remedy = self.ledger.lost(last_step)
+            if remedy is Remedy.NONE:
+                raise error
+            tries.wait_s(error, is_mended=True)
+            if remedy is Remedy.REOPEN:
+                await self._reopen(tries)
+            await self._finish(tries, self._send)
+        finally:
+            self.ledger.end()
+            self.turn.give()
 
     async def _reopen(self, tries: Tries) -> None:
         session = await self._open(self.ledger.origin, tries.left_s)

@@ -17,9 +17,7 @@ from lstmserve.client.arrays import Floats, rows, shaped, state_parts
 from lstmserve.client.calls import (
     CLOSE_SESSION,
     GET_SESSION,
-    GET_STATE,
     OPEN_SESSION,
-    STEP,
     STEP_STREAM,
     open_request,
 )
@@ -93,11 +91,8 @@ class AsyncSession:
         """
         given = rows(self.model_info, x)
         last_only = not return_sequences
-        claim = await self.course.step(given, last_only, timeout_s, self._send)
+        claim = await self.course.step(given, last_only, timeout_s)
         return shaped(claim.take(given.length), given.single, last_only)
-
-    async def _send(self, request: wire.StepRequest, timeout_s: float) -> wire.StepResponse:
-        return await self._connection.call_once(STEP, request, self.id, timeout_s)
 
     async def stream(
         self,
@@ -137,10 +132,8 @@ class AsyncSession:
         return state.h, state.c
 
     async def export(self) -> State:
-        """The state after the last applied step, to be kept or opened elsewhere."""
-        request = wire.GetStateRequest(session_id=self.id, incarnation=self.incarnation)
-        reply = await self._connection.call(GET_STATE, request, self.id)
-        return State.read(reply.state, self.model_info.layers)
+        """The state after the last answered step, to be kept or opened elsewhere."""
+        return await self.course.export()
 
     async def set_state(self, h: npt.ArrayLike, c: npt.ArrayLike) -> None:
         """Goes on from this state, shaped as state() gives it: a new incarnation of the same id.
