@@ -1,6 +1,8 @@
 """Owns when a call is tried again: after which errors, how long after, and when no more. No I/O.
 
-Only calls that may be repeated come here: numbered steps, and those that change nothing twice.
+Only calls that may be repeated come here: numbered steps, and those that change nothing twice. Few
+lines instead of a library: the base install stays small, clock and dice are arguments, and what
+the server asks for goes before what we would do.
 """
 
 from __future__ import annotations
