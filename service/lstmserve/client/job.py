@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -67,14 +66,16 @@ class Job:
         """y [count, O] of the next rows, or [1, O] with last_only, once all was applied."""
         start, self.taken = self.taken, self.taken + count
         y = self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)
-        return y if self.last_only else y[start : self.taken]
+        return y if self.last_only or len(y) == count else y[start : self.taken]
 
 
 class Claim:
     """What one call wants: so many rows of each job, in order. All was applied when it is taken."""
 
+    __slots__ = ("parts",)
+
     def __init__(self) -> None:
-        self.parts: deque[tuple[Job, int]] = deque()
+        self.parts: list[tuple[Job, int]] = []
 
     @property
     def jobs(self) -> list[Job]:
@@ -85,9 +86,9 @@ class Claim:
         """y [count, O] of its next rows, or [1, O] with last_only; then they are the caller's."""
         ys = []
         while count:
-            job, here = self.parts.popleft()
+            job, here = self.parts.pop(0)
             if here > count:
-                self.parts.appendleft((job, here - count))
+                self.parts.insert(0, (job, here - count))
             ys.append(job.take(min(here, count)))
             count -= min(here, count)
         return ys[0] if len(ys) == 1 else np.concatenate(ys)

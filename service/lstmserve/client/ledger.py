@@ -17,6 +17,7 @@ from lstmserve.client.records import ModelInfo
 from lstmserve.client.retries import is_transient
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
+_NOTHING: Final = Claim()
 _NUMBER_TAKEN: Final = ("STEP_SUPERSEDED", "STEP_PAYLOAD_MISMATCH")
 
 
@@ -43,7 +44,7 @@ class Ledger:
         self._log: deque[Piece] = deque(maxlen=replay_steps_max)
         self._jobs: deque[Job] = deque()  # not all applied
         self._repeatable: list[Job] = []  # begun by earlier calls, and nobody has all their y
-        self._claim = Claim()  # of the call
+        self._claim = _NOTHING  # of the call
         self._origin: wire.State | None = None
 
     @property
@@ -81,8 +82,9 @@ class Ledger:
         and where it is the same it is what this call wants: repeated, it counts once.
         """
         claim = self._claim = Claim()
-        self._repeatable = [job for job in self._repeatable if job.is_repeatable]
         for job in self._repeatable:
+            if not job.is_repeatable:
+                continue
             count = job.overlap(rows, last_only)
             if not count:
                 break
@@ -162,9 +164,9 @@ class Ledger:
         """The call ends. What may have been applied and has not been taken is left to the next."""
         while self._jobs and not self._jobs[-1].has_begun:
             self._jobs.pop()
-        jobs = dict.fromkeys([*self._repeatable, *self._jobs])
-        self._repeatable = [job for job in jobs if job.is_repeatable]
-        self._claim = Claim()
+        if self._jobs:
+            self._repeatable = list(dict.fromkeys([*self._repeatable, *self._jobs]))
+        self._claim = _NOTHING
 
     def _reaches_origin(self) -> bool:
         if self._origin is None or not self._log.maxlen:

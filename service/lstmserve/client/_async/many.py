@@ -125,25 +125,22 @@ class _Call:
                 sent.append(entry)
             for parcel, reply in sent:
                 results = await _results(parcel, reply)
-                for step in zip(parcel.sessions, parcel.pieces, results, strict=True):
-                    wait_s = max(wait_s, await self._note(*step))
+                for session, piece, result in zip(*parcel, results, strict=True):
+                    if isinstance(result, Answer):
+                        session.course.ledger.applied(piece, *result)
+                        self._tries[session].progress()
+                    else:
+                        wait_s = max(wait_s, await self._mend(session, piece, result))
         finally:
             for _, reply in sent:
                 reply.cancel()
         return wait_s
 
-    async def _note(
-        self, session: AsyncSession, piece: Piece, result: Answer | LstmServeError
-    ) -> float:
-        ledger, tries = session.course.ledger, self._tries[session]
-        if isinstance(result, Answer):
-            ledger.applied(piece, *result)
-            tries.progress()
-            return 0.0
+    async def _mend(self, session: AsyncSession, piece: Piece, error: LstmServeError) -> float:
         try:
-            return await session.course.mend(piece, result, tries)
-        except LstmServeError as error:
-            self._errors[session] = ledger.explain(error)
+            return await session.course.mend(piece, error, self._tries[session])
+        except LstmServeError as last:
+            self._errors[session] = session.course.ledger.explain(last)
             return 0.0
 
 
