@@ -26,7 +26,7 @@ from lstmserve.errors import Draining, ServeError
 Result = TypeVar("Result")
 
 # Passes of the event loop before a run: each lets gRPC's poller hand over what has arrived.
-# Without them batches of one run while others wait (docs/ARCHITECTURE.md has the numbers).
+# Without them batches of one run while others wait (docs/ARCHITECTURE.md).
 GATHER_PASSES_MAX = 8
 INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
 
