@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from lstmserve.config import Config
-from lstmserve.engine.kernel import Kernel
+from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.pool import Pool, slot_bytes
 from lstmserve.engine.model import slots_for
-from lstmserve.engine.pool import Pool, slot_bytes
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_weights
 from traffic import open_session, start_engine, submit

@@ -19,8 +19,8 @@ from lstmserve.client.status import from_rpc
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
-from lstmserve.server import servicer
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.native import servicer
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.ports import Ports
 from lstmserve.tokens import make_token
 from lstmserve.v1 import lstm_pb2 as pb

@@ -12,11 +12,11 @@ import pytest
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
-from lstmserve.engine.batch import Batch, Outcome
 from lstmserve.engine.clock import read_clocks
-from lstmserve.engine.kernel import Kernel, KernelError
+from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.keys import session_key
-from lstmserve.engine.opening import IfExists, OpenRequest
+from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.engine.session.opening import IfExists, OpenRequest
 from lstmserve.errors import (
     Cancelled,
     DeadlineExpired,

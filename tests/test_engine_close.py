@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.observe.metrics import Metrics
 
 
 @pytest.mark.parametrize("passes", range(8))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from lstmserve.server.heartbeat import AGE_S_MAX, INTERVAL_S, Heartbeat
+from lstmserve.server.observe.heartbeat import AGE_S_MAX, INTERVAL_S, Heartbeat
 
 
 class HandLoop(asyncio.SelectorEventLoop):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lstmserve.server.http import HttpServer
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.observe.http import HttpServer
+from lstmserve.server.observe.metrics import Metrics
 
 
 class Switches:

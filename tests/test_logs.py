@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from lstmserve.server import logs
+from lstmserve.server.observe import logs
 
 
 @pytest.fixture(autouse=True)

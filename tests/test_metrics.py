@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from lstmserve.server.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
-from lstmserve.server.metrics import Gauges, Metrics, go_code
+from lstmserve.server.observe.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
+from lstmserve.server.observe.metrics import Gauges, Metrics, go_code
 
 LABELS = {
     *("model", "version", "method", "code", "reason", "state", "source", "op", "fingerprint"),

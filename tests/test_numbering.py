@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lstmserve.engine import Engine
-from lstmserve.engine.digest import digest, digests
+from lstmserve.engine.schedule.digest import digest, digests
 from lstmserve.errors import (
     Cancelled,
     ServeError,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.engine import Engine
-from lstmserve.engine.long_steps import LongSteps
+from lstmserve.engine.schedule.long_steps import LongSteps
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import Oracle, Reply, open_session, start_engine, submit, submit_block

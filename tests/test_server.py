@@ -136,7 +136,8 @@ def test_calls_per_connection_are_limited(serve: Serve, channels: list[grpc.Chan
 
 HANGS = """
 import signal, threading
-from lstmserve.server import heartbeat, server
+from lstmserve.server import server
+from lstmserve.server.observe import heartbeat
 heartbeat.AGE_S_MAX = server.SCRAPE_S_MAX = 0.5
 signal.signal(signal.SIGUSR1, lambda *_: threading.Event().wait())
 from lstmserve.cli.serve import serve

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from certificates import EXPIRED, NOT_YET, Authority
 from lstmserve.config import Config
-from lstmserve.server import tls
-from lstmserve.server.reloading import BadFile
+from lstmserve.server.access import tls
+from lstmserve.server.access.reloading import BadFile
 from serving import FREE_PORTS, run_serve
 
 

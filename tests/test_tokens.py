@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from lstmserve.cli.token import token as token_command
 from lstmserve.engine.clock import Now
 from lstmserve.errors import AdminOnly, BadToken, Malformed, Quota
-from lstmserve.server.doors import AdminDoor, OpenDoor, TokenDoor
-from lstmserve.server.reloading import BadFile
-from lstmserve.server.tenants import Allowance
+from lstmserve.server.access.doors import AdminDoor, OpenDoor, TokenDoor
+from lstmserve.server.access.reloading import BadFile
+from lstmserve.server.access.tenants import Allowance
 from lstmserve.tokens import LIMIT_MAX, BadTokens, Limits, digest, make_token, parse
 from tenancy import write_tokens
 

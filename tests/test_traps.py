@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 from lstmserve.config import Config
 from lstmserve.errors import Malformed
 from lstmserve.server import transport
-from lstmserve.server.doors import OpenDoor
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.rpc import Frame
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb

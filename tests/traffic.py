@@ -16,11 +16,11 @@ import onnxruntime as ort
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
-from lstmserve.engine.block import Block
-from lstmserve.engine.digest import digest
 from lstmserve.engine.keys import session_key
-from lstmserve.engine.sessions import Start
-from lstmserve.engine.step import Step
+from lstmserve.engine.schedule.block import Block
+from lstmserve.engine.schedule.digest import digest
+from lstmserve.engine.schedule.step import Step
+from lstmserve.engine.session.sessions import Start
 from lstmserve.errors import ServeError
 from lstmserve.spec import ModelSpec
 from modelmaking import make_model

@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
-from lstmserve.server import servicer, transport
-from lstmserve.server.doors import OpenDoor
-from lstmserve.server.metrics import Metrics
+from lstmserve.server import transport
+from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.native import servicer
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb

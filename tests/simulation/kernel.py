@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
+from lstmserve.engine.compute.kernel import Kernel, KernelError
+from lstmserve.engine.compute.pool import ZERO, Pool, Rows, Slots
 from lstmserve.engine.free_list import FreeList
-from lstmserve.engine.kernel import Kernel, KernelError
 from lstmserve.engine.model import slots_for
-from lstmserve.engine.pool import ZERO, Pool, Rows, Slots
 from lstmserve.graph.pool import state_widths
 from lstmserve.spec import Linear, ModelSpec
 

@@ -12,10 +12,10 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.errors import ServeError
-from lstmserve.server.many_message import ManyMessage, ManyMessages
-from lstmserve.server.session_calls import SessionCalls
-from lstmserve.server.step_calls import StepCalls
-from lstmserve.server.tenants import Tenant
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.native.many_message import ManyMessage, ManyMessages
+from lstmserve.server.native.session_calls import SessionCalls
+from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.window import Window
 from lstmserve.tokens import Limits
 from simulation.faults import Faults

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmserve.engine.batch import Outcome
 from lstmserve.engine.lives import Lives
-from lstmserve.engine.numbering import Numbering
 from lstmserve.engine.persist import records, residence, through
 from lstmserve.engine.persist.behind import WriteBehind
-from lstmserve.engine.sessions import Sessions
+from lstmserve.engine.schedule.batch import Outcome
+from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.session.sessions import Sessions
 from simulation.store import Shelf
 from simulation.test_simulation import SEEDS
 from simulation.world import simulate

@@ -65,8 +65,9 @@ def _run(config: Config) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import structlog
 
-    from lstmserve.server import logs, server
+    from lstmserve.server import server
     from lstmserve.server.machine import BadSetting
+    from lstmserve.server.observe import logs
 
     logs.configure(config.log)
     for name in _unknown_variables():

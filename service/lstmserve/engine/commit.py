@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from lstmserve.engine.batch import Batch
 from lstmserve.engine.model import Model
+from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.table import Index
 
 

@@ -15,12 +15,12 @@ from typing import TypeVar
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine.batch import Batch, Outcome
 from lstmserve.engine.clock import Clock
 from lstmserve.engine.commit import CommitStage
-from lstmserve.engine.kernel import KernelError
+from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.model import Model
-from lstmserve.engine.step import Output
+from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.engine.schedule.step import Output
 from lstmserve.errors import Draining, ServeError
 
 Result = TypeVar("Result")

@@ -13,18 +13,18 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine.block import Block
 from lstmserve.engine.clock import Clock, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
-from lstmserve.engine.opening import Opening
 from lstmserve.engine.persist import Records, Residence, make_stage
 from lstmserve.engine.predicting import Predicting
-from lstmserve.engine.room import Room
-from lstmserve.engine.sessions import Sessions
-from lstmserve.engine.step import Step
+from lstmserve.engine.schedule.block import Block
+from lstmserve.engine.schedule.step import Step
+from lstmserve.engine.session.opening import Opening
+from lstmserve.engine.session.room import Room
+from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import FREE, SessionTable
 from lstmserve.errors import Draining, ModelNotFound
 from lstmserve.store import Store

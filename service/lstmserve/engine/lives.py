@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 from lstmserve.engine.clock import Now
-from lstmserve.engine.opening import Opening, OpenRequest
 from lstmserve.engine.persist import Residence
-from lstmserve.engine.sessions import Sessions
+from lstmserve.engine.session.opening import Opening, OpenRequest
+from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import Draining, Fenced
 from lstmserve.store import Version

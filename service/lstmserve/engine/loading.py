@@ -6,12 +6,12 @@ Owns the size of the pools. Blocking; raises InvalidModelFolder, DeviceUnavailab
 from __future__ import annotations
 
 from lstmserve.config import Config
-from lstmserve.engine.device import Device, choose_device
-from lstmserve.engine.kernel import Kernel
+from lstmserve.engine.compute.device import Device, choose_device
+from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.pool import RESERVED, Pool, slot_bytes
+from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_whole
+from lstmserve.engine.compute.whole import WholeKernel
 from lstmserve.engine.model import Model, slots_for, spare_slots
-from lstmserve.engine.pool import RESERVED, Pool, slot_bytes
-from lstmserve.engine.selftest import SelfTestFailed, check_kernel, check_whole
-from lstmserve.engine.whole import WholeKernel
 from lstmserve.manifest import InvalidModelFolder, ModelFiles, list_versions, read_model
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.device import Device
-from lstmserve.engine.kernel import Kernel
-from lstmserve.engine.pool import RESERVED, Pool, Rows
-from lstmserve.engine.scheduler import Scheduler
+from lstmserve.engine.compute.device import Device
+from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.pool import RESERVED, Pool, Rows
+from lstmserve.engine.compute.whole import WholeKernel
+from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
-from lstmserve.engine.whole import WholeKernel
 from lstmserve.spec import ModelSpec
 
 State = npt.NDArray[np.float32]

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lstmserve.config import Config
+from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
-from lstmserve.engine.kernel import KernelError
 from lstmserve.engine.model import Model, State
-from lstmserve.engine.step import NO_ROW, Input, Output, Step
+from lstmserve.engine.schedule.step import NO_ROW, Input, Output, Step
 from lstmserve.errors import ModelError, Overloaded, ServeError, TooLong
 
 RETRY_S = 0.2

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from lstmserve.address import host_port, is_loopback, join
 from lstmserve.config import Config
-from lstmserve.server.http import HttpServer
+from lstmserve.server.observe.http import HttpServer
 
 
 class BadSetting(ValueError):

@@ -9,10 +9,12 @@ from grpc_health.v1 import health
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
-from lstmserve.server import servicer, tls, transport
-from lstmserve.server.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server import transport
+from lstmserve.server.access import tls
+from lstmserve.server.access.doors import AdminDoor, Door, OpenDoor, TokenDoor
 from lstmserve.server.machine import bind_grpc
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.native import servicer
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.tokens import Limits
 
 

@@ -16,12 +16,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from lstmserve.server.access.doors import Door
+from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
-from lstmserve.server.doors import Door
-from lstmserve.server.logs import session_hash
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.observe.logs import session_hash
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.status import Abort, to_abort
-from lstmserve.server.tenants import Tenant
 
 SESSION_KEY = "x-session-id"
 

@@ -19,22 +19,22 @@ from prometheus_client import CollectorRegistry
 from lstmserve.address import host_port, join
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
-from lstmserve.engine.device import DeviceUnavailable
+from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooSmall
 from lstmserve.manifest import InvalidModelFolder
 from lstmserve.server import transport
-from lstmserve.server.gauges import read_gauges
-from lstmserve.server.heartbeat import Heartbeat
+from lstmserve.server.access.reloading import BadFile
 from lstmserve.server.machine import (
     AddressUnavailable,
     bind_http,
     check_plain_text,
     pin,
 )
-from lstmserve.server.measured_store import MeasuredStore
-from lstmserve.server.metrics import Metrics
+from lstmserve.server.observe.gauges import read_gauges
+from lstmserve.server.observe.heartbeat import Heartbeat
+from lstmserve.server.observe.measured_store import MeasuredStore
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.ports import Ports
-from lstmserve.server.reloading import BadFile
 from lstmserve.store import Store, StoreRefused, open_store
 
 EXIT_OK, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 3

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.compute.pool import Rows, Slots
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
-from lstmserve.engine.pool import Rows, Slots
-from lstmserve.engine.sessions import Start
+from lstmserve.engine.session.sessions import Start
 from lstmserve.engine.table import Index, SavedReply, SessionTable
 from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
 from lstmserve.store.record import CorruptRecord, Record, Version, version_of

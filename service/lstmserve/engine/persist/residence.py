@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from lstmserve.engine.clock import Now
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
-from lstmserve.engine.room import Room
-from lstmserve.engine.sessions import Sessions
+from lstmserve.engine.session.room import Room
+from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import (
     Fenced,

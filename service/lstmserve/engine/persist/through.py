@@ -10,9 +10,9 @@ from collections.abc import Awaitable
 
 import numpy as np
 
-from lstmserve.engine.batch import Batch, Outcome
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, stepped, store_ttl_s
+from lstmserve.engine.schedule.batch import Batch, Outcome
 from lstmserve.engine.table import DETACHED, Index, SessionTable
 from lstmserve.errors import StoreTimeout
 from lstmserve.store.record import encode

@@ -1,0 +1,1 @@
+"""What computes: device, state pool, and the onnxruntime calls on it. Knows no session, no step."""

@@ -1,0 +1,147 @@
+"""Proves a model on this machine and provider before it serves: golden vectors, pool, batches.
+
+Leaves the pool as it found it, but for the content of free slots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.pool import ZERO, Pool, Rows
+from lstmserve.engine.compute.whole import WholeKernel
+from lstmserve.golden import Golden, excess
+from lstmserve.spec import ModelSpec
+
+BATCH = 16
+LENGTH_MAX = 5
+SEED = 20_260_101
+REPEATS = 5
+
+
+class SelfTestFailed(RuntimeError):
+    """The model does not do on this machine what it must; the message says what differs."""
+
+
+def check_kernel(kernel: Kernel, pool: Pool, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
+    """Golden vectors through the pool graph, then the pool's promises. Raises SelfTestFailed."""
+    for name, case in golden.items():
+        for start in range(0, len(case.lengths), BATCH):
+            _replay(kernel, pool, spec, name, case.part(slice(start, start + BATCH)))
+    _check_pool(kernel, pool, spec)
+    kernel.learn_cost(*_time(kernel, pool, spec))
+
+
+def check_whole(whole: WholeKernel, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
+    """Golden vectors through the portable graph. Raises SelfTestFailed."""
+    for name, case in golden.items():
+        y, hn, cn = whole.run(case.x, case.lengths, case.h0, case.c0)
+        _judge(name, case, y, hn, cn)
+
+
+def _replay(kernel: Kernel, pool: Pool, spec: ModelSpec, name: str, case: Golden) -> None:
+    count = len(case.lengths)
+    slots = pool.take(2 * count)
+    read, write = slots[:count].copy(), slots[count:].copy()
+    try:
+        start: dict[str, npt.NDArray[np.float32]] = {}
+        for layer in range(spec.num_layers):
+            start |= {f"h.{layer}": case.h0[layer], f"c.{layer}": case.c0[layer]}
+        pool.write(read, start)
+        x = np.ascontiguousarray(np.swapaxes(case.x, 0, 1))
+        y = np.swapaxes(kernel.run(x, case.lengths, read, write), 0, 1)
+        end = pool.read(write)
+        h, c = (np.stack([end[f"{k}.{i}"] for i in range(spec.num_layers)]) for k in ("h", "c"))
+        _judge(name, case, y, h, c)
+    finally:
+        pool.give(slots)
+
+
+def _judge(
+    name: str,
+    case: Golden,
+    y: npt.NDArray[np.float32],
+    hn: npt.NDArray[np.float32],
+    cn: npt.NDArray[np.float32],
+) -> None:
+    """The parity gate over y [N, T, O], hn and cn; time steps past a row's length do not count."""
+    is_last = case.y.ndim == 2
+    worst = 0.0
+    for i, length in enumerate(case.lengths):
+        actual = y[i, length - 1] if is_last else y[i, :length]
+        expected = case.y[i] if is_last else case.y[i, :length]
+        worst = max(worst, excess(actual, expected, case.torch_error))
+    for state, wanted in ((hn, case.hn), (cn, case.cn)):
+        if wanted is not None:
+            worst = max(worst, excess(state, wanted, case.torch_error))
+    if not worst <= 1:
+        raise SelfTestFailed(
+            f"golden vectors {name!r}: the outputs are {worst:.3g} times as far from the exported "
+            "ones as allowed; export the model again, and on this machine if that persists"
+        )
+
+
+def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
+    """In place, rows that were not named untouched, and every row in the batch as it is alone."""
+    rng = np.random.default_rng(SEED)
+    slots = pool.take(3 * BATCH)
+    read, write, alone = (slots[i * BATCH : (i + 1) * BATCH].copy() for i in range(3))
+    try:
+        lengths = rng.integers(1, LENGTH_MAX + 1, BATCH).astype(np.int32)
+        lengths[0] = LENGTH_MAX
+        x = _random_x(rng, spec, LENGTH_MAX, BATCH)
+        before = {n: rng.uniform(-1, 1, (BATCH, w)) for n, w in pool.widths.items()}
+        pool.write(read, {n: v.astype(np.float32) for n, v in before.items()})
+        read[1] = ZERO  # a new session
+        untouched = pool.read(slots[:BATCH])
+        pointers = [tensor.data_ptr() for tensor in pool.tensors.values()]
+        y = kernel.run(x, lengths, read, write)
+        if kernel.pool_pointers() != pointers:
+            raise SelfTestFailed("this onnxruntime does not update the pool in place")
+        if not _equal(pool.read(slots[:BATCH]), untouched):
+            raise SelfTestFailed("a run changed slots that it was not to write")
+        for i in range(BATCH):
+            one, n = slice(i, i + 1), int(lengths[i])
+            y_alone = kernel.run(
+                np.ascontiguousarray(x[:n, one]), lengths[one], read[one], alone[one]
+            )
+            if kernel.is_exact and not np.array_equal(y_alone[:, 0], y[:n, i]):
+                raise SelfTestFailed("a row in a batch differs from the same row alone")
+        if kernel.is_exact and not _equal(pool.read(write), pool.read(alone)):
+            raise SelfTestFailed("a state from a batch differs from the same row's alone")
+    finally:
+        pool.give(slots)
+
+
+def _equal(a: Rows, b: Rows) -> bool:
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _random_x(
+    rng: np.random.Generator, spec: ModelSpec, length: int, size: int
+) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
+    if spec.num_embeddings:
+        return rng.integers(0, spec.num_embeddings, (length, size))
+    return rng.standard_normal((length, size, spec.input_size)).astype(np.float32)
+
+
+def _time(kernel: Kernel, pool: Pool, spec: ModelSpec) -> tuple[int, int]:
+    """Nanoseconds of a run of one cell, and of each further one; also the warm-up."""
+    rng = np.random.default_rng(SEED)
+    write = pool.take(BATCH)
+    fastest = []
+    for size in (1, BATCH):
+        x, lengths = _random_x(rng, spec, 1, size), np.ones(size, np.int32)
+        read = np.zeros(size, np.int64)
+        times = []
+        for _ in range(REPEATS):
+            start_ns = time.perf_counter_ns()
+            kernel.run(x, lengths, read, write[:size])
+            times.append(time.perf_counter_ns() - start_ns)
+        fastest.append(min(times))
+    pool.give(write)
+    return fastest[0], max(0, fastest[1] - fastest[0]) // (BATCH - 1)

@@ -1,0 +1,1 @@
+"""The order of steps: what waits, what runs together, what settles. Pure; knows no store."""

@@ -1,0 +1,103 @@
+"""Owns exactly-once: what a numbered step means to its session. Pure.
+
+A session answers one number from its record, the last applied one. A number that is still pending
+is joined; an old one, a gap and another input under the same number are told apart, because each
+asks something else of the client.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lstmserve.engine.schedule.step import Output, Step
+from lstmserve.engine.schedule.turns import SessionTurns
+from lstmserve.engine.table import SavedReply, SessionTable
+from lstmserve.errors import ServeError, StepGap, StepPayloadMismatch, StepSuperseded
+
+
+class Numbering:
+    """Writes the table's `digest` and `replies`; knows who waits for somebody else's step."""
+
+    def __init__(self, table: SessionTable, turns: SessionTurns, reply_bytes_max: int) -> None:
+        self._table = table
+        self._turns = turns
+        self._reply_bytes_max = reply_bytes_max
+        self._followers: dict[tuple[int, int], list[Step]] = {}
+
+    def accept(self, step: Step) -> bool:
+        """Whether a numbered step is the next one and must run.
+
+        If not, it was answered from the record (its sink was told), or has joined the pending step
+        of its number. Raises StepGap, StepSuperseded, StepPayloadMismatch.
+        """
+        table, row, number = self._table, step.row, step.number
+        last = int(table.step[row])
+        pending = int(table.pending[row])
+        if number == last + pending + 1:
+            return True
+        if number > last + pending:
+            raise StepGap(
+                f"step {number} came before step {last + pending + 1}",
+                metadata={"expected_step": str(last + pending + 1)},
+            )
+        if number > last:
+            self._check_same(step, self._turns.pending_digest(row, number - last - 1))
+            self._followers.setdefault((row, number), []).append(step)
+            return False
+        if number < last or not table.digest[row]:
+            raise _superseded(number, last)
+        self._check_same(step, int(table.digest[row]))
+        self._answer(step)
+        return False
+
+    def save(self, row: int, digest: int, y: Output) -> None:
+        """The step that was just applied, y [t, O]; 0 for one without a number, which has none."""
+        size = 4 * y.size
+        is_kept = digest and size <= self._reply_bytes_max
+        self._table.digest[row] = digest
+        self._table.replies[row] = SavedReply(len(y), y.tobytes()) if is_kept else None
+
+    @property
+    def has_followers(self) -> bool:
+        """Whether anybody has joined a pending step."""
+        return bool(self._followers)
+
+    def is_followed(self, row: int) -> bool:
+        """Whether somebody joined the session's first pending step: it must not be cancelled."""
+        return (row, int(self._table.step[row]) + 1) in self._followers
+
+    def applied(self, row: int) -> None:
+        """The first pending step was applied and saved: those who joined it are answered."""
+        number = int(self._table.step[row])
+        for follower in self._followers.pop((row, number), ()):
+            try:
+                self._answer(follower)
+            except StepSuperseded as error:
+                follower.sink.failed(follower, error)
+
+    def failed(self, row: int, number: int, error: ServeError) -> None:
+        """A pending step was not applied; nor, then, are those who joined it."""
+        for follower in self._followers.pop((row, number), ()):
+            follower.sink.failed(follower, error)
+
+    def _check_same(self, step: Step, digest: int) -> None:
+        if digest != step.digest:
+            raise StepPayloadMismatch(
+                f"step {step.number} was sent before with another input", field="step"
+            )
+
+    def _answer(self, step: Step) -> None:
+        saved = self._table.replies[step.row]
+        if saved is None:
+            raise _superseded(step.number, int(self._table.step[step.row]))
+        y = np.frombuffer(saved.y, np.float32).reshape(saved.length, -1)
+        step.replay(y)
+        step.durable_step = int(self._table.durable_step[step.row])
+        step.sink.applied(step)
+
+
+def _superseded(number: int, last: int) -> StepSuperseded:
+    return StepSuperseded(
+        f"step {number} was applied and its reply is no longer held; the last is {last}",
+        metadata={"last_step": str(last)},
+    )

@@ -1,0 +1,186 @@
+"""Owns the order of one model's steps: what waits, what runs together, what settles. Pure.
+
+No clock, no I/O, no await: time is an argument. Sinks and `on_idle` are called from here.
+
+A session's steps run one after the other because the session is in the ready queue at most once,
+and never while in flight; its other steps wait inside it. A batch reads the sessions' slots and
+writes spare ones; settling flips the index. Until then nothing has happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lstmserve.config import Config
+from lstmserve.engine.compute.pool import ZERO, Pool
+from lstmserve.engine.schedule.batch import Batch, Part
+from lstmserve.engine.schedule.block import Block, BlockRow
+from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.schedule.queues import Entry, ReadyQueues, length_class
+from lstmserve.engine.schedule.settlement import Settlement
+from lstmserve.engine.schedule.step import NO_ROW, Step
+from lstmserve.engine.schedule.turns import SessionTurns
+from lstmserve.engine.table import Index, SessionTable
+from lstmserve.errors import Cancelled, DeadlineExpired, Overloaded, ServeError
+
+RETRY_S = 0.05
+
+
+class Scheduler:
+    """`on_idle(row)` is called when a session that is no longer open has no step left;
+    `on_moved(row)` when the store says that another server has it, or its answer was lost.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: SessionTable,
+        pool: Pool,
+        on_idle: Callable[[int], None],
+        on_moved: Callable[[int], None],
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._pool = pool
+        self._ready = ReadyQueues(config, pool)
+        self._turns = SessionTurns(table, on_idle)
+        self._numbering = Numbering(table, self._turns, config.reply_bytes_max)
+        self._settlement = Settlement(
+            table, pool, self._ready, self._turns, self._numbering, on_moved
+        )
+        self.in_flight_steps = 0  # scheduled and not settled
+
+    def __repr__(self) -> str:
+        return (
+            f"Scheduler(pending={self.pending_steps}, ready={len(self._ready)}, "
+            f"in_flight={self.in_flight_steps})"
+        )
+
+    @property
+    def pending_steps(self) -> int:
+        """Accepted and not settled, the sequences of Predict too."""
+        return self._turns.pending_steps + self._turns.pending_sequences
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether schedule() would find anything."""
+        return len(self._ready) > 0
+
+    def submit(self, step: Step) -> None:
+        """Accepts a step, or answers a repeated one.
+
+        Raises Overloaded; for a numbered step StepGap, StepSuperseded, StepPayloadMismatch.
+        """
+        if step.digest and not self._numbering.accept(step):
+            return
+        if step.row == NO_ROW:
+            # Predict fills a queue of its own, so that it never refuses a session its step.
+            self._check_room(1, self._turns.pending_sequences)
+        else:
+            self._check_room(1, self._turns.pending_steps)
+            self._check_session(int(self._table.pending[step.row]))
+        if self._turns.enter(step):
+            self._ready.push_step(step)
+
+    def submit_block(self, block: Block) -> None:
+        """Accepts a block: idle sessions with short steps as columns, the others step by step.
+
+        Raises Overloaded, and then nothing of it is accepted.
+        """
+        self._check_room(block.rows.size, self._turns.pending_steps)
+        pending = self._table.pending[block.rows]
+        self._check_session(int(pending.max()))
+        as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
+        if block.is_numbered:
+            as_columns &= block.numbers == self._table.step[block.rows] + 1
+        if as_columns.all() and int(block.lengths.max()) == 1:
+            self._submit_part(Part(block, np.arange(block.rows.size)))
+            return
+        classes = np.array([length_class(int(length)) for length in block.lengths])
+        for index in np.unique(classes[as_columns]):
+            self._submit_part(Part(block, np.flatnonzero(as_columns & (classes == index))))
+        for i in np.flatnonzero(~as_columns):
+            row = BlockRow(block, int(i))
+            try:
+                self.submit(row.step)
+            except ServeError as error:
+                row.failed(row.step, error)
+
+    def schedule(self, now_ns: int) -> Batch | None:
+        """The next batch, in flight until settle(); None when nothing is ready."""
+        while entries := self._ready.pop(self._pool.free_count):
+            batch = Batch()
+            for entry in entries:
+                if (error := self._give_up(entry, now_ns)) is not None:
+                    self._settlement.fail(entry, error, now_ns)
+                else:
+                    batch.add(entry, now_ns)
+            if batch.steps or batch.parts:
+                self._seal(batch)
+                return batch
+        return None
+
+    def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
+        """Ends a batch by its outcomes. Replies are given, successors made ready."""
+        self.in_flight_steps -= batch.size
+        self._settlement.settle(batch, now_ns, compute_ns)
+
+    def _check_room(self, count: int, pending: int) -> None:
+        limit = self._config.pending_steps_max
+        if pending + count > limit:
+            raise Overloaded(f"{pending} steps are waiting, the limit is {limit}", retry_s=RETRY_S)
+
+    def _check_session(self, pending: int) -> None:
+        limit = self._config.session_pending_max
+        if pending >= limit:
+            raise Overloaded(
+                f"{pending} steps of the session are waiting, the limit is {limit}: "
+                "read its replies before you send more",
+                retry_s=RETRY_S,
+            )
+
+    def _submit_part(self, part: Part) -> None:
+        digests = part.block.digests
+        self._turns.enter_rows(part.rows, None if digests is None else digests[part.indices])
+        self._ready.push_part(part)
+
+    def _seal(self, batch: Batch) -> None:
+        batch.seal(self._config.slice_rows_max)
+        slots = self._table.slot
+        singles = [s.scratch or (ZERO if s.row == NO_ROW else slots[s.row]) for s in batch.steps]
+        batch.read = np.concatenate(
+            [np.array(singles, np.int64), *(slots[part.rows] for part in batch.parts)]
+        )
+        batch.write = self._pool.take(batch.size)
+        self.in_flight_steps += batch.size
+
+    def fail_all(self, error: ServeError, now_ns: int) -> None:
+        """Ends every step that is not in flight."""
+        for entry in self._ready.drain():
+            self._settlement.fail(entry, error, now_ns)
+
+    def _give_up(self, entry: Entry, now_ns: int) -> ServeError | None:
+        """Why an entry whose turn has come is not computed, or None."""
+        if isinstance(entry, Part):
+            is_cancelled, deadline_ns = entry.block.is_cancelled, entry.block.deadline_ns
+            rows = entry.rows.tolist() if is_cancelled else []
+        else:
+            is_cancelled = entry.is_cancelled
+            deadline_ns = 0 if entry.done else entry.deadline_ns
+            rows = [entry.row]
+        if is_cancelled and not any(self._numbering.is_followed(row) for row in rows):
+            return Cancelled("the caller went away before the step was computed")
+        if deadline_ns and now_ns > deadline_ns:
+            return DeadlineExpired("the deadline passed before the step was computed")
+        return None
+
+    def check_integrity(self, rows: Index) -> None:
+        """For tests and idle moments: `rows` are this model's used rows of the table."""
+        self._turns.check_integrity()
+        held = [step.scratch for step in self._ready.steps() if step.scratch]
+        assert self.in_flight_steps == 0, "check when nothing is in flight"
+        self._pool.check_integrity(
+            np.concatenate([self._table.slot[rows], np.array(held, np.int64)])
+        )

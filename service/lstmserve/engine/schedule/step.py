@@ -1,0 +1,116 @@
+"""Owns what a step is while it waits and runs: its input, its progress, and who gets the reply."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.errors import ServeError
+
+Input = npt.NDArray[Any]
+"""x float32 [T, I], or tokens int64 [T]."""
+Output = npt.NDArray[np.float32]
+
+NO_ROW = -1
+
+
+class Sink(Protocol):
+    """Who gets a step's end; called exactly once per step, on the loop's thread; must not raise."""
+
+    def applied(self, step: Step) -> None:
+        """`step.y` and its times are final; `step.state_slot` may be read during the call."""
+
+    def failed(self, step: Step, error: ServeError) -> None:
+        """Nothing was applied (but for StoreTimeout, where it is unknown)."""
+
+
+class Step:
+    """One session's x [T, I], or one sequence of a Predict (row NO_ROW), from arrival to reply."""
+
+    __slots__ = (
+        "arrival_ns",
+        "compute_ns",
+        "deadline_ns",
+        "digest",
+        "done",
+        "durable_step",
+        "initial",
+        "is_cancelled",
+        "is_long",
+        "is_replayed",
+        "last_only",
+        "length",
+        "number",
+        "row",
+        "scratch",
+        "sink",
+        "start_ns",
+        "state_slot",
+        "x",
+        "y",
+    )
+
+    def __init__(
+        self,
+        row: int,
+        x: Input,
+        sink: Sink,
+        *,
+        arrival_ns: int,
+        last_only: bool = False,
+        deadline_ns: int = 0,
+        number: int = 0,
+        digest: int = 0,
+        initial: Rows | None = None,
+    ) -> None:
+        self.row = row
+        self.x = x
+        self.sink = sink
+        self.length = len(x)
+        self.last_only = last_only
+        self.deadline_ns = deadline_ns  # of the start of compute; 0: none
+        self.initial = initial  # Predict only: the state to start from, each [1, width]
+        self.arrival_ns = arrival_ns
+        self.start_ns = 0  # when its first slice ran
+        self.compute_ns = 0  # of the batches it ran in
+        self.done = 0  # time steps computed
+        self.scratch = ZERO  # holds the state after `done` time steps, between slices
+        self.state_slot = ZERO  # where the final state is, while the sink is told
+        self.number = number  # 0 until it is accepted, where the client gave none
+        self.digest = digest  # of a numbered step's input; 0: not numbered
+        self.durable_step = 0  # the session's last step that a store has, when this one settled
+        self.is_replayed = False  # answered from the record, nothing computed
+        self.y: list[Output] = []  # per slice [t, O]; the last one's last row only with last_only
+        self.is_cancelled = False
+        self.is_long = False  # may hold a scratch slot between batches
+
+    def __repr__(self) -> str:
+        return f"Step(row={self.row}, done={self.done}/{self.length})"
+
+    @property
+    def queue_ns(self) -> int:
+        """From arrival to the start of the first slice."""
+        return self.start_ns - self.arrival_ns
+
+    def add_output(self, y: Output) -> None:
+        """The next time steps' y [t, O], kept as far as the reply needs it."""
+        self.done += len(y)
+        if not self.last_only:
+            self.y.append(y)
+        elif self.done == self.length:
+            self.y.append(y[-1:])
+
+    def replay(self, y: Output) -> None:
+        """It was applied before, with this y [length, O]."""
+        self.y = [y]
+        self.is_replayed = True
+        self.start_ns = self.arrival_ns
+
+    def output(self) -> Output:
+        """y [T, O], or [1, O] with last_only."""
+        if len(self.y) > 1:
+            self.y = [np.concatenate(self.y)]
+        return self.y[0]

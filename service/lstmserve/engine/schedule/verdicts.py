@@ -1,0 +1,60 @@
+"""Owns what is told of steps that were not applied. Pure; knows neither table nor queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lstmserve.engine.schedule.batch import Outcome
+from lstmserve.engine.schedule.step import Step
+from lstmserve.errors import (
+    Fenced,
+    ModelError,
+    PredecessorFailed,
+    ServeError,
+    SessionReplaced,
+    StepGap,
+    StoreFull,
+    StoreUnavailable,
+)
+
+
+def fenced() -> Fenced:
+    """Nothing was applied here; a repeat finds the session where it is now."""
+    return Fenced("another server has this session now: repeat the step", retry_s=0.0)
+
+
+def failure(outcome: int) -> ServeError | None:
+    """Why a row with this outcome is not applied; None: it is."""
+    if outcome == Outcome.APPLIED:
+        return None
+    if outcome == Outcome.NOT_STORED:
+        return StoreUnavailable("the store did not take this step: repeat it", retry_s=1.0)
+    if outcome == Outcome.STORE_FULL:
+        return StoreFull("the store is full; the session is as it was before")
+    return ModelError("the model failed on this step; the session is as it was before")
+
+
+def behind(
+    error: ServeError, is_moved: bool, is_alone: bool, expected: int
+) -> Callable[[Step], ServeError]:
+    """What those are told who waited behind a step that ended with `error`.
+
+    Who has the session alone is certain that it waits for step `expected`. With a store it may
+    have gone on elsewhere: a repeat is told at the door, where the store is asked.
+    """
+
+    def reason(step: Step) -> ServeError:
+        if isinstance(error, SessionReplaced):
+            return error
+        if is_moved:
+            return fenced()
+        if not step.digest:
+            return PredecessorFailed("an earlier step of the session was not applied")
+        if not is_alone:
+            return Fenced("an earlier step was not applied: repeat this one", retry_s=0.0)
+        return StepGap(
+            f"an earlier step was not applied: send step {expected} again",
+            metadata={"expected_step": str(expected)},
+        )
+
+    return reason

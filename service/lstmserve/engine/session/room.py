@@ -1,0 +1,97 @@
+"""Owns who leaves so that others fit: sessions whose time ran out, and idle ones a store has.
+
+Without a store only expiry makes room; with one the pool is a cache: the idle longest moves out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lstmserve.engine.clock import Now
+from lstmserve.engine.memory import SECOND_NS
+from lstmserve.engine.model import Model
+from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.table import SessionTable
+from lstmserve.errors import ModelNotSteppable, Quota, SessionLimit
+
+SWEEP_ROWS = 1 << 16
+FULL_SWEEP_NS = SECOND_NS // 10
+EVICTED_PART = 100  # one in so many leaves at once, so that looking for them costs little
+
+
+class Room:
+    """`may_evict`: whether a store has every session whose durable_step is its step."""
+
+    def __init__(self, table: SessionTable, sessions: Sessions, may_evict: bool) -> None:
+        self._table = table
+        self._sessions = sessions
+        self._may_evict = may_evict
+        self._sweep_row = 0
+        self._full_sweep_ns = 0
+
+    def make(self, model: Model, now: Now, replaced: int | None = None) -> None:
+        """Room for one more session, which may be in place of the session `replaced`.
+
+        Raises SessionLimit, ModelNotSteppable.
+        """
+        if model.pool is None:
+            raise ModelNotSteppable(
+                f"{model.name} is bidirectional: it reads whole sequences, use Predict"
+            )
+        is_making_room = (
+            replaced is not None
+            and self._sessions.model_of(replaced) is model
+            and not self._table.pending[replaced]
+        )
+        if is_making_room:
+            return  # before anybody is evicted: it could be the replaced one itself
+        if model.sessions >= model.sessions_max:
+            self._sweep_all(now)
+        if model.sessions >= model.sessions_max and self._may_evict:
+            self._evict(model)
+        if model.sessions >= model.sessions_max:
+            raise SessionLimit(
+                f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
+                "close some, wait for idle ones to expire, or start the server with more "
+                "--pool-bytes",
+                retry_s=1.0,
+            )
+
+    def check_tenant(self, tenant: str, sessions_max: int | None, now: Now) -> None:
+        """Whether the tenant may have one more. Raises Quota; to wait helps nothing, to close does.
+
+        Sessions that moved out to a store do not count: they take no room here.
+        """
+        if sessions_max is None or self._table.count_of(tenant) < sessions_max:
+            return
+        self._sweep_all(now)
+        if self._table.count_of(tenant) >= sessions_max:
+            raise Quota(f"your limit is {sessions_max} sessions, and so many are open: close some")
+
+    def _sweep_all(self, now: Now) -> None:
+        """Not for every one who is refused."""
+        if now.monotonic_ns >= self._full_sweep_ns:
+            self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS
+            self.sweep(now, self._table.rows)
+
+    def sweep(self, now: Now, rows: int = SWEEP_ROWS) -> int:
+        """Ends what expired among the next `rows` rows, and returns how many did."""
+        start = self._sweep_row if rows < self._table.rows else 0
+        stop = min(start + rows, self._table.rows)
+        self._sweep_row = stop if stop < self._table.rows else 0
+        expired = self._table.idle_before(now.monotonic_ns, start, stop)
+        for row in expired:
+            self._sessions.expire(int(row), now)
+        self._sessions.sweep_endings(now)
+        return expired.size
+
+    def _evict(self, model: Model) -> None:
+        """The sessions of the model that are idle longest; the store has them."""
+        table = self._table
+        idle = table.evictable(model.index)
+        if not idle.size:
+            return
+        count = min(idle.size, max(1, model.sessions_max // EVICTED_PART))
+        rested_ns = table.expiry_ns[idle] - table.ttl_ns[idle]
+        for row in idle[np.argpartition(rested_ns, count - 1)[:count]]:
+            self._sessions.detach(int(row), "evicted")

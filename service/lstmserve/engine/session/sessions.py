@@ -1,0 +1,199 @@
+"""Owns who a session is: its id, its life from open to end, what is told about one that is gone.
+
+Synchronous; times are arguments. Steps are the scheduler's; this only starts and ends sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lstmserve.config import Config
+from lstmserve.engine.clock import Now
+from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.engine.model import Model
+from lstmserve.engine.session.endings import Ending, Endings, Tombstone
+from lstmserve.engine.table import (
+    CLOSING,
+    DETACHED,
+    MOVED,
+    NOT_STORED,
+    OPEN,
+    SavedReply,
+    SessionTable,
+)
+from lstmserve.errors import SessionClosed, SessionReplaced
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a session starts from: pool rows [1, width] (None: zeros) and the step they are at.
+
+    The other fields are those of a session that a store had; 0 and None for one that is new.
+    """
+
+    source: str = "new"  # new, import, fork, load: the label of lstm_sessions_opened_total
+    rows: Rows | None = None
+    step: int = 0
+    incarnation: int = 0
+    epoch: int = 0
+    open_time_ns: int = 0
+    digest: int = 0
+    reply: SavedReply | None = None
+
+
+class Sessions:
+    """Writes the table's keys, phases, incarnations and TTLs, and the models' session counts."""
+
+    def __init__(
+        self, config: Config, table: SessionTable, models: Sequence[Model], boot_id: str
+    ) -> None:
+        self._table = table
+        self._models = models
+        self._endings = Endings(config, boot_id)
+        self._incarnation = 0
+        self._closers: dict[int, list[Callable[[int], None]]] = {}
+
+    def find(self, key: str, incarnation: int, now: Now) -> int:
+        """The row of an open session. Raises SessionNotFound, SessionLost, SessionExpired,
+        SessionClosed, SessionReplaced."""
+        row = self._table.find(key)
+        if row is None:
+            raise self._endings.error(key, incarnation, now.monotonic_ns)
+        self._check_incarnation(row, incarnation)
+        if self._table.phase[row] == CLOSING:
+            raise SessionClosed("the session was closed")
+        if self.is_expired(row, now):
+            self._end(row, "expired", now)
+            raise self._endings.error(key, incarnation, now.monotonic_ns)
+        return row
+
+    def _check_incarnation(self, row: int, incarnation: int) -> None:
+        actual = int(self._table.incarnation[row])
+        if incarnation not in (0, actual):
+            raise SessionReplaced(
+                "this id was opened again; the session you had has ended",
+                metadata={"incarnation": str(actual)},
+            )
+
+    def find_any(self, key: str, now: Now) -> int | None:
+        """The row under this key, also one that is closing; None when there is none."""
+        row = self._table.find(key)
+        if row is not None and self.is_expired(row, now):
+            self._end(row, "expired", now)
+            return None
+        return row
+
+    def model_of(self, row: int) -> Model:
+        """The session's model."""
+        return self._models[int(self._table.model[row])]
+
+    def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
+        """A session under a key that has none, of a model that has room (see Room)."""
+        assert model.pool is not None
+        table = self._table
+        row = table.add(key)
+        model.sessions += 1
+        table.model[row] = model.index
+        table.incarnation[row] = start.incarnation or self._next_incarnation(now)
+        table.epoch[row] = start.epoch
+        table.step[row] = start.step
+        table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
+        table.digest[row], table.replies[row] = start.digest, start.reply
+        table.ttl_ns[row] = ttl_ns
+        table.expiry_ns[row] = now.monotonic_ns + ttl_ns
+        table.open_time_ns[row] = start.open_time_ns or now.wall_ns
+        if start.rows is not None:
+            table.slot[row] = model.pool.take_one()
+            model.pool.write(table.slot[row : row + 1].copy(), start.rows)
+        self._endings.forget(key)
+        model.metrics.opened(start.source)
+        return row
+
+    def state(self, row: int) -> Rows:
+        """The rows [1, width] after the last applied step; it never waits."""
+        pool = self.model_of(row).pool
+        assert pool is not None
+        return pool.read(self._table.slot[row : row + 1].copy())
+
+    def close(self, key: str, incarnation: int, now: Now, on_closed: Callable[[int], None]) -> None:
+        """Ends a session after its pending steps; on_closed(step) is called then, or at once.
+
+        Twice is fine. Raises what find() raises for a session that was never closed.
+        """
+        row = self._table.find(key)
+        if row is None:
+            on_closed(self._endings.closed_step(key, incarnation, now.monotonic_ns))
+            return
+        self._check_incarnation(row, incarnation)
+        if self._table.phase[row] == OPEN:
+            self.find(key, incarnation, now)
+            self._table.phase[row] = CLOSING
+        self._closers.setdefault(row, []).append(on_closed)
+        if not self._table.pending[row]:
+            self.on_idle(row, now)
+
+    def detach(self, row: int, reason: str) -> None:
+        """Frees the id without a word: it was replaced, evicted, or is another server's now.
+
+        Pending steps end as the settlement says, and only then the row is spare.
+        """
+        self._announce_closed(row)
+        self._table.detach(row, DETACHED if reason == "replaced" else MOVED)
+        self.model_of(row).metrics.closed(reason)
+        if not self._table.pending[row]:
+            self._release(row)
+
+    def has_expired(self, key: str, incarnation: int, epoch: int, now: Now) -> bool:
+        """Whether this life of the id ended here by its TTL, and nobody has taken it since."""
+        return self._endings.has_expired(key, incarnation, epoch, now.monotonic_ns)
+
+    def expire(self, row: int, now: Now) -> None:
+        """Ends an idle session whose time ran out."""
+        self._end(row, "expired", now)
+
+    def on_idle(self, row: int, now: Now) -> None:
+        """A session that is no longer open has no step left."""
+        if self._table.phase[row] >= DETACHED:
+            self._release(row)
+        else:
+            self._end(row, "closed", now)
+
+    def sweep_endings(self, now: Now) -> None:
+        """Forgets who ended too long ago."""
+        self._endings.sweep(now.monotonic_ns)
+
+    def _next_incarnation(self, now: Now) -> int:
+        """Microseconds of the wall clock, but never twice."""
+        self._incarnation = max(self._incarnation + 1, now.wall_ns // 1000)
+        return self._incarnation
+
+    def _end(self, row: int, ending: Ending, now: Now) -> None:
+        table = self._table
+        model = self.model_of(row)
+        tombstone = Tombstone(
+            int(table.incarnation[row]), ending, int(table.step[row]), int(table.epoch[row])
+        )
+        self._announce_closed(row)
+        key = table.detach(row)
+        self._endings.put(key, tombstone, now.monotonic_ns)
+        model.metrics.closed("client" if ending == "closed" else "expired")
+        self._release(row)
+
+    def is_expired(self, row: int, now: Now) -> bool:
+        """Whether its time ran out, though it is still here."""
+        table = self._table
+        is_idle = table.phase[row] == OPEN and not table.pending[row]
+        return bool(is_idle and table.expiry_ns[row] <= now.monotonic_ns)
+
+    def _announce_closed(self, row: int) -> None:
+        for on_closed in self._closers.pop(row, ()):
+            on_closed(int(self._table.step[row]))
+
+    def _release(self, row: int) -> None:
+        model = self.model_of(row)
+        assert model.pool is not None
+        model.pool.give_one(int(self._table.slot[row]))
+        self._table.slot[row] = ZERO
+        self._table.release(row)
+        model.sessions -= 1

@@ -1,0 +1,122 @@
+"""Owns who a caller is, by its metadata alone, before anything of its request is read.
+
+One door a port: anyone, bearers of a token, or the operator. On the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from lstmserve import tokens
+from lstmserve.engine.clock import Now
+from lstmserve.engine.memory import SECOND_NS
+from lstmserve.errors import AdminOnly, BadToken, Malformed
+from lstmserve.server.access.reloading import BadFile, Reloading, read_bytes
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.tokens import BadTokens, Limits, Tokens
+
+TENANT_KEY: Final = "x-lstmserve-tenant"
+_AUTHORIZATION: Final = "authorization"
+_SCHEME: Final = b"bearer "
+_RELOAD_NS: Final = SECOND_NS
+_NOBODY: Final = (bytes(32), "")  # no token has this digest
+
+
+class Call(Protocol):
+    """What a door looks at."""
+
+    def invocation_metadata(self) -> Any:
+        """Pairs of a key and its value, str or bytes; None for none."""
+
+
+class Door(Protocol):
+    """Where a port's callers come in."""
+
+    def tenant(self, call: Call) -> Tenant:
+        """Who calls. Raises BadToken, AdminOnly, Malformed."""
+
+
+class OpenDoor:
+    """Without --tokens: all callers are one tenant, whose name is empty."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._tenant = Tenant("", limits)
+
+    def tenant(self, call: Call) -> Tenant:
+        """The one tenant."""
+        return self._tenant
+
+
+class TokenDoor:
+    """Tenants by bearer token, of a file that is looked at again when it changed.
+
+    `limits` are those of a tenant for which the file has none. Raises BadFile.
+    """
+
+    def __init__(self, path: Path, limits: Limits, clock: Callable[[], Now]) -> None:
+        self._path = path
+        self._limits = limits
+        self._clock = clock
+        self._file = Reloading([path], self._load)
+        self._looked_ns = clock().monotonic_ns
+        self._tenants: dict[str, Tenant] = {}
+        self._known: dict[bytes, tuple[bytes, str]] = {}
+        self._take()
+
+    def tenant(self, call: Call) -> Tenant:
+        """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
+        self._look()
+        sent, is_admin = b"", False
+        for key, value in call.invocation_metadata() or ():
+            if key == _AUTHORIZATION:
+                sent = value.encode() if isinstance(value, str) else value
+            elif key == TENANT_KEY:
+                is_admin = True
+        # The dict compares hashes of digests, keyed anew in every process: no time depends on
+        # how much of a token is right.
+        digest = tokens.digest(sent[len(_SCHEME) :])
+        expected, name = self._known.get(digest, _NOBODY)
+        is_known = hmac.compare_digest(digest, expected)
+        if not (is_known and sent[: len(_SCHEME)].lower() == _SCHEME):
+            raise BadToken("the call needs a valid token: metadata authorization: Bearer TOKEN")
+        if is_admin:
+            raise AdminOnly(f"{TENANT_KEY} is for the operator's port (--admin)")
+        return self._tenants[name]
+
+    def _look(self) -> None:
+        now_ns = self._clock().monotonic_ns
+        if now_ns - self._looked_ns >= _RELOAD_NS:
+            self._looked_ns = now_ns
+            if self._file.refresh():
+                self._take()
+
+    def _load(self) -> Tokens:
+        try:
+            return tokens.parse(read_bytes("--tokens", self._path).decode())
+        except UnicodeDecodeError as error:
+            raise BadFile(f"--tokens {self._path}: not a text file") from error
+        except BadTokens as error:
+            raise BadFile(f"--tokens {self._path}: {error}") from error
+
+    def _take(self) -> None:
+        """What a tenant uses outlives the file's versions."""
+        file = self._file.value
+        self._known = {digest: (digest, name) for digest, name in file.tenants.items()}
+        for name, limits in file.limits.items():
+            tenant = self._tenants.setdefault(name, Tenant(name, limits))
+            tenant.limits = limits.over(self._limits)
+
+
+class AdminDoor:
+    """The operator acts as any tenant, the one that the call's metadata names, without limits."""
+
+    def tenant(self, call: Call) -> Tenant:
+        """The tenant that the operator acts as. Raises Malformed."""
+        metadata = call.invocation_metadata() or ()
+        name = next((value for key, value in metadata if key == TENANT_KEY), "")
+        if name and not tokens.TENANT.fullmatch(name):
+            raise Malformed(f"{TENANT_KEY} is no tenant's name")
+        return Tenant(name, Limits())

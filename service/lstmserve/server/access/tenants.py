@@ -1,0 +1,129 @@
+"""Owns what a tenant may use of this server, and counts what it does. Knows no token, no wire.
+
+On the event loop's thread; times are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lstmserve.engine.keys import session_key
+from lstmserve.engine.memory import SECOND_NS
+from lstmserve.engine.schedule.block import Block, BlockSink
+from lstmserve.engine.schedule.step import Sink, Step
+from lstmserve.engine.table import Index
+from lstmserve.errors import Quota, ServeError
+from lstmserve.tokens import Limits
+
+RETRY_S = 0.05
+
+
+class Tenant:
+    """One caller's name and use. `limits` may be replaced at any time."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name = name
+        self.limits = limits
+        self.pending_steps = 0
+        self._rows = Allowance()
+
+    def key(self, session_id: str, field: str = "session_id") -> str:
+        """The session table's key of this tenant's session. Raises BadSessionId, of the field."""
+        return session_key(self.name, session_id, field)
+
+    def check(self, steps: int, rows: int, now_ns: int) -> None:
+        """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.
+
+        A repeat of a numbered step is not new: it was accepted before, and "nothing was applied",
+        which Quota means, would be a lie about it.
+        """
+        limit = self.limits.pending_steps_max
+        if limit is not None and self.pending_steps + steps > limit:
+            raise Quota(
+                f"{self.pending_steps} of your steps are waiting, your limit is {limit}",
+                retry_s=RETRY_S,
+            )
+        if self.limits.rows_per_s is not None:
+            self._rows.take(rows, self.limits.rows_per_s, now_ns)
+
+    def check_block(self, block: Block, accepted: Index) -> None:
+        """check() of a block; `accepted` [N] are the last steps that its sessions were given."""
+        lengths = block.lengths
+        if block.is_numbered:
+            lengths = lengths[block.numbers > accepted]
+        if lengths.size:
+            self.check(lengths.size, int(lengths.sum()), block.arrival_ns)
+
+    @contextmanager
+    def using(self, steps: int) -> Iterator[None]:
+        """Counts steps in and out."""
+        self.pending_steps += steps
+        try:
+            yield
+        finally:
+            self.pending_steps -= steps
+
+    def counted(self, sink: Sink) -> Counted:
+        """A sink that also counts the step out; whoever submits it counts it in."""
+        return Counted(self, sink)
+
+    def counted_block(self, sink: BlockSink) -> CountedBlock:
+        """The same for a block."""
+        return CountedBlock(self, sink)
+
+
+class Counted:
+    """Tells the tenant, then the sink."""
+
+    __slots__ = ("_sink", "_tenant")
+
+    def __init__(self, tenant: Tenant, sink: Sink) -> None:
+        self._tenant = tenant
+        self._sink = sink
+
+    def applied(self, step: Step) -> None:
+        """One step less."""
+        self._tenant.pending_steps -= 1
+        self._sink.applied(step)
+
+    def failed(self, step: Step, error: ServeError) -> None:
+        """One step less."""
+        self._tenant.pending_steps -= 1
+        self._sink.failed(step, error)
+
+
+class CountedBlock:
+    """Tells the tenant, then the sink."""
+
+    __slots__ = ("_sink", "_tenant")
+
+    def __init__(self, tenant: Tenant, sink: BlockSink) -> None:
+        self._tenant = tenant
+        self._sink = sink
+
+    def settled(self, block: Block) -> None:
+        """All its steps less."""
+        self._tenant.pending_steps -= block.rows.size
+        self._sink.settled(block)
+
+
+class Allowance:
+    """Rows of one second, refilled evenly; it starts full.
+
+    More rows than it ever holds are let through when it is full, and are paid off afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._rows = float("inf")
+        self._at_ns = 0
+
+    def take(self, rows: int, rows_per_s: int, now_ns: int) -> None:
+        """Takes rows out. Raises Quota with the time after which they would be there."""
+        refill = (now_ns - self._at_ns) * rows_per_s / SECOND_NS
+        self._rows = min(self._rows + refill, rows_per_s)
+        self._at_ns = now_ns
+        missing = min(rows, rows_per_s) - self._rows
+        if missing > 0:
+            raise Quota(f"your limit is {rows_per_s} rows a second", retry_s=missing / rows_per_s)
+        self._rows -= rows

@@ -1,0 +1,151 @@
+"""Translates Step, and what StepStream has in common with it. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lstmserve.engine import Engine
+from lstmserve.engine.schedule.digest import digest
+from lstmserve.engine.schedule.step import Sink, Step
+from lstmserve.errors import BadStep, Malformed, ServeError
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
+from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.status import code
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+MILLISECOND_NS = 1_000_000
+
+
+class StepCalls:
+    """The unary handler; one for all calls."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+
+    async def step(self, request: pb.StepRequest, tenant: Tenant) -> pb.StepResponse:
+        """A step that is cancelled before its last slice runs has not happened."""
+        reply = _Reply(asyncio.get_running_loop().create_future())
+        try:
+            step = await self.submit(tenant, request, request.session_id, reply)
+        except ServeError as error:
+            self.count_failed("Step", None, error)
+            raise
+        try:
+            await reply.future
+        except asyncio.CancelledError:
+            step.is_cancelled = True
+            raise
+        except ServeError as error:
+            self.count_failed("Step", step, error)
+            raise
+        self.count_applied("Step", step)
+        return self.response(step, request.tag)
+
+    async def submit(
+        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink
+    ) -> Step:
+        """Checks the request and hands it to the engine. Raises ServeError.
+
+        Waits only for a store: to bring the session here, or to be certain of a refusal.
+        """
+        lives = self._engine.lives
+        if lives.has_store:
+            await lives.bring(tenant.key(session_id), request.incarnation, request.step)
+        return self._submit(tenant, request, session_id, sink)
+
+    def _submit(self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
+        engine = self._engine
+        now = engine.clock()
+        is_numbered = request.HasField("step")
+        if is_numbered:
+            check_number(request.step, request.incarnation)
+        if request.timeout_ms < 0:
+            raise Malformed("timeout_ms is negative", field="timeout_ms")
+        row = engine.sessions.find(tenant.key(session_id), request.incarnation, now)
+        model = engine.model_of(row)
+        length = request.length or 1
+        check_length(length, engine.config.length_max)
+        x = input_rows(model.spec, request.x, request.tokens, length)
+        check_finite(x, "x")
+        height = 1 if request.last_only else length
+        check_reply(height, model.spec.output_size, engine.config.message_bytes_max, "length")
+        arrival_ns = now.monotonic_ns
+        if not (is_numbered and request.step <= engine.table.accepted(row)):
+            tenant.check(1, length, arrival_ns)
+        step = Step(
+            row,
+            x,
+            tenant.counted(sink),
+            arrival_ns=arrival_ns,
+            last_only=request.last_only,
+            deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
+            number=request.step,
+            digest=digest(x, request.last_only) if is_numbered else 0,
+        )
+        engine.submit(model, step)
+        tenant.pending_steps += 1
+        return step
+
+    def response(self, step: Step, tag: int) -> pb.StepResponse:
+        """The reply of an applied step."""
+        y = step.output()
+        return pb.StepResponse(
+            step=step.number,
+            replayed=step.is_replayed,
+            durable_step=step.durable_step if self._engine.lives.has_store else 0,
+            length=len(y),
+            y=y.tobytes(),
+            queue_ns=step.queue_ns,
+            compute_ns=step.compute_ns,
+            tag=tag,
+        )
+
+    def count_applied(self, method: str, step: Step) -> None:
+        """Into lstm_steps_total and the times."""
+        model = self._engine.model_of(step.row)
+        total_ns = self._engine.clock().monotonic_ns - step.arrival_ns
+        counters = self._metrics.model(model.name, model.version)
+        counters.steps(method, 1, total_ns, step.queue_ns)
+        if step.is_replayed:
+            counters.replayed()
+
+    def count_failed(self, method: str, step: Step | None, error: ServeError) -> None:
+        """One that was accepted, or None for one refused at the door, perhaps of no session."""
+        name, version = "", 0
+        if step is not None:
+            model = self._engine.model_of(step.row)
+            name, version = model.name, model.version
+        self._metrics.model(name, version).failed(method, code(error), error.reason)
+
+
+class _Reply:
+    """A unary call's sink; a caller that went away has a cancelled future."""
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+
+    def applied(self, step: Step) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def failed(self, step: Step, error: ServeError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def check_number(number: int, incarnation: int) -> None:
+    """Of a numbered step. Raises BadStep."""
+    if number < 1:
+        raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
+    if not incarnation:
+        raise BadStep(
+            "a numbered step needs its session's incarnation (OpenSession tells it)",
+            field="incarnation",
+        )
+
+
+def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
+    """Of the start of compute; 0 for none."""
+    return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0

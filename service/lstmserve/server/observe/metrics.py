@@ -1,0 +1,165 @@
+"""Owns the counts that Prometheus reads. Loop thread only; no label is ever a session id.
+
+Counted per batch, shown by exposition.py at scrape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from grpc import StatusCode
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+
+from lstmserve.server.observe import exposition
+from lstmserve.server.observe.histogram import SECONDS, SIZES, Histogram, Values
+
+NANOSECOND = 1e-9
+SOURCES = ("new", "import", "fork", "load")
+CLOSINGS = ("client", "expired", "replaced", "evicted", "moved", "drained")
+GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}
+
+Read = Callable[[Callable[[], list[Metric]]], list[Metric]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What one model's scheduler and pool hold right now; each is a count."""
+
+    pending_steps: int = 0
+    slots_used: int = 0
+    slots_spare: int = 0
+    slots_free: int = 0
+    sessions_clean: int = 0
+    sessions_dirty: int = 0
+
+
+def go_code(code: StatusCode | str) -> str:
+    """A code, or its name in capitals, as go-grpc-prometheus spells it."""
+    name = code if isinstance(code, str) else code.name
+    return GO_NAMES.get(name) or name.title().replace("_", "")
+
+
+class ModelMetrics:
+    """Counts of one model version. Arrays given to it are its own from then on."""
+
+    def __init__(self) -> None:
+        self.answered: Counter[tuple[str, str]] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter(dict.fromkeys(SOURCES, 0))
+        self.closings: Counter[str] = Counter(dict.fromkeys(CLOSINGS, 0))
+        self.replays = 0
+        self.rows = 0
+        self.padding_rows = 0
+        self.batch_size = Histogram(SIZES)
+        self.compute = Histogram(SECONDS, NANOSECOND)
+        self.total = Histogram(SECONDS, NANOSECOND)
+        self.queue = Histogram(SECONDS, NANOSECOND)
+
+    def batch(self, sessions: int, rows: int, padding_rows: int, compute_ns: int) -> None:
+        """One run of the kernel; padding rows are those computed for nobody."""
+        self.rows += rows
+        self.padding_rows += padding_rows
+        self.batch_size.observe(sessions)
+        self.compute.observe(compute_ns)
+
+    def steps(self, method: str, count: int, total_ns: Values, queue_ns: Values) -> None:
+        """Steps that were applied: one value of each time for all, or an array [count]."""
+        self.answered[method, "OK"] += count
+        self.total.observe(_each(total_ns, count))
+        self.queue.observe(_each(queue_ns, count))
+
+    def failed(self, method: str, code: StatusCode | str, reason: str, count: int = 1) -> None:
+        """Steps that were answered with an error."""
+        self.answered[method, go_code(code)] += count
+        self.errors[reason] += count
+
+    def replayed(self, count: int = 1) -> None:
+        """Steps answered from the saved reply; steps() counts them too."""
+        self.replays += count
+
+    def opened(self, source: str) -> None:
+        """A session began: new, import or fork."""
+        self.sources[source] += 1
+
+    def closed(self, reason: str, count: int = 1) -> None:
+        """Sessions ended: client, expired, replaced or drained."""
+        self.closings[reason] += count
+
+
+class Metrics:
+    """Every metric of one server, registered with `registry`.
+
+    `read` runs a function on the thread that owns the counts and returns its result; the default
+    is for a scrape on that thread itself.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, read: Read = lambda function: function()
+    ) -> None:
+        self._read = read
+        self.models: dict[tuple[str, str], ModelMetrics] = {}
+        self.gauges: dict[tuple[str, str], Callable[[], Gauges]] = {}
+        self.fingerprints: dict[tuple[str, str], str] = {}
+        self.rpcs_started: Counter[tuple[str, str]] = Counter()
+        self.rpcs_handled: Counter[tuple[str, str, str]] = Counter()
+        self.rpc_seconds: dict[tuple[str, str], Histogram] = {}
+        self.loop_lag = Histogram(SECONDS)
+        self.durable_lag_s: Callable[[], float] = lambda: 0.0
+        self.store_seconds: dict[str, Histogram] = {}
+        self.store_errors: Counter[tuple[str, str]] = Counter()
+        ProcessCollector(registry=registry)
+        registry.register(self)
+
+    def model(self, name: str, version: int) -> ModelMetrics:
+        """The counts of one model version; ("", 0) are steps whose session was not found."""
+        key = _key(name, version)
+        if key not in self.models:
+            self.models[key] = ModelMetrics()
+        return self.models[key]
+
+    def model_info(self, name: str, version: int, fingerprint: str) -> None:
+        """Shows which weights a version has."""
+        self.fingerprints[_key(name, version)] = fingerprint
+
+    def watch(self, name: str, version: int, gauges: Callable[[], Gauges]) -> None:
+        """`gauges` is called once per scrape, on the loop's thread."""
+        self.gauges[_key(name, version)] = gauges
+
+    def rpc_started(self, method: str, grpc_type: str) -> None:
+        """A call arrived; grpc_type is unary or bidi_stream."""
+        self.rpcs_started[grpc_type, method] += 1
+
+    def rpc_handled(
+        self, method: str, grpc_type: str, code: StatusCode | str, seconds: float | None = None
+    ) -> None:
+        """A call ended; seconds for unary calls only."""
+        self.rpcs_handled[grpc_type, method, go_code(code)] += 1
+        if seconds is not None:
+            if (grpc_type, method) not in self.rpc_seconds:
+                self.rpc_seconds[grpc_type, method] = Histogram(SECONDS)
+            self.rpc_seconds[grpc_type, method].observe(seconds)
+
+    def store_took(self, op: str, duration_ns: int) -> None:
+        """One call of the store: load, put or quarantine."""
+        if op not in self.store_seconds:
+            self.store_seconds[op] = Histogram(SECONDS, NANOSECOND)
+        self.store_seconds[op].observe(duration_ns)
+
+    def store_failed(self, op: str, reason: str) -> None:
+        """A call that failed, or one row of it that was refused."""
+        self.store_errors[op, reason] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry at every scrape, on the scrape's thread."""
+        return self._read(lambda: list(exposition.families(self)))
+
+
+def _key(name: str, version: int) -> tuple[str, str]:
+    return name, str(version or "")
+
+
+def _each(values: Values, count: int) -> Values:
+    return np.full(count, values) if count != 1 and np.ndim(values) == 0 else values
