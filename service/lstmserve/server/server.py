@@ -122,7 +122,7 @@ class Server:
             await self._health.set(name, HealthCheckResponse.SERVING)
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-        _quiet_collector()
+        quiet_collector()
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
         log.info(
@@ -193,7 +193,7 @@ def _read_on(loop: asyncio.AbstractEventLoop, read: Callable[[], T]) -> T:
     return asyncio.run_coroutine_threadsafe(call(), loop).result(SCRAPE_S_MAX)
 
 
-def _quiet_collector() -> None:
+def quiet_collector() -> None:
     """What lives now lives for good; what comes is freed by reference counts for the most part."""
     gc.collect()
     gc.freeze()

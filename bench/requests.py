@@ -1,0 +1,76 @@
+"""Owns the prepared messages: endless numbered steps of sessions, and what they need of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grpc
+import numpy as np
+
+from lstmserve.spec import ModelSpec
+from lstmserve.v1 import lstm_pb2_grpc
+from lstmserve.v1 import lstm_pb2 as public
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+PATH = "/lstmserve.v1.LstmService/"
+INPUTS = 64  # different x, in turn
+
+
+def open_sessions(target: str, model: str, count: int) -> list[public.Session]:
+    """New sessions, with 32 hexadecimal digits for ids."""
+    rng = np.random.default_rng()
+    with grpc.insecure_channel(target) as channel:
+        service = lstm_pb2_grpc.LstmServiceStub(channel)
+        return [
+            service.OpenSession(
+                public.OpenSessionRequest(model=model, session_id=rng.bytes(16).hex())
+            ).session
+            for _ in range(count)
+        ]
+
+
+def steps(session: public.Session, spec: ModelSpec, *, numbered: bool = True) -> Iterator[bytes]:
+    """StepRequests of one row."""
+    rows = _rows(spec, 1)
+    request = pb.StepRequest(session_id=session.id, incarnation=session.incarnation)
+    number = session.step
+    while True:
+        number += 1
+        if numbered:
+            request.step = number
+        request.x = rows[number % INPUTS]
+        yield request.SerializeToString()
+
+
+def blocks(sessions: Sequence[public.Session], spec: ModelSpec) -> Iterator[bytes]:
+    """StepManyRequests of one row each; the ids are in the first only."""
+    rows = _rows(spec, len(sessions))
+    request = pb.StepManyRequest(
+        session_ids=[session.id for session in sessions],
+        incarnations=[session.incarnation for session in sessions],
+    )
+    number = 0
+    while True:
+        number += 1
+        del request.steps[:]
+        request.steps.extend([number] * len(sessions))
+        request.x = rows[number % INPUTS]
+        yield request.SerializeToString()
+        del request.session_ids[:]
+
+
+def predictions(model: str, spec: ModelSpec, lengths: Sequence[int]) -> Iterator[bytes]:
+    """PredictRequests of these sequences."""
+    rows = _rows(spec, sum(lengths))
+    request = pb.PredictRequest(model=model, lengths=lengths)
+    number = 0
+    while True:
+        number += 1
+        request.x = rows[number % INPUTS]
+        yield request.SerializeToString()
+
+
+def _rows(spec: ModelSpec, count: int) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    shape = (INPUTS, count, spec.input_size)
+    return [x.tobytes() for x in rng.standard_normal(shape).astype(np.float32)]
