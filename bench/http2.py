@@ -36,8 +36,13 @@ class Connection:
     """
 
     def __init__(
-        self, address: tuple[str, int], path: str, messages: Iterator[bytes], *,
-        streamed: bool, window: int = 1,
+        self,
+        address: tuple[str, int],
+        path: str,
+        messages: Iterator[bytes],
+        *,
+        streamed: bool,
+        window: int = 1,
     ) -> None:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

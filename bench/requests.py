@@ -1,4 +1,4 @@
-"""Owns the prepared messages: endless numbered steps of sessions, and what they need of a server."""
+"""Owns the prepared messages: numbered steps of sessions, without end, as bytes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 
 from lstmserve.spec import ModelSpec
-from lstmserve.v1 import lstm_pb2_grpc
 from lstmserve.v1 import lstm_pb2 as public
+from lstmserve.v1 import lstm_pb2_grpc
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 PATH = "/lstmserve.v1.LstmService/"

@@ -18,7 +18,6 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.schedule.block import Block
-from lstmserve.engine.schedule.digest import digest
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.session.sessions import Start
 from lstmserve.errors import ServeError
@@ -117,7 +116,7 @@ def submit(engine: Engine, row: int, x: npt.NDArray[Any], **options: Any) -> tup
 
 def number_of(number: int, x: npt.NDArray[Any], last_only: bool = False) -> dict[str, Any]:
     """Options of submit() for a numbered step."""
-    return {"number": number, "digest": digest(x, last_only), "last_only": last_only}
+    return {"number": number, "is_numbered": True, "last_only": last_only}
 
 
 def submit_block(

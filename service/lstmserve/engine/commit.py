@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.model import Model
 from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.table import Index
 
 
 class CommitStage(Protocol):

@@ -15,12 +15,12 @@ from typing import TypeVar
 import numpy as np
 
 from lstmserve.config import Config
+from lstmserve.engine.arrays import Output
 from lstmserve.engine.clock import Clock
 from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.model import Model
 from lstmserve.engine.schedule.batch import Batch, Outcome
-from lstmserve.engine.schedule.step import Output
 from lstmserve.errors import Draining, ServeError
 
 Result = TypeVar("Result")
@@ -150,7 +150,7 @@ class Driver:
         """y [T, B, O]; rows that could not be computed are marked in the batch."""
         kernel = model.kernel
         assert kernel is not None
-        x = batch.x()
+        x = batch.inputs
 
         def work() -> Output:
             try:
@@ -164,7 +164,7 @@ class Driver:
 
     def _compute_alone(self, model: Model, batch: Batch) -> Output:
         """Row by row, so that only the bad one fails; the slots that are read are untouched."""
-        kernel, x = model.kernel, batch.x()
+        kernel, x = model.kernel, batch.inputs
         assert kernel is not None
         y = batch.no_output(model.spec.output_size)
         for i in range(batch.size):

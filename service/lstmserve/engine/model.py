@@ -81,7 +81,9 @@ class Model:
         self.index = index
         self.metrics = metrics
         if self.pool is not None:
-            self.scheduler = Scheduler(config, table, self.pool, on_idle, on_moved)
+            self.scheduler = Scheduler(
+                config, table, self.pool, self.spec.output_size, on_idle, on_moved
+            )
 
     def rows_from(self, h: State, c: State) -> Rows:
         """A client's h [L, N, state], c [L, N, H] as rows of the pool, each [N, width].

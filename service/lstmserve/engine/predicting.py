@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lstmserve.config import Config
+from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.model import Model, State
-from lstmserve.engine.schedule.step import NO_ROW, Input, Output, Step
+from lstmserve.engine.schedule.step import NO_ROW, Step
 from lstmserve.errors import ModelError, Overloaded, ServeError, TooLong
 
 RETRY_S = 0.2

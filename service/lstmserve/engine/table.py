@@ -6,14 +6,14 @@ Columns are numpy arrays [rows], so that a message of many sessions costs no Pyt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.keys import tenant_of
+from lstmserve.engine.replies import Replies
 
 FREE: Final = 0
 OPEN: Final = 1
@@ -22,17 +22,6 @@ DETACHED: Final = 3  # replaced: its id is another session's, the running step i
 MOVED: Final = 4  # another server has it, or may: as DETACHED, but its steps may be repeated
 
 NOT_STORED: Final = -1  # durable_step of a session that no store has yet
-
-Index = npt.NDArray[np.int64]
-"""Rows of the table, [N]."""
-
-
-@dataclass(frozen=True, slots=True)
-class SavedReply:
-    """The y of a session's last applied step: float32 [length, O] as bytes."""
-
-    length: int
-    y: bytes
 
 
 class SessionTable:
@@ -61,8 +50,8 @@ class SessionTable:
         self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle
         # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
         self.digest = np.zeros(rows, np.uint64)  # 0: the last step had no number
-        self.replies: list[SavedReply | None] = []
-        self.pending_digest = np.zeros(rows, np.uint64)  # of the first pending step
+        self.replies = Replies(rows)
+        self.pending_digest = np.zeros(rows, np.uint64)  # of the first pending step, of a block
         self._index: dict[str, int] = {}
         self._tenants: dict[str, int] = {}
         self._counts: list[int] = []  # by tenant: sessions that can be found
@@ -97,7 +86,6 @@ class SessionTable:
         row = self._free.take_one()
         if row == len(self.keys):
             self.keys.append(None)
-            self.replies.append(None)
         self.keys[row] = key
         self._index[key] = row
         self.tenant[row] = self.tenant_index(tenant_of(key))
@@ -123,7 +111,7 @@ class SessionTable:
         assert self.slot[row] == 0
         self.phase[row] = FREE
         self.step[row] = self.digest[row] = self.pending_digest[row] = 0
-        self.replies[row] = None
+        self.replies.save(row, None)
         self._free.give_one(row)
 
     def idle_before(self, now_ns: int, start: int, stop: int) -> Index:

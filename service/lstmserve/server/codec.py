@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from lstmserve.engine.schedule.step import Input
+from lstmserve.engine.arrays import Input
 from lstmserve.errors import BadTensor, EmptyInput, Malformed, NonFinite, TooLong
 from lstmserve.spec import ModelSpec
 

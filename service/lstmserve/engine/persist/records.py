@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.compute.pool import Rows, Slots
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
+from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.session.sessions import Start
-from lstmserve.engine.table import Index, SavedReply, SessionTable
+from lstmserve.engine.table import SessionTable
 from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
 from lstmserve.store.record import CorruptRecord, Record, Version, version_of
 
@@ -44,7 +46,7 @@ class Records:
         fingerprint = bytes.fromhex(model.fingerprint)
         records = []
         for i, row in enumerate(rows.tolist()):
-            reply = table.replies[row]
+            reply = table.replies.get(row, model.spec.output_size)
             records.append(
                 Record(
                     incarnation=int(table.incarnation[row]),
@@ -92,6 +94,8 @@ class Records:
         c = np.frombuffer(record.c, "<f4").reshape(spec.num_layers, 1, spec.hidden_size)
         reply = None
         if record.reply is not None:
+            if len(record.reply) != 4 * spec.output_size * record.reply_length:
+                raise StateCorrupt("the stored reply has the wrong size")
             reply = SavedReply(record.reply_length, record.reply)
         is_zero = record.step == 0 and not h.any() and not c.any()
         return Start(

@@ -10,10 +10,11 @@ from collections.abc import Awaitable
 
 import numpy as np
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, stepped, store_ttl_s
 from lstmserve.engine.schedule.batch import Batch, Outcome
-from lstmserve.engine.table import DETACHED, Index, SessionTable
+from lstmserve.engine.table import DETACHED, SessionTable
 from lstmserve.errors import StoreTimeout
 from lstmserve.store.record import encode
 from lstmserve.store.store import Store, Write, Written
@@ -47,8 +48,7 @@ class WriteThrough:
         records = self._records.make(model, rows, ended.slots[is_here])
         writes = []
         for column, row, record in zip(columns.tolist(), rows.tolist(), records, strict=True):
-            y = batch.numbered_output(column)
-            digest = int(self._table.pending_digest[row])
+            digest, y = batch.numbered(column)
             after = stepped(record, digest, y, self._reply_bytes_max)
             writes.append(self.write(row, encode(after)))
         return self._put(batch, columns, rows, writes)

@@ -1,7 +1,7 @@
 """Owns one batch: which slices it has, and how their arrays are put together and taken apart.
 
 At most one slice per session. Columns 0 .. len(steps)-1 are the steps', in order; then come the
-parts' columns, part after part. Arrays are the batch's own; x is time major, as the kernel wants.
+parts' columns, part after part. Arrays are the batch's own, time major, as the kernel wants.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.arrays import Digests, Index, Input, Output
 from lstmserve.engine.compute.pool import Slots
-from lstmserve.engine.schedule.block import Block
-from lstmserve.engine.schedule.step import NO_ROW, Input, Output, Step
-from lstmserve.engine.table import Index
+from lstmserve.engine.schedule.digest import digests_of_rows
+from lstmserve.engine.schedule.part import Part
+from lstmserve.engine.schedule.step import NO_ROW, Step
 
 
 class Outcome(IntEnum):
@@ -28,26 +29,6 @@ class Outcome(IntEnum):
     STORE_FULL = 3
     FENCED = 4  # another server has the session now: what is cached here is stale
     UNKNOWN = 5  # the store's answer was lost: what is cached here may be stale
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Some rows of a block, `indices` [n] into it: those of like length that wait together."""
-
-    block: Block
-    indices: Index
-
-    @property
-    def rows(self) -> Index:
-        """Their rows of the table, [n]."""
-        return self.block.rows[self.indices]
-
-    def split(self, count: int) -> tuple[Part, Part]:
-        """The first `count` rows and the others."""
-        return (
-            Part(self.block, self.indices[:count]),
-            Part(self.block, self.indices[count:]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +47,14 @@ class Batch:
     steps: list[Step] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     size: int = 0
+    rows: Index = field(init=False)  # [B] of the table; NO_ROW for a sequence of Predict
+    is_end: npt.NDArray[np.bool_] = field(init=False)  # [B]: a session's step ends with it
+    inputs: Input = field(init=False)  # x [T, B, I], or tokens [T, B]; zeros past a row's length
     lengths: npt.NDArray[np.int32] = field(init=False)  # [B]
     read: Slots = field(init=False)  # [B]
     write: Slots = field(init=False)  # [B]
     outcomes: npt.NDArray[np.uint8] = field(init=False)  # [B] of Outcome
+    y: Output = field(init=False)  # [T, B, O], once it is computed
 
     def add(self, entry: Step | Part, now_ns: int) -> None:
         """Takes the entry in; its time in the queue ends."""
@@ -83,12 +68,24 @@ class Batch:
             self.size += 1
 
     def seal(self, slice_rows_max: int) -> None:
-        """No more rows: sets `lengths` and the outcomes."""
-        steps = [min(step.length - step.done, slice_rows_max) for step in self.steps]
-        columns = [np.array(steps, np.int32)]
-        columns += [part.block.lengths[part.indices] for part in self.parts]
-        self.lengths = columns[0] if len(columns) == 1 else np.concatenate(columns)
+        """No more rows: sets `rows`, `is_end`, `lengths`, `inputs` and the outcomes."""
+        left = [step.length - step.done for step in self.steps]
+        rows = [np.array([step.row for step in self.steps], np.int64)]
+        lengths = [np.array(left, np.int32)]
+        if self.parts:
+            rows += [part.rows for part in self.parts]
+            lengths += [part.lengths for part in self.parts]
+        self.rows = np.concatenate(rows)
+        self.lengths = np.concatenate(lengths)
+        self.is_end = (self.lengths <= slice_rows_max) & (self.rows != NO_ROW)
+        np.minimum(self.lengths, slice_rows_max, out=self.lengths)
         self.outcomes = np.zeros(self.size, np.uint8)
+        self.inputs = self._inputs()
+
+    @property
+    def are_single(self) -> bool:
+        """Whether every step is of one row: its input and reply are a row of the batch's."""
+        return all(step.length == 1 for step in self.steps)
 
     @property
     def rows_count(self) -> int:
@@ -97,25 +94,32 @@ class Batch:
 
     def endings(self) -> Endings:
         """The applied rows of sessions whose step ends with this batch: what a store must have."""
-        is_end = self.outcomes == Outcome.APPLIED
-        for column, step in enumerate(self.steps):
-            if step.row == NO_ROW or step.done < step.length:
-                is_end[column] = False
-        columns = np.flatnonzero(is_end)
-        parts = [part.rows for part in self.parts]
-        rows = np.concatenate([np.array([s.row for s in self.steps], np.int64), *parts])
-        return Endings(columns, rows[columns], self.write[columns])
+        columns = np.flatnonzero(self.is_end & (self.outcomes == Outcome.APPLIED))
+        return Endings(columns, self.rows[columns], self.write[columns])
 
-    def numbered_output(self, column: int) -> Output | None:
-        """What the reply of a column's numbered step holds; None for one without a number."""
+    def numbered(self, column: int) -> tuple[int, Output | None]:
+        """The digest and reply of a column's numbered step; 0 and None for one without a number."""
         if column < len(self.steps):
             step = self.steps[column]
-            return step.output() if step.digest else None
+            return step.digest, step.output() if step.is_numbered else None
         for part, columns in self.columns():
             if column < columns.stop:
                 index = int(part.indices[column - columns.start])
-                return part.block.output(index) if part.block.is_numbered else None
+                digests = part.block.digests
+                if digests is None:
+                    return 0, None
+                return int(digests[index]), part.block.output(index)
         raise IndexError(column)
+
+    def digests(self, columns: Index) -> Digests:
+        """Of these steps [N]; 0 for those without a number."""
+        steps = [self.steps[column] for column in columns.tolist()]
+        if not self.are_single:
+            return np.array([step.digest for step in steps], np.uint64)
+        last_only = np.array([step.last_only for step in steps])
+        found = digests_of_rows(self.inputs[0, columns], last_only)
+        found[[not step.is_numbered for step in steps]] = 0
+        return found
 
     def columns(self) -> Iterator[tuple[Part, slice]]:
         """Every part with its columns of the batch."""
@@ -125,10 +129,9 @@ class Batch:
             yield part, slice(start, stop)
             start = stop
 
-    def x(self) -> Input:
-        """x [T, B, I] (tokens [T, B]); zeros past a row's length."""
+    def _inputs(self) -> Input:
         length_max = int(self.lengths.max())
-        pieces: list[Input] = [s.x[s.done : s.done + 1] for s in self.steps]
+        pieces: list[Input] = [step.x[step.done : step.done + 1] for step in self.steps]
         pieces += [part.block.x[part.block.offsets[part.indices]] for part in self.parts]
         first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if length_max == 1:
@@ -138,7 +141,7 @@ class Batch:
             length = self.lengths[column]
             x[:length, column] = step.x[step.done : step.done + length]
         for part, columns in self.columns():
-            for t, within, rows in _by_time(part, part.block.offsets):
+            for t, within, rows in part.by_time(part.block.offsets):
                 x[t, columns][within] = part.block.x[rows]
         return x
 
@@ -148,6 +151,7 @@ class Batch:
 
     def absorb(self, y: Output) -> None:
         """Puts y [T, B, O] where steps and blocks want it; those that fail are not shown it."""
+        self.y = y
         for column, step in enumerate(self.steps):
             step.add_output(y[: self.lengths[column], column])
         for part, columns in self.columns():
@@ -157,17 +161,5 @@ class Batch:
                 places = block.places[part.indices]
                 block.y[places] = y[last, np.arange(columns.start, columns.stop)]
                 continue
-            for t, within, rows in _by_time(part, block.places):
+            for t, within, rows in part.by_time(block.places):
                 block.y[rows] = y[t, columns][within]
-
-
-def _by_time(
-    part: Part, starts: Index
-) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_], Index]]:
-    """(t, mask over the part's rows that have a time step t, where those are from their start)."""
-    lengths = part.block.lengths[part.indices]
-    first = starts[part.indices]
-    yield 0, slice(None), first
-    for t in range(1, int(lengths.max())):
-        within = lengths > t
-        yield t, within, first[within] + t

@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.arrays import Digests, Index, Input, Output
 from lstmserve.engine.schedule.digest import digests
-from lstmserve.engine.schedule.step import Input, Output, Step
-from lstmserve.engine.table import Index
+from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import ServeError
 
 
@@ -75,7 +75,7 @@ class Block:
         self.pending = rows.size
         self.is_numbered = numbers is not None
         self.numbers = np.zeros(rows.size, np.int64) if numbers is None else numbers
-        self.digests: npt.NDArray[np.uint64] | None = (
+        self.digests: Digests | None = (
             digests(x, offsets, lengths, last_only) if self.is_numbered else None
         )
         self.durable_steps = np.zeros(rows.size, np.int64)
@@ -126,6 +126,7 @@ class BlockRow:
             last_only=block.last_only,
             deadline_ns=block.deadline_ns,
             number=int(block.numbers[i]),
+            is_numbered=block.is_numbered,
             digest=0 if block.digests is None else int(block.digests[i]),
         )
         block.steps.append(self.step)

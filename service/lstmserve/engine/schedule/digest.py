@@ -10,10 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.schedule.step import Input
-from lstmserve.engine.table import Index
-
-Words = npt.NDArray[np.uint64]
+from lstmserve.engine.arrays import Digests, Index, Input
 
 KEYS_MIN = 1024
 
@@ -24,14 +21,14 @@ class _Keys:
     def __init__(self) -> None:
         self._keys = _splitmix64(KEYS_MIN)
 
-    def first(self, count: int) -> Words:
+    def first(self, count: int) -> Digests:
         """[count]"""
         if count > self._keys.size:
             self._keys = _splitmix64(2 * count)
         return self._keys[:count]
 
 
-def _splitmix64(count: int) -> Words:
+def _splitmix64(count: int) -> Digests:
     """Steele, Lea, Flood 2014: odd, so that a change of one word always changes the sum."""
     with np.errstate(over="ignore"):
         z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -50,17 +47,20 @@ def digest(x: Input, last_only: bool) -> int:
     return _finish(total, len(x), last_only)
 
 
-def digests(
-    x: Input, offsets: Index, lengths: npt.NDArray[np.int32], last_only: bool
-) -> npt.NDArray[np.uint64]:
+def digests(x: Input, offsets: Index, lengths: npt.NDArray[np.int32], last_only: bool) -> Digests:
     """digest() of each sequence x[offsets[i] : offsets[i] + lengths[i]], [N]."""
     if (lengths == 1).all():
-        rows = np.ascontiguousarray(x[offsets]).reshape(len(offsets), -1)
-        words = rows.view(np.uint32).astype(np.uint64)
-        totals = words @ _KEYS.first(words.shape[1])
-        return (totals << np.uint64(2)) + np.uint64(_tail(1, last_only))
+        return digests_of_rows(x[offsets], np.full(len(offsets), last_only))
     each = (digest(x[o : o + n], last_only) for o, n in zip(offsets, lengths, strict=True))
     return np.fromiter(each, np.uint64, len(offsets))
+
+
+def digests_of_rows(x: Input, last_only: npt.NDArray[np.bool_]) -> Digests:
+    """digest() of each x[i], steps of one row: x [N, I], or tokens [N]; last_only [N]."""
+    words = x.reshape(len(x), -1).view(np.uint32).astype(np.uint64)
+    totals = words @ _KEYS.first(words.shape[1])
+    tails = last_only.astype(np.uint64) << np.uint64(1)
+    return (totals << np.uint64(2)) + (tails | np.uint64(_tail(1, False)))
 
 
 def _finish(total: int, length: int, last_only: bool) -> int:

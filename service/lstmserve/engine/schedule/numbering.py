@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from lstmserve.engine.schedule.step import Output, Step
+from lstmserve.engine.arrays import Digests, Index, Output
+from lstmserve.engine.replies import SavedReply
+from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
-from lstmserve.engine.table import SavedReply, SessionTable
+from lstmserve.engine.table import SessionTable
 from lstmserve.errors import ServeError, StepGap, StepPayloadMismatch, StepSuperseded
 
 
 class Numbering:
     """Writes the table's `digest` and `replies`; knows who waits for somebody else's step."""
 
-    def __init__(self, table: SessionTable, turns: SessionTurns, reply_bytes_max: int) -> None:
+    def __init__(
+        self, table: SessionTable, turns: SessionTurns, reply_bytes_max: int, output_size: int
+    ) -> None:
         self._table = table
+        self._output_size = output_size
         self._turns = turns
         self._reply_bytes_max = reply_bytes_max
         self._followers: dict[tuple[int, int], list[Step]] = {}
@@ -31,8 +36,8 @@ class Numbering:
         of its number. Raises StepGap, StepSuperseded, StepPayloadMismatch.
         """
         table, row, number = self._table, step.row, step.number
-        last = int(table.step[row])
-        pending = int(table.pending[row])
+        last = table.step.item(row)
+        pending = table.pending.item(row)
         if number == last + pending + 1:
             return True
         if number > last + pending:
@@ -52,10 +57,17 @@ class Numbering:
 
     def save(self, row: int, digest: int, y: Output) -> None:
         """The step that was just applied, y [t, O]; 0 for one without a number, which has none."""
-        size = 4 * y.size
-        is_kept = digest and size <= self._reply_bytes_max
+        is_kept = digest and 4 * y.size <= self._reply_bytes_max
         self._table.digest[row] = digest
-        self._table.replies[row] = SavedReply(len(y), y.tobytes()) if is_kept else None
+        self._table.replies.save(row, SavedReply(len(y), y.tobytes()) if is_kept else None)
+
+    def save_rows(self, rows: Index, digests: Digests, y: Output) -> None:
+        """save() of steps with one row of output each, y [N, O]."""
+        self._table.digest[rows] = digests
+        if 4 * self._output_size <= self._reply_bytes_max:
+            self._table.replies.save_rows(rows, y)
+        else:
+            self._table.replies.forget_rows(rows)
 
     @property
     def has_followers(self) -> bool:
@@ -87,7 +99,7 @@ class Numbering:
             )
 
     def _answer(self, step: Step) -> None:
-        saved = self._table.replies[step.row]
+        saved = self._table.replies.get(step.row, self._output_size)
         if saved is None:
             raise _superseded(step.number, int(self._table.step[step.row]))
         y = np.frombuffer(saved.y, np.float32).reshape(saved.length, -1)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from lstmserve.config import Config
 from lstmserve.engine.compute.pool import Pool
-from lstmserve.engine.schedule.batch import Part
 from lstmserve.engine.schedule.long_steps import LongSteps
+from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.step import Step
 
 Entry = Step | Part

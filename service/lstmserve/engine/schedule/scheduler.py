@@ -14,15 +14,18 @@ from collections.abc import Callable
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine.compute.pool import ZERO, Pool
-from lstmserve.engine.schedule.batch import Batch, Part
+from lstmserve.engine.arrays import Index
+from lstmserve.engine.compute.pool import Pool
+from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.block import Block, BlockRow
+from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.queues import Entry, ReadyQueues, length_class
 from lstmserve.engine.schedule.settlement import Settlement
 from lstmserve.engine.schedule.step import NO_ROW, Step
 from lstmserve.engine.schedule.turns import SessionTurns
-from lstmserve.engine.table import Index, SessionTable
+from lstmserve.engine.table import SessionTable
 from lstmserve.errors import Cancelled, DeadlineExpired, Overloaded, ServeError
 
 RETRY_S = 0.05
@@ -38,6 +41,7 @@ class Scheduler:
         config: Config,
         table: SessionTable,
         pool: Pool,
+        output_size: int,
         on_idle: Callable[[int], None],
         on_moved: Callable[[int], None],
     ) -> None:
@@ -46,9 +50,10 @@ class Scheduler:
         self._pool = pool
         self._ready = ReadyQueues(config, pool)
         self._turns = SessionTurns(table, on_idle)
-        self._numbering = Numbering(table, self._turns, config.reply_bytes_max)
+        self._numbering = Numbering(table, self._turns, config.reply_bytes_max, output_size)
+        self._failures = Failures(table, self._ready, self._turns, self._numbering, on_moved)
         self._settlement = Settlement(
-            table, pool, self._ready, self._turns, self._numbering, on_moved
+            table, pool, self._ready, self._turns, self._numbering, self._failures
         )
         self.in_flight_steps = 0  # scheduled and not settled
 
@@ -73,7 +78,7 @@ class Scheduler:
 
         Raises Overloaded; for a numbered step StepGap, StepSuperseded, StepPayloadMismatch.
         """
-        if step.digest and not self._numbering.accept(step):
+        if step.is_numbered and not self._numbering.accept(step):
             return
         if step.row == NO_ROW:
             # Predict fills a queue of its own, so that it never refuses a session its step.
@@ -114,7 +119,7 @@ class Scheduler:
             batch = Batch()
             for entry in entries:
                 if (error := self._give_up(entry, now_ns)) is not None:
-                    self._settlement.fail(entry, error, now_ns)
+                    self._failures.fail(entry, error, now_ns)
                 else:
                     batch.add(entry, now_ns)
             if batch.steps or batch.parts:
@@ -148,18 +153,18 @@ class Scheduler:
 
     def _seal(self, batch: Batch) -> None:
         batch.seal(self._config.slice_rows_max)
-        slots = self._table.slot
-        singles = [s.scratch or (ZERO if s.row == NO_ROW else slots[s.row]) for s in batch.steps]
-        batch.read = np.concatenate(
-            [np.array(singles, np.int64), *(slots[part.rows] for part in batch.parts)]
-        )
+        # NO_ROW reads some session's slot here; what a step goes on from is in its scratch slot.
+        batch.read = self._table.slot[batch.rows]
+        for column, step in enumerate(batch.steps):
+            if step.scratch or step.row == NO_ROW:
+                batch.read[column] = step.scratch
         batch.write = self._pool.take(batch.size)
         self.in_flight_steps += batch.size
 
     def fail_all(self, error: ServeError, now_ns: int) -> None:
         """Ends every step that is not in flight."""
         for entry in self._ready.drain():
-            self._settlement.fail(entry, error, now_ns)
+            self._failures.fail(entry, error, now_ns)
 
     def _give_up(self, entry: Entry, now_ns: int) -> ServeError | None:
         """Why an entry whose turn has come is not computed, or None."""

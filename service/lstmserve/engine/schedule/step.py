@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.engine.schedule.digest import digest
 from lstmserve.errors import ServeError
-
-Input = npt.NDArray[Any]
-"""x float32 [T, I], or tokens int64 [T]."""
-Output = npt.NDArray[np.float32]
 
 NO_ROW = -1
 
@@ -31,15 +28,16 @@ class Step:
     """One session's x [T, I], or one sequence of a Predict (row NO_ROW), from arrival to reply."""
 
     __slots__ = (
+        "_digest",
         "arrival_ns",
         "compute_ns",
         "deadline_ns",
-        "digest",
         "done",
         "durable_step",
         "initial",
         "is_cancelled",
         "is_long",
+        "is_numbered",
         "is_replayed",
         "last_only",
         "length",
@@ -63,6 +61,7 @@ class Step:
         last_only: bool = False,
         deadline_ns: int = 0,
         number: int = 0,
+        is_numbered: bool = False,
         digest: int = 0,
         initial: Rows | None = None,
     ) -> None:
@@ -80,7 +79,8 @@ class Step:
         self.scratch = ZERO  # holds the state after `done` time steps, between slices
         self.state_slot = ZERO  # where the final state is, while the sink is told
         self.number = number  # 0 until it is accepted, where the client gave none
-        self.digest = digest  # of a numbered step's input; 0: not numbered
+        self.is_numbered = is_numbered  # by its client
+        self._digest = digest
         self.durable_step = 0  # the session's last step that a store has, when this one settled
         self.is_replayed = False  # answered from the record, nothing computed
         self.y: list[Output] = []  # per slice [t, O]; the last one's last row only with last_only
@@ -89,6 +89,13 @@ class Step:
 
     def __repr__(self) -> str:
         return f"Step(row={self.row}, done={self.done}/{self.length})"
+
+    @property
+    def digest(self) -> int:
+        """Of a numbered step's input; 0 for one without a number. Computed when it is asked for."""
+        if self.is_numbered and not self._digest:
+            self._digest = digest(self.x, self.last_only)
+        return self._digest
 
     @property
     def queue_ns(self) -> int:

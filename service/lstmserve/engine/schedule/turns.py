@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.schedule.step import NO_ROW, Step
-from lstmserve.engine.table import OPEN, Index, SessionTable
+from lstmserve.engine.table import OPEN, SessionTable
 
 
 class SessionTurns:
@@ -22,6 +23,7 @@ class SessionTurns:
     def __init__(self, table: SessionTable, on_idle: Callable[[int], None]) -> None:
         self._table = table
         self._on_idle = on_idle
+        self._first: dict[int, Step] = {}  # of sessions whose first is not of a block
         self._waiting: dict[int, deque[Step]] = {}
         self.pending_steps = 0  # of all sessions
         self.pending_sequences = 0  # of Predict: steps of no session
@@ -33,10 +35,11 @@ class SessionTurns:
             return True
         self.pending_steps += 1
         table, row = self._table, step.row
-        table.pending[row] += 1
-        step.number = int(table.step[row]) + int(table.pending[row])
-        if table.pending[row] == 1:
-            table.pending_digest[row] = step.digest
+        pending = table.pending.item(row) + 1
+        table.pending[row] = pending
+        step.number = table.step.item(row) + pending
+        if pending == 1:
+            self._first[row] = step
             return True
         self._waiting.setdefault(row, deque()).append(step)
         return False
@@ -44,44 +47,45 @@ class SessionTurns:
     def pending_digest(self, row: int, place: int) -> int:
         """Of the session's pending step at `place`, 0 the first; 0 when it is not numbered."""
         if place == 0:
-            return int(self._table.pending_digest[row])
+            first = self._first.get(row)
+            return self._table.pending_digest.item(row) if first is None else first.digest
         return self._waiting[row][place - 1].digest
 
     def enter_rows(self, rows: Index, digests: npt.NDArray[np.uint64] | None) -> None:
         """One step for each of these idle sessions; digests [N] when they are numbered."""
         self._table.pending_digest[rows] = 0 if digests is None else digests
         self.pending_steps += rows.size
-        self._table.pending[rows] += 1
+        self._table.pending[rows] = 1
 
     def leave(self, row: int, now_ns: int) -> Step | None:
         """The first step is over; returns the next one, which is now first."""
         if row == NO_ROW:
             self.pending_sequences -= 1
             return None
-        self.pending_steps -= 1
-        table = self._table
-        table.pending[row] -= 1
-        if table.pending[row]:
-            return self._pop(row)
-        self._rest(row, now_ns)
-        return None
+        (successor,) = self.leave_rows(np.array([row]), now_ns) or (None,)
+        return successor
 
     def leave_rows(self, rows: Index, now_ns: int) -> list[Step]:
-        """As leave(), for a block's rows."""
+        """The first steps of these sessions are over; returns those that are now first."""
         self.pending_steps -= rows.size
         table = self._table
-        table.pending[rows] -= 1
-        table.expiry_ns[rows] = now_ns + table.ttl_ns[rows]
-        is_busy = table.pending[rows] > 0
-        for row in rows[~is_busy & (table.phase[rows] != OPEN)]:
-            self._on_idle(int(row))
-        return [self._pop(int(row)) for row in rows[is_busy]]
+        pending = table.pending[rows] - 1
+        table.pending[rows] = pending
+        table.expiry_ns[rows] = table.ttl_ns[rows] + now_ns
+        for row in rows.tolist():
+            self._first.pop(row, None)
+        is_closing = table.phase[rows] != OPEN
+        if is_closing.any():
+            for row in rows[is_closing & (pending == 0)].tolist():
+                self._on_idle(row)
+        return [self._pop(row) for row in rows[pending > 0].tolist()] if self._waiting else []
 
     def abandon(self, row: int, now_ns: int) -> list[Step]:
         """The first step failed: it and all behind it leave; returns those behind, in order."""
         if row == NO_ROW:
             self.pending_sequences -= 1
             return []
+        self._first.pop(row, None)
         behind = list(self._waiting.pop(row, ()))
         self.pending_steps -= 1 + len(behind)
         self._table.pending[row] -= 1 + len(behind)
@@ -94,7 +98,7 @@ class SessionTurns:
         step = waiting.popleft()
         if not waiting:
             del self._waiting[row]
-        self._table.pending_digest[row] = step.digest
+        self._first[row] = step
         return step
 
     def _rest(self, row: int, now_ns: int) -> None:
@@ -105,6 +109,7 @@ class SessionTurns:
 
     def check_integrity(self) -> None:
         """Whoever waits, waits behind a first step, and is counted."""
+        assert all(self._table.pending[row] for row in self._first), "a first step is over"
         for row, waiting in self._waiting.items():
             assert waiting, "an empty line is kept"
             assert len(waiting) == self._table.pending[row] - 1, "a waiting step is not counted"

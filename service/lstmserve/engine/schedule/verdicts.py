@@ -48,7 +48,7 @@ def behind(
             return error
         if is_moved:
             return fenced()
-        if not step.digest:
+        if not step.is_numbered:
             return PredecessorFailed("an earlier step of the session was not applied")
         if not is_alone:
             return Fenced("an earlier step was not applied: repeat this one", retry_s=0.0)

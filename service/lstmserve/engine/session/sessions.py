@@ -12,6 +12,7 @@ from lstmserve.config import Config
 from lstmserve.engine.clock import Now
 from lstmserve.engine.compute.pool import ZERO, Rows
 from lstmserve.engine.model import Model
+from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.session.endings import Ending, Endings, Tombstone
 from lstmserve.engine.table import (
     CLOSING,
@@ -19,7 +20,6 @@ from lstmserve.engine.table import (
     MOVED,
     NOT_STORED,
     OPEN,
-    SavedReply,
     SessionTable,
 )
 from lstmserve.errors import SessionClosed, SessionReplaced
@@ -99,7 +99,8 @@ class Sessions:
         table.epoch[row] = start.epoch
         table.step[row] = start.step
         table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
-        table.digest[row], table.replies[row] = start.digest, start.reply
+        table.digest[row] = start.digest
+        table.replies.save(row, start.reply)
         table.ttl_ns[row] = ttl_ns
         table.expiry_ns[row] = now.monotonic_ns + ttl_ns
         table.open_time_ns[row] = start.open_time_ns or now.wall_ns

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.schedule.block import Block, BlockSink
 from lstmserve.engine.schedule.step import Sink, Step
-from lstmserve.engine.table import Index
 from lstmserve.errors import Quota, ServeError
 from lstmserve.tokens import Limits
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from lstmserve.engine import Engine
-from lstmserve.engine.schedule.digest import digest
 from lstmserve.engine.schedule.step import Sink, Step
 from lstmserve.errors import BadStep, Malformed, ServeError
 from lstmserve.server.access.tenants import Tenant
@@ -82,7 +81,7 @@ class StepCalls:
             last_only=request.last_only,
             deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
             number=request.step,
-            digest=digest(x, request.last_only) if is_numbered else 0,
+            is_numbered=is_numbered,
         )
         engine.submit(model, step)
         tenant.pending_steps += 1

@@ -1,0 +1,17 @@
+"""Owns what arrays are called between the engine's parts. No code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Input = npt.NDArray[Any]
+"""x float32 [T, I], or tokens int64 [T]."""
+Output = npt.NDArray[np.float32]
+"""y [T, O]."""
+Index = npt.NDArray[np.int64]
+"""Rows of the session table, or indices into a message, [N]."""
+Digests = npt.NDArray[np.uint64]
+"""[N]; 0 for a step without a number."""

@@ -1,0 +1,74 @@
+"""Owns the saved replies: what a repeated step is answered with. No clock, no I/O.
+
+Most replies are one row, and most messages are of many sessions: those are columns, so that a
+batch's replies are saved at once and an idle session's costs its values. Longer ones are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lstmserve.engine.arrays import Index, Output
+
+
+@dataclass(frozen=True, slots=True)
+class SavedReply:
+    """The y of a session's last applied step: float32 [length, O] as bytes."""
+
+    length: int
+    y: bytes
+
+
+class Replies:
+    """One per row of the session table, or none. Models of one output size share a column."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._lengths = np.zeros(rows, np.int32)  # 0: none
+        self._columns: dict[int, Output] = {}  # by output size, [rows, O]
+        self._long: dict[int, bytes] = {}
+
+    def save_rows(self, rows: Index, y: Output) -> None:
+        """Of one row each, y [N, O]."""
+        self._drop_long(rows.tolist())
+        self._column(y.shape[1])[rows] = y
+        self._lengths[rows] = 1
+
+    def save(self, row: int, reply: SavedReply | None) -> None:
+        """Of any length; None for none."""
+        self._drop_long((row,))
+        self._lengths[row] = 0 if reply is None else reply.length
+        if reply is None:
+            return
+        if reply.length == 1:
+            y = np.frombuffer(reply.y, np.float32)
+            self._column(y.size)[row] = y
+        else:
+            self._long[row] = reply.y
+
+    def forget_rows(self, rows: Index) -> None:
+        """They have none."""
+        self._drop_long(rows.tolist())
+        self._lengths[rows] = 0
+
+    def get(self, row: int, output_size: int) -> SavedReply | None:
+        """What was saved last."""
+        length = self._lengths.item(row)
+        if length == 0:
+            return None
+        if length == 1:
+            return SavedReply(1, self._column(output_size)[row].tobytes())
+        return SavedReply(length, self._long[row])
+
+    def _column(self, output_size: int) -> Output:
+        """Zero pages are memory only once they are written to."""
+        if output_size not in self._columns:
+            self._columns[output_size] = np.zeros((self._rows, output_size), np.float32)
+        return self._columns[output_size]
+
+    def _drop_long(self, rows: list[int] | tuple[int, ...]) -> None:
+        if self._long:
+            for row in rows:
+                self._long.pop(row, None)
