@@ -170,7 +170,7 @@ class Life:
         try:
             await self._many.submit(request, list(request.session_ids), message)
             if message.block is not None:
-                async for _ in window:
+                while await window.next() is not None:
                     break
         except asyncio.CancelledError:
             message.cancel()

@@ -13,8 +13,8 @@ from lstmserve.engine.schedule.batch import Batch
 class CommitStage(Protocol):
     """What is between a batch's run and its settling."""
 
-    def admit(self, rows: Index) -> None:
-        """Whether these sessions [N] may step. Raises StoreUnavailable."""
+    def admit(self, rows: int | Index) -> None:
+        """Whether these sessions, or this one, may step. Raises StoreUnavailable."""
 
     async def run(self) -> None:
         """What there is to do between batches, until cancelled."""
@@ -36,7 +36,7 @@ class CommitStage(Protocol):
 class InMemory:
     """`--store memory`: a crash loses the sessions, loudly (SESSION_LOST)."""
 
-    def admit(self, rows: Index) -> None:
+    def admit(self, rows: int | Index) -> None:
         """Every session."""
 
     async def run(self) -> None:

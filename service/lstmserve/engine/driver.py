@@ -136,7 +136,7 @@ class Driver:
             raise
         batch.absorb(y)
         compute_ns = time.monotonic_ns() - start_ns
-        rows, cells = batch.rows_count, batch.size * int(batch.lengths.max())
+        rows, cells = batch.rows_count, batch.size * batch.length_max
         model.metrics.batch(batch.size, rows, cells - rows, compute_ns)
         commit = self._stage.commit(model, batch)
         if commit is None:
@@ -166,7 +166,7 @@ class Driver:
         """Row by row, so that only the bad one fails; the slots that are read are untouched."""
         kernel, x = model.kernel, batch.inputs
         assert kernel is not None
-        y = batch.no_output(model.spec.output_size)
+        y = batch.no_output(model.output_size)
         for i in range(batch.size):
             one = slice(i, i + 1)
             arguments = (batch.lengths[one], batch.read[one], batch.write[one])

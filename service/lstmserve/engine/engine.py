@@ -94,7 +94,7 @@ class Engine:
         """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
         self.check_open()
         assert model.scheduler is not None
-        self._stage.admit(np.array([step.row]))
+        self._stage.admit(step.row)
         model.scheduler.submit(step)
         self.driver.notice()
 

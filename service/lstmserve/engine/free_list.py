@@ -28,7 +28,7 @@ class FreeList:
         """One of them; the caller never asks for more than there are: a shortage is a bug."""
         if self._given_count:
             self._given_count -= 1
-            return int(self._given[self._given_count])
+            return self._given.item(self._given_count)
         assert self._fresh < self._stop, "none is free"
         self._fresh += 1
         return self._fresh - 1
@@ -38,7 +38,9 @@ class FreeList:
         assert count <= len(self), f"{count} wanted, {len(self)} free"
         used = min(count, self._given_count)
         self._given_count -= used
-        taken = self._given[self._given_count : self._given_count + used]
+        taken = self._given[self._given_count : self._given_count + used].copy()
+        if used == count:
+            return taken
         fresh = np.arange(self._fresh, self._fresh + count - used)
         self._fresh += fresh.size
         return np.concatenate([taken, fresh])

@@ -62,6 +62,10 @@ class Model:
     sessions: int = 0  # rows of the table it has, detached ones too; Sessions counts
     scheduler: Scheduler | None = None
     metrics: ModelMetrics = field(init=False, repr=False)
+    output_size: int = field(init=False)  # of the spec, which computes it
+
+    def __post_init__(self) -> None:
+        self.output_size = self.spec.output_size
 
     @property
     def slots(self) -> int:
@@ -82,7 +86,7 @@ class Model:
         self.metrics = metrics
         if self.pool is not None:
             self.scheduler = Scheduler(
-                config, table, self.pool, self.spec.output_size, on_idle, on_moved
+                config, table, self.pool, self.output_size, on_idle, on_moved
             )
 
     def rows_from(self, h: State, c: State) -> Rows:

@@ -36,17 +36,23 @@ class Replies:
         self._column(y.shape[1])[rows] = y
         self._lengths[rows] = 1
 
-    def save(self, row: int, reply: SavedReply | None) -> None:
-        """Of any length; None for none."""
-        self._drop_long((row,))
-        self._lengths[row] = 0 if reply is None else reply.length
-        if reply is None:
-            return
-        if reply.length == 1:
-            y = np.frombuffer(reply.y, np.float32)
-            self._column(y.size)[row] = y
+    def save(self, row: int, y: Output) -> None:
+        """Of any length, y [t, O]."""
+        self.forget(row)
+        if len(y) == 1:
+            self._column(y.shape[1])[row] = y[0]
         else:
-            self._long[row] = reply.y
+            self._long[row] = y.tobytes()
+        self._lengths[row] = len(y)
+
+    def restore(self, row: int, reply: SavedReply) -> None:
+        """What get() gave, perhaps of another server."""
+        self.save(row, np.frombuffer(reply.y, np.float32).reshape(reply.length, -1))
+
+    def forget(self, row: int) -> None:
+        """It has none."""
+        self._drop_long((row,))
+        self._lengths[row] = 0
 
     def forget_rows(self, rows: Index) -> None:
         """They have none."""

@@ -111,7 +111,7 @@ class SessionTable:
         assert self.slot[row] == 0
         self.phase[row] = FREE
         self.step[row] = self.digest[row] = self.pending_digest[row] = 0
-        self.replies.save(row, None)
+        self.replies.forget(row)
         self._free.give_one(row)
 
     def idle_before(self, now_ns: int, start: int, stop: int) -> Index:

@@ -20,6 +20,8 @@ from lstmserve.spec import ModelSpec
 Request = TypeVar("Request", bound=Message)
 Floats = npt.NDArray[np.float32]
 
+PRODUCT_SIZE_MIN = 1024
+
 
 def parse(kind: type[Request], content: bytes) -> Request:
     """The message in `content`. Raises Malformed."""
@@ -87,6 +89,8 @@ def is_finite(x: npt.NDArray[Any]) -> bool:
     """Whether no value is NaN or infinite; onnxruntime would make plausible numbers of them."""
     if x.dtype != np.float32:
         return True
+    if x.size < PRODUCT_SIZE_MIN:
+        return bool(np.logical_and.reduce(np.isfinite(x), axis=None))
     flat = x.reshape(-1)
     # One product is faster than a mask; it is finite, or it may have overflowed.
     with np.errstate(over="ignore", invalid="ignore"):

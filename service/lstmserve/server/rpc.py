@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -21,6 +20,7 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.overtime import Overtime, TooSlow, Watched
 from lstmserve.server.status import Abort, to_abort
 
 SESSION_KEY = "x-session-id"
@@ -30,17 +30,13 @@ Unary = Callable[[Any, Tenant], Awaitable[Message]]
 Stream = Callable[[Context, Tenant], Awaitable[None]]
 
 
-class TooSlow(Exception):
-    """A call that took longer than it may; what it did is unknown, as with gRPC's own deadline."""
-
-
 class Frame:
     """Of one port's calls. `call_s_max` is for unary calls that bring no deadline."""
 
     def __init__(self, door: Door, metrics: Metrics, call_s_max: float) -> None:
         self._door = door
         self._metrics = metrics
-        self._call_s_max = call_s_max
+        self._overtime = Overtime(call_s_max)
 
     def unary(
         self, name: str, kind: type[Request], method: Unary
@@ -51,19 +47,18 @@ class Frame:
             start_ns = time.monotonic_ns()
             self._metrics.rpc_started(name, "unary")
             ended = grpc.StatusCode.CANCELLED  # what it is if the client goes away
+            watched = None if context.time_remaining() is not None else self._overtime.enter()
             try:  # counted before the client hears of it
                 tenant = self._door.tenant(context)
-                if context.time_remaining() is None:
-                    async with _at_most(self._call_s_max):
-                        response = await method(parse(kind, content), tenant)
-                else:
-                    response = await method(parse(kind, content), tenant)
+                response = await method(parse(kind, content), tenant)
                 ended = grpc.StatusCode.OK
                 return response.SerializeToString()
             except BaseException as error:
-                abort = _abort(error, name, context)
+                abort = _abort(error, name, context, watched)
                 ended = abort.code
             finally:
+                if watched is not None:
+                    self._overtime.leave(watched)
                 seconds = (time.monotonic_ns() - start_ns) / 1e9
                 self._metrics.rpc_handled(name, "unary", ended, seconds)
             await context.abort(*abort)
@@ -93,25 +88,16 @@ class Frame:
         return grpc.stream_stream_rpc_method_handler(handle)
 
 
-@asynccontextmanager
-async def _at_most(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise TooSlow(
-            f"not done after {seconds:g} s, the most for a call without a deadline"
-        ) from None
-
-
-def _abort(error: BaseException, name: str, context: Context) -> Abort:
+def _abort(
+    error: BaseException, name: str, context: Context, watched: Watched | None = None
+) -> Abort:
     """What ends the call. Raises the error when there is nobody to tell: the client went away.
 
     A CancelledError that is not the client's doing is a bug of ours, like any other; an
     InternalError is a write that failed.
     """
+    if watched is not None and watched.is_over:
+        error = watched.end()
     task = asyncio.current_task()
     assert task is not None
     is_gone = task.cancelling() or isinstance(error, grpc.aio.InternalError)  # a write that failed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 import grpc.aio
 
-from lstmserve.server.rpc import Context, TooSlow
+from lstmserve.server.overtime import TooSlow
+from lstmserve.server.rpc import Context
 
 
 class Cancellable(Protocol):
@@ -23,7 +24,7 @@ Reply = TypeVar("Reply", bound=Cancellable)
 
 
 class Window(Generic[Reply]):
-    """The reader adds, sinks answer, the writer iterates; all on one loop.
+    """The reader adds, sinks answer, the writer takes what is next; all on one loop.
 
     The reader waits for room, so a client that sends without reading stops itself.
     """
@@ -33,14 +34,12 @@ class Window(Generic[Reply]):
         self._ready: deque[Reply] = deque()
         self._changed = asyncio.Event()
         self._has_room = asyncio.Event()
-        self._has_room.set()
         self._is_ended = False
         self.unanswered: dict[Reply, None] = {}
 
     def add(self, reply: Reply) -> None:
         """A message that will be answered; twice is once."""
         self.unanswered[reply] = None
-        self._note_room()
 
     def answer(self, reply: Reply) -> None:
         """Its reply is ready to be written."""
@@ -53,25 +52,27 @@ class Window(Generic[Reply]):
         self._is_ended = True
         self._changed.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether room() waits."""
+        return len(self.unanswered) + len(self._ready) >= self._count_max
+
     async def room(self) -> None:
         """Until there is room for one more."""
-        await self._has_room.wait()
-
-    def _note_room(self) -> None:
-        if len(self.unanswered) + len(self._ready) < self._count_max:
-            self._has_room.set()
-        else:
+        while self.is_full:
             self._has_room.clear()
+            await self._has_room.wait()
 
-    async def __aiter__(self) -> AsyncIterator[Reply]:
-        while True:
-            while self._ready:
-                yield self._ready.popleft()
-                self._note_room()
+    async def next(self) -> Reply | None:
+        """The next answer, in order; None after the last one."""
+        while not self._ready:
             if self._is_ended and not self.unanswered:
-                return
+                return None
             self._changed.clear()
             await self._changed.wait()
+        reply = self._ready.popleft()
+        self._has_room.set()
+        return reply
 
 
 class Patience:
@@ -127,11 +128,12 @@ async def converse(
     async def read() -> None:
         while (content := await context.read()) is not grpc.aio.EOF:
             await accept(content)
-            await window.room()
+            if window.is_full:
+                await window.room()
         window.end()
 
     async def write() -> None:
-        async for reply in window:
+        while (reply := await window.next()) is not None:
             content = render(reply)
             patience.begin()
             await context.write(content)

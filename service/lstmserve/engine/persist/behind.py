@@ -64,7 +64,7 @@ class WriteBehind:
             return 0.0
         return float(time.monotonic_ns() - self._since_ns[dirty].min()) / 1e9
 
-    def admit(self, rows: Index) -> None:
+    def admit(self, rows: int | Index) -> None:
         """Refuses steps of sessions too far ahead of the store. Raises StoreUnavailable."""
         lag = self._table.accepted(rows) - self._table.durable_step[rows]
         if int(np.max(lag)) >= self._lag_steps_max:

@@ -46,7 +46,7 @@ class Records:
         fingerprint = bytes.fromhex(model.fingerprint)
         records = []
         for i, row in enumerate(rows.tolist()):
-            reply = table.replies.get(row, model.spec.output_size)
+            reply = table.replies.get(row, model.output_size)
             records.append(
                 Record(
                     incarnation=int(table.incarnation[row]),

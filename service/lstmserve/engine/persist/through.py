@@ -53,7 +53,7 @@ class WriteThrough:
             writes.append(self.write(row, encode(after)))
         return self._put(batch, columns, rows, writes)
 
-    def admit(self, rows: Index) -> None:
+    def admit(self, rows: int | Index) -> None:
         """Every session: none is ever ahead of the store."""
 
     async def run(self) -> None:

@@ -47,8 +47,7 @@ class Batch:
     steps: list[Step] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     size: int = 0
-    rows: Index = field(init=False)  # [B] of the table; NO_ROW for a sequence of Predict
-    is_end: npt.NDArray[np.bool_] = field(init=False)  # [B]: a session's step ends with it
+    length_max: int = 0  # T
     inputs: Input = field(init=False)  # x [T, B, I], or tokens [T, B]; zeros past a row's length
     lengths: npt.NDArray[np.int32] = field(init=False)  # [B]
     read: Slots = field(init=False)  # [B]
@@ -67,35 +66,53 @@ class Batch:
             self.steps.append(entry)
             self.size += 1
 
-    def seal(self, slice_rows_max: int) -> None:
-        """No more rows: sets `rows`, `is_end`, `lengths`, `inputs` and the outcomes."""
-        left = [step.length - step.done for step in self.steps]
-        rows = [np.array([step.row for step in self.steps], np.int64)]
-        lengths = [np.array(left, np.int32)]
+    def seal(self, slice_rows_max: int, slots: Slots) -> None:
+        """No more rows: sets `lengths`, `inputs`, `outcomes`; and `read`, by the table's `slots`.
+
+        A step that goes on reads its scratch slot, and one of no session the zero slot.
+        """
+        steps = self.steps
+        lengths = [min(step.length - step.done, slice_rows_max) for step in steps]
+        read = [
+            step.scratch if step.scratch or step.row == NO_ROW else slots.item(step.row)
+            for step in steps
+        ]
+        self.lengths = np.array(lengths, np.int32)
+        self.read = np.array(read, np.int64)
+        self.length_max = max(lengths, default=0)
         if self.parts:
-            rows += [part.rows for part in self.parts]
-            lengths += [part.lengths for part in self.parts]
-        self.rows = np.concatenate(rows)
-        self.lengths = np.concatenate(lengths)
-        self.is_end = (self.lengths <= slice_rows_max) & (self.rows != NO_ROW)
-        np.minimum(self.lengths, slice_rows_max, out=self.lengths)
+            self.lengths = np.concatenate([self.lengths, *(part.lengths for part in self.parts)])
+            self.read = np.concatenate([self.read, *(slots[part.rows] for part in self.parts)])
+            self.length_max = int(self.lengths.max())
         self.outcomes = np.zeros(self.size, np.uint8)
         self.inputs = self._inputs()
+
+    @property
+    def rows_count(self) -> int:
+        """Time steps, without padding."""
+        return self.size if self.length_max == 1 else int(self.lengths.sum())
 
     @property
     def are_single(self) -> bool:
         """Whether every step is of one row: its input and reply are a row of the batch's."""
         return all(step.length == 1 for step in self.steps)
 
-    @property
-    def rows_count(self) -> int:
-        """Time steps, without padding."""
-        return int(self.lengths.sum())
+    def step_rows(self) -> Index:
+        """The steps' rows of the table, NO_ROW for those of no session."""
+        return np.array([step.row for step in self.steps], np.int64)
+
+    def is_step_end(self) -> npt.NDArray[np.bool_]:
+        """Whether each step is of a session and ends with this batch; `absorb` has been called."""
+        return np.array([s.row != NO_ROW and s.done == s.length for s in self.steps], np.bool_)
 
     def endings(self) -> Endings:
         """The applied rows of sessions whose step ends with this batch: what a store must have."""
-        columns = np.flatnonzero(self.is_end & (self.outcomes == Outcome.APPLIED))
-        return Endings(columns, self.rows[columns], self.write[columns])
+        parts = [part.rows for part in self.parts]
+        rows = np.concatenate([self.step_rows(), *parts])
+        is_end = self.outcomes == Outcome.APPLIED
+        is_end[: len(self.steps)] &= self.is_step_end()
+        columns = np.flatnonzero(is_end)
+        return Endings(columns, rows[columns], self.write[columns])
 
     def numbered(self, column: int) -> tuple[int, Output | None]:
         """The digest and reply of a column's numbered step; 0 and None for one without a number."""
@@ -130,13 +147,14 @@ class Batch:
             start = stop
 
     def _inputs(self) -> Input:
-        length_max = int(self.lengths.max())
-        pieces: list[Input] = [step.x[step.done : step.done + 1] for step in self.steps]
+        pieces: list[Input] = [
+            step.x if step.length == 1 else step.x[step.done : step.done + 1] for step in self.steps
+        ]
         pieces += [part.block.x[part.block.offsets[part.indices]] for part in self.parts]
         first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        if length_max == 1:
+        if self.length_max == 1:
             return first[np.newaxis]
-        x = np.zeros((length_max, *first.shape), first.dtype)
+        x = np.zeros((self.length_max, *first.shape), first.dtype)
         for column, step in enumerate(self.steps):
             length = self.lengths[column]
             x[:length, column] = step.x[step.done : step.done + length]
@@ -147,13 +165,15 @@ class Batch:
 
     def no_output(self, output_size: int) -> Output:
         """y [T, B, O] before anything is computed."""
-        return np.full((int(self.lengths.max()), self.size, output_size), np.nan, np.float32)
+        return np.full((self.length_max, self.size, output_size), np.nan, np.float32)
 
     def absorb(self, y: Output) -> None:
         """Puts y [T, B, O] where steps and blocks want it; those that fail are not shown it."""
         self.y = y
-        for column, step in enumerate(self.steps):
-            step.add_output(y[: self.lengths[column], column])
+        for column, (step, length) in enumerate(
+            zip(self.steps, self.lengths.tolist(), strict=False)
+        ):
+            step.add_output(y[:length, column])
         for part, columns in self.columns():
             block = part.block
             if block.last_only:

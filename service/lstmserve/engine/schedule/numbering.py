@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from lstmserve.engine.arrays import Digests, Index, Output
-from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import SessionTable
@@ -57,9 +56,11 @@ class Numbering:
 
     def save(self, row: int, digest: int, y: Output) -> None:
         """The step that was just applied, y [t, O]; 0 for one without a number, which has none."""
-        is_kept = digest and 4 * y.size <= self._reply_bytes_max
         self._table.digest[row] = digest
-        self._table.replies.save(row, SavedReply(len(y), y.tobytes()) if is_kept else None)
+        if digest and 4 * y.size <= self._reply_bytes_max:
+            self._table.replies.save(row, y)
+        else:
+            self._table.replies.forget(row)
 
     def save_rows(self, rows: Index, digests: Digests, y: Output) -> None:
         """save() of steps with one row of output each, y [N, O]."""
@@ -80,7 +81,9 @@ class Numbering:
 
     def applied(self, row: int) -> None:
         """The first pending step was applied and saved: those who joined it are answered."""
-        number = int(self._table.step[row])
+        if not self._followers:
+            return
+        number = self._table.step.item(row)
         for follower in self._followers.pop((row, number), ()):
             try:
                 self._answer(follower)

@@ -85,7 +85,7 @@ class Scheduler:
             self._check_room(1, self._turns.pending_sequences)
         else:
             self._check_room(1, self._turns.pending_steps)
-            self._check_session(int(self._table.pending[step.row]))
+            self._check_session(self._table.pending.item(step.row))
         if self._turns.enter(step):
             self._ready.push_step(step)
 
@@ -152,12 +152,7 @@ class Scheduler:
         self._ready.push_part(part)
 
     def _seal(self, batch: Batch) -> None:
-        batch.seal(self._config.slice_rows_max)
-        # NO_ROW reads some session's slot here; what a step goes on from is in its scratch slot.
-        batch.read = self._table.slot[batch.rows]
-        for column, step in enumerate(batch.steps):
-            if step.scratch or step.row == NO_ROW:
-                batch.read[column] = step.scratch
+        batch.seal(self._config.slice_rows_max, self._table.slot)
         batch.write = self._pool.take(batch.size)
         self.in_flight_steps += batch.size
 

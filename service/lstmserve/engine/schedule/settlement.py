@@ -20,6 +20,9 @@ from lstmserve.engine.schedule.step import NO_ROW, Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import DETACHED, SessionTable
 
+APPLIED = int(Outcome.APPLIED)  # an IntEnum's comparisons cost as much as a step's arithmetic
+MANY = 8  # from so many steps on, columns cost less than a step after the other
+
 
 class Settlement:
     """Writes the table's `slot` and `step`, and nothing else of it."""
@@ -42,61 +45,83 @@ class Settlement:
 
     def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
         """Ends a batch by its outcomes. Replies are given, successors made ready."""
-        if batch.steps:
-            self._settle_steps(batch, now_ns, compute_ns)
+        for step in batch.steps:
+            step.compute_ns += compute_ns
+            step.end_ns = now_ns
+        if len(batch.steps) < MANY:
+            for column, step in enumerate(batch.steps):
+                outcome = batch.outcomes.item(column)
+                self._settle_step(step, batch.write.item(column), outcome, now_ns)
+        else:
+            self._settle_steps(batch, now_ns)
         for part, columns in batch.columns():
             part.block.compute_ns += compute_ns
             self._settle_part(part, batch.write[columns], batch.outcomes[columns], now_ns)
 
-    def _settle_steps(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
+    def _settle_steps(self, batch: Batch, now_ns: int) -> None:
+        """As columns, but for those that do not simply end."""
         count = len(batch.steps)
-        for step in batch.steps:
-            step.compute_ns += compute_ns
-        rows, outcomes = batch.rows[:count], batch.outcomes[:count]
-        is_plain = batch.is_end[:count] & (outcomes == Outcome.APPLIED)
+        rows, outcomes = batch.step_rows(), batch.outcomes[:count]
+        is_plain = batch.is_step_end() & (outcomes == Outcome.APPLIED)
         is_plain &= self._table.phase[rows] < DETACHED
         for column in np.flatnonzero(~is_plain).tolist():
-            step, slot = batch.steps[column], int(batch.write[column])
-            error = self._failures.verdict(step.row, int(outcomes[column]))
-            if error is None:
-                self._go_on(step, slot, now_ns)
-            else:
-                self._pool.give_one(slot)
-                self._failures.fail_step(step, error, now_ns)
+            slot, outcome = batch.write.item(column), outcomes.item(column)
+            self._settle_step(batch.steps[column], slot, outcome, now_ns)
         columns = np.flatnonzero(is_plain)
         if columns.size:
-            self._end_steps(batch, columns, now_ns)
+            self._end_steps(batch, rows[columns], columns, now_ns)
 
-    def _go_on(self, step: Step, slot: int, now_ns: int) -> None:
-        """`slot` has the state after a slice of a long step, or after one of no session."""
-        if step.done < step.length:
+    def _settle_step(self, step: Step, slot: int, outcome: int, now_ns: int) -> None:
+        """`slot` has what the batch wrote for the step."""
+        row = step.row
+        is_gone = row != NO_ROW and self._table.phase.item(row) >= DETACHED
+        if outcome != APPLIED or is_gone:
+            error = self._failures.verdict(row, outcome)
+            assert error is not None
+            self._pool.give_one(slot)
+            self._failures.fail_step(step, error, now_ns)
+        elif step.done < step.length:
             self._ready.push_next_slice(step, slot)
-            return
-        assert step.row == NO_ROW
-        step.state_slot = slot
-        step.sink.applied(step)
-        self._pool.give_one(slot)
-        self._ready.end(step)
-        self._turns.leave(step.row, now_ns)
+        elif row == NO_ROW:
+            step.state_slot = slot
+            step.sink.applied(step)
+            self._pool.give_one(slot)
+            self._ready.end(step)
+            self._turns.leave(row, now_ns)
+        else:
+            self._end_step(step, slot, now_ns)
 
-    def _end_steps(self, batch: Batch, columns: Index, now_ns: int) -> None:
-        """Steps of sessions that are applied whole."""
-        rows = batch.rows[columns]
+    def _end_step(self, step: Step, slot: int, now_ns: int) -> None:
+        """A session's step is applied whole."""
+        table, row = self._table, step.row
+        self._pool.give_one(table.slot.item(row))
+        table.slot[row] = slot
+        table.step[row] = step.number
+        self._numbering.save(row, step.digest, step.output())
+        self._tell(step, table.durable_step.item(row))
+        self._numbering.applied(row)
+        if (successor := self._turns.leave(row, now_ns)) is not None:
+            self._ready.push_step(successor)
+
+    def _end_steps(self, batch: Batch, rows: Index, columns: Index, now_ns: int) -> None:
+        """The same for some of a batch's steps, as columns."""
         steps = [batch.steps[column] for column in columns.tolist()]
         numbers = self._flip(rows, batch.write[columns])
         assert numbers.tolist() == [step.number for step in steps]
-        self._save_steps(batch, columns, steps)
-        durable_steps = self._table.durable_step[rows].tolist()
-        for step, durable_step in zip(steps, durable_steps, strict=True):
-            step.durable_step = durable_step
-            step.sink.applied(step)
-            self._ready.end(step)
+        self._save_steps(batch, rows, columns, steps)
+        for step, durable in zip(steps, self._table.durable_step[rows].tolist(), strict=True):
+            self._tell(step, durable)
         self._leave(rows, now_ns)
 
-    def _save_steps(self, batch: Batch, columns: Index, steps: list[Step]) -> None:
+    def _tell(self, step: Step, durable_step: int) -> None:
+        step.durable_step = durable_step
+        step.sink.applied(step)
+        self._ready.end(step)
+
+    def _save_steps(self, batch: Batch, rows: Index, columns: Index, steps: list[Step]) -> None:
         digests = batch.digests(columns)
         if batch.are_single:
-            self._numbering.save_rows(batch.rows[columns], digests, batch.y[0, columns])
+            self._numbering.save_rows(rows, digests, batch.y[0, columns])
             return
         for step, digest in zip(steps, digests.tolist(), strict=True):
             self._numbering.save(step.row, digest, step.output())

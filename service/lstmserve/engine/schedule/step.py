@@ -34,6 +34,7 @@ class Step:
         "deadline_ns",
         "done",
         "durable_step",
+        "end_ns",
         "initial",
         "is_cancelled",
         "is_long",
@@ -74,6 +75,7 @@ class Step:
         self.initial = initial  # Predict only: the state to start from, each [1, width]
         self.arrival_ns = arrival_ns
         self.start_ns = 0  # when its first slice ran
+        self.end_ns = 0  # when it was applied
         self.compute_ns = 0  # of the batches it ran in
         self.done = 0  # time steps computed
         self.scratch = ZERO  # holds the state after `done` time steps, between slices
@@ -114,7 +116,7 @@ class Step:
         """It was applied before, with this y [length, O]."""
         self.y = [y]
         self.is_replayed = True
-        self.start_ns = self.arrival_ns
+        self.start_ns = self.end_ns = self.arrival_ns
 
     def output(self) -> Output:
         """y [T, O], or [1, O] with last_only."""

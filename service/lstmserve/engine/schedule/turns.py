@@ -62,8 +62,15 @@ class SessionTurns:
         if row == NO_ROW:
             self.pending_sequences -= 1
             return None
-        (successor,) = self.leave_rows(np.array([row]), now_ns) or (None,)
-        return successor
+        self.pending_steps -= 1
+        self._first.pop(row, None)
+        table = self._table
+        pending = table.pending.item(row) - 1
+        table.pending[row] = pending
+        if pending:
+            return self._pop(row)
+        self._rest(row, now_ns)
+        return None
 
     def leave_rows(self, rows: Index, now_ns: int) -> list[Step]:
         """The first steps of these sessions are over; returns those that are now first."""
@@ -103,8 +110,8 @@ class SessionTurns:
 
     def _rest(self, row: int, now_ns: int) -> None:
         table = self._table
-        table.expiry_ns[row] = now_ns + table.ttl_ns[row]
-        if table.phase[row] != OPEN:
+        table.expiry_ns[row] = now_ns + table.ttl_ns.item(row)
+        if table.phase.item(row) != OPEN:
             self._on_idle(row)
 
     def check_integrity(self) -> None:

@@ -61,7 +61,7 @@ class Sessions:
         if row is None:
             raise self._endings.error(key, incarnation, now.monotonic_ns)
         self._check_incarnation(row, incarnation)
-        if self._table.phase[row] == CLOSING:
+        if self._table.phase.item(row) == CLOSING:
             raise SessionClosed("the session was closed")
         if self.is_expired(row, now):
             self._end(row, "expired", now)
@@ -69,7 +69,7 @@ class Sessions:
         return row
 
     def _check_incarnation(self, row: int, incarnation: int) -> None:
-        actual = int(self._table.incarnation[row])
+        actual = self._table.incarnation.item(row)
         if incarnation not in (0, actual):
             raise SessionReplaced(
                 "this id was opened again; the session you had has ended",
@@ -100,7 +100,8 @@ class Sessions:
         table.step[row] = start.step
         table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
         table.digest[row] = start.digest
-        table.replies.save(row, start.reply)
+        if start.reply is not None:
+            table.replies.restore(row, start.reply)
         table.ttl_ns[row] = ttl_ns
         table.expiry_ns[row] = now.monotonic_ns + ttl_ns
         table.open_time_ns[row] = start.open_time_ns or now.wall_ns
@@ -184,8 +185,9 @@ class Sessions:
     def is_expired(self, row: int, now: Now) -> bool:
         """Whether its time ran out, though it is still here."""
         table = self._table
-        is_idle = table.phase[row] == OPEN and not table.pending[row]
-        return bool(is_idle and table.expiry_ns[row] <= now.monotonic_ns)
+        if table.expiry_ns.item(row) > now.monotonic_ns:
+            return False
+        return table.phase.item(row) == OPEN and not table.pending.item(row)
 
     def _announce_closed(self, row: int) -> None:
         for on_closed in self._closers.pop(row, ()):

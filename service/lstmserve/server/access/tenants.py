@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.memory import SECOND_NS
-from lstmserve.engine.schedule.block import Block, BlockSink
-from lstmserve.engine.schedule.step import Sink, Step
-from lstmserve.errors import Quota, ServeError
+from lstmserve.engine.schedule.block import Block
+from lstmserve.errors import Quota
 from lstmserve.tokens import Limits
 
 RETRY_S = 0.05
@@ -24,13 +23,20 @@ class Tenant:
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
+        self.prefix = session_key(name, "-")[:-1]  # of its keys
         self.limits = limits
-        self.pending_steps = 0
+        self.pending_steps = 0  # whoever submits a step counts it in, its sink counts it out
         self._rows = Allowance()
 
     def key(self, session_id: str, field: str = "session_id") -> str:
         """The session table's key of this tenant's session. Raises BadSessionId, of the field."""
         return session_key(self.name, session_id, field)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether check() can refuse anything."""
+        limits = self.limits
+        return limits.pending_steps_max is not None or limits.rows_per_s is not None
 
     def check(self, steps: int, rows: int, now_ns: int) -> None:
         """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.
@@ -63,49 +69,6 @@ class Tenant:
             yield
         finally:
             self.pending_steps -= steps
-
-    def counted(self, sink: Sink) -> Counted:
-        """A sink that also counts the step out; whoever submits it counts it in."""
-        return Counted(self, sink)
-
-    def counted_block(self, sink: BlockSink) -> CountedBlock:
-        """The same for a block."""
-        return CountedBlock(self, sink)
-
-
-class Counted:
-    """Tells the tenant, then the sink."""
-
-    __slots__ = ("_sink", "_tenant")
-
-    def __init__(self, tenant: Tenant, sink: Sink) -> None:
-        self._tenant = tenant
-        self._sink = sink
-
-    def applied(self, step: Step) -> None:
-        """One step less."""
-        self._tenant.pending_steps -= 1
-        self._sink.applied(step)
-
-    def failed(self, step: Step, error: ServeError) -> None:
-        """One step less."""
-        self._tenant.pending_steps -= 1
-        self._sink.failed(step, error)
-
-
-class CountedBlock:
-    """Tells the tenant, then the sink."""
-
-    __slots__ = ("_sink", "_tenant")
-
-    def __init__(self, tenant: Tenant, sink: BlockSink) -> None:
-        self._tenant = tenant
-        self._sink = sink
-
-    def settled(self, block: Block) -> None:
-        """All its steps less."""
-        self._tenant.pending_steps -= block.rows.size
-        self._sink.settled(block)
 
 
 class Allowance:

@@ -50,6 +50,7 @@ class ManyMessage:
 
     def settled(self, block: Block) -> None:
         """The block's sink."""
+        self.tenant.pending_steps -= block.rows.size
         self.errors |= {int(self.members[i]): error for i, error in block.errors.items()}
         self.window.answer(self)
 
@@ -140,7 +141,7 @@ class ManyMessages:
             x,
             starts[message.members],
             message.lengths[message.members],
-            message.tenant.counted_block(message),
+            message,
             places=message.members if request.last_only else starts[message.members],
             shape=(height, model.spec.output_size),
             arrival_ns=now_ns,

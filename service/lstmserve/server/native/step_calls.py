@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.arrays import Input
 from lstmserve.engine.schedule.step import Sink, Step
 from lstmserve.errors import BadStep, Malformed, ServeError
 from lstmserve.server.access.tenants import Tenant
@@ -22,10 +23,11 @@ class StepCalls:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._counters = [metrics.model(each.name, each.version) for each in engine.models]
 
     async def step(self, request: pb.StepRequest, tenant: Tenant) -> pb.StepResponse:
         """A step that is cancelled before its last slice runs has not happened."""
-        reply = _Reply(asyncio.get_running_loop().create_future())
+        reply = _Reply(asyncio.get_running_loop().create_future(), tenant)
         try:
             step = await self.submit(tenant, request, request.session_id, reply)
         except ServeError as error:
@@ -57,35 +59,43 @@ class StepCalls:
     def _submit(self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
         engine = self._engine
         now = engine.clock()
-        is_numbered = request.HasField("step")
-        if is_numbered:
-            check_number(request.step, request.incarnation)
+        number = request.step
+        if is_numbered := request.HasField("step"):
+            check_number(number, request.incarnation)
         if request.timeout_ms < 0:
             raise Malformed("timeout_ms is negative", field="timeout_ms")
-        row = engine.sessions.find(tenant.key(session_id), request.incarnation, now)
+        key = tenant.prefix + session_id
+        if engine.table.find(key) is None:
+            key = tenant.key(session_id)  # an id that is found was checked before
+        row = engine.sessions.find(key, request.incarnation, now)
         model = engine.model_of(row)
-        length = request.length or 1
-        check_length(length, engine.config.length_max)
-        x = input_rows(model.spec, request.x, request.tokens, length)
-        check_finite(x, "x")
-        height = 1 if request.last_only else length
-        check_reply(height, model.spec.output_size, engine.config.message_bytes_max, "length")
+        x = self._input(model, request)
         arrival_ns = now.monotonic_ns
-        if not (is_numbered and request.step <= engine.table.accepted(row)):
-            tenant.check(1, length, arrival_ns)
+        if tenant.is_limited and not (is_numbered and number <= engine.table.accepted(row)):
+            tenant.check(1, len(x), arrival_ns)
         step = Step(
             row,
             x,
-            tenant.counted(sink),
+            sink,
             arrival_ns=arrival_ns,
             last_only=request.last_only,
             deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
-            number=request.step,
+            number=number,
             is_numbered=is_numbered,
         )
         engine.submit(model, step)
         tenant.pending_steps += 1
         return step
+
+    def _input(self, model: Model, request: pb.StepRequest) -> Input:
+        config = self._engine.config
+        length = request.length or 1
+        check_length(length, config.length_max)
+        x = input_rows(model.spec, request.x, request.tokens, length)
+        check_finite(x, "x")
+        height = 1 if request.last_only else length
+        check_reply(height, model.output_size, config.message_bytes_max, "length")
+        return x
 
     def response(self, step: Step, tag: int) -> pb.StepResponse:
         """The reply of an applied step."""
@@ -103,33 +113,36 @@ class StepCalls:
 
     def count_applied(self, method: str, step: Step) -> None:
         """Into lstm_steps_total and the times."""
-        model = self._engine.model_of(step.row)
-        total_ns = self._engine.clock().monotonic_ns - step.arrival_ns
-        counters = self._metrics.model(model.name, model.version)
-        counters.steps(method, 1, total_ns, step.queue_ns)
+        counters = self._counters[self._engine.model_of(step.row).index]
+        counters.steps(method, 1, step.end_ns - step.arrival_ns, step.queue_ns)
         if step.is_replayed:
             counters.replayed()
 
     def count_failed(self, method: str, step: Step | None, error: ServeError) -> None:
         """One that was accepted, or None for one refused at the door, perhaps of no session."""
-        name, version = "", 0
-        if step is not None:
-            model = self._engine.model_of(step.row)
-            name, version = model.name, model.version
-        self._metrics.model(name, version).failed(method, code(error), error.reason)
+        if step is None:
+            counters = self._metrics.model("", 0)
+        else:
+            counters = self._counters[self._engine.model_of(step.row).index]
+        counters.failed(method, code(error), error.reason)
 
 
 class _Reply:
     """A unary call's sink; a caller that went away has a cancelled future."""
 
-    def __init__(self, future: asyncio.Future[None]) -> None:
+    __slots__ = ("_tenant", "future")
+
+    def __init__(self, future: asyncio.Future[None], tenant: Tenant) -> None:
         self.future = future
+        self._tenant = tenant
 
     def applied(self, step: Step) -> None:
+        self._tenant.pending_steps -= 1
         if not self.future.done():
             self.future.set_result(None)
 
     def failed(self, step: Step, error: ServeError) -> None:
+        self._tenant.pending_steps -= 1
         if not self.future.done():
             self.future.set_exception(error)
 

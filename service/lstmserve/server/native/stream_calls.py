@@ -38,7 +38,7 @@ class StreamCalls:
     async def _accept(
         self, tenant: Tenant, content: bytes, session_id: str, window: Window[_Reply]
     ) -> str:
-        reply = _Reply(window)
+        reply = _Reply(window, tenant)
         window.add(reply)
         try:
             request = parse(pb.StepRequest, content)
@@ -68,17 +68,23 @@ class StreamCalls:
 class _Reply:
     """One message's sink."""
 
-    def __init__(self, window: Window[_Reply]) -> None:
+    __slots__ = ("_tenant", "_window", "error", "session_id", "step", "tag")
+
+    def __init__(self, window: Window[_Reply], tenant: Tenant) -> None:
         self._window = window
+        self._tenant = tenant
         self.tag = 0
         self.session_id = ""
         self.step: Step | None = None  # None: refused at the door
         self.error: ServeError | None = None
 
     def applied(self, step: Step) -> None:
+        self._tenant.pending_steps -= 1
+        self.step = step  # one that is answered from the record is, before submit() returns it
         self._window.answer(self)
 
     def failed(self, step: Step, error: ServeError) -> None:
+        self._tenant.pending_steps -= 1
         self.error = error
         self._window.answer(self)
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from prometheus_client.utils import floatToGoString
-
-Values = int | float | npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -28,11 +25,15 @@ class Histogram:
         self._unit = unit
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
-        self._pending: list[Values] = []
+        self._pending: list[float] = []
 
-    def observe(self, values: Values) -> None:
-        """One value, or an array [n] of them, which is the histogram's from now on."""
-        self._pending.append(values)
+    def observe(self, value: float, count: int = 1) -> None:
+        """One value, or the same one so many times."""
+        if count != 1:
+            self._counts[np.searchsorted(self._bounds, value, side="left")] += count
+            self._sum += count * value
+            return
+        self._pending.append(value)
         if len(self._pending) >= PENDING_MAX:
             self._fold()
 
@@ -45,7 +46,7 @@ class Histogram:
     def _fold(self) -> None:
         if not self._pending:
             return
-        values = np.concatenate([np.atleast_1d(each) for each in self._pending])
+        values = np.array(self._pending)
         self._pending.clear()
         slots = np.searchsorted(self._bounds, values, side="left")
         self._counts += np.bincount(slots, minlength=len(self._counts))

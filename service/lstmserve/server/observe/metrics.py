@@ -5,16 +5,16 @@ Counted per batch, shown by exposition.py at scrape.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
 from lstmserve.server.observe import exposition
-from lstmserve.server.observe.histogram import SECONDS, SIZES, Histogram, Values
+from lstmserve.server.observe.histogram import SECONDS, SIZES, Histogram
 
 NANOSECOND = 1e-9
 SOURCES = ("new", "import", "fork", "load")
@@ -36,6 +36,7 @@ class Gauges:
     sessions_dirty: int = 0
 
 
+@functools.cache
 def go_code(code: StatusCode | str) -> str:
     """A code, or its name in capitals, as go-grpc-prometheus spells it."""
     name = code if isinstance(code, str) else code.name
@@ -43,7 +44,7 @@ def go_code(code: StatusCode | str) -> str:
 
 
 class ModelMetrics:
-    """Counts of one model version. Arrays given to it are its own from then on."""
+    """Counts of one model version. Loop thread only."""
 
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, str]] = Counter()
@@ -65,11 +66,11 @@ class ModelMetrics:
         self.batch_size.observe(sessions)
         self.compute.observe(compute_ns)
 
-    def steps(self, method: str, count: int, total_ns: Values, queue_ns: Values) -> None:
-        """Steps that were applied: one value of each time for all, or an array [count]."""
+    def steps(self, method: str, count: int, total_ns: int, queue_ns: int) -> None:
+        """Steps that were applied together; the times are those of each."""
         self.answered[method, "OK"] += count
-        self.total.observe(_each(total_ns, count))
-        self.queue.observe(_each(queue_ns, count))
+        self.total.observe(total_ns, count)
+        self.queue.observe(queue_ns, count)
 
     def failed(self, method: str, code: StatusCode | str, reason: str, count: int = 1) -> None:
         """Steps that were answered with an error."""
@@ -159,7 +160,3 @@ class Metrics:
 
 def _key(name: str, version: int) -> tuple[str, str]:
     return name, str(version or "")
-
-
-def _each(values: Values, count: int) -> Values:
-    return np.full(count, values) if count != 1 and np.ndim(values) == 0 else values
