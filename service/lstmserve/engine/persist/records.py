@@ -13,7 +13,7 @@ from lstmserve.engine.compute.pool import Rows, Slots
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.replies import SavedReply
-from lstmserve.engine.session.sessions import Start
+from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
 from lstmserve.store.record import CorruptRecord, Record, Version, version_of

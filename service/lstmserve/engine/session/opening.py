@@ -14,7 +14,8 @@ from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
 from lstmserve.engine.session.room import Room
-from lstmserve.engine.session.sessions import Sessions, Start
+from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import ModelMismatch, ServeError, SessionExists
 

@@ -6,14 +6,13 @@ Synchronous; times are arguments. Steps are the scheduler's; this only starts an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
 from lstmserve.engine.compute.pool import ZERO, Rows
 from lstmserve.engine.model import Model
-from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.session.endings import Ending, Endings, Tombstone
+from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import (
     CLOSING,
     DETACHED,
@@ -23,23 +22,6 @@ from lstmserve.engine.table import (
     SessionTable,
 )
 from lstmserve.errors import SessionClosed, SessionReplaced
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a session starts from: pool rows [1, width] (None: zeros) and the step they are at.
-
-    The other fields are those of a session that a store had; 0 and None for one that is new.
-    """
-
-    source: str = "new"  # new, import, fork, load: the label of lstm_sessions_opened_total
-    rows: Rows | None = None
-    step: int = 0
-    incarnation: int = 0
-    epoch: int = 0
-    open_time_ns: int = 0
-    digest: int = 0
-    reply: SavedReply | None = None
 
 
 class Sessions:
