@@ -51,9 +51,10 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     model.closed("client")
     metrics.model_info("tiny", 1, "abc")
     metrics.watch("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
-    metrics.rpc_started("Step", "unary")
-    metrics.rpc_handled("Step", "unary", grpc.StatusCode.NOT_FOUND, 0.002)
-    metrics.rpc_handled("StepStream", "bidi_stream", grpc.StatusCode.OK)
+    steps, streams = metrics.rpc("Step", "unary"), metrics.rpc("StepStream", "bidi_stream")
+    steps.started = streams.started = 1
+    steps.ended(grpc.StatusCode.NOT_FOUND, 0.002)
+    streams.ended(grpc.StatusCode.OK)
     metrics.loop_lag.observe(0.003)
     return metrics
 

@@ -259,10 +259,10 @@ def grpc_code(number: int) -> grpc.StatusCode:
 
 
 DIES = """
-from lstmserve.engine.driver import Driver
+from lstmserve.engine.computing import Computing
 async def run(self, model, batch):
     raise RuntimeError("planted")
-Driver._compute = run
+Computing.run = run
 from lstmserve.cli.serve import serve
 serve()
 """

@@ -41,7 +41,7 @@ async def test_a_deadline_before_compute(idle: Wire) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await idle.send("Step", content, timeout=0.2)
     assert failure.value.code() is StatusCode.DEADLINE_EXCEEDED
-    await idle.until(lambda: idle.metrics.rpcs_handled["unary", "Step", "Canceled"] == 1)
+    await idle.until(lambda: idle.metrics.rpc("Step", "unary").handled["Canceled"] == 1)
     idle.run()
     await waiting
     await a.step()
@@ -77,7 +77,7 @@ async def test_callers_that_leave_the_queue(idle: Wire) -> None:
     await idle.until(lambda: idle.engine.driver.pending_steps == 12)
     for call in calls[::3]:
         call.cancel()
-    await idle.until(lambda: idle.metrics.rpcs_handled["unary", "Step", "Canceled"] == 4)
+    await idle.until(lambda: idle.metrics.rpc("Step", "unary").handled["Canceled"] == 4)
     idle.run()
     done = await asyncio.gather(*calls, return_exceptions=True)
     assert [isinstance(each, asyncio.CancelledError) for each in done] == [
@@ -99,7 +99,7 @@ async def test_a_message_of_many_whose_caller_leaves(idle: Wire) -> None:
     await stream.write(request.SerializeToString())
     await idle.until(lambda: idle.engine.driver.pending_steps == 3)
     stream.cancel()
-    await idle.until(lambda: idle.metrics.rpcs_handled.total() == idle.metrics.rpcs_started.total())
+    await idle.until(lambda: idle.metrics.rpcs_handled == idle.metrics.rpcs_started)
     idle.run()
     for session in sessions:
         assert await idle.settled(session.id) == 0
@@ -114,7 +114,7 @@ async def test_closing_waits_for_its_steps(idle: Wire) -> None:
     closing, leaving = [
         asyncio.create_task(idle.call("CloseSession", session_id=each.id)) for each in (a, b)
     ]
-    await idle.until(lambda: idle.metrics.rpcs_started["unary", "CloseSession"] == 2)
+    await idle.until(lambda: idle.metrics.rpc("CloseSession", "unary").started == 2)
     leaving.cancel()
     content = pb.StepRequest(session_id=a.id, x=X).SerializeToString()
     assert (await idle.refused("Step", content)).reason == "SESSION_CLOSED"

@@ -46,7 +46,7 @@ async def test_300_streams_on_one_connection(tmp_path: Path) -> None:
 
         talking = [asyncio.create_task(insist(session)) for session in sessions]
         await wire.until(lambda: len(answered) == 256)
-        assert wire.metrics.rpcs_started["bidi_stream", "StepStream"] == 256
+        assert wire.metrics.rpc("StepStream", "bidi_stream").started == 256
         may_end.set()
         await asyncio.gather(*talking)
         for session in sessions:

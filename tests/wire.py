@@ -109,8 +109,7 @@ class Wire:
 
     async def settled(self, session_id: str) -> int:
         """The last step of a session, once none is pending and no call is under way."""
-        started, handled = self.metrics.rpcs_started, self.metrics.rpcs_handled
-        await self.until(lambda: started.total() == handled.total())
+        await self.until(lambda: self.metrics.rpcs_started == self.metrics.rpcs_handled)
         await self.until(lambda: self.engine.driver.pending_steps == 0)
         return int((await self.call("GetSession", session_id=session_id)).session.step)
 

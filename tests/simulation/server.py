@@ -12,12 +12,17 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.errors import ServeError
-from lstmserve.server.access.tenants import Tenant
-from lstmserve.server.native.many_message import ManyMessage, ManyMessages
+from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.native.cohort import Cohort
+from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.native.many_message import ManyMessage
+from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.native.session_calls import SessionCalls
 from lstmserve.server.native.step_calls import StepCalls
-from lstmserve.server.window import Window
+from lstmserve.server.native.steps import Steps
+from lstmserve.server.rpc import Frame
 from lstmserve.tokens import Limits
+from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.faults import Faults
 from simulation.kernel import make_model
 from simulation.loop import clock
@@ -54,6 +59,18 @@ class Sums:
     batch = steps = failed = replayed = ignore
 
 
+class Caller:
+    """What a handler asks of a call's context."""
+
+    def time_remaining(self) -> float:
+        """Its deadline is far."""
+        return 60.0
+
+    def invocation_metadata(self) -> tuple[()]:
+        """None."""
+        return ()
+
+
 class Life:
     """One process of a server, from start to crash or drain."""
 
@@ -71,10 +88,13 @@ class Life:
             store=StoreLine(shelf, self),
             clock=clock(int(random.uniform(-2e9, 2e9))),
         )
-        self._steps = StepCalls(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
+        steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
+        self._door = OpenDoor(Limits())
+        frame = Frame(self._door, self.sums, 60.0)  # type: ignore[arg-type]  # as above
+        self._steps = StepCalls(steps, Inbox(self.engine.driver), frame)
         self._sessions = SessionCalls(self.engine)
-        self._many = ManyMessages(self.engine)
-        self._tenant = Tenant("", Limits())
+        self._many = ManyReading(self.engine)
+        self._tenant = self._door.tenant(Caller())
         self.is_dead = False
         self._is_awake = asyncio.Event()
         self._is_awake.set()
@@ -158,20 +178,20 @@ class Life:
         self._network.respond(call, answer)
 
     async def _step(self, request: Any) -> Any:
-        response = await self._steps.step(request, self._tenant)
+        content = await self._steps.step(request.SerializeToString(), Caller())
+        response = pb.StepResponse.FromString(content)
         self.faults.count["steps replayed"] += response.replayed
         return response
 
     async def _many_steps(self, request: Any) -> Any:
         """The answered message; whether its stream waits is not looked at."""
-        window: Window[ManyMessage] = Window(4)
-        message = ManyMessage(window, self._tenant)
-        window.add(message)
+        is_settled = asyncio.Event()
+        cohort = Cohort(self._tenant, list(request.session_ids))
+        message = ManyMessage(self._tenant, cohort, lambda _: is_settled.set())
         try:
-            await self._many.submit(request, list(request.session_ids), message)
+            await self._many.submit(request, message)
             if message.block is not None:
-                while await window.next() is not None:
-                    break
+                await is_settled.wait()
         except asyncio.CancelledError:
             message.cancel()
             raise

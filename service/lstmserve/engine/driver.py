@@ -1,7 +1,6 @@
 """Drives the models' batches: lets one gather, runs it, commits it, settles it. Owns every wait.
 
-One event loop. A batch runs on the loop when it is expected to take less than a hand-over to the
-kernel thread costs, else in that one thread while the loop takes in what the next batch will be.
+One event loop.
 """
 
 from __future__ import annotations
@@ -9,26 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
-import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Output
 from lstmserve.engine.clock import Clock
 from lstmserve.engine.commit import CommitStage
-from lstmserve.engine.compute.kernel import KernelError
+from lstmserve.engine.computing import Computing
 from lstmserve.engine.model import Model
 from lstmserve.engine.schedule.batch import Batch, Outcome
-from lstmserve.errors import Draining, ServeError
-
-Result = TypeVar("Result")
+from lstmserve.errors import ServeError
 
 # Passes of the event loop before a run: each lets gRPC's poller hand over what has arrived.
 # Without them batches of one run while others wait (docs/ARCHITECTURE.md).
 GATHER_PASSES_MAX = 8
-INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
 
 
 class Driver:
@@ -41,8 +32,10 @@ class Driver:
         self._clock = clock
         self._models = models
         self._stage = stage
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self.computing = Computing()
         self._wake = asyncio.Event()
+        self._sources: list[Callable[[], None]] = []
+        self._is_running = False
         self._accepted = 0  # ever; tells whether a loop pass brought anything
         self._commits: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -55,20 +48,26 @@ class Driver:
         """Accepted and not settled, over all models."""
         return sum(model.scheduler.pending_steps for model in self._models if model.scheduler)
 
+    def add_source(self, take_in: Callable[[], None]) -> None:
+        """`take_in` is called before every batch: it submits what waits outside."""
+        self._sources.append(take_in)
+
     def notice(self) -> None:
-        """Something was submitted."""
+        """Something was submitted, or waits in a source."""
         self._accepted += 1
         self._wake.set()
+        if not self._is_running:
+            self.take_in()
 
-    async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Runs `work` in the kernel thread. Raises Draining when there is none any more."""
-        if self._stopped.is_set():
-            raise Draining("this server shut down", retry_s=1.0)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def take_in(self) -> None:
+        """Whatever waits outside is submitted now."""
+        for take_in in self._sources:
+            take_in()
 
     async def run(self) -> None:
         """Until stop(). Raises what it died of."""
         error = ServeError("the server failed; whether the step was applied is unknown")
+        self._is_running = True
         try:
             while True:
                 self._wake.clear()  # before anything is looked at, so that no change is missed
@@ -76,14 +75,18 @@ class Driver:
                     raise self._failure
                 if self._overdue is not None:
                     self.fail_pending(self._overdue)
-                if self._is_stopping and self.pending_steps == 0:
-                    return
+                if self._is_stopping:
+                    self.take_in()
+                    if self.pending_steps == 0:
+                        return
                 await self._gather()
+                self.take_in()
                 if not await self._run_round():
                     await self._wake.wait()
         finally:
+            self._is_running = False
             self.fail_pending(error)
-            self._thread.shutdown(wait=False)
+            self.computing.stop()
             self._stopped.set()
 
     async def stop(self, timeout_s: float, error: ServeError) -> None:
@@ -129,7 +132,7 @@ class Driver:
     async def _run(self, model: Model, batch: Batch) -> None:
         start_ns = time.monotonic_ns()
         try:
-            y = await self._compute(model, batch)
+            y = await self.computing.run(model, batch)
         except BaseException:
             batch.outcomes[:] = Outcome.FAILED  # the engine dies, but nobody is left waiting
             self._settle(model, batch, 0)
@@ -145,36 +148,6 @@ class Driver:
         task = asyncio.create_task(self._commit(commit, model, batch, compute_ns))
         self._commits.add(task)
         self.watch(task)
-
-    async def _compute(self, model: Model, batch: Batch) -> Output:
-        """y [T, B, O]; rows that could not be computed are marked in the batch."""
-        kernel = model.kernel
-        assert kernel is not None
-        x = batch.inputs
-
-        def work() -> Output:
-            try:
-                return kernel.run(x, batch.lengths, batch.read, batch.write)
-            except KernelError:
-                return self._compute_alone(model, batch)
-
-        if kernel.expected_ns(batch.size * len(x)) <= INLINE_NS_MAX:
-            return work()
-        return await self.in_thread(work)
-
-    def _compute_alone(self, model: Model, batch: Batch) -> Output:
-        """Row by row, so that only the bad one fails; the slots that are read are untouched."""
-        kernel, x = model.kernel, batch.inputs
-        assert kernel is not None
-        y = batch.no_output(model.output_size)
-        for i in range(batch.size):
-            one = slice(i, i + 1)
-            arguments = (batch.lengths[one], batch.read[one], batch.write[one])
-            try:
-                y[:, one] = kernel.run(np.ascontiguousarray(x[:, one]), *arguments)
-            except KernelError:
-                batch.outcomes[i] = Outcome.FAILED
-        return y
 
     async def _commit(
         self, commit: Awaitable[None], model: Model, batch: Batch, compute_ns: int

@@ -128,6 +128,7 @@ class Engine:
             await self.driver.run()
         finally:
             self._is_closed = True
+            self.driver.take_in()
             writing.cancel()
 
     def drain(self) -> None:

@@ -39,6 +39,7 @@ class SessionTable:
         self.model = np.zeros(rows, np.int16)
         self.tenant = np.zeros(rows, np.int32)  # tenant_index() of the key's
         self.incarnation = np.zeros(rows, np.int64)
+        self.life = np.zeros(rows, np.int64)  # which of all the table's sessions; 0: found no more
         self.epoch = np.zeros(rows, np.int64)  # counts the servers that took it from a store
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
@@ -56,6 +57,7 @@ class SessionTable:
         self._tenants: dict[str, int] = {}
         self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
+        self._lives = 0  # sessions there ever were
 
     def __len__(self) -> int:
         """Sessions that can be found by key."""
@@ -91,6 +93,8 @@ class SessionTable:
         self.tenant[row] = self.tenant_index(tenant_of(key))
         self._counts[self.tenant[row]] += 1
         self.phase[row] = OPEN
+        self._lives += 1
+        self.life[row] = self._lives
         return row
 
     def detach(self, row: int, phase: int = DETACHED) -> str:
@@ -102,6 +106,7 @@ class SessionTable:
         self.keys[row] = None
         self._counts[self.tenant[row]] -= 1
         self.phase[row] = phase
+        self.life[row] = 0
         return key
 
     def release(self, row: int) -> None:

@@ -1,68 +1,77 @@
 """Owns the calls that bring no deadline of their own: which has been under way too long.
 
 All have the same time, so that they end in the order they began: one timer watches the oldest. A
-timer a call would cost 3 us, as much as the checks of a step. On the event loop's thread.
+timer a call would cost as much as the checks of a step. On the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Protocol
 
 
 class TooSlow(Exception):
     """A call that took longer than it may; what it did is unknown, as with gRPC's own deadline."""
 
 
-class Watched:
-    """One call under way, in its task."""
+class Watched(Protocol):
+    """A call under way."""
 
-    __slots__ = ("due_s", "is_over", "seconds", "task")
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
 
-    def __init__(self, task: asyncio.Task[object], due_s: float, seconds: float) -> None:
-        self.task: asyncio.Task[object] | None = task  # None: it has ended
-        self.due_s = due_s
-        self.seconds = seconds
-        self.is_over = False  # its task was cancelled for that
+    def expire(self, error: TooSlow) -> None:
+        """Ends it with the error."""
 
-    def end(self) -> TooSlow:
-        """What the cancellation stands for; the task goes on, to say so."""
-        assert self.task is not None
-        self.task.uncancel()
+
+class WatchedTask:
+    """A call that is the current task. Who runs it sets `is_over`."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._error: TooSlow | None = None
         self.is_over = False
-        return TooSlow(f"not done after {self.seconds:g} s, the most for a call without a deadline")
+
+    def expire(self, error: TooSlow) -> None:
+        """Cancels the task."""
+        self._error = error
+        self._task.cancel()
+
+    def expired(self) -> TooSlow | None:
+        """What a cancellation stands for; None: the client went away."""
+        if self._error is not None:
+            self._task.uncancel()
+        return self._error
 
 
 class Overtime:
-    """Cancels the tasks of calls that last longer than `seconds`."""
+    """Ends calls that last longer than `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._calls: deque[Watched] = deque()
+        self._calls: deque[tuple[float, Watched]] = deque()  # when each is due, in order
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self) -> Watched:
-        """The current task's call begins."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        watched = Watched(task, loop.time() + self._seconds, self._seconds)
-        self._calls.append(watched)
-        if self._timer is None:
-            self._timer = loop.call_at(watched.due_s, self._look)
-        return watched
-
-    def leave(self, watched: Watched) -> None:
-        """It has ended."""
-        watched.task = None
-        while self._calls and self._calls[0].task is None:
+    def watch(self, call: Watched) -> None:
+        """From now on."""
+        while self._calls and self._calls[0][1].is_over:
             self._calls.popleft()
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + self._seconds
+        self._calls.append((due_s, call))
+        if self._timer is None:
+            self._timer = loop.call_at(due_s, self._look)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        while self._calls and self._calls[0].due_s <= now_s:
-            watched = self._calls.popleft()
-            if watched.task is not None:
-                watched.is_over = True
-                watched.task.cancel()
-        self._timer = loop.call_at(self._calls[0].due_s, self._look) if self._calls else None
+        while self._calls and (self._calls[0][0] <= now_s or self._calls[0][1].is_over):
+            _, call = self._calls.popleft()
+            if not call.is_over:
+                text = f"not done after {self._seconds:g} s, the most for a call without a deadline"
+                call.expire(TooSlow(text))
+        self._timer = loop.call_at(self._calls[0][0], self._look) if self._calls else None

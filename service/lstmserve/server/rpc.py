@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,12 +20,15 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.server.overtime import Overtime, TooSlow, Watched
+from lstmserve.server.overtime import Overtime, TooSlow, WatchedTask
 from lstmserve.server.status import Abort, to_abort
 
 SESSION_KEY = "x-session-id"
 
+T = TypeVar("T")
+
 Context = grpc.aio.ServicerContext[Any, bytes]
+Call = Callable[[bytes, Context], Awaitable[bytes]]
 Unary = Callable[[Any, Tenant], Awaitable[Message]]
 Stream = Callable[[Context, Tenant], Awaitable[None]]
 
@@ -34,70 +37,87 @@ class Frame:
     """Of one port's calls. `call_s_max` is for unary calls that bring no deadline."""
 
     def __init__(self, door: Door, metrics: Metrics, call_s_max: float) -> None:
-        self._door = door
+        self.door = door
+        self.overtime = Overtime(call_s_max)
         self._metrics = metrics
-        self._overtime = Overtime(call_s_max)
 
-    def unary(
-        self, name: str, kind: type[Request], method: Unary
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler of one request and one response."""
+    def call(self, name: str, method: Call) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """A handler of one request and one response, both of which `method` has as bytes."""
+        counts = self._metrics.rpc(name, "unary")
 
         async def handle(content: bytes, context: Context) -> bytes:
             start_ns = time.monotonic_ns()
-            self._metrics.rpc_started(name, "unary")
+            counts.started += 1
             ended = grpc.StatusCode.CANCELLED  # what it is if the client goes away
-            watched = None if context.time_remaining() is not None else self._overtime.enter()
-            try:  # counted before the client hears of it
-                tenant = self._door.tenant(context)
-                response = await method(parse(kind, content), tenant)
+            try:
+                response = await method(content, context)
                 ended = grpc.StatusCode.OK
-                return response.SerializeToString()
+                return response
             except BaseException as error:
-                abort = _abort(error, name, context, watched)
+                abort = _abort(error, name, context)
                 ended = abort.code
-            finally:
-                if watched is not None:
-                    self._overtime.leave(watched)
-                seconds = (time.monotonic_ns() - start_ns) / 1e9
-                self._metrics.rpc_handled(name, "unary", ended, seconds)
+            finally:  # before the client hears of it
+                counts.ended(ended, (time.monotonic_ns() - start_ns) / 1e9)
             await context.abort(*abort)
             raise AssertionError("abort() raises")
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
+    def unary(
+        self, name: str, kind: type[Request], method: Unary
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """The same with messages, of a caller who may come in."""
+
+        async def call(content: bytes, context: Context) -> bytes:
+            tenant = self.door.tenant(context)
+            response = await self.limited(context, method(parse(kind, content), tenant))
+            return response.SerializeToString()
+
+        return self.call(name, call)
+
+    async def limited(self, context: Context, work: Awaitable[T]) -> T:
+        """What the work gives, if it is done in time. Raises TooSlow."""
+        watched = WatchedTask()
+        if context.time_remaining() is None:
+            self.overtime.watch(watched)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if (error := watched.expired()) is None:
+                raise
+            raise error from None
+        finally:
+            watched.is_over = True
+
     def bidi(self, name: str, method: Stream) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler of a stream in both directions, which reads and writes by the context."""
+        counts = self._metrics.rpc(name, "bidi_stream")
 
         async def handle(_: object, context: Context) -> None:
-            self._metrics.rpc_started(name, "bidi_stream")
+            counts.started += 1
             abort: Abort | None = None
             ended = grpc.StatusCode.CANCELLED
             try:
-                await method(context, self._door.tenant(context))
+                await method(context, self.door.tenant(context))
                 ended = grpc.StatusCode.OK
             except BaseException as error:
                 abort = _abort(error, name, context)
                 ended = abort.code
             finally:
                 # Before the abort: it waits for a client that does not read.
-                self._metrics.rpc_handled(name, "bidi_stream", ended)
+                counts.ended(ended)
             if abort is not None:
                 await context.abort(*abort)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _abort(
-    error: BaseException, name: str, context: Context, watched: Watched | None = None
-) -> Abort:
+def _abort(error: BaseException, name: str, context: Context) -> Abort:
     """What ends the call. Raises the error when there is nobody to tell: the client went away.
 
     A CancelledError that is not the client's doing is a bug of ours, like any other; an
     InternalError is a write that failed.
     """
-    if watched is not None and watched.is_over:
-        error = watched.end()
     task = asyncio.current_task()
     assert task is not None
     is_gone = task.cancelling() or isinstance(error, grpc.aio.InternalError)  # a write that failed

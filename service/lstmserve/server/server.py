@@ -172,9 +172,9 @@ class Server:
         from its own doing, and does not go to another server.
         """
         for _ in range(QUIET_ROUNDS_MAX):
-            before = self._metrics.rpcs_started.total()
+            before = self._metrics.rpcs_started
             await asyncio.wait({self._forever}, timeout=QUIET_S)
-            if self._metrics.rpcs_started.total() == before:
+            if self._metrics.rpcs_started == before:
                 return
 
     def _on_signal(self) -> None:

@@ -56,8 +56,12 @@ def to_status(error: BaseException, **facts: str) -> Status:
 
 def code(error: BaseException) -> StatusCode:
     """The gRPC code alone, for metrics."""
-    reason = error.reason if isinstance(error, ServeError) else ServeError.reason
-    return REASONS[reason].code
+    return REASONS[reason(error)].code
+
+
+def reason(error: BaseException) -> str:
+    """The reason alone, for metrics."""
+    return error.reason if isinstance(error, ServeError) else ServeError.reason
 
 
 def to_abort(error: BaseException, **facts: str) -> Abort:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import grpc.aio
 
@@ -14,16 +14,13 @@ from lstmserve.server.rpc import Context
 
 
 class Cancellable(Protocol):
-    """What waits in a window."""
+    """A message that waits in a window."""
 
     def cancel(self) -> None:
         """The stream is gone; nobody waits for the reply."""
 
 
-Reply = TypeVar("Reply", bound=Cancellable)
-
-
-class Window(Generic[Reply]):
+class Window:
     """The reader adds, sinks answer, the writer takes what is next; all on one loop.
 
     The reader waits for room, so a client that sends without reading stops itself.
@@ -31,19 +28,19 @@ class Window(Generic[Reply]):
 
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
-        self._ready: deque[Reply] = deque()
+        self._ready: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._has_room = asyncio.Event()
         self._is_ended = False
-        self.unanswered: dict[Reply, None] = {}
+        self.unanswered: dict[Cancellable, None] = {}
 
-    def add(self, reply: Reply) -> None:
+    def add(self, message: Cancellable) -> None:
         """A message that will be answered; twice is once."""
-        self.unanswered[reply] = None
+        self.unanswered[message] = None
 
-    def answer(self, reply: Reply) -> None:
+    def answer(self, message: Cancellable, reply: bytes) -> None:
         """Its reply is ready to be written."""
-        del self.unanswered[reply]
+        del self.unanswered[message]
         self._ready.append(reply)
         self._changed.set()
 
@@ -63,7 +60,7 @@ class Window(Generic[Reply]):
             self._has_room.clear()
             await self._has_room.wait()
 
-    async def next(self) -> Reply | None:
+    async def next(self) -> bytes | None:
         """The next answer, in order; None after the last one."""
         while not self._ready:
             if self._is_ended and not self.unanswered:
@@ -113,9 +110,8 @@ class Patience:
 
 async def converse(
     context: Context,
-    window: Window[Reply],
+    window: Window,
     accept: Callable[[bytes], Awaitable[None]],
-    render: Callable[[Reply], bytes],
     write_s_max: float,
 ) -> None:
     """Reads messages into the window while there is room, and writes its answers as they come.
@@ -134,9 +130,8 @@ async def converse(
 
     async def write() -> None:
         while (reply := await window.next()) is not None:
-            content = render(reply)
             patience.begin()
-            await context.write(content)
+            await context.write(reply)
             patience.end()
         patience.stop()
 
@@ -148,8 +143,8 @@ async def converse(
         await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         patience.stop()
-        for reply in window.unanswered:
-            reply.cancel()
+        for message in window.unanswered:
+            message.cancel()
         for side in sides:
             side.cancel()
         ends = await asyncio.gather(*sides, return_exceptions=True)

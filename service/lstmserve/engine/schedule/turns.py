@@ -79,8 +79,9 @@ class SessionTurns:
         pending = table.pending[rows] - 1
         table.pending[rows] = pending
         table.expiry_ns[rows] = table.ttl_ns[rows] + now_ns
-        for row in rows.tolist():
-            self._first.pop(row, None)
+        if self._first:
+            for row in rows.tolist():
+                self._first.pop(row, None)
         is_closing = table.phase[rows] != OPEN
         if is_closing.any():
             for row in rows[is_closing & (pending == 0)].tolist():

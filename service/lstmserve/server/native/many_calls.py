@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from lstmserve.engine import Engine
@@ -11,7 +9,9 @@ from lstmserve.engine.schedule.block import Block
 from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
-from lstmserve.server.native.many_message import ManyMessage, ManyMessages
+from lstmserve.server.native.cohort import Cohort
+from lstmserve.server.native.many_message import ManyMessage
+from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import code, to_status
@@ -25,65 +25,64 @@ class ManyCalls:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._messages = ManyMessages(engine)
+        self._reading = ManyReading(engine)
 
     async def step_many(self, context: Context, tenant: Tenant) -> None:
         """Messages of disjoint sessions may overtake one another; their tag tells them apart."""
         config = self._engine.config
-        window: Window[ManyMessage] = Window(config.stream_window)
-        ids: Sequence[str] = ()
+        window = Window(config.stream_window)
+        cohort = Cohort(tenant)
 
         async def accept(content: bytes) -> None:
-            nonlocal ids
-            ids = await self._accept(tenant, content, ids, window)
+            nonlocal cohort
+            cohort = await self._accept(tenant, content, cohort, window)
 
-        await converse(context, window, accept, self._render, config.write_s_max)
+        await converse(context, window, accept, config.write_s_max)
 
     async def _accept(
-        self, tenant: Tenant, content: bytes, ids: Sequence[str], window: Window[ManyMessage]
-    ) -> Sequence[str]:
-        """Submits one message; returns the ids that the next one may leave out."""
-        message = ManyMessage(window, tenant)
+        self, tenant: Tenant, content: bytes, cohort: Cohort, window: Window
+    ) -> Cohort:
+        """Submits one message; returns the sessions that the next one may leave out."""
+        message = ManyMessage(tenant, cohort, lambda each: window.answer(each, self._render(each)))
         window.add(message)
         try:
             request = parse(pb.StepManyRequest, content)
             message.tag = request.tag
-            ids = list(request.session_ids) or ids
-            await self._messages.submit(request, ids, message)
+            if request.session_ids:
+                message.cohort = Cohort(tenant, list(request.session_ids))
+            await self._reading.submit(request, message)
         except ServeError as error:
             message.refusal = error
         if message.block is None:
-            window.answer(message)
-        return ids
+            window.answer(message, self._render(message))
+        return message.cohort
 
     def _render(self, message: ManyMessage) -> bytes:
         if message.refusal is not None:
-            self._count(message, max(1, message.count), message.refusal)
-            return pb.StepManyResponse(
-                tag=message.tag, error=to_status(message.refusal)
-            ).SerializeToString()
+            self._count(message, max(1, len(message.lengths)), message.refusal)
+            status = to_status(message.refusal)
+            return pb.StepManyResponse(tag=message.tag, error=status).SerializeToString()
         response = pb.StepManyResponse(tag=message.tag)
         for i, error in sorted(message.errors.items()):
             self._count(message, 1, error)
             response.errors.add(index=i, status=to_status(error))
-        steps = np.zeros(message.count, np.int64)
-        lengths = np.ones_like(message.lengths) if message.last_only else message.lengths
-        if (lengths != 1).any():
+        lengths = message.lengths
+        if not message.last_only and int(lengths.max()) > 1:
             response.lengths.extend(lengths.tolist())
+        steps, durable_steps = np.zeros((2, lengths.size), np.int64)
         if (block := message.block) is not None:
             steps[message.members] = block.numbers
+            if self._engine.lives.has_store:
+                durable_steps[message.members] = block.durable_steps
             response.replayed.extend(message.members[sorted(block.replayed)].tolist())
             response.y = block.y.tobytes()
             response.queue_ns, response.compute_ns = block.queue_ns, block.compute_ns
             self._count_applied(message, block)
         elif message.model is not None:
-            height = int(lengths.sum())
-            response.y = np.full(height * message.model.spec.output_size, np.nan, "<f4").tobytes()
+            height = lengths.size if message.last_only else int(lengths.sum())
+            response.y = np.full(height * message.model.output_size, np.nan, "<f4").tobytes()
         response.steps.extend(steps.tolist())
-        durable = np.zeros_like(steps)
-        if block is not None and self._engine.lives.has_store:
-            durable[message.members] = block.durable_steps
-        response.durable_steps.extend(durable.tolist())
+        response.durable_steps.extend(durable_steps.tolist())
         return response.SerializeToString()
 
     def _count_applied(self, message: ManyMessage, block: Block) -> None:

@@ -7,11 +7,13 @@ import grpc
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server.access.doors import Door
+from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.model_calls import ModelCalls
 from lstmserve.server.native.predict_calls import PredictCalls
 from lstmserve.server.native.session_calls import SessionCalls
 from lstmserve.server.native.step_calls import StepCalls
+from lstmserve.server.native.steps import Steps
 from lstmserve.server.native.stream_calls import StreamCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.rpc import Frame
@@ -25,8 +27,9 @@ def handlers(
 ) -> grpc.GenericRpcHandler:
     """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
-    steps, many = StepCalls(engine, metrics), ManyCalls(engine, metrics)
-    streamed = StreamCalls(steps, config)
+    steps, inbox = Steps(engine, metrics), Inbox(engine.driver)
+    many = ManyCalls(engine, metrics)
+    streamed = StreamCalls(steps, inbox, config.stream_window, config.write_s_max)
     predict = PredictCalls(engine, metrics)
     unaries = (
         ("ListModels", pb.ListModelsRequest, models.list_models),
@@ -36,11 +39,11 @@ def handlers(
         ("ListSessions", pb.ListSessionsRequest, sessions.list_sessions),
         ("CloseSession", pb.CloseSessionRequest, sessions.close_session),
         ("GetState", pb.GetStateRequest, sessions.get_state),
-        ("Step", pb.StepRequest, steps.step),
         ("Predict", pb.PredictRequest, predict.predict),
     )
     streams = (("StepStream", streamed.step_stream), ("StepMany", many.step_many))
     frame = Frame(door, metrics, config.call_s_max)
     methods = {name: frame.unary(name, kind, method) for name, kind, method in unaries}
+    methods["Step"] = frame.call("Step", StepCalls(steps, inbox, frame).step)
     methods |= {name: frame.bidi(name, method) for name, method in streams}
     return grpc.method_handlers_generic_handler(SERVICE, methods)

@@ -1,163 +1,122 @@
-"""Translates Step, and what StepStream has in common with it. Decides nothing."""
+"""Owns every unary Step on its way: from its message's bytes to its reply's. Decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
 
-from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Input
-from lstmserve.engine.schedule.step import Sink, Step
-from lstmserve.errors import BadStep, Malformed, ServeError
+from lstmserve.engine.schedule.step import Step
+from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
-from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
-from lstmserve.server.observe.metrics import Metrics
-from lstmserve.server.status import code
+from lstmserve.server.codec import parse
+from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.native.steps import Steps
+from lstmserve.server.overtime import TooSlow
+from lstmserve.server.rpc import Context, Frame
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
-MILLISECOND_NS = 1_000_000
+METHOD = "Step"
 
 
 class StepCalls:
-    """The unary handler; one for all calls."""
+    """The handler, and what the calls of one port have in common."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._counters = [metrics.model(each.name, each.version) for each in engine.models]
+    def __init__(self, steps: Steps, inbox: Inbox, frame: Frame) -> None:
+        self.steps = steps
+        self.frame = frame
+        self._inbox = inbox
 
-    async def step(self, request: pb.StepRequest, tenant: Tenant) -> pb.StepResponse:
+    async def step(self, content: bytes, context: Context) -> bytes:
         """A step that is cancelled before its last slice runs has not happened."""
-        reply = _Reply(asyncio.get_running_loop().create_future(), tenant)
+        call = StepCall(self, content, context)
+        if self.steps.has_store:
+            return await self.frame.limited(context, call.fetched())
+        if context.time_remaining() is None:
+            self.frame.overtime.watch(call)
+        self._inbox.put(call)
+        return await call.answered()
+
+
+class StepCall:
+    """The sink of its step; `reply` has the response's bytes, or what the call ends with."""
+
+    __slots__ = ("_calls", "_content", "_context", "_now", "_request", "_step", "_tenant", "reply")
+
+    def __init__(self, calls: StepCalls, content: bytes, context: Context) -> None:
+        self._calls = calls
+        self._content = content
+        self._context = context
+        self._now = calls.steps.now()
+        self._tenant: Tenant | None = None
+        self._request: pb.StepRequest | None = None
+        self._step: Step | None = None
+        self.reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def answered(self) -> bytes:
+        """The response. Raises what the call ends with."""
         try:
-            step = await self.submit(tenant, request, request.session_id, reply)
-        except ServeError as error:
-            self.count_failed("Step", None, error)
-            raise
-        try:
-            await reply.future
+            return await self.reply
         except asyncio.CancelledError:
-            step.is_cancelled = True
+            self._cancel()
             raise
+
+    async def fetched(self) -> bytes:
+        """The same, of a call that is read when its session has come from a store."""
+        steps = self._calls.steps
+        try:
+            tenant, request = self._open()
+            await steps.bring(tenant, request, request.session_id)
         except ServeError as error:
-            self.count_failed("Step", step, error)
+            steps.count_failed(METHOD, None, error)
             raise
-        self.count_applied("Step", step)
-        return self.response(step, request.tag)
+        self.read()
+        return await self.answered()
 
-    async def submit(
-        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink
-    ) -> Step:
-        """Checks the request and hands it to the engine. Raises ServeError.
+    def read(self) -> None:
+        """As Message.read; for a call that has ended there is nothing to do."""
+        if self.reply.done():
+            return
+        steps = self._calls.steps
+        try:
+            tenant, request = self._open()
+            self._step = steps.submit(tenant, request, request.session_id, self, self._now)
+        except Exception as error:
+            steps.count_failed(METHOD, None, error)
+            self.reply.set_exception(error)
 
-        Waits only for a store: to bring the session here, or to be certain of a refusal.
-        """
-        lives = self._engine.lives
-        if lives.has_store:
-            await lives.bring(tenant.key(session_id), request.incarnation, request.step)
-        return self._submit(tenant, request, session_id, sink)
-
-    def _submit(self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink) -> Step:
-        engine = self._engine
-        now = engine.clock()
-        number = request.step
-        if is_numbered := request.HasField("step"):
-            check_number(number, request.incarnation)
-        if request.timeout_ms < 0:
-            raise Malformed("timeout_ms is negative", field="timeout_ms")
-        key = tenant.prefix + session_id
-        if engine.table.find(key) is None:
-            key = tenant.key(session_id)  # an id that is found was checked before
-        row = engine.sessions.find(key, request.incarnation, now)
-        model = engine.model_of(row)
-        x = self._input(model, request)
-        arrival_ns = now.monotonic_ns
-        if tenant.is_limited and not (is_numbered and number <= engine.table.accepted(row)):
-            tenant.check(1, len(x), arrival_ns)
-        step = Step(
-            row,
-            x,
-            sink,
-            arrival_ns=arrival_ns,
-            last_only=request.last_only,
-            deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
-            number=number,
-            is_numbered=is_numbered,
-        )
-        engine.submit(model, step)
-        tenant.pending_steps += 1
-        return step
-
-    def _input(self, model: Model, request: pb.StepRequest) -> Input:
-        config = self._engine.config
-        length = request.length or 1
-        check_length(length, config.length_max)
-        x = input_rows(model.spec, request.x, request.tokens, length)
-        check_finite(x, "x")
-        height = 1 if request.last_only else length
-        check_reply(height, model.output_size, config.message_bytes_max, "length")
-        return x
-
-    def response(self, step: Step, tag: int) -> pb.StepResponse:
-        """The reply of an applied step."""
-        y = step.output()
-        return pb.StepResponse(
-            step=step.number,
-            replayed=step.is_replayed,
-            durable_step=step.durable_step if self._engine.lives.has_store else 0,
-            length=len(y),
-            y=y.tobytes(),
-            queue_ns=step.queue_ns,
-            compute_ns=step.compute_ns,
-            tag=tag,
-        )
-
-    def count_applied(self, method: str, step: Step) -> None:
-        """Into lstm_steps_total and the times."""
-        counters = self._counters[self._engine.model_of(step.row).index]
-        counters.steps(method, 1, step.end_ns - step.arrival_ns, step.queue_ns)
-        if step.is_replayed:
-            counters.replayed()
-
-    def count_failed(self, method: str, step: Step | None, error: ServeError) -> None:
-        """One that was accepted, or None for one refused at the door, perhaps of no session."""
-        if step is None:
-            counters = self._metrics.model("", 0)
-        else:
-            counters = self._counters[self._engine.model_of(step.row).index]
-        counters.failed(method, code(error), error.reason)
-
-
-class _Reply:
-    """A unary call's sink; a caller that went away has a cancelled future."""
-
-    __slots__ = ("_tenant", "future")
-
-    def __init__(self, future: asyncio.Future[None], tenant: Tenant) -> None:
-        self.future = future
-        self._tenant = tenant
+    def _open(self) -> tuple[Tenant, pb.StepRequest]:
+        """Who calls, and with what. Raises ServeError."""
+        if self._tenant is None or self._request is None:
+            self._tenant = self._calls.frame.door.tenant(self._context)
+            self._request = parse(pb.StepRequest, self._content)
+        return self._tenant, self._request
 
     def applied(self, step: Step) -> None:
-        self._tenant.pending_steps -= 1
-        if not self.future.done():
-            self.future.set_result(None)
+        """As Sink.applied; a caller that went away has a cancelled reply."""
+        tenant, request = self._open()
+        tenant.pending_steps -= 1
+        if not self.reply.done():
+            self._calls.steps.count_applied(METHOD, step)
+            response = self._calls.steps.response(step, request.tag)
+            self.reply.set_result(response.SerializeToString())
 
     def failed(self, step: Step, error: ServeError) -> None:
-        self._tenant.pending_steps -= 1
-        if not self.future.done():
-            self.future.set_exception(error)
+        """As Sink.failed."""
+        tenant, _ = self._open()
+        tenant.pending_steps -= 1
+        if not self.reply.done():
+            self._calls.steps.count_failed(METHOD, step, error)
+            self.reply.set_exception(error)
 
+    def _cancel(self) -> None:
+        if self._step is not None:
+            self._step.is_cancelled = True
 
-def check_number(number: int, incarnation: int) -> None:
-    """Of a numbered step. Raises BadStep."""
-    if number < 1:
-        raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
-    if not incarnation:
-        raise BadStep(
-            "a numbered step needs its session's incarnation (OpenSession tells it)",
-            field="incarnation",
-        )
+    @property
+    def is_over(self) -> bool:
+        """As Watched.is_over."""
+        return self.reply.done()
 
-
-def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
-    """Of the start of compute; 0 for none."""
-    return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
+    def expire(self, error: TooSlow) -> None:
+        """As Watched.expire; what its step did is unknown."""
+        self._cancel()
+        self.reply.set_exception(error)

@@ -113,26 +113,25 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
 
 
 def _rpcs(metrics: Metrics) -> Iterator[Metric]:
+    rpcs = [((kind, SERVICE, method), each) for (kind, method), each in metrics.rpcs.items()]
+    rpcs = [(labels, each) for labels, each in rpcs if each.started]
     yield _counter(
         "grpc_server_started",
         "Calls that arrived.",
         RPC,
-        [((kind, SERVICE, method), n) for (kind, method), n in metrics.rpcs_started.items()],
+        [(labels, each.started) for labels, each in rpcs],
     )
     yield _counter(
         "grpc_server_handled",
         "Calls that ended.",
         (*RPC, "grpc_code"),
-        [
-            ((kind, SERVICE, method, code), n)
-            for (kind, method, code), n in metrics.rpcs_handled.items()
-        ],
+        [((*labels, code), n) for labels, each in rpcs for code, n in each.handled.items()],
     )
     yield _histogram(
         "grpc_server_handling_seconds",
         "Arrival to end of a unary call.",
         RPC,
-        [((kind, SERVICE, method), h) for (kind, method), h in metrics.rpc_seconds.items()],
+        [(labels, each.seconds) for labels, each in rpcs if labels[0] == "unary"],
     )
 
 

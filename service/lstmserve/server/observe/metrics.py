@@ -90,6 +90,21 @@ class ModelMetrics:
         self.closings[reason] += count
 
 
+class RpcMetrics:
+    """Counts of one method's calls."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.handled: Counter[str] = Counter()  # by code, as Go spells it
+        self.seconds = Histogram(SECONDS)  # of unary calls
+
+    def ended(self, code: StatusCode | str, seconds: float | None = None) -> None:
+        """A call ended; seconds for unary calls only."""
+        self.handled[go_code(code)] += 1
+        if seconds is not None:
+            self.seconds.observe(seconds)
+
+
 class Metrics:
     """Every metric of one server, registered with `registry`.
 
@@ -104,9 +119,7 @@ class Metrics:
         self.models: dict[tuple[str, str], ModelMetrics] = {}
         self.gauges: dict[tuple[str, str], Callable[[], Gauges]] = {}
         self.fingerprints: dict[tuple[str, str], str] = {}
-        self.rpcs_started: Counter[tuple[str, str]] = Counter()
-        self.rpcs_handled: Counter[tuple[str, str, str]] = Counter()
-        self.rpc_seconds: dict[tuple[str, str], Histogram] = {}
+        self.rpcs: dict[tuple[str, str], RpcMetrics] = {}
         self.loop_lag = Histogram(SECONDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
         self.store_seconds: dict[str, Histogram] = {}
@@ -129,19 +142,19 @@ class Metrics:
         """`gauges` is called once per scrape, on the loop's thread."""
         self.gauges[_key(name, version)] = gauges
 
-    def rpc_started(self, method: str, grpc_type: str) -> None:
-        """A call arrived; grpc_type is unary or bidi_stream."""
-        self.rpcs_started[grpc_type, method] += 1
+    def rpc(self, method: str, grpc_type: str) -> RpcMetrics:
+        """The counts of a method's calls; grpc_type is unary or bidi_stream."""
+        return self.rpcs.setdefault((grpc_type, method), RpcMetrics())
 
-    def rpc_handled(
-        self, method: str, grpc_type: str, code: StatusCode | str, seconds: float | None = None
-    ) -> None:
-        """A call ended; seconds for unary calls only."""
-        self.rpcs_handled[grpc_type, method, go_code(code)] += 1
-        if seconds is not None:
-            if (grpc_type, method) not in self.rpc_seconds:
-                self.rpc_seconds[grpc_type, method] = Histogram(SECONDS)
-            self.rpc_seconds[grpc_type, method].observe(seconds)
+    @property
+    def rpcs_started(self) -> int:
+        """Calls that arrived, of all methods."""
+        return sum(each.started for each in self.rpcs.values())
+
+    @property
+    def rpcs_handled(self) -> int:
+        """Calls that ended, of all methods."""
+        return sum(each.handled.total() for each in self.rpcs.values())
 
     def store_took(self, op: str, duration_ns: int) -> None:
         """One call of the store: load, put or quarantine."""

@@ -1,0 +1,73 @@
+"""Owns where a batch is computed: on the loop, or in the one kernel thread. Settles nothing.
+
+It runs on the loop when it is expected to take less than a hand-over to the thread costs, else in
+the thread, while the loop takes in what the next batch will be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from lstmserve.engine.arrays import Output
+from lstmserve.engine.compute.kernel import KernelError
+from lstmserve.engine.model import Model
+from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.errors import Draining
+
+Result = TypeVar("Result")
+
+INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
+
+
+class Computing:
+    """One thread at most, for the kernels of all models."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self._is_stopped = False
+
+    async def run(self, model: Model, batch: Batch) -> Output:
+        """y [T, B, O]; rows that could not be computed are marked in the batch."""
+        kernel = model.kernel
+        assert kernel is not None
+
+        def work() -> Output:
+            try:
+                return kernel.run(batch.inputs, batch.lengths, batch.read, batch.write)
+            except KernelError:
+                return _run_alone(model, batch)
+
+        if kernel.expected_ns(batch.size * batch.length_max) <= INLINE_NS_MAX:
+            return work()
+        return await self.in_thread(work)
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Runs `work` in the kernel thread. Raises Draining when there is none any more."""
+        if self._is_stopped:
+            raise Draining("this server shut down", retry_s=1.0)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def stop(self) -> None:
+        """Nothing runs any more after what is running."""
+        self._is_stopped = True
+        self._thread.shutdown(wait=False)
+
+
+def _run_alone(model: Model, batch: Batch) -> Output:
+    """Row by row, so that only the bad one fails; the slots that are read are untouched."""
+    kernel = model.kernel
+    assert kernel is not None
+    y = batch.no_output(model.output_size)
+    for i in range(batch.size):
+        one = slice(i, i + 1)
+        arguments = (batch.lengths[one], batch.read[one], batch.write[one])
+        try:
+            y[:, one] = kernel.run(np.ascontiguousarray(batch.inputs[:, one]), *arguments)
+        except KernelError:
+            batch.outcomes[i] = Outcome.FAILED
+    return y

@@ -1,0 +1,160 @@
+"""Checks a StepMany message and makes a block of it: columns in, no Python per row. Submits it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.arrays import Index, Input
+from lstmserve.engine.schedule.block import Block
+from lstmserve.errors import Fenced, MixedModels, ServeError
+from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
+from lstmserve.server.native.cohort import are_good
+from lstmserve.server.native.many_columns import check_columns
+from lstmserve.server.native.many_message import ManyMessage
+from lstmserve.server.native.steps import check_number, deadline_ns
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+FETCHES_MAX = 3
+
+
+class ManyReading:
+    """Good sessions of a message go to the engine, the others get their error."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def submit(self, request: pb.StepManyRequest, message: ManyMessage) -> None:
+        """Checks the whole message, then each session; hands the good ones to the engine.
+
+        Waits only for a store, to bring sessions here. Raises what refuses the whole message.
+        """
+        check_columns(request, message.cohort, self._engine.config.pending_steps_max)
+        message.read(request)
+        if self._engine.lives.has_store:
+            await self._fetch(message)
+        self._submit(request, message)
+
+    async def _fetch(self, message: ManyMessage) -> None:
+        """All at once. Those that cannot come have their error, as have malformed ids.
+
+        Where room is scarce one that comes may push another out: that one is brought again.
+        """
+        ids, tenant = message.cohort.ids, message.tenant
+
+        async def fetch(i: int) -> bool:
+            try:
+                incarnation, number = message.incarnation(i), message.number(i)
+                return await self._engine.lives.bring(tenant.key(ids[i]), incarnation, number)
+            except ServeError as error:
+                message.errors[i] = error
+                return False
+
+        def missing() -> list[int]:
+            return [i for i in brought if self._engine.table.find(tenant.key(ids[i])) is None]
+
+        found = await asyncio.gather(*map(fetch, range(len(ids))))
+        brought = [i for i, is_here in enumerate(found) if is_here]
+        for _ in range(FETCHES_MAX):
+            await asyncio.gather(*map(fetch, missing()))
+        for i in missing():  # too many for the pool
+            message.errors[i] = Fenced("the session has just left: repeat its step", retry_s=0.0)
+
+    def _submit(self, request: pb.StepManyRequest, message: ManyMessage) -> None:
+        rows = self._find(message)
+        if not rows.size:
+            return
+        message.model = model = self._one_model(rows)
+        starts = np.cumsum(message.lengths, dtype=np.int64) - message.lengths
+        x, height = self._input(model, request, message)
+        rows = self._keep_good(message, rows, x, starts)
+        if not rows.size:
+            return
+        now_ns = self._engine.clock().monotonic_ns
+        members = message.members
+        block = Block(
+            rows,
+            x,
+            starts[members],
+            message.lengths[members],
+            message,
+            places=members if message.last_only else starts[members],
+            shape=(height, model.output_size),
+            arrival_ns=now_ns,
+            last_only=message.last_only,
+            deadline_ns=deadline_ns(now_ns, request.timeout_ms),
+            numbers=None if message.numbers is None else message.numbers[members],
+        )
+        self._submit_block(model, block, message)
+
+    def _submit_block(self, model: Model, block: Block, message: ManyMessage) -> None:
+        tenant = message.tenant
+        if tenant.is_limited:
+            tenant.check_block(block, self._engine.table.accepted(block.rows))
+        tenant.pending_steps += block.rows.size
+        message.block = block  # before it is submitted: one of repeats alone is settled at once
+        try:
+            self._engine.submit_block(model, block)
+        except ServeError:
+            tenant.pending_steps -= block.rows.size
+            message.block = None
+            raise
+
+    def _find(self, message: ManyMessage) -> Index:
+        """Rows of the sessions that are open; the others get their error."""
+        engine = self._engine
+        now = engine.clock()
+        rows = message.cohort.rows(engine.table)
+        numbers, incarnations = message.numbers, message.incarnations
+        if rows is None or message.errors:
+            return self._find_each(message)
+        if not are_good(engine.table, rows, incarnations, numbers, now):
+            return self._find_each(message)
+        message.members = np.arange(rows.size)
+        return rows
+
+    def _find_each(self, message: ManyMessage) -> Index:
+        now = self._engine.clock()
+        rows, members = [], []
+        for i, session_id in enumerate(message.cohort.ids):
+            if i in message.errors:
+                continue
+            incarnation = message.incarnation(i)
+            try:
+                if message.numbers is not None:
+                    check_number(message.number(i), incarnation)
+                key = message.tenant.key(session_id)
+                rows.append(self._engine.sessions.find(key, incarnation, now))
+                members.append(i)
+            except ServeError as error:
+                message.errors[i] = error
+        message.members = np.array(members, np.int64)
+        return np.array(rows, np.int64)
+
+    def _one_model(self, rows: Index) -> Model:
+        models = self._engine.table.model[rows]
+        if (models != models[0]).any():
+            raise MixedModels("the sessions of a message must be of one model and version")
+        return self._engine.models[int(models[0])]
+
+    def _input(
+        self, model: Model, request: pb.StepManyRequest, message: ManyMessage
+    ) -> tuple[Input, int]:
+        """x or tokens, and how many rows y has, whatever becomes of the sessions."""
+        total = int(message.lengths.sum())
+        x = input_rows(model.spec, request.x, request.tokens, total)
+        height = len(message.cohort) if message.last_only else total
+        check_reply(height, model.output_size, self._engine.config.message_bytes_max)
+        return x, height
+
+    def _keep_good(self, message: ManyMessage, rows: Index, x: Input, starts: Index) -> Index:
+        """The rows whose own input is good."""
+        lengths, limit = message.lengths, self._engine.config.length_max
+        if int(lengths.min()) < 1 or int(lengths.max()) > limit:
+            rows = message.keep(rows, lambda i: check_length(int(lengths[i]), limit, "lengths"))
+        if not is_finite(x):
+            ends = starts + lengths
+            rows = message.keep(rows, lambda i: check_finite(x[starts[i] : ends[i]], "x"))
+        return rows

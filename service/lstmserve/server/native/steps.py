@@ -1,0 +1,133 @@
+"""Translates a StepRequest into a step, and the step into a StepResponse. Decides nothing.
+
+Step and StepStream share it.
+"""
+
+from __future__ import annotations
+
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.arrays import Input
+from lstmserve.engine.clock import Now
+from lstmserve.engine.schedule.step import Sink, Step
+from lstmserve.errors import BadStep, Malformed
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
+from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.status import code, reason
+from lstmserve.wire.v1 import lstm_pb2 as pb
+
+MILLISECOND_NS = 1_000_000
+
+
+class Steps:
+    """One for all calls of a port."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._counters = [metrics.model(each.name, each.version) for each in engine.models]
+
+    @property
+    def has_store(self) -> bool:
+        """Whether bring() may wait."""
+        return self._engine.lives.has_store
+
+    async def bring(self, tenant: Tenant, request: pb.StepRequest, session_id: str) -> None:
+        """Brings the session here from the store, or makes certain of a refusal.
+
+        What follows must be submitted before anything else is waited for. Raises ServeError.
+        """
+        key = tenant.key(session_id)
+        await self._engine.lives.bring(key, request.incarnation, request.step)
+
+    def now(self) -> Now:
+        """The engine's clocks."""
+        return self._engine.clock()
+
+    def submit(
+        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink, now: Now
+    ) -> Step:
+        """Checks a request that arrived at `now`; hands it to the engine. Raises ServeError."""
+        engine = self._engine
+        number = request.step
+        if is_numbered := request.HasField("step"):
+            check_number(number, request.incarnation)
+        if request.timeout_ms < 0:
+            raise Malformed("timeout_ms is negative", field="timeout_ms")
+        key = tenant.prefix + session_id
+        if engine.table.find(key) is None:
+            key = tenant.key(session_id)  # an id that is found was checked before
+        row = engine.sessions.find(key, request.incarnation, now)
+        model = engine.model_of(row)
+        x = self._input(model, request)
+        arrival_ns = now.monotonic_ns
+        if tenant.is_limited and not (is_numbered and number <= engine.table.accepted(row)):
+            tenant.check(1, len(x), arrival_ns)
+        step = Step(
+            row,
+            x,
+            sink,
+            arrival_ns=arrival_ns,
+            last_only=request.last_only,
+            deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
+            number=number,
+            is_numbered=is_numbered,
+        )
+        engine.submit(model, step)
+        tenant.pending_steps += 1
+        return step
+
+    def _input(self, model: Model, request: pb.StepRequest) -> Input:
+        config = self._engine.config
+        length = request.length or 1
+        check_length(length, config.length_max)
+        x = input_rows(model.spec, request.x, request.tokens, length)
+        check_finite(x, "x")
+        height = 1 if request.last_only else length
+        check_reply(height, model.output_size, config.message_bytes_max, "length")
+        return x
+
+    def response(self, step: Step, tag: int) -> pb.StepResponse:
+        """The reply of an applied step."""
+        y = step.output()
+        return pb.StepResponse(
+            step=step.number,
+            replayed=step.is_replayed,
+            durable_step=step.durable_step if self._engine.lives.has_store else 0,
+            length=len(y),
+            y=y.tobytes(),
+            queue_ns=step.queue_ns,
+            compute_ns=step.compute_ns,
+            tag=tag,
+        )
+
+    def count_applied(self, method: str, step: Step) -> None:
+        """Into lstm_steps_total and the times."""
+        counters = self._counters[self._engine.model_of(step.row).index]
+        counters.steps(method, 1, step.end_ns - step.arrival_ns, step.queue_ns)
+        if step.is_replayed:
+            counters.replayed()
+
+    def count_failed(self, method: str, step: Step | None, error: Exception) -> None:
+        """One that was accepted, or None for one refused at the door, perhaps of no session."""
+        if step is None:
+            counters = self._metrics.model("", 0)
+        else:
+            counters = self._counters[self._engine.model_of(step.row).index]
+        counters.failed(method, code(error), reason(error))
+
+
+def check_number(number: int, incarnation: int) -> None:
+    """Of a numbered step. Raises BadStep."""
+    if number < 1:
+        raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
+    if not incarnation:
+        raise BadStep(
+            "a numbered step needs its session's incarnation (OpenSession tells it)",
+            field="incarnation",
+        )
+
+
+def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
+    """Of the start of compute; 0 for none."""
+    return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
