@@ -92,7 +92,8 @@ class Engine:
 
     def submit(self, model: Model, step: Step) -> None:
         """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
-        self.check_open()
+        if self._is_closed:
+            self.check_open()
         assert model.scheduler is not None
         self._stage.admit(step.row)
         model.scheduler.submit(step)

@@ -41,11 +41,9 @@ class LongSteps:
         step.scratch = slot
 
     def end(self, step: Step) -> Step | None:
-        """The step is over: its scratch slot is spare, and the returned step may be made ready."""
+        """A long step is over: its scratch slot is spare; the returned one may be made ready."""
         self._pool.give_one(step.scratch)
         step.scratch = ZERO
-        if not step.is_long:
-            return None
         step.is_long = False
         self.count -= 1
         if not self._waiting:

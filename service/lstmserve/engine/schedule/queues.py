@@ -46,7 +46,9 @@ class ReadyQueues:
 
     def push_step(self, step: Step) -> None:
         """A step's first slice; a long step may have to wait for others of its kind to end."""
-        if self._long.admit(step):
+        if step.length == 1 and step.initial is None:
+            self._queues[0].append(step)
+        elif self._long.admit(step):
             self._push(step)
 
     def push_next_slice(self, step: Step, slot: int) -> None:
@@ -60,7 +62,7 @@ class ReadyQueues:
 
     def end(self, step: Step) -> None:
         """The step is over: what it held is spare, and a long one that waited may begin."""
-        if (successor := self._long.end(step)) is not None:
+        if step.is_long and (successor := self._long.end(step)) is not None:
             self._push(successor)
 
     def drain(self) -> Iterator[Entry]:

@@ -85,7 +85,8 @@ class Scheduler:
             self._check_room(1, self._turns.pending_sequences)
         else:
             self._check_room(1, self._turns.pending_steps)
-            self._check_session(self._table.pending.item(step.row))
+            if pending := self._table.pending.item(step.row):
+                self._check_session(pending)
         if self._turns.enter(step):
             self._ready.push_step(step)
 

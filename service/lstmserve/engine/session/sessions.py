@@ -42,10 +42,12 @@ class Sessions:
         row = self._table.find(key)
         if row is None:
             raise self._endings.error(key, incarnation, now.monotonic_ns)
-        self._check_incarnation(row, incarnation)
-        if self._table.phase.item(row) == CLOSING:
+        table = self._table
+        if incarnation and incarnation != table.incarnation.item(row):
+            self._check_incarnation(row, incarnation)
+        if table.phase.item(row) == CLOSING:
             raise SessionClosed("the session was closed")
-        if self.is_expired(row, now):
+        if table.expiry_ns.item(row) <= now.monotonic_ns and self.is_expired(row, now):
             self._end(row, "expired", now)
             raise self._endings.error(key, incarnation, now.monotonic_ns)
         return row
@@ -167,9 +169,8 @@ class Sessions:
     def is_expired(self, row: int, now: Now) -> bool:
         """Whether its time ran out, though it is still here."""
         table = self._table
-        if table.expiry_ns.item(row) > now.monotonic_ns:
-            return False
-        return table.phase.item(row) == OPEN and not table.pending.item(row)
+        is_idle = table.phase.item(row) == OPEN and not table.pending.item(row)
+        return is_idle and table.expiry_ns.item(row) <= now.monotonic_ns
 
     def _announce_closed(self, row: int) -> None:
         for on_closed in self._closers.pop(row, ()):

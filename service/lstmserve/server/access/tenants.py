@@ -25,6 +25,7 @@ class Tenant:
         self.name = name
         self.prefix = session_key(name, "-")[:-1]  # of its keys
         self.limits = limits
+        self.is_limited: bool  # whether check() can refuse anything
         self.pending_steps = 0  # whoever submits a step counts it in, its sink counts it out
         self._rows = Allowance()
 
@@ -33,10 +34,14 @@ class Tenant:
         return session_key(self.name, session_id, field)
 
     @property
-    def is_limited(self) -> bool:
-        """Whether check() can refuse anything."""
-        limits = self.limits
-        return limits.pending_steps_max is not None or limits.rows_per_s is not None
+    def limits(self) -> Limits:
+        """What it may use."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self.is_limited = limits.pending_steps_max is not None or limits.rows_per_s is not None
 
     def check(self, steps: int, rows: int, now_ns: int) -> None:
         """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.
@@ -44,7 +49,7 @@ class Tenant:
         A repeat of a numbered step is not new: it was accepted before, and "nothing was applied",
         which Quota means, would be a lie about it.
         """
-        limit = self.limits.pending_steps_max
+        limit = self._limits.pending_steps_max
         if limit is not None and self.pending_steps + steps > limit:
             raise Quota(
                 f"{self.pending_steps} of your steps are waiting, your limit is {limit}",

@@ -23,6 +23,7 @@ class StepCalls:
     def __init__(self, steps: Steps, inbox: Inbox, frame: Frame) -> None:
         self.steps = steps
         self.frame = frame
+        self.loop = asyncio.get_running_loop()
         self._inbox = inbox
 
     async def step(self, content: bytes, context: Context) -> bytes:
@@ -46,10 +47,10 @@ class StepCall:
         self._content = content
         self._context = context
         self._now = calls.steps.now()
-        self._tenant: Tenant | None = None
-        self._request: pb.StepRequest | None = None
+        self._tenant: Tenant  # these two once it is open
+        self._request: pb.StepRequest
         self._step: Step | None = None
-        self.reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.reply: asyncio.Future[bytes] = calls.loop.create_future()
 
     async def answered(self) -> bytes:
         """The response. Raises what the call ends with."""
@@ -63,46 +64,55 @@ class StepCall:
         """The same, of a call that is read when its session has come from a store."""
         steps = self._calls.steps
         try:
-            tenant, request = self._open()
-            await steps.bring(tenant, request, request.session_id)
+            self._open()
+            await steps.bring(self._tenant, self._request, self._request.session_id)
         except ServeError as error:
             steps.count_failed(METHOD, None, error)
             raise
-        self.read()
+        self._submit()
         return await self.answered()
 
     def read(self) -> None:
         """As Message.read; for a call that has ended there is nothing to do."""
         if self.reply.done():
             return
-        steps = self._calls.steps
         try:
-            tenant, request = self._open()
-            self._step = steps.submit(tenant, request, request.session_id, self, self._now)
+            self._open()
         except Exception as error:
-            steps.count_failed(METHOD, None, error)
-            self.reply.set_exception(error)
+            self._refuse(error)
+        else:
+            self._submit()
 
-    def _open(self) -> tuple[Tenant, pb.StepRequest]:
+    def _open(self) -> None:
         """Who calls, and with what. Raises ServeError."""
-        if self._tenant is None or self._request is None:
-            self._tenant = self._calls.frame.door.tenant(self._context)
-            self._request = parse(pb.StepRequest, self._content)
-        return self._tenant, self._request
+        self._tenant = self._calls.frame.door.tenant(self._context)
+        self._request = parse(pb.StepRequest, self._content)
+
+    def _submit(self) -> None:
+        request = self._request
+        try:
+            self._step = self._calls.steps.submit(
+                self._tenant, request, request.session_id, self, self._now
+            )
+        except Exception as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        self._calls.steps.count_failed(METHOD, None, error)
+        self.reply.set_exception(error)
 
     def applied(self, step: Step) -> None:
         """As Sink.applied; a caller that went away has a cancelled reply."""
-        tenant, request = self._open()
-        tenant.pending_steps -= 1
+        self._tenant.pending_steps -= 1
         if not self.reply.done():
-            self._calls.steps.count_applied(METHOD, step)
-            response = self._calls.steps.response(step, request.tag)
+            steps = self._calls.steps
+            steps.count_applied(METHOD, step)
+            response = steps.response(step, self._request.tag)
             self.reply.set_result(response.SerializeToString())
 
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
-        tenant, _ = self._open()
-        tenant.pending_steps -= 1
+        self._tenant.pending_steps -= 1
         if not self.reply.done():
             self._calls.steps.count_failed(METHOD, step, error)
             self.reply.set_exception(error)

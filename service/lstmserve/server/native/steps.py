@@ -48,20 +48,18 @@ class Steps:
         self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink, now: Now
     ) -> Step:
         """Checks a request that arrived at `now`; hands it to the engine. Raises ServeError."""
-        engine = self._engine
-        number = request.step
+        engine, table = self._engine, self._engine.table
+        number, incarnation = request.step, request.incarnation
         if is_numbered := request.HasField("step"):
-            check_number(number, request.incarnation)
-        if request.timeout_ms < 0:
-            raise Malformed("timeout_ms is negative", field="timeout_ms")
+            check_number(number, incarnation)
         key = tenant.prefix + session_id
-        if engine.table.find(key) is None:
+        if table.find(key) is None:
             key = tenant.key(session_id)  # an id that is found was checked before
-        row = engine.sessions.find(key, request.incarnation, now)
-        model = engine.model_of(row)
+        row = engine.sessions.find(key, incarnation, now)
+        model = engine.models[table.model.item(row)]
         x = self._input(model, request)
         arrival_ns = now.monotonic_ns
-        if tenant.is_limited and not (is_numbered and number <= engine.table.accepted(row)):
+        if tenant.is_limited and not (is_numbered and number <= table.accepted(row)):
             tenant.check(1, len(x), arrival_ns)
         step = Step(
             row,
@@ -80,7 +78,8 @@ class Steps:
     def _input(self, model: Model, request: pb.StepRequest) -> Input:
         config = self._engine.config
         length = request.length or 1
-        check_length(length, config.length_max)
+        if length != 1:
+            check_length(length, config.length_max)
         x = input_rows(model.spec, request.x, request.tokens, length)
         check_finite(x, "x")
         height = 1 if request.last_only else length
@@ -90,20 +89,19 @@ class Steps:
     def response(self, step: Step, tag: int) -> pb.StepResponse:
         """The reply of an applied step."""
         y = step.output()
-        return pb.StepResponse(
-            step=step.number,
-            replayed=step.is_replayed,
-            durable_step=step.durable_step if self._engine.lives.has_store else 0,
-            length=len(y),
-            y=y.tobytes(),
-            queue_ns=step.queue_ns,
-            compute_ns=step.compute_ns,
-            tag=tag,
-        )
+        response = pb.StepResponse(step=step.number, length=len(y), y=y.tobytes())
+        response.queue_ns, response.compute_ns = step.queue_ns, step.compute_ns
+        if tag:
+            response.tag = tag
+        if step.is_replayed:
+            response.replayed = True
+        if self.has_store:
+            response.durable_step = step.durable_step
+        return response
 
     def count_applied(self, method: str, step: Step) -> None:
         """Into lstm_steps_total and the times."""
-        counters = self._counters[self._engine.model_of(step.row).index]
+        counters = self._counters[self._engine.table.model.item(step.row)]
         counters.steps(method, 1, step.end_ns - step.arrival_ns, step.queue_ns)
         if step.is_replayed:
             counters.replayed()
@@ -113,7 +111,7 @@ class Steps:
         if step is None:
             counters = self._metrics.model("", 0)
         else:
-            counters = self._counters[self._engine.model_of(step.row).index]
+            counters = self._counters[self._engine.table.model.item(step.row)]
         counters.failed(method, code(error), reason(error))
 
 
@@ -129,5 +127,7 @@ def check_number(number: int, incarnation: int) -> None:
 
 
 def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
-    """Of the start of compute; 0 for none."""
+    """Of the start of compute; 0 for none. Raises Malformed."""
+    if timeout_ms < 0:
+        raise Malformed("timeout_ms is negative", field="timeout_ms")
     return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
