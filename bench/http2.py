@@ -31,8 +31,8 @@ class Failed(Exception):
 class Connection:
     """One connection with calls of one method, whose messages come from `messages`.
 
-    `window` messages are unanswered at any time, until `messages` ends. A unary call is one
-    message; a stream carries them all.
+    `window` messages are unanswered at any time, until `messages` ends; with 0, send() sends each.
+    A unary call is one message; a stream carries them all.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Connection:
         self.last = b""  # the newest answer, so that somebody may look at one
         self._messages = messages
         self._streamed = streamed
+        self._is_paced = window == 0
         self._headers = _header_blocks(path)
         self._stream = -1  # id of the newest call
         self._stream_window_start = WINDOW_DEFAULT
@@ -64,6 +65,11 @@ class Connection:
         ]
         for _ in range(window):
             self._send_next()
+        self._flush()
+
+    def send(self) -> None:
+        """The next message, now."""
+        self._send_next()
         self._flush()
 
     def receive(self) -> int:
@@ -116,14 +122,15 @@ class Connection:
             self.last = bytes(body[5:end])
             del body[:end]
             self.answered += 1
-            if self._streamed:
+            if self._streamed and not self._is_paced:
                 self._send_next()
 
     def _take_end(self, stream: int) -> None:
         if self._streamed or self._bodies.pop(stream, None) != b"":
             raise Failed("a call ended without its answer")
         self._windows.pop(stream, None)
-        self._send_next()
+        if not self._is_paced:
+            self._send_next()
 
     def _take_settings(self, payload: bytearray) -> None:
         for number, value in struct.iter_unpack(">HI", payload):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import grpc
@@ -39,6 +40,18 @@ def steps(session: public.Session, spec: ModelSpec, *, numbered: bool = True) ->
         if numbered:
             request.step = number
         request.x = rows[number % INPUTS]
+        yield request.SerializeToString()
+
+
+def uploads(session: public.Session, spec: ModelSpec, length: int) -> Iterator[bytes]:
+    """StepRequests of so many rows, of which the last one's output is wanted."""
+    request = pb.StepRequest(session_id=session.id, incarnation=session.incarnation)
+    request.length, request.last_only = length, True
+    request.x = (
+        np.random.default_rng(0).standard_normal((length, spec.input_size)).astype("<f4").tobytes()
+    )
+    for number in itertools.count(session.step + 1):
+        request.step = number
         yield request.SerializeToString()
 
 

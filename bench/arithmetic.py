@@ -1,0 +1,85 @@
+"""The floor of the arithmetic: plain onnxruntime on batches of gathered state, no server.
+
+`python -m bench.arithmetic INPUT,HIDDEN,LAYERS,OUTPUT`, then on stdin, one answer line each:
+`steps BATCH SECONDS`     -> steps and CPU seconds of the portable graph at T = 1
+`ragged GROUP SECONDS L,L,...`  -> sequences and CPU seconds of these lengths, GROUP to a batch,
+sorted by length, so that little is padded.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import onnxruntime as ort
+
+from lstmserve.graph import build_portable
+from lstmserve.spec import Linear, ModelSpec
+from modelmaking import random_weights
+
+
+def parse_spec(text: str) -> ModelSpec:
+    """INPUT,HIDDEN,LAYERS,OUTPUT."""
+    inputs, hidden, layers, outputs = map(int, text.split(","))
+    return ModelSpec(inputs, hidden, num_layers=layers, head=(Linear(outputs),))
+
+
+class Arithmetic:
+    """One session of the portable graph on one thread."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        content = build_portable(spec, random_weights(spec, 0)).SerializeToString()
+        self._session = ort.InferenceSession(content, options)
+        self._rng = np.random.default_rng(0)
+
+    def feed(self, lengths: list[int]) -> dict[str, np.ndarray]:
+        """Random x for a batch of these lengths, and zero states."""
+        spec, shape = self._spec, (len(lengths), max(lengths), self._spec.input_size)
+        states = (spec.num_layers, len(lengths), spec.hidden_size)
+        return {
+            "x": self._rng.standard_normal(shape).astype(np.float32),
+            "lengths": np.array(lengths, np.int32),
+            "h0": np.zeros(states, np.float32),
+            "c0": np.zeros(states, np.float32),
+        }
+
+    def run(self, feeds: list[dict[str, np.ndarray]], seconds: float) -> tuple[int, float]:
+        """All the feeds again and again for so long: how often, and the CPU seconds."""
+        count, start_s = 0, time.process_time()
+        end_s = time.perf_counter() + seconds
+        while time.perf_counter() < end_s:
+            for feed in feeds:
+                self._session.run(None, feed)
+            count += 1
+        return count, time.process_time() - start_s
+
+
+def answer(arithmetic: Arithmetic, line: str) -> str:
+    """One question's line."""
+    what, size, seconds, *rest = line.split()
+    if what == "steps":
+        feeds, each = [arithmetic.feed([1] * int(size))], int(size)
+    else:
+        lengths = sorted(map(int, rest[0].split(",")))
+        starts = range(0, len(lengths), int(size))
+        feeds = [arithmetic.feed(lengths[start : start + int(size)]) for start in starts]
+        each = len(lengths)
+    arithmetic.run(feeds, 0)
+    count, cpu_s = arithmetic.run(feeds, float(seconds))
+    return f"{count * each} {cpu_s}"
+
+
+def main() -> None:
+    """Answers until stdin ends."""
+    arithmetic = Arithmetic(parse_spec(sys.argv[1]))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(answer(arithmetic, line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

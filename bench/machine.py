@@ -1,0 +1,61 @@
+"""Owns what the benchmark asks of this machine: cores, what a process has used, what it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PACKAGES = ("grpcio", "onnxruntime", "numpy", "protobuf", "uvloop", "torch")
+SERVER_CPU, LOAD_CPU = sorted(os.sched_getaffinity(0))[0], sorted(os.sched_getaffinity(0))[-1]
+
+
+def pin_load() -> None:
+    """This process, the load, keeps to its own core."""
+    os.sched_setaffinity(0, {LOAD_CPU})
+
+
+def on_core(command: list[str], cpu: int = SERVER_CPU) -> list[str]:
+    """The command, kept to a core, whatever core its parent keeps to."""
+    return ["taskset", "--cpu-list", str(cpu), *command]
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far, all its threads, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def description() -> str:
+    """The machine and the versions, in one line."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")),
+        platform.machine(),
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    cores = len(os.sched_getaffinity(0))
+    return f"{model}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def commit() -> str:
+    """What is checked out, with a + where files were changed."""
+    changes = _git("status", "--porcelain", "--", ".", ":!bench/RESULTS.md", ":!bench/img")
+    return _git("rev-parse", "--short", "HEAD") + ("+" if changes else "")
+
+
+def _cpuinfo() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().splitlines()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
