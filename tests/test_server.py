@@ -260,9 +260,9 @@ def grpc_code(number: int) -> grpc.StatusCode:
 
 DIES = """
 from lstmserve.engine.computing import Computing
-async def run(self, model, batch):
+def run(self, model, batch):
     raise RuntimeError("planted")
-Computing.run = run
+Computing.run_here = run
 from lstmserve.cli.serve import serve
 serve()
 """

@@ -91,11 +91,13 @@ class Oracle:
         return y[0], hn[:, 0], cn[:, 0]
 
 
-def start_engine(folder: Path, spec: ModelSpec, seed: int = 0, **settings: Any) -> Engine:
+def start_engine(
+    folder: Path, spec: ModelSpec, seed: int = 0, metrics: Any = None, **settings: Any
+) -> Engine:
     """An engine with one model "m", made in `folder`; not running yet."""
     make_model(folder, spec, seed, name="m")
     config = Config(models=folder, **{"pool_bytes": 4 << 20, **settings})
-    return Engine(config, load_models(config), NoMetrics())
+    return Engine(config, load_models(config), metrics or NoMetrics())
 
 
 def open_session(engine: Engine, name: str, model: Model | None = None) -> int:

@@ -14,6 +14,7 @@ from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.errors import ServeError
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.native.cohort import Cohort
+from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
@@ -91,7 +92,7 @@ class Life:
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
         self._door = OpenDoor(Limits())
         frame = Frame(self._door, self.sums, 60.0)  # type: ignore[arg-type]  # as above
-        self._steps = StepCalls(steps, Inbox(self.engine.driver), frame)
+        self._steps = StepCalls(steps, Inbox(self.engine.driver, Crowd(self.engine, steps)), frame)
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
         self._tenant = self._door.tenant(Caller())

@@ -33,18 +33,22 @@ class Computing:
 
     async def run(self, model: Model, batch: Batch) -> Output:
         """y [T, B, O]; rows that could not be computed are marked in the batch."""
-        kernel = model.kernel
-        assert kernel is not None
+        if self.is_short(model, batch):
+            return self.run_here(model, batch)
+        return await self.in_thread(lambda: self.run_here(model, batch))
 
-        def work() -> Output:
-            try:
-                return kernel.run(batch.inputs, batch.lengths, batch.read, batch.write)
-            except KernelError:
-                return _run_alone(model, batch)
+    def is_short(self, model: Model, batch: Batch) -> bool:
+        """Whether a batch takes less than a hand-over to the thread."""
+        assert model.kernel is not None
+        return model.kernel.expected_ns(batch.size * batch.length_max) <= INLINE_NS_MAX
 
-        if kernel.expected_ns(batch.size * batch.length_max) <= INLINE_NS_MAX:
-            return work()
-        return await self.in_thread(work)
+    def run_here(self, model: Model, batch: Batch) -> Output:
+        """run(), in the calling thread."""
+        assert model.kernel is not None
+        try:
+            return model.kernel.run(batch.inputs, batch.lengths, batch.read, batch.write)
+        except KernelError:
+            return _run_alone(model, batch)
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """Runs `work` in the kernel thread. Raises Draining when there is none any more."""

@@ -1,25 +1,22 @@
-"""Drives the models' batches: lets one gather, runs it, commits it, settles it. Owns every wait.
-
-One event loop.
-"""
+"""Drives the rounds: lets a batch gather, runs it, waits for more. Owns every wait. One loop."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Clock
 from lstmserve.engine.commit import CommitStage
-from lstmserve.engine.computing import Computing
+from lstmserve.engine.company import Company
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.engine.rounds import Rounds
 from lstmserve.errors import ServeError
 
-# Passes of the event loop before a run: each lets gRPC's poller hand over what has arrived.
-# Without them batches of one run while others wait (docs/ARCHITECTURE.md).
-GATHER_PASSES_MAX = 8
+# Passes of the event loop before a run, and how many in a row that bring nothing end the look:
+# from the bytes on a socket to a submitted step it takes gRPC about five.
+PASSES_MAX = 32
+QUIET_PASSES = 6
 
 
 class Driver:
@@ -28,17 +25,15 @@ class Driver:
     def __init__(
         self, config: Config, models: Sequence[Model], stage: CommitStage, clock: Clock
     ) -> None:
-        self._config = config
         self._clock = clock
         self._models = models
-        self._stage = stage
-        self.computing = Computing()
         self._wake = asyncio.Event()
+        self.rounds = Rounds(config, models, stage, clock, self._wake.set)
         self._sources: list[Callable[[], None]] = []
         self._is_running = False
+        self._company = Company()
         self._accepted = 0  # ever; tells whether a loop pass brought anything
-        self._commits: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
+        self._taken = 0  # of those, how many had come when the last batch was put together
         self._overdue: ServeError | None = None  # what is left of a stop ends with this
         self._is_stopping = False
         self._stopped = asyncio.Event()
@@ -49,20 +44,36 @@ class Driver:
         return sum(model.scheduler.pending_steps for model in self._models if model.scheduler)
 
     def add_source(self, take_in: Callable[[], None]) -> None:
-        """`take_in` is called before every batch: it submits what waits outside."""
+        """`take_in()` is called before every batch: it submits what waits outside."""
         self._sources.append(take_in)
 
     def notice(self) -> None:
         """Something was submitted, or waits in a source."""
         self._accepted += 1
-        self._wake.set()
         if not self._is_running:
             self.take_in()
+        elif not self.rounds.is_on:
+            self._wake.set()
 
     def take_in(self) -> None:
         """Whatever waits outside is submitted now."""
+        self._taken = self._accepted
         for take_in in self._sources:
             take_in()
+
+    def run_now(self) -> bool:
+        """Runs what waits, if that is short and no company is expected; whether it did.
+
+        It saves the passes of the loop that it takes to wake run(), which has what is left.
+        """
+        if not self._is_running or self.rounds.is_on or self._company.is_expected:
+            return False
+        self.rounds.is_on = True  # nobody need be woken for what is run here
+        self._company.not_looked()
+        self.take_in()
+        if self.rounds.run_here() or self.pending_steps:
+            self._wake.set()
+        return True
 
     async def run(self) -> None:
         """Until stop(). Raises what it died of."""
@@ -71,8 +82,8 @@ class Driver:
         try:
             while True:
                 self._wake.clear()  # before anything is looked at, so that no change is missed
-                if self._failure is not None:
-                    raise self._failure
+                if self.rounds.failure is not None:
+                    raise self.rounds.failure
                 if self._overdue is not None:
                     self.fail_pending(self._overdue)
                 if self._is_stopping:
@@ -81,12 +92,14 @@ class Driver:
                         return
                 await self._gather()
                 self.take_in()
-                if not await self._run_round():
+                if await self.rounds.run():
+                    await asyncio.sleep(0)  # whatever else the loop has to do, between any two
+                else:
                     await self._wake.wait()
         finally:
             self._is_running = False
             self.fail_pending(error)
-            self.computing.stop()
+            self.rounds.computing.stop()
             self._stopped.set()
 
     async def stop(self, timeout_s: float, error: ServeError) -> None:
@@ -110,64 +123,17 @@ class Driver:
         self._wake.set()
 
     async def _gather(self) -> None:
-        """Gives the batch the chance to form; stops as soon as a pass brings nothing new."""
-        for _ in range(GATHER_PASSES_MAX):
+        """Gives the batch the chance to form."""
+        if self._accepted == self._taken:
+            return
+        if not self._company.is_expected:
+            self._company.not_looked()
+            return
+        quiet = 0
+        for _ in range(PASSES_MAX):
             before = self._accepted
             await asyncio.sleep(0)
-            if self._accepted == before:
-                return
-
-    async def _run_round(self) -> bool:
-        """One batch of every model that has one, so that no model waits for another's queue."""
-        ran = False
-        for model in self._models:
-            if model.scheduler is None or len(self._commits) >= self._config.batches_in_flight_max:
-                continue
-            batch = model.scheduler.schedule(self._clock().monotonic_ns)
-            if batch is not None:
-                ran = True
-                await self._run(model, batch)
-        return ran
-
-    async def _run(self, model: Model, batch: Batch) -> None:
-        start_ns = time.monotonic_ns()
-        try:
-            y = await self.computing.run(model, batch)
-        except BaseException:
-            batch.outcomes[:] = Outcome.FAILED  # the engine dies, but nobody is left waiting
-            self._settle(model, batch, 0)
-            raise
-        batch.absorb(y)
-        compute_ns = time.monotonic_ns() - start_ns
-        rows, cells = batch.rows_count, batch.size * batch.length_max
-        model.metrics.batch(batch.size, rows, cells - rows, compute_ns)
-        commit = self._stage.commit(model, batch)
-        if commit is None:
-            self._settle(model, batch, compute_ns)
-            return
-        task = asyncio.create_task(self._commit(commit, model, batch, compute_ns))
-        self._commits.add(task)
-        self.watch(task)
-
-    async def _commit(
-        self, commit: Awaitable[None], model: Model, batch: Batch, compute_ns: int
-    ) -> None:
-        try:
-            await commit
-        except Exception:
-            batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.NOT_STORED
-        self._settle(model, batch, compute_ns)
-
-    def watch(self, task: asyncio.Task[None]) -> None:
-        """The engine dies of what the task dies of."""
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._commits.discard(task)
-        if not task.cancelled():
-            self._failure = self._failure or task.exception()
-        self._wake.set()
-
-    def _settle(self, model: Model, batch: Batch, compute_ns: int) -> None:
-        assert model.scheduler is not None
-        model.scheduler.settle(batch, self._clock().monotonic_ns, compute_ns)
+            quiet = quiet + 1 if self._accepted == before else 0
+            if quiet == QUIET_PASSES:
+                break
+        self._company.looked(self._accepted - self._taken)

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine.clock import Clock, read_clocks
+from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.lives import Lives
@@ -56,6 +56,7 @@ class Engine:
         self.config = config
         self.models = list(models)
         self.clock = clock
+        self.monotonic_ns = monotonic_of(clock)
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
@@ -124,7 +125,7 @@ class Engine:
         """Drives until close(). Raises what it died of; every step has been failed then."""
         self._sweep()
         writing = asyncio.create_task(self._stage.run(), name="store")
-        self.driver.watch(writing)
+        self.driver.rounds.watch(writing)
         try:
             await self.driver.run()
         finally:

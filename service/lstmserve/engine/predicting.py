@@ -160,7 +160,7 @@ class Predicting:
         assert whole is not None
         lengths = np.array([len(x)], np.int32)
         try:
-            y, hn, cn = await self._driver.computing.in_thread(
+            y, hn, cn = await self._driver.rounds.computing.in_thread(
                 lambda: whole.run(x[np.newaxis], lengths, h0, c0)
             )
         except KernelError as error:

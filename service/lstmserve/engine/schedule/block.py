@@ -24,6 +24,7 @@ class Block:
 
     __slots__ = (
         "arrival_ns",
+        "cancelled",
         "compute_ns",
         "deadline_ns",
         "digests",
@@ -83,6 +84,7 @@ class Block:
         self.errors: dict[int, ServeError] = {}
         self.y: Output = np.full(shape, np.nan, np.float32)
         self.is_cancelled = False
+        self.cancelled: set[int] = set()  # single rows whose caller went away
         self.steps: list[Step] = []  # of the rows that run as steps of their own
 
     def output(self, i: int) -> Output:

@@ -19,14 +19,15 @@ from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.block import Block, BlockRow
 from lstmserve.engine.schedule.failures import Failures
+from lstmserve.engine.schedule.lapses import Lapses
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.part import Part
-from lstmserve.engine.schedule.queues import Entry, ReadyQueues, length_class
+from lstmserve.engine.schedule.queues import ReadyQueues, length_class
 from lstmserve.engine.schedule.settlement import Settlement
 from lstmserve.engine.schedule.step import NO_ROW, Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Cancelled, DeadlineExpired, Overloaded, ServeError
+from lstmserve.errors import Overloaded, ServeError
 
 RETRY_S = 0.05
 
@@ -52,6 +53,7 @@ class Scheduler:
         self._turns = SessionTurns(table, on_idle)
         self._numbering = Numbering(table, self._turns, config.reply_bytes_max, output_size)
         self._failures = Failures(table, self._ready, self._turns, self._numbering, on_moved)
+        self._lapses = Lapses(self._numbering, self._failures)
         self._settlement = Settlement(
             table, pool, self._ready, self._turns, self._numbering, self._failures
         )
@@ -119,10 +121,9 @@ class Scheduler:
         while entries := self._ready.pop(self._pool.free_count):
             batch = Batch()
             for entry in entries:
-                if (error := self._give_up(entry, now_ns)) is not None:
-                    self._failures.fail(entry, error, now_ns)
-                else:
-                    batch.add(entry, now_ns)
+                kept = self._lapses.kept(entry, now_ns)
+                if kept is not None:
+                    batch.add(kept, now_ns)
             if batch.steps or batch.parts:
                 self._seal(batch)
                 return batch
@@ -161,21 +162,6 @@ class Scheduler:
         """Ends every step that is not in flight."""
         for entry in self._ready.drain():
             self._failures.fail(entry, error, now_ns)
-
-    def _give_up(self, entry: Entry, now_ns: int) -> ServeError | None:
-        """Why an entry whose turn has come is not computed, or None."""
-        if isinstance(entry, Part):
-            is_cancelled, deadline_ns = entry.block.is_cancelled, entry.block.deadline_ns
-            rows = entry.rows.tolist() if is_cancelled else []
-        else:
-            is_cancelled = entry.is_cancelled
-            deadline_ns = 0 if entry.done else entry.deadline_ns
-            rows = [entry.row]
-        if is_cancelled and not any(self._numbering.is_followed(row) for row in rows):
-            return Cancelled("the caller went away before the step was computed")
-        if deadline_ns and now_ns > deadline_ns:
-            return DeadlineExpired("the deadline passed before the step was computed")
-        return None
 
     def check_integrity(self, rows: Index) -> None:
         """For tests and idle moments: `rows` are this model's used rows of the table."""

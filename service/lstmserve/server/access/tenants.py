@@ -40,6 +40,7 @@ class Tenant:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
+        """From now on."""
         self._limits = limits
         self.is_limited = limits.pending_steps_max is not None or limits.rows_per_s is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import Now
@@ -43,13 +44,16 @@ class Cohort:
         return self._rows
 
 
-def are_good(
+def good_ones(
     table: SessionTable, rows: Index, incarnations: Index | None, numbers: Index | None, now: Now
-) -> bool:
-    """Whether each may be stepped as it is told; if not, or perhaps not, they are asked singly."""
-    is_good = (table.phase[rows] == OPEN) & (table.expiry_ns[rows] > now.monotonic_ns)
+) -> npt.NDArray[np.bool_]:
+    """Which sessions [N] may surely be stepped as they are told to; others are asked singly."""
+    is_good: npt.NDArray[np.bool_] = table.expiry_ns[rows] > now.monotonic_ns
+    is_good &= table.phase[rows] == OPEN
     if incarnations is not None:
-        is_good &= incarnations == table.incarnation[rows]
+        is_told = incarnations == table.incarnation[rows]
+        is_good &= is_told if numbers is not None else is_told | (incarnations == 0)
     if numbers is not None:
         is_good &= numbers >= 1
-    return bool(is_good.all()) and (numbers is None or incarnations is not None)
+        is_good &= incarnations is not None
+    return is_good

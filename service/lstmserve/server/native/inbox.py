@@ -9,35 +9,39 @@ from __future__ import annotations
 from typing import Protocol
 
 from lstmserve.engine.driver import Driver
+from lstmserve.server.native.crowd import Crowd
+from lstmserve.server.native.single import Single
 
 UNREAD_MAX = 256  # more are read at once: what is refused must not be held first
 
 
-class Message(Protocol):
+class Message(Single, Protocol):
     """What waits here."""
 
-    def read(self) -> None:
-        """Checks it and submits its step; what is wrong with it is its answer. Must not raise."""
+    def read(self) -> bool:
+        """Reads it; whether it is to be submitted. What is wrong with it is its answer."""
 
 
 class Inbox:
-    """The driver empties it before every batch."""
+    """A source of the driver."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, crowd: Crowd) -> None:
         self._driver = driver
+        self._crowd = crowd
         self._unread: list[Message] = []
-        driver.add_source(self.empty)
+        driver.add_source(self.take_in)
 
     def put(self, message: Message) -> None:
-        """It is read soon, in the order of arrival."""
+        """It is read soon, in the order of arrival; at once, if no other is expected."""
         self._unread.append(message)
+        if len(self._unread) == 1 and self._driver.run_now():
+            return
         if len(self._unread) >= UNREAD_MAX:
-            self.empty()
+            self.take_in()
         self._driver.notice()
 
-    def empty(self) -> None:
+    def take_in(self) -> None:
         """Reads them all."""
         while self._unread:
             messages, self._unread = self._unread, []
-            for message in messages:
-                message.read()
+            self._crowd.submit([message for message in messages if message.read()])

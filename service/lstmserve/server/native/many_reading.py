@@ -11,7 +11,7 @@ from lstmserve.engine.arrays import Index, Input
 from lstmserve.engine.schedule.block import Block
 from lstmserve.errors import Fenced, MixedModels, ServeError
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
-from lstmserve.server.native.cohort import are_good
+from lstmserve.server.native.cohort import good_ones
 from lstmserve.server.native.many_columns import check_columns
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.steps import check_number, deadline_ns
@@ -110,7 +110,7 @@ class ManyReading:
         numbers, incarnations = message.numbers, message.incarnations
         if rows is None or message.errors:
             return self._find_each(message)
-        if not are_good(engine.table, rows, incarnations, numbers, now):
+        if not good_ones(engine.table, rows, incarnations, numbers, now).all():
             return self._find_each(message)
         message.members = np.arange(rows.size)
         return rows

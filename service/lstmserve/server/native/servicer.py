@@ -7,6 +7,7 @@ import grpc
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server.access.doors import Door
+from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.model_calls import ModelCalls
@@ -27,7 +28,8 @@ def handlers(
 ) -> grpc.GenericRpcHandler:
     """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
-    steps, inbox = Steps(engine, metrics), Inbox(engine.driver)
+    steps = Steps(engine, metrics)
+    inbox = Inbox(engine.driver, Crowd(engine, steps))
     many = ManyCalls(engine, metrics)
     streamed = StreamCalls(steps, inbox, config.stream_window, config.write_s_max)
     predict = PredictCalls(engine, metrics)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from lstmserve.engine import Model
+from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.native.single import row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.overtime import TooSlow
 from lstmserve.server.rpc import Context, Frame
@@ -27,7 +30,7 @@ class StepCalls:
         self._inbox = inbox
 
     async def step(self, content: bytes, context: Context) -> bytes:
-        """A step that is cancelled before its last slice runs has not happened."""
+        """The whole call. Raises what it ends with."""
         call = StepCall(self, content, context)
         if self.steps.has_store:
             return await self.frame.limited(context, call.fetched())
@@ -38,18 +41,35 @@ class StepCalls:
 
 
 class StepCall:
-    """The sink of its step; `reply` has the response's bytes, or what the call ends with."""
+    """A Message, and the sink of its step; `reply` has the response, or what the call ends with."""
 
-    __slots__ = ("_calls", "_content", "_context", "_now", "_request", "_step", "_tenant", "reply")
+    method = METHOD
+
+    __slots__ = (
+        "_block",
+        "_calls",
+        "_content",
+        "_context",
+        "_index",
+        "_step",
+        "arrival_ns",
+        "reply",
+        "request",
+        "session_id",
+        "tenant",
+    )
 
     def __init__(self, calls: StepCalls, content: bytes, context: Context) -> None:
         self._calls = calls
         self._content = content
         self._context = context
-        self._now = calls.steps.now()
-        self._tenant: Tenant  # these two once it is open
-        self._request: pb.StepRequest
-        self._step: Step | None = None
+        self._step: Step | None = None  # where its step is: by itself, or a row of a block
+        self._block: Block | None = None
+        self._index = 0
+        self.arrival_ns = calls.steps.now_ns()
+        self.tenant: Tenant  # these three once it was read
+        self.request: pb.StepRequest
+        self.session_id: str
         self.reply: asyncio.Future[bytes] = calls.loop.create_future()
 
     async def answered(self) -> bytes:
@@ -61,65 +81,82 @@ class StepCall:
             raise
 
     async def fetched(self) -> bytes:
-        """The same, of a call that is read when its session has come from a store."""
+        """The same, of a call that is submitted when its session has come from a store."""
         steps = self._calls.steps
         try:
             self._open()
-            await steps.bring(self._tenant, self._request, self._request.session_id)
+            await steps.bring(self.tenant, self.request, self.session_id)
         except ServeError as error:
-            steps.count_failed(METHOD, None, error)
+            steps.count_failed(METHOD, error)
             raise
-        self._submit()
+        self.submit()
         return await self.answered()
 
-    def read(self) -> None:
+    def read(self) -> bool:
         """As Message.read; for a call that has ended there is nothing to do."""
         if self.reply.done():
-            return
+            return False
         try:
             self._open()
         except Exception as error:
             self._refuse(error)
-        else:
-            self._submit()
+            return False
+        return True
 
     def _open(self) -> None:
         """Who calls, and with what. Raises ServeError."""
-        self._tenant = self._calls.frame.door.tenant(self._context)
-        self._request = parse(pb.StepRequest, self._content)
+        self.tenant = self._calls.frame.door.tenant(self._context)
+        self.request = parse(pb.StepRequest, self._content)
+        self.session_id = self.request.session_id
 
-    def _submit(self) -> None:
-        request = self._request
+    def submit(self) -> None:
+        """As Single.submit."""
         try:
             self._step = self._calls.steps.submit(
-                self._tenant, request, request.session_id, self, self._now
+                self.tenant, self.request, self.session_id, self, self.arrival_ns
             )
         except Exception as error:
             self._refuse(error)
 
-    def _refuse(self, error: Exception) -> None:
-        self._calls.steps.count_failed(METHOD, None, error)
-        self.reply.set_exception(error)
+    def placed(self, block: Block, index: int) -> None:
+        """As Single.placed."""
+        self._block, self._index = block, index
 
     def applied(self, step: Step) -> None:
         """As Sink.applied; a caller that went away has a cancelled reply."""
-        self._tenant.pending_steps -= 1
+        self.tenant.pending_steps -= 1
         if not self.reply.done():
-            steps = self._calls.steps
-            steps.count_applied(METHOD, step)
-            response = steps.response(step, self._request.tag)
+            self._calls.steps.count_applied(METHOD, step)
+            response = self._calls.steps.response(step, self.request.tag)
             self.reply.set_result(response.SerializeToString())
 
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
-        self._tenant.pending_steps -= 1
+        self.tenant.pending_steps -= 1
+        self.fail(error, self._calls.steps.model_of(step))
+
+    def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:
+        """As Single.answer."""
         if not self.reply.done():
-            self._calls.steps.count_failed(METHOD, step, error)
+            response = row_response(self, number, y, start_ns, compute_ns)
+            self.reply.set_result(response.SerializeToString())
+
+    def fail(self, error: ServeError, model: Model) -> None:
+        """As Single.fail."""
+        if not self.reply.done():
+            self._calls.steps.count_failed(METHOD, error, model)
             self.reply.set_exception(error)
 
+    def _refuse(self, error: Exception) -> None:
+        self._calls.steps.count_failed(METHOD, error)
+        self.reply.set_exception(error)
+
     def _cancel(self) -> None:
+        """A step that is cancelled before its last slice runs has not happened."""
         if self._step is not None:
             self._step.is_cancelled = True
+        elif self._block is not None:
+            self._block.cancelled.add(self._index)
 
     @property
     def is_over(self) -> bool:

@@ -5,13 +5,16 @@ Step and StepStream share it.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Input
-from lstmserve.engine.clock import Now
 from lstmserve.engine.schedule.step import Sink, Step
 from lstmserve.errors import BadStep, Malformed
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
+from lstmserve.server.native.single import Single
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.status import code, reason
 from lstmserve.wire.v1 import lstm_pb2 as pb
@@ -25,6 +28,7 @@ class Steps:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
+        self.now_ns = engine.monotonic_ns
         self._counters = [metrics.model(each.name, each.version) for each in engine.models]
 
     @property
@@ -40,15 +44,11 @@ class Steps:
         key = tenant.key(session_id)
         await self._engine.lives.bring(key, request.incarnation, request.step)
 
-    def now(self) -> Now:
-        """The engine's clocks."""
-        return self._engine.clock()
-
     def submit(
-        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink, now: Now
+        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink, arrival_ns: int
     ) -> Step:
-        """Checks a request that arrived at `now`; hands it to the engine. Raises ServeError."""
-        engine, table = self._engine, self._engine.table
+        """Checks the request, and hands it to the engine. Raises ServeError."""
+        engine, table, now = self._engine, self._engine.table, self._engine.clock()
         number, incarnation = request.step, request.incarnation
         if is_numbered := request.HasField("step"):
             check_number(number, incarnation)
@@ -58,9 +58,8 @@ class Steps:
         row = engine.sessions.find(key, incarnation, now)
         model = engine.models[table.model.item(row)]
         x = self._input(model, request)
-        arrival_ns = now.monotonic_ns
         if tenant.is_limited and not (is_numbered and number <= table.accepted(row)):
-            tenant.check(1, len(x), arrival_ns)
+            tenant.check(1, len(x), now.monotonic_ns)
         step = Step(
             row,
             x,
@@ -106,13 +105,21 @@ class Steps:
         if step.is_replayed:
             counters.replayed()
 
-    def count_failed(self, method: str, step: Step | None, error: Exception) -> None:
-        """One that was accepted, or None for one refused at the door, perhaps of no session."""
-        if step is None:
-            counters = self._metrics.model("", 0)
-        else:
-            counters = self._counters[self._engine.table.model.item(step.row)]
+    def count_together(self, model: Model, singles: Sequence[Single], start_ns: int) -> None:
+        """count_applied() of steps that were computed from `start_ns` on and have just ended."""
+        counters, now_ns = self._counters[model.index], self.now_ns()
+        for method, group in itertools.groupby(singles, key=lambda each: each.method):
+            arrivals_ns = [single.arrival_ns for single in group]
+            counters.steps_of(method, arrivals_ns, start_ns, now_ns)
+
+    def count_failed(self, method: str, error: Exception, model: Model | None = None) -> None:
+        """One that was accepted as a step of the model, or None for one refused at the door."""
+        counters = self._metrics.model("", 0) if model is None else self._counters[model.index]
         counters.failed(method, code(error), reason(error))
+
+    def model_of(self, step: Step) -> Model:
+        """Whose step it is."""
+        return self._engine.model_of(step.row)
 
 
 def check_number(number: int, incarnation: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from lstmserve.engine import Model
 from lstmserve.engine.keys import ID_LENGTH_MAX
+from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.native.single import row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
@@ -52,78 +55,102 @@ class _Stream:
 
 
 class _Message:
-    """One message, and the sink of its step."""
+    """A Message, and the sink of its step."""
+
+    method = METHOD
 
     __slots__ = (
+        "_block",
         "_content",
+        "_index",
         "_is_cancelled",
-        "_now",
-        "_request",
-        "_session_id",
         "_step",
         "_stream",
+        "arrival_ns",
+        "request",
+        "session_id",
+        "tenant",
     )
 
     def __init__(self, stream: _Stream, content: bytes) -> None:
         self._stream = stream
         self._content = content
-        self._now = stream.steps.now()
-        self._request: pb.StepRequest | None = None
-        self._session_id = ""
-        self._step: Step | None = None
+        self._step: Step | None = None  # where its step is: by itself, or a row of a block
+        self._block: Block | None = None
+        self._index = 0
         self._is_cancelled = False
+        self.tenant = stream.tenant
+        self.arrival_ns = stream.steps.now_ns()
+        self.request = pb.StepRequest()  # until it was read
+        self.session_id = ""
 
     async def fetch(self) -> None:
-        """read(), when its session has come from a store."""
-        try:
-            request = self._open()
-            await self._stream.steps.bring(self._stream.tenant, request, self._session_id)
-        except ServeError as error:
-            self._fail(None, error)
-        else:
-            self.read()
-
-    def read(self) -> None:
-        """As Message.read; when the stream is gone there is nothing to do."""
-        stream = self._stream
-        if self._is_cancelled:
+        """Submits it when its session has come from a store."""
+        if not self.read():
             return
         try:
-            request = self._open()
-            self._step = stream.steps.submit(
-                stream.tenant, request, self._session_id, self, self._now
+            await self._stream.steps.bring(self.tenant, self.request, self.session_id)
+        except ServeError as error:
+            self._refuse(error)
+        else:
+            self.submit()
+
+    def read(self) -> bool:
+        """As Message.read; when the stream is gone there is nothing to do."""
+        if self._is_cancelled:
+            return False
+        try:
+            self.request = parse(pb.StepRequest, self._content)
+        except ServeError as error:
+            self._refuse(error)
+            return False
+        stream = self._stream
+        self.session_id = stream.session_id = self.request.session_id or stream.session_id
+        return True
+
+    def submit(self) -> None:
+        """As Single.submit."""
+        try:
+            self._step = self._stream.steps.submit(
+                self.tenant, self.request, self.session_id, self, self.arrival_ns
             )
         except Exception as error:
-            self._fail(None, error)
+            self._refuse(error)
 
-    def _open(self) -> pb.StepRequest:
-        """The request. Raises Malformed."""
-        if self._request is None:
-            self._request = parse(pb.StepRequest, self._content)
-            self._session_id = self._request.session_id or self._stream.session_id
-            self._stream.session_id = self._session_id
-        return self._request
+    def placed(self, block: Block, index: int) -> None:
+        """As Single.placed."""
+        self._block, self._index = block, index
 
     def applied(self, step: Step) -> None:
         """As Sink.applied."""
-        self._stream.tenant.pending_steps -= 1
+        self.tenant.pending_steps -= 1
         self._stream.steps.count_applied(METHOD, step)
-        response = self._stream.steps.response(step, self._open().tag)
-        self._answer(response)
+        self._tell(self._stream.steps.response(step, self.request.tag))
 
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
-        self._stream.tenant.pending_steps -= 1
-        self._fail(step, error)
+        self.tenant.pending_steps -= 1
+        self.fail(error, self._stream.steps.model_of(step))
 
-    def _fail(self, step: Step | None, error: Exception) -> None:
-        self._stream.steps.count_failed(METHOD, step, error)
-        tag = 0 if self._request is None else self._request.tag
-        self._answer(pb.StepResponse(tag=tag, error=to_status(error)))
+    def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:
+        """As Single.answer."""
+        self._tell(row_response(self, number, y, start_ns, compute_ns))
 
-    def _answer(self, response: pb.StepResponse) -> None:
+    def fail(self, error: ServeError, model: Model) -> None:
+        """As Single.fail."""
+        self._stream.steps.count_failed(METHOD, error, model)
+        self._tell_error(error)
+
+    def _refuse(self, error: Exception) -> None:
+        self._stream.steps.count_failed(METHOD, error)
+        self._tell_error(error)
+
+    def _tell_error(self, error: Exception) -> None:
+        self._tell(pb.StepResponse(tag=self.request.tag, error=to_status(error)))
+
+    def _tell(self, response: pb.StepResponse) -> None:
         # An id that is none may be long: no reply is longer than the limit of messages.
-        response.session_id = self._session_id[:ID_LENGTH_MAX]
+        response.session_id = self.session_id[:ID_LENGTH_MAX]
         self._stream.window.answer(self, response.SerializeToString())
 
     def cancel(self) -> None:
@@ -131,3 +158,5 @@ class _Message:
         self._is_cancelled = True
         if self._step is not None:
             self._step.is_cancelled = True
+        elif self._block is not None:
+            self._block.cancelled.add(self._index)

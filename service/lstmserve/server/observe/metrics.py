@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from grpc import StatusCode
@@ -71,6 +71,13 @@ class ModelMetrics:
         self.answered[method, "OK"] += count
         self.total.observe(total_ns, count)
         self.queue.observe(queue_ns, count)
+
+    def steps_of(self, method: str, arrivals_ns: Sequence[int], start_ns: int, end_ns: int) -> None:
+        """Steps that were computed together, each with its own arrival."""
+        self.answered[method, "OK"] += len(arrivals_ns)
+        for arrival_ns in arrivals_ns:
+            self.total.observe(end_ns - arrival_ns)
+            self.queue.observe(start_ns - arrival_ns)
 
     def failed(self, method: str, code: StatusCode | str, reason: str, count: int = 1) -> None:
         """Steps that were answered with an error."""

@@ -1,0 +1,183 @@
+"""Owns the single steps that have arrived together: those that can run at once become columns.
+
+A step of one row, of a session that is here and idle, is checked and submitted with the others,
+and all are answered together: a fifth of the work of one after the other. What is not so simple,
+or not good, goes to the engine singly, where it has its own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.arrays import Index, Input
+from lstmserve.engine.schedule.block import Block
+from lstmserve.errors import ServeError
+from lstmserve.server.codec import FLOAT
+from lstmserve.server.native.cohort import good_ones
+from lstmserve.server.native.single import Single
+from lstmserve.server.native.steps import Steps
+
+FEW = 4  # of so many columns cost no less than one after the other
+
+
+class Crowd:
+    """What arrives at one port."""
+
+    def __init__(self, engine: Engine, steps: Steps) -> None:
+        self._engine = engine
+        self._steps = steps
+
+    def submit(self, singles: Sequence[Single]) -> None:
+        """All of them; of each session in the order of arrival."""
+        others: Sequence[Single] = singles
+        if len(singles) > FEW and not self._engine.lives.has_store:
+            plain, others = self._sort_out(singles)
+            for group in plain.values():
+                others = [*self._submit_group(group), *others]
+        for single in others:
+            single.submit()
+
+    def _sort_out(
+        self, singles: Sequence[Single]
+    ) -> tuple[dict[tuple[int, bool], _Group], list[Single]]:
+        """The first plain step of each session, by model and whether numbered; and the others."""
+        table = self._engine.table
+        plain: dict[tuple[int, bool], _Group] = {}
+        others = []
+        seen: set[int] = set()
+        for single in singles:
+            row = table.find(single.tenant.prefix + single.session_id)
+            if row is None or row in seen or not _is_plain(single):
+                others.append(single)
+            else:
+                key = table.model.item(row), single.request.HasField("step")
+                if key not in plain:
+                    plain[key] = _Group(self._engine.models[key[0]], is_numbered=key[1])
+                plain[key].add(row, single)
+            if row is not None:
+                seen.add(row)
+        return plain, others
+
+    def _submit_group(self, group: _Group) -> list[Single]:
+        """The good ones as a block; the others come back."""
+        x = group.input()
+        if x is None:
+            return group.singles
+        is_good = group.are_good(self._engine, x)
+        bad: list[Single] = []
+        if not is_good.all():
+            bad = group.keep(is_good)
+            x = x[is_good]
+        if group.singles:
+            self._submit_block(group, x)
+        return bad
+
+    def _submit_block(self, group: _Group, x: Input) -> None:
+        singles, count = group.singles, len(group.singles)
+        places = np.arange(count)
+        block = Block(
+            np.array(group.rows, np.int64),
+            x,
+            places,
+            np.ones(count, np.int32),
+            _Together(self._engine, self._steps, group),
+            places=places,
+            shape=(count, group.model.output_size),
+            arrival_ns=min(single.arrival_ns for single in singles),
+            last_only=False,
+            deadline_ns=0,
+            numbers=group.numbers() if group.is_numbered else None,
+        )
+        try:
+            self._engine.submit_block(group.model, block)
+        except ServeError:  # no room for all: singly, as many are accepted as there is room for
+            for single in singles:
+                single.submit()
+            return
+        for index, single in enumerate(singles):
+            single.tenant.pending_steps += 1
+            single.placed(block, index)
+
+
+def _is_plain(single: Single) -> bool:
+    request = single.request
+    return 0 <= request.length <= 1 and not (
+        request.last_only or request.timeout_ms or request.tokens or single.tenant.is_limited
+    )
+
+
+class _Group:
+    """Plain steps of different sessions of one model."""
+
+    def __init__(self, model: Model, *, is_numbered: bool) -> None:
+        self.model = model
+        self.is_numbered = is_numbered
+        self.rows: list[int] = []
+        self.singles: list[Single] = []
+
+    def add(self, row: int, single: Single) -> None:
+        """One more."""
+        self.rows.append(row)
+        self.singles.append(single)
+
+    def keep(self, is_kept: npt.NDArray[np.bool_]) -> list[Single]:
+        """Only these stay; the others are returned."""
+        gone = [single for single, kept in zip(self.singles, is_kept, strict=True) if not kept]
+        self.rows = np.array(self.rows)[is_kept].tolist()
+        self.singles = [single for single, kept in zip(self.singles, is_kept, strict=True) if kept]
+        return gone
+
+    def numbers(self) -> Index:
+        """[N]"""
+        return np.array([single.request.step for single in self.singles], np.int64)
+
+    def input(self) -> Input | None:
+        """x [N, I], not yet checked for finite; None where some have another size."""
+        size = self.model.spec.input_size
+        pieces = [single.request.x for single in self.singles]
+        if self.model.spec.num_embeddings or any(len(piece) != 4 * size for piece in pieces):
+            return None
+        return np.frombuffer(b"".join(pieces), FLOAT).reshape(-1, size)
+
+    def are_good(self, engine: Engine, x: Input) -> npt.NDArray[np.bool_]:
+        """[N]: idle, alive, and the next step of the session that its client means."""
+        table, rows = engine.table, np.array(self.rows, np.int64)
+        told = np.array([single.request.incarnation for single in self.singles], np.int64)
+        numbers = self.numbers() if self.is_numbered else None
+        is_good = good_ones(table, rows, told, numbers, engine.clock())
+        is_good &= (table.pending[rows] == 0) & np.isfinite(x).all(axis=1)
+        if numbers is not None:
+            is_good &= numbers == table.step[rows] + 1
+        return is_good
+
+
+class _Together:
+    """The sink of a block of single steps."""
+
+    def __init__(self, engine: Engine, steps: Steps, group: _Group) -> None:
+        self._engine = engine
+        self._steps = steps
+        self._model = group.model
+        self._singles = group.singles
+
+    def settled(self, block: Block) -> None:
+        """As BlockSink.settled."""
+        start_ns, compute_ns = block.arrival_ns + block.queue_ns, block.compute_ns
+        content, width = block.y.tobytes(), 4 * self._model.output_size
+        self._steps.count_together(self._model, self._applied(block), start_ns)
+        for i, single in enumerate(self._singles):
+            single.tenant.pending_steps -= 1
+            if i in block.errors:
+                single.fail(block.errors[i], self._model)
+            else:
+                y = content[i * width : (i + 1) * width]
+                single.answer(block.numbers.item(i), y, start_ns, compute_ns)
+
+    def _applied(self, block: Block) -> list[Single]:
+        if not block.errors:
+            return self._singles
+        return [single for i, single in enumerate(self._singles) if i not in block.errors]

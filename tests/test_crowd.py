@@ -1,0 +1,245 @@
+"""Steps that arrive together run as columns where they can, and no answer tells the difference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lstmserve.engine import Engine
+from lstmserve.errors import ServeError
+from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.native import crowd
+from lstmserve.server.native.crowd import Crowd
+from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.native.step_calls import StepCall, StepCalls
+from lstmserve.server.native.steps import Steps
+from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.rpc import Frame
+from lstmserve.spec import Linear, ModelSpec
+from lstmserve.tokens import Limits
+from lstmserve.wire.v1 import lstm_pb2 as pb
+from modelmaking import random_input
+from simulation.server import Caller
+from traffic import Oracle, open_session, start_engine, submit
+
+SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+
+
+class Port:
+    """One port's calls, without gRPC; its engine runs when it is told to."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.metrics = Metrics(CollectorRegistry())
+        self.engine: Engine = start_engine(folder, SPEC, 3, self.metrics, **settings)
+        self.oracle = Oracle(folder / "m" / "1", SPEC)
+        steps = Steps(self.engine, self.metrics)
+        self.crowd = Crowd(self.engine, steps)
+        frame = Frame(OpenDoor(Limits()), self.metrics, 30.0)
+        self.calls = StepCalls(steps, Inbox(self.engine.driver, self.crowd), frame)
+        self.running: asyncio.Task[None] | None = None
+
+    def open(self, name: str) -> tuple[str, int]:
+        """A new session's id and incarnation."""
+        row = open_session(self.engine, name)
+        return name, self.engine.table.incarnation.item(row)
+
+    def arrive(self, *requests: pb.StepRequest) -> list[StepCall]:
+        """All these calls at once."""
+        calls = [StepCall(self.calls, each.SerializeToString(), Caller()) for each in requests]
+        self.crowd.submit([call for call in calls if call.read()])
+        return calls
+
+    def run(self) -> None:
+        """From now on."""
+        self.running = asyncio.create_task(self.engine.run())
+
+    async def ends(self, calls: list[StepCall]) -> list[pb.StepResponse | str]:
+        """The response of each, or the reason of its error."""
+        if self.running is None:
+            self.run()
+        found: list[pb.StepResponse | str] = []
+        for call in calls:
+            try:
+                found.append(pb.StepResponse.FromString(await call.reply))
+            except ServeError as error:
+                found.append(error.reason)
+        return found
+
+
+@pytest.fixture
+async def port(tmp_path: Path) -> AsyncIterator[Port]:
+    """A port whose engine is whole when it ends."""
+    port = Port(tmp_path)
+    yield port
+    if port.running is None:
+        port.run()
+    await port.engine.close(5)
+    assert port.running is not None
+    await port.running
+    port.engine.check_integrity()
+
+
+def request(session: tuple[str, int], number: int, x: Any, **fields: Any) -> pb.StepRequest:
+    """A numbered step."""
+    values = {"session_id": session[0], "incarnation": session[1], "step": number} | fields
+    return pb.StepRequest(**values, length=len(x), x=x.astype("<f4").tobytes())
+
+
+def rows(count: int, seed: int = 0) -> Any:
+    """[count, 1, I]"""
+    return random_input(SPEC, (count, 1), seed)
+
+
+async def test_a_crowd_is_one_block_with_the_oracles_bits(port: Port) -> None:
+    """Twenty sessions at once are one batch, numbered and not, and each has its own reply."""
+    sessions = [port.open(f"s{i}") for i in range(20)]
+    xs = rows(20)
+    asked = [request(s, 1, x, tag=i) for i, (s, x) in enumerate(zip(sessions, xs, strict=True))]
+    for each in asked[10:]:
+        each.ClearField("step")
+    ends = await port.ends(port.arrive(*asked))
+    assert port.metrics.model("m", 1).batch_size.read()[1] == 20
+    for i, (end, x) in enumerate(zip(ends, xs, strict=True)):
+        assert isinstance(end, pb.StepResponse)
+        assert (end.step, end.length, end.tag, end.replayed) == (1, 1, i, False)
+        assert end.y == port.oracle.run(x)[0].tobytes()
+        assert end.queue_ns >= 0
+
+
+async def test_each_has_the_end_it_would_have_alone(port: Port) -> None:
+    """Bad ones among good ones: the same code for each as when it comes by itself."""
+    names = "abcdefghijklmnop"
+    sessions = {name: port.open(name) for name in names}
+    long, x = rows(1)[0].repeat(40, axis=0), rows(1)[0]
+    nan = np.full_like(x, np.nan)
+    asked = {
+        "a": request(sessions["a"], 1, x),
+        "b": request(sessions["b"], 1, nan),
+        "c": request(sessions["c"], 2, x),
+        "d": request(sessions["d"], 0, x),
+        "e": request(("e", 77), 1, x),
+        "f": request(sessions["f"], 1, long),
+        "g": request(sessions["g"], 1, x[:, :2]),
+        "h": request(("nobody", 0), 1, x),
+        "i": request(("bad id", 5), 1, x),
+        "j": request(sessions["j"], 1, x, last_only=True),
+        "k": request(sessions["k"], 1, x, tokens=[1]),
+        "l": request(sessions["l"], 1, x, timeout_ms=-1),
+        "m": request(sessions["m"], 1, x, timeout_ms=60_000),
+        "n": request((sessions["n"][0], 0), 1, x),
+        "o": request(sessions["o"], 1, x),
+        "p": request(sessions["p"], 1, x),
+    }
+    asked["p"].length = -1
+    ends = dict(zip(asked, await port.ends(port.arrive(*asked.values())), strict=True))
+    reasons = {name: end for name, end in ends.items() if isinstance(end, str)}
+    assert reasons == {
+        "b": "NON_FINITE",
+        "c": "STEP_GAP",
+        "d": "BAD_STEP",
+        "e": "SESSION_REPLACED",
+        "g": "BAD_TENSOR",
+        "h": "BAD_STEP",
+        "i": "BAD_SESSION_ID",
+        "k": "BAD_TENSOR",
+        "l": "MALFORMED",
+        "n": "BAD_STEP",
+        "p": "MALFORMED",
+    }
+    one, many = port.oracle.run(x)[0], port.oracle.run(long)[0]
+    for name in "ajmo":
+        assert ends[name].y == one.tobytes()
+    assert ends["f"].y == many.tobytes()
+
+
+async def test_steps_of_one_session_keep_their_order(port: Port) -> None:
+    """The first of a session is a column, those behind it wait; a repeat has the first's reply."""
+    sessions = [port.open(f"s{i}") for i in range(6)]
+    xs = rows(3)
+    asked = [request(s, n + 1, x) for n, x in enumerate(xs) for s in sessions]
+    again = [request(s, 3, xs[2]) for s in sessions]
+    ends = await port.ends(port.arrive(*asked, *again))
+    wanted = port.oracle.run(xs.reshape(3, -1))[0]
+    for i, end in enumerate(ends):
+        assert isinstance(end, pb.StepResponse)
+        number = min(i // len(sessions), 2)
+        assert (end.step, end.y) == (number + 1, wanted[number].tobytes())
+        assert end.replayed == (i >= 3 * len(sessions))
+
+
+async def test_who_goes_away_is_not_computed(port: Port) -> None:
+    """Of a block that waits, the rows whose callers left do not apply; a row with a joiner does."""
+    sessions = [port.open(f"s{i}") for i in range(8)]
+    xs = rows(8)
+    asked = [request(s, 1, x) for s, x in zip(sessions, xs, strict=True)]
+    calls = port.arrive(*asked)
+    joined = port.arrive(asked[2])
+    waiting = [asyncio.ensure_future(call.answered()) for call in calls]
+    await asyncio.sleep(0)
+    for i in (0, 2, 5):
+        waiting[i].cancel()
+    done = await asyncio.gather(*waiting[:1], *waiting[2:3], *waiting[5:6], return_exceptions=True)
+    assert all(isinstance(each, asyncio.CancelledError) for each in done)
+    (reply,) = await port.ends(joined)
+    assert isinstance(reply, pb.StepResponse)
+    assert (reply.replayed, reply.y) == (True, port.oracle.run(xs[2])[0].tobytes())
+    await asyncio.gather(*(waiting[i] for i in (1, 3, 4, 6, 7)))
+    steps = [port.engine.table.step.item(port.engine.table.find(f"/s{i}")) for i in range(8)]
+    assert steps == [0, 1, 1, 1, 1, 0, 1, 1]
+
+
+async def test_no_room_for_all_is_room_for_some(tmp_path: Path) -> None:
+    """Where the queue has no place for the crowd, as many are accepted as it has."""
+    port = Port(tmp_path, pending_steps_max=9)
+    sessions = [port.open(f"s{i}") for i in range(12)]
+    ends = await port.ends(port.arrive(*(request(s, 1, rows(1)[0]) for s in sessions)))
+    assert [isinstance(end, pb.StepResponse) for end in ends] == [True] * 9 + [False] * 3
+    assert ends[9:] == ["OVERLOADED"] * 3
+    await port.engine.close(5)
+    assert port.running is not None
+    await port.running
+
+
+async def test_a_busy_session_is_no_column(port: Port) -> None:
+    """A step of a session that has one pending waits behind it."""
+    sessions = [port.open(f"s{i}") for i in range(6)]
+    first, second = rows(2)
+    row = port.engine.table.find("/s3")
+    assert row is not None
+    submit(port.engine, row, first)
+    numbers = [2 if i == 3 else 1 for i in range(6)]
+    asked = [request(s, n, second) for s, n in zip(sessions, numbers, strict=True)]
+    ends = await port.ends(port.arrive(*asked))
+    wanted = port.oracle.run(np.concatenate([first, second]))[0][1]
+    assert isinstance(ends[3], pb.StepResponse)
+    assert ends[3].y == wanted.tobytes()
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+async def test_columns_or_singly_is_the_same(
+    port: Port, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random traffic in random crowds has the oracle's bits either way."""
+    monkeypatch.setattr(crowd, "FEW", few)
+    rng = np.random.default_rng(few)
+    sessions = [port.open(f"s{i}") for i in range(12)]
+    histories: list[list[Any]] = [[] for _ in sessions]
+    port.run()
+    for _ in range(30):
+        chosen = rng.integers(0, len(sessions), int(rng.integers(1, 30))).tolist()
+        asked = []
+        for i in chosen:
+            x = rng.standard_normal((int(rng.choice([1, 1, 1, 3])), 3)).astype(np.float32)
+            histories[i].append(x)
+            asked.append(request(sessions[i], len(histories[i]), x))
+        ends = await port.ends(port.arrive(*asked))
+        for i, end, each in zip(chosen, ends, asked, strict=True):
+            assert isinstance(end, pb.StepResponse), end
+            y = port.oracle.run(np.concatenate(histories[i][: each.step]))[0]
+            assert end.y == y[-each.length :].tobytes()
