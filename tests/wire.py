@@ -23,6 +23,7 @@ from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.server import transport
 from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.spec import Linear, ModelSpec
@@ -183,7 +184,8 @@ async def serving(folder: Path, *, is_running: bool = True, **settings: Any) -> 
     config = config.resolved(SPECS.values())
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, clock=clock)
-    calls = servicer.handlers(engine, metrics, config, OpenDoor(Limits()))
+    dialects = (servicer, kserve)
+    calls = [each.handlers(engine, metrics, config, OpenDoor(Limits())) for each in dialects]
     well = health.aio.HealthServicer()
     server = transport.make_server(config, calls, well, has_reflection=False)
     port = server.add_insecure_port("127.0.0.1:0")

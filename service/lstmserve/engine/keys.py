@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 from lstmserve.errors import BadSessionId
 
 ID_LENGTH_MAX = 128
 ID = re.compile(rf"[A-Za-z0-9._~:-]{{1,{ID_LENGTH_MAX}}}")
+SEQUENCE = re.compile(
+    r"kserve/[A-Za-z0-9._-]{1,128}/(int/[1-9][0-9]{0,19}|str/[A-Za-z0-9%._~-]{1,1536})"
+)
 
 
 def session_key(tenant: str, session_id: str, field: str = "session_id") -> str:
@@ -19,11 +23,22 @@ def session_key(tenant: str, session_id: str, field: str = "session_id") -> str:
     return f"{tenant}/{session_id}"
 
 
+def sequence_key(tenant: str, model: str, sequence: int | str) -> str:
+    """The same for a KServe sequence, of a model; no session's key has a "!"."""
+    kind = "int" if isinstance(sequence, int) else "str"
+    return f"{tenant}!kserve/{model}/{kind}/{quote(str(sequence), safe='')}"
+
+
+def named_key(tenant: str, name: str, field: str = "session_id") -> str:
+    """The key of what session_id() names, a session or a sequence. Raises BadSessionId."""
+    return f"{tenant}!{name}" if SEQUENCE.fullmatch(name) else session_key(tenant, name, field)
+
+
 def tenant_of(key: str) -> str:
     """The tenant that a key was made of."""
-    return key.partition("/")[0]
+    return key.partition("/")[0].partition("!")[0]
 
 
 def session_id(key: str) -> str:
-    """The id that a key was made of."""
-    return key.partition("/")[2]
+    """The id that a key was made of; a sequence's is its kind, model and id, with slashes."""
+    return key[len(tenant_of(key)) + 1 :]

@@ -12,6 +12,7 @@ from lstmserve.engine import Engine
 from lstmserve.server import transport
 from lstmserve.server.access import tls
 from lstmserve.server.access.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
@@ -32,7 +33,8 @@ class Ports:
         health_servicer: health.aio.HealthServicer,
     ) -> None:
         def make(door: Door, has_reflection: bool) -> grpc.aio.Server:
-            handlers = servicer.handlers(engine, metrics, config, door)
+            dialects = (servicer, kserve)
+            handlers = [each.handlers(engine, metrics, config, door) for each in dialects]
             return transport.make_server(
                 config, handlers, health_servicer, has_reflection=has_reflection
             )

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from lstmserve.server.access.doors import Door
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
+from lstmserve.server.observe.exposition import SERVICE
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.overtime import Overtime, TooSlow, WatchedTask
@@ -34,16 +35,19 @@ Stream = Callable[[Context, Tenant], Awaitable[None]]
 
 
 class Frame:
-    """Of one port's calls. `call_s_max` is for unary calls that bring no deadline."""
+    """Of one service's calls on a port. `call_s_max` is for unary calls without a deadline."""
 
-    def __init__(self, door: Door, metrics: Metrics, call_s_max: float) -> None:
+    def __init__(
+        self, door: Door, metrics: Metrics, call_s_max: float, service: str = SERVICE
+    ) -> None:
         self.door = door
         self.overtime = Overtime(call_s_max)
         self._metrics = metrics
+        self._service = service
 
     def call(self, name: str, method: Call) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler of one request and one response, both of which `method` has as bytes."""
-        counts = self._metrics.rpc(name, "unary")
+        counts = self._metrics.rpc(name, "unary", self._service)
 
         async def handle(content: bytes, context: Context) -> bytes:
             start_ns = time.monotonic_ns()
@@ -91,7 +95,7 @@ class Frame:
 
     def bidi(self, name: str, method: Stream) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler of a stream in both directions, which reads and writes by the context."""
-        counts = self._metrics.rpc(name, "bidi_stream")
+        counts = self._metrics.rpc(name, "bidi_stream", self._service)
 
         async def handle(_: object, context: Context) -> None:
             counts.started += 1

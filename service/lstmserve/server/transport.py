@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import Config
+from lstmserve.kserve.v2 import inference_pb2
 from lstmserve.v1 import lstm_pb2
 
-SERVICE = lstm_pb2.DESCRIPTOR.services_by_name["LstmService"].full_name
-HEALTH_NAMES = ("", SERVICE)
+SERVICES = tuple(
+    service.full_name
+    for file in (lstm_pb2, inference_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+HEALTH_NAMES = ("", *SERVICES)
 
 KEEPALIVE_MS = 30_000
 PING_TIMEOUT_MS = 10_000
@@ -60,16 +67,16 @@ def has_reflection(config: Config) -> bool:
 
 def make_server(
     config: Config,
-    handlers: grpc.GenericRpcHandler,
+    handlers: Sequence[grpc.GenericRpcHandler],
     health_servicer: health.aio.HealthServicer,
     *,
     has_reflection: bool,
 ) -> grpc.aio.Server:
     """A server that has not been bound or started."""
     server = grpc.aio.server(options=options(config))
-    server.add_generic_rpc_handlers((handlers,))
+    server.add_generic_rpc_handlers(handlers)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if has_reflection:
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server

@@ -39,18 +39,26 @@ class Endings:
         self._tombstones: Memory[Tombstone] = Memory(
             config.tombstones_max, int(config.tombstone_s * SECOND_NS)
         )
+        kept_s = config.session_ttl_s + config.tombstone_s
+        self._evicted: Memory[int] = Memory(config.tombstones_max, int(kept_s * SECOND_NS))
 
     def put(self, key: str, tombstone: Tombstone, now_ns: int) -> None:
         """The session has ended."""
         self._tombstones.put(key, tombstone, now_ns)
 
+    def evicted(self, key: str, incarnation: int, now_ns: int) -> None:
+        """Only the store has the session from now on."""
+        self._evicted.put(key, incarnation, now_ns)
+
     def forget(self, key: str) -> None:
         """The id has a new life."""
         self._tombstones.forget(key)
+        self._evicted.forget(key)
 
     def sweep(self, now_ns: int) -> None:
         """Drops what is too old."""
         self._tombstones.sweep(now_ns)
+        self._evicted.sweep(now_ns)
 
     def closed_step(self, key: str, incarnation: int, now_ns: int) -> int:
         """The last step of a session that was closed. Raises error() for any other."""
@@ -73,6 +81,13 @@ class Endings:
             return SessionClosed("the session was closed")
         if tombstone is not None:
             return SessionExpired("the session was idle for longer than its ttl and has ended")
+        evicted = self._evicted.get(key, now_ns)
+        if evicted is not None and incarnation in (0, evicted):
+            return SessionLost(
+                "the session had moved out to the store, which has it no more: it expired there, "
+                "or the store dropped it",
+                metadata={"boot_id": self._boot_id},
+            )
         if not incarnation:
             return SessionNotFound("no session has this id: open it first", field="session_id")
         return SessionLost(

@@ -48,7 +48,7 @@ class Room:
         if model.sessions >= model.sessions_max:
             self._sweep_all(now)
         if model.sessions >= model.sessions_max and self._may_evict:
-            self._evict(model)
+            self._evict(model, now)
         if model.sessions >= model.sessions_max:
             raise SessionLimit(
                 f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
@@ -85,7 +85,7 @@ class Room:
         self._sessions.sweep_endings(now)
         return expired.size
 
-    def _evict(self, model: Model) -> None:
+    def _evict(self, model: Model, now: Now) -> None:
         """The sessions of the model that are idle longest; the store has them."""
         table = self._table
         idle = table.evictable(model.index)
@@ -94,4 +94,4 @@ class Room:
         count = min(idle.size, max(1, model.sessions_max // EVICTED_PART))
         rested_ns = table.expiry_ns[idle] - table.ttl_ns[idle]
         for row in idle[np.argpartition(rested_ns, count - 1)[:count]]:
-            self._sessions.detach(int(row), "evicted")
+            self._sessions.evict(int(row), now)

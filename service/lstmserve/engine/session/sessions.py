@@ -130,6 +130,13 @@ class Sessions:
         if not self._table.pending[row]:
             self._release(row)
 
+    def evict(self, row: int, now: Now) -> None:
+        """Detaches an idle session that a store has, and knows it if the store forgets it."""
+        key, incarnation = self._table.keys[row], int(self._table.incarnation[row])
+        assert key is not None
+        self.detach(row, "evicted")
+        self._endings.evicted(key, incarnation, now.monotonic_ns)
+
     def has_expired(self, key: str, incarnation: int, epoch: int, now: Now) -> bool:
         """Whether this life of the id ended here by its TTL, and nobody has taken it since."""
         return self._endings.has_expired(key, incarnation, epoch, now.monotonic_ns)

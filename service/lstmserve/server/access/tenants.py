@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.keys import session_key
+from lstmserve.engine.keys import named_key, sequence_key, session_key
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.schedule.block import Block
 from lstmserve.errors import Quota
@@ -32,6 +32,14 @@ class Tenant:
     def key(self, session_id: str, field: str = "session_id") -> str:
         """The session table's key of this tenant's session. Raises BadSessionId, of the field."""
         return session_key(self.name, session_id, field)
+
+    def named_key(self, name: str, field: str = "session_id") -> str:
+        """The same of an id that ListSessions gave: it may be a KServe sequence's."""
+        return named_key(self.name, name, field)
+
+    def sequence_key(self, model: str, sequence: int | str) -> str:
+        """The session table's key of this tenant's KServe sequence."""
+        return sequence_key(self.name, model, sequence)
 
     @property
     def limits(self) -> Limits:

@@ -45,7 +45,7 @@ class SessionCalls:
             ttl_ns=self._ttl_ns(request),
             if_exists=IfExists(request.if_exists),
             state=_state(request.state, model) if request.HasField("state") else None,
-            fork_of=tenant.key(request.fork_of, "fork_of") if request.fork_of else "",
+            fork_of=tenant.named_key(request.fork_of, "fork_of") if request.fork_of else "",
             request_key=_request_key(tenant, request.request_id),
             sessions_max=tenant.limits.sessions_max,
         )
@@ -57,7 +57,7 @@ class SessionCalls:
     ) -> pb.GetSessionResponse:
         """What is known of one session; it renews nothing."""
         engine = self._engine
-        key = tenant.key(request.session_id)
+        key = tenant.named_key(request.session_id)
         await engine.lives.confirm(key)
         row = engine.sessions.find(key, 0, engine.clock())
         return pb.GetSessionResponse(session=self._session(row))
@@ -87,7 +87,7 @@ class SessionCalls:
         self, request: pb.CloseSessionRequest, tenant: Tenant
     ) -> pb.CloseSessionResponse:
         """Answers when its pending steps have run; twice is fine."""
-        key = tenant.key(request.session_id)
+        key = tenant.named_key(request.session_id)
         return pb.CloseSessionResponse(
             step=await self._engine.lives.close(key, request.incarnation)
         )
@@ -95,7 +95,7 @@ class SessionCalls:
     async def get_state(self, request: pb.GetStateRequest, tenant: Tenant) -> pb.GetStateResponse:
         """After the last applied step; it never waits for those that are pending."""
         engine = self._engine
-        key = tenant.key(request.session_id)
+        key = tenant.named_key(request.session_id)
         await engine.lives.confirm(key)
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)

@@ -113,8 +113,7 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
 
 
 def _rpcs(metrics: Metrics) -> Iterator[Metric]:
-    rpcs = [((kind, SERVICE, method), each) for (kind, method), each in metrics.rpcs.items()]
-    rpcs = [(labels, each) for labels, each in rpcs if each.started]
+    rpcs = [(labels, each) for labels, each in metrics.rpcs.items() if each.started]
     yield _counter(
         "grpc_server_started",
         "Calls that arrived.",

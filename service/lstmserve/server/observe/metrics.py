@@ -6,6 +6,7 @@ Counted per batch, shown by exposition.py at scrape.
 from __future__ import annotations
 
 import functools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class ModelMetrics:
         self.replays = 0
         self.rows = 0
         self.padding_rows = 0
+        self.runs: dict[int, tuple[int, int]] = {}  # by batch size: how many, and their ns
+        self.last_run_ms = 0  # since 1970
         self.batch_size = Histogram(SIZES)
         self.compute = Histogram(SECONDS, NANOSECOND)
         self.total = Histogram(SECONDS, NANOSECOND)
@@ -65,6 +68,9 @@ class ModelMetrics:
         self.padding_rows += padding_rows
         self.batch_size.observe(sessions)
         self.compute.observe(compute_ns)
+        count, total_ns = self.runs.get(sessions, (0, 0))
+        self.runs[sessions] = count + 1, total_ns + compute_ns
+        self.last_run_ms = time.time_ns() // 1_000_000
 
     def steps(self, method: str, count: int, total_ns: int, queue_ns: int) -> None:
         """Steps that were applied together; the times are those of each."""
@@ -126,7 +132,7 @@ class Metrics:
         self.models: dict[tuple[str, str], ModelMetrics] = {}
         self.gauges: dict[tuple[str, str], Callable[[], Gauges]] = {}
         self.fingerprints: dict[tuple[str, str], str] = {}
-        self.rpcs: dict[tuple[str, str], RpcMetrics] = {}
+        self.rpcs: dict[tuple[str, str, str], RpcMetrics] = {}
         self.loop_lag = Histogram(SECONDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
         self.store_seconds: dict[str, Histogram] = {}
@@ -149,9 +155,9 @@ class Metrics:
         """`gauges` is called once per scrape, on the loop's thread."""
         self.gauges[_key(name, version)] = gauges
 
-    def rpc(self, method: str, grpc_type: str) -> RpcMetrics:
+    def rpc(self, method: str, grpc_type: str, service: str = exposition.SERVICE) -> RpcMetrics:
         """The counts of a method's calls; grpc_type is unary or bidi_stream."""
-        return self.rpcs.setdefault((grpc_type, method), RpcMetrics())
+        return self.rpcs.setdefault((grpc_type, service, method), RpcMetrics())
 
     @property
     def rpcs_started(self) -> int:

@@ -1,0 +1,69 @@
+"""Carries ModelInfer, one request per call. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.kserve.dialect import Dialect
+from lstmserve.server.kserve.inference import Inference
+from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.overtime import TooSlow
+from lstmserve.server.rpc import Context, Frame
+
+METHOD = "ModelInfer"
+
+
+class InferCalls:
+    """The handler; one for all calls."""
+
+    def __init__(self, dialect: Dialect, inbox: Inbox, frame: Frame) -> None:
+        self._dialect = dialect
+        self._inbox = inbox
+        self._frame = frame
+
+    async def infer(self, content: bytes, context: Context) -> bytes:
+        """A step that is cancelled before its last slice runs has not happened."""
+        call = _Call()
+        door = self._frame.door
+        call.inference = Inference(self._dialect, call, content, lambda: door.tenant(context))
+        if context.time_remaining() is None:
+            self._frame.overtime.watch(call)
+        self._inbox.put(call.inference)
+        return await call.answered()
+
+
+class _Call:
+    """The carrier of one call's answer, which is watched for its time."""
+
+    method = METHOD
+    inference: Inference
+
+    def __init__(self) -> None:
+        self._reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def answered(self) -> bytes:
+        """The response. Raises what the call ends with."""
+        try:
+            return await self._reply
+        except asyncio.CancelledError:
+            self.inference.cancel()
+            raise
+
+    @property
+    def is_over(self) -> bool:
+        """As Carrier.is_over, and Watched.is_over."""
+        return self._reply.done()
+
+    def answer(self, response: pb.ModelInferResponse) -> None:
+        """As Carrier.answer."""
+        self._reply.set_result(response.SerializeToString())
+
+    def refuse(self, error: Exception, request: pb.ModelInferRequest | None) -> None:
+        """As Carrier.refuse."""
+        self._reply.set_exception(error)
+
+    def expire(self, error: TooSlow) -> None:
+        """As Watched.expire; what its step did is unknown."""
+        self.inference.cancel()
+        self._reply.set_exception(error)

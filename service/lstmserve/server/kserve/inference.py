@@ -1,0 +1,96 @@
+"""Owns one ModelInferRequest on its way: from its bytes to its answer. Decides nothing.
+
+A carrier, which knows whether it is a call or a stream's message, takes the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.codec import parse
+from lstmserve.server.kserve.asking import Ask, read_ask
+from lstmserve.server.kserve.dialect import Dialect
+from lstmserve.server.kserve.prediction import WholeSequences
+from lstmserve.server.kserve.stepping import SequenceStep
+from lstmserve.server.status import code, reason
+
+
+class Carrier(Protocol):
+    """Where an answer goes."""
+
+    @property
+    def method(self) -> str:
+        """The label of its counts."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+
+    def answer(self, response: pb.ModelInferResponse) -> None:
+        """The request's; this or refuse() is called once at most."""
+
+    def refuse(self, error: Exception, request: pb.ModelInferRequest | None) -> None:
+        """The request failed; None: it could not be read."""
+
+
+class Inference:
+    """A message of the inbox."""
+
+    __slots__ = ("_ask", "_carrier", "_content", "_dialect", "_job", "_now", "_request", "_tenant")
+
+    def __init__(
+        self, dialect: Dialect, carrier: Carrier, content: bytes, tenant: Callable[[], Tenant]
+    ) -> None:
+        self._dialect = dialect
+        self._carrier = carrier
+        self._content = content
+        self._tenant = tenant  # raises where nobody may come in
+        self._now = dialect.engine.clock()
+        self._request: pb.ModelInferRequest | None = None
+        self._ask: Ask | None = None
+        self._job: SequenceStep | WholeSequences | None = None
+
+    def read(self) -> None:
+        """As Message.read; for a call that has ended there is nothing to do."""
+        if self.is_over:
+            return
+        try:
+            tenant = self._tenant()
+            self._request = parse(pb.ModelInferRequest, self._content)
+            self._ask = read_ask(self._dialect.engine, self._request)
+            job = WholeSequences if self._ask.parameters.sequence is None else SequenceStep
+            self._job = job(self._dialect, self, tenant, self._ask, self._now)
+            self._job.begin()
+        except Exception as error:
+            self.refuse(error)
+
+    @property
+    def method(self) -> str:
+        """As Answering.method."""
+        return self._carrier.method
+
+    @property
+    def is_over(self) -> bool:
+        """As Answering.is_over."""
+        return self._carrier.is_over
+
+    def answer(self, response: pb.ModelInferResponse) -> None:
+        """It was done."""
+        if not self.is_over:
+            self._carrier.answer(response)
+
+    def refuse(self, error: Exception) -> None:
+        """It was not."""
+        if not self.is_over:
+            model = None if self._ask is None else self._ask.model
+            counters = self._dialect.counters(model)
+            counters.failed(self.method, code(error), reason(error))
+            self._carrier.refuse(error, self._request)
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        if self._job is not None:
+            self._job.cancel()

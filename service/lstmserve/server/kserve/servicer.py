@@ -1,0 +1,69 @@
+"""The table of calls: which function answers which method of inference.GRPCInferenceService."""
+
+from __future__ import annotations
+
+import grpc
+
+from lstmserve.config import Config
+from lstmserve.engine import Engine
+from lstmserve.errors import NotImplementedYet
+from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.access.doors import Door
+from lstmserve.server.kserve.dialect import Dialect
+from lstmserve.server.kserve.infer_calls import InferCalls
+from lstmserve.server.kserve.model_calls import ModelCalls
+from lstmserve.server.kserve.server_calls import ServerCalls
+from lstmserve.server.kserve.stream_calls import StreamCalls
+from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.rpc import Call, Context, Frame
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+NO_LOADING = "models are those that its folder had when it started"
+NO_SHARED_MEMORY = "tensors travel in the messages"
+NO_SETTINGS = "it is set by the server's flags"
+NOT_SERVED = {
+    "RepositoryModelLoad": NO_LOADING,
+    "RepositoryModelUnload": NO_LOADING,
+    "SystemSharedMemoryStatus": NO_SHARED_MEMORY,
+    "SystemSharedMemoryRegister": NO_SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": NO_SHARED_MEMORY,
+    "CudaSharedMemoryStatus": NO_SHARED_MEMORY,
+    "CudaSharedMemoryRegister": NO_SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": NO_SHARED_MEMORY,
+    "TraceSetting": NO_SETTINGS,
+    "LogSettings": NO_SETTINGS,
+}
+
+
+def handlers(
+    engine: Engine, metrics: Metrics, config: Config, door: Door
+) -> grpc.GenericRpcHandler:
+    """Handlers of raw bytes, as the native dialect's."""
+    frame = Frame(door, metrics, config.call_s_max, SERVICE)
+    dialect, inbox = Dialect(engine, metrics), Inbox(engine.driver)
+    server, models = ServerCalls(engine), ModelCalls(engine, dialect)
+    unaries = (
+        ("ModelReady", pb.ModelReadyRequest, models.ready),
+        ("ServerMetadata", pb.ServerMetadataRequest, server.metadata),
+        ("ModelMetadata", pb.ModelMetadataRequest, models.metadata),
+        ("ModelConfig", pb.ModelConfigRequest, models.config),
+        ("ModelStatistics", pb.ModelStatisticsRequest, models.statistics),
+        ("RepositoryIndex", pb.RepositoryIndexRequest, models.index),
+    )
+    methods = {name: frame.unary(name, kind, method) for name, kind, method in unaries}
+    # Probes have no token; these two tell what the health service tells everybody.
+    methods["ServerLive"] = frame.call("ServerLive", server.live)
+    methods["ServerReady"] = frame.call("ServerReady", server.ready)
+    methods["ModelInfer"] = frame.call("ModelInfer", InferCalls(dialect, inbox, frame).infer)
+    methods |= {name: frame.call(name, _refusal(name, why)) for name, why in NOT_SERVED.items()}
+    streamed = StreamCalls(dialect, inbox, config)
+    methods["ModelStreamInfer"] = frame.bidi("ModelStreamInfer", streamed.infer)
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _refusal(name: str, why: str) -> Call:
+    async def refuse(content: bytes, context: Context) -> bytes:
+        raise NotImplementedYet(f"{name} is not served by lstmserve: {why}")
+
+    return refuse

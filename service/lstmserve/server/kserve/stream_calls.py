@@ -1,0 +1,87 @@
+"""Carries ModelStreamInfer: any models and sequences on one connection. Decides nothing.
+
+Errors are in band and the stream goes on, unless the client asked for Triton's other way.
+"""
+
+from __future__ import annotations
+
+from lstmserve.config import Config
+from lstmserve.errors import ServeError
+from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.kserve.dialect import Dialect
+from lstmserve.server.kserve.inference import Inference
+from lstmserve.server.kserve.ordered import OrderedWindow
+from lstmserve.server.kserve.telling import SHOWN_MAX, facts, with_text
+from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.rpc import Context
+from lstmserve.server.status import to_status
+from lstmserve.server.window import converse
+
+METHOD = "ModelStreamInfer"
+GRPC_ERROR_KEY = "triton_grpc_error"
+
+
+class StreamCalls:
+    """The handler; one for all calls."""
+
+    def __init__(self, dialect: Dialect, inbox: Inbox, config: Config) -> None:
+        self._dialect = dialect
+        self._inbox = inbox
+        self._config = config
+
+    async def infer(self, context: Context, tenant: Tenant) -> None:
+        """Answers come in the order of the requests."""
+        window = OrderedWindow(self._config.stream_window)
+        metadata = context.invocation_metadata() or ()
+        ends_at_error = (GRPC_ERROR_KEY, "true") in [(key, value) for key, value in metadata]
+
+        async def accept(content: bytes) -> None:
+            message = _Message(window, ends_at_error)
+            message.inference = Inference(self._dialect, message, content, lambda: tenant)
+            window.add(message)
+            self._inbox.put(message.inference)
+
+        await converse(context, window, accept, self._config.write_s_max)
+
+
+class _Message:
+    """The carrier of one message's answer."""
+
+    method = METHOD
+    inference: Inference
+
+    def __init__(self, window: OrderedWindow, ends_at_error: bool) -> None:
+        self._window = window
+        self._ends_at_error = ends_at_error
+        self.is_over = False
+
+    def answer(self, response: pb.ModelInferResponse) -> None:
+        """As Carrier.answer."""
+        response.parameters["triton_final_response"].bool_param = True
+        self._answer(pb.ModelStreamInferResponse(infer_response=response))
+
+    def refuse(self, error: Exception, request: pb.ModelInferRequest | None) -> None:
+        """As Carrier.refuse."""
+        if self._ends_at_error:
+            is_over, self.is_over = self.is_over, True
+            assert not is_over
+            named = error
+            if isinstance(error, ServeError):
+                named = with_text(error, facts(request) + error.message)
+            self._window.fail(self, named)
+            return
+        response = pb.ModelInferResponse(id="" if request is None else request.id)
+        if request is not None:
+            response.model_name = request.model_name[:SHOWN_MAX]
+        text = facts(request) + to_status(error, method=METHOD).message
+        self._answer(pb.ModelStreamInferResponse(error_message=text, infer_response=response))
+
+    def _answer(self, response: pb.ModelStreamInferResponse) -> None:
+        self.is_over = True
+        self._window.answer(self, response.SerializeToString())
+
+    def cancel(self) -> None:
+        """The stream is gone."""
+        self.is_over = True
+        self.inference.cancel()
