@@ -2,16 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
+TRITON := .venv/triton
 
 .PHONY: help setup check test demo bench proto soak clean
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-setup: $(STAMP) ## the virtual environment with everything a developer needs
+setup: $(STAMP) $(TRITON)/.setup-stamp ## the virtual environment with everything a developer needs
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,plot,dev]'
+	@touch $@
+
+# Another's client in an environment of its own: its stubs and ours of `inference.*` do not mix.
+$(TRITON)/.setup-stamp: tests/tritonclient.txt | $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(TRITON)
+	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 check: $(STAMP) ## lint, types, proto lint
@@ -20,7 +27,7 @@ check: $(STAMP) ## lint, types, proto lint
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --lint
 
-test: check ## check, then all tests (PYTEST_ARGS adds options)
+test: check $(TRITON)/.setup-stamp ## check, then all tests (PYTEST_ARGS adds options)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)

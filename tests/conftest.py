@@ -9,9 +9,10 @@ import pytest
 from modelmaking import make_model
 from router import router
 from serving import serve, server
+from triton import triton
 from zoo import zoo
 
-__all__ = ["router", "serve", "server", "zoo"]  # fixtures
+__all__ = ["router", "serve", "server", "triton", "zoo"]  # fixtures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -64,6 +64,7 @@ class Wire:
         self.metrics = metrics
         self.clock = clock
         self.channel = channel
+        self.target = ""  # for other clients
         self.running: asyncio.Task[None]
         self.folder = engine.config.models
         self.oracles = {
@@ -192,6 +193,7 @@ async def serving(folder: Path, *, is_running: bool = True, **settings: Any) -> 
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
         wire = Wire(engine, metrics, clock, channel)
+        wire.target = f"127.0.0.1:{port}"
         if is_running:
             wire.run()
         yield wire
