@@ -15,6 +15,7 @@ import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import numpy as np
 import tritonclient.grpc as sync
 import tritonclient.grpc.aio as aio
@@ -128,7 +129,13 @@ async def asyncio_stream(client: Any, requests: list[Json], call: Json) -> list[
         for request in requests:
             yield arguments(request)
 
-    return [answer(*pair) async for pair in client.stream_infer(each(), **call)]
+    answers: list[Json] = []
+    try:
+        async for result, error in client.stream_infer(each(), **call):
+            answers += [answer(result, error)]
+    except grpc.aio.AioRpcError as error:  # here the library lets gRPC's own through
+        answers.append({"error": error.details(), "status": str(error.code())})
+    return answers
 
 
 SYNC = {"one_by_one": one_by_one, "callbacks": callbacks, "stream": stream}

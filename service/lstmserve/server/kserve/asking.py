@@ -36,13 +36,21 @@ class Ask:
         return "hn" in self.wanted or "cn" in self.wanted
 
 
-def read_ask(engine: Engine, request: pb.ModelInferRequest) -> Ask:
-    """Raises ModelNotFound, Malformed, BadSessionId, BadStep, BadTensor, NotImplementedYet."""
-    version = read_version(request.model_version)
-    model = engine.model(request.model_name, version)
-    parameters = read_parameters(request.parameters)
+def asked_model(engine: Engine, request: pb.ModelInferRequest) -> Model:
+    """Raises ModelNotFound, Malformed."""
+    return engine.model(request.model_name, read_version(request.model_version))
+
+
+def read_ask(model: Model, request: pb.ModelInferRequest) -> Ask:
+    """Of the model that is asked for. Raises Malformed, BadSessionId, BadStep, BadTensor,
+    NotImplementedYet."""
     return Ask(
-        model, version, request.id, parameters, inputs(request), wanted_outputs(request, model)
+        model,
+        read_version(request.model_version),
+        request.id,
+        read_parameters(request.parameters),
+        inputs(request),
+        wanted_outputs(request, model),
     )
 
 

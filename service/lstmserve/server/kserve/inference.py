@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from lstmserve.engine import Model
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
-from lstmserve.server.kserve.asking import Ask, read_ask
+from lstmserve.server.kserve.asking import asked_model, read_ask
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.prediction import WholeSequences
 from lstmserve.server.kserve.stepping import SequenceStep
@@ -39,8 +40,6 @@ class Carrier(Protocol):
 class Inference:
     """A message of the inbox."""
 
-    __slots__ = ("_ask", "_carrier", "_content", "_dialect", "_job", "_now", "_request", "_tenant")
-
     def __init__(
         self, dialect: Dialect, carrier: Carrier, content: bytes, tenant: Callable[[], Tenant]
     ) -> None:
@@ -50,7 +49,7 @@ class Inference:
         self._tenant = tenant  # raises where nobody may come in
         self._now = dialect.engine.clock()
         self._request: pb.ModelInferRequest | None = None
-        self._ask: Ask | None = None
+        self._model: Model | None = None
         self._job: SequenceStep | WholeSequences | None = None
 
     def read(self) -> None:
@@ -60,9 +59,10 @@ class Inference:
         try:
             tenant = self._tenant()
             self._request = parse(pb.ModelInferRequest, self._content)
-            self._ask = read_ask(self._dialect.engine, self._request)
-            job = WholeSequences if self._ask.parameters.sequence is None else SequenceStep
-            self._job = job(self._dialect, self, tenant, self._ask, self._now)
+            self._model = asked_model(self._dialect.engine, self._request)
+            ask = read_ask(self._model, self._request)
+            job = WholeSequences if ask.parameters.sequence is None else SequenceStep
+            self._job = job(self._dialect, self, tenant, ask, self._now)
             self._job.begin()
         except Exception as error:
             self.refuse(error)
@@ -85,8 +85,7 @@ class Inference:
     def refuse(self, error: Exception) -> None:
         """It was not."""
         if not self.is_over:
-            model = None if self._ask is None else self._ask.model
-            counters = self._dialect.counters(model)
+            counters = self._dialect.counters(self._model)
             counters.failed(self.method, code(error), reason(error))
             self._carrier.refuse(error, self._request)
 
