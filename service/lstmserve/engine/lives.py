@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from lstmserve.engine.clock import Now
 from lstmserve.engine.persist import Residence
-from lstmserve.engine.session.opening import Opening, OpenRequest
+from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import Draining, Fenced
@@ -93,7 +93,8 @@ class Lives:
             await residence.confirm(request.fork_of)
         has_source = self._table.find(request.fork_of) is not None
         async with residence.alone(request.key):
-            before = await residence.refresh(request.key)
+            is_replaced = request.if_exists is IfExists.RESTART
+            before = await residence.refresh(request.key, is_replaced)
             if has_source and self._table.find(request.fork_of) is None:
                 raise Fenced("the session to fork has just left: repeat the call", retry_s=0.0)
             row, is_created = self._opening.open(request, self._clock())

@@ -18,6 +18,8 @@ from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import (
     Fenced,
+    ModelMismatch,
+    ModelRetired,
     SessionExists,
     StateCorrupt,
     StoreFull,
@@ -70,8 +72,11 @@ class Residence:
             async with self.alone(key):
                 await self._load(key)
 
-    async def _load(self, key: str) -> Version | None:
-        """The same; the key's lock is held. Returns what the store has, if it is known."""
+    async def _load(self, key: str, is_replaced: bool = False) -> Version | None:
+        """The same; the key's lock is held. Returns what the store has, if it is known.
+
+        A session that is to be replaced may be of a model that is not served any more.
+        """
         for _ in range(TRIES_MAX):
             if self._table.find(key) is not None:
                 return self.version(key)
@@ -81,7 +86,12 @@ class Residence:
             record = await self._decode(key, content)
             if self._sessions.has_expired(key, record.incarnation, record.epoch, self._clock()):
                 return record.version  # the store keeps it a little longer, see STORE_TTL_MARGIN_NS
-            model = self._records.model_of(record)
+            try:
+                model = self._records.model_of(record)
+            except (ModelRetired, ModelMismatch):
+                if is_replaced:
+                    return record.version
+                raise
             self._room.make(model, self._clock())
             start = self._records.start(record, model)
             claimed = replace(record, epoch=record.epoch + 1)
@@ -101,7 +111,7 @@ class Residence:
         async with self.alone(key):
             await self.refresh(key)
 
-    async def refresh(self, key: str) -> Version | None:
+    async def refresh(self, key: str, is_replaced: bool = False) -> Version | None:
         """The same; the key's lock is held. Returns what the store has, if it is known."""
         row = self._table.find(key)
         if row is not None:
@@ -110,7 +120,7 @@ class Residence:
                 if is_same_life(found_version(content), self._version(row)):
                     return self._version(row)
                 self._sessions.detach(row, "moved")
-        return await self._load(key)
+        return await self._load(key, is_replaced)
 
     async def create(self, key: str, row: int, before: Version | None) -> None:
         """Stores a session just opened, in place of one it replaces. The key's lock is held.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import structlog
 
 from lstmserve.engine import Engine
@@ -12,6 +14,7 @@ from lstmserve.errors import (
     DeadlineExpired,
     Draining,
     ModelMismatch,
+    ModelRetired,
     SessionClosed,
     SessionNotFound,
     StepSuperseded,
@@ -84,7 +87,7 @@ async def start(
     What is wrong with the request is said before. Raises Draining, DeadlineExpired, Quota, and what
     Opening.open() raises.
     """
-    if engine.lives.has_store:
+    with contextlib.suppress(ModelRetired, ModelMismatch):  # it may go all the same
         await engine.lives.bring(key, 0, 0)
     now = engine.clock()
     if deadline_ns and now.monotonic_ns > deadline_ns:
