@@ -51,7 +51,7 @@ async def test_discovery(triton: Triton, folder: Path) -> None:
         assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": ["-1", "3"]}]
         assert metadata["outputs"] == [{"name": "y", "datatype": "FP32", "shape": ["-1", "2"]}]
         assert metadata["versions"] == ["1"]
-        assert letters["inputs"] == [{"name": "tokens", "datatype": "INT64", "shape": ["-1"]}]
+        assert letters["inputs"] == [{"name": "tokens", "datatype": "INT64", "shape": ["-1", "-1"]}]
         batching = config["config"]["sequence_batching"]
         assert batching["max_sequence_idle_microseconds"] == "60000000"
         assert batching["oldest"]["max_candidate_sequences"] == wire.engine.models[2].sessions_max

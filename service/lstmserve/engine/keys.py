@@ -25,8 +25,9 @@ def session_key(tenant: str, session_id: str, field: str = "session_id") -> str:
 
 def sequence_key(tenant: str, model: str, sequence: int | str) -> str:
     """The same for a KServe sequence, of a model; no session's key has a "!"."""
-    kind = "int" if isinstance(sequence, int) else "str"
-    return f"{tenant}!kserve/{model}/{kind}/{quote(str(sequence), safe='')}"
+    if isinstance(sequence, int):
+        return f"{tenant}!kserve/{model}/int/{sequence}"
+    return f"{tenant}!kserve/{model}/str/{quote(sequence, safe='')}"
 
 
 def named_key(tenant: str, name: str, field: str = "session_id") -> str:

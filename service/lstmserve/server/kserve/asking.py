@@ -14,9 +14,9 @@ from lstmserve.server.kserve.tensors import inputs
 VERSION_DIGITS_MAX = 9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
-    """`model` is the newest of the name where no version is asked for (0)."""
+    """Read once, never changed. `model` is the newest where no version is asked for (0)."""
 
     model: Model
     version: int

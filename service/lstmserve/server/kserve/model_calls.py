@@ -9,7 +9,7 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.asking import read_version
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.model_config import PLATFORM, model_config
-from lstmserve.server.kserve.reading import input_name, input_width
+from lstmserve.server.kserve.reading import input_name, shown_shapes
 from lstmserve.server.kserve.statistics import model_statistics
 
 READY = "READY"
@@ -33,17 +33,18 @@ class ModelCalls:
     async def metadata(
         self, request: pb.ModelMetadataRequest, tenant: Tenant
     ) -> pb.ModelMetadataResponse:
-        """Inputs and outputs that a request has without being asked; -1 is T."""
+        """Inputs and outputs that a request has without being asked; -1 is any length."""
         model = self._model(request.name, request.version)
         spec = model.spec
+        shapes = shown_shapes(spec)
         given, wanted = (
             pb.ModelMetadataResponse.TensorMetadata(
                 name=input_name(spec),
                 datatype="INT64" if spec.num_embeddings else "FP32",
-                shape=(-1, *input_width(spec)),
+                shape=(-1, *shapes[0]),
             ),
             pb.ModelMetadataResponse.TensorMetadata(
-                name="y", datatype="FP32", shape=(-1, spec.output_size)
+                name="y", datatype="FP32", shape=(-1, *shapes[1])
             ),
         )
         versions = sorted(each.version for each in self._engine.models if each.name == model.name)
@@ -60,8 +61,7 @@ class ModelCalls:
     ) -> pb.ModelConfigResponse:
         """As Triton would have it in config.pbtxt; nobody wrote it."""
         model = self._model(request.name, request.version)
-        ttl_s = self._engine.config.session_ttl_s
-        return pb.ModelConfigResponse(config=model_config(model, ttl_s))
+        return pb.ModelConfigResponse(config=model_config(model, self._engine.config))
 
     async def statistics(
         self, request: pb.ModelStatisticsRequest, tenant: Tenant

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.kserve.reading import OUTPUTS, STATES, input_name, input_width
+from lstmserve.server.kserve.reading import OUTPUTS, STATES, input_name, shown_shapes
 
 PLATFORM = "lstmserve"
 INT32_MAX = (1 << 31) - 1
 
 
-def model_config(model: Model, ttl_s: float) -> pb.ModelConfig:
-    """max_batch_size is that of one request, whose first axis may be 1: clients skip it there.
+def model_config(model: Model, settings: Config) -> pb.ModelConfig:
+    """max_batch_size is that of one request: clients skip its first axis, which is 1 in a sequence.
 
     `sequence_batching` is what makes clients send sequences; a bidirectional model has none.
     """
     spec = model.spec
-    config = pb.ModelConfig(name=model.name, platform=PLATFORM, backend=PLATFORM, max_batch_size=1)
+    size_max = 1 if model.pool is not None else settings.pending_steps_max
+    config = pb.ModelConfig(
+        name=model.name, platform=PLATFORM, backend=PLATFORM, max_batch_size=size_max
+    )
+    shapes = shown_shapes(spec)
     dtype = pb.TYPE_INT64 if spec.num_embeddings else pb.TYPE_FP32
-    config.input.add(name=input_name(spec), data_type=dtype, dims=input_width(spec))
-    config.output.add(name="y", data_type=pb.TYPE_FP32, dims=[spec.output_size])
+    config.input.add(name=input_name(spec), data_type=dtype, dims=shapes[0])
+    config.output.add(name="y", data_type=pb.TYPE_FP32, dims=shapes[1])
     if model.pool is not None:
         batching = config.sequence_batching
-        batching.max_sequence_idle_microseconds = round(ttl_s * 1e6)
+        batching.max_sequence_idle_microseconds = round(settings.session_ttl_s * 1e6)
         batching.oldest.max_candidate_sequences = min(model.sessions_max, INT32_MAX)
         widths = (spec.state_size, spec.hidden_size)
         for given, wanted, width in zip(STATES, ("hn", "cn"), widths, strict=True):

@@ -28,9 +28,10 @@ SHOWN_MAX: Final = 64
 MICROSECOND_NS: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parameters:
-    """`sequence` None: whole sequences, nothing is kept. `timeout_us` and `incarnation` 0: none."""
+    """Read once, never changed. `sequence` None: whole sequences, nothing is kept; `timeout_us` and
+    `incarnation` 0: none."""
 
     sequence: int | str | None = None
     is_start: bool = False
@@ -58,21 +59,19 @@ def read_parameters(sent: Mapping[str, pb.InferParameter]) -> Parameters:
         step=values.get("step"),
         incarnation=values.get("incarnation", 0),
     )
-    for name in ("timeout", "incarnation"):
-        if values.get(name, 0) < 0:
-            raise Malformed(f"parameter '{name}' is negative", field=name)
     _check_meaning(parameters)
     return parameters
 
 
 def _values(sent: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
     values = {}
-    for name, parameter in sent.items():
+    for name in sent:
         kinds = KINDS.get(name)
         if kinds is None:
             if name.startswith(TRITON):
                 raise Malformed(f"parameter '{name[:SHOWN_MAX]}' is none that is known")
             continue
+        parameter = sent[name]
         kind = parameter.WhichOneof("parameter_choice")
         if kind not in kinds:
             raise Malformed(
@@ -97,6 +96,9 @@ def _sequence(value: int | str) -> int | str | None:
 def _check_meaning(parameters: Parameters) -> None:
     """Raises Malformed, BadStep."""
     step = parameters.step
+    if parameters.timeout_us < 0 or parameters.incarnation < 0:
+        name = "timeout" if parameters.timeout_us < 0 else "incarnation"
+        raise Malformed(f"parameter '{name}' is negative", field=name)
     if parameters.sequence is None:
         if parameters.is_start or parameters.is_end or step is not None:
             raise Malformed(

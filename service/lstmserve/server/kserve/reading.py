@@ -32,17 +32,29 @@ def input_width(spec: ModelSpec) -> tuple[int, ...]:
     return () if spec.num_embeddings else (spec.input_size,)
 
 
+def shown_shapes(spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of x and y in a request of one step, after an axis that clients call the batch's.
+
+    That one is T, or 1. Tokens need one more, as clients send no input without a shape; so do whole
+    sequences, where there is nothing else.
+    """
+    rows = (-1,) if spec.num_embeddings or spec.bidirectional else ()
+    return (*rows, *input_width(spec)), (*rows, spec.output_size)
+
+
 def wanted_outputs(request: pb.ModelInferRequest, model: Model) -> tuple[str, ...]:
     """Their names, in order; y when none is named. Raises Malformed, NotImplementedYet."""
+    names = []
     for output in request.outputs:
-        name = output.name[:SHOWN_MAX]
-        if output.name not in OUTPUTS:
+        if (name := output.name) not in OUTPUTS:
             raise Malformed(
-                f"unexpected inference output '{name}' for model '{model.name}'; "
+                f"unexpected inference output '{name[:SHOWN_MAX]}' for model '{model.name}'; "
                 f"there are {', '.join(OUTPUTS)}"
             )
-        refuse_parameters(output.parameters, f"output '{name}'")
-    return tuple(output.name for output in request.outputs) or ("y",)
+        if output.parameters:
+            refuse_parameters(output.parameters, f"output '{name}'")
+        names.append(name)
+    return tuple(names) or ("y",)
 
 
 def model_input(model: Model, inputs: Inputs, optional: Sequence[str]) -> Array:

@@ -26,7 +26,7 @@ from lstmserve.server.kserve.reading import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """x [T, I] or tokens [T] of one step, and the axes it came with before a row's: y's too."""
 

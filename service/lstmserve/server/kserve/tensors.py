@@ -24,14 +24,14 @@ SHOWN_MAX: Final = 64
 class Datatype(NamedTuple):
     """Its little-endian dtype, and the field of InferTensorContents that has its values."""
 
-    dtype: str
+    dtype: np.dtype[Any]
     field: str
 
 
 DATATYPES: Final = {
-    "FP32": Datatype("<f4", "fp32_contents"),
-    "INT32": Datatype("<i4", "int_contents"),
-    "INT64": Datatype("<i8", "int64_contents"),
+    "FP32": Datatype(np.dtype("<f4"), "fp32_contents"),
+    "INT32": Datatype(np.dtype("<i4"), "int_contents"),
+    "INT64": Datatype(np.dtype("<i8"), "int64_contents"),
 }
 
 
@@ -47,14 +47,15 @@ def inputs(request: pb.ModelInferRequest) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     raws = iter(request.raw_input_contents)
     for header in request.inputs:
-        name = header.name[:SHOWN_MAX]
-        if header.name in found:
-            raise Malformed(f"input '{name}' is sent twice")
-        refuse_parameters(header.parameters, f"input '{name}'")
-        raw = None if header.HasField("contents") else next(raws, None)
-        if raw is None and not header.HasField("contents"):
-            raise BadTensor(f"unable to find data for input tensor '{name}'")
-        found[header.name] = Tensor(header, raw)
+        name = header.name
+        if name in found:
+            raise Malformed(f"input '{name[:SHOWN_MAX]}' is sent twice")
+        if header.parameters:
+            refuse_parameters(header.parameters, f"input '{name[:SHOWN_MAX]}'")
+        raw = None
+        if not header.HasField("contents") and (raw := next(raws, None)) is None:
+            raise BadTensor(f"unable to find data for input tensor '{name[:SHOWN_MAX]}'")
+        found[name] = Tensor(header, raw)
     if next(raws, None) is not None:
         raise Malformed("raw_input_contents has more entries than there are inputs for it")
     return found
@@ -70,18 +71,18 @@ def refuse_parameters(parameters: Mapping[str, pb.InferParameter], what: str) ->
 def array(tensor: Tensor, *datatypes: str) -> Array:
     """Its values in its shape, of one of these datatypes. Raises BadTensor, of the field."""
     header, name = tensor.header, tensor.header.name
-    if header.datatype not in datatypes:
+    if (datatype := header.datatype) not in datatypes:
         raise BadTensor(
-            f"input '{name}' has data-type '{header.datatype[:SHOWN_MAX]}', must be "
+            f"input '{name}' has data-type '{datatype[:SHOWN_MAX]}', must be "
             f"{' or '.join(datatypes)}",
             field=name,
         )
     shape = tuple(header.shape)
-    if len(shape) > RANK_MAX or any(size < 0 for size in shape):
+    if len(shape) > RANK_MAX or min(shape, default=0) < 0:
         raise BadTensor(f"input '{name}' has a shape that none can have", field=name)
-    dtype, values = DATATYPES[header.datatype]
+    dtype, values = DATATYPES[datatype]
     if tensor.raw is not None:
-        size, rest = divmod(len(tensor.raw), np.dtype(dtype).itemsize)
+        size, rest = divmod(len(tensor.raw), dtype.itemsize)
         if rest:
             raise BadTensor(f"input '{name}' ends within a value", field=name)
     else:
