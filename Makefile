@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 # Another's client in an environment of its own: its stubs and ours of `inference.*` do not mix.
 $(TRITON)/.setup-stamp: tests/tritonclient.txt | $(STAMP)
 	$(BIN)/python -m venv --clear --without-pip $(TRITON)
-	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --disable-pip-version-check --no-deps -r $<
+	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --disable-pip-version-check --no-compile --no-deps -r $<
 	@touch $@
 
 check: $(STAMP) ## lint, types, proto lint

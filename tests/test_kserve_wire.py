@@ -251,6 +251,27 @@ async def test_how_many_may_stand_in_line(folder: Path) -> None:
         await stream.done_writing()
 
 
+async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
+    """A START for which there is no room among the waiting steps, or no time, has not happened."""
+    limits = {"pending_steps_max": 1, "call_s_max": 0.3}
+    async with serving(folder, is_running=False, **limits) as wire:
+        call = wire.channel.unary_unary(PATH + "ModelInfer")
+        late = call(infer(rows(1, 0), sequence_id=1, sequence_start=True).SerializeToString())
+        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        said = await refused(wire, infer(rows(1, 1), sequence_id=2, sequence_start=True))
+        assert (said.reason, said.code) == ("OVERLOADED", StatusCode.RESOURCE_EXHAUSTED)
+        assert said.retry_s is not None
+        await wire.until(lambda: len(wire.engine.table) == 1)
+        assert await late.code() is StatusCode.DEADLINE_EXCEEDED
+        wire.run()
+        await wire.until(lambda: len(wire.engine.table) == 0)
+        for sequence_id in (1, 2):
+            assert (await refused(wire, infer(rows(1, 0), sequence_id=sequence_id))).reason in (
+                "SESSION_CLOSED",
+                "SESSION_NOT_FOUND",
+            )
+
+
 async def test_limits_of_a_tenant(models: Path, tmp_path: Path) -> None:
     """Rows a second hold for sequences and whole ones; a repeat of a numbered step is let in."""
     async with limited(models, tmp_path, "rows_per_s=4") as running, running.channel() as channel:

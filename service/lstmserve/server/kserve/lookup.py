@@ -17,6 +17,7 @@ from lstmserve.errors import (
     ModelRetired,
     SessionClosed,
     SessionNotFound,
+    StateCorrupt,
     StepSuperseded,
 )
 from lstmserve.server.access.tenants import Tenant
@@ -87,7 +88,7 @@ async def start(
     What is wrong with the request is said before. Raises Draining, DeadlineExpired, Quota, and what
     Opening.open() raises.
     """
-    with contextlib.suppress(ModelRetired, ModelMismatch):  # it may go all the same
+    with contextlib.suppress(ModelRetired, ModelMismatch, StateCorrupt):  # it may go all the same
         await engine.lives.bring(key, 0, 0)
     now = engine.clock()
     if deadline_ns and now.monotonic_ns > deadline_ns:

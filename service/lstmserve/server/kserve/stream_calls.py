@@ -64,12 +64,10 @@ class _Message:
     def refuse(self, error: Exception, request: pb.ModelInferRequest | None) -> None:
         """As Carrier.refuse."""
         if self._ends_at_error:
-            is_over, self.is_over = self.is_over, True
-            assert not is_over
-            named = error
             if isinstance(error, ServeError):
-                named = with_text(error, facts(request) + error.message)
-            self._window.fail(self, named)
+                error = with_text(error, facts(request) + error.message)
+            self.is_over = True
+            self._window.fail(self, error)
             return
         response = pb.ModelInferResponse(id="" if request is None else request.id)
         if request is not None:

@@ -22,7 +22,7 @@ SHOWN_MAX: Final = 128
 # told in Triton's sentence, because clients look for it.
 SENTENCES: Final[dict[type[ServeError], str]] = {
     SessionExpired: "has expired: it was idle for longer than its time to live; START begins anew",
-    SessionClosed: "has ended, by END or by a close; START begins anew",
+    SessionClosed: "has ended, by END, a close, or a START that failed; START begins anew",
     SessionReplaced: "was started anew: the incarnation that you mean has ended",
     SessionExists: "is live, and restart=false forbids to end it by another START",
 }
