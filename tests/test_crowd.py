@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from lstmserve.engine import Engine
 from lstmserve.errors import ServeError
 from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.inbox import Inbox
 from lstmserve.server.native import crowd
 from lstmserve.server.native.crowd import Crowd
-from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.native.step_calls import StepCall, StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.observe.metrics import Metrics
@@ -41,7 +41,7 @@ class Port:
         steps = Steps(self.engine, self.metrics)
         self.crowd = Crowd(self.engine, steps)
         frame = Frame(OpenDoor(Limits()), self.metrics, 30.0)
-        self.calls = StepCalls(steps, Inbox(self.engine.driver, self.crowd), frame)
+        self.calls = StepCalls(steps, Inbox(self.engine.driver, self.crowd.read), frame)
         self.running: asyncio.Task[None] | None = None
 
     def open(self, name: str) -> tuple[str, int]:

@@ -13,9 +13,9 @@ from lstmserve.engine import Engine
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.errors import ServeError
 from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.crowd import Crowd
-from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.native.session_calls import SessionCalls
@@ -92,7 +92,9 @@ class Life:
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
         self._door = OpenDoor(Limits())
         frame = Frame(self._door, self.sums, 60.0)  # type: ignore[arg-type]  # as above
-        self._steps = StepCalls(steps, Inbox(self.engine.driver, Crowd(self.engine, steps)), frame)
+        self._steps = StepCalls(
+            steps, Inbox(self.engine.driver, Crowd(self.engine, steps).read), frame
+        )
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
         self._tenant = self._door.tenant(Caller())

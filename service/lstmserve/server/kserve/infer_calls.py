@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.inbox import Inbox
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.inference import Inference
-from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.overtime import TooSlow
 from lstmserve.server.rpc import Context, Frame
 
@@ -17,7 +17,7 @@ METHOD = "ModelInfer"
 class InferCalls:
     """The handler; one for all calls."""
 
-    def __init__(self, dialect: Dialect, inbox: Inbox, frame: Frame) -> None:
+    def __init__(self, dialect: Dialect, inbox: Inbox[Inference], frame: Frame) -> None:
         self._dialect = dialect
         self._inbox = inbox
         self._frame = frame

@@ -5,7 +5,7 @@ A carrier, which knows whether it is a call or a stream's message, takes the ans
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lstmserve.engine import Model
@@ -53,7 +53,7 @@ class Inference:
         self._job: SequenceStep | WholeSequences | None = None
 
     def read(self) -> None:
-        """As Message.read; for a call that has ended there is nothing to do."""
+        """Submits it; for a call that has ended there is nothing to do. Does not raise."""
         if self.is_over:
             return
         try:
@@ -93,3 +93,9 @@ class Inference:
         """Nobody waits any more."""
         if self._job is not None:
             self._job.cancel()
+
+
+def read_all(messages: Sequence[Inference]) -> None:
+    """What has arrived together."""
+    for message in messages:
+        message.read()

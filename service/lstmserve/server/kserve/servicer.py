@@ -9,12 +9,13 @@ from lstmserve.engine import Engine
 from lstmserve.errors import NotImplementedYet
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.doors import Door
+from lstmserve.server.inbox import Inbox
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.infer_calls import InferCalls
+from lstmserve.server.kserve.inference import read_all
 from lstmserve.server.kserve.model_calls import ModelCalls
 from lstmserve.server.kserve.server_calls import ServerCalls
 from lstmserve.server.kserve.stream_calls import StreamCalls
-from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.rpc import Call, Context, Frame
 
@@ -41,7 +42,7 @@ def handlers(
 ) -> grpc.GenericRpcHandler:
     """Handlers of raw bytes, as the native dialect's."""
     frame = Frame(door, metrics, config.call_s_max, SERVICE)
-    dialect, inbox = Dialect(engine, metrics), Inbox(engine.driver)
+    dialect, inbox = Dialect(engine, metrics), Inbox(engine.driver, read_all)
     server, models = ServerCalls(engine), ModelCalls(engine, dialect)
     unaries = (
         ("ModelReady", pb.ModelReadyRequest, models.ready),

@@ -9,11 +9,11 @@ from lstmserve.config import Config
 from lstmserve.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.inbox import Inbox
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.inference import Inference
 from lstmserve.server.kserve.ordered import OrderedWindow
 from lstmserve.server.kserve.telling import SHOWN_MAX, facts, with_text
-from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
 from lstmserve.server.window import converse
@@ -25,7 +25,7 @@ GRPC_ERROR_KEY = "triton_grpc_error"
 class StreamCalls:
     """The handler; one for all calls."""
 
-    def __init__(self, dialect: Dialect, inbox: Inbox, config: Config) -> None:
+    def __init__(self, dialect: Dialect, inbox: Inbox[Inference], config: Config) -> None:
         self._dialect = dialect
         self._inbox = inbox
         self._config = config

@@ -8,6 +8,7 @@ or not good, goes to the engine singly, where it has its own error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,14 @@ from lstmserve.server.native.cohort import good_ones
 from lstmserve.server.native.single import Single
 from lstmserve.server.native.steps import Steps
 
+
+class Message(Single, Protocol):
+    """A Single that is still bytes."""
+
+    def read(self) -> bool:
+        """Reads it; whether it is to be submitted. What is wrong with it is its answer."""
+
+
 FEW = 4  # of so many columns cost no less than one after the other
 
 
@@ -30,6 +39,10 @@ class Crowd:
     def __init__(self, engine: Engine, steps: Steps) -> None:
         self._engine = engine
         self._steps = steps
+
+    def read(self, messages: Sequence[Message]) -> None:
+        """What has arrived together."""
+        self.submit([message for message in messages if message.read()])
 
     def submit(self, singles: Sequence[Single]) -> None:
         """All of them; of each session in the order of arrival."""

@@ -7,8 +7,8 @@ import grpc
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server.access.doors import Door
+from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Crowd
-from lstmserve.server.native.inbox import Inbox
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.model_calls import ModelCalls
 from lstmserve.server.native.predict_calls import PredictCalls
@@ -29,7 +29,7 @@ def handlers(
     """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
     steps = Steps(engine, metrics)
-    inbox = Inbox(engine.driver, Crowd(engine, steps))
+    inbox = Inbox(engine.driver, Crowd(engine, steps).read)
     many = ManyCalls(engine, metrics)
     streamed = StreamCalls(steps, inbox, config.stream_window, config.write_s_max)
     predict = PredictCalls(engine, metrics)

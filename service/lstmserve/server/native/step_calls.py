@@ -10,7 +10,8 @@ from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
-from lstmserve.server.native.inbox import Inbox
+from lstmserve.server.inbox import Inbox
+from lstmserve.server.native.crowd import Message
 from lstmserve.server.native.single import row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.overtime import TooSlow
@@ -23,7 +24,7 @@ METHOD = "Step"
 class StepCalls:
     """The handler, and what the calls of one port have in common."""
 
-    def __init__(self, steps: Steps, inbox: Inbox, frame: Frame) -> None:
+    def __init__(self, steps: Steps, inbox: Inbox[Message], frame: Frame) -> None:
         self.steps = steps
         self.frame = frame
         self.loop = asyncio.get_running_loop()

@@ -6,28 +6,22 @@ left the processor's caches since the last one (docs/ARCHITECTURE.md). On the lo
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from lstmserve.engine.driver import Driver
-from lstmserve.server.native.crowd import Crowd
-from lstmserve.server.native.single import Single
+
+Message = TypeVar("Message")
 
 UNREAD_MAX = 256  # more are read at once: what is refused must not be held first
 
 
-class Message(Single, Protocol):
-    """What waits here."""
+class Inbox(Generic[Message]):
+    """A source of the driver. `read(messages)` submits their steps, and must not raise."""
 
-    def read(self) -> bool:
-        """Reads it; whether it is to be submitted. What is wrong with it is its answer."""
-
-
-class Inbox:
-    """A source of the driver."""
-
-    def __init__(self, driver: Driver, crowd: Crowd) -> None:
+    def __init__(self, driver: Driver, read: Callable[[list[Message]], None]) -> None:
         self._driver = driver
-        self._crowd = crowd
+        self._read = read
         self._unread: list[Message] = []
         driver.add_source(self.take_in)
 
@@ -44,4 +38,4 @@ class Inbox:
         """Reads them all."""
         while self._unread:
             messages, self._unread = self._unread, []
-            self._crowd.submit([message for message in messages if message.read()])
+            self._read(messages)
