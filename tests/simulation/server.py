@@ -92,9 +92,8 @@ class Life:
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
         self._door = OpenDoor(Limits())
         frame = Frame(self._door, self.sums, 60.0)  # type: ignore[arg-type]  # as above
-        self._steps = StepCalls(
-            steps, Inbox(self.engine.driver, Crowd(self.engine, steps).read), frame
-        )
+        inbox = Inbox(self.engine.driver, Crowd(self.engine, steps).read)
+        self._steps = StepCalls(steps, inbox, frame)
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
         self._tenant = self._door.tenant(Caller())

@@ -10,6 +10,7 @@ from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.inbox import Inbox
+from lstmserve.server.native.crowd import Message
 from lstmserve.server.native.single import row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.rpc import Context
@@ -24,7 +25,7 @@ class StreamCalls:
     """The handler; one for all calls. Replies come in the order of each session."""
 
     def __init__(
-        self, steps: Steps, inbox: Inbox[_Message], window: int, write_s_max: float
+        self, steps: Steps, inbox: Inbox[Message], window: int, write_s_max: float
     ) -> None:
         self._steps = steps
         self._inbox = inbox
