@@ -32,7 +32,7 @@ class Replies:
 
     def save_rows(self, rows: Index, y: Output) -> None:
         """Of one row each, y [N, O]."""
-        self._drop_long(rows.tolist())
+        self._drop_long(rows)
         self._column(y.shape[1])[rows] = y
         self._lengths[rows] = 1
 
@@ -51,12 +51,12 @@ class Replies:
 
     def forget(self, row: int) -> None:
         """It has none."""
-        self._drop_long((row,))
+        self._long.pop(row, None)
         self._lengths[row] = 0
 
     def forget_rows(self, rows: Index) -> None:
         """They have none."""
-        self._drop_long(rows.tolist())
+        self._drop_long(rows)
         self._lengths[rows] = 0
 
     def get(self, row: int, output_size: int) -> SavedReply | None:
@@ -74,7 +74,7 @@ class Replies:
             self._columns[output_size] = np.zeros((self._rows, output_size), np.float32)
         return self._columns[output_size]
 
-    def _drop_long(self, rows: list[int] | tuple[int, ...]) -> None:
+    def _drop_long(self, rows: Index) -> None:
         if self._long:
-            for row in rows:
+            for row in rows.tolist():
                 self._long.pop(row, None)

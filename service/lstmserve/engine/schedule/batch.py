@@ -60,7 +60,7 @@ class Batch:
         if isinstance(entry, Part):
             entry.block.queue_ns = max(entry.block.queue_ns, now_ns - entry.block.arrival_ns)
             self.parts.append(entry)
-            self.size += entry.indices.size
+            self.size += entry.size
         else:
             entry.start_ns = entry.start_ns or now_ns
             self.steps.append(entry)
@@ -142,7 +142,7 @@ class Batch:
         """Every part with its columns of the batch."""
         start = len(self.steps)
         for part in self.parts:
-            stop = start + part.indices.size
+            stop = start + part.size
             yield part, slice(start, stop)
             start = stop
 
@@ -150,7 +150,7 @@ class Batch:
         pieces: list[Input] = [
             step.x if step.length == 1 else step.x[step.done : step.done + 1] for step in self.steps
         ]
-        pieces += [part.block.x[part.block.offsets[part.indices]] for part in self.parts]
+        pieces += [part.first_inputs() for part in self.parts]
         first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if self.length_max == 1:
             return first[np.newaxis]
@@ -176,9 +176,12 @@ class Batch:
             step.add_output(y[:length, column])
         for part, columns in self.columns():
             block = part.block
+            if block.is_single:
+                block.y[part.chosen] = y[0, columns]
+                continue
             if block.last_only:
-                last = block.lengths[part.indices] - 1
-                places = block.places[part.indices]
+                last = part.lengths - 1
+                places = block.places[part.chosen]
                 block.y[places] = y[last, np.arange(columns.start, columns.stop)]
                 continue
             for t, within, rows in part.by_time(block.places):

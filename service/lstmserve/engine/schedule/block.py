@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Digests, Index, Input, Output
-from lstmserve.engine.schedule.digest import digests
+from lstmserve.engine.schedule.digest import digests, digests_of_rows
 from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import ServeError
 
@@ -32,6 +32,7 @@ class Block:
         "errors",
         "is_cancelled",
         "is_numbered",
+        "is_single",
         "last_only",
         "lengths",
         "numbers",
@@ -61,6 +62,7 @@ class Block:
         last_only: bool,
         deadline_ns: int,
         numbers: Index | None = None,
+        is_single: bool = False,
     ) -> None:
         self.rows = rows
         self.x = x
@@ -74,11 +76,10 @@ class Block:
         self.queue_ns = 0  # the longest
         self.compute_ns = 0  # the sum over the batches it ran in
         self.pending = rows.size
+        self.is_single = is_single  # every sequence is one row, in x and in y where it is in rows
         self.is_numbered = numbers is not None
         self.numbers = np.zeros(rows.size, np.int64) if numbers is None else numbers
-        self.digests: Digests | None = (
-            digests(x, offsets, lengths, last_only) if self.is_numbered else None
-        )
+        self.digests: Digests | None = self._digests() if self.is_numbered else None
         self.durable_steps = np.zeros(rows.size, np.int64)
         self.replayed: list[int] = []
         self.errors: dict[int, ServeError] = {}
@@ -86,6 +87,11 @@ class Block:
         self.is_cancelled = False
         self.cancelled: set[int] = set()  # single rows whose caller went away
         self.steps: list[Step] = []  # of the rows that run as steps of their own
+
+    def _digests(self) -> Digests:
+        if self.is_single:
+            return digests_of_rows(self.x, np.full(self.rows.size, self.last_only))
+        return digests(self.x, self.offsets, self.lengths, self.last_only)
 
     def output(self, i: int) -> Output:
         """Row i's part of y."""

@@ -8,38 +8,63 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.arrays import Index
+from lstmserve.engine.arrays import Index, Input, Output
 from lstmserve.engine.schedule.block import Block
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a block, `indices` [n] into it: those of like length that wait together."""
+    """Some rows of a block, those of like length that wait together.
+
+    `chosen` [n] are their indices in the block, or ALL, which copies nothing.
+    """
 
     block: Block
-    indices: Index
+    chosen: Index | slice
+
+    @property
+    def size(self) -> int:
+        """n"""
+        return self.block.rows.size if isinstance(self.chosen, slice) else self.chosen.size
+
+    @property
+    def indices(self) -> Index:
+        """Into the block, [n]."""
+        if isinstance(self.chosen, slice):
+            return np.arange(self.block.rows.size)
+        return self.chosen
 
     @property
     def rows(self) -> Index:
         """Their rows of the table, [n]."""
-        return self.block.rows[self.indices]
+        return self.block.rows[self.chosen]
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Their time steps, [n]."""
-        return self.block.lengths[self.indices]
+        return self.block.lengths[self.chosen]
+
+    def first_inputs(self) -> Input:
+        """Their first time step, x [n, I] or tokens [n]."""
+        block = self.block
+        return block.x[self.chosen if block.is_single else block.offsets[self.chosen]]
+
+    def last_outputs(self) -> Output:
+        """The y of their last time step, [n, O], where that is all they have."""
+        block = self.block
+        return block.y[self.chosen if block.is_single else block.places[self.chosen]]
 
     def split(self, count: int) -> tuple[Part, Part]:
         """The first `count` rows and the others."""
-        return (
-            Part(self.block, self.indices[:count]),
-            Part(self.block, self.indices[count:]),
-        )
+        indices = self.indices
+        return Part(self.block, indices[:count]), Part(self.block, indices[count:])
 
     def by_time(self, starts: Index) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_], Index]]:
         """(t, mask over the rows that have a time step t, where those are from their start)."""
-        lengths, first = self.lengths, starts[self.indices]
-        yield 0, slice(None), first
+        lengths, first = self.lengths, starts[self.chosen]
+        yield 0, ALL, first
         for t in range(1, int(lengths.max())):
             within = lengths > t
             yield t, within, first[within] + t

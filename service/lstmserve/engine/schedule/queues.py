@@ -58,7 +58,8 @@ class ReadyQueues:
 
     def push_part(self, part: Part) -> None:
         """All its rows are of the class of its longest."""
-        self._queues[length_class(int(part.block.lengths[part.indices].max()))].append(part)
+        length = 1 if part.block.is_single else int(part.lengths.max())
+        self._queues[length_class(length)].append(part)
 
     def end(self, step: Step) -> None:
         """The step is over: what it held is spare, and a long one that waited may begin."""
@@ -92,10 +93,10 @@ def _take(queue: deque[Entry], room: int) -> list[Entry]:
     while queue and room > 0:
         entry = queue.popleft()
         if isinstance(entry, Part):
-            if entry.indices.size > room:
+            if entry.size > room:
                 entry, others = entry.split(room)
                 queue.append(others)  # to the end: the next in line has its turn
-            room -= entry.indices.size
+            room -= entry.size
         else:
             room -= 1
         taken.append(entry)

@@ -21,7 +21,7 @@ from lstmserve.engine.schedule.block import Block, BlockRow
 from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.lapses import Lapses
 from lstmserve.engine.schedule.numbering import Numbering
-from lstmserve.engine.schedule.part import Part
+from lstmserve.engine.schedule.part import ALL, Part
 from lstmserve.engine.schedule.queues import ReadyQueues, length_class
 from lstmserve.engine.schedule.settlement import Settlement
 from lstmserve.engine.schedule.step import NO_ROW, Step
@@ -100,12 +100,13 @@ class Scheduler:
         self._check_room(block.rows.size, self._turns.pending_steps)
         pending = self._table.pending[block.rows]
         self._check_session(int(pending.max()))
-        as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
+        as_columns = pending == 0
         if block.is_numbered:
             as_columns &= block.numbers == self._table.step[block.rows] + 1
-        if as_columns.all() and int(block.lengths.max()) == 1:
-            self._submit_part(Part(block, np.arange(block.rows.size)))
+        if block.is_single and as_columns.all():
+            self._submit_part(Part(block, ALL))
             return
+        as_columns &= block.lengths <= self._config.slice_rows_max
         classes = np.array([length_class(int(length)) for length in block.lengths])
         for index in np.unique(classes[as_columns]):
             self._submit_part(Part(block, np.flatnonzero(as_columns & (classes == index))))
@@ -150,7 +151,7 @@ class Scheduler:
 
     def _submit_part(self, part: Part) -> None:
         digests = part.block.digests
-        self._turns.enter_rows(part.rows, None if digests is None else digests[part.indices])
+        self._turns.enter_rows(part.rows, None if digests is None else digests[part.chosen])
         self._ready.push_part(part)
 
     def _seal(self, batch: Batch) -> None:

@@ -149,17 +149,18 @@ class Settlement:
         table = self._table
         is_good = (outcomes == Outcome.APPLIED) & (table.phase[part.rows] < DETACHED)
         if not is_good.all():
+            indices = part.indices
             for i in np.flatnonzero(~is_good):
                 error = self._failures.verdict(int(part.rows[i]), int(outcomes[i]))
                 assert error is not None
                 self._pool.give_one(int(write[i]))
-                self._failures.fail_part(Part(part.block, part.indices[i : i + 1]), error, now_ns)
-            part, write = Part(part.block, part.indices[is_good]), write[is_good]
+                self._failures.fail_part(Part(part.block, indices[i : i + 1]), error, now_ns)
+            part, write = Part(part.block, indices[is_good]), write[is_good]
             if not write.size:
                 return  # the block's end has been told
         rows, block = part.rows, part.block
-        block.numbers[part.indices] = self._flip(rows, write)
-        block.durable_steps[part.indices] = self._table.durable_step[rows]
+        block.numbers[part.chosen] = self._flip(rows, write)
+        block.durable_steps[part.chosen] = self._table.durable_step[rows]
         self._save_part(part)
         self._leave(rows, now_ns)
         block.settle(rows.size)
@@ -169,9 +170,8 @@ class Settlement:
         if block.digests is None:
             self._table.digest[rows] = 0
             self._table.replies.forget_rows(rows)
-        elif block.last_only or int(part.lengths.max()) == 1:
-            y = block.y[block.places[part.indices]]
-            self._numbering.save_rows(rows, block.digests[part.indices], y)
+        elif block.is_single or block.last_only or int(part.lengths.max()) == 1:
+            self._numbering.save_rows(rows, block.digests[part.chosen], part.last_outputs())
         else:
             for i, row in zip(part.indices.tolist(), rows.tolist(), strict=True):
                 self._numbering.save(row, int(block.digests[i]), block.output(i))

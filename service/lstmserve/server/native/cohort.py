@@ -19,6 +19,7 @@ class Cohort:
 
     def __init__(self, tenant: Tenant, ids: Sequence[str] = ()) -> None:
         self.ids = ids
+        self.everyone = np.arange(len(ids))  # their places, [N]
         self._tenant = tenant
         self._is_checked = False
         self._rows = np.zeros(0, np.int64)

@@ -104,6 +104,7 @@ class Crowd:
             last_only=False,
             deadline_ns=0,
             numbers=group.numbers() if group.is_numbered else None,
+            is_single=True,
         )
         try:
             self._engine.submit_block(group.model, block)

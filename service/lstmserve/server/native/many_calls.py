@@ -62,18 +62,21 @@ class ManyCalls:
             self._count(message, max(1, len(message.lengths)), message.refusal)
             status = to_status(message.refusal)
             return pb.StepManyResponse(tag=message.tag, error=status).SerializeToString()
-        response = pb.StepManyResponse(tag=message.tag)
-        for i, error in sorted(message.errors.items()):
-            self._count(message, 1, error)
-            response.errors.add(index=i, status=to_status(error))
         lengths = message.lengths
-        if not message.last_only and int(lengths.max()) > 1:
-            response.lengths.extend(lengths.tolist())
         steps, durable_steps = np.zeros((2, lengths.size), np.int64)
         if (block := message.block) is not None:
             steps[message.members] = block.numbers
             if self._engine.lives.has_store:
                 durable_steps[message.members] = block.durable_steps
+        response = pb.StepManyResponse(
+            tag=message.tag, steps=steps.tolist(), durable_steps=durable_steps.tolist()
+        )
+        for i, error in sorted(message.errors.items()):
+            self._count(message, 1, error)
+            response.errors.add(index=i, status=to_status(error))
+        if not (message.last_only or message.are_single):
+            response.lengths.extend(lengths.tolist())
+        if block is not None:
             response.replayed.extend(message.members[sorted(block.replayed)].tolist())
             response.y = block.y.tobytes()
             response.queue_ns, response.compute_ns = block.queue_ns, block.compute_ns
@@ -81,8 +84,6 @@ class ManyCalls:
         elif message.model is not None:
             height = lengths.size if message.last_only else int(lengths.sum())
             response.y = np.full(height * message.model.output_size, np.nan, "<f4").tobytes()
-        response.steps.extend(steps.tolist())
-        response.durable_steps.extend(durable_steps.tolist())
         return response.SerializeToString()
 
     def _count_applied(self, message: ManyMessage, block: Block) -> None:

@@ -33,6 +33,7 @@ class ManyMessage:
         self.numbers: Index | None = None
         self.incarnations: Index | None = None
         self.lengths: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self.are_single = False  # each of one row
         self.model: Model | None = None
         self.members: Index = np.zeros(0, np.int64)
         self.block: Block | None = None
@@ -43,15 +44,24 @@ class ManyMessage:
         """Takes over the columns, which were checked."""
         count = len(self.cohort)
         self.last_only = request.last_only
+        # A slice, which is a list, is read five times as fast as the field itself.
         if request.steps:
-            self.numbers = np.fromiter(request.steps, np.int64, count)
+            self.numbers = np.array(request.steps[:], np.int64)
         if request.incarnations:
-            self.incarnations = np.fromiter(request.incarnations, np.int64, count)
-        self.lengths = (
-            np.fromiter(request.lengths, np.int32, count)
-            if request.lengths
-            else np.ones(count, np.int32)
-        )
+            self.incarnations = np.array(request.incarnations[:], np.int64)
+        if request.lengths:
+            self.lengths = np.array(request.lengths[:], np.int32)
+            self.are_single = bool((self.lengths == 1).all())
+        else:
+            self.lengths = np.ones(count, np.int32)
+            self.are_single = True
+
+    def starts(self) -> Index:
+        """Where each session's rows begin in x, [N]."""
+        if self.are_single:
+            return self.cohort.everyone
+        starts: Index = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+        return starts
 
     def number(self, i: int) -> int:
         """Of session i's step; 0 for one that has none."""

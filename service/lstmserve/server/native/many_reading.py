@@ -9,6 +9,7 @@ import numpy as np
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
 from lstmserve.engine.schedule.block import Block
+from lstmserve.engine.schedule.part import ALL
 from lstmserve.errors import Fenced, MixedModels, ServeError
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
 from lstmserve.server.native.cohort import good_ones
@@ -67,25 +68,27 @@ class ManyReading:
         if not rows.size:
             return
         message.model = model = self._one_model(rows)
-        starts = np.cumsum(message.lengths, dtype=np.int64) - message.lengths
+        starts = message.starts()
         x, height = self._input(model, request, message)
         rows = self._keep_good(message, rows, x, starts)
         if not rows.size:
             return
         now_ns = self._engine.clock().monotonic_ns
-        members = message.members
+        is_whole = rows.size == len(message.cohort)
+        chosen = ALL if is_whole else message.members
         block = Block(
             rows,
             x,
-            starts[members],
-            message.lengths[members],
+            starts[chosen],
+            message.lengths[chosen],
             message,
-            places=members if message.last_only else starts[members],
+            places=message.members if message.last_only else starts[chosen],
             shape=(height, model.output_size),
             arrival_ns=now_ns,
             last_only=message.last_only,
             deadline_ns=deadline_ns(now_ns, request.timeout_ms),
-            numbers=None if message.numbers is None else message.numbers[members],
+            numbers=None if message.numbers is None else message.numbers[chosen],
+            is_single=is_whole and message.are_single,
         )
         self._submit_block(model, block, message)
 
@@ -112,7 +115,7 @@ class ManyReading:
             return self._find_each(message)
         if not good_ones(engine.table, rows, incarnations, numbers, now).all():
             return self._find_each(message)
-        message.members = np.arange(rows.size)
+        message.members = message.cohort.everyone
         return rows
 
     def _find_each(self, message: ManyMessage) -> Index:
@@ -143,7 +146,7 @@ class ManyReading:
         self, model: Model, request: pb.StepManyRequest, message: ManyMessage
     ) -> tuple[Input, int]:
         """x or tokens, and how many rows y has, whatever becomes of the sessions."""
-        total = int(message.lengths.sum())
+        total = len(message.cohort) if message.are_single else int(message.lengths.sum())
         x = input_rows(model.spec, request.x, request.tokens, total)
         height = len(message.cohort) if message.last_only else total
         check_reply(height, model.output_size, self._engine.config.message_bytes_max)
@@ -152,7 +155,8 @@ class ManyReading:
     def _keep_good(self, message: ManyMessage, rows: Index, x: Input, starts: Index) -> Index:
         """The rows whose own input is good."""
         lengths, limit = message.lengths, self._engine.config.length_max
-        if int(lengths.min()) < 1 or int(lengths.max()) > limit:
+        is_long = not message.are_single and int(lengths.max()) > limit
+        if is_long or (not message.are_single and int(lengths.min()) < 1):
             rows = message.keep(rows, lambda i: check_length(int(lengths[i]), limit, "lengths"))
         if not is_finite(x):
             ends = starts + lengths
