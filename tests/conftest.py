@@ -9,7 +9,7 @@ import pytest
 from modelmaking import make_model
 from router import router
 from serving import serve, server
-from triton import triton
+from tritonserving import triton
 from zoo import zoo
 
 __all__ = ["router", "serve", "server", "triton", "zoo"]  # fixtures

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from triton import Answer, request
+from tritonserving import Answer, request
 from wire import SPECS, Wire
 
 Array = npt.NDArray[Any]

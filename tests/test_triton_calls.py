@@ -16,7 +16,7 @@ from scenarios import check, folder, inputs, rows, sequence, wanted
 from serving import Serving
 from tenancy import tenancy, write_tokens
 from test_tls import secure
-from triton import MODES, STREAMS, Triton, request
+from tritonserving import MODES, STREAMS, Triton, request
 from wire import SPECS, serving
 
 __all__ = ["folder"]  # a fixture

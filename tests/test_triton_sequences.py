@@ -15,7 +15,7 @@ import structlog
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.v1 import lstm_pb2 as native
 from scenarios import check, folder, inputs, rows, sequence, shuffled, wanted
-from triton import MODES, STREAMS, Triton, request
+from tritonserving import MODES, STREAMS, Triton, request
 from wire import Wire, serving
 
 __all__ = ["folder"]  # a fixture

@@ -17,7 +17,7 @@ from scenarios import check, folder, inputs, sequence
 from serving import Serve
 from storing import Valkey
 from traffic import Oracle
-from triton import Answer, Array, Triton, request
+from tritonserving import Answer, Array, Triton, request
 from wire import serving
 
 __all__ = ["folder"]  # a fixture

@@ -1,4 +1,4 @@
-"""Owns the Triton client of tests/triton.py: runs in .venv/triton, never imported by a test.
+"""Owns the Triton client of tests/tritonserving.py: runs in .venv/triton, never imported by a test.
 
 Reads a function's name and arguments a line, and writes {"answers": ...} or {"bug": ...}. A request
 is what infer() takes: "inputs" by name, "outputs" as names, and its other arguments. An answer has

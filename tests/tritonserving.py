@@ -1,4 +1,7 @@
-"""Owns the stock Triton client of tests: a process of its own environment, speaking for them."""
+"""Owns the stock Triton client of tests: a process of its own environment, speaking for them.
+
+Not named `triton`: torch imports a module of that name wherever it finds one.
+"""
 
 from __future__ import annotations
 
