@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import Config
 from lstmserve.kserve.v2 import inference_pb2
+from lstmserve.server import standard
 from lstmserve.v1 import lstm_pb2
 
 SERVICES = tuple(
@@ -75,8 +75,8 @@ def make_server(
     """A server that has not been bound or started."""
     server = grpc.aio.server(options=options(config))
     server.add_generic_rpc_handlers(handlers)
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    own = [standard.health_handlers(health_servicer)]
     if has_reflection:
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        own.append(standard.reflection_handlers((*SERVICES, health.SERVICE_NAME)))
+    server.add_generic_rpc_handlers(own)
     return server
