@@ -27,6 +27,7 @@ from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.spec import Linear, ModelSpec
+from lstmserve.store import Store
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import make_model
@@ -177,14 +178,16 @@ class Good:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *, is_running: bool = True, **settings: Any) -> AsyncIterator[Wire]:
+async def serving(
+    folder: Path, *, is_running: bool = True, store: Store | None = None, **settings: Any
+) -> AsyncIterator[Wire]:
     """A server with the three models on a free port, whole when it ends."""
     for name in SPECS.keys() - set(os.listdir(folder)):
         make_model(folder, SPECS[name], name=name)
     config = Config(models=folder, listen="127.0.0.1:0", **{"pool_bytes": 4 << 20, **settings})
     config = config.resolved(SPECS.values())
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
-    engine = Engine(config, load_models(config), metrics, clock=clock)
+    engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
     dialects = (servicer, kserve)
     calls = [each.handlers(engine, metrics, config, OpenDoor(Limits())) for each in dialects]
     well = health.aio.HealthServicer()

@@ -50,10 +50,11 @@ class Rounds:
                 start_ns = time.monotonic_ns()
                 try:
                     y = await self.computing.run(model, batch)
+                    commit, compute_ns = self._computed(model, batch, y, start_ns)
                 except BaseException:
                     self._abandon(model, batch)
                     raise
-                self._conclude(model, batch, y, start_ns)
+                self._conclude(model, batch, commit, compute_ns)
         finally:
             self.is_on = False
         return ran
@@ -68,11 +69,12 @@ class Rounds:
             start_ns = time.monotonic_ns()
             try:
                 y = self.computing.run_here(model, batch)
+                commit, compute_ns = self._computed(model, batch, y, start_ns)
             except BaseException as error:
                 self._abandon(model, batch)
                 self.failure = error
                 break
-            self._conclude(model, batch, y, start_ns)
+            self._conclude(model, batch, commit, compute_ns)
         self.is_on = False
         return bool(self._begun or self.failure)
 
@@ -95,12 +97,19 @@ class Rounds:
         batch.outcomes[:] = Outcome.FAILED
         self._settle(model, batch, 0)
 
-    def _conclude(self, model: Model, batch: Batch, y: Output, start_ns: int) -> None:
+    def _computed(
+        self, model: Model, batch: Batch, y: Output, start_ns: int
+    ) -> tuple[Awaitable[None] | None, int]:
+        """What it waits for before it is settled, and the nanoseconds it took."""
         batch.absorb(y)
         compute_ns = time.monotonic_ns() - start_ns
         rows, cells = batch.rows_count, batch.size * batch.length_max
         model.metrics.batch(batch.size, rows, cells - rows, compute_ns)
-        commit = self._stage.commit(model, batch)
+        return self._stage.commit(model, batch), compute_ns
+
+    def _conclude(
+        self, model: Model, batch: Batch, commit: Awaitable[None] | None, compute_ns: int
+    ) -> None:
         if commit is None:
             self._settle(model, batch, compute_ns)
             return
@@ -114,7 +123,7 @@ class Rounds:
         try:
             await commit
         except Exception:
-            batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.NOT_STORED
+            batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.UNKNOWN
         self._settle(model, batch, compute_ns)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

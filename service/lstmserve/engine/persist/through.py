@@ -15,7 +15,7 @@ from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, stepped, store_ttl_s
 from lstmserve.engine.schedule.batch import Batch, Outcome
 from lstmserve.engine.table import DETACHED, SessionTable
-from lstmserve.errors import StoreTimeout
+from lstmserve.errors import StoreUnavailable
 from lstmserve.store.record import encode
 from lstmserve.store.store import Store, Write, Written
 
@@ -78,11 +78,11 @@ class WriteThrough:
         steps = self._table.step[rows] + 1
         try:
             written = await self._store.put(writes)
-        except StoreTimeout:
-            batch.outcomes[columns] = Outcome.UNKNOWN
-            return
-        except Exception:
+        except StoreUnavailable:
             batch.outcomes[columns] = Outcome.NOT_STORED
+            return
+        except Exception:  # a lost answer, or a bug: what was written is looked up at the repeat
+            batch.outcomes[columns] = Outcome.UNKNOWN
             return
         outcomes = np.array([OUTCOMES[each] for each in written], np.uint8)
         batch.outcomes[columns] = outcomes

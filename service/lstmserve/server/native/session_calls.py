@@ -19,7 +19,7 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 
 TTL_S_MAX = 30 * 86_400
 PAGE_SIZE, PAGE_SIZE_MAX = 100, 1000
-STEP_MAX = 1 << 53
+STEP_MAX = 1 << 52  # an imported one is below; a store's numbers end at 2^53, as many steps later
 
 
 class SessionCalls:
@@ -146,7 +146,7 @@ def _state(state: pb.State, model: Model) -> Import:
     if state.fingerprint and state.fingerprint != model.fingerprint:
         raise ModelMismatch("the state is of another model: its fingerprint differs")
     if not 0 <= state.step < STEP_MAX:  # before the checksum, which takes no negative number
-        raise Malformed("state.step is out of range", field="state.step")
+        raise Malformed(f"state.step must be in [0, {STEP_MAX})", field="state.step")
     if state.crc32c and state.crc32c != checksum(state.h, state.c, state.step):
         raise StateCorrupt("the state's crc32c does not match: it was damaged on the way")
     spec = model.spec

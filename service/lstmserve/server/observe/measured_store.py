@@ -52,5 +52,9 @@ class MeasuredStore:
             self._metrics.store_failed(op, error.reason)
             log.warning("store failed", op=op, reason=error.reason)
             raise
+        except Exception as error:
+            self._metrics.store_failed(op, ServeError.reason)
+            log.error("store failed by a bug", op=op, exc_info=error)
+            raise
         finally:
             self._metrics.store_took(op, time.monotonic_ns() - start_ns)

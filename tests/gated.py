@@ -1,0 +1,96 @@
+"""Owns a store that a test may hold up, cut or break; behind it is the real file store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lstmserve.store import Store, Version, Write, Written, open_store, version_of
+from wire import Wire, serving
+
+Trouble = Callable[[], BaseException]
+
+
+class Gate:
+    """`load` and `put` of the store behind, unless one of the troubles is set."""
+
+    def __init__(self, store: Store) -> None:
+        self.behind = store
+        self.puts: list[Sequence[Write]] = []
+        self.going = asyncio.Event()  # cleared: puts wait before they are written
+        self.going.set()
+        self.not_sent: Trouble | None = None  # raised in place of a put
+        self.lost: Trouble | None = None  # raised after a put
+
+    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+        """As Store.load."""
+        return await self.behind.load(keys)
+
+    async def put(self, writes: Sequence[Write]) -> list[Written]:
+        """As Store.put."""
+        self.puts.append(writes)
+        await self.going.wait()
+        if self.not_sent is not None:
+            raise self.not_sent()
+        written = await self.behind.put(writes)
+        if self.lost is not None:
+            raise self.lost()
+        return written
+
+    async def quarantine(self, key: str, content: bytes) -> None:
+        """As Store.quarantine."""
+        await self.behind.quarantine(key, content)
+
+    async def close(self) -> None:
+        """As Store.close."""
+        await self.behind.close()
+
+    async def version(self, session_id: str) -> Version | None:
+        """What is stored of a session without a tenant."""
+        (content,) = await self.behind.load([f"/{session_id}"])
+        return None if content is None else version_of(content)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Puts wait meanwhile."""
+        self.going.clear()
+        try:
+            yield
+        finally:
+            self.going.set()
+
+    @contextlib.contextmanager
+    def refusing(self, error: Trouble) -> Iterator[None]:
+        """Nothing is put meanwhile."""
+        self.not_sent = error
+        try:
+            yield
+        finally:
+            self.not_sent = None
+
+    @contextlib.contextmanager
+    def losing(self, error: Trouble) -> Iterator[None]:
+        """What is put meanwhile has no answer."""
+        self.lost = error
+        try:
+            yield
+        finally:
+            self.lost = None
+
+
+@contextlib.asynccontextmanager
+async def gated(folder: Path, **settings: Any) -> AsyncIterator[tuple[Wire, Gate]]:
+    """A server in this process, and its store."""
+    store = open_store(f"file:{folder / 'store'}", timeout_s=20)
+    assert store is not None
+    gate = Gate(store)
+    models = folder / "models"
+    models.mkdir(exist_ok=True)
+    try:
+        async with serving(models, store=gate, **settings) as wire:
+            yield wire, gate
+    finally:
+        await store.close()
