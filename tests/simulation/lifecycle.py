@@ -136,7 +136,8 @@ class Client(Stepper):
             if not isinstance(response, ServeError):
                 talk.require(not response.created, "an open session was opened anew")
         if isinstance(response, ServeError):
-            ended = source or talk
+            # A fork may be over before its first answer, as its source may.
+            ended = talk if source is None or talk.may_be_over(talk.seen()) else source
             ended.check_ended(response, ended.seen())
             raise SessionOver
         talk.opened(response.session)

@@ -29,7 +29,7 @@ class CommitStage(Protocol):
         """Stores the steps that end with the batch; marks in `outcomes` what could not be stored.
 
         None: nothing to wait for. Otherwise the engine runs batches of other sessions meanwhile
-        and settles this one when the awaitable ends; of one that raises it is unknown what it stored.
+        and settles this one when the awaitable ends; one that raises leaves it unknown.
         """
 
 
