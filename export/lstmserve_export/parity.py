@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from lstmserve.golden import Floats, Golden, excess
+from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 from lstmserve_export.network import Network
 from lstmserve_export.reference import Inputs

@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import grpc
 import grpc.aio
+import structlog
 from prometheus_client import CollectorRegistry
 
 from lstmserve.address import host_port, is_loopback, join
 from lstmserve.config import Config
 from lstmserve.server.observe.http import HttpServer
+
+log = structlog.get_logger()
 
 
 class BadSetting(ValueError):
@@ -24,13 +27,36 @@ class AddressUnavailable(Exception):
 
 
 def check_plain_text(config: Config) -> None:
-    """Raises BadSetting when others could reach a server without TLS and nobody allowed it."""
+    """Raises BadSetting when others could reach a server without TLS and nobody allowed it.
+
+    Where it is allowed, the log says what that means.
+    """
     host, _ = host_port("listen", config.listen)
-    if not (config.insecure or config.tls_cert or is_loopback(host)):
+    if config.tls_cert or is_loopback(host):
+        return
+    if not config.insecure:
         raise BadSetting(
             f"listen is {config.listen!r}, which other machines can reach: give --tls-cert and "
             "--tls-key, or allow plain text with --insecure"
         )
+    log.warning(
+        "plain text: whoever reaches this address can read along"
+        + ("" if config.tokens else " and call: there are no --tokens either"),
+        listen=config.listen,
+        advice="let only a trusted network or 127.0.0.1 reach it, or give --tls-cert and --tls-key",
+    )
+
+
+def protections(config: Config) -> list[str]:
+    """What stands between others and --listen."""
+    host, _ = host_port("listen", config.listen)
+    every = {
+        "loopback": is_loopback(host),
+        "TLS": config.tls_cert is not None,
+        "client certificates": config.tls_client_ca is not None,
+        "tokens": config.tokens is not None,
+    }
+    return [name for name, is_on in every.items() if is_on]
 
 
 def pin(cpu: int) -> None:

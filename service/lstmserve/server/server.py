@@ -22,14 +22,8 @@ from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooSmall
 from lstmserve.manifest import InvalidModelFolder
-from lstmserve.server import transport
+from lstmserve.server import machine, transport
 from lstmserve.server.access.reloading import BadFile
-from lstmserve.server.machine import (
-    AddressUnavailable,
-    bind_http,
-    check_plain_text,
-    pin,
-)
 from lstmserve.server.observe.gauges import read_gauges
 from lstmserve.server.observe.heartbeat import Heartbeat
 from lstmserve.server.observe.measured_store import MeasuredStore
@@ -48,7 +42,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 log = structlog.get_logger()
 REFUSALS = (
-    AddressUnavailable,
+    machine.AddressUnavailable,
     BadFile,
     DeviceUnavailable,
     InvalidModelFolder,
@@ -62,9 +56,9 @@ def run(config: Config) -> int:
 
     Raises BadSetting, or one of REFUSALS, whose message is one line for the operator.
     """
-    check_plain_text(config)
+    machine.check_plain_text(config)
     if config.cpu is not None:
-        pin(config.cpu)
+        machine.pin(config.cpu)
     models = load_models(config)
     store = open_store(config.store, timeout_s=config.store_timeout_s, sync=config.store_sync)
     return uvloop.run(_serve(config.resolved(model.spec for model in models), models, store))
@@ -102,7 +96,7 @@ class Server:
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
         self._ports = Ports(config, self._engine, self._metrics, self._health)
-        self._http = bind_http(
+        self._http = machine.bind_http(
             config.metrics, registry, self._heartbeat.is_alive, lambda: self._is_ready
         )
         host, _ = host_port("metrics", config.metrics)
@@ -128,6 +122,7 @@ class Server:
         log.info(
             "ready",
             listen=self._ports.listen,
+            protected_by=machine.protections(self._config),
             metrics=self.metrics,
             device=self._models[0].device,
             sessions_max=sessions,

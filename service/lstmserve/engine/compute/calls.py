@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from lstmserve.engine.compute.pool import Pool
+from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 
 CALLS_MAX = 1024  # shapes that stay bound, some KB each

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import onnx
-import onnxruntime as ort
+
+from lstmserve.runtime import ort
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

