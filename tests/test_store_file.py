@@ -227,22 +227,44 @@ def folder_as_file(folder: Path) -> None:
     (folder / FILE_NAME).mkdir()
 
 
+def anothers(folder: Path) -> None:
+    """Another program's database."""
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as database:
+        database.execute("CREATE TABLE account (name)")
+
+
+def namesake(folder: Path) -> None:
+    """Another program's, of a format of the same number."""
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as database:
+        database.executescript("CREATE TABLE record (name); PRAGMA user_version = 1")
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
-    [(foreign, "not a database"), (later, "format 2"), (folder_as_file, "cannot be used")],
+    [
+        (foreign, "not a database"),
+        (later, "format 2"),
+        (folder_as_file, "cannot be used: unable to open"),
+        (anothers, "another program's database: name another folder"),
+        (namesake, "cannot be opened: no such column: key"),
+    ],
 )
 def test_foreign_files_are_refused(
     tmp_path: Path, spoil: Callable[[Path], None], what: str
 ) -> None:
     """What another program or release left there is refused in one line and not touched."""
     spoil(tmp_path)
-    before = (tmp_path / FILE_NAME).stat()
+    before = _bytes(tmp_path / FILE_NAME)
     for _ in range(2):  # refused for the same reason again: nothing stayed locked
         with pytest.raises(StoreRefused, match=what) as refused:
             FileStore(tmp_path)
         assert str(tmp_path) not in str(refused.value)
         assert "\n" not in str(refused.value)
-    assert (tmp_path / FILE_NAME).stat().st_size == before.st_size
+    assert _bytes(tmp_path / FILE_NAME) == before
+
+
+def _bytes(path: Path) -> bytes | None:
+    return None if path.is_dir() else path.read_bytes()
 
 
 @pytest.mark.parametrize(("sync", "level"), [(False, 1), (True, 2)])
@@ -251,7 +273,7 @@ def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
     back."""
     rows = Rows(tmp_path / FILE_NAME, sync=sync, bytes_max=None, now_s=Clock())
     assert rows._database.execute("PRAGMA synchronous").fetchone() == (level,)
-    assert rows._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert rows._database.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
     rows.close()
 
 

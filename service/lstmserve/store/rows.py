@@ -1,37 +1,31 @@
 """Owns the file store's SQLite database. Blocking: lives on one thread, never on the loop's.
 
-One connection holds the file's lock for as long as it lives. The write-ahead log makes a
-transaction all or nothing whatever kills the process; with `sync` each one is on disk before `put`
-returns, without it a power cut may take back the last ones, never a part of one.
+The write-ahead log makes a transaction all or nothing whatever kills the process; with `sync` each
+one is on disk before `put` returns, without it a power cut may take back the last ones, never a
+part of one.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from lstmserve.errors import StoreFull, StoreTimeout, StoreUnavailable
-from lstmserve.store.record import VERSION_SLICE, pack_version, unpack_version
-from lstmserve.store.store import StoreRefused, Write, Written, refusal
+from lstmserve.store.database import error_code, open_database
+from lstmserve.store.record import VERSION_SLICE, Version, pack_version, unpack_version
+from lstmserve.store.store import Write, Written, refusal
 
-FORMAT: Final = 1
-PAGE_BYTES: Final = 4096
-CACHE_KIB: Final = 32 << 10
 SWEPT_PER_CREATION: Final = 4  # so that at most a third of the rows are expired ones
 
-_CREATE: Final = f"""
-BEGIN;
-CREATE TABLE record (
-    key TEXT PRIMARY KEY, version BLOB NOT NULL, expiry_ms INTEGER NOT NULL, content BLOB NOT NULL
-);
-CREATE TABLE quarantine (key TEXT NOT NULL, moved_ms INTEGER NOT NULL, content BLOB NOT NULL);
-PRAGMA user_version = {FORMAT};
-COMMIT;
-"""
-_LOAD: Final = "SELECT content FROM record WHERE key = ? AND expiry_ms > ?"
-_VERSION: Final = "SELECT version FROM record WHERE key = ? AND expiry_ms > ?"
+# Damage can turn a column into any type: what is read is bytes whatever it is.
+_LOAD: Final = (
+    "SELECT coalesce(CAST(content AS BLOB), x'') FROM record WHERE key = ? AND expiry_ms > ?"
+)
+_VERSION: Final = "SELECT CAST(version AS BLOB) FROM record WHERE key = ? AND expiry_ms > ?"
 _INSERT: Final = """
 INSERT INTO record (key, version, expiry_ms, content) VALUES (?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE
@@ -43,13 +37,12 @@ UPDATE record SET version = ?, expiry_ms = ?, content = ?
 WHERE key = ? AND version = ? AND expiry_ms > ?
 """
 _DELETE: Final = "DELETE FROM record WHERE key = ? AND version = ? AND expiry_ms > ?"
-_SWEEP: Final = "SELECT rowid, expiry_ms FROM record WHERE rowid > ? ORDER BY rowid LIMIT ?"
+_SWEEP: Final = "SELECT rowid, expiry_ms <= ? FROM record WHERE rowid > ? ORDER BY rowid LIMIT ?"
 _QUARANTINE: Final = (
-    "INSERT INTO quarantine SELECT key, :now_ms, content FROM record"
-    " WHERE key = :key AND content = :content",
-    "DELETE FROM record WHERE key = :key AND content = :content",
+    "INSERT INTO quarantine SELECT key, :now_ms, :content FROM record"
+    " WHERE key = :key AND coalesce(CAST(content AS BLOB), x'') = :content",
+    "DELETE FROM record WHERE key = :key AND coalesce(CAST(content AS BLOB), x'') = :content",
 )
-
 T = TypeVar("T")
 
 
@@ -62,39 +55,7 @@ class Rows:
         """Opens or creates the file and takes its lock. Raises StoreRefused."""
         self._now_s = now_s
         self._swept_rowid = 0
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreRefused("the store's folder cannot be used") from error
-        try:
-            self._prepare(sync, bytes_max)
-        except sqlite3.Error as error:
-            self._database.close()
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise StoreRefused("another process has the store's folder open") from error
-            raise StoreRefused(f"the store's file cannot be opened: {error}") from error
-        except StoreRefused:
-            self._database.close()
-            raise
-
-    def _prepare(self, sync: bool, bytes_max: int | None) -> None:
-        run = self._database.execute
-        run(f"PRAGMA page_size = {PAGE_BYTES}")
-        run("PRAGMA locking_mode = EXCLUSIVE")
-        if run("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-            raise StoreRefused("the store's file system allows no write-ahead log")
-        run(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
-        run(f"PRAGMA cache_size = -{CACHE_KIB}")
-        if bytes_max is not None:
-            run(f"PRAGMA max_page_count = {bytes_max // PAGE_BYTES}")
-        run("BEGIN EXCLUSIVE")  # takes the lock, which the mode then keeps
-        run("COMMIT")
-        (found,) = run("PRAGMA user_version").fetchone()
-        if found not in (0, FORMAT):
-            raise StoreRefused(f"the store has format {found}, this release reads {FORMAT}")
-        if not found:
-            self._database.executescript(_CREATE)
+        self._database = open_database(path, sync=sync, bytes_max=bytes_max)
 
     def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load."""
@@ -133,10 +94,12 @@ class Rows:
             result = work()
             may_be_written = True
             self._database.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        except BaseException as error:
+            with suppress(sqlite3.Error):
+                self._database.rollback()
+            if not isinstance(error, sqlite3.Error):
+                raise
+            if error_code(error) == sqlite3.SQLITE_FULL:
                 raise StoreFull("the store is full") from error
             if may_be_written:
                 raise StoreTimeout("the store's answer was lost") from error
@@ -171,15 +134,23 @@ class Rows:
         if cursor.rowcount:
             return Written.OK
         found = self._database.execute(_VERSION, (write.key, now_ms)).fetchone()
-        return refusal(write.expected, unpack_version(found[0]) if found else None)
+        return refusal(write.expected, _version(found[0]) if found else None)
 
     def _sweep(self, count: int) -> None:
         """Looks at the next `count` rows, round and round, and deletes those that expired."""
         now_ms = self._now_ms()
-        rows = self._database.execute(_SWEEP, (self._swept_rowid, count)).fetchall()
-        dead = [(rowid,) for rowid, expiry_ms in rows if expiry_ms <= now_ms]
+        rows = self._database.execute(_SWEEP, (now_ms, self._swept_rowid, count)).fetchall()
+        dead = [(rowid,) for rowid, is_expired in rows if is_expired]
         self._database.executemany("DELETE FROM record WHERE rowid = ?", dead)
         self._swept_rowid = rows[-1][0] if len(rows) == count and rows else 0
 
     def _now_ms(self) -> int:
         return int(self._now_s() * 1000)
+
+
+def _version(raw: bytes | None) -> Version:
+    """Raises StoreUnavailable for what damage left of one."""
+    try:
+        return unpack_version(raw or b"")
+    except struct.error as error:
+        raise StoreUnavailable("the store's record is damaged") from error
