@@ -8,7 +8,7 @@ TRITON := .venv/triton
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-setup: $(STAMP) $(TRITON)/.setup-stamp ## the virtual environment with everything a developer needs
+setup: $(STAMP) $(TRITON)/.setup-stamp debian ## the virtual environment with everything a developer needs
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -21,13 +21,17 @@ $(TRITON)/.setup-stamp: tests/tritonclient.txt | $(STAMP)
 	$(BIN)/python -m pip --python $(TRITON)/bin/python install --quiet --disable-pip-version-check --no-compile --no-deps -r $<
 	@touch $@
 
+.PHONY: debian
+debian: $(STAMP)
+	@sh tests/debian.sh
+
 check: $(STAMP) ## lint, types, proto lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --lint
 
-test: check $(TRITON)/.setup-stamp ## check, then all tests (PYTEST_ARGS adds options)
+test: check $(TRITON)/.setup-stamp debian ## check, then all tests (PYTEST_ARGS adds options)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)

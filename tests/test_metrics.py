@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from lstmserve.server.observe.exposition import SERVICE, WATCHED_CODES
 from lstmserve.server.observe.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
-from lstmserve.server.observe.metrics import Gauges, Metrics, go_code
+from lstmserve.server.observe.metrics import STORE_OPS, Gauges, Metrics, go_code
 
 LABELS = {
     *("model", "version", "method", "code", "reason", "state", "source", "op", "fingerprint"),
@@ -186,3 +187,19 @@ def test_scrape_runs_where_the_counts_live() -> None:
     Metrics(registry, read)
     generate_latest(registry)
     assert len(calls) == 1
+
+
+def test_counts_that_are_watched_begin_at_0(registry: CollectorRegistry) -> None:
+    """A method that answered once shows 0 for the codes an alert waits for, a store its calls."""
+    metrics = Metrics(registry)
+    metrics.model("tiny", 1).failed("Step", "UNKNOWN", "INTERNAL")
+    metrics.rpc("Step", "unary").started = 1
+    labels = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "Step"}
+    for code in WATCHED_CODES:
+        assert value(registry, "lstm_steps_total", method="Step", code=code) == (code == "Unknown")
+    handled = {**labels, "grpc_code": "Unknown"}
+    assert registry.get_sample_value("grpc_server_handled_total", handled) == 0
+    assert registry.get_sample_value("lstm_store_seconds_count", {"op": "put"}) is None
+    metrics.has_store()
+    for op in STORE_OPS:
+        assert registry.get_sample_value("lstm_store_seconds_count", {"op": op}) == 0

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from prometheus_client import Metric
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
+from prometheus_client.core import InfoMetricFamily
 
-from lstmserve.server.observe.histogram import Histogram
+from lstmserve.server.observe.families import Labels, counter, gauge, histogram
 
 if TYPE_CHECKING:  # metrics imports this module
-    from lstmserve.server.observe.metrics import Metrics
+    from lstmserve.server.observe.metrics import Metrics, ModelMetrics
 
 SERVICE = "lstmserve.v1.LstmService"
 MODEL = ("model", "version")
 RPC = ("grpc_type", "grpc_service", "grpc_method")
-
-Labels = tuple[str, ...]
+# Shown as 0 before the first: rate() and increase() never see a series begin at its first count.
+WATCHED_CODES = ("OK", "Unavailable", "Internal", "Unknown", "DataLoss")
 
 
 def families(metrics: Metrics) -> Iterator[Metric]:
@@ -33,7 +29,7 @@ def families(metrics: Metrics) -> Iterator[Metric]:
     yield from _rpcs(metrics)
     yield from _store(metrics)
     yield from _infos(metrics)
-    yield _histogram(
+    yield histogram(
         "lstm_loop_lag_seconds",
         "How late the event loop's own timer fired.",
         (),
@@ -43,13 +39,13 @@ def families(metrics: Metrics) -> Iterator[Metric]:
 
 def _steps(metrics: Metrics) -> Iterator[Metric]:
     models = metrics.models
-    yield _counter(
+    yield counter(
         "lstm_steps",
         "Steps answered, over all methods; code OK: applied.",
         (*MODEL, "method", "code"),
-        [((*key, *labels), n) for key, m in models.items() for labels, n in m.answered.items()],
+        [((*key, *labels), n) for key, m in models.items() for labels, n in _answered(m).items()],
     )
-    yield _counter(
+    yield counter(
         "lstm_step_errors",
         "Steps answered with an error.",
         ("model", "reason"),
@@ -60,14 +56,19 @@ def _steps(metrics: Metrics) -> Iterator[Metric]:
         ("lstm_rows", "Rows (time steps) computed.", "rows"),
         ("lstm_padding_rows", "Rows computed for nobody, to fill a batch.", "padding_rows"),
     ):
-        yield _counter(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
+        yield counter(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
     for name, text, attribute in (
         ("lstm_step_seconds", "Arrival to answer of an applied step.", "total"),
         ("lstm_queue_seconds", "Arrival to start of compute of an applied step.", "queue"),
         ("lstm_compute_seconds", "One run of the model.", "compute"),
         ("lstm_batch_size", "Sessions in one run of the model.", "batch_size"),
     ):
-        yield _histogram(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
+        yield histogram(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
+
+
+def _answered(counts: ModelMetrics) -> dict[tuple[str, str], int]:
+    methods = {method for method, _ in counts.answered}
+    return dict.fromkeys(itertools.product(sorted(methods), WATCHED_CODES), 0) | counts.answered
 
 
 def _errors(metrics: Metrics) -> list[tuple[Labels, float]]:
@@ -81,20 +82,20 @@ def _errors(metrics: Metrics) -> list[tuple[Labels, float]]:
 
 def _sessions(metrics: Metrics) -> Iterator[Metric]:
     models = [(key, m) for key, m in metrics.models.items() if key[0]]
-    yield _counter(
+    yield counter(
         "lstm_sessions_opened",
         "Sessions that began.",
         (*MODEL, "source"),
         [((*key, source), n) for key, m in models for source, n in m.sources.items()],
     )
-    yield _counter(
+    yield counter(
         "lstm_sessions_closed",
         "Sessions that ended; opened - closed = lstm_sessions.",
         (*MODEL, "reason"),
         [((*key, reason), n) for key, m in models for reason, n in m.closings.items()],
     )
     now = [(key, read()) for key, read in metrics.gauges.items()]
-    yield _gauge(
+    yield gauge(
         "lstm_pending_steps",
         "Steps queued or running.",
         MODEL,
@@ -104,7 +105,7 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
         ("slots", "Rows of the state pool.", ("used", "spare", "free")),
         ("sessions", "Live sessions; dirty: not yet in the store.", ("clean", "dirty")),
     ):
-        yield _gauge(
+        yield gauge(
             f"lstm_{name}",
             text,
             (*MODEL, "state"),
@@ -114,19 +115,23 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
 
 def _rpcs(metrics: Metrics) -> Iterator[Metric]:
     rpcs = [(labels, each) for labels, each in metrics.rpcs.items() if each.started]
-    yield _counter(
+    yield counter(
         "grpc_server_started",
         "Calls that arrived.",
         RPC,
         [(labels, each.started) for labels, each in rpcs],
     )
-    yield _counter(
+    yield counter(
         "grpc_server_handled",
         "Calls that ended.",
         (*RPC, "grpc_code"),
-        [((*labels, code), n) for labels, each in rpcs for code, n in each.handled.items()],
+        [
+            ((*labels, code), n)
+            for labels, each in rpcs
+            for code, n in {"Unknown": 0, **each.handled}.items()
+        ],
     )
-    yield _histogram(
+    yield histogram(
         "grpc_server_handling_seconds",
         "Arrival to end of a unary call.",
         RPC,
@@ -135,19 +140,19 @@ def _rpcs(metrics: Metrics) -> Iterator[Metric]:
 
 
 def _store(metrics: Metrics) -> Iterator[Metric]:
-    yield _histogram(
+    yield histogram(
         "lstm_store_seconds",
         "One call of the store.",
         ("op",),
-        [((op,), histogram) for op, histogram in metrics.store_seconds.items()],
+        [((op,), seconds) for op, seconds in metrics.store_seconds.items()],
     )
-    yield _counter(
+    yield counter(
         "lstm_store_errors",
         "Calls of the store that failed, and rows that it refused.",
         ("op", "reason"),
         list(metrics.store_errors.items()),
     )
-    yield _gauge(
+    yield gauge(
         "lstm_durable_lag_seconds",
         "Age of the oldest step that a store does not have yet.",
         (),
@@ -162,28 +167,3 @@ def _infos(metrics: Metrics) -> Iterator[Metric]:
     yield model
     version = metadata.version("lstmserve")
     yield InfoMetricFamily("lstm_build", "The release.", value={"version": version})
-
-
-def _counter(
-    name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]
-) -> Metric:
-    family = CounterMetricFamily(name, text, labels=names)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
-
-
-def _gauge(name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=names)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
-
-
-def _histogram(
-    name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, Histogram]]
-) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=names)
-    for labels, histogram in samples:
-        family.add_metric(labels, *histogram.read())
-    return family

@@ -22,6 +22,7 @@ class MeasuredStore:
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
+        metrics.has_store()
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load()."""

@@ -20,6 +20,7 @@ from lstmserve.server.observe.histogram import SECONDS, SIZES, Histogram
 NANOSECOND = 1e-9
 SOURCES = ("new", "import", "fork", "load")
 CLOSINGS = ("client", "expired", "replaced", "evicted", "moved", "drained")
+STORE_OPS = ("load", "put", "quarantine")
 GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}
 
 Read = Callable[[Callable[[], list[Metric]]], list[Metric]]
@@ -169,10 +170,12 @@ class Metrics:
         """Calls that ended, of all methods."""
         return sum(each.handled.total() for each in self.rpcs.values())
 
+    def has_store(self) -> None:
+        """Its calls are shown from now on, at 0."""
+        self.store_seconds = {op: Histogram(SECONDS, NANOSECOND) for op in STORE_OPS}
+
     def store_took(self, op: str, duration_ns: int) -> None:
-        """One call of the store: load, put or quarantine."""
-        if op not in self.store_seconds:
-            self.store_seconds[op] = Histogram(SECONDS, NANOSECOND)
+        """One call of the store; `op` is one of STORE_OPS."""
         self.store_seconds[op].observe(duration_ns)
 
     def store_failed(self, op: str, reason: str) -> None:

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Gets what tests need of Debian: Prometheus, unpacked into .venv/prometheus and not installed, so
+# that no service starts; and, for root, a headless Chromium. Does nothing when both are there.
+# What cannot be had is said here; its tests skip then, and fail in CI.
+set -u
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+get() { # once more with fresh lists: a new container's are empty
+    "$@" >/dev/null 2>&1 || { [ "$(id -u)" = 0 ] && apt-get -qq update && "$@" >/dev/null; }
+}
+
+unpack_prometheus() {
+    folder=$(mktemp -d) || return
+    (cd "$folder" && get apt-get -qq download prometheus && dpkg -x prometheus_*.deb files) &&
+        mkdir -p "$root/.venv/prometheus" &&
+        mv "$folder"/files/usr/bin/* "$root/.venv/prometheus/"
+    code=$?
+    rm -rf "$folder"
+    return $code
+}
+
+install_chromium() {
+    [ "$(id -u)" = 0 ] && DEBIAN_FRONTEND=noninteractive get apt-get -qq -y \
+        -o DPkg::Lock::Timeout=300 install --no-install-recommends \
+        chromium-headless-shell fonts-dejavu-core
+}
+
+[ -x "$root/.venv/prometheus/promtool" ] || unpack_prometheus ||
+    echo "no Prometheus: neither apt-get nor its package; tests of dashboards and alerts will skip"
+command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null ||
+    install_chromium || echo "no Chromium, and not root or no apt-get; tests of the status page will skip"
