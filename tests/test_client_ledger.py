@@ -18,6 +18,7 @@ from lstmserve.wire.v1 import lstm_pb2 as wire
 
 MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, 1, 1, 1, 0, False, 1, 0)
 ROWS_MAX = 4  # of a piece, in these tests
+CALLS_MAX = 5000
 LAST = Rows(np.array([7], np.float32).tobytes(), [], 1, single=False)
 
 
@@ -43,10 +44,12 @@ def chain(rows: bytes) -> list[float]:
 class Server:
     """Facts, section 2, and no more: the table of answers, a crash, a rollback to what is durable.
 
-    `steps` are those applied, each its rows; what is before `durable` survives.
+    `steps` are those applied, each its rows; what is before `durable` survives. With `fails_over`
+    the store may be an older copy after a crash, or an empty one.
     """
 
     is_stored: bool
+    fails_over: bool = False
     incarnation: int = 1
     durable: int = 0
     steps: list[tuple[Rows, bool]] = field(default_factory=list)
@@ -55,10 +58,12 @@ class Server:
         """As OpenSession tells it."""
         return wire.Session(id="a", incarnation=self.incarnation, step=len(self.steps))
 
-    def crash(self) -> None:
-        """What is not durable is gone; without a store that is the session."""
+    def crash(self, copy: int) -> None:
+        """What is not durable is gone, or was after `copy`; without a store that is the session."""
+        if self.fails_over:
+            self.durable = copy % (self.durable + 1)
         del self.steps[self.durable :]
-        if not self.is_stored:
+        if not self.is_stored or (self.fails_over and not self.durable):
             self.incarnation += 1
 
     def step(self, incarnation: int, piece: Piece) -> tuple[Floats, int]:
@@ -92,9 +97,12 @@ class Caller:
         self.ledger.begin_life(server.session(), wire.State())
         self.seen: Counter[str] = Counter()
         self.is_calm = False
+        self.calls = 0
 
     def call(self, rows: Rows, last_only: bool) -> Floats:
         """As a course does it, without the waiting."""
+        self.calls += 1
+        assert self.calls < CALLS_MAX, f"no progress: {self.seen}"
         try:
             claim = self.ledger.begin(rows, last_only)
             while (piece := self.ledger.next()) is not None:
@@ -128,7 +136,7 @@ class Caller:
                 server.step(incarnation, piece)
                 raise lost()
             case 4:
-                server.crash()
+                server.crash(int(self.rng.integers(1 << 30)))
             case 5 if piece.number == len(server.steps) + 1 and incarnation == server.incarnation:
                 raise refusal("OVERLOADED")
             case 6 if piece.number == len(server.steps) + 1 and incarnation == server.incarnation:
@@ -141,14 +149,14 @@ class Caller:
         return server.step(incarnation, piece)
 
 
-@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("kind", ["memory", "store", "failover"])
 @pytest.mark.parametrize("seed", range(150))
 def test_whatever_happens_each_row_counts_once(
-    seed: int, is_stored: bool, monkeypatch: pytest.MonkeyPatch
+    seed: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows without a y are sent again in other chunks; the server has each once, in order."""
     monkeypatch.setattr(packing, "REPLY_BYTES", 4 * ROWS_MAX)
-    caller = Caller(seed, Server(is_stored))
+    caller = Caller(seed, Server(kind != "memory", kind == "failover"))
     rng = caller.rng
     xs = rng.integers(0, 3, 80).astype(np.float32)
     done, ahead, last_only, some = 0, 0, False, xs[:0]

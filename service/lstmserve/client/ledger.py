@@ -31,7 +31,10 @@ class Remedy(Enum):
 
 
 class Ledger:
-    """Of one session handle. `replay_steps_max` is the log's length, 0: nothing is kept."""
+    """Of one session handle. `replay_steps_max` is the log's length, 0: nothing is kept.
+
+    A step that is durable stays in the log: a store may fail over to a copy that is behind it.
+    """
 
     def __init__(self, model: ModelInfo, replay_steps_max: int) -> None:
         if replay_steps_max < 0:
@@ -123,8 +126,6 @@ class Ledger:
             if len(job.ys) == len(job.pieces):
                 self._jobs.popleft()
         self.durable_step = max(self.durable_step, durable_step)
-        while self._log and self._log[0].number <= self.durable_step:
-            self._log.popleft()
 
     def failed(self, piece: Piece, error: LstmServeError) -> Remedy:
         """Its error came. May raise the numbers to what the server has."""
