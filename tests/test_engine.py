@@ -371,6 +371,51 @@ async def test_a_step_is_in_flight_until_the_store_has_it(tmp_path: Path) -> Non
     engine.check_integrity()
 
 
+LINE = 5000
+ENDS: dict[str, type[ServeError]] = {
+    "cancelled": PredecessorFailed,
+    "late": PredecessorFailed,
+    "broken": PredecessorFailed,
+    "replaced": SessionReplaced,
+    "drained": Draining,
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_long_line_fails_at_once(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the first of thousands of steps fails, those behind it are told, in order."""
+    engine = start_engine(tmp_path, SPEC, session_pending_max=LINE, pending_steps_max=LINE)
+    row = open_session(engine, "a")
+    first = {"deadline_ns": 1} if end == "late" else {}
+    step, reply = submit(engine, row, x(), **first)
+    replies = [reply, *(submit(engine, row, x())[1] for _ in range(LINE - 1))]
+    told: list[int] = []
+    for i, each in enumerate(replies):
+        each.future.add_done_callback(lambda _, i=i: told.append(i))
+    step.is_cancelled = end == "cancelled"
+    if end == "replaced":
+        engine.sessions.detach(row, "replaced")
+    if end == "broken":
+        monkeypatch.setattr(Kernel, "run", break_run)
+    task = asyncio.create_task(engine.run())
+    if end == "drained":
+        await engine.close(0)
+    errors = await asyncio.gather(*(each.future for each in replies), return_exceptions=True)
+    assert told == [*range(LINE)]
+    assert {type(error) for error in errors[1:]} <= {ENDS[end], PredecessorFailed}
+    assert all(isinstance(error, ServeError) for error in errors[1:])
+    await engine.close(5)
+    await task
+    engine.check_integrity()
+
+
+def break_run(*_: Any) -> Any:
+    """In place of a kernel's run."""
+    raise KernelError("as wanted")
+
+
 async def test_the_engines_death_fails_every_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

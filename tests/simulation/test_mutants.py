@@ -15,7 +15,8 @@ from lstmserve.engine.persist.behind import WriteBehind
 from lstmserve.engine.schedule.batch import Outcome
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.session.sessions import Sessions
-from simulation.store import Shelf
+from lstmserve.errors import StoreUnavailable
+from lstmserve.store import version_of
 from simulation.test_simulation import SEEDS
 from simulation.world import simulate
 
@@ -23,8 +24,22 @@ Patch = pytest.MonkeyPatch
 
 
 def no_compare_and_set(patch: Patch) -> None:
-    """The store takes every write."""
-    patch.setattr(Shelf, "compare", lambda _self, _expected, _found: None)
+    """A step is written over whatever is there."""
+    put = through.WriteThrough._put
+
+    async def blind(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
+        try:
+            found = await self._store.load([write.key for write in writes])
+        except StoreUnavailable:
+            found = [None] * len(writes)
+        there = [None if content is None else version_of(content) for content in found]
+        writes = [
+            dataclasses.replace(write, expected=version)
+            for write, version in zip(writes, there, strict=True)
+        ]
+        await put(self, batch, columns, rows, writes)
+
+    patch.setattr(through.WriteThrough, "_put", blind)
 
 
 def no_epoch(patch: Patch) -> None:
