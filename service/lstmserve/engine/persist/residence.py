@@ -28,6 +28,7 @@ from lstmserve.store.record import CorruptRecord, Record, Version, decode, encod
 from lstmserve.store.store import Store, Write, Written
 
 TRIES_MAX = 5
+FULL = "the store is full, until its operator makes room"
 
 
 class Residence:
@@ -66,7 +67,7 @@ class Residence:
     async def fetch(self, key: str) -> None:
         """Brings a session here that the store has and this server has not.
 
-        Raises StateCorrupt, ModelRetired, ModelMismatch, SessionLimit, Fenced.
+        Raises StateCorrupt, ModelRetired, ModelMismatch, SessionLimit, StoreFull, Fenced.
         """
         if self._table.find(key) is None:
             async with self.alone(key):
@@ -95,7 +96,10 @@ class Residence:
             self._room.make(model, self._clock())
             start = self._records.start(record, model)
             claimed = replace(record, epoch=record.epoch + 1)
-            if await self._put(key, record.version, claimed) is Written.OK:
+            written = await self._put(key, record.version, claimed)
+            if written is Written.FULL:
+                raise StoreFull(f"{FULL}: no session comes to this server")
+            if written is Written.OK:
                 now = self._clock()
                 self._room.make(model, now)
                 start = replace(start, epoch=claimed.epoch)
@@ -139,14 +143,19 @@ class Residence:
             return
         self._drop(key, row)
         if written is Written.FULL:
-            raise StoreFull("the store is full: no session was opened")
+            raise StoreFull(f"{FULL}: no session was opened")
         if before is not None:
             raise Fenced("another server has just taken this session: repeat the call", retry_s=0.0)
         raise SessionExists("another server has just opened this id", field="session_id")
 
     async def forget(self, key: str, version: Version) -> None:
-        """Takes a closed session out of the store. The key's lock is held. Raises Fenced."""
+        """Takes a closed session out of the store. The key's lock is held.
+
+        Raises Fenced, and StoreFull where a disk has no room even for a deletion.
+        """
         written = await self._store.put([Write(key, version, None, 1.0)])
+        if written[0] is Written.FULL:
+            raise StoreFull(f"{FULL}: the session is still stored, close it again then")
         if written[0] is not Written.OK:
             raise Fenced("another server has this session now: close it again", retry_s=0.0)
 

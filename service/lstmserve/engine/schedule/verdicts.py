@@ -30,7 +30,10 @@ def failure(outcome: int) -> ServeError | None:
     if outcome == Outcome.NOT_STORED:
         return StoreUnavailable("the store did not take this step: repeat it", retry_s=1.0)
     if outcome == Outcome.STORE_FULL:
-        return StoreFull("the store is full; the session is as it was before")
+        return StoreFull(
+            "the store is full, until its operator makes room: send the step again then; "
+            "the session is as it was before"
+        )
     return ModelError("the model failed on this step; the session is as it was before")
 
 

@@ -12,6 +12,8 @@ from lstmserve.errors import ServeError
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.store import Store, Write, Written
 
+FULL_TOLD_S = 60.0  # between two lines of the log that say so
+
 Result = TypeVar("Result")
 log = structlog.get_logger()
 
@@ -23,6 +25,7 @@ class MeasuredStore:
         self._store = store
         self._metrics = metrics
         metrics.has_store()
+        self._full_told_s = -FULL_TOLD_S
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load()."""
@@ -34,6 +37,8 @@ class MeasuredStore:
         for each in written:
             if each is not Written.OK:
                 self._metrics.store_failed("put", each.name)
+        if Written.FULL in written:
+            self._tell_full(time.monotonic())
         return written
 
     async def quarantine(self, key: str, content: bytes) -> None:
@@ -44,6 +49,12 @@ class MeasuredStore:
     async def close(self) -> None:
         """As Store.close()."""
         await self._store.close()
+
+    def _tell_full(self, now_s: float) -> None:
+        """An operator is to make room; every step refused until then is in the metrics."""
+        if now_s - self._full_told_s >= FULL_TOLD_S:
+            self._full_told_s = now_s
+            log.error("store full: writes are refused until there is room")
 
     async def _measure(self, op: str, call: Awaitable[Result]) -> Result:
         start_ns = time.monotonic_ns()
