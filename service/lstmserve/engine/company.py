@@ -8,7 +8,7 @@ spent on looking (docs/ARCHITECTURE.md). Where looking finds nobody, it is left 
 from __future__ import annotations
 
 ALONE_MIN = 4  # so many in a row who had no company
-LOOK_EVERY = 16  # but one in so many is looked for again: company would not show by itself
+LOOK_EVERY = 64  # but one in so many is looked for again: company would not show by itself
 
 
 class Company:

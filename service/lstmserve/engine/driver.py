@@ -15,7 +15,7 @@ from lstmserve.errors import ServeError
 
 # Passes of the event loop before a run, and how many in a row that bring nothing end the look:
 # from the bytes on a socket to a submitted step it takes gRPC about five.
-PASSES_MAX = 32
+PASSES_MAX = 128
 QUIET_PASSES = 6
 
 
@@ -57,9 +57,9 @@ class Driver:
 
     def take_in(self) -> None:
         """Whatever waits outside is submitted now."""
-        self._taken = self._accepted
         for take_in in self._sources:
             take_in()
+        self._taken = self._accepted  # with what the sources submitted: it brought nobody
 
     def run_now(self) -> bool:
         """Runs what waits, if that is short and no company is expected; whether it did.

@@ -29,7 +29,8 @@ class Window:
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
         self._ready: deque[bytes] = deque()
-        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._writer: asyncio.Future[None] | None = None  # waits in next(); an Event costs twice it
         self._has_room = asyncio.Event()
         self._is_ended = False
         self.unanswered: dict[Cancellable, None] = {}
@@ -42,12 +43,12 @@ class Window:
         """Its reply is ready to be written."""
         del self.unanswered[message]
         self._ready.append(reply)
-        self._changed.set()
+        self._wake()
 
     def end(self) -> None:
         """No more is added; iteration ends after the last answer."""
         self._is_ended = True
-        self._changed.set()
+        self._wake()
 
     @property
     def is_full(self) -> bool:
@@ -65,11 +66,15 @@ class Window:
         while not self._ready:
             if self._is_ended and not self.unanswered:
                 return None
-            self._changed.clear()
-            await self._changed.wait()
+            self._writer = self._loop.create_future()
+            await self._writer
         reply = self._ready.popleft()
         self._has_room.set()
         return reply
+
+    def _wake(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
 
 
 class Patience:

@@ -71,19 +71,19 @@ class Batch:
 
         A step that goes on reads its scratch slot, and one of no session the zero slot.
         """
-        steps = self.steps
-        lengths = [min(step.length - step.done, slice_rows_max) for step in steps]
-        read = [
-            step.scratch if step.scratch or step.row == NO_ROW else slots.item(step.row)
-            for step in steps
-        ]
-        self.lengths = np.array(lengths, np.int32)
-        self.read = np.array(read, np.int64)
-        self.length_max = max(lengths, default=0)
-        if self.parts:
-            self.lengths = np.concatenate([self.lengths, *(part.lengths for part in self.parts)])
-            self.read = np.concatenate([self.read, *(slots[part.rows] for part in self.parts)])
-            self.length_max = int(self.lengths.max())
+        lengths = [part.lengths for part in self.parts]
+        read = [slots[part.rows] for part in self.parts]
+        if steps := self.steps:
+            left = [min(step.length - step.done, slice_rows_max) for step in steps]
+            lengths.insert(0, np.array(left, np.int32))
+            starts = [
+                step.scratch if step.scratch or step.row == NO_ROW else slots.item(step.row)
+                for step in steps
+            ]
+            read.insert(0, np.array(starts, np.int64))
+        self.lengths = lengths[0] if len(lengths) == 1 else np.concatenate(lengths)
+        self.read = read[0] if len(read) == 1 else np.concatenate(read)
+        self.length_max = int(self.lengths.max())
         self.outcomes = np.zeros(self.size, np.uint8)
         self.inputs = self._inputs()
 

@@ -90,7 +90,7 @@ class Block:
 
     def _digests(self) -> Digests:
         if self.is_single:
-            return digests_of_rows(self.x, np.full(self.rows.size, self.last_only))
+            return digests_of_rows(self.x, self.last_only)
         return digests(self.x, self.offsets, self.lengths, self.last_only)
 
     def output(self, i: int) -> Output:

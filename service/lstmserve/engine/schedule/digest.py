@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lstmserve.engine.arrays import Digests, Index, Input
 
 KEYS_MIN = 1024
+TWO = np.uint64(2)
 
 
 class _Keys:
@@ -50,17 +51,19 @@ def digest(x: Input, last_only: bool) -> int:
 def digests(x: Input, offsets: Index, lengths: npt.NDArray[np.int32], last_only: bool) -> Digests:
     """digest() of each sequence x[offsets[i] : offsets[i] + lengths[i]], [N]."""
     if (lengths == 1).all():
-        return digests_of_rows(x[offsets], np.full(len(offsets), last_only))
+        return digests_of_rows(x[offsets], last_only)
     each = (digest(x[o : o + n], last_only) for o, n in zip(offsets, lengths, strict=True))
     return np.fromiter(each, np.uint64, len(offsets))
 
 
-def digests_of_rows(x: Input, last_only: npt.NDArray[np.bool_]) -> Digests:
-    """digest() of each x[i], steps of one row: x [N, I], or tokens [N]; last_only [N]."""
+def digests_of_rows(x: Input, last_only: bool | npt.NDArray[np.bool_]) -> Digests:
+    """digest() of each x[i], steps of one row: x [N, I], or tokens [N]; last_only of all, or [N]."""
     words = x.reshape(len(x), -1).view(np.uint32).astype(np.uint64)
-    totals = words @ _KEYS.first(words.shape[1])
-    tails = last_only.astype(np.uint64) << np.uint64(1)
-    return (totals << np.uint64(2)) + (tails | np.uint64(_tail(1, False)))
+    totals: Digests = words.dot(_KEYS.first(words.shape[1]))
+    totals <<= TWO
+    totals += np.uint64(_tail(1, False))
+    totals += TWO * last_only
+    return totals
 
 
 def _finish(total: int, length: int, last_only: bool) -> int:

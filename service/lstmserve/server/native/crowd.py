@@ -17,7 +17,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
 from lstmserve.engine.schedule.block import Block
 from lstmserve.errors import ServeError
-from lstmserve.server.codec import FLOAT
+from lstmserve.server.codec import FLOAT, is_finite
 from lstmserve.server.native.cohort import good_ones
 from lstmserve.server.native.single import Single
 from lstmserve.server.native.steps import Steps
@@ -163,7 +163,9 @@ class _Group:
         told = np.array([single.request.incarnation for single in self.singles], np.int64)
         numbers = self.numbers() if self.is_numbered else None
         is_good = good_ones(table, rows, told, numbers, engine.clock())
-        is_good &= (table.pending[rows] == 0) & np.isfinite(x).all(axis=1)
+        is_good &= table.pending[rows] == 0
+        if not is_finite(x):
+            is_good &= np.isfinite(x).all(axis=1)
         if numbers is not None:
             is_good &= numbers == table.step[rows] + 1
         return is_good
