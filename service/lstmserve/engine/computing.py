@@ -1,12 +1,13 @@
 """Owns where a batch is computed: on the loop, or in the one kernel thread. Settles nothing.
 
 It runs on the loop when it is expected to take less than a hand-over to the thread costs, else in
-the thread, while the loop takes in what the next batch will be.
+the thread, while the loop takes in what the next batch will be. On one core there is no "while".
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -22,6 +23,7 @@ from lstmserve.errors import Draining
 Result = TypeVar("Result")
 
 INLINE_NS_MAX = 300_000  # a hand-over to a thread and back costs about 100 us
+INLINE_NS_MAX_ON_ONE_CORE = 5_000_000  # as long as Python's threads let one another wait
 
 
 class Computing:
@@ -30,6 +32,8 @@ class Computing:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._is_stopped = False
+        is_alone = len(os.sched_getaffinity(0)) == 1
+        self._inline_ns_max = INLINE_NS_MAX_ON_ONE_CORE if is_alone else INLINE_NS_MAX
 
     async def run(self, model: Model, batch: Batch) -> Output:
         """y [T, B, O]; rows that could not be computed are marked in the batch."""
@@ -40,7 +44,7 @@ class Computing:
     def is_short(self, model: Model, batch: Batch) -> bool:
         """Whether a batch takes less than a hand-over to the thread."""
         assert model.kernel is not None
-        return model.kernel.expected_ns(batch.size * batch.length_max) <= INLINE_NS_MAX
+        return model.kernel.expected_ns(batch.size * batch.length_max) <= self._inline_ns_max
 
     def run_here(self, model: Model, batch: Batch) -> Output:
         """run(), in the calling thread."""

@@ -147,14 +147,10 @@ class Batch:
             start = stop
 
     def _inputs(self) -> Input:
-        pieces: list[Input] = [
-            step.x if step.length == 1 else step.x[step.done : step.done + 1] for step in self.steps
-        ]
-        pieces += [part.first_inputs() for part in self.parts]
-        first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if self.length_max == 1:
-            return first[np.newaxis]
-        x = np.zeros((self.length_max, *first.shape), first.dtype)
+            return self._single_inputs()[np.newaxis]
+        any_x = self.steps[0].x if self.steps else self.parts[0].block.x
+        x = np.zeros((self.length_max, self.size, *any_x.shape[1:]), any_x.dtype)
         for column, step in enumerate(self.steps):
             length = self.lengths[column]
             x[:length, column] = step.x[step.done : step.done + length]
@@ -162,6 +158,13 @@ class Batch:
             for t, within, rows in part.by_time(part.block.offsets):
                 x[t, columns][within] = part.block.x[rows]
         return x
+
+    def _single_inputs(self) -> Input:
+        pieces: list[Input] = [
+            step.x if step.length == 1 else step.x[step.done : step.done + 1] for step in self.steps
+        ]
+        pieces += [part.first_inputs() for part in self.parts]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def no_output(self, output_size: int) -> Output:
         """y [T, B, O] before anything is computed."""
