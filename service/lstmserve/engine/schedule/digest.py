@@ -57,7 +57,7 @@ def digests(x: Input, offsets: Index, lengths: npt.NDArray[np.int32], last_only:
 
 
 def digests_of_rows(x: Input, last_only: bool | npt.NDArray[np.bool_]) -> Digests:
-    """digest() of each x[i], steps of one row: x [N, I], or tokens [N]; last_only [N], or of all."""
+    """digest() of each x[i], each of one row: x [N, I] or tokens [N]; last_only [N] or of all."""
     words = x.reshape(len(x), -1).view(np.uint32).astype(np.uint64)
     totals: Digests = words.dot(_KEYS.first(words.shape[1]))
     totals <<= TWO
