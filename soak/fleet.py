@@ -21,12 +21,14 @@ MODEL = "soak"
 
 
 class Pod:
-    """A place in the fleet. Each start is another process, at another address."""
+    """A place in the fleet. Each start is another process, at another address unless it stays."""
 
-    def __init__(self, name: str, arguments: tuple[str | Path, ...]) -> None:
+    def __init__(self, name: str, arguments: tuple[str | Path, ...], *, stays: bool) -> None:
         self.name = name
         self._arguments = arguments
         self.serving = self._start()
+        if stays:
+            self._arguments += ("--listen", self.serving.target)
         self.ended_s: dict[Serving, float] = {}  # when a process was told to end
 
     def _start(self) -> Serving:
@@ -47,14 +49,16 @@ class Pod:
 class Fleet:
     """Pods behind a consistent hash that learns of a dead one only by calling it."""
 
-    def __init__(self, folder: Path, count: int, *arguments: str | Path, spec: ModelSpec) -> None:
+    def __init__(
+        self, folder: Path, count: int, *arguments: str | Path, spec: ModelSpec, stays: bool = False
+    ) -> None:
         self.spec = spec
         make_model(folder, spec, seed=1, name=MODEL)
         self.oracle = Oracle(folder / MODEL / "1", spec)
         given = ("--models", folder, *arguments)
         with ThreadPoolExecutor(count) as threads:
             names = [f"pod-{i}" for i in range(count)]
-            self.pods = list(threads.map(lambda name: Pod(name, given), names))
+            self.pods = list(threads.map(lambda name: Pod(name, given, stays=stays), names))
         self._suspects: set[Serving] = set()
         self._last: dict[str, Serving] = {}
         self.is_sticky = False
@@ -105,10 +109,10 @@ class Fleet:
 
 @contextmanager
 def fleet_of(
-    folder: Path, count: int, *arguments: str | Path, spec: ModelSpec = SPEC
+    folder: Path, count: int, *arguments: str | Path, spec: ModelSpec = SPEC, stays: bool = False
 ) -> Iterator[Fleet]:
     """A fleet that is ended with the block."""
-    fleet = Fleet(folder, count, *arguments, spec=spec)
+    fleet = Fleet(folder, count, *arguments, spec=spec, stays=stays)
     try:
         yield fleet
     finally:

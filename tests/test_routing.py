@@ -1,0 +1,192 @@
+"""Envoy, with the committed configuration, in front of real servers that share a Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from composing import compose
+from lstmserve import AsyncClient, Client
+from lstmserve.client import LstmServeError
+from routing import Envoy, envoy_of
+from soak.customer import Customer
+from soak.findings import Violations, add
+from soak.fleet import Fleet, Pod, fleet_of
+from storing import Valkey
+
+SERVERS, SESSIONS, CONNECTIONS = 3, 36, 4
+DRAIN_DELAY_S = "2"  # Envoy asks once a second, and takes NOT_SERVING at its word
+
+
+@contextmanager
+def behind_envoy(folder: Path, *flags: str) -> Iterator[tuple[Fleet, Envoy]]:
+    """Three servers, their store and Envoy; servers that are started again keep their address."""
+    with (
+        Valkey(folder) as valkey,
+        fleet_of(folder, SERVERS, "--store", valkey.url, *flags, stays=True) as fleet,
+        envoy_of([pod.serving.target for pod in fleet.pods]) as envoy,
+    ):
+        yield fleet, envoy
+
+
+def homes(fleet: Fleet) -> dict[str, str]:
+    """Which pod each session is on, by asking the pods themselves.
+
+    Where a session has left without a word, its former server has an older step of it.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for pod in fleet.pods:
+        if pod.serving.process.poll() is None:
+            with Client(pod.serving.target) as client:
+                for session in client.sessions():
+                    here = (session.step, pod.name)
+                    found[session.id] = max(here, found.get(session.id, here))
+    return {name: home for name, (_, home) in found.items()}
+
+
+def loads(fleet: Fleet) -> float:
+    """How often a running server took a session from the store."""
+    alive = [pod.serving for pod in fleet.pods if pod.serving.process.poll() is None]
+    return sum(each.metric("lstm_sessions_opened_total", source="load") for each in alive)
+
+
+class Load:
+    """Customers at work through Envoy, each with a session of its own."""
+
+    def __init__(self, customers: Sequence[Customer]) -> None:
+        self.customers = customers
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """More steps go by until it is so, whatever it is."""
+        while not await asyncio.to_thread(is_so):
+            await self.steps(1)
+
+    async def steps(self, count: int) -> None:
+        """Until every customer has made so many more."""
+        wanted = [each.experience.steps + count for each in self.customers]
+        for customer, many in zip(self.customers, wanted, strict=True):
+            while customer.experience.steps < many:  # noqa: ASYNC110 -- its own task counts
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def load_on(fleet: Fleet, envoy: Envoy, **options: float) -> AsyncIterator[Load]:
+    """They step while the block runs; then every history is held to a single server's.
+
+    Raises what a customer could not get over.
+    """
+    over = asyncio.Event()
+
+    async def work(customer: Customer, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while not over.is_set():
+            await customer.step(rng)
+
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncClient(envoy.target, **options))
+            for _ in range(CONNECTIONS)
+        ]
+        customers = [Customer(fleet, clients[i % CONNECTIONS], f"s{i}", 0) for i in range(SESSIONS)]
+        for customer in customers:
+            await customer.open()
+        async with asyncio.TaskGroup() as tasks:
+            for i, customer in enumerate(customers):
+                tasks.create_task(work(customer, i))
+            yield Load(customers)
+            over.set()
+        found = Violations()
+        for customer in customers:
+            await customer.verify()
+            add(found, customer.violations)
+        found.check()
+
+
+def is_asked(envoy: Envoy, pod: Pod) -> bool:
+    """Whether Envoy sends calls to that one."""
+    return envoy.servers()[pod.serving.target]
+
+
+def test_calls_go_where_their_session_is(tmp_path: Path) -> None:
+    """Sessions spread over the servers, stay, and come with their group, over any connection."""
+    with behind_envoy(tmp_path) as (fleet, envoy):
+        names = [f"g{i}:{j}" for i in range(20) for j in range(3)]
+        x = np.ones(fleet.spec.input_size, np.float32)
+        y: dict[str, list[bytes]] = {name: [] for name in names}
+        for _ in range(3):
+            with Client(envoy.target) as client:
+                for name in names:
+                    session = client.session("soak", id=name, if_exists="resume", keep=True)
+                    y[name].append(session.step(x).tobytes())
+        home = homes(fleet)
+        assert home.keys() == set(names)
+        assert len({home[f"g{i}:0"] for i in range(20)}) == SERVERS
+        for name in names:
+            assert home[name] == home[name.partition(":")[0] + ":0"]
+        assert len(set(map(tuple, y.values()))) == 1
+        assert loads(fleet) == 0
+
+
+async def test_a_killed_server_moves_its_own_sessions_alone(tmp_path: Path) -> None:
+    """kill -9 under load: the others' sessions stay, no acked step is lost, the bits are right."""
+    with behind_envoy(tmp_path) as (fleet, envoy):
+        async with load_on(fleet, envoy) as load:
+            await load.steps(3)
+            before = homes(fleet)
+            dead = fleet.pods[0]
+            assert (await dead.end(signal.SIGKILL)) == -signal.SIGKILL
+            await load.until(lambda: not is_asked(envoy, dead))
+            await load.steps(3)
+            after = homes(fleet)
+        assert after.keys() == before.keys()
+        moved = {name for name, home in before.items() if after[name] != home}
+        assert moved == {name for name, home in before.items() if home == dead.name}
+        assert moved
+        assert loads(fleet) >= len(moved)
+
+
+async def test_a_rolling_restart_fails_no_call(tmp_path: Path) -> None:
+    """SIGTERM of one server after another: without any repeat by the client, no call fails."""
+    with behind_envoy(tmp_path, "--drain-delay-s", DRAIN_DELAY_S) as (fleet, envoy):
+        async with load_on(fleet, envoy, retry_s_max=0) as load:
+            for pod in fleet.pods:
+                await load.steps(1)
+                assert (await pod.end(signal.SIGTERM)) == 0
+                await pod.start()
+                await load.until(lambda pod=pod: is_asked(envoy, pod))
+            await load.steps(3)
+        assert set(homes(fleet).values()) == {pod.name for pod in fleet.pods}
+
+
+def test_nobody_to_ask(tmp_path: Path) -> None:
+    """Without a server that serves, calls are UNAVAILABLE: Envoy asks none that does not."""
+    with (
+        envoy_of(["127.0.0.1:9"]) as envoy,
+        Client(envoy.target, retry_s_max=0) as client,
+        pytest.raises(LstmServeError) as refused,
+    ):
+        client.models()
+    assert refused.value.code.name == "UNAVAILABLE"
+
+
+def test_how_envoy_is_watched(tmp_path: Path) -> None:
+    """The healthcheck of docker compose passes, and Prometheus gets metrics but not the rest."""
+    with envoy_of(["127.0.0.1:9"]) as envoy:
+        test = compose("scale")["services"]["envoy"]["healthcheck"]["test"]
+        port = envoy.admin.rpartition(":")[2]
+        command = [each.replace("9901", port) for each in test[1:]]
+        subprocess.run(command, check=True, timeout=10)
+        with urllib.request.urlopen(envoy.metrics_url, timeout=10) as reply:
+            assert "envoy_cluster_membership_total" in reply.read().decode()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(envoy.metrics_url.replace("metrics", "clusters"), timeout=10)
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run(command, check=True, timeout=10, capture_output=True)
