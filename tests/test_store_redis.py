@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from lstmserve.errors import StoreTimeout, StoreUnavailable
-from lstmserve.store import StoreRefused, Version, Written, open_store, version_of
+from lstmserve.store import StoreRefused, Version, Write, Written, open_store, version_of
 from lstmserve.store.redis import RedisStore, redis_key
 from storing import Valkey, content, write
 
@@ -127,6 +127,16 @@ async def test_restart_between_calls(tmp_path: Path) -> None:
                 Written.CONFLICT,
             ]
         await store.close()
+
+
+async def test_idle_connections_that_the_server_closes(store: RedisStore, admin: Redis) -> None:
+    """As Valkey's `timeout` does to idle ones: the next call makes a new one, and succeeds."""
+    for version in (FIRST, SECOND):
+        expected = None if version is FIRST else Version(1, 1, 0)
+        assert await store.put([Write("/a", expected, version, 60)]) == [OK]
+        assert await admin.client_kill_filter(_type="normal", skipme=True) >= 1
+        assert await store.load(["/a"]) == [version]
+        assert await admin.client_kill_filter(_type="normal", skipme=True) >= 1
 
 
 async def test_forgotten_script(store: RedisStore, admin: Redis) -> None:
