@@ -14,6 +14,7 @@ import click
 from bench import context, growth, report
 from bench.growth import LARGE, SMALL
 from bench.machine import pin_load
+from bench.pairs import pairs
 from bench.patience import patience
 from bench.rounds import Effort
 from bench.rows import Goal, Row
@@ -47,6 +48,7 @@ MEASURES: dict[str, Callable[[Effort], Sequence[Row]]] = {
     "patience": lambda effort: [patience(SMALL, "H = 128", effort)],
     "growth": growth.rows,
     "starting": lambda effort: starting(SMALL, "H = 128", effort),
+    "pairs": lambda effort: pairs(SMALL, "H = 128", effort),
     "stores": lambda effort: context.stores(SMALL, "H = 128", effort),
     "client": lambda effort: context.client(SMALL, "H = 128", effort),
 }

@@ -32,7 +32,7 @@ class Connection:
     """One connection with calls of one method, whose messages come from `messages`.
 
     `window` messages are unanswered at any time, until `messages` ends; with 0, send() sends each.
-    A unary call is one message; a stream carries them all.
+    A unary call is one message; a stream carries them all. `session_id` is for a router.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Connection:
         *,
         streamed: bool,
         window: int = 1,
+        session_id: str = "",
     ) -> None:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -51,7 +52,7 @@ class Connection:
         self._messages = messages
         self._streamed = streamed
         self._is_paced = window == 0
-        self._headers = _header_blocks(path)
+        self._headers = _header_blocks(path, session_id)
         self._stream = -1  # id of the newest call
         self._stream_window_start = WINDOW_DEFAULT
         self._windows = {0: WINDOW_DEFAULT}
@@ -180,19 +181,15 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
-def _header_blocks(path: str) -> list[bytes]:
+def _header_blocks(path: str, session_id: str) -> list[bytes]:
     """Of the first call, which fills the dynamic table, and of all others (RFC 7541, 6)."""
-    literals = [(PATH, path), (AUTHORITY, "bench"), (CONTENT_TYPE, "application/grpc")]
-    first = bytes([0x80 | METHOD_POST, 0x80 | SCHEME_HTTP])
-    first += b"".join(_string_with_index(index, value) for index, value in literals)
-    first += b"\x40" + _string("te") + _string("trailers")
-    again = bytes([0x80 | METHOD_POST, 0x80 | SCHEME_HTTP])
-    again += bytes(0x80 | DYNAMIC + i for i in reversed(range(len(literals) + 1)))
+    known = [(PATH, path), (AUTHORITY, "bench"), (CONTENT_TYPE, "application/grpc")]
+    named = [("te", "trailers"), *([("x-session-id", session_id)] if session_id else [])]
+    first = again = bytes([0x80 | METHOD_POST, 0x80 | SCHEME_HTTP])
+    first += b"".join(bytes([0x40 | index]) + _string(value) for index, value in known)
+    first += b"".join(b"\x40" + _string(name) + _string(value) for name, value in named)
+    again += bytes(0x80 | DYNAMIC + i for i in reversed(range(len(known) + len(named))))
     return [first, again]
-
-
-def _string_with_index(index: int, value: str) -> bytes:
-    return bytes([0x40 | index]) + _string(value)
 
 
 def _string(value: str) -> bytes:
