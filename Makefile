@@ -37,7 +37,8 @@ test: check $(TRITON)/.setup-stamp debian ## check, then all tests (PYTEST_ARGS 
 demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
 	$(BIN)/python -m examples.weather.demo $(if $(RETRAIN),--retrain)
 
-bench: $(STAMP) ## the micro-benchmarks (timings; nothing is pass or fail)
+bench: $(STAMP) ## measures beside their limits into bench/RESULTS.md (BENCH_ARGS: names), micro-benchmarks
+	PYTHONPATH=tests $(BIN)/python -m bench --write $(BENCH_ARGS)
 	$(BIN)/python -m pytest bench --benchmark-only -o addopts= $(PYTEST_ARGS)
 
 soak: $(STAMP) ## the long proofs on real processes, figures into docs/GUARANTEES.md (SOAK_ARGS: names)

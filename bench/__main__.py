@@ -13,6 +13,7 @@ import click
 
 from bench import context, growth, report
 from bench.growth import LARGE, SMALL
+from bench.h2load import h2load
 from bench.machine import pin_load
 from bench.pairs import pairs
 from bench.patience import patience
@@ -50,6 +51,7 @@ MEASURES: dict[str, Callable[[Effort], Sequence[Row]]] = {
     "starting": lambda effort: starting(SMALL, "H = 128", effort),
     "pairs": lambda effort: pairs(SMALL, "H = 128", effort),
     "stores": lambda effort: context.stores(SMALL, "H = 128", effort),
+    "h2load": h2load,
     "client": lambda effort: context.client(SMALL, "H = 128", effort),
 }
 
@@ -57,7 +59,7 @@ MEASURES: dict[str, Callable[[Effort], Sequence[Row]]] = {
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(MEASURES)))
 @click.option("--rounds", default=5, show_default=True, help="Turns of each side.")
-@click.option("--seconds", default=2.0, show_default=True, help="Of one turn.")
+@click.option("--seconds", default=1.0, show_default=True, help="Of one turn.")
 @click.option("--write", is_flag=True, help="Put the figures into bench/RESULTS.md.")
 def main(names: tuple[str, ...], rounds: int, seconds: float, write: bool) -> None:
     """Runs the measures by NAME, or all of them."""
