@@ -1,4 +1,4 @@
-"""Owns the reading of the compose files, merged as docker compose does. Starts no container."""
+"""Owns the reading of Dockerfile and compose files, merged as docker compose does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
+from lstmserve.cli.serve import serve
+from lstmserve.config import Config
+from lstmserve.server import server
 from serving import ROOT
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600}
 DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")  # what a ${VARIABLE:-default} is when it is not set
+STAGES = {
+    re.search(r"^FROM .* AS (\S+)$", text, re.MULTILINE)[1]: text
+    for text in re.split(r"^(?=FROM )", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+}
+UNITS = {"M": 20, "G": 30}
+IDLE_BYTES = 300 << 20
 
 
 class Reset(list[Any]):
@@ -65,3 +74,29 @@ def binary(path: Path, package: str) -> Path:
             pytest.fail(text)
         pytest.skip(text)
     return path
+
+
+def image_variables() -> dict[str, str]:
+    """LSTMSERVE_* of the server's image."""
+    return dict(re.findall(r"(LSTMSERVE_\w+)=(\S+)", STAGES["base"] + STAGES["serve"]))
+
+
+def config_of(variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Config:
+    """What `lstmserve serve` makes of the image's variables and these: all must be settings."""
+    known = {parameter.envvar for parameter in serve.params}
+    for name, value in (image_variables() | variables).items():
+        assert name in known, name
+        monkeypatch.setenv(name, str(value))
+    return Config(**serve.make_context("serve", []).params)
+
+
+def drain_s(config: Config) -> float:
+    """The longest time from SIGTERM to the end."""
+    rest_s = server.GRACE_S + server.QUIET_S * server.QUIET_ROUNDS_MAX + config.store_timeout_s
+    return config.drain_delay_s + config.drain_s_max + rest_s
+
+
+def memory_bytes(limit: str) -> int:
+    """Of 768M, 1G, 512Mi."""
+    number, unit = re.fullmatch(r"(\d+)([MG])i?", limit).groups()
+    return int(number) << UNITS[unit]

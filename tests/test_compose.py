@@ -14,21 +14,20 @@ from typing import Any
 
 import pytest
 
-from composing import binary, compose, seconds
-from lstmserve.cli.serve import serve
-from lstmserve.config import Config
-from lstmserve.server import server
+from composing import (
+    IDLE_BYTES,
+    STAGES,
+    binary,
+    compose,
+    config_of,
+    drain_s,
+    memory_bytes,
+    seconds,
+)
 from serving import ROOT
 
 STACKS = {"alone": (), "scale": ("scale",), "gpu": ("gpu",)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DOCKERFILE = (ROOT / "Dockerfile").read_text()
-STAGES = {
-    re.search(r"^FROM .* AS (\S+)$", text, re.MULTILINE)[1]: text
-    for text in re.split(r"^(?=FROM )", DOCKERFILE, flags=re.MULTILINE)[1:]
-}
-UNITS = {"M": 20, "G": 30}
-IDLE_BYTES = 300 << 20
 OURS = re.compile(r"lstmserve(-\w+)?:")
 
 pytestmark = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
@@ -42,21 +41,6 @@ def services(stack: tuple[str, ...]) -> dict[str, Any]:
 def lasting(stack: tuple[str, ...]) -> dict[str, Any]:
     """The services that `up` starts."""
     return {name: each for name, each in services(stack).items() if "profiles" not in each}
-
-
-def config_of(variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Config:
-    """What `lstmserve serve` makes of the variables, every one of which must be a setting."""
-    known = {parameter.envvar for parameter in serve.params}
-    for name, value in variables.items():
-        assert name in known, name
-        monkeypatch.setenv(name, str(value))
-    return Config(**serve.make_context("serve", []).params)
-
-
-def image_variables(stage: str) -> dict[str, str]:
-    """LSTMSERVE_* of the stage and of the one that it is from."""
-    text = STAGES["base"] + STAGES[stage]
-    return dict(re.findall(r"(LSTMSERVE_\w+)=(\S+)", text))
 
 
 def test_versions_are_pinned(stack: tuple[str, ...]) -> None:
@@ -111,10 +95,8 @@ def test_the_server_has_the_time_to_drain(
 ) -> None:
     """Compose kills it later than it needs at the most, and routers hear first that it leaves."""
     service = services(stack)["lstmserve"]
-    config = config_of(image_variables("serve") | service["environment"], monkeypatch)
-    rest_s = server.GRACE_S + server.QUIET_S * server.QUIET_ROUNDS_MAX + config.store_timeout_s
-    drain_s = config.drain_delay_s + config.drain_s_max + rest_s
-    assert drain_s < seconds(service["stop_grace_period"])
+    config = config_of(service["environment"], monkeypatch)
+    assert drain_s(config) < seconds(service["stop_grace_period"])
     assert (config.store == "memory") == (stack != ("scale",))
     if stack == ("scale",):
         assert config.drain_delay_s >= 5
@@ -125,8 +107,8 @@ def test_the_server_is_confined(stack: tuple[str, ...], monkeypatch: pytest.Monk
     """It writes nothing, has no capability, and its pool fits in its memory with room to spare."""
     service = services(stack)["lstmserve"]
     size = service["deploy"]["resources"]["limits"]["memory"]
-    config = config_of(image_variables("serve") | service["environment"], monkeypatch)
-    assert int(size[:-1]) << UNITS[size[-1]] >= config.pool_bytes + IDLE_BYTES
+    config = config_of(service["environment"], monkeypatch)
+    assert memory_bytes(size) >= config.pool_bytes + IDLE_BYTES
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service["healthcheck"]["test"] == ["CMD", "lstmserve", "health"]
@@ -150,7 +132,7 @@ def test_the_image_listens_to_others_in_plain_text(
     stack: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`docker run -p` works: inside, every interface is listened on, on the ports it exposes."""
-    config = config_of(image_variables("serve"), monkeypatch)
+    config = config_of({}, monkeypatch)
     exposed = re.search(r"^EXPOSE (\d+) (\d+)$", STAGES["serve"], re.MULTILINE)
     assert exposed
     assert [config.listen, config.metrics] == [f"0.0.0.0:{port}" for port in exposed.groups()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -175,6 +176,7 @@ def test_nobody_to_ask(tmp_path: Path) -> None:
     ):
         client.models()
     assert refused.value.code.name == "UNAVAILABLE"
+    assert "no healthy upstream" in str(refused.value)
 
 
 def test_how_envoy_is_watched(tmp_path: Path) -> None:
@@ -186,6 +188,8 @@ def test_how_envoy_is_watched(tmp_path: Path) -> None:
         subprocess.run(command, check=True, timeout=10)
         with urllib.request.urlopen(envoy.metrics_url, timeout=10) as reply:
             assert "envoy_cluster_membership_total" in reply.read().decode()
+        with urllib.request.urlopen(envoy.metrics_url.replace("metrics", "ready")) as reply:
+            assert reply.read() == b"LIVE\n"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(envoy.metrics_url.replace("metrics", "clusters"), timeout=10)
     with pytest.raises(subprocess.CalledProcessError):
