@@ -1,4 +1,4 @@
-"""The HTTP side: what /metrics, /livez and /readyz answer, also when the event loop hangs."""
+"""The HTTP side: what /, /metrics, /livez and /readyz answer, also when the event loop hangs."""
 
 from __future__ import annotations
 
@@ -74,6 +74,15 @@ def test_probes_follow_what_they_are_told(http: HttpServer, switches: Switches) 
     assert get(http, "/readyz") == (200, "OK\n")
 
 
+def test_the_page_is_served_though_the_loop_hangs(http: HttpServer, switches: Switches) -> None:
+    """/ is the status page, whole, whatever the loop does."""
+    switches.hangs = True
+    status, body = get(http, "/")
+    assert status == 200
+    assert body.startswith("<!doctype html>")
+    assert body.count("/* page.") == 0
+
+
 def test_scrape_of_a_hung_loop_is_503(http: HttpServer, switches: Switches) -> None:
     """A scrape that the loop does not answer is 503, and the next one is served again."""
     switches.hangs = True
@@ -83,7 +92,9 @@ def test_scrape_of_a_hung_loop_is_503(http: HttpServer, switches: Switches) -> N
     assert get(http, "/metrics")[0] == 200
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/", 404), ("POST", "/livez", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/page.js", 404), ("POST", "/livez", 405)]
+)
 def test_other_requests_are_refused(http: HttpServer, method: str, path: str, status: int) -> None:
     """Other paths and methods get their HTTP status."""
     assert get(http, path, method)[0] == status

@@ -1,4 +1,4 @@
-"""Owns /metrics, /livez and /readyz: a thread of its own, so that they answer when the loop hangs.
+"""Owns the HTTP side, in a thread of its own, so that probes answer when the loop hangs.
 
 Never touches the engine: what it shows comes through the callables it is given.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from wsgiref import simple_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from lstmserve.server.observe.page import make_page
 
 if TYPE_CHECKING:  # a name for type checkers only, says its documentation
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -79,11 +81,15 @@ def _router(
 ) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
     probes = {"/livez": is_live, "/readyz": is_ready}
+    page, page_headers = make_page()
 
     def route(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if environ["REQUEST_METHOD"] != "GET":
             return _text(start_response, HTTPStatus.METHOD_NOT_ALLOWED)
+        if path == "/":
+            start_response("200 OK", page_headers)
+            return [page]
         if path == "/metrics":
             return _scrape(metrics, environ, start_response)
         if path in probes:
