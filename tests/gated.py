@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lstmserve.errors import StoreUnavailable
 from lstmserve.store import Store, Version, Write, Written, open_store, version_of
 from wire import Wire, serving
 
@@ -19,14 +20,19 @@ class Gate:
 
     def __init__(self, store: Store) -> None:
         self.behind = store
+        self.loads = 0
         self.puts: list[Sequence[Write]] = []
-        self.going = asyncio.Event()  # cleared: puts wait before they are written
+        self.going, self.loading = asyncio.Event(), asyncio.Event()  # cleared: puts, loads wait
         self.going.set()
+        self.loading.set()
         self.not_sent: Trouble | None = None  # raised in place of a put
         self.lost: Trouble | None = None  # raised after a put
+        self._is_taken: Callable[[Write], bool] | None = None
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load."""
+        self.loads += 1
+        await self.loading.wait()
         return await self.behind.load(keys)
 
     async def put(self, writes: Sequence[Write]) -> list[Written]:
@@ -35,6 +41,8 @@ class Gate:
         await self.going.wait()
         if self.not_sent is not None:
             raise self.not_sent()
+        if self._is_taken is not None and not all(map(self._is_taken, writes)):
+            raise StoreUnavailable("away")
         written = await self.behind.put(writes)
         if self.lost is not None:
             raise self.lost()
@@ -53,14 +61,19 @@ class Gate:
         (content,) = await self.behind.load([f"/{session_id}"])
         return None if content is None else version_of(content)
 
+    def only(self, is_taken: Callable[[Write], bool] | None) -> None:
+        """Other writes are refused from now on; None: none is."""
+        self._is_taken = is_taken
+
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Puts wait meanwhile."""
-        self.going.clear()
+    def held(self, *, are_loads: bool = False) -> Iterator[None]:
+        """Puts, or loads, wait meanwhile."""
+        going = self.loading if are_loads else self.going
+        going.clear()
         try:
             yield
         finally:
-            self.going.set()
+            going.set()
 
     @contextlib.contextmanager
     def refusing(self, error: Trouble) -> Iterator[None]:

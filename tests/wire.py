@@ -69,7 +69,9 @@ class Wire:
         self.running: asyncio.Task[None]
         self.folder = engine.config.models
         self.oracles = {
-            name: Oracle(self.folder / name / "1", spec) for name, spec in SPECS.items()
+            name: Oracle(self.folder / name / "1", spec)
+            for name, spec in SPECS.items()
+            if (self.folder / name / "1").exists()
         }
 
     async def send(self, method: str, content: bytes, **options: Any) -> bytes:

@@ -22,6 +22,9 @@ class CommitStage(Protocol):
     def lag_s(self) -> float:
         """Age of the oldest step that is not stored yet."""
 
+    async def flush(self) -> None:
+        """Writes what is ahead of the store, as far as it takes it."""
+
     async def drain(self, timeout_s: float) -> None:
         """Writes what is not yet written, after the last batch."""
 
@@ -45,6 +48,9 @@ class InMemory:
     def lag_s(self) -> float:
         """None has."""
         return 0.0
+
+    async def flush(self) -> None:
+        """Nothing."""
 
     async def drain(self, timeout_s: float) -> None:
         """Nothing."""

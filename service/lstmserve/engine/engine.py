@@ -66,8 +66,10 @@ class Engine:
         residence = None
         if store is not None:
             records = Records(self.table, self.models)
-            residence = Residence(self.table, self.sessions, self.room, records, store, clock)
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
+            residence = Residence(
+                self.table, self.sessions, self.room, records, store, clock, self._stage.flush
+            )
         self.lives = Lives(self.table, self.sessions, opening, residence, clock)
         self.driver = Driver(config, self.models, self._stage, clock)
         self.predicting = Predicting(config, self.driver)
@@ -147,6 +149,7 @@ class Engine:
         try:
             await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
             await self._stage.drain(timeout_s)
+            await self.lives.finish(timeout_s)
         finally:
             flushed.set()
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from lstmserve.engine.clock import Now
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Draining, Fenced
+from lstmserve.errors import Draining, Fenced, SessionLimit
 from lstmserve.store import Version
 
 
@@ -38,6 +39,7 @@ class Lives:
         self._residence = residence
         self._clock = clock
         self._flushed: asyncio.Event | None = None  # set: this server leaves
+        self._closing: set[asyncio.Task[int]] = set()
 
     @property
     def has_store(self) -> bool:
@@ -89,15 +91,25 @@ class Lives:
         residence = self._residence
         if residence is None:
             return self._opening.open(request, self._clock())
+        if not request.request_key:
+            return await self._open(residence, request)
+        async with residence.alone(f"?{request.request_key}"):  # no session's key begins so
+            key = self._opening.key_of(request, self._clock())
+            return await self._open(residence, replace(request, key=key))
+
+    async def _open(self, residence: Residence, request: OpenRequest) -> tuple[int, bool]:
         if request.fork_of:
             await residence.confirm(request.fork_of)
         has_source = self._table.find(request.fork_of) is not None
         async with residence.alone(request.key):
             is_replaced = request.if_exists is IfExists.RESTART
             before = await residence.refresh(request.key, is_replaced)
+            if is_replaced and self._table.find(request.key) is not None:
+                await residence.filing.save(request.key)
+                before = residence.version(request.key)
             if has_source and self._table.find(request.fork_of) is None:
                 raise Fenced("the session to fork has just left: repeat the call", retry_s=0.0)
-            row, is_created = self._opening.open(request, self._clock())
+            row, is_created = await self._make(residence, request)
             is_new = before is None or before.incarnation != self._table.incarnation[row]
             if is_created and is_new:
                 await self._create(residence, request, row, before)
@@ -106,36 +118,79 @@ class Lives:
                 raise Fenced("another server has just taken this session: repeat the call")
             return here, is_created
 
+    async def _make(self, residence: Residence, request: OpenRequest) -> tuple[int, bool]:
+        """In the table; where that is full of what the store has not, the store gets it first."""
+        try:
+            return self._opening.open(request, self._clock())
+        except SessionLimit:
+            await residence.flush()
+            return self._opening.open(request, self._clock())
+
     async def _create(
         self, residence: Residence, request: OpenRequest, row: int, before: Version | None
     ) -> None:
         try:
-            await residence.create(request.key, row, before)
+            await residence.filing.create(request.key, row, before)
         except BaseException:
             self._opening.doubt(request, self._clock())
             raise
 
     async def close(self, key: str, incarnation: int) -> int:
-        """Ends a session after its pending steps; its last step. Raises as Sessions.close()."""
+        """Ends a session after its pending steps; its last step. Raises as Sessions.close().
+
+        It goes on though its caller goes away: half a close would leave it in the store.
+        """
         residence = self._residence
         if residence is None:
-            return (await self._close_here(key, incarnation))[0]
+            return await self._end(key, incarnation)
+        closing = asyncio.create_task(self._close(residence, key, incarnation), name="close")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closed)
+        return await asyncio.shield(closing)
+
+    def _closed(self, closing: asyncio.Task[int]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled():
+            closing.exception()  # for its caller, if he is still there
+
+    async def finish(self, timeout_s: float) -> None:
+        """What was begun of closing sessions ends, if it does so in time."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=timeout_s)
+
+    async def _close(self, residence: Residence, key: str, incarnation: int) -> int:
         async with residence.alone(key):
-            await residence.refresh(key)
-            step, version = await self._close_here(key, incarnation)
-            if version is not None:
-                await residence.forget(key, version)
+            stored = await residence.refresh(key, is_ending=True)
+            if self._table.find(key) is not None:
+                await self._save(residence, key, incarnation)
+                if self._table.find(key) is None:
+                    raise Fenced("another server has this session now: close it again")
+                stored = residence.version(key)
+            elif stored is not None and not residence.is_expired(key, stored):
+                residence.bury(key, incarnation, stored)  # of a model that is not served any more
+            step = await self._end(key, incarnation)
+            if stored is not None:
+                await residence.filing.forget(key, stored)
             return step
 
-    async def _close_here(self, key: str, incarnation: int) -> tuple[int, Version | None]:
-        """The last step, and what the store has of the session, if it was here."""
-        closed: asyncio.Future[tuple[int, Version | None]]
-        closed = asyncio.get_running_loop().create_future()
-        residence = self._residence
+    async def _save(self, residence: Residence, key: str, incarnation: int) -> None:
+        """Lets it come to rest, and brings the store up to date. If that fails it goes on."""
+        is_quiet = asyncio.Event()
+        self._sessions.quieten(key, incarnation, self._clock(), is_quiet.set)
+        try:
+            await is_quiet.wait()
+            await residence.filing.save(key)
+        except BaseException:
+            self._sessions.reopen(key)
+            raise
+
+    async def _end(self, key: str, incarnation: int) -> int:
+        """Here; the last step."""
+        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def on_closed(step: int) -> None:
             if not closed.done():
-                closed.set_result((step, residence.version(key) if residence else None))
+                closed.set_result(step)
 
         self._sessions.close(key, incarnation, self._clock(), on_closed)
         return await closed

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -153,14 +154,34 @@ class WriteBehind:
             found = dict(zip(keys, await self._store.load(keys), strict=True))
         except ServeError:
             return
+        older = []
         for row, life, key in asked:
             if key not in found or not self._is_same(row, life):
                 continue
             version = found_version(found[key])
-            if version is not None and is_same_life(version, life):
-                self._note(row, version)
-            else:
+            if version is None or not is_same_life(version, life):
                 self._on_moved(row)
+            elif version.step < self._table.durable_step[row]:
+                older.append((row, version))
+            else:
+                self._note(row, version)
+        if older:
+            await self._renew(older)
+
+    async def _renew(self, older: list[tuple[int, Version]]) -> None:
+        """A store that went back, to an older copy of itself, gets these sessions anew."""
+        records = [self._records.now(row) for row, _ in older]
+        writes = [
+            replace(self._write(row, record), expected=version)
+            for (row, version), record in zip(older, records, strict=True)
+        ]
+        try:
+            written = await self._store.put(writes)
+        except ServeError:
+            return  # the next flush meets the same
+        for (row, _), record, each in zip(older, records, written, strict=True):
+            if each is Written.OK:
+                self._note(row, record.version)
 
     def _note(self, row: int, stored: Version) -> None:
         """The store has this of the session that was in the row, and perhaps is."""

@@ -63,6 +63,9 @@ class WriteThrough:
         """None is answered before it is stored."""
         return 0.0
 
+    async def flush(self) -> None:
+        """Nothing is ever ahead."""
+
     async def drain(self, timeout_s: float) -> None:
         """Nothing is ever dirty."""
 

@@ -84,6 +84,11 @@ class Opening:
             self._answered.put(request.request_key, (key, incarnation, True), now.monotonic_ns)
         return row, is_created
 
+    def key_of(self, request: OpenRequest, now: Now) -> str:
+        """Its key: the same one for the same request again, also where the server makes the id."""
+        answered = self._answered.get(request.request_key, now.monotonic_ns)
+        return request.key if answered is None else answered[0]
+
     def doubt(self, request: OpenRequest, now: Now) -> None:
         """Whether the session that was opened exists is unknown: a store's answer was lost."""
         answered = self._answered.get(request.request_key, now.monotonic_ns)

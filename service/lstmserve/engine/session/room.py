@@ -82,7 +82,7 @@ class Room:
         expired = self._table.idle_before(now.monotonic_ns, start, stop)
         for row in expired:
             self._sessions.expire(int(row), now)
-        self._sessions.sweep_endings(now)
+        self._sessions.endings.sweep(now.monotonic_ns)
         return expired.size
 
     def _evict(self, model: Model, now: Now) -> None:

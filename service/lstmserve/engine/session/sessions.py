@@ -13,14 +13,7 @@ from lstmserve.engine.compute.pool import ZERO, Rows
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.endings import Ending, Endings, Tombstone
 from lstmserve.engine.session.start import Start
-from lstmserve.engine.table import (
-    CLOSING,
-    DETACHED,
-    MOVED,
-    NOT_STORED,
-    OPEN,
-    SessionTable,
-)
+from lstmserve.engine.table import CLOSING, DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
 from lstmserve.errors import SessionClosed, SessionReplaced
 
 
@@ -32,16 +25,17 @@ class Sessions:
     ) -> None:
         self._table = table
         self._models = models
-        self._endings = Endings(config, boot_id)
+        self.endings = Endings(config, boot_id)
         self._incarnation = 0
         self._closers: dict[int, list[Callable[[int], None]]] = {}
+        self._quiet: dict[int, Callable[[], None]] = {}
 
     def find(self, key: str, incarnation: int, now: Now) -> int:
         """The row of an open session. Raises SessionNotFound, SessionLost, SessionExpired,
         SessionClosed, SessionReplaced."""
         row = self._table.find(key)
         if row is None:
-            raise self._endings.error(key, incarnation, now.monotonic_ns)
+            raise self.endings.error(key, incarnation, now.monotonic_ns)
         table = self._table
         if incarnation and incarnation != table.incarnation.item(row):
             self._check_incarnation(row, incarnation)
@@ -49,7 +43,7 @@ class Sessions:
             raise SessionClosed("the session was closed")
         if table.expiry_ns.item(row) <= now.monotonic_ns and self.is_expired(row, now):
             self._end(row, "expired", now)
-            raise self._endings.error(key, incarnation, now.monotonic_ns)
+            raise self.endings.error(key, incarnation, now.monotonic_ns)
         return row
 
     def _check_incarnation(self, row: int, incarnation: int) -> None:
@@ -92,7 +86,7 @@ class Sessions:
         if start.rows is not None:
             table.slot[row] = model.pool.take_one()
             model.pool.write(table.slot[row : row + 1].copy(), start.rows)
-        self._endings.forget(key)
+        self.endings.forget(key)
         model.metrics.opened(start.source)
         return row
 
@@ -109,7 +103,7 @@ class Sessions:
         """
         row = self._table.find(key)
         if row is None:
-            on_closed(self._endings.closed_step(key, incarnation, now.monotonic_ns))
+            on_closed(self.endings.closed_step(key, incarnation, now.monotonic_ns))
             return
         self._check_incarnation(row, incarnation)
         if self._table.phase[row] == OPEN:
@@ -118,6 +112,20 @@ class Sessions:
         self._closers.setdefault(row, []).append(on_closed)
         if not self._table.pending[row]:
             self.on_idle(row, now)
+
+    def quieten(self, key: str, incarnation: int, now: Now, on_quiet: Callable[[], None]) -> None:
+        """It takes no more steps; on_quiet() is called when none is pending. Raises as find()."""
+        row = self.find(key, incarnation, now)
+        self._table.phase[row] = CLOSING
+        self._quiet[row] = on_quiet
+        if not self._table.pending[row]:
+            self.on_idle(row, now)
+
+    def reopen(self, key: str) -> None:
+        """What was to end goes on, if it is still here."""
+        row = self._table.find(key)
+        if row is not None:
+            self._table.phase[row] = OPEN
 
     def detach(self, row: int, reason: str) -> None:
         """Frees the id without a word: it was replaced, evicted, or is another server's now.
@@ -135,11 +143,7 @@ class Sessions:
         key, incarnation = self._table.keys[row], int(self._table.incarnation[row])
         assert key is not None
         self.detach(row, "evicted")
-        self._endings.evicted(key, incarnation, now.monotonic_ns)
-
-    def has_expired(self, key: str, incarnation: int, epoch: int, now: Now) -> bool:
-        """Whether this life of the id ended here by its TTL, and nobody has taken it since."""
-        return self._endings.has_expired(key, incarnation, epoch, now.monotonic_ns)
+        self.endings.evicted(key, incarnation, now.monotonic_ns)
 
     def expire(self, row: int, now: Now) -> None:
         """Ends an idle session whose time ran out."""
@@ -149,12 +153,10 @@ class Sessions:
         """A session that is no longer open has no step left."""
         if self._table.phase[row] >= DETACHED:
             self._release(row)
+        elif row in self._quiet:
+            self._quiet.pop(row)()
         else:
             self._end(row, "closed", now)
-
-    def sweep_endings(self, now: Now) -> None:
-        """Forgets who ended too long ago."""
-        self._endings.sweep(now.monotonic_ns)
 
     def _next_incarnation(self, now: Now) -> int:
         """Microseconds of the wall clock, but never twice."""
@@ -169,7 +171,7 @@ class Sessions:
         )
         self._announce_closed(row)
         key = table.detach(row)
-        self._endings.put(key, tombstone, now.monotonic_ns)
+        self.endings.put(key, tombstone, now.monotonic_ns)
         model.metrics.closed("client" if ending == "closed" else "expired")
         self._release(row)
 
@@ -180,6 +182,8 @@ class Sessions:
         return is_idle and table.expiry_ns.item(row) <= now.monotonic_ns
 
     def _announce_closed(self, row: int) -> None:
+        if row in self._quiet:
+            self._quiet.pop(row)()
         for on_closed in self._closers.pop(row, ()):
             on_closed(int(self._table.step[row]))
 
