@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from examples.serving import ServerDied, serve
+from examples.weather import stream
 from examples.weather.demo import compute_with_torch, export, run
 from examples.weather.features import BLOCK_H, FEATURES, HORIZONS_H, Year, load_year, rmse_f
 from examples.weather.train import CHECKPOINT, training_targets
@@ -119,3 +120,14 @@ def test_a_server_that_never_starts_is_named(tmp_path: Path) -> None:
     """Without a model the server's own refusal is what the demo says."""
     with pytest.raises(ServerDied, match="exit code 1"), serve(tmp_path / "none"):
         pass
+
+
+async def test_many_sessions_stream_to_a_running_server(year: Year) -> None:
+    """The operator's client counts every step; its replies have the whole sequence's bits."""
+    with serve(MODELS) as server:
+        found = await stream.run(server.target, year, sessions=7, seconds=0.5)
+        assert found.is_right(), found
+        assert found.steps > 7
+        found = await stream.run("127.0.0.1:9", year, sessions=2, seconds=0.5, retry_s_max=0)
+    assert not found.is_right()
+    assert len(found.failed) == 2

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from lstmserve.cli.serve import serve as serve_command
-from lstmserve.config import settings
-from serving import FREE_PORTS, ROOT, Serve, Serving, run_serve
+from lstmserve.config import Config, settings
+from lstmserve.server import machine
+from serving import COMMAND, FREE_PORTS, ROOT, WAIT_S_MAX, Serve, Serving, environment, run_serve
 
 
 def refused(text: str, code: int, *arguments: str | Path, **variables: str) -> None:
@@ -153,3 +159,37 @@ def test_flag_beats_variable(serve: Serve) -> None:
     assert serving.stop() == 0
     (draining,) = serving.events("draining")
     assert (draining["s_max"], draining["delay_s"]) == (7.0, 0.5)
+
+
+def test_sigterm_before_ready_ends_it(models: Path, tmp_path: Path) -> None:
+    """Also as process 1 of a container, where a signal without a handler changes nothing."""
+    tokens = tmp_path / "tokens"
+    os.mkfifo(tokens)
+    command = [*COMMAND, *FREE_PORTS, "--models", models, "--tokens", tokens]
+    with (
+        subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process,
+        tokens.open("w"),  # opens when the server does, which then waits for its content
+    ):
+        process.terminate()
+        assert process.wait(WAIT_S_MAX) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("given", "protected_by", "warned"),
+    [
+        ({}, ["loopback"], ""),
+        ({"listen": "0.0.0.0:1", "insecure": True}, [], "read along and call"),
+        ({"listen": "0.0.0.0:1", "insecure": True, "tokens": Path("t")}, ["tokens"], "read along"),
+        ({"listen": "0.0.0.0:1", "tls_cert": Path("c"), "tls_key": Path("k")}, ["TLS"], ""),
+    ],
+)
+def test_what_protects_it_is_said(
+    given: dict[str, Any], protected_by: list[str], warned: str
+) -> None:
+    """A server that others can reach in plain text says so at its start."""
+    config = Config(**given)
+    with structlog.testing.capture_logs() as logs:
+        machine.check_plain_text(config)
+    assert machine.protections(config) == protected_by
+    assert [line["log_level"] for line in logs] == ["warning"] * bool(warned)
+    assert all(warned in line["event"] for line in logs)

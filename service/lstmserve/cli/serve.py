@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from dataclasses import Field
 from pathlib import Path
@@ -61,6 +62,8 @@ def _serve(**values: Any) -> None:
 
 
 def _run(config: Config) -> int:
+    # Process 1 of a container has no default: SIGTERM before Ready would change nothing.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     # Before the first import of grpc: its own lines on stderr are in no form of ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import structlog

@@ -1,0 +1,119 @@
+"""Owns a client of a server that runs already: python -m examples.weather.stream --help.
+
+Many sessions at once, each an airport's weather hour by hour. Every reply is then held to the bits
+of the whole sequence, computed at once without a session. Starts no server, keeps no state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from examples.weather.features import Floats, Year, load_year
+from lstmserve import AsyncClient
+from lstmserve.client import LstmServeError
+
+MODEL = "weather"
+APART_H = 24  # sessions of one airport begin a day apart
+CONNECTIONS = 4
+
+
+@dataclass(slots=True)
+class Found:
+    """Counts: of steps that were acked and, of those, what must not be."""
+
+    sessions: int = 0
+    steps: int = 0
+    lost: int = 0  # acked, and the server has not counted them
+    doubled: int = 0  # the server has counted more than were acked
+    wrong: int = 0  # replies with other bits than the whole sequence has
+    failed: list[str] = field(default_factory=list)  # calls that ended with an error
+    slowest_s: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.sessions} sessions, {self.steps:,} steps acked in {self.seconds:.0f} s",
+            f"lost {self.lost}, doubled {self.doubled}, wrong {self.wrong}, "
+            f"failed calls {len(self.failed)}; the slowest step took {self.slowest_s:.2f} s",
+        ]
+        return "\n".join([*lines, *sorted(set(self.failed))])
+
+    def is_right(self) -> bool:
+        """Whether nothing is that must not be."""
+        return self.steps > 0 and not (self.lost or self.doubled or self.wrong or self.failed)
+
+
+async def talk(client: AsyncClient, name: str, x: Floats, end_s: float, found: Found) -> None:
+    """One session over x [T, 8], until its end or the time's. Adds to what was found."""
+    replies: list[Floats] = []
+    try:
+        async with await client.session(MODEL, id=name) as session:
+            for hour in x:
+                start_s = time.monotonic()
+                if start_s > end_s:
+                    break
+                replies.append(await session.step(hour))
+                found.slowest_s = max(found.slowest_s, time.monotonic() - start_s)
+            counted = (await session.info()).step
+        (whole,) = await client.predict(MODEL, [x[: len(replies)]])
+    except LstmServeError as error:
+        found.failed.append(f"{type(error).__name__}: {error}")
+        return
+    found.steps += len(replies)
+    found.lost += max(0, len(replies) - counted)
+    found.doubled += max(0, counted - len(replies))
+    found.wrong += int((np.stack(replies) != whole).any(axis=1).sum())
+
+
+async def run(
+    target: str, year: Year, *, sessions: int, seconds: float, retry_s_max: float = 60.0
+) -> Found:
+    """Streams so many sessions for so long, over a few connections."""
+    found = Found(sessions)
+    start_s = time.monotonic()
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncClient(target, retry_s_max=retry_s_max))
+            for _ in range(CONNECTIONS)
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for i in range(sessions):
+                station = i % len(year.stations)
+                begin = i // len(year.stations) * APART_H % len(year.hours)
+                name = f"{year.stations[station].lower()}-{i}"
+                x = year.x[station, begin:]
+                talking = talk(clients[i % CONNECTIONS], name, x, start_s + seconds, found)
+                tasks.create_task(talking)
+    found.seconds = time.monotonic() - start_s
+    return found
+
+
+def main() -> None:
+    """Exit code 0, or 1 when a step was lost, doubled, wrong or failed."""
+    parser = argparse.ArgumentParser(description="New York's weather, many sessions at once.")
+    parser.add_argument("--target", default="127.0.0.1:50051")
+    parser.add_argument("--sessions", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--retry-s-max", type=float, default=60.0, help="0: no call is repeated")
+    asked = parser.parse_args()
+    found = asyncio.run(
+        run(
+            asked.target,
+            load_year(),
+            sessions=asked.sessions,
+            seconds=asked.seconds,
+            retry_s_max=asked.retry_s_max,
+        )
+    )
+    print(found)
+    raise SystemExit(not found.is_right())
+
+
+if __name__ == "__main__":
+    main()
