@@ -56,10 +56,11 @@ async def talk(client: AsyncClient, name: str, x: Floats, end_s: float, found: F
         async with await client.session(MODEL, id=name) as session:
             for hour in x:
                 start_s = time.monotonic()
-                if start_s > end_s:
-                    break
                 replies.append(await session.step(hour))
-                found.slowest_s = max(found.slowest_s, time.monotonic() - start_s)
+                now_s = time.monotonic()
+                found.slowest_s = max(found.slowest_s, now_s - start_s)
+                if now_s > end_s:
+                    break
             counted = (await session.info()).step
         (whole,) = await client.predict(MODEL, [x[: len(replies)]])
     except LstmServeError as error:
