@@ -12,7 +12,7 @@ import click
 import grpc
 
 from lstmserve.cli.csvrows import BadRow
-from lstmserve.client import Client, LstmServeError
+from lstmserve.client import Client, LstmServeError, checks
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 VERSION_MAX = 2**31 - 1
@@ -60,6 +60,11 @@ def target(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         if (tls_client_cert is None) != (tls_client_key is None):
             raise click.UsageError("--tls-client-cert and --tls-client-key go together")
+        try:
+            checks.target(target)
+            checks.token(token)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         root, key, cert = (
             None if file is None else file.read()
             for file in (tls_root, tls_client_key, tls_client_cert)

@@ -12,6 +12,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import Message
 
+from lstmserve.client import checks
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 Request = TypeVar("Request", bound=Message)
@@ -60,31 +61,45 @@ _IF_EXISTS: Final = {
 
 def open_request(
     model: str,
-    version: int,
+    version: int | None,
     session_id: str,
     if_exists: IfExists = "fail",
     ttl_s: float | None = None,
 ) -> wire.OpenSessionRequest:
-    """A request of its own: repeated it opens no second session."""
+    """A request of its own: repeated it opens no second session. Raises ValueError."""
     request = wire.OpenSessionRequest(
-        model=model,
-        version=version,
-        session_id=session_id,
-        if_exists=_IF_EXISTS[if_exists],
+        model=checks.name("model", model),
+        version=checks.version(version),
+        session_id=checks.session_id(session_id),
+        if_exists=_IF_EXISTS[checks.choice("if_exists", if_exists, _IF_EXISTS)],
         request_id=uuid4().hex,
     )
     if ttl_s is not None:
-        request.ttl.FromMilliseconds(round(ttl_s * 1000))
+        request.ttl.FromMilliseconds(round(checks.ttl(ttl_s) * 1000))
     return request
+
+
+def get_request(session_id: str) -> wire.GetSessionRequest:
+    """Of one session. Raises ValueError."""
+    return wire.GetSessionRequest(session_id=checks.session_id(session_id))
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the server is, and how to speak to it; `tls` True trusts the system's authorities."""
+    """Where the server is, and how to speak to it; `tls` True trusts the system's authorities.
+
+    Raises ValueError.
+    """
 
     target: str
     token: str | None
     tls: bool | grpc.ChannelCredentials
+
+    def __post_init__(self) -> None:
+        checks.target(self.target)
+        checks.token(self.token)
+        if not isinstance(self.tls, bool | grpc.ChannelCredentials):
+            raise ValueError(f"tls is {self.tls!r}, must be a bool or grpc's ChannelCredentials")
 
     def open(self, flavour: Any) -> Any:
         """A channel of `flavour`, grpc or grpc.aio."""

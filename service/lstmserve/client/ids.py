@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Final
 from uuid import uuid4
+
+from lstmserve.client import checks
+
+GROUPS_MAX: Final = 1 << 16
 
 
 def group(session_id: str) -> str:
@@ -25,9 +30,8 @@ class Ids:
     """Makes ids, in turn in each of `groups` groups that no other client has."""
 
     def __init__(self, groups: int) -> None:
-        if groups < 1:
-            raise ValueError(f"groups is {groups}, must be at least 1")
-        self._groups = itertools.cycle([uuid4().hex[:16] for _ in range(groups)])
+        count = checks.count("groups", groups, 1, GROUPS_MAX)
+        self._groups = itertools.cycle([uuid4().hex[:16] for _ in range(count)])
 
     def new(self) -> str:
         """An id that no session has had."""

@@ -37,8 +37,6 @@ class Ledger:
     """
 
     def __init__(self, model: ModelInfo, replay_steps_max: int) -> None:
-        if replay_steps_max < 0:
-            raise ValueError(f"replay_steps_max is {replay_steps_max}, must be 0 or more")
         self.model = model
         self.step_count = 0  # the last step that was ever answered
         self.durable_step = 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lstmserve.client.job import Piece
 
 FRAME_BYTES: Final = 4096  # what a message has beside its columns
+MILLISECONDS_MAX: Final = 2**31 - 1  # of the message's field
 REPLY_BYTES: Final = 65_536  # what a server keeps of a reply, unless --reply-bytes-max says less
 
 
@@ -54,7 +55,7 @@ def step_request(session: wire.Session, piece: Piece, timeout_s: float) -> wire.
 
 
 def _milliseconds(timeout_s: float) -> int:
-    return max(1, int(timeout_s * 1000))
+    return max(1, min(int(timeout_s * 1000), MILLISECONDS_MAX))
 
 
 class Answer(NamedTuple):

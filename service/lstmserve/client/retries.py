@@ -15,6 +15,7 @@ from typing import Final
 
 from grpc import StatusCode
 
+from lstmserve.client import checks
 from lstmserve.client.errors import LstmServeError
 
 BACKOFF_S: Final = 0.05
@@ -50,12 +51,8 @@ class Patience:
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s is {timeout_s}, must be above 0")
-        if not retry_s_max >= 0:
-            raise ValueError(f"retry_s_max is {retry_s_max}, must be 0 or more")
-        self.timeout_s = timeout_s
-        self._retry_s_max = retry_s_max
+        self.timeout_s = checks.seconds("timeout_s", timeout_s)
+        self._retry_s_max = checks.seconds("retry_s_max", retry_s_max, may_be_zero=True)
         self.is_met = False  # whether a server ever answered
         self.clock = clock
         self.uniform = uniform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lstmserve.client import checks
 from lstmserve.client._async.connection import AsyncConnection
 from lstmserve.client.calls import GET_MODEL, LIST_MODELS, LIST_SESSIONS
 from lstmserve.client.records import ModelInfo, SessionInfo
@@ -19,10 +20,11 @@ class AsyncCatalog:
 
     async def get(self, name: str, version: int | None = None) -> ModelInfo:
         """A model; None is the newest version, asked for each time as it may have changed."""
-        known = self._models.get((name, version or 0))
+        number = checks.version(version)
+        known = self._models.get((checks.name("model", name), number))
         if known is not None:
             return known
-        request = wire.GetModelRequest(model=name, version=version or 0)
+        request = wire.GetModelRequest(model=name, version=number)
         model = ModelInfo.read((await self._connection.call(GET_MODEL, request)).model)
         self._models[model.name, model.version] = model
         return model
@@ -35,7 +37,8 @@ class AsyncCatalog:
     async def read_sessions(self, model: str) -> list[SessionInfo]:
         """The open sessions of one model, or "": of all."""
         found: list[SessionInfo] = []
-        request = wire.ListSessionsRequest(page_size=_PAGE_SIZE, model=model)
+        asked = checks.name("model", model) if model else ""
+        request = wire.ListSessionsRequest(page_size=_PAGE_SIZE, model=asked)
         while True:
             reply = await self._connection.call(LIST_SESSIONS, request)
             found.extend(SessionInfo.read(session) for session in reply.sessions)

@@ -5,11 +5,13 @@ Never sends a session's step while another of its steps is unanswered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 
 import numpy.typing as npt
 
+from lstmserve.client import checks
 from lstmserve.client._aio import Pending, Reply
 from lstmserve.client._async.connection import AsyncConnection, AsyncLine
 from lstmserve.client._async.session import AsyncSession
@@ -41,8 +43,8 @@ class AsyncGroups:
 
         Those that fail for a while are sent again; the others keep what they have.
         """
-        steps = {session: rows(session.model_info, x) for session, x in inputs.items()}
-        tries = self._connection.tries(timeout_s)
+        steps = {self._mine(session): rows(session.model_info, x) for session, x in _pairs(inputs)}
+        tries = self._connection.tries(checks.timeout(timeout_s))
         taken: list[AsyncSession] = []
         try:
             for session in sorted(steps, key=lambda session: session.id):  # nobody waits crosswise
@@ -54,6 +56,11 @@ class AsyncGroups:
             for session in taken:
                 session.course.ledger.end()
                 session.course.turn.give()
+
+    def _mine(self, session: AsyncSession) -> AsyncSession:
+        if not session.is_of(self._connection):
+            raise ValueError(f"session {session.id} is of another client")
+        return session
 
     def send(self, parcel: Parcel[AsyncSession], timeout_s: float) -> Sent:
         """Sends a message once."""
@@ -142,6 +149,22 @@ class _Call:
         except LstmServeError as last:
             self._errors[session] = session.course.ledger.explain(last)
             return 0.0
+
+
+def _pairs(
+    inputs: Mapping[AsyncSession, npt.ArrayLike],
+) -> Iterable[tuple[AsyncSession, npt.ArrayLike]]:
+    """The items. Raises ValueError for what are no sessions, and for two handles of one."""
+    if not isinstance(inputs, Mapping) or not all(
+        isinstance(each, AsyncSession) for each in inputs
+    ):
+        raise ValueError("step_many takes a mapping of sessions to their x")
+    counts = Counter(session.id for session in inputs)
+    if twice := [each for each, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"session {twice[0]} is there twice, by two handles: a step each at a time"
+        )
+    return inputs.items()
 
 
 async def _results(parcel: Parcel[AsyncSession], reply: Sent) -> Sequence[Answer | LstmServeError]:

@@ -8,6 +8,7 @@ from typing import Literal, Self, overload
 import grpc
 import numpy.typing as npt
 
+from lstmserve.client import checks
 from lstmserve.client._sync.catalog import Catalog
 from lstmserve.client._sync.connection import Connection
 from lstmserve.client._sync.many import Groups
@@ -20,6 +21,7 @@ from lstmserve.client.calls import (
     PREDICT,
     Address,
     IfExists,
+    get_request,
     open_request,
 )
 from lstmserve.client.ids import Ids
@@ -37,8 +39,8 @@ class Client:
     until `retry_s_max` after its first failure (0: never; 2 s where no server ever answered).
     `tls` True trusts the system's authorities; `token` goes with every call. Sessions whose id the
     client makes are spread over `groups` groups: a router keeps a group on one server, and
-    step_many sends a message a group.
-    Connecting happens at the first call. Every call raises LstmServeError.
+    step_many sends a message a group. The first call connects. Each raises LstmServeError, and
+    ValueError for an argument that cannot be.
     """
 
     def __init__(
@@ -79,19 +81,19 @@ class Client:
         resumed (then no state is used) or restarted. `ttl_s`: idle time after which the server
         forgets it. Leaving `with` closes it, unless `keep`. The session keeps up to
         `replay_steps_max` of its last steps, and sends them again to a server that lost them.
-        Raises ValueError for a shape, SessionExists, ModelNotFound, Overloaded and others.
+        Raises SessionExists, ModelNotFound, Overloaded and others.
         """
         if id is None:  # nobody else has the new one: to restart it is to open it, however often
             id, if_exists = self._ids.new(), "restart"  # noqa: A001  # the contract's name
-        request = open_request(model, version or 0, id, if_exists, ttl_s)
+        replay_steps_max = checks.count("replay_steps_max", replay_steps_max, 0)
+        request = open_request(model, version, id, if_exists, ttl_s)
         if h0 is not None or c0 is not None:
-            if state is not None:
-                raise ValueError("either state, or h0 and c0")
+            checks.alone("state", state, "h0 and c0")
             info = self._catalog.get(model, version)
             request.version = info.version
             state = State(*state_parts(info, h0, c0))
         if state is not None:
-            request.state.CopyFrom(state.write())
+            request.state.CopyFrom(checks.an("state", state, State).write())
         reply = self._connection.call(OPEN_SESSION, request, request.session_id)
         origin = request.state if reply.created else None
         return self._opened(reply.session, origin, keep, replay_steps_max)
@@ -99,8 +101,7 @@ class Client:
     @opening
     def attach(self, id: str, *, keep: bool = True) -> Session:  # noqa: A002  # as session
         """The open session of that id, of whatever model. Raises SessionNotFound and others."""
-        request = wire.GetSessionRequest(session_id=id)
-        reply = self._connection.call(GET_SESSION, request, id)
+        reply = self._connection.call(GET_SESSION, get_request(id), id)
         return self._opened(reply.session, None, keep, replay_steps_max=0)
 
     def _opened(
@@ -166,10 +167,9 @@ class Client:
 
         h0 [layers x directions, B, proj_size or hidden_size] and c0 [layers x directions, B,
         hidden_size] default to zeros. With `return_state` also (hn, cn), shaped as h0 and c0.
-        Raises ValueError for a shape, ModelNotFound, Overloaded and others.
+        Raises ModelNotFound, Overloaded and others.
         """
-        info = self._catalog.get(model, version)
-        sequences = Sequences.of(info, inputs, h0, c0)
+        sequences = Sequences.of(self._catalog.get(model, version), inputs, h0, c0)
         last_only = not return_sequences
         requests = sequences.requests(last_only, return_state)
         replies = [self._connection.call(PREDICT, request) for request in requests]

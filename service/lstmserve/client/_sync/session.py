@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy.typing as npt
 
-from lstmserve.client import ids
+from lstmserve.client import checks, ids
 from lstmserve.client._sync.connection import Connection
 from lstmserve.client._sync.course import Course
 from lstmserve.client._threads import Source, opening, pump
@@ -76,6 +76,10 @@ class Session:
         """The last step that survives the server's crash; 0 without a store."""
         return self.course.ledger.durable_step
 
+    def is_of(self, connection: Connection) -> bool:
+        """Whether its calls go by this connection."""
+        return self._connection is connection
+
     def __repr__(self) -> str:
         return f"<Session {self.id} of {self.model}:{self.version}, step {self.step_count}>"
 
@@ -89,7 +93,7 @@ class Session:
         none, unless y is above 64 KiB: then they travel as several steps. Raises ValueError for
         any other shape, and LstmServeError.
         """
-        given = rows(self.model_info, x)
+        given, timeout_s = rows(self.model_info, x), checks.timeout(timeout_s)
         last_only = not return_sequences
         claim = self.course.step(given, last_only, timeout_s)
         return shaped(claim.take(given.length), given.single, last_only)
@@ -108,6 +112,7 @@ class Session:
         `xs` raises, after the replies before it. The xs without a y can be streamed again.
         """
         model = self.model_info
+        timeout_s, window = checks.timeout(timeout_s), checks.count("window", window, 1)
         line = self._connection.line(STEP_STREAM, ids.group(self.id))
 
         def send(request: wire.StepRequest, timeout_s: float) -> wire.StepResponse:
@@ -152,7 +157,7 @@ class Session:
     @opening
     def fork(self, id: str | None = None) -> Session:  # noqa: A002  # the contract's name
         """A new session that goes on from this one's last applied step; both live on."""
-        request = open_request(self.model, self.version, id or ids.beside(self.id))
+        request = open_request(self.model, self.version, ids.beside(self.id) if id is None else id)
         request.ttl.CopyFrom(self.course.ledger.session.ttl)
         request.fork_of = self.id
         reply = self._connection.call(OPEN_SESSION, request, request.session_id)
