@@ -46,12 +46,15 @@ def _install(bin_folder: Path, requirement: str) -> None:
 
 
 def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> None:
-    """It imports, writes the proto, and says which extras `serve` needs, with exit code 2."""
+    """It imports, and says which extras `serve`, `top` and `export` need, with exit code 2."""
     run(base / "python", "-c", "from lstmserve import AsyncClient, Client")
     refused = run(base / "lstmserve", "serve", "--models", models, check=False)
     assert refused.returncode == 2
     assert "lstmserve[cpu]" in refused.stderr
     assert "lstmserve[gpu]" in refused.stderr
+    watched = run(base / "lstmserve", "top", check=False)
+    assert watched.returncode == 2
+    assert "lstmserve[top]" in watched.stderr
     exported = run(base / "lstmserve", "export", wheel, check=False)
     assert exported.returncode == 2
     assert "lstmserve[export]" in exported.stderr
@@ -75,6 +78,9 @@ def test_the_cpu_extra_serves_without_torch(
             timeout=60,
         )
         assert len(stepped.stdout.strip().split(",")) == 2
+        shown = run(base / "lstmserve", "top", "--metrics", serving.ready["metrics"], "--once")
+        assert "tiny:1" in shown.stdout
+        assert serving.get("/")[1].startswith("<!doctype html>")
         written = run(base / "lstmserve", "proto", tmp_path)
         assert written.returncode == 0
         assert list(tmp_path.rglob("lstm.proto"))

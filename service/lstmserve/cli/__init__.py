@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "step": ("lstmserve.cli.step:step", "Stream CSV rows through a session."),
     "predict": ("lstmserve.cli.predict:predict", "Run whole CSV sequences; nothing is kept."),
     "sessions": ("lstmserve.cli.sessions:sessions", "Look at, move and close sessions."),
+    "top": ("lstmserve.cli.top:top", "Watch what a server does."),
     "health": ("lstmserve.cli.health:health", "Ask whether a server is ready."),
     "proto": ("lstmserve.cli.proto:proto", "Write the .proto files, to make other clients from."),
 }

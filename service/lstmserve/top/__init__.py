@@ -1,0 +1,1 @@
+"""A server's numbers in a terminal: read from its metrics address, compared, drawn."""
