@@ -27,6 +27,7 @@ class Gate:
         self.loading.set()
         self.not_sent: Trouble | None = None  # raised in place of a put
         self.lost: Trouble | None = None  # raised after a put
+        self.is_full = False  # takes nothing but deletions
         self._is_taken: Callable[[Write], bool] | None = None
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -43,6 +44,8 @@ class Gate:
             raise self.not_sent()
         if self._is_taken is not None and not all(map(self._is_taken, writes)):
             raise StoreUnavailable("away")
+        if self.is_full and any(write.content for write in writes):
+            return [Written.FULL] * len(writes)
         written = await self.behind.put(writes)
         if self.lost is not None:
             raise self.lost()

@@ -153,6 +153,18 @@ async def test_a_close_that_deletes_nothing_takes_no_step_back(tmp_path: Path) -
         await session.check_state()
 
 
+async def test_a_full_store_lets_sessions_be_closed(tmp_path: Path) -> None:
+    """Behind the store: it has no room for the last steps, and closing makes some."""
+    async with gated(tmp_path, **HOURS) as (wire, gate):
+        session = await stepped(wire)
+        gate.is_full = True
+        again = pb.OpenSessionRequest(model="m", session_id=session.id, if_exists=RESTART)
+        assert await reason(wire, "OpenSession", again) == "STORE_FULL"
+        await session.step()
+        assert (await wire.call("CloseSession", closing(session))).step == 4
+        assert await gate.version(session.id) is None
+
+
 async def test_a_failed_restart_takes_no_step_back(tmp_path: Path) -> None:
     """Behind the store: the life that was to be replaced goes on with every acked step."""
     async with gated(tmp_path, **HOURS) as (wire, gate):

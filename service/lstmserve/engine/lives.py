@@ -7,6 +7,7 @@ of a session is what the store has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from lstmserve.engine.persist import Residence
 from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Draining, Fenced, SessionLimit
+from lstmserve.errors import Draining, Fenced, SessionLimit, StoreFull
 from lstmserve.store import Version
 
 
@@ -179,7 +180,8 @@ class Lives:
         self._sessions.quieten(key, incarnation, self._clock(), is_quiet.set)
         try:
             await is_quiet.wait()
-            await residence.filing.save(key)
+            with contextlib.suppress(StoreFull):  # it is to be taken out, which makes room
+                await residence.filing.save(key)
         except BaseException:
             self._sessions.reopen(key)
             raise
