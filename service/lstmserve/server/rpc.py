@@ -58,8 +58,10 @@ class Frame:
                 ended = grpc.StatusCode.OK
                 return response
             except BaseException as error:
+                content = b""  # gRPC and tracebacks keep this frame for longer than the call
                 abort = _abort(error, name, context)
                 ended = abort.code
+                error.__traceback__ = None
             finally:  # before the client hears of it
                 counts.ended(ended, (time.monotonic_ns() - start_ns) / 1e9)
             await context.abort(*abort)

@@ -114,7 +114,8 @@ class Block:
         """`count` more rows are over; tells the sink after the last one."""
         self.pending -= count
         if not self.pending:
-            self.sink.settled(self)
+            sink, self.sink = self.sink, TOLD  # which may hold the block
+            sink.settled(self)
 
 
 class BlockRow:
@@ -164,3 +165,13 @@ class BlockSink(Protocol):
 
     def settled(self, block: Block) -> None:
         """Every row is applied (its number is set) or has an error."""
+
+
+class _Told:
+    """The sink of a block whose end was told."""
+
+    def settled(self, block: Block) -> None:
+        raise AssertionError("a block was told twice")
+
+
+TOLD = _Told()

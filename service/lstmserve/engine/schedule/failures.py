@@ -60,7 +60,7 @@ class Failures:
         reason = self._reason_behind(step.row, error)
         behind = self._turns.abandon(step.row, now_ns)
         self._ready.end(step)
-        step.sink.failed(step, error)
+        step.tell_failed(error)
         self._numbering.failed(step.row, step.number, error)
         self._fail_behind(behind, reason)
 
@@ -75,7 +75,7 @@ class Failures:
         """In order."""
         for step in behind:
             reason = reason_of(step)
-            step.sink.failed(step, reason)
+            step.tell_failed(reason)
             self._numbering.failed(step.row, step.number, reason)
 
     def fail_part(self, part: Part, error: ServeError, now_ns: int) -> None:

@@ -88,12 +88,12 @@ class Numbering:
             try:
                 self._answer(follower)
             except StepSuperseded as error:
-                follower.sink.failed(follower, error)
+                follower.tell_failed(error)
 
     def failed(self, row: int, number: int, error: ServeError) -> None:
         """A pending step was not applied; nor, then, are those who joined it."""
         for follower in self._followers.pop((row, number), ()):
-            follower.sink.failed(follower, error)
+            follower.tell_failed(error)
 
     def _check_same(self, step: Step, digest: int) -> None:
         if digest != step.digest:
@@ -108,7 +108,7 @@ class Numbering:
         y = np.frombuffer(saved.y, np.float32).reshape(saved.length, -1)
         step.replay(y)
         step.durable_step = int(self._table.durable_step[step.row])
-        step.sink.applied(step)
+        step.tell_applied()
 
 
 def _superseded(number: int, last: int) -> StepSuperseded:

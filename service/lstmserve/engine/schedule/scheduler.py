@@ -115,7 +115,7 @@ class Scheduler:
             try:
                 self.submit(row.step)
             except ServeError as error:
-                row.failed(row.step, error)
+                row.step.tell_failed(error)
 
     def schedule(self, now_ns: int) -> Batch | None:
         """The next batch, in flight until settle(); None when nothing is ready."""

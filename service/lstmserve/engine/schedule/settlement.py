@@ -84,7 +84,7 @@ class Settlement:
             self._ready.push_next_slice(step, slot)
         elif row == NO_ROW:
             step.state_slot = slot
-            step.sink.applied(step)
+            step.tell_applied()
             self._pool.give_one(slot)
             self._ready.end(step)
             self._turns.leave(row, now_ns)
@@ -115,7 +115,7 @@ class Settlement:
 
     def _tell(self, step: Step, durable_step: int) -> None:
         step.durable_step = durable_step
-        step.sink.applied(step)
+        step.tell_applied()
         self._ready.end(step)
 
     def _save_steps(self, batch: Batch, rows: Index, columns: Index, steps: list[Step]) -> None:

@@ -24,6 +24,19 @@ class Sink(Protocol):
         """Nothing was applied (but for StoreTimeout, where it is unknown)."""
 
 
+class _Told:
+    """The sink of a step whose end was told: it must not hold its sink, which holds the step."""
+
+    def applied(self, step: Step) -> None:
+        raise AssertionError(f"{step} was told twice")
+
+    def failed(self, step: Step, error: ServeError) -> None:
+        raise AssertionError(f"{step} was told twice")
+
+
+TOLD = _Told()
+
+
 class Step:
     """One session's x [T, I], or one sequence of a Predict (row NO_ROW), from arrival to reply."""
 
@@ -117,6 +130,16 @@ class Step:
         self.y = [y]
         self.is_replayed = True
         self.start_ns = self.end_ns = self.arrival_ns
+
+    def tell_applied(self) -> None:
+        """Its sink, once."""
+        sink, self.sink = self.sink, TOLD
+        sink.applied(self)
+
+    def tell_failed(self, error: ServeError) -> None:
+        """Its sink, once."""
+        sink, self.sink = self.sink, TOLD
+        sink.failed(self, error)
 
     def output(self) -> Output:
         """y [T, O], or [1, O] with last_only."""

@@ -52,7 +52,7 @@ class ManyCalls:
                 message.cohort = Cohort(tenant, list(request.session_ids))
             await self._reading.submit(request, message)
         except ServeError as error:
-            message.refusal = error
+            message.refusal = error.with_traceback(None)  # its frames hold the message
         if message.block is None:
             window.answer(message, self._render(message))
         return message.cohort

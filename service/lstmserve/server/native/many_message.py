@@ -78,7 +78,7 @@ class ManyMessage:
             try:
                 check(i)
             except ServeError as error:
-                self.errors[i] = error
+                self.errors[i] = error.with_traceback(None)  # its frames hold the message
                 is_good[k] = False
         self.members = self.members[is_good]
         return rows[is_good]

@@ -19,6 +19,7 @@ from lstmserve.server.rpc import Context, Frame
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 METHOD = "Step"
+NOTHING = pb.StepRequest()
 
 
 class StepCalls:
@@ -80,6 +81,9 @@ class StepCall:
         except asyncio.CancelledError:
             self._cancel()
             raise
+        finally:
+            self._step = self._block = None
+            self._content, self.request = b"", NOTHING  # frames and timers may still hold this
 
     async def fetched(self) -> bytes:
         """The same, of a call that is submitted when its session has come from a store."""
@@ -118,6 +122,8 @@ class StepCall:
             )
         except Exception as error:
             self._refuse(error)
+        if self.reply.done():
+            self._step = None
 
     def placed(self, block: Block, index: int) -> None:
         """As Single.placed."""
@@ -150,6 +156,8 @@ class StepCall:
 
     def _refuse(self, error: Exception) -> None:
         self._calls.steps.count_failed(METHOD, error)
+        if isinstance(error, ServeError):  # its frames hold this call, which holds it
+            error = error.with_traceback(None)
         self.reply.set_exception(error)
 
     def _cancel(self) -> None:

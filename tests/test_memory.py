@@ -1,0 +1,102 @@
+"""What a call leaves behind when it has ended: nothing that waits for the garbage collector.
+
+Not of a call that its client cancels: here client and server are one process, and grpc.aio's client
+keeps those until its channel is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc.aio
+import numpy as np
+import pytest
+
+from lstmserve.v1 import lstm_pb2 as public
+from lstmserve.wire.v1 import lstm_pb2 as pb
+from wire import Wire, serving
+
+LENGTH = 8000
+X = np.random.default_rng(0).standard_normal(3 * LENGTH, np.float32).tobytes()
+NAN = np.full(3 * LENGTH, np.nan, np.float32).tobytes()
+CALLS = 8
+KEPT_BYTES_MAX = len(X) // 4  # of one call, whose message and reply are three times that
+
+
+async def step(wire: Wire, session: public.Session, **fields: object) -> None:
+    """A unary call, which may be refused."""
+    request = pb.StepRequest(**{"session_id": session.id, "x": X, "length": LENGTH, **fields})
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await wire.send("Step", request.SerializeToString())
+
+
+async def conversation(wire: Wire, method: str, request: object) -> None:
+    """A stream of one message."""
+    stream = wire.stream(method)
+    await stream.write(request.SerializeToString())  # type: ignore[attr-defined]  # a message
+    assert await stream.read() is not grpc.aio.EOF
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+
+
+async def streamed(wire: Wire, session: public.Session, x: bytes = X) -> None:
+    """StepStream."""
+    request = pb.StepRequest(session_id=session.id, x=x, length=LENGTH)
+    await conversation(wire, "StepStream", request)
+
+
+async def many(wire: Wire, session: public.Session, x: bytes = X) -> None:
+    """StepMany."""
+    request = pb.StepManyRequest(session_ids=[session.id], x=x, lengths=[LENGTH])
+    await conversation(wire, "StepMany", request)
+
+
+async def predict(wire: Wire, session: public.Session) -> None:
+    """Predict."""
+    request = pb.PredictRequest(model="m", x=X, lengths=[LENGTH])
+    await wire.send("Predict", request.SerializeToString())
+
+
+Call = Callable[[Wire, public.Session], Awaitable[None]]
+ENDS: dict[str, Call] = {
+    "step": step,
+    "stream": streamed,
+    "many": many,
+    "predict": predict,
+    "not finite": lambda wire, session: step(wire, session, x=NAN),
+    "not finite, stream": lambda wire, session: streamed(wire, session, NAN),
+    "not finite, many": lambda wire, session: many(wire, session, NAN),
+    "gap": lambda w, session: step(w, session, step=7, incarnation=session.incarnation),
+    "late": lambda wire, session: step(wire, session, timeout_ms=1),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_call_frees_its_memory_at_once(tmp_path: Path, end: str) -> None:
+    """However it ends, and its session with it: neither message nor reply is held by a cycle."""
+    async with serving(tmp_path) as wire:
+
+        async def once() -> None:
+            session = await wire.open()
+            await ENDS[end](wire, session)
+            await wire.call("CloseSession", session_id=session.id)
+
+        for _ in range(3):
+            await once()
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(CALLS):
+                await once()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        print(f"{(after - before) // CALLS} bytes a call")
+        assert after - before < CALLS * KEPT_BYTES_MAX
