@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +132,18 @@ def test_a_reader_that_leaves_ends_it_quietly(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("model", "row", "message"),
     [
-        ("tiny", "x,1,2", "line 3: 'x' is not a number (rows only, no header)"),
+        ("tiny", "x,1,2", "line 3: column 1: 'x' is not a number (rows only, no header)"),
         ("tiny", "1,2", "line 3: 2 columns, tiny takes 3"),
-        ("tiny", "nan,1,2", "line 3: 'nan' is not finite in float32"),
-        ("tiny", "1e39,1,2", "line 3: '1e39' is not finite in float32"),
+        ("tiny", "1,nan,2", "line 3: column 2: 'nan' is not finite in float32"),
+        ("tiny", "1,2,1e39", "line 3: column 3: '1e39' is not finite in float32"),
+        ("tiny", "1,,2", "line 3: column 2: '' is not a number"),
+        ("tiny", "1,1_000,2", "line 3: column 2: '1_000' is not a number"),
+        ("tiny", "1,\u0661,2", "line 3: column 2: '\u0661' is not a number"),
+        ("tiny", "1,\ufeff2,2", "line 3: column 2: '\\ufeff2' is not a number"),
+        ("tiny", '"1,000",2,3', "line 3: 4 columns, tiny takes 3"),
+        ("tiny", "1\r2\r3", "line 3: 1 columns, tiny takes 3"),
+        ("tiny", "1,2,3\0", "line 3: column 3: '3\\x00' is not a number"),
+        ("tiny", "1" * 1_100_000, "line 3: longer than 1048576 bytes"),
         ("letters", "1.5", "line 3: '1.5' is not a token, a whole number below 10"),
         ("letters", "10", "line 3: '10' is not a token"),
         ("letters", "-1", "line 3: '-1' is not a token"),
@@ -145,7 +155,73 @@ def test_a_bad_row_is_named(shell: Shell, model: str, row: str, message: str) ->
     """The line and what is wrong with it."""
     good = "1,2,3\n" if model == "tiny" else "1\n"
     text = f"{good}\n{row}\n{good}"
-    assert message in shell.refusal("step", model, text=text)
+    said = shell.refusal("step", model, text=text)
+    assert message in said
+    assert said.endswith("; 1 rows before it were stepped\n")
+
+
+def test_rows_as_spreadsheets_write_them(shell: Shell) -> None:
+    """A byte order mark, carriage returns and plus signs change nothing."""
+    plain = shell.out("step", "tiny", text="1,2,3\n4,5,6\n")
+    assert shell.out("step", "tiny", text="\ufeff1,+2,3\r\n4,5,6e0\r\n") == plain
+    assert shell.out("step", "tiny", text="\ufeff1,2,3") == plain.splitlines(True)[0]
+    assert shell.out("step", "letters", text="\ufeff1\r\n").count("\n") == 1
+
+
+@pytest.mark.timeout(60)
+def test_an_endless_line_is_not_read_to_its_end(shell: Shell) -> None:
+    """It is refused once it is too long, whatever still comes."""
+    with shell.start("step", "tiny") as process, Path("/dev/zero").open("rb") as zeros:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):
+            while process.poll() is None:
+                process.stdin.buffer.write(zeros.read(1 << 16))
+        assert process.wait(WAIT_S_MAX) == 1
+        assert "line 1: longer than" in process.stderr.read()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def test_the_last_row_before_a_bad_one_is_printed(shell: Shell) -> None:
+    """With --last-only too what counts is seen."""
+    last = shell.out("step", "tiny", "--last-only", text="1,2,3\n")
+    done = shell.run("step", "tiny", "--last-only", text="1,2,3\nbad\n")
+    assert (done.returncode, done.stdout) == (1, last)
+
+
+@pytest.mark.parametrize("command", ["step tiny", "predict tiny -", "models", "sessions list"])
+def test_a_broken_standard_stream_is_one_line(shell: Shell, command: str) -> None:
+    """Output on a full disk, and standard input closed."""
+    call = f"{shlex.join(COMMAND)} {command}"
+    for redirect, text in ((">/dev/full", "output: No space left"), ("<&-", "input is closed")):
+        if redirect == "<&-" and "tiny" not in command:
+            continue
+        done = subprocess.run(
+            ["sh", "-c", f"{call} {redirect}"],
+            env=shell.environment,
+            input=ROWS,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--target", "", "target is '', must be HOST:PORT"),
+        ("--target", "localhost", "target is 'localhost', must be HOST:PORT"),
+        ("--target", "h:99999", "target is 'h:99999', its port must be in [0, 65535]"),
+        ("--token", "a\nb", "token must be text of printable ASCII"),
+    ],
+)
+def test_a_bad_address_or_token_exits_2(shell: Shell, flag: str, value: str, message: str) -> None:
+    """Named before anything is sent; nobody else's port is asked."""
+    for command in (("models",), ("health",), ("step", "tiny")):
+        assert message in shell.refusal(*command, flag, value, code=2)
 
 
 def test_rows_before_a_bad_row_count(shell: Shell) -> None:

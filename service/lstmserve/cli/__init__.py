@@ -65,4 +65,14 @@ def main() -> None:
         code = error.exit_code
     except click.Abort:
         code = _INTERRUPTED
+    except OSError as error:  # a full disk behind > or -, mostly
+        click.echo(f"Error: {_named(error)}", err=True)
+        code = 1
+        # What could not be written is not tried again when Python ends, and told once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+def _named(error: OSError) -> str:
+    what = "output" if error.filename is None else error.filename
+    return f"{what}: {error.strerror or error}"

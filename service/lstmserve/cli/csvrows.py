@@ -15,11 +15,14 @@ Steps: TypeAlias = npt.NDArray[Any]  # float32 [T, I], or int64 [T]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CHUNK_BYTES = 1 << 16
+_LINE_BYTES_MAX = 1 << 20
+_CELL_BYTES_MAX = 64
+_BOM = b"\xef\xbb\xbf"
 _ROWS_MAX = 256  # of one step: enough that the network costs little
 
 
 class BadRow(ValueError):
-    """A line that is no row of the model's input; the message names the line."""
+    """A line that is no row of the model's input; the message names the line, and the column."""
 
 
 def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
@@ -32,11 +35,14 @@ def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
     rows_max = max(1, min(_ROWS_MAX, model.length_max, fitting))
     rows: list[list[float] | int] = []
     number = 0
-    for lines in _lines(fd):
+    line_bytes_max = max(_LINE_BYTES_MAX, _CELL_BYTES_MAX * model.input_size)
+    for lines in _lines(fd, line_bytes_max):
         for line in lines:
             number += 1
             try:
-                rows.extend(_row(line, model))
+                if len(line) > line_bytes_max:
+                    raise ValueError(f"longer than {line_bytes_max} bytes")  # as _row
+                rows.extend(_row(line.decode("utf-8", "replace"), model))
             except ValueError as error:
                 if rows:
                     yield _array(rows, model)
@@ -62,13 +68,21 @@ def text(y: npt.NDArray[np.float32]) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in y)
 
 
-def _lines(fd: int) -> Iterator[list[str]]:
-    """The complete lines of each piece that arrives; at the end what is left."""
+def _lines(fd: int, bytes_max: int) -> Iterator[list[bytes]]:
+    """The complete lines of each piece that arrives; at the end what is left.
+
+    A last line that is longer than allowed is not waited for.
+    """
     rest = b""
+    is_start = True
     while piece := os.read(fd, _CHUNK_BYTES):
         *complete, rest = (rest + piece).split(b"\n")
-        yield [line.decode("utf-8", "replace") for line in complete]
-    yield [rest.decode("utf-8", "replace")]
+        if is_start and complete:
+            complete[0], is_start = complete[0].removeprefix(_BOM), False
+        yield complete
+        if len(rest) > bytes_max:
+            break
+    yield [rest.removeprefix(_BOM) if is_start else rest]
 
 
 def _row(line: str, model: ModelInfo) -> list[list[float] | int]:
@@ -80,7 +94,7 @@ def _row(line: str, model: ModelInfo) -> list[list[float] | int]:
         return [_token(cells, model)]
     if len(cells) != model.input_size:
         raise ValueError(f"{len(cells)} columns, {model.name} takes {model.input_size}")
-    return [[_number(cell) for cell in cells]]
+    return [[_number(cell, column) for column, cell in enumerate(cells, 1)]]
 
 
 def _token(cells: list[str], model: ModelInfo) -> int:
@@ -90,13 +104,15 @@ def _token(cells: list[str], model: ModelInfo) -> int:
     raise ValueError(f"{text!r} is not a token, a whole number below {model.num_embeddings}")
 
 
-def _number(cell: str) -> float:
+def _number(cell: str, column: int) -> float:
+    """Raises ValueError, also for what only Python takes for a number: 1_000, other digits."""
     try:
-        value = float(cell)
+        value = float(cell if cell.isascii() and "_" not in cell else "")
     except ValueError:
-        raise ValueError(f"{cell[:40]!r} is not a number (rows only, no header)") from None
+        why = "is not a number (rows only, no header)"
+        raise ValueError(f"column {column}: {cell[:40]!r} {why}") from None
     if not abs(value) <= _FLOAT32_MAX:
-        raise ValueError(f"{cell[:40]!r} is not finite in float32")
+        raise ValueError(f"column {column}: {cell[:40]!r} is not finite in float32")
     return value
 
 

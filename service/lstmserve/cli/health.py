@@ -39,5 +39,7 @@ def check(target: options.Target, service: str) -> str:
         try:
             status = stub(StringValue(value=service), timeout=TIMEOUT_S).value
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise click.ClickException(f"no service {service!r} here (NOT_FOUND)") from error
             raise click.ClickException(str(from_rpc(error))) from error
     return STATES[status] if 0 <= status < len(STATES) else f"state {status}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,13 @@ def connect(target: Target) -> Iterator[Client]:
             yield client
     except (LstmServeError, BadRow) as error:
         raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def stdin() -> int:
+    """Its descriptor. Raises ClickException where there is none."""
+    if sys.stdin is None:
+        raise click.ClickException("standard input is closed")
+    return sys.stdin.fileno()
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -38,7 +37,7 @@ def predict(
 def _read(file: Path, model: ModelInfo) -> csvrows.Steps:
     try:
         if str(file) == "-":
-            return csvrows.whole(sys.stdin.fileno(), model)
+            return csvrows.whole(options.stdin(), model)
         with file.open("rb") as stream:
             return csvrows.whole(stream.fileno(), model)
     except csvrows.BadRow as error:

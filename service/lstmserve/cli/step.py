@@ -35,12 +35,18 @@ def step(
         ) as conversation,
     ):
         last = None
-        for x in csvrows.arriving(sys.stdin.fileno(), conversation.model_info):
-            last = conversation.step(x, return_sequences=not last_only)
-            if not last_only:
-                _print(csvrows.text(last))
-        if last_only and last is not None:
-            _print(csvrows.text(last[None]))
+        row_count = 0
+        try:
+            for x in csvrows.arriving(options.stdin(), conversation.model_info):
+                last = conversation.step(x, return_sequences=not last_only)
+                row_count += len(x)
+                if not last_only:
+                    _print(csvrows.text(last))
+        except csvrows.BadRow as error:
+            raise csvrows.BadRow(f"{error}; {row_count} rows before it were stepped") from None
+        finally:
+            if last_only and last is not None:
+                _print(csvrows.text(last[None]))
 
 
 def _print(text: str) -> None:
