@@ -356,3 +356,24 @@ def test_threads_share_a_client(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_the_same_x_from_two_threads_is_two_steps(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is interrupted between its turn and its y gets that y, and no other's."""
+    with client.session("tiny") as session, client.session("tiny") as alone:
+        ys: list[Any] = []
+        thread = threading.Thread(target=lambda: ys.append(session.step([1, 2, 3])))
+        give = session.course.turn.give
+
+        def interrupted() -> None:
+            give()
+            if not thread.ident:
+                thread.start()
+                thread.join()
+
+        monkeypatch.setattr(session.course.turn, "give", interrupted)
+        first = session.step([1, 2, 3])
+        np.testing.assert_array_equal([first, *ys], alone.step([[1, 2, 3]] * 2))
+        assert session.info().step == 2

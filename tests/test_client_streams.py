@@ -206,3 +206,28 @@ def test_a_source_that_never_goes_on_holds_nobody_up(client: Client) -> None:
     for thread in threading.enumerate():
         if thread.name == "lstmserve-feed":
             thread.join()
+
+
+def test_what_a_stream_has_read_ahead_is_its_own(client: Client) -> None:
+    """A step between two replies of a stream is a step of its own, though its x is the same."""
+    x = np.ones(3, np.float32)
+    with client.session("tiny") as session, client.session("tiny") as plain:
+        stream = session.stream([x] * 8)
+        ys = [next(stream), session.step(x), session.step(x), *stream, session.step(x)]
+        count = session.step_count
+        expected = [plain.step(x) for _ in range(11)]
+    assert len(ys) == 11
+    assert sorted(y.tobytes() for y in ys) == sorted(y.tobytes() for y in expected)
+    assert count == session.step_count
+
+
+def test_what_a_closed_stream_had_read_ahead_is_repeatable(client: Client) -> None:
+    """The same xs again are the same steps, also after another stream ended half-way."""
+    xs = list(np.eye(3, dtype=np.float32)) * 2
+    with client.session("tiny") as session, client.session("tiny") as plain:
+        first = session.stream(xs)
+        ys = [next(first)]
+        first.close()
+        ys += session.stream(xs[1:])
+        expected = [plain.step(x) for x in xs]
+    np.testing.assert_array_equal(ys, expected)

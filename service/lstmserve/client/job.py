@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Piece(NamedTuple):
 class Job:
     """Rows to be stepped, as pieces whose replies a server keeps for a repeat."""
 
-    __slots__ = ("doubts", "last_only", "pieces", "rows", "taken", "ys")
+    __slots__ = ("doubts", "holds", "last_only", "pieces", "rows", "taken", "ys")
 
     def __init__(self, model: ModelInfo, rows: Rows, last_only: bool) -> None:
         self.rows = rows
@@ -31,6 +31,7 @@ class Job:
         self.ys: list[Floats] = []  # of the pieces that were applied, each [length, O]
         self.doubts = 0  # how many tries of the next piece may have been applied
         self.taken = 0  # rows whose y a caller has
+        self.holds = 0  # claims whose callers are still to take y: nobody else gets it
 
     @property
     def has_begun(self) -> bool:
@@ -40,7 +41,7 @@ class Job:
     @property
     def is_repeatable(self) -> bool:
         """Whether some of it may have been applied, and nobody has its y."""
-        return self.has_begun and self.taken < self.rows.length
+        return self.has_begun and not self.holds and self.taken < self.rows.length
 
     def forget(self) -> None:
         """Nothing of it will be sent again."""
@@ -70,12 +71,30 @@ class Job:
 
 
 class Claim:
-    """What one call wants: so many rows of each job, in order. All was applied when it is taken."""
+    """What one call wants: so many rows of each job, in order. All was applied when it is taken.
 
-    __slots__ = ("parts",)
+    Once it is held, and until `with` ends, what it has not taken is no other call's.
+    """
+
+    __slots__ = ("_held", "parts")
 
     def __init__(self) -> None:
         self.parts: list[tuple[Job, int]] = []
+        self._held: list[Job] = []
+
+    def hold(self) -> Self:
+        """While it is the caller's turn: who is next must not take it for its own."""
+        self._held = self.jobs
+        for job in self._held:
+            job.holds += 1
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for job in self._held:
+            job.holds -= 1
 
     @property
     def jobs(self) -> list[Job]:

@@ -42,7 +42,9 @@ class AsyncCourse:
         timeout_s: float | None,
         send: AsyncSend | None = None,
     ) -> Claim:
-        """Has it applied: its y can be taken from what is returned. Raises LstmServeError.
+        """Has it applied: its y can be taken from what is returned, by `with`.
+
+        Raises LstmServeError.
 
         What an earlier call began is finished first; what of it has this input is this step.
         """
@@ -51,7 +53,7 @@ class AsyncCourse:
         try:
             claim = self.ledger.begin(rows, last_only)
             await self._finish(tries, send or self._send)
-            return claim
+            return claim.hold()
         except LstmServeError as error:
             raise self.ledger.explain(error) from None
         finally:

@@ -77,7 +77,7 @@ class AsyncSession:
         return self.course.ledger.durable_step
 
     def is_of(self, connection: AsyncConnection) -> bool:
-        """Whether its calls go by this connection."""
+        """Whether its calls go by this one."""
         return self._connection is connection
 
     def __repr__(self) -> str:
@@ -95,8 +95,8 @@ class AsyncSession:
         """
         given, timeout_s = rows(self.model_info, x), checks.timeout(timeout_s)
         last_only = not return_sequences
-        claim = await self.course.step(given, last_only, timeout_s)
-        return shaped(claim.take(given.length), given.single, last_only)
+        with await self.course.step(given, last_only, timeout_s) as claim:
+            return shaped(claim.take(given.length), given.single, last_only)
 
     async def stream(
         self,
@@ -122,9 +122,9 @@ class AsyncSession:
             async with aclosing(pump(xs, lambda x: rows(model, x), window)) as batches:
                 async for batch in batches:
                     for steps in merge(model, batch):
-                        claim = await self.course.step(joined(steps), False, timeout_s, send)
-                        for each in steps:
-                            yield shaped(claim.take(each.length), each.single, last_only=False)
+                        with await self.course.step(joined(steps), False, timeout_s, send) as claim:
+                            for each in steps:
+                                yield shaped(claim.take(each.length), each.single, last_only=False)
         finally:
             await line.close()
 
