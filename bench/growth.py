@@ -133,6 +133,8 @@ def sessions(rounds: int) -> dict[str, Any]:
             [sized.rows[i] for i in rng.choice(len(sized.rows), BATCH, replace=False).tolist()]
         )
     )
+    few.close()
+    many.close()
     return {"kernel": kernel, "kernel us": kernel_us, "engine": engine, "engine us": engine_us}
 
 
@@ -157,6 +159,8 @@ def alone(rounds: int) -> dict[str, Any]:
         all_s = float(np.median([batched.step(batched.rows) for _ in range(5)]))
         ratios.append(one_s / all_s)
         rates.append((ALONE_SESSIONS / one_s, ALONE_SESSIONS / all_s))
+    single.close()
+    batched.close()
     slow, fast = np.median(rates[1:], axis=0)
     return {"ratio": ratios[1:], "context": f"{slow:.0f} and {fast:.0f} steps/s"}
 

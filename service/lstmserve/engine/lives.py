@@ -39,7 +39,7 @@ class Lives:
         self._opening = opening
         self._residence = residence
         self._clock = clock
-        self._flushed: asyncio.Event | None = None  # set: this server leaves
+        self.leaving: asyncio.Event | None = None  # since leave(); set: the store has everything
         self._closing: set[asyncio.Task[int]] = set()
 
     @property
@@ -53,8 +53,8 @@ class Lives:
         Behind the store the next server would take it without its last steps; and a router that
         hears of one session's going may send all the others there too.
         """
-        self._flushed = asyncio.Event()
-        return self._flushed
+        self.leaving = asyncio.Event()
+        return self.leaving
 
     async def confirm(self, key: str) -> None:
         """Makes what is known of the key here what the store has."""
@@ -69,8 +69,8 @@ class Lives:
         leave().
         """
         if self._residence is not None:
-            if self._flushed is not None:
-                await self._flushed.wait()
+            if self.leaving is not None:
+                await self.leaving.wait()
                 raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
             row = self._table.find(key)
             if row is None:

@@ -62,10 +62,10 @@ class Record:
     reply_length: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError, naming the field, for what no session can have."""
-        for name in ("incarnation", "epoch", "step", "model_version", "reply_length"):
-            if not 0 <= getattr(self, name) <= NUMBER_MAX:
-                raise ValueError(f"{name} is outside [0, 2**53)")
+        """Raises ValueError, with what is wrong, for what no session can have."""
+        numbers = (self.incarnation, self.epoch, self.step, self.model_version, self.reply_length)
+        if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
+            raise ValueError(f"incarnation, epoch, step, model_version or reply_length: {numbers}")
         if self.ttl_ns <= 0 or self.open_time_ns < 0:
             raise ValueError("ttl_ns or open_time_ns is negative")
         if len(self.fingerprint) != FINGERPRINT_BYTES:

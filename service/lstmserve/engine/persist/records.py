@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,13 @@ STORE_TTL_MARGIN_NS = 10 * SECOND_NS
 Floats = npt.NDArray[np.float32]
 
 
+class LastStep(NamedTuple):
+    """What a record has of the session's last step: 0 and None where it had no number."""
+
+    digest: int
+    reply: SavedReply | None
+
+
 class Records:
     """Reads the table and the pools; writes nothing."""
 
@@ -40,31 +47,49 @@ class Records:
     def make(self, model: Model, rows: Index, slots: Slots) -> list[Record]:
         """Records of sessions as the table has them, but with the state in `slots` [N]."""
         table = self._table
+        lasts = [
+            LastStep(digest, table.replies.get(row, model.output_size))
+            for row, digest in zip(rows.tolist(), table.digest[rows].tolist(), strict=True)
+        ]
+        return self._make(model, rows, slots, table.step[rows], lasts)
+
+    def stepped(
+        self, model: Model, rows: Index, slots: Slots, lasts: Sequence[LastStep]
+    ) -> list[Record]:
+        """The same one step further, as it will be when their steps are settled."""
+        return self._make(model, rows, slots, self._table.step[rows] + 1, lasts)
+
+    def _make(
+        self, model: Model, rows: Index, slots: Slots, steps: Index, lasts: Sequence[LastStep]
+    ) -> list[Record]:
+        table = self._table
         assert model.pool is not None
         state = model.pool.read(slots)
-        h, c = (_joined(state, kind, model.spec.num_layers) for kind in ("h", "c"))
+        layers = model.spec.num_layers
         fingerprint = bytes.fromhex(model.fingerprint)
-        records = []
-        for i, row in enumerate(rows.tolist()):
-            reply = table.replies.get(row, model.output_size)
-            records.append(
-                Record(
-                    incarnation=int(table.incarnation[row]),
-                    epoch=int(table.epoch[row]),
-                    step=int(table.step[row]),
-                    model=model.name,
-                    model_version=model.version,
-                    fingerprint=fingerprint,
-                    ttl_ns=int(table.ttl_ns[row]),
-                    open_time_ns=int(table.open_time_ns[row]),
-                    h=h[i].tobytes(),
-                    c=c[i].tobytes(),
-                    digest=int(table.digest[row]),
-                    reply=None if reply is None else reply.y,
-                    reply_length=0 if reply is None else reply.length,
-                )
+        columns = (table.incarnation, table.epoch, table.ttl_ns, table.open_time_ns)
+        numbers = zip(*(each[rows].tolist() for each in columns), strict=True)
+        h, c = _joined(state, "h", layers), _joined(state, "c", layers)
+        return [
+            Record(
+                incarnation=incarnation,
+                epoch=epoch,
+                step=step,
+                model=model.name,
+                model_version=model.version,
+                fingerprint=fingerprint,
+                ttl_ns=ttl_ns,
+                open_time_ns=open_time_ns,
+                h=h_row.tobytes(),
+                c=c_row.tobytes(),
+                digest=last.digest,
+                reply=None if last.reply is None else last.reply.y,
+                reply_length=0 if last.reply is None else last.reply.length,
             )
-        return records
+            for (incarnation, epoch, ttl_ns, open_time_ns), step, h_row, c_row, last in zip(
+                numbers, steps.tolist(), h, c, lasts, strict=True
+            )
+        ]
 
     def now(self, row: int) -> Record:
         """The session as it is after its last applied step."""
@@ -132,15 +157,3 @@ def found_version(content: bytes | None) -> Version | None:
 def is_same_life(stored: Version | None, known: Version) -> bool:
     """Whether the store has that life of the id, under the same owner; the step may differ."""
     return stored is not None and stored[:2] == known[:2]
-
-
-def stepped(record: Record, digest: int, y: Floats | None, reply_bytes_max: int) -> Record:
-    """The record one step further, as it will be when the step is settled."""
-    is_kept = y is not None and y.nbytes <= reply_bytes_max
-    return replace(
-        record,
-        step=record.step + 1,
-        digest=digest,
-        reply=y.tobytes() if is_kept and y is not None else None,
-        reply_length=len(y) if is_kept and y is not None else 0,
-    )

@@ -10,9 +10,10 @@ from collections.abc import Awaitable
 
 import numpy as np
 
-from lstmserve.engine.arrays import Index
+from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.model import Model
-from lstmserve.engine.persist.records import Records, stepped, store_ttl_s
+from lstmserve.engine.persist.records import LastStep, Records, store_ttl_s
+from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.schedule.batch import Batch, Outcome
 from lstmserve.engine.table import DETACHED, SessionTable
 from lstmserve.errors import StoreUnavailable
@@ -45,13 +46,19 @@ class WriteThrough:
         columns, rows = ended.columns[is_here], ended.rows[is_here]
         if not rows.size:
             return None
-        records = self._records.make(model, rows, ended.slots[is_here])
-        writes = []
-        for column, row, record in zip(columns.tolist(), rows.tolist(), records, strict=True):
-            digest, y = batch.numbered(column)
-            after = stepped(record, digest, y, self._reply_bytes_max)
-            writes.append(self.write(row, encode(after)))
+        lasts = [self._last(digest, y) for digest, y in batch.numbered(columns)]
+        records = self._records.stepped(model, rows, ended.slots[is_here], lasts)
+        writes = [
+            self.write(row, encode(record))
+            for row, record in zip(rows.tolist(), records, strict=True)
+        ]
         return self._put(batch, columns, rows, writes)
+
+    def _last(self, digest: int, y: Output | None) -> LastStep:
+        """As the scheduler will save it when the step is settled."""
+        if y is None or y.nbytes > self._reply_bytes_max:
+            return LastStep(digest, None)
+        return LastStep(digest, SavedReply(len(y), y.tobytes()))
 
     def admit(self, rows: int | Index) -> None:
         """Every session: none is ever ahead of the store."""

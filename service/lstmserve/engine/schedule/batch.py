@@ -114,19 +114,14 @@ class Batch:
         columns = np.flatnonzero(is_end)
         return Endings(columns, rows[columns], self.write[columns])
 
-    def numbered(self, column: int) -> tuple[int, Output | None]:
-        """The digest and reply of a column's numbered step; 0 and None for one without a number."""
-        if column < len(self.steps):
+    def numbered(self, columns: Index) -> Iterator[tuple[int, Output | None]]:
+        """Digest and reply of the steps that end in these columns; 0 and None without a number."""
+        for column in columns[columns < len(self.steps)].tolist():
             step = self.steps[column]
-            return step.digest, step.output() if step.is_numbered else None
-        for part, columns in self.columns():
-            if column < columns.stop:
-                index = int(part.indices[column - columns.start])
-                digests = part.block.digests
-                if digests is None:
-                    return 0, None
-                return int(digests[index]), part.block.output(index)
-        raise IndexError(column)
+            yield step.digest, step.output() if step.is_numbered else None
+        for part, span in self.columns():
+            within = columns[(span.start <= columns) & (columns < span.stop)]
+            yield from part.numbered(within - span.start)
 
     def digests(self, columns: Index) -> Digests:
         """Of these steps [N]; 0 for those without a number."""

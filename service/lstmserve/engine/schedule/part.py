@@ -56,6 +56,15 @@ class Part:
         block = self.block
         return block.y[self.chosen if block.is_single else block.places[self.chosen]]
 
+    def numbered(self, which: Index) -> Iterator[tuple[int, Output | None]]:
+        """Digest and reply of some of its rows; 0 and None without a number."""
+        block, indices = self.block, self.indices[which]
+        if block.digests is None:
+            yield from ((0, None) for _ in indices)
+            return
+        for index, digest in zip(indices.tolist(), block.digests[indices].tolist(), strict=True):
+            yield digest, block.output(index)
+
     def split(self, count: int) -> tuple[Part, Part]:
         """The first `count` rows and the others."""
         indices = self.indices

@@ -34,9 +34,19 @@ class ManyReading:
         """
         check_columns(request, message.cohort, self._engine.config.pending_steps_max)
         message.read(request)
-        if self._engine.lives.has_store:
+        if self._engine.lives.has_store and not self._are_here(message):
             await self._fetch(message)
         self._submit(request, message)
+
+    def _are_here(self, message: ManyMessage) -> bool:
+        """Whether every session is here for its next step: no store need be asked of any."""
+        engine, numbers = self._engine, message.numbers
+        rows = message.cohort.rows(engine.table)
+        if rows is None or engine.lives.leaving:
+            return False
+        if not good_ones(engine.table, rows, message.incarnations, numbers, engine.clock()).all():
+            return False
+        return numbers is None or bool((numbers == engine.table.accepted(rows) + 1).all())
 
     async def _fetch(self, message: ManyMessage) -> None:
         """All at once. Those that cannot come have their error, as have malformed ids.
