@@ -23,8 +23,9 @@ class Gate:
         self.loads = 0
         self.puts: list[Sequence[Write]] = []
         self.going, self.loading = asyncio.Event(), asyncio.Event()  # cleared: puts, loads wait
-        self.going.set()
-        self.loading.set()
+        self.answering = asyncio.Event()  # cleared: what is put is answered later
+        for each in (self.going, self.loading, self.answering):
+            each.set()
         self.not_sent: Trouble | None = None  # raised in place of a put
         self.lost: Trouble | None = None  # raised after a put
         self.is_full = False  # takes nothing but deletions
@@ -47,6 +48,7 @@ class Gate:
         if self.is_full and any(write.content for write in writes):
             return [Written.FULL] * len(writes)
         written = await self.behind.put(writes)
+        await self.answering.wait()
         if self.lost is not None:
             raise self.lost()
         return written

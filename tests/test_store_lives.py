@@ -15,7 +15,7 @@ from lstmserve.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import Write, decode
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import make_model
-from wire import SPECS, Good, Wire
+from wire import SPECS, Good, Wire, serving
 
 HOURS = {"store_mode": "behind", "behind_s_max": 3600}
 OPEN = pb.OpenSessionRequest(model="m", version=1, request_id="r1")
@@ -223,3 +223,27 @@ async def test_a_retired_models_session_can_be_closed(tmp_path: Path) -> None:
             assert (await wire.call("CloseSession", closing(session))).step == 3
         assert await gate.version(session.id) is None
         assert await reason(wire, "Step", session.request()) == "SESSION_CLOSED"
+
+
+async def test_a_load_for_another_call_is_no_proof_of_a_gap(tmp_path: Path) -> None:
+    """Who waits while somebody else brings the session here is not told what that one was told."""
+    async with gated(tmp_path) as (one, gate):
+        session = await stepped(one, 1)
+        own = {"incarnation": session.session.incarnation}
+        other_gate = Gate(gate.behind)
+        async with serving(tmp_path / "models", store=other_gate) as other:
+            other_gate.answering.clear()
+            early = pb.StepRequest(session_id=session.id, step=9, x=[0.0] * 3, **own)
+            first = asyncio.ensure_future(reason(other, "Step", early))
+            await other.until(lambda: len(other_gate.puts) == 1)
+            while await gate.version(session.id) == (session.session.incarnation, 0, 1):
+                pass
+            second = session.request(step=2, **own)
+            assert await reason(one, "Step", second) == "FENCED"
+            assert (await one.call("Step", second)).step == 2
+            third = asyncio.ensure_future(other.call("Step", session.request(step=3, **own)))
+            await other.until(lambda: other.metrics.rpcs_started == 2)
+            other_gate.answering.set()
+            assert (await third).step == 3
+            session.check((await third).y)
+            assert await first == "STEP_GAP"

@@ -25,7 +25,7 @@ from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.session.opening import Opening
 from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
-from lstmserve.engine.table import FREE, SessionTable
+from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
 from lstmserve.errors import Draining, ModelNotFound
 from lstmserve.store import Store
 
@@ -152,6 +152,16 @@ class Engine:
             await self.lives.finish(timeout_s)
         finally:
             flushed.set()
+
+    def end_sessions(self) -> int:
+        """Ends all that are here, when nobody calls any more. Returns how many are lost: with a
+        store those of which it has not the last steps, without one all."""
+        table = self.table
+        is_live = (table.phase == OPEN) | (table.phase == CLOSING)
+        is_lost = is_live & (table.step > table.durable_step) if self.lives.has_store else is_live
+        for row in np.flatnonzero(is_live).tolist():
+            self.sessions.detach(row, "drained")
+        return int(np.count_nonzero(is_lost))
 
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""

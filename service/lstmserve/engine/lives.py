@@ -72,10 +72,9 @@ class Lives:
             if self.leaving is not None:
                 await self.leaving.wait()
                 raise Draining("this server is shutting down; go on at another one", retry_s=0.0)
+            is_certain = self._table.find(key) is None and await self._residence.fetch(key)
             row = self._table.find(key)
-            if row is None:
-                await self._residence.fetch(key)
-            elif self._may_mislead(row, incarnation, number):
+            if row is not None and not is_certain and self._may_mislead(row, incarnation, number):
                 await self._residence.confirm(key)
         return self._table.find(key) is not None
 

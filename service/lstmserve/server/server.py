@@ -31,7 +31,7 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.ports import Ports
 from lstmserve.store import Store, StoreRefused, open_store
 
-EXIT_OK, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 3
+EXIT_OK, EXIT_LOST, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 1, 3
 GRACE_S = 1.0
 SCRAPE_S_MAX = 5.0
 QUIET_S = 0.05
@@ -52,7 +52,7 @@ REFUSALS = (
 
 
 def run(config: Config) -> int:
-    """Serves until told to stop, and returns the exit code: 0, or 3 when the engine died.
+    """Serves until told to stop. Returns 0; 1 when steps could not be stored; 3: the engine died.
 
     Raises BadSetting, or one of REFUSALS, whose message is one line for the operator.
     """
@@ -144,8 +144,11 @@ class Server:
         if error := engine.exception():
             log.critical("engine died", exc_info=error)
             return EXIT_ENGINE_DIED
-        log.info("stopped")
-        return EXIT_OK
+        lost = self._engine.end_sessions()
+        if is_failure := bool(lost and self._engine.lives.has_store):
+            log.error("steps lost: the store did not take them in time", sessions=lost)
+        log.info("stopped", sessions_lost=lost)
+        return EXIT_LOST if is_failure else EXIT_OK
 
     def stop_http(self) -> None:
         """Last, so that the probes answer through the drain."""

@@ -57,14 +57,18 @@ class Residence:
         self.alone = KeyLocks().alone
         self.filing = Filing(table, sessions, records, store)
 
-    async def fetch(self, key: str) -> None:
-        """Brings a session here that the store has and this server has not.
+    async def fetch(self, key: str) -> bool:
+        """Brings a session here that the store has and this server has not; whether it was asked.
+
+        If not, somebody else brought it: what he was told may be older than this call.
 
         Raises StateCorrupt, ModelRetired, ModelMismatch, SessionLimit, StoreFull, Fenced.
         """
-        if self._table.find(key) is None:
-            async with self.alone(key):
-                await self._load(key)
+        async with self.alone(key):
+            if self._table.find(key) is not None:
+                return False
+            await self._load(key)
+            return True
 
     async def _load(self, key: str, is_ending: bool = False) -> Version | None:
         """The same; the key's lock is held. Returns what the store has, if it is known.
