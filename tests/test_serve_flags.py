@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from lstmserve.cli.serve import serve as serve_command
 from lstmserve.config import Config, settings
 from lstmserve.server import machine
+from modelmaking import make_model
 from serving import COMMAND, FREE_PORTS, ROOT, WAIT_S_MAX, Serve, Serving, environment, run_serve
 
 
@@ -112,6 +114,44 @@ def test_models_folder_must_hold_models(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     refused("no such folder", 1, "--models", missing, *FREE_PORTS)
     refused("lstmserve export", 1, "--models", tmp_path, *FREE_PORTS)
+
+
+WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *COMMAND]
+
+
+@pytest.mark.parametrize("place", ["tiny", "tiny/1", "tiny/1/model.onnx", ".store"])
+def test_what_may_not_be_read_is_told(models: Path, tmp_path: Path, place: str) -> None:
+    """A folder or file without permission is refused by its name: no model is just missed."""
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    make_model(tmp_path, name="other")
+    (tmp_path / ".store").mkdir()
+    store = f"file:{tmp_path / '.store'}"
+    command = WITHOUT_RIGHTS if os.geteuid() == 0 else COMMAND
+    locked = tmp_path / place
+    locked.chmod(0)
+    try:
+        ended = run_serve("--models", tmp_path, "--store", store, *FREE_PORTS, command=command)
+    finally:
+        locked.chmod(0o755)
+    last = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 1
+    assert last.startswith("Error: ")
+    assert ("the store's folder cannot be used" if place == ".store" else f"{locked}") in last
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_pipe_is_no_model(models: Path, tmp_path: Path) -> None:
+    """It is refused, not waited for."""
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / "tiny" / "1" / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    refused("manifest.json is not a file", 1, "--models", tmp_path, *FREE_PORTS)
+
+
+def test_more_memory_than_there_is_exits_1(models: Path) -> None:
+    """One line that names the flag."""
+    refused("--pool-bytes: ", 1, "--models", models, *FREE_PORTS, "--pool-bytes", str(1 << 40))
 
 
 def test_changed_weights_are_refused(models: Path, tmp_path: Path) -> None:

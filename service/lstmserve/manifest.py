@@ -25,6 +25,7 @@ from lstmserve.spec import InvalidSpec, ModelSpec
 FORMAT = 1
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class InvalidModelFolder(ValueError):
@@ -92,19 +93,34 @@ def sha256(content: bytes) -> str:
 
 
 def list_versions(models: Path) -> list[tuple[str, int]]:
-    """Every (name, version) below `models`, sorted; other files and folders are passed over."""
-    found = []
-    for folder in models.glob(f"*/*/{MANIFEST}"):
-        name, version = folder.parts[-3], folder.parts[-2]
-        if NAME.fullmatch(name) and re.fullmatch(r"[1-9][0-9]{0,8}", version):
-            found.append((name, int(version)))
-    return sorted(found)
+    """Every (name, version) below `models`, sorted; other files and folders are passed over.
+
+    Raises InvalidModelFolder for a folder that may not be looked into: a model is not just missed.
+    """
+    try:
+        return sorted(
+            (name, int(version))
+            for name in _folders(models, NAME)
+            for version in _folders(models / name, VERSION)
+            if (models / name / version / MANIFEST).exists()
+        )
+    except OSError as error:
+        raise InvalidModelFolder(f"cannot be read: {error}") from error
+
+
+def _folders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return [each.name for each in folder.iterdir() if pattern.fullmatch(each.name)]
 
 
 def read_model(models: Path, name: str, version: int) -> ModelFiles:
     """Reads and verifies models/NAME/VERSION. Raises InvalidModelFolder."""
     folder = models / name / str(version)
     try:
+        for file in (MANIFEST, MODEL, GOLDEN):
+            if (folder / file).exists() and not (folder / file).is_file():
+                raise InvalidModelFolder(f"{file} is not a file")  # a pipe would be waited for
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         contents = {file: (folder / file).read_bytes() for file in (MODEL, GOLDEN)}
         for file, content in contents.items():

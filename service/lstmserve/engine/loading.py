@@ -1,6 +1,7 @@
 """Loads every version in the models folder and proves it, before the server says Ready.
 
-Owns the size of the pools. Blocking; raises InvalidModelFolder, DeviceUnavailable, PoolTooSmall.
+Owns the size of the pools. Blocking; raises InvalidModelFolder, DeviceUnavailable, PoolTooSmall and
+PoolTooLarge.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ class PoolTooSmall(ValueError):
     """--pool-bytes does not hold even one session of every model."""
 
 
+class PoolTooLarge(ValueError):
+    """--pool-bytes is more than the machine gives."""
+
+
 def load_models(config: Config) -> list[Model]:
     """Every (name, version), with golden vectors replayed and the pool tested."""
     if not config.models.is_dir():
@@ -29,7 +34,8 @@ def load_models(config: Config) -> list[Model]:
     versions = list_versions(config.models)
     if not versions:
         raise InvalidModelFolder(
-            f"{config.models}: no NAME/VERSION/manifest.json in it; `lstmserve export` writes one"
+            f"{config.models}: no NAME/VERSION/manifest.json in it, VERSION a whole number from 1; "
+            "`lstmserve export` writes one"
         )
     device = choose_device(config.device)
     files = [read_model(config.models, name, version) for name, version in versions]
@@ -56,7 +62,13 @@ def _load(config: Config, files: ModelFiles, device: Device, pool_bytes: int) ->
                     f"it, needs {need}: {spare_slots(config)} spare slots of {slot_bytes(spec)} "
                     "bytes for batches, and one session"
                 )
-            pool = Pool(spec, slots_for(sessions, config), device)
+            try:
+                pool = Pool(spec, slots_for(sessions, config), device)
+            except MemoryError:
+                raise PoolTooLarge(
+                    f"--pool-bytes: this machine has no room for the {pool_bytes} bytes of "
+                    f"{manifest.name}:{manifest.version}"
+                ) from None
             kernel = Kernel(spec, files.weights, pool, device, config.threads)
             check_kernel(kernel, pool, spec, files.golden)
     except SelfTestFailed as error:

@@ -80,7 +80,9 @@ def bind_grpc(
         if credentials is None:
             return join(host, server.add_insecure_port(address))
         return join(host, server.add_secure_port(address, credentials))
-    raise AddressUnavailable(f"--{name} {address}: taken, or not an address of this machine")
+    raise AddressUnavailable(
+        f"--{name} {address}: taken, not an address of this machine, or a port that needs rights"
+    )
 
 
 def bind_http(

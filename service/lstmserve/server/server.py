@@ -20,7 +20,7 @@ from lstmserve.address import host_port, join
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
-from lstmserve.engine.loading import PoolTooSmall
+from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
 from lstmserve.manifest import InvalidModelFolder
 from lstmserve.server import machine, transport
 from lstmserve.server.access.reloading import BadFile
@@ -46,6 +46,7 @@ REFUSALS = (
     BadFile,
     DeviceUnavailable,
     InvalidModelFolder,
+    PoolTooLarge,
     PoolTooSmall,
     StoreRefused,
 )
