@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from chromium import Chromium
+from lstmserve import Client
+from lstmserve.top.numbers import buckets, quantile
+from lstmserve.top.scrape import Scrape, parse
 from mixedload import MixedLoad, loaded_servers
 from serving import Serve, Serving
 
 NUMBER = "Number(document.getElementById('{}').textContent.replace(/[^0-9.]/g, ''))"
-PAINTED = """(() => {
+GREEN = """(() => {
   const canvas = document.getElementById('step-heat');
   const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-  const colors = new Set();
-  for (let n = 0; n < data.length; n += 4) colors.add(data.slice(n, n + 4).join());
-  return colors.size;
+  let pixels = 0;
+  for (let n = 0; n < data.length; n += 4) pixels += data[n + 1] - data[n] > 60 && data[n + 3] > 90;
+  return pixels;
 })()"""
 LIST = """JSON.stringify((() => {
   const names = [...document.querySelectorAll('#ID dt')].map((each) => each.textContent);
@@ -78,7 +81,7 @@ def test_the_page_shows_the_load(chromium: Chromium, load: tuple[Serving, MixedL
     chromium.open(serving.metrics_url + "/")
     for name in ("steps", "rows", "errors", "p50", "p99"):
         chromium.until(f"{NUMBER.format(name)} > 0")
-    chromium.until(f"{PAINTED} > 5")
+    chromium.until(f"{GREEN} > 50")
     chromium.until("document.querySelectorAll('#batches rect:not(.base)').length > 3")
     chromium.until("document.querySelectorAll('.tiles path.line').length === 6")
     assert chromium.evaluate("document.getElementById('state').textContent") == "ready"
@@ -107,6 +110,31 @@ def test_the_page_says_what_metrics_says(
         counts = json.dumps(listed(metric, label, serving), separators=(",", ":"))
         assert counts.count("[") > 2
         chromium.until(f"{LIST.replace('ID', name)} === {json.dumps(counts)}")
+
+
+def test_the_page_computes_as_top_does(chromium: Chromium, load: tuple[Serving, MixedLoad]) -> None:
+    """Of the same two scrapes, quantiles and sums of the page's script equal those of Python."""
+    serving, _ = load
+    before, after = serving.get("/metrics")[1], late(serving)
+    chromium.open(serving.metrics_url + "/")
+    chromium.evaluate(
+        f"var before = parse({json.dumps(before)}), after = parse({json.dumps(after)})"
+    )
+    ours = [Scrape(0.0, True, parse(text)) for text in (before, after)]
+    for name in ("lstm_step_seconds", "lstm_store_seconds", "lstm_batch_size"):
+        for q in (0.5, 0.9, 0.99):
+            theirs = chromium.evaluate(f"quantile({q}, buckets(before, after, '{name}'))")
+            assert theirs == pytest.approx(quantile(q, buckets(*ours, name)))
+    where = {"op": "put"}
+    theirs = chromium.evaluate(f"total(after, 'lstm_store_seconds_count', {json.dumps(where)})")
+    assert theirs == ours[1].total("lstm_store_seconds_count", **where) > 0
+
+
+def late(serving: Serving) -> str:
+    """/metrics after one more step."""
+    with Client(serving.target) as client, client.session("tiny") as session:
+        session.step([1, 2, 3])
+    return serving.get("/metrics")[1]
 
 
 def test_the_page_of_a_new_server_says_what_to_do(chromium: Chromium, serve: Serve) -> None:

@@ -60,7 +60,10 @@ def scrape(host: str, port: int) -> Scrape:
         connection.close()
     if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
         raise NoAnswer(f"{address}: the server's event loop hangs (/metrics: {status})")
-    samples = _parse(address, body) if status == http.HTTPStatus.OK else {}
+    try:
+        samples = parse(body.decode()) if status == http.HTTPStatus.OK else {}
+    except ValueError as error:
+        raise NoAnswer(f"{address} is no lstmserve: /metrics cannot be read") from error
     if "lstm_build_info" not in samples:
         raise NoAnswer(
             f"{address} is no lstmserve: /metrics is {status} and has no lstm_build_info"
@@ -74,12 +77,10 @@ def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]
     return response.status, response.read(BYTES_MAX)
 
 
-def _parse(address: str, body: bytes) -> dict[str, Samples]:
+def parse(text: str) -> dict[str, Samples]:
+    """The samples by name. Raises ValueError."""
     samples: dict[str, Samples] = {}
-    try:
-        for family in text_string_to_metric_families(body.decode()):
-            for sample in family.samples:
-                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    except ValueError as error:
-        raise NoAnswer(f"{address} is no lstmserve: /metrics cannot be read") from error
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     return samples
