@@ -48,11 +48,13 @@ def rows(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     """
     step = _tokens(model, value) if model.num_embeddings else _x(model, value)
     if step.length > model.length_max:
-        raise _refusal("TOO_LONG", f"{step.length} rows, {model.name} takes {model.length_max}")
+        takes = f"{model.name} takes {model.length_max} at once: step them in parts"
+        raise refusal("TOO_LONG", f"{step.length} rows, {takes}")
     return step
 
 
-def _refusal(reason: str, message: str) -> InvalidInput:
+def refusal(reason: str, message: str) -> InvalidInput:
+    """What the server would say."""
     return InvalidInput(message, code=REASONS[reason].code, reason=reason)
 
 
@@ -63,7 +65,7 @@ def _x(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     if x.ndim not in (1, 2) or x.shape[-1] != width or x.size == 0:
         raise ValueError(f"{expected}, not {list(x.shape)}")
     if not np.isfinite(x).all():
-        raise _refusal("NON_FINITE", "x has NaN or infinite values")
+        raise refusal("NON_FINITE", "x has NaN or infinite values")
     return Rows(x.tobytes(), [], x.size // width, x.ndim == 1)
 
 
@@ -75,7 +77,7 @@ def _tokens(model: ModelInfo, value: npt.ArrayLike) -> Rows:
     if not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"{expected}, not {tokens.dtype}")
     if tokens.min() < 0 or tokens.max() >= model.num_embeddings:
-        raise _refusal("BAD_TENSOR", f"a token is not in [0, {model.num_embeddings})")
+        raise refusal("BAD_TENSOR", f"a token is not in [0, {model.num_embeddings})")
     return Rows(b"", tokens.reshape(-1).tolist(), tokens.size, tokens.ndim == 0)
 
 

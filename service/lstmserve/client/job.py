@@ -27,7 +27,7 @@ class Job:
     def __init__(self, model: ModelInfo, rows: Rows, last_only: bool) -> None:
         self.rows = rows
         self.last_only = last_only
-        self.pieces = [rows] if last_only else cut(model, rows)
+        self.pieces = cut(model, rows, last_only)
         self.ys: list[Floats] = []  # of the pieces that were applied, each [length, O]
         self.doubts = 0  # how many tries of the next piece may have been applied
         self.taken = 0  # rows whose y a caller has
@@ -66,8 +66,10 @@ class Job:
     def take(self, count: int) -> Floats:
         """y [count, O] of the next rows, or [1, O] with last_only, once all was applied."""
         start, self.taken = self.taken, self.taken + count
+        if self.last_only:
+            return self.ys[-1]
         y = self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)
-        return y if self.last_only or len(y) == count else y[start : self.taken]
+        return y if len(y) == count else y[start : self.taken]
 
 
 class Claim:

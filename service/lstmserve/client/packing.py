@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lstmserve.client.job import Piece
 
 FRAME_BYTES: Final = 4096  # what a message has beside its columns
+STEP_BYTES: Final = 170  # what a step has beside its rows; an id has up to 128 bytes
 MILLISECONDS_MAX: Final = 2**31 - 1  # of the message's field
 REPLY_BYTES: Final = 65_536  # what a server keeps of a reply, unless --reply-bytes-max says less
 
@@ -129,14 +130,26 @@ def parcels(steps: Iterable[tuple[S, Piece]]) -> Iterator[Parcel[S]]:
 
 def _split(lot: Parcel[S]) -> Iterator[Parcel[S]]:
     model = lot.sessions[0].model_info
-    sizes = [weight(model, piece.rows) + 170 for piece in lot.pieces]  # an id has up to 128 bytes
-    for span in spans(sizes, model.message_bytes_max - FRAME_BYTES):
+    sizes = [weight(model, piece.rows) + STEP_BYTES for piece in lot.pieces]
+    for span in spans(sizes, room(model)):
         yield Parcel(lot.sessions[span], lot.pieces[span])
 
 
-def cut(model: ModelInfo, rows: Rows) -> list[Rows]:
-    """In parts whose replies a server keeps, so that each can be repeated; bits stay the same."""
-    count = max(1, REPLY_BYTES // (4 * model.output_size))
+def room(model: ModelInfo) -> int:
+    """Bytes of a message that steps can take."""
+    return max(model.message_bytes_max - FRAME_BYTES, model.message_bytes_max // 2)
+
+
+def cut(model: ModelInfo, rows: Rows, last_only: bool) -> list[Rows]:
+    """In parts that fit a message, and whose replies a server keeps, so that each can be repeated;
+
+    bits stay the same.
+    """
+    reply_row = 0 if last_only else 4 * model.output_size
+    message_row = max(rows.size // rows.length, reply_row)
+    fitting = (room(model) - STEP_BYTES) // message_row
+    kept = rows.length if last_only else REPLY_BYTES // reply_row
+    count = max(1, min(fitting, kept))
     if rows.length <= count:
         return [rows]
     starts = range(0, rows.length, count)
@@ -145,7 +158,7 @@ def cut(model: ModelInfo, rows: Rows) -> list[Rows]:
 
 def merge(model: ModelInfo, steps: Sequence[Rows]) -> Iterator[list[Rows]]:
     """Runs of steps that can be one: its reply is kept, it is not too long, the message fits."""
-    budget = min(REPLY_BYTES, model.message_bytes_max - FRAME_BYTES)
+    budget = min(REPLY_BYTES, room(model))
     sizes = [max(weight(model, r), budget * r.length / model.length_max) for r in steps]
     for span in spans(sizes, budget):
         yield list(steps[span])

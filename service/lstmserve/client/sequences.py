@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.client.arrays import Floats, Rows, floats, rows, state_parts
-from lstmserve.client.packing import FRAME_BYTES, spans, weight
+from lstmserve.client.arrays import Floats, Rows, floats, refusal, rows, state_parts
+from lstmserve.client.packing import room, spans, weight
 from lstmserve.client.records import ModelInfo
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
@@ -42,11 +42,19 @@ class Sequences(NamedTuple):
         return cls(model, steps, *state_parts(model, h0, c0, len(steps)))
 
     def requests(self, last_only: bool, with_state: bool) -> Iterator[wire.PredictRequest]:
-        """Messages that fit, together all sequences in order."""
+        """Messages that fit, together all sequences in order. Raises InvalidInput where one
+
+        sequence takes more than a message: in parts it would be another one.
+        """
         model = self.model
         per_state = model.layers * (model.state_size + model.hidden_size) * 4
         sizes = [weight(model, r) + per_state + 10 for r in self.rows]
-        for span in spans(sizes, model.message_bytes_max - FRAME_BYTES):
+        largest = max(r.size for r in self.rows) + (0 if self.h is None else per_state)
+        limit = model.message_bytes_max
+        if largest > limit:
+            takes = f"a sequence takes {largest} bytes, a message to this server {limit}"
+            raise refusal("TOO_LONG", f"{takes}: step it in a session")
+        for span in spans(sizes, room(model)):
             part = self.rows[span]
             yield wire.PredictRequest(
                 model=model.name,

@@ -90,8 +90,8 @@ class AsyncSession:
 
         A model of tokens takes an integer for x [I] and integers [T] for x [T, I]. With
         `return_sequences` False y is that of the last time step, [O]. All T rows are applied or
-        none, unless y is above 64 KiB: then they travel as several steps. Raises ValueError for
-        any other shape, and LstmServeError.
+        none, unless y is above 64 KiB or x above a message: then they travel as several steps.
+        Raises ValueError for any other shape, and LstmServeError.
         """
         given, timeout_s = rows(self.model_info, x), checks.timeout(timeout_s)
         last_only = not return_sequences
