@@ -28,7 +28,8 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
     "timeseries": LINES,
     "heatmap": {
         "calculate": False,
-        "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+        "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "reverse": False},
+        "filterValues": {"le": 1e-9},  # empty buckets have no colour
         "cellGap": 1,
         "legend": {"show": True},
         "tooltip": {"mode": "single", "yHistogram": True},
@@ -177,7 +178,10 @@ def _restarts() -> dict[str, Any]:
         "datasource": SOURCE,
         "enable": True,
         "iconColor": "purple",
-        "expr": 'changes(process_start_time_seconds{job="lstmserve"}[$__interval]) > 0',
+        "target": {
+            "refId": "Anno",
+            "expr": 'changes(process_start_time_seconds{job="lstmserve"}[$__interval]) > 0',
+        },
         "titleFormat": "{{instance}} started",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from importlib import metadata
@@ -165,5 +166,10 @@ def _infos(metrics: Metrics) -> Iterator[Metric]:
     for key, fingerprint in metrics.fingerprints.items():
         model.add_metric(key, {"fingerprint": fingerprint})
     yield model
-    version = metadata.version("lstmserve")
-    yield InfoMetricFamily("lstm_build", "The release.", value={"version": version})
+    yield InfoMetricFamily("lstm_build", "The release.", value={"version": _version()})
+
+
+@functools.cache
+def _version() -> str:
+    """From files, so not at every scrape, which the event loop waits for."""
+    return metadata.version("lstmserve")
