@@ -27,6 +27,16 @@ CHECK_S, CHECKS_MAX = 0.5, 40
 def test_the_committed_dashboard_is_the_generated_one() -> None:
     """`python -m deploy.grafana.generate` changes nothing."""
     assert generate.PATH.read_text() == generate.text()
+    assert generate.PAGE.read_text() == generate.page()
+
+
+def test_the_runbook_names_panels_that_exist() -> None:
+    """What stands in italics in docs/MONITORING.md is a panel's title."""
+    before, _, rest = generate.PAGE.read_text().partition(generate.START)
+    named = re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", before + rest.partition(generate.END)[2])
+    titles = {panel["title"] for panel in PANELS}
+    assert len(named) > 10
+    assert {re.sub(r"\s+", " ", name) for name in named if len(name) < 60} <= titles
 
 
 def test_every_panel_says_what_it_shows() -> None:

@@ -1,6 +1,7 @@
 """Owns Grafana's form of the dashboard: `python -m deploy.grafana.generate` writes it.
 
-A test holds the committed JSON to this. What is shown is in panels.py.
+And the table of its panels in docs/MONITORING.md. A test holds both to this. What is shown is in
+panels.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Final
 from deploy.grafana.panels import ROWS, Panel
 
 PATH: Final = Path(__file__).parent / "dashboards" / "lstmserve.json"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "MONITORING.md"
+START, END = "<!-- panels, written by deploy/grafana/generate.py -->\n", "<!-- end of panels -->\n"
 SOURCE: Final = {"type": "prometheus", "uid": "prometheus"}
 COLORS: Final = ("green", "yellow", "red")
 HEIGHT: Final = {"stat": 4, "timeseries": 8, "heatmap": 8, "table": 8}
@@ -66,6 +69,15 @@ def dashboard() -> dict[str, Any]:
 def text() -> str:
     """As it is written."""
     return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
+
+
+def page() -> str:
+    """The documentation's page with the table of all panels."""
+    before, _, rest = PAGE.read_text().partition(START)
+    lines = ["| row | panel | what it shows |", "|---|---|---|"]
+    for title, row in ROWS.items():
+        lines += [f"| {title} | {panel.title} | {panel.description} |" for panel in row]
+    return before + START + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
 def _panels() -> list[dict[str, Any]]:
@@ -188,3 +200,4 @@ def _restarts() -> dict[str, Any]:
 
 if __name__ == "__main__":
     PATH.write_text(text())
+    PAGE.write_text(page())

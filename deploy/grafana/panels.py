@@ -123,7 +123,7 @@ ERRORS = (
     ),
     Panel(
         *("Calls that failed, by code", "reqps"),
-        "Calls of every kind: OpenSession, GetState and health too.",
+        "Calls of every kind, OpenSession too. Canceled: the client left, as streams do.",
         (
             (
                 rate("grpc_server_handled_total", "grpc_code", f'{SERVER}, grpc_code!="OK"'),
