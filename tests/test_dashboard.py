@@ -13,7 +13,7 @@ import pytest
 from deploy.grafana import generate
 from deploy.grafana.panels import ROWS
 from mixedload import MixedLoad, loaded_servers
-from monitoring import Prometheus
+from monitoring import FOLDER, Prometheus
 from serving import ROOT
 
 PANELS = [panel for panel in generate.dashboard()["panels"] if panel["type"] != "row"]
@@ -135,3 +135,16 @@ def test_every_server_is_a_target(load: tuple[Prometheus, MixedLoad]) -> None:
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert len(rules) > 10
     assert [rule["name"] for rule in rules if rule.get("lastError")] == []
+
+
+def test_every_selector_of_the_rules_finds_something(load: tuple[Prometheus, MixedLoad]) -> None:
+    """No rule waits for a metric or a label's value that no server has."""
+    prometheus, _ = load
+    text = "".join(path.read_text() for path in (FOLDER / "rules").iterdir())
+    selectors = {
+        match[0]
+        for match in re.finditer(r"\b(?:lstm_|grpc_|process_|up)\w*\{[^{}]+\}", text)
+        if "STORE_" not in match[0]  # nobody stopped the store
+    }
+    assert len(selectors) > 10
+    assert [each for each in selectors if not prometheus.query(each)] == []
