@@ -20,7 +20,7 @@ unpack_prometheus() {
 }
 
 install_chromium() {
-    [ "$(id -u)" = 0 ] && DEBIAN_FRONTEND=noninteractive get apt-get -qq -y \
+    [ "$(id -u)" = 0 ] && get env DEBIAN_FRONTEND=noninteractive apt-get -qq -y \
         -o DPkg::Lock::Timeout=300 install --no-install-recommends \
         chromium-headless-shell fonts-dejavu-core
 }
