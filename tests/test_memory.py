@@ -16,10 +16,12 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from wire import Wire, serving
 
+SERVICE = "inference.GRPCInferenceService"
 LENGTH = 8000
 X = np.random.default_rng(0).standard_normal(3 * LENGTH, np.float32).tobytes()
 NAN = np.full(3 * LENGTH, np.nan, np.float32).tobytes()
@@ -61,6 +63,35 @@ async def predict(wire: Wire, session: public.Session) -> None:
     await wire.send("Predict", request.SerializeToString())
 
 
+def inference(session: public.Session, x: bytes, sequence: str) -> kserve.ModelInferRequest:
+    """A request of the other dialect: a whole sequence at once, or one that is kept by nobody."""
+    request = kserve.ModelInferRequest(model_name="m", raw_input_contents=[x])
+    tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, LENGTH, 3])
+    assert tensor.name == "x"
+    if sequence:
+        request.parameters["sequence_id"].string_param = sequence + session.id
+        for name in ("sequence_start", "sequence_end"):
+            request.parameters[name].bool_param = True
+    return request
+
+
+async def infer(wire: Wire, session: public.Session, x: bytes = X, sequence: str = "s") -> None:
+    """ModelInfer."""
+    request = inference(session, x, sequence).SerializeToString()
+    call = wire.channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await call(request, timeout=30)
+
+
+async def infer_stream(wire: Wire, session: public.Session) -> None:
+    """ModelStreamInfer."""
+    stream = wire.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(timeout=30)
+    await stream.write(inference(session, X, "s").SerializeToString())
+    assert await stream.read() is not grpc.aio.EOF
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+
+
 Call = Callable[[Wire, public.Session], Awaitable[None]]
 ENDS: dict[str, Call] = {
     "step": step,
@@ -71,6 +102,10 @@ ENDS: dict[str, Call] = {
     "not finite, stream": lambda wire, session: streamed(wire, session, NAN),
     "not finite, many": lambda wire, session: many(wire, session, NAN),
     "gap": lambda w, session: step(w, session, step=7, incarnation=session.incarnation),
+    "sequence": infer,
+    "sequence, stream": infer_stream,
+    "whole sequence": lambda wire, session: infer(wire, session, sequence=""),
+    "not finite, sequence": lambda wire, session: infer(wire, session, NAN),
     "late": lambda wire, session: step(wire, session, timeout_ms=1),
 }
 

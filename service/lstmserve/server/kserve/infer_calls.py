@@ -49,6 +49,8 @@ class _Call:
         except asyncio.CancelledError:
             self.inference.cancel()
             raise
+        finally:
+            del self.inference  # which holds this
 
     @property
     def is_over(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lstmserve.engine import Model
+from lstmserve.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
@@ -79,20 +80,32 @@ class Inference:
 
     def answer(self, response: pb.ModelInferResponse) -> None:
         """It was done."""
+        self._let_go()
         if not self.is_over:
             self._carrier.answer(response)
 
     def refuse(self, error: Exception) -> None:
         """It was not."""
+        request, self._request = self._request, None
+        self._let_go()
         if not self.is_over:
             counters = self._dialect.counters(self._model)
             counters.failed(self.method, code(error), reason(error))
-            self._carrier.refuse(error, self._request)
+            if isinstance(error, ServeError):  # its frames hold the message
+                error = error.with_traceback(None)
+            self._carrier.refuse(error, request)
+
+    def _let_go(self) -> None:
+        """Whoever still holds this holds no message: the job does, and so its end would wait for
+        the garbage collector."""
+        self._job = self._request = None
+        self._content = b""
 
     def cancel(self) -> None:
         """Nobody waits any more."""
-        if self._job is not None:
-            self._job.cancel()
+        if (job := self._job) is not None:
+            self._let_go()
+            job.cancel()
 
 
 def read_all(messages: Sequence[Inference]) -> None:
