@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lstmserve.server.observe.http import HttpServer
+from lstmserve.server.observe.http import HttpServer, _Request
 from lstmserve.server.observe.metrics import Metrics
 
 
@@ -111,3 +112,20 @@ def test_stop_frees_the_port(http: HttpServer) -> None:
     http.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", http.port))
+
+
+def test_a_peer_that_is_slow_or_gone_is_no_event(
+    http: HttpServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is printed, and others are answered."""
+    monkeypatch.setattr(_Request, "timeout", 0.01)
+    slow = socket.create_connection(("127.0.0.1", http.port))
+    slow.sendall(b"GET /livez")
+    assert slow.recv(1) == b""  # the server gave it up
+    slow.close()
+    gone = socket.create_connection(("127.0.0.1", http.port))
+    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    gone.sendall(b"GET /metrics HTTP/1.0\r\n")
+    gone.close()  # by a reset
+    assert get(http, "/livez")[0] == 200
+    assert capfd.readouterr() == ("", "")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lstmserve import Client
-from serving import Serve, environment
+from serving import COMMAND, Serve, environment
 
 SHORT = """
 from lstmserve.server import transport
@@ -85,4 +87,18 @@ def test_a_peer_that_pings_too_much_is_told_off(serve: Serve) -> None:
             list(watch)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "too many pings" in str(ended.value.details()).lower()
+    assert serving.stop() == 0
+
+
+def test_more_connections_than_the_soft_limit_of_files(serve: Serve) -> None:
+    """The probe is answered and a new client served, up to the hard limit."""
+    narrow = ["sh", "-c", 'ulimit -Sn 100; exec "$@"', "sh", *COMMAND]
+    serving = serve(command=narrow)
+    host, port = serving.target.split(":")
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        assert serving.get("/livez")[0] == 200
+        with Client(serving.target) as client:
+            assert client.models()
     assert serving.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable
 
 import grpc
@@ -66,6 +67,16 @@ def pin(cpu: int) -> None:
         raise BadSetting(f"cpu is {cpu}, must be one of {', '.join(map(str, allowed))}")
     for thread in os.listdir("/proc/self/task"):  # numpy's own threads are there already
         os.sched_setaffinity(int(thread), {cpu})
+
+
+def allow_open_files() -> None:
+    """As many as the hard limit has: a connection is one, and the soft limit is often 1,024.
+
+    Beyond it no probe would be answered, and the server restarted for having many clients.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # the kernel's own limit may be below it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind_grpc(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from wsgiref import simple_server
 
+import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lstmserve.server.observe.page import make_page
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # a name for type checkers only, says its documentation
 
 REQUEST_S_MAX = 10
 POLL_S = 0.1
+
+log = structlog.get_logger()
 
 
 class _Request(simple_server.WSGIRequestHandler):
@@ -33,6 +37,12 @@ class _Request(simple_server.WSGIRequestHandler):
 
 class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
     daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A peer that is slow or gone is no event either; the base would print a traceback."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("http request failed", exc_info=error)
 
     def server_bind(self) -> None:
         """Without the base's look-up of our own name, which can hang where there is no DNS."""
