@@ -46,6 +46,11 @@ class Transport:
     """A connection, made at the first call. After close every call raises Cancelled."""
 
     def __init__(self, address: Address) -> None:
+        """Raises RuntimeError outside of a coroutine."""
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError("AsyncClient belongs to a loop: make it in a coroutine") from None
         self._address = address
         self._channel: aio.Channel = address.open(aio)
         self._closed = asyncio.Event()
@@ -58,12 +63,17 @@ class Transport:
         timeout_s: float,
     ) -> Pending[Response]:
         """Sends a unary request; `key` is what a router hashes. Raises Cancelled after close."""
-        if self._closed.is_set():
-            raise closed()
+        self._check()
         stub = self._channel.unary_unary(
             method.path, method.request.SerializeToString, method.response.FromString
         )
         return Pending(stub(request, timeout=timeout_s, metadata=self._address.metadata(key)))
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise closed()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this AsyncClient is of another event loop: make one for each")
 
     async def call(
         self,
@@ -77,8 +87,7 @@ class Transport:
 
     def exchange(self, method: Method[Request, Response], key: str) -> Exchange[Request, Response]:
         """Opens a stream. Raises Cancelled after close."""
-        if self._closed.is_set():
-            raise closed()
+        self._check()
         stub = self._channel.stream_stream(
             method.path, method.request.SerializeToString, method.response.FromString
         )
