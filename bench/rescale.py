@@ -1,0 +1,56 @@
+"""Which sessions move when servers come and go: `python -m bench.rescale`, for docs/SCALING.md.
+
+One group after another is opened through Envoys that differ in the servers they know, and looked
+for on the servers. Hashing depends on addresses alone, so it is what one Envoy would do.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from lstmserve import Client
+from routing import envoy_of
+from soak.fleet import MODEL, Fleet, fleet_of
+
+GROUPS, SERVERS = 1000, 6
+
+
+def homes(fleet: Fleet, servers: int) -> dict[str, str]:
+    """Where each group is with the first so many servers."""
+    found = {}
+    pods = fleet.pods[:servers]
+    with envoy_of([pod.serving.target for pod in pods]) as envoy, Client(envoy.target) as client:
+        for i in range(GROUPS):
+            client.session(MODEL, id=f"g{i}:{servers}", keep=True)
+    for pod in pods:
+        with Client(pod.serving.target) as client:
+            for session in client.sessions():
+                group, _, opened_with = session.id.partition(":")
+                if opened_with == str(servers):
+                    found[group] = pod.name
+    assert len(found) == GROUPS
+    return found
+
+
+def main() -> None:
+    """One table."""
+    print("| servers | groups that move | of these, between servers that stay | fewest - most |")
+    print("|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, fleet_of(Path(folder), SERVERS) as fleet:
+        found = {count: homes(fleet, count) for count in range(2, SERVERS + 1)}
+    for few, many in pairwise(found):
+        before, after = found[few], found[many]
+        moved = [group for group in before if before[group] != after[group]]
+        new = set(after.values()) - set(before.values())
+        needless = sum(after[group] not in new for group in moved)
+        sizes = [list(after.values()).count(name) for name in set(after.values())]
+        print(
+            f"| {few} <-> {many} | {len(moved) / GROUPS:.1%} (1/{many} is {1 / many:.1%}) | "
+            f"{needless / GROUPS:.1%} | {min(sizes)} - {max(sizes)} of {GROUPS} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
