@@ -29,6 +29,7 @@ from lstmserve.engine.model import slots_for
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.store import Store, Written, open_store
 from modelmaking import make_model, random_weights
+from routing import envoy_of
 from serving import COMMAND, Serving
 from storing import Valkey, write
 from traffic import number_of, open_session, start_engine, submit
@@ -102,6 +103,23 @@ def front_rates(spec: ModelSpec, folder: Path, *flags: str) -> list[float]:
     return found
 
 
+def envoy_rate(spec: ModelSpec, folder: Path) -> float:
+    """Unary steps that a CPU second of Envoy passes on, 32 connections."""
+    make_model(folder, spec, name=MODEL)
+    with ExitStack() as stack:
+        serving = Serving(("--models", folder), COMMAND)
+        stack.callback(serving.kill)
+        envoy = stack.enter_context(envoy_of([serving.target]))
+        address = ("127.0.0.1", int(envoy.target.rpartition(":")[2]))
+        sessions = requests.open_sessions(serving.target, MODEL, 32)
+        messages = [requests.steps(each, spec) for each in sessions]
+        load = Load(
+            [Connection(address, requests.PATH + "Step", each, streamed=False) for each in messages]
+        )
+        samples = take_turns([Side("envoy", envoy.process.pid, load)], EFFORT)["envoy"]
+        return median(sample.per_cpu_s for sample in samples)
+
+
 def in_valkey(spec: ModelSpec, folder: Path) -> tuple[float, float, float]:
     """Bytes per session; sessions that one CPU second of Valkey puts, and loads, 64 at a time."""
     size = slot_bytes(spec) // 2
@@ -151,6 +169,7 @@ def main() -> None:
                     kernel_rate(spec),
                     *front_rates(spec, Path(one) / "served"),
                     *stored,
+                    envoy_rate(spec, Path(one) / "routed"),
                     *in_valkey(spec, Path(other)),
                 )
             )
@@ -164,6 +183,7 @@ def main() -> None:
         "the same written through to Valkey: Step",
         "... StepStream",
         "... StepMany",
+        "steps a CPU second of Envoy passes on: Step, 32 connections",
         "bytes in Valkey",
         "puts a CPU second of Valkey does",
         "loads a CPU second of Valkey does",

@@ -79,7 +79,9 @@ class Load:
 
 
 @asynccontextmanager
-async def load_on(fleet: Fleet, envoy: Envoy, **options: float) -> AsyncIterator[Load]:
+async def load_on(
+    fleet: Fleet, envoy: Envoy, *, replay_steps_max: int = 0, **options: float
+) -> AsyncIterator[Load]:
     """They step while the block runs; then every history is held to a single server's.
 
     Raises what a customer could not get over.
@@ -96,7 +98,10 @@ async def load_on(fleet: Fleet, envoy: Envoy, **options: float) -> AsyncIterator
             await stack.enter_async_context(AsyncClient(envoy.target, **options))
             for _ in range(CONNECTIONS)
         ]
-        customers = [Customer(fleet, clients[i % CONNECTIONS], f"s{i}", 0) for i in range(SESSIONS)]
+        customers = [
+            Customer(fleet, clients[i % CONNECTIONS], f"s{i}", replay_steps_max)
+            for i in range(SESSIONS)
+        ]
         for customer in customers:
             await customer.open()
         async with asyncio.TaskGroup() as tasks:
@@ -136,10 +141,14 @@ def test_calls_go_where_their_session_is(tmp_path: Path) -> None:
         assert loads(fleet) == 0
 
 
-async def test_a_killed_server_moves_its_own_sessions_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "replay_steps_max"), [("through", 0), ("behind", 100_000)])
+async def test_a_killed_server_moves_its_own_sessions_alone(
+    mode: str, replay_steps_max: int, tmp_path: Path
+) -> None:
     """kill -9 under load: the others' sessions stay, no acked step is lost, the bits are right."""
-    with behind_envoy(tmp_path) as (fleet, envoy):
-        async with load_on(fleet, envoy) as load:
+    # Behind the store the client sends again what the dead server had not stored.
+    with behind_envoy(tmp_path, "--store-mode", mode) as (fleet, envoy):
+        async with load_on(fleet, envoy, replay_steps_max=replay_steps_max) as load:
             await load.steps(3)
             before = homes(fleet)
             dead = fleet.pods[0]
