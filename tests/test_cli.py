@@ -16,7 +16,12 @@ from lstmserve import Client
 from serving import ROOT, WAIT_S_MAX, environment
 from zoo import TOLERANCE, Zoo
 
-COMMAND = [sys.executable, "-W", "error", "-c", "from lstmserve.cli import main; main()"]
+MAIN = "from lstmserve.cli import main; main()"
+COMMAND = [sys.executable, "-W", "error", "-c", MAIN]
+# A job in a shell's background ignores Ctrl-C, and so would its children. Not a preexec_fn: that
+# forks, and gRPC's threads here do not survive it.
+HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+INTERRUPTIBLE = [*COMMAND[:-1], HEEDS_CTRL_C + MAIN]
 ROWS = "0.5,-1,2\n1,0.25,-3\n-1,0,1e-1\n2,2,2\n"
 
 
@@ -55,14 +60,12 @@ class Shell:
         """A process to talk to."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*INTERRUPTIBLE, *arguments],
             env=self.environment,
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
             text=True,
-            # A job in a shell's background ignores Ctrl-C, and so would its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

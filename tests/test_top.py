@@ -27,7 +27,7 @@ from lstmserve.top.scrape import scrape
 from mixedload import MixedLoad, loaded_servers
 from modelmaking import TINY, random_input
 from serving import WAIT_S_MAX, Serve, Serving, environment
-from test_cli import COMMAND, Shell
+from test_cli import INTERRUPTIBLE, Shell
 
 QUICK = ("--every-s", "0.2")
 
@@ -149,13 +149,11 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         size = {"COLUMNS": "110", "LINES": "50", "TERM": "xterm-256color"}
         self.process = subprocess.Popen(
-            [*COMMAND, "top", *arguments],
+            [*INTERRUPTIBLE, "top", *arguments],
             env=environment(**size),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            # A job in a shell's background ignores Ctrl-C, and so would its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(theirs)
         self.seen = ""
