@@ -42,7 +42,7 @@ def description() -> str:
         platform.machine(),
     )
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count()
     return f"{model}, {cores} cores, Python {platform.python_version()}, {versions}"
 
 

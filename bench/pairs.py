@@ -22,7 +22,7 @@ from lstmserve.v1 import lstm_pb2_grpc
 from routing import envoy_of
 from serving import Serving
 
-SHARE, CONNECTIONS = 0.5, 32
+SHARE, CONNECTIONS = 0.5, 64
 GOAL = Goal(1.7)
 
 

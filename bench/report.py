@@ -51,10 +51,11 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     axes.set_yticks([i - height / 2 for i in range(len(rows))], [r.name for r in reversed(rows)])
     axes.set_xlabel("answers per second, one core")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    axes.legend(handles, list(COLOURS), frameon=False, loc="lower right")
+    axes.legend(
+        handles, list(COLOURS), frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3
+    )
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -72,6 +73,5 @@ def draw_ratios(rows: Sequence[Row], file: Path) -> None:
     axes.set_yticks(range(len(rows)), [f"{r.name} ({r.goal})" for r in reversed(rows)], fontsize=7)
     axes.set_xlabel("median / goal, and the rounds' lowest and highest")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
     plt.close(figure)

@@ -53,7 +53,7 @@ class Wire:
             port, path = int(self.by_hand.line), f"/{BY_HAND}/Step"
             load = _load(port, path, self._messages(count), streamed=False)
             sides.append(Side("by hand", self.by_hand.pid, load))
-        return self._row(1, f"Step, {count} connections", sides, effort, goal)
+        return self._row(1, f"Step, {count} connection{'s' * (count > 1)}", sides, effort, goal)
 
     def stream(self, count: int, effort: Effort, goal: Goal | None) -> Row:
         """Measure 2: StepStream, one session per stream, a stream per connection."""
