@@ -6,6 +6,7 @@ The scenarios are those of Triton's own suites for sequences and implicit state 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -342,24 +343,27 @@ async def test_requested_outputs_and_ranks(triton: Triton, folder: Path) -> None
 
 
 async def test_two_states_are_never_swapped(triton: Triton, folder: Path) -> None:
-    """What hn and cn gave goes on as h0 and c0 of another sequence, bit for bit, in either order;
-    swapped they give something else."""
+    """What hn and cn gave goes on as h0 and c0 of another sequence, to the bit, in all eight orders
+    and forms; swapped they give something else."""
     xs = inputs(2, 1)
     async with serving(folder) as wire:
-        (first,) = await triton.run(
-            "stream", wire.target, [request(xs[0], 1, start=True, outputs=["cn", "hn"])]
-        )
-        hn, cn = first.outputs["hn"], first.outputs["cn"]
         goes_on = wanted(wire, xs)[1]
-        for states, is_same in (
-            ({"h0": hn, "c0": cn}, True),
-            ({"c0": cn, "h0": hn}, True),
-            ({"h0": hn[:, np.newaxis], "c0": cn[:, np.newaxis]}, True),
-            ({"h0": cn, "c0": hn}, False),
-        ):
+        orders = (["cn", "hn"], ["hn", "cn"]), (("h0", "c0"), ("c0", "h0")), (False, True)
+        for outputs, names, has_batch_axis in itertools.product(*orders):
+            start = request(xs[0], 1, start=True, outputs=outputs)
+            (first,) = await triton.run("stream", wire.target, [start])
+            hn, cn = first.outputs["hn"], first.outputs["cn"]
+            given = {"h0": hn, "c0": cn}
+            states = {
+                name: given[name][:, np.newaxis] if has_batch_axis else given[name]
+                for name in names
+            }
             one = request(xs[1], 2, start=True, end=True, inputs=states)
             (answer,) = await triton.run("one_by_one", wire.target, [one])
-            assert np.array_equal(answer.y, goes_on) is is_same
+            assert np.array_equal(answer.y, goes_on)
+        swapped = request(xs[1], 2, start=True, end=True, inputs={"h0": cn, "c0": hn})
+        (answer,) = await triton.run("one_by_one", wire.target, [swapped])
+        assert not np.array_equal(answer.y, goes_on)
         whole = request(
             xs[1][np.newaxis],
             inputs={"h0": hn[:, np.newaxis], "c0": cn[:, np.newaxis]},
