@@ -18,6 +18,12 @@ from modelmaking import make_model
 from wire import SPECS, Good, Wire, serving
 
 HOURS = {"store_mode": "behind", "behind_s_max": 3600}
+SMALL = {
+    "pool_bytes": 3 * 8192,
+    "batch_sessions_max": 8,
+    "long_steps_max": 8,
+    "batch_cells_max": 64,
+}
 OPEN = pb.OpenSessionRequest(model="m", version=1, request_id="r1")
 RESTART = pb.IF_EXISTS_RESTART
 
@@ -48,6 +54,12 @@ async def stepped(wire: Wire, count: int = 3) -> Good:
 def closing(session: Good) -> pb.CloseSessionRequest:
     """Of that life."""
     return pb.CloseSessionRequest(session_id=session.id, incarnation=session.session.incarnation)
+
+
+def is_same_life(write: Write) -> bool:
+    """Whether it replaces nobody."""
+    assert write.expected
+    return decode(write.content or b"").incarnation == write.expected.incarnation
 
 
 def keys(gate: Gate) -> set[str]:
@@ -178,6 +190,45 @@ async def test_a_failed_restart_takes_no_step_back(tmp_path: Path) -> None:
         await session.check_state()
 
 
+async def test_a_step_acked_while_a_restart_makes_room_is_not_lost(tmp_path: Path) -> None:
+    """Behind the store: the old life steps on until it is replaced, and that then fails."""
+    async with gated(tmp_path, **HOURS, **SMALL) as (wire, gate):
+        session = await stepped(wire)
+        await wire.engine._stage.flush()
+        for _ in range(wire.engine.model("letters", 1).sessions_max):
+            await (await wire.good("letters")).step()
+        again = pb.OpenSessionRequest(model="letters", session_id=session.id, if_exists=RESTART)
+        with gate.held():
+            count = len(gate.puts)
+            call = asyncio.ensure_future(reason(wire, "OpenSession", again))
+            await wire.until(lambda: len(gate.puts) > count)
+            await session.step()
+            gate.only(is_same_life)
+        assert await call == "STORE_UNAVAILABLE"
+        gate.only(None)
+        await session.step()
+        await session.check_state()
+
+
+@pytest.mark.parametrize("mode", [{}, HOURS])
+async def test_a_fork_replaces_a_session_in_a_pool_of_one(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    """The source and the one to be replaced are never here together."""
+    async with gated(tmp_path, **mode, **{**SMALL, "pool_bytes": 2 * 51 * 128}) as (wire, _):
+        assert wire.engine.model("m", 1).sessions_max == 1
+        source, taken = await stepped(wire, 3), await stepped(wire, 2)
+        fork = pb.OpenSessionRequest(
+            model="m", session_id=taken.id, fork_of=source.id, if_exists=RESTART
+        )
+        taken.session = (await wire.call("OpenSession", fork)).session
+        assert taken.session.step == 3
+        taken.xs = list(source.xs)
+        for each in (taken, source, taken):
+            await each.step()
+            await each.check_state()
+
+
 async def test_a_store_that_went_back_is_written_anew(tmp_path: Path) -> None:
     """An older copy of the same owner's record is no reason to get stuck, nor to go back."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
@@ -197,8 +248,7 @@ async def test_a_store_that_went_back_is_written_anew(tmp_path: Path) -> None:
 
 async def test_a_full_pool_makes_room_at_once(tmp_path: Path) -> None:
     """Behind the store with an hour's leave: sessions move out, and come back with all steps."""
-    small = {"pool_bytes": 3 * 8192, "batch_sessions_max": 8, "long_steps_max": 8}
-    async with gated(tmp_path, **HOURS, **small, batch_cells_max=64) as (wire, _):
+    async with gated(tmp_path, **HOURS, **SMALL) as (wire, _):
         fits = wire.engine.model("m", 1).sessions_max
         sessions = [await stepped(wire, 1) for _ in range(2 * fits)]
         for session in sessions:

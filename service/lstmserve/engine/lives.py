@@ -16,7 +16,7 @@ from lstmserve.engine.persist import Residence
 from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Draining, Fenced, SessionLimit, StoreFull
+from lstmserve.errors import Draining, Fenced, ServeError, SessionLimit, StoreFull
 from lstmserve.store import Version
 
 
@@ -99,41 +99,44 @@ class Lives:
 
     async def _open(self, residence: Residence, request: OpenRequest) -> tuple[int, bool]:
         if request.fork_of:
-            await residence.confirm(request.fork_of)
-        has_source = self._table.find(request.fork_of) is not None
+            request = await self._with_source(residence, request)
         async with residence.alone(request.key):
-            is_replaced = request.if_exists is IfExists.RESTART
-            before = await residence.refresh(request.key, is_replaced)
-            if is_replaced and self._table.find(request.key) is not None:
-                await residence.filing.save(request.key)
-                before = residence.version(request.key)
-            if has_source and self._table.find(request.fork_of) is None:
-                raise Fenced("the session to fork has just left: repeat the call", retry_s=0.0)
-            row, is_created = await self._make(residence, request)
+            before = await residence.refresh(request.key, request.if_exists is IfExists.RESTART)
+            try:
+                row, is_created, before = await self._make(residence, request, before)
+            except SessionLimit:  # full of what the store has not: it gets that first
+                await residence.flush()
+                row, is_created, before = await self._make(residence, request, before)
             is_new = before is None or before.incarnation != self._table.incarnation[row]
             if is_created and is_new:
-                await self._create(residence, request, row, before)
+                try:
+                    await residence.filing.create(request.key, row, before)
+                except BaseException:
+                    self._opening.doubt(request, self._clock())
+                    raise
             here = self._table.find(request.key)
             if here is None:
                 raise Fenced("another server has just taken this session: repeat the call")
             return here, is_created
 
-    async def _make(self, residence: Residence, request: OpenRequest) -> tuple[int, bool]:
-        """In the table; where that is full of what the store has not, the store gets it first."""
-        try:
-            return self._opening.open(request, self._clock())
-        except SessionLimit:
-            await residence.flush()
-            return self._opening.open(request, self._clock())
+    async def _with_source(self, residence: Residence, request: OpenRequest) -> OpenRequest:
+        """With the source's state: the pool may have no room for both. Errors are told later."""
+        await residence.confirm(request.fork_of)
+        with contextlib.suppress(ServeError):
+            return replace(request, forked=self._opening.fork(request, self._clock()))
+        return request
 
-    async def _create(
-        self, residence: Residence, request: OpenRequest, row: int, before: Version | None
-    ) -> None:
-        try:
-            await residence.filing.create(request.key, row, before)
-        except BaseException:
-            self._opening.doubt(request, self._clock())
-            raise
+    async def _make(
+        self, residence: Residence, request: OpenRequest, before: Version | None
+    ) -> tuple[int, bool, Version | None]:
+        """In the table; the last is what the store has under the key.
+
+        Nothing is awaited between the saving of a life and its end, so no step comes between.
+        """
+        if request.if_exists is IfExists.RESTART and self._table.find(request.key) is not None:
+            await residence.filing.save(request.key)
+            before = residence.version(request.key)
+        return *self._opening.open(request, self._clock()), before
 
     async def close(self, key: str, incarnation: int) -> int:
         """Ends a session after its pending steps; its last step. Raises as Sessions.close().

@@ -42,7 +42,7 @@ class OpenRequest:
     """An OpenSession whose fields were checked. Keys are the table's; "" is none.
 
     `version` 0 is the newest for a new session, and any for one that goes on; `sessions_max` is
-    the tenant's limit, None for none.
+    the tenant's limit, None for none; `forked` is what `fork_of` was when it was last seen here.
     """
 
     key: str
@@ -54,6 +54,7 @@ class OpenRequest:
     fork_of: str
     request_key: str
     sessions_max: int | None = None
+    forked: Start | None = None
 
 
 class Opening:
@@ -134,6 +135,12 @@ class Opening:
             return Start("import", rows, request.state.step)
         if not request.fork_of:
             return Start()
+        if request.forked is not None and self._table.find(request.fork_of) is None:
+            return request.forked
+        return self.fork(request, now)
+
+    def fork(self, request: OpenRequest, now: Now) -> Start:
+        """From `fork_of` as it is now. Raises ModelMismatch, and what Sessions.find() raises."""
         try:
             source = self._sessions.find(request.fork_of, 0, now)
         except ServeError as error:
