@@ -31,6 +31,13 @@ Mode = Literal["through", "behind"]
 Kind = Literal["bare", "library"]
 
 
+class Make(Protocol):
+    """Makes a client of the library, that keeps so many of its last steps."""
+
+    def __call__(self, fleet: Fleet, client: AsyncClient, name: str, log: int, /) -> Talk:
+        """One with one session."""
+
+
 class Talk(Protocol):
     """One client with one session."""
 
@@ -81,13 +88,15 @@ class Outcome:
 
 
 @asynccontextmanager
-async def at_work(fleet: Fleet, outcome: Outcome, *, stray: float = 0) -> AsyncIterator[None]:
+async def at_work(
+    fleet: Fleet, outcome: Outcome, *, stray: float = 0, customer: Make = Customer
+) -> AsyncIterator[None]:
     """The crowd steps while the block runs. Raises what a client could not get over."""
     print(f"{outcome.kind} {outcome.mode}: seed {outcome.seed}")
     over = asyncio.Event()
     async with AsyncExitStack() as stack:
         calls = await stack.enter_async_context(Calls())
-        talks = await _talks(stack, fleet, calls, outcome, stray)
+        talks = await _talks(stack, fleet, calls, outcome, stray, customer)
         rngs = [np.random.default_rng([outcome.seed, i]) for i in range(len(talks))]
         tasks = [
             asyncio.create_task(_converse(talk, rng, over))
@@ -101,7 +110,12 @@ async def at_work(fleet: Fleet, outcome: Outcome, *, stray: float = 0) -> AsyncI
 
 
 async def _talks(
-    stack: AsyncExitStack, fleet: Fleet, calls: Calls, outcome: Outcome, stray: float
+    stack: AsyncExitStack,
+    fleet: Fleet,
+    calls: Calls,
+    outcome: Outcome,
+    stray: float,
+    customer: Make,
 ) -> Sequence[Talk]:
     may_replay, names = outcome.mode == "behind", [f"s{i}" for i in range(outcome.clients)]
     if outcome.kind == "bare":
@@ -111,7 +125,7 @@ async def _talks(
     target = await stack.enter_async_context(router_of(fleet, calls))
     clients = [await stack.enter_async_context(AsyncClient(target)) for _ in range(CONNECTIONS)]
     log = REPLAY_STEPS_MAX if may_replay else 0
-    return [Customer(fleet, clients[i % CONNECTIONS], name, log) for i, name in enumerate(names)]
+    return [customer(fleet, clients[i % CONNECTIONS], name, log) for i, name in enumerate(names)]
 
 
 async def _converse(talk: Talk, rng: np.random.Generator, over: asyncio.Event) -> None:

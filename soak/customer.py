@@ -21,13 +21,13 @@ class Customer:
         self.violations, self.experience = Violations(), Experience()
         self._fleet, self._client = fleet, client
         self._replay_steps_max = replay_steps_max
-        self._inputs: list[Floats] = []
-        self._outputs: list[Floats] = []
+        self.inputs: list[Floats] = []
+        self.outputs: list[Floats] = []
         self._durable_step = 0
 
     async def open(self) -> None:
         """Under an id of its own."""
-        self._session = await self._client.session(
+        self.session = await self._client.session(
             MODEL, id=self.name, keep=True, replay_steps_max=self._replay_steps_max
         )
 
@@ -35,21 +35,21 @@ class Customer:
         """One more step. Raises LstmServeError, which is a failed call."""
         shape = (int(rng.integers(1, ROWS_MAX + 1)), self._fleet.spec.input_size)
         x = rng.standard_normal(shape).astype(np.float32)
-        y = await self._session.step(x)
-        self._inputs.append(x)
-        self._outputs.append(y)
+        y = await self.session.step(x)
+        self.inputs.append(x)
+        self.outputs.append(y)
         self.experience.steps += 1
-        self.violations.regressions += self._session.durable_step < self._durable_step
-        self._durable_step = self._session.durable_step
+        self.violations.regressions += self.session.durable_step < self._durable_step
+        self._durable_step = self.session.durable_step
 
     async def verify(self) -> None:
         """Holds the whole history, the last step and the state to the oracle."""
         await self.step(np.random.default_rng(0))  # brings back what a move may have taken
-        info = await self._session.info()
-        self.violations.lost += max(0, len(self._inputs) - info.step)
-        self.violations.doubled += max(0, info.step - len(self._inputs))
-        y, *state = self._fleet.oracle.run(np.concatenate(self._inputs))
-        is_right = np.array_equal(np.concatenate(self._outputs), y)
-        for part, expected in zip(await self._session.state(), state, strict=True):
+        info = await self.session.info()
+        self.violations.lost += max(0, len(self.inputs) - info.step)
+        self.violations.doubled += max(0, info.step - len(self.inputs))
+        y, *state = self._fleet.oracle.run(np.concatenate(self.inputs))
+        is_right = np.array_equal(np.concatenate(self.outputs), y)
+        for part, expected in zip(await self.session.state(), state, strict=True):
             is_right &= np.array_equal(part, expected)
         self.violations.wrong += not is_right

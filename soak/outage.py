@@ -1,0 +1,72 @@
+"""The store dies, or hangs, for a while under load: nothing is acked meanwhile, and all goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from soak.fleet import Fleet, fleet_of
+from soak.kill9 import PODS
+from soak.patron import Patronage, patrons_at_work, until_served
+from soak.storefront import StoreFront
+from soak.timing import pause
+from storing import Valkey
+
+QUIET_S = 1.0
+
+
+@dataclass(kw_only=True)
+class Found(Patronage):
+    """Of one run. A call that fails after its repeats ends the run."""
+
+    outages_s: list[float] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises AssertionError when a gate is not met."""
+        super().check()
+        assert self.outages_s
+        assert set(self.refusals) == {"UNAVAILABLE"}
+        assert self.told == {}
+
+    def figures(self) -> str:
+        """One line for people."""
+        outages = ", ".join(f"{each:g} s" for each in self.outages_s)
+        return f"store killed or frozen for {outages}; {super().figures()}"
+
+
+def run(folder: Path, *, away_s: Sequence[float], sessions: int) -> Found:
+    """Outages of these lengths: by kill -9 and by a freeze, in turn."""
+    found = Found(mode="through", kind="library", clients=sessions)
+    with Valkey(folder, "--appendonly", "yes") as valkey:
+        front = StoreFront(valkey.port)
+        with fleet_of(folder, PODS, "--store", front.url) as fleet:
+            asyncio.run(_run(fleet, found, front, valkey, away_s))
+    return found
+
+
+async def _run(
+    fleet: Fleet, found: Found, front: StoreFront, valkey: Valkey, away_s: Sequence[float]
+) -> None:
+    async with patrons_at_work(fleet, found, front, logs=False) as patrons:
+        for i, seconds in enumerate(away_s):
+            await pause(QUIET_S)
+            await (_dead if i % 2 == 0 else _frozen)(valkey, seconds)
+            front.up_s = time.monotonic()
+            found.outages_s.append(seconds)
+            await until_served(patrons, front)
+
+
+async def _dead(valkey: Valkey, seconds: float) -> None:
+    await asyncio.to_thread(valkey.kill)
+    await pause(seconds)
+    await asyncio.to_thread(valkey.start)
+
+
+async def _frozen(valkey: Valkey, seconds: float) -> None:
+    valkey.signal(signal.SIGSTOP)
+    await pause(seconds)
+    valkey.signal(signal.SIGCONT)

@@ -1,0 +1,117 @@
+"""Customers of servers whose store comes and goes, who know which writes it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lstmserve import AsyncClient
+from lstmserve.client import SessionLost, StepsLost
+from soak.crowd import REPLAY_STEPS_MAX, Outcome, at_work
+from soak.customer import Customer
+from soak.fleet import Fleet
+from soak.storefront import StoreFront
+from soak.timing import pause, percentile
+
+NEW_LIFE = 0.01  # how often a step is the first of another session
+UNKNOWN = -1  # in place of a step: the session is not known
+
+
+class Patron(Customer):
+    """A customer who knows what the store took. After a session it begins the next one.
+
+    Without a log it bears that acked steps are taken back, if it is told so: `told` has the step
+    that each session was said to be at.
+    """
+
+    def __init__(
+        self, fleet: Fleet, client: AsyncClient, name: str, log: int, front: StoreFront
+    ) -> None:
+        super().__init__(fleet, client, name, log)
+        self.has_log = log > 0
+        self.told: dict[str, int] = {}
+        self.without_write = 0
+        self.waits_s: list[float] = []  # from when the store was up until the next ack
+        self.served_s = 0.0
+        self._front, self._names = front, (f"{name}.{i}" for i in range(2, 1 << 31))
+
+    async def step(self, rng: np.random.Generator) -> None:
+        """One more step, or what it was told instead."""
+        if rng.random() < NEW_LIFE:
+            await self._begin_anew()
+        began_s = time.monotonic()
+        try:
+            await super().step(rng)
+        except (StepsLost, SessionLost) as error:
+            if self.has_log:
+                raise
+            self.told[self.name] = int(error.metadata.get("expected_step", UNKNOWN + 1)) - 1
+            await self._begin_anew()
+            return
+        number = len(self.outputs)
+        self.without_write += not self._front.has(self.name, self.session.incarnation, number)
+        self.served_s, up_s = time.monotonic(), self._front.up_s
+        if began_s < up_s < self.served_s:
+            self.waits_s.append(self.served_s - up_s)
+
+    async def _begin_anew(self) -> None:
+        if self.inputs:
+            y, *_ = self._fleet.oracle.run(np.concatenate(self.inputs))
+            self.violations.wrong += not np.array_equal(np.concatenate(self.outputs), y)
+        self.name, self.inputs, self.outputs = next(self._names), [], []
+        self._durable_step = 0
+        await self.open()
+
+
+@dataclass(kw_only=True)
+class Patronage(Outcome):
+    """What came of all of them."""
+
+    told: dict[str, int] = field(default_factory=dict)
+    without_write: int = 0
+    waits_s: list[float] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises AssertionError when a gate is not met."""
+        super().check()
+        assert self.without_write == 0
+        assert self.waits_s
+        assert self.refusals["UNAVAILABLE"] > 0, "no client noticed"
+
+    def figures(self) -> str:
+        """One line for people."""
+        return (
+            f"acked without a write {self.without_write}, failed calls 0, {super().figures()}; "
+            f"a step again once the store was reached p50 {percentile(self.waits_s, 50)} s, "
+            f"max {max(self.waits_s):.2f} s"
+        )
+
+
+@asynccontextmanager
+async def patrons_at_work(
+    fleet: Fleet, found: Patronage, front: StoreFront, *, logs: bool
+) -> AsyncIterator[Sequence[Patron]]:
+    """They step while the block runs; with `logs` every second one keeps what it sent."""
+    patrons: list[Patron] = []
+
+    def patron(fleet: Fleet, client: AsyncClient, name: str, _: int) -> Patron:
+        log = REPLAY_STEPS_MAX if logs and len(patrons) % 2 else 0
+        patrons.append(Patron(fleet, client, name, log, front))
+        return patrons[-1]
+
+    async with front.serving(), at_work(fleet, found, customer=patron):
+        yield patrons
+    for each in patrons:
+        found.told |= each.told
+        found.without_write += each.without_write
+        found.waits_s += each.waits_s
+
+
+async def until_served(patrons: Sequence[Patron], front: StoreFront) -> None:
+    """Each has been answered since the store was up."""
+    while any(each.served_s < front.up_s for each in patrons):
+        await pause(0.1)

@@ -1,0 +1,116 @@
+"""One address for a store's primary, as a service's IP is, and what was written through it.
+
+It reads what it passes on: a compare-and-set is noted before the server that asked for it hears of
+it, so that an ack without one is known at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import hiredis
+
+from lstmserve.engine.keys import session_key
+from lstmserve.store.record import version_of
+from lstmserve.store.redis import redis_key
+
+CHUNK = 1 << 16
+
+
+class StoreFront:
+    """`written`: (key, incarnation, step) of every record that the store said it took."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self.written: set[tuple[str, int, int]] = set()
+        self.up_s = math.inf  # since when it leads to a store again
+        self._port: int | None = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._passing: set[asyncio.Task[Any] | None] = set()
+
+    def has(self, name: str, incarnation: int, step: int) -> bool:
+        """Whether the store took that step of a session."""
+        return (redis_key(session_key("", name)), incarnation, step) in self.written
+
+    def lead_to(self, port: int | None) -> None:
+        """Who calls from now on gets to that store; None: to nobody. Connections are cut."""
+        self._port = port
+        self.up_s = math.inf if port is None else time.monotonic()
+        for writer in self._writers:
+            writer.close()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Who called before has waited; nobody is served after the block."""
+        server = await asyncio.start_server(self._pass_on, sock=self._listener)
+        try:
+            yield
+        finally:
+            self.lead_to(None)
+            server.close()
+            await asyncio.gather(*self._passing)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = {writer}
+        self._writers.add(writer)
+        self._passing.add(task := asyncio.current_task())
+        try:
+            if self._port is None:
+                return
+            store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            self._writers.add(store_writer)
+            writers.add(store_writer)
+            asked: deque[Any] = deque()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_ask(reader, store_writer, asked))
+                tasks.create_task(self._answer(store_reader, writer, asked))
+        except* OSError:
+            pass  # either side is gone, and so will the other be
+        finally:
+            for each in writers:
+                each.close()
+            self._writers -= writers
+            self._passing.discard(task)
+
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: deque[Any]
+    ) -> None:
+        """Raises ConnectionError when the store says no more.
+
+        What it did for a server that has hung up is noted, too: it was done.
+        """
+        parser = hiredis.Reader()
+        while content := await reader.read(CHUNK):
+            parser.feed(content)
+            while (reply := parser.gets()) is not False:
+                self._note(asked.popleft(), reply)
+            with suppress(ConnectionError):
+                writer.write(content)
+                await writer.drain()
+        raise ConnectionResetError
+
+    def _note(self, request: Any, reply: Any) -> None:
+        if request[0] == b"EVALSHA" and reply == b"OK" and request[5]:
+            version = version_of(request[5])
+            self.written.add((request[3].decode(), version.incarnation, version.step))
+
+
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: deque[Any]
+) -> None:
+    parser = hiredis.Reader()
+    while content := await reader.read(CHUNK):
+        parser.feed(content)
+        while (request := parser.gets()) is not False:
+            asked.append(request)
+        writer.write(content)
+        await writer.drain()
+    writer.write_eof()
