@@ -78,10 +78,10 @@ async def _run(
             await stores.cut()
             await pause(LAG_S)
             await stores.fail_over()
-            front.lead_to(None)
+            await front.refuse()
             await pause(ELECTION_S)  # what is under way ends
             await _compare(found, stores, patrons)
-            front.lead_to(stores.primary.port)
+            await front.lead_to(stores.primary.port)
             found.failovers += 1
             await stores.replicate()
             await until_served(patrons, front)

@@ -54,19 +54,21 @@ async def _run(
     async with patrons_at_work(fleet, found, front, logs=False) as patrons:
         for i, seconds in enumerate(away_s):
             await pause(QUIET_S)
-            await (_dead if i % 2 == 0 else _frozen)(valkey, seconds)
-            front.up_s = time.monotonic()
+            await (_dead if i % 2 == 0 else _frozen)(valkey, front, seconds)
             found.outages_s.append(seconds)
             await until_served(patrons, front)
 
 
-async def _dead(valkey: Valkey, seconds: float) -> None:
+async def _dead(valkey: Valkey, front: StoreFront, seconds: float) -> None:
     await asyncio.to_thread(valkey.kill)
+    await front.refuse()
     await pause(seconds)
     await asyncio.to_thread(valkey.start)
+    await front.lead_to(valkey.port)
 
 
-async def _frozen(valkey: Valkey, seconds: float) -> None:
+async def _frozen(valkey: Valkey, front: StoreFront, seconds: float) -> None:
     valkey.signal(signal.SIGSTOP)
     await pause(seconds)
     valkey.signal(signal.SIGCONT)
+    front.up_s = time.monotonic()

@@ -22,17 +22,20 @@ from lstmserve.store.record import version_of
 from lstmserve.store.redis import redis_key
 
 CHUNK = 1 << 16
+ADDRESS = "127.0.0.1", 0
 
 
 class StoreFront:
     """`written`: (key, incarnation, step) of every record that the store said it took."""
 
     def __init__(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        with socket.create_server(ADDRESS) as free:
+            self._address = free.getsockname()
+        self.url = f"redis://127.0.0.1:{self._address[1]}/0"
         self.written: set[tuple[str, int, int]] = set()
         self.up_s = math.inf  # since when it leads to a store again
-        self._port: int | None = port
+        self._port = port
+        self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._passing: set[asyncio.Task[Any] | None] = set()
 
@@ -40,31 +43,34 @@ class StoreFront:
         """Whether the store took that step of a session."""
         return (redis_key(session_key("", name)), incarnation, step) in self.written
 
-    def lead_to(self, port: int | None) -> None:
-        """Who calls from now on gets to that store; None: to nobody. Connections are cut."""
-        self._port = port
-        self.up_s = math.inf if port is None else time.monotonic()
+    async def lead_to(self, port: int) -> None:
+        """Who calls from now on gets to that store."""
+        self._port, self.up_s = port, time.monotonic()
+        self._listener = await asyncio.start_server(self._pass_on, *self._address)
+
+    async def refuse(self) -> None:
+        """Who calls from now on is refused, and connections are cut."""
+        self.up_s = math.inf
+        if self._listener is not None:
+            self._listener.close()
         for writer in self._writers:
             writer.close()
+        await asyncio.gather(*self._passing)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Who called before has waited; nobody is served after the block."""
-        server = await asyncio.start_server(self._pass_on, sock=self._listener)
+        """Servers are served while the block runs."""
+        await self.lead_to(self._port)
         try:
             yield
         finally:
-            self.lead_to(None)
-            server.close()
-            await asyncio.gather(*self._passing)
+            await self.refuse()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = {writer}
         self._writers.add(writer)
         self._passing.add(task := asyncio.current_task())
         try:
-            if self._port is None:
-                return
             store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._port)
             self._writers.add(store_writer)
             writers.add(store_writer)
