@@ -15,7 +15,7 @@ from typing import Protocol
 
 import click
 
-from soak import amnesia, frozen, kill9, overload, rolling, stress
+from soak import amnesia, failover, frozen, kill9, outage, overload, rolling, stress
 from soak.crowd import Kind, Mode
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +25,8 @@ START = "|---|---|---|---|\n"
 END = "<!-- end of the figures -->"
 KILL_S, START_S = 2.0, 1.5
 SESSIONS, CLIENTS = 24, 200
+FAILOVER_S = 10.0  # one in so many seconds
+AWAY_S = 30.0, 10.0
 
 
 class Found(Protocol):
@@ -53,6 +55,11 @@ def _rolling(mode: Mode) -> Callable[[Path, float], Found]:
     return run
 
 
+def _failover(folder: Path, minutes: float) -> Found:
+    failovers = max(2, round(minutes * 60 / FAILOVER_S))
+    return failover.run(folder, failovers=failovers, every_s=FAILOVER_S / 2, sessions=SESSIONS)
+
+
 def _stress(folder: Path, minutes: float) -> Found:
     return stress.run(folder, scenarios=100, seconds=minutes * 60)
 
@@ -72,6 +79,8 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "amnesia": lambda folder, _: amnesia.run(folder, sessions=1000),
     "rolling-through": _rolling("through"),
     "rolling-behind": _rolling("behind"),
+    "store-failover": _failover,
+    "store-outage": lambda folder, _: outage.run(folder, away_s=AWAY_S, sessions=SESSIONS),
     "stress": _stress,
     "overload": _overload,
 }
