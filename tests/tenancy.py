@@ -24,6 +24,7 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.ports import Ports
 from lstmserve.tokens import make_token
 from lstmserve.v1 import lstm_pb2 as pb
+from wire import driven
 
 X = [0.5, -1.0, 2.0]
 DEADLINE_S = 30.0
@@ -97,7 +98,7 @@ async def tenancy(folder: Path, file: Path | None, **settings: Any) -> AsyncIter
     ports = Ports(config, engine, metrics, health.aio.HealthServicer())
     running = Tenancy(engine, ports, clock, registry)
     await ports.start()
-    driving = asyncio.create_task(engine.run())
+    driving = asyncio.create_task(driven(engine, ports.stop))
     try:
         yield running
     finally:

@@ -63,8 +63,12 @@ class Port:
         """The response of each, or the reason of its error."""
         if self.running is None:
             self.run()
+        assert self.running is not None
         found: list[pb.StepResponse | str] = []
         for call in calls:
+            await asyncio.wait({call.reply, self.running}, return_when=asyncio.FIRST_COMPLETED)
+            if self.running.done():
+                self.running.result()  # raises what the engine died of
             try:
                 found.append(pb.StepResponse.FromString(await call.reply))
             except ServeError as error:

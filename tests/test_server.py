@@ -258,27 +258,49 @@ def grpc_code(number: int) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == number)
 
 
-DIES = """
+LIVES = 8  # steps before the bug: by then a lone step runs in the call that brought it
+DIES = f"""
+import lstmserve.server.native.step_calls as step_calls
 from lstmserve.engine.computing import Computing
-def run(self, model, batch):
-    raise RuntimeError("planted")
-Computing.run_here = run
+steps = []
+def planted(real):
+    def call(*arguments):
+        steps.append(arguments)
+        if len(steps) > {LIVES}:
+            raise RuntimeError("planted")
+        return real(*arguments)
+    return call
+PLACE = planted(PLACE)
 from lstmserve.cli.serve import serve
 serve()
 """
 
 
-def test_engine_death_ends_the_process(serve: Serve, channels: list[grpc.Channel]) -> None:
-    """When the engine dies, the step fails without a hang, health flips, and the exit code is 3."""
-    serving = serve(command=[sys.executable, "-c", DIES])
+@pytest.mark.parametrize("place", ["Computing.run_here", "step_calls.StepCall.applied"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_engine_death_ends_the_process(
+    serve: Serve, channels: list[grpc.Channel], place: str, count: int
+) -> None:
+    """When the engine dies no step hangs, whether it brought the bug or waited beside; health
+    flips, and the exit code is 3."""
+    serving = serve(command=[sys.executable, "-c", DIES.replace("PLACE", place)])
     peer = Peer(serving, channels)
-    session_id = peer.open()
+    ids = [peer.open() for _ in range(count)]
     states = peer.watch()
     assert next(states) == SERVING
-    with pytest.raises(grpc.RpcError) as failure:
-        peer.step(session_id)
-    assert code_of(failure.value) in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
-    assert "planted" not in str(failure.value)
+    for _ in range(LIVES):
+        peer.step(ids[0])
+    calls = [
+        peer.lstm.Step.future(
+            lstm_pb2.StepRequest(session_id=each, x=[0.0] * 3), timeout=DEADLINE_S
+        )
+        for each in ids
+    ]
+    errors = [call.exception() for call in calls]
+    assert any(errors)
+    for error in filter(None, errors):
+        assert code_of(error) in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+        assert "planted" not in str(error)
     assert next(states) == NOT_SERVING
     assert serving.wait() == 3
     (died,) = serving.events("engine died")

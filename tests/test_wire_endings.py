@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
+from lstmserve.server.native.step_calls import StepCall
 from lstmserve.v1 import lstm_pb2 as pb
 from wire import Wire, serving
 
@@ -159,6 +160,33 @@ async def test_a_future_of_ours_that_is_cancelled_is_a_status(idle: Wire, method
     idle.run()
     b = await idle.good()
     await b.step()
+
+
+@pytest.mark.parametrize("steps", [0, 8])
+@pytest.mark.parametrize("is_calling", [True, False])
+async def test_no_test_waits_for_an_engine_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, is_calling: bool
+) -> None:
+    """A bug in a sink ends the test with that bug, whether it waits for a call or for the engine;
+    also when it is met in the call that brought a lone step, as after some steps."""
+
+    def planted(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    async def stepping() -> None:
+        async with serving(tmp_path) as wire:
+            session = await wire.good()
+            for _ in range(steps):
+                await session.step()
+            monkeypatch.setattr(StepCall, "applied", planted)
+            step = asyncio.ensure_future(session.step())
+            ends.append(step)
+            await (step if is_calling else wire.until(lambda: False))
+
+    ends: list[asyncio.Future[None]] = []
+    with pytest.raises(RuntimeError, match="planted"):
+        await stepping()
+    assert await asyncio.gather(*ends, return_exceptions=True) != [None]
 
 
 async def test_unknown_methods(wire: Wire) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,20 @@ class Wire:
     """A client of raw bytes, with the engine behind it at hand."""
 
     def __init__(
-        self, engine: Engine, metrics: Metrics, clock: Clock, channel: grpc.aio.Channel
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        clock: Clock,
+        channel: grpc.aio.Channel,
+        server: grpc.aio.Server,
     ) -> None:
         self.engine = engine
+        self._server = server
         self.metrics = metrics
         self.clock = clock
         self.channel = channel
         self.target = ""  # for other clients
-        self.running: asyncio.Task[None]
+        self.running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.folder = engine.config.models
         self.oracles = {
             name: Oracle(self.folder / name / "1", spec)
@@ -109,8 +115,14 @@ class Wire:
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Passes of the loop until it is so; a test that waits in vain ends by its timeout."""
-        while not is_so():  # noqa: ASYNC110 -- the engine tells nobody, and must not for a test
+        while not is_so():
+            self.check_alive()
             await asyncio.sleep(0)
+
+    def check_alive(self) -> None:
+        """Raises what the engine died of, if it did."""
+        if self.running.done():
+            self.running.result()
 
     async def settled(self, session_id: str) -> int:
         """The last step of a session, once none is pending and no call is under way."""
@@ -120,7 +132,7 @@ class Wire:
 
     def run(self) -> None:
         """Lets the engine run, where serving() was told not to: until then all steps wait."""
-        self.running = asyncio.create_task(self.engine.run())
+        self.running = asyncio.create_task(driven(self.engine, self._server.stop))
 
 
 class Good:
@@ -179,6 +191,15 @@ class Good:
         assert np.array_equal(np.array(state.c, np.float32), cn.reshape(-1))
 
 
+async def driven(engine: Engine, stop: Callable[[float], Awaitable[None]]) -> None:
+    """Until the engine is closed. If it dies the server stops, as a real one: no call waits."""
+    try:
+        await engine.run()
+    except Exception:
+        await stop(0)
+        raise
+
+
 @contextlib.asynccontextmanager
 async def serving(
     folder: Path, *, is_running: bool = True, store: Store | None = None, **settings: Any
@@ -197,11 +218,14 @@ async def serving(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
-        wire = Wire(engine, metrics, clock, channel)
+        wire = Wire(engine, metrics, clock, channel, server)
         wire.target = f"127.0.0.1:{port}"
         if is_running:
             wire.run()
-        yield wire
+        try:
+            yield wire
+        finally:
+            wire.check_alive()
     await server.stop(0)
     await engine.close(5)
     await wire.running

@@ -64,14 +64,21 @@ class Driver:
     def run_now(self) -> bool:
         """Runs what waits, if that is short and no company is expected; whether it did.
 
-        It saves the passes of the loop that it takes to wake run(), which has what is left.
+        It saves the passes of the loop that it takes to wake run(), which has what is left, and
+        which dies of a bug that is met here: the caller's step is one of many.
         """
         if not self._is_running or self.rounds.is_on or self._company.is_expected:
             return False
         self.rounds.is_on = True  # nobody need be woken for what is run here
         self._company.not_looked()
-        self.take_in()
-        if self.rounds.run_here() or self.pending_steps:
+        try:
+            self.take_in()
+            self.rounds.run_here()
+        except BaseException as error:
+            self.rounds.failure = error
+        finally:
+            self.rounds.is_on = False
+        if self.rounds.failure is not None or self.pending_steps:
             self._wake.set()
         return True
 

@@ -59,24 +59,20 @@ class Rounds:
             self.is_on = False
         return ran
 
-    def run_here(self) -> bool:
-        """A round of short batches; whether others, or a failure, are left to the next one."""
-        self.is_on = True
+    def run_here(self) -> None:
+        """A round of short batches; others are left to the next one. Raises as run()."""
         for model, batch in self._batches():
             if not self.computing.is_short(model, batch):
                 self._begun.append((model, batch))
-                break
+                return
             start_ns = time.monotonic_ns()
             try:
                 y = self.computing.run_here(model, batch)
                 commit, compute_ns = self._computed(model, batch, y, start_ns)
-            except BaseException as error:
+            except BaseException:
                 self._abandon(model, batch)
-                self.failure = error
-                break
+                raise
             self._conclude(model, batch, commit, compute_ns)
-        self.is_on = False
-        return bool(self._begun or self.failure)
 
     def watch(self, task: asyncio.Task[None]) -> None:
         """The engine dies of what the task dies of."""

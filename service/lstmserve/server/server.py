@@ -141,6 +141,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if not engine.done():
             await self._drain(engine)
+        await self._until_quiet()
         await self._ports.stop(GRACE_S)
         self._heartbeat.stop()
         if error := engine.exception():
@@ -163,7 +164,6 @@ class Server:
         await asyncio.wait({engine}, timeout=self._config.drain_delay_s)
         await self._engine.close(self._config.drain_s_max)
         await asyncio.wait({engine})
-        await self._until_quiet()
 
     async def _until_quiet(self) -> None:
         """Refuses what still comes, until nothing does.
