@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
 from lstmserve import AsyncClient, Client
-from lstmserve.client import ids
+from lstmserve.client import DeadlineExceeded, StepManyFailed, ids
 from router import Router
+from zoo import Zoo
 
 X = [1.0, 2.0, 3.0]
 
@@ -39,6 +47,47 @@ def test_every_call_names_its_session(router: Router) -> None:
         for each in (session, fork):
             each.close()
         assert router.keys() == [("CloseSession", session.id), ("CloseSession", fork.id)]
+
+
+class Hanging(Router):
+    """Leaves the messages of one group where they are, until `is_over`."""
+
+    def __init__(self, target: str, group: str) -> None:
+        super().__init__(target)
+        self._group = group
+        self.is_over = threading.Event()
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """As Router.service."""
+        key = dict(details.invocation_metadata).get("x-session-id")
+        if key != self._group or self.is_over.is_set():
+            return super().service(details)
+        return grpc.stream_stream_rpc_method_handler(lambda *_: self._hang())
+
+    def _hang(self) -> Iterator[bytes]:
+        self.is_over.wait()
+        yield from ()
+
+
+def test_a_deadline_bounds_a_hanging_group(zoo: Zoo) -> None:
+    """step_many gives what the other groups answered, and the step counts once when it goes on."""
+    router = Hanging(zoo.target, "h")
+    try:
+        with Client(router.target) as client:
+            bad, good = (client.session("tiny", id=name) for name in ("h:1", "i:1"))
+            with pytest.raises(StepManyFailed) as failed:
+                client.step_many({bad: X, good: X}, timeout_s=0.5)
+            assert set(failed.value.results) == {good}
+            assert isinstance(failed.value.errors[bad], DeadlineExceeded)
+            assert (bad.step_count, good.step_count) == (0, 1)
+            router.is_over.set()
+            assert set(client.step_many({bad: X, good: X})) == {bad, good}
+            assert (bad.step_count, good.step_count) == (1, 2)
+            for each in (bad, good):
+                each.close()
+    finally:
+        router.is_over.set()
+        router.stop()
 
 
 def test_groups_are_spread(router: Router) -> None:

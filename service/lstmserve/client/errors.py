@@ -134,6 +134,8 @@ class StepManyFailed(LstmServeError):
 
     `results` holds y by session as step_many returns it, `errors` the error of each other session.
     code and reason are the first error's; `applied` is what the errors agree on, else None.
+    All groups are waited for, a hanging server's until `timeout_s`, or without it until a try's
+    time and retry_s_max are over: who wants the others' y before steps each group by itself.
     """
 
     def __init__(

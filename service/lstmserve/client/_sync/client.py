@@ -122,7 +122,7 @@ class Client:
 
         Sessions of one model and one group share a message, whatever their lengths; an id that
         you made yourself names its group as GROUP:REST, and without one it travels alone. Raises
-        ValueError before anything is sent, StepManyFailed when some or all sessions failed.
+        ValueError before anything is sent, StepManyFailed when all have ended and some failed.
         """
         return self._groups.step(inputs, not return_sequences, timeout_s)
 
