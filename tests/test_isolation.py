@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from lstmserve.v1 import lstm_pb2 as pb
@@ -142,25 +144,64 @@ async def test_request_ids_are_the_tenant_s_own(running: Tenancy) -> None:
     assert ids[0] == ids[2] != ids[1]
 
 
-async def test_timing_of_foreign_ids_is_reported(running: Tenancy) -> None:
-    """Median times of a step to an unknown and to a foreign id, and of two bad tokens: a report."""
+TIMED = 500  # calls of a kind
+KINDS = ("theirs", "nobody", "no one")  # the last two are the same: the control
+
+
+async def _took_us(ask: Callable[[str], Awaitable[Any]]) -> dict[str, npt.NDArray[np.float64]]:
+    """Microseconds [TIMED] of each kind's calls, which take turns in every order."""
+    took_us: dict[str, list[float]] = {name: [] for name in KINDS}
+    orders = list(itertools.permutations(KINDS))
+    for i in range(TIMED):
+        for name in orders[i % len(orders)]:
+            start = time.perf_counter()
+            await ask(name.replace(" ", "-"))
+            took_us[name].append(1e6 * (time.perf_counter() - start))
+    return {name: np.array(times) for name, times in took_us.items()}
+
+
+@pytest.mark.parametrize("method", ["Step", *STREAMS])
+async def test_foreign_ids_take_the_time_of_unknown_ones(running: Tenancy, method: str) -> None:
+    """The gap of the medians is smaller than what two unknown ids, asked by turns, differ by."""
     await running.client("other").session("tiny", id="theirs")
+    metadata = running.metadata("acme")
+    async with running.channel() as channel:
+        stream = (
+            None if method == "Step" else channel.stream_stream(path(method))(metadata=metadata)
+        )
+
+        async def ask(session_id: str) -> None:
+            if stream is None:
+                call = channel.unary_unary(path("Step"))
+                await refusal(call(step_bytes(session_id), metadata=metadata))
+                return
+            many = pb.StepManyRequest(session_ids=[session_id], x=X).SerializeToString()
+            await stream.write(many if method == "StepMany" else step_bytes(session_id))
+            assert b"SESSION_NOT_FOUND" in await stream.read()
+
+        took_us = await _took_us(ask)
+        if stream is not None:
+            stream.cancel()
+    theirs, nobody, control = (took_us[name] for name in KINDS)
+    gap_us = abs(np.median(theirs) - np.median(nobody))
+    low_us, high_us = np.percentile(control - nobody, (25, 75))
+    spread_us = high_us - low_us
+    print(f"{method}: {np.median(nobody):.0f} us; apart {gap_us:.0f}, spread {spread_us:.0f} us")
+    assert gap_us < spread_us
+
+
+async def test_timing_of_tokens_is_reported(running: Tenancy) -> None:
+    """Median times of a step without, with a wrong and with a nearly right token: a report."""
     wrong = (("authorization", "Bearer " + "A" * 43),)
     near = (("authorization", f"Bearer {running.tokens['acme'][:-1]}~"),)
-    cases: dict[str, Any] = {
-        "unknown id": ("nobody", running.metadata("acme")),
-        "foreign id": ("theirs", running.metadata("acme")),
-        "no token": ("nobody", ()),
-        "wrong token": ("nobody", wrong),
-        "nearly right token": ("nobody", near),
-    }
+    cases: dict[str, Any] = {"no token": (), "wrong token": wrong, "nearly right token": near}
     took_us: dict[str, list[float]] = {name: [] for name in cases}
     async with running.channel() as channel:
         call = channel.unary_unary(path("Step"))
         for _ in range(150):
-            for name, (session_id, metadata) in cases.items():
+            for name, metadata in cases.items():
                 start = time.perf_counter()
-                await refusal(call(step_bytes(session_id), metadata=metadata))
+                await refusal(call(step_bytes("nobody"), metadata=metadata))
                 took_us[name].append(1e6 * (time.perf_counter() - start))
     print({name: round(statistics.median(times)) for name, times in took_us.items()}, "us")
     assert all(len(times) == 150 for times in took_us.values())
