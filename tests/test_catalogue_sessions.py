@@ -150,6 +150,14 @@ CASES = [
 ]
 
 
+def request_of(case: Case) -> bytes:
+    """What is sent."""
+    if case.content is not None:
+        return case.content
+    fields = {"model": "m", **case.fields} if case.method == OPEN else case.fields
+    return bytes(getattr(pb, f"{case.method}Request")(**fields).SerializeToString())
+
+
 @pytest.fixture
 async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
     """A server with one session."""
@@ -163,10 +171,7 @@ async def test_calls(wire: Wire, case: Case) -> None:
     """A bad call is refused as documented, opens and closes nothing, and all goes on."""
     good = await wire.good()
     await good.step()
-    fields = {"model": "m", **case.fields} if case.method == OPEN else case.fields
-    request = getattr(pb, f"{case.method}Request")(**fields)
-    content = request.SerializeToString() if case.content is None else case.content
-    said = await wire.refused(case.method, content)
+    said = await wire.refused(case.method, request_of(case))
     assert (said.code, said.reason) == (case.code, case.reason), said
     assert said.fields == case.blamed
     assert said.retry_s is None
