@@ -15,7 +15,7 @@ from typing import Protocol
 
 import click
 
-from soak import amnesia, failover, frozen, kill9, outage, overload, rolling, stress
+from soak import amnesia, failover, fairness, frozen, kill9, outage, overload, rolling, stress
 from soak.crowd import Kind, Mode
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,7 @@ KILL_S, START_S = 2.0, 1.5
 SESSIONS, CLIENTS = 24, 200
 FAILOVER_S = 10.0  # one in so many seconds
 AWAY_S = 30.0, 10.0
+PHASE_S = 3.0  # many short pairs: a hiccup of the machine meets one of them
 
 
 class Found(Protocol):
@@ -70,6 +71,11 @@ def _overload(folder: Path, minutes: float) -> Found:
     return overload.run(folder, factors=factors, seconds=seconds, sessions=150)
 
 
+def _fairness(folder: Path, minutes: float) -> Found:
+    pairs = max(3, round(minutes * 60 / (2 * PHASE_S)))
+    return fairness.run(folder, pairs=pairs, seconds=PHASE_S)
+
+
 PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "kill9-through": _kill9("through", "bare"),
     "kill9-behind": _kill9("behind", "bare"),
@@ -83,6 +89,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "store-outage": lambda folder, _: outage.run(folder, away_s=AWAY_S, sessions=SESSIONS),
     "stress": _stress,
     "overload": _overload,
+    "fairness": _fairness,
 }
 
 

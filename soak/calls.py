@@ -63,9 +63,10 @@ class Ledger:
 
 
 class Calls:
-    """Channels to server processes, one each, made at the first call."""
+    """Channels to server processes, one each, made at the first call; with the caller's token."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = "") -> None:
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channels: dict[Serving, grpc.aio.Channel] = {}
         self.ledgers: dict[Serving, Ledger] = {}
         self.refusals: Counter[str] = Counter()  # gRPC codes
@@ -92,7 +93,7 @@ class Calls:
             PATH + method, type(request).SerializeToString, kind.FromString
         )
         try:
-            return await stub(request, timeout=timeout_s)
+            return await stub(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             self.refusals[error.code().name] += 1
             raise Refused(error) from None
@@ -123,7 +124,7 @@ class Calls:
         """
         call = self._channel(serving).stream_stream(
             PATH + method, type(requests[0]).SerializeToString, kind.FromString
-        )(timeout=TIMEOUT_S)
+        )(timeout=TIMEOUT_S, metadata=self._metadata)
         replies = []
         try:
             for request in requests:

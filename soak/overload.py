@@ -99,7 +99,7 @@ async def _run(fleet: Fleet, found: Found, seconds: float) -> None:
     async with Calls() as calls:
         talks = [Conversation(fleet, calls, f"s{i}") for i in range(found.sessions)]
         await asyncio.gather(*(talk.open() for talk in talks))
-        flood = Flood(fleet, calls, talks)
+        flood = Flood(fleet, talks)
         found.capacity = await flood.capacity(seconds)
         for level in found.levels:
             await flood.run(level, found.capacity * level.factor, seconds)
@@ -112,11 +112,20 @@ async def _run(fleet: Fleet, found: Found, seconds: float) -> None:
 
 
 class Flood:
-    """Idle sessions are the source of calls; a shed step is sent again when its turn comes."""
+    """Idle sessions are the source of calls; a shed step is sent again when its turn comes.
 
-    def __init__(self, fleet: Fleet, calls: Calls, talks: list[Conversation]) -> None:
+    `reason` is that of the refusals which are wanted.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        talks: list[Conversation],
+        reason: str = "OVERLOADED",
+        rows: int = ROWS,
+    ) -> None:
         self._serving = fleet.pods[0].serving
-        self._calls = calls
+        self._reason, self._rows = reason, rows
         self._idle = talks.copy()
         self._rng = np.random.default_rng(0)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,9 +166,9 @@ class Flood:
     async def _step(self, level: Level, talk: Conversation) -> None:
         start_s = time.monotonic()
         try:
-            await talk.try_once(self._serving, self._rng, ROWS)
+            await talk.try_once(self._serving, self._rng, self._rows)
         except Refused as error:
-            if error.reason == "OVERLOADED":
+            if error.reason == self._reason:
                 level.shed += 1
                 level.hints_missing += error.retry_s is None or error.pushback_ms is None
             else:
