@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 TRITON := .venv/triton
 
-.PHONY: help setup check test demo bench proto soak clean
+.PHONY: help setup check test grpcio demo bench proto soak clean
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -33,6 +33,9 @@ check: $(STAMP) ## lint, types, proto lint
 
 test: check $(TRITON)/.setup-stamp debian ## check, then all tests (PYTEST_ARGS adds options)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+grpcio: $(STAMP) ## tests of the transport on the oldest supported grpcio and the newest
+	@sh tests/grpcio.sh $(PYTEST_ARGS)
 
 demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
 	$(BIN)/python -m examples.weather.demo $(if $(RETRAIN),--retrain)
