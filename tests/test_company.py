@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lstmserve.engine.company import ALONE_MIN, LOOK_EVERY, Company
+from lstmserve.engine.compute.cost import Cost
 from lstmserve.engine.computing import Computing
 from lstmserve.engine.schedule.batch import Batch
 from modelmaking import TINY
@@ -85,7 +86,7 @@ def test_one_core_has_no_use_for_a_thread(
     """A batch of a millisecond runs on the loop where the thread would only take turns with it."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
     batch = Batch(size=1, length_max=1)
-    model: Any = SimpleNamespace(kernel=SimpleNamespace(expected_ns=lambda cells: 1_000_000))
+    model: Any = SimpleNamespace(kernel=SimpleNamespace(cost=Cost(run_ns=1_000_000)))
     computing = Computing()
     assert computing.is_short(model, batch) is is_short
     computing.stop()

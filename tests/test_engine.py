@@ -16,7 +16,8 @@ from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.clock import read_clocks
 from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.keys import session_key
-from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.session.opening import IfExists, OpenRequest
 from lstmserve.errors import (
     Cancelled,

@@ -13,6 +13,7 @@ import pytest
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.commit import InMemory
+from lstmserve.engine.compute.cost import Cost
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.errors import ServeError, StoreTimeout
@@ -74,7 +75,7 @@ async def test_a_bug_ends_the_engine_and_every_step(
     engine: Engine, stage: Stage, monkeypatch: pytest.MonkeyPatch, where: str, is_short: bool
 ) -> None:
     """In the kernel or before the commit, in a round or outside: nobody waits for ever."""
-    monkeypatch.setattr(Kernel, "expected_ns", lambda *_: 0 if is_short else 10**9)
+    monkeypatch.setattr(Cost, "of", lambda *_: 0 if is_short else 10**9)
     running = asyncio.create_task(engine.run())
     rows = [open_session(engine, f"s{i}", engine.models[i % 2]) for i in range(6)]
     await passes()

@@ -69,6 +69,9 @@ class Reply:
         return self.future.__await__()
 
 
+State = npt.NDArray[np.float32]
+
+
 class Oracle:
     """Whole sequences on the portable model.onnx of a folder."""
 
@@ -78,14 +81,19 @@ class Oracle:
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(str(folder / "model.onnx"), options)
 
-    def run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
-        """x [T, I] or tokens [T] from zero states -> y [T, O], hn [L, state], cn [L, H]."""
+    def run(
+        self, x: npt.NDArray[Any], h0: State | None = None, c0: State | None = None
+    ) -> tuple[State, State, State]:
+        """x [T, I] or tokens [T] from h0 [L, state] and c0 [L, H], or from zeros -> y [T, O], hn
+        [L, state], cn [L, H]."""
         spec = self._spec
+        h0 = np.zeros((spec.num_layers, spec.state_size), np.float32) if h0 is None else h0
+        c0 = np.zeros((spec.num_layers, spec.hidden_size), np.float32) if c0 is None else c0
         feed = {
             "tokens" if spec.num_embeddings else "x": x[np.newaxis],
             "lengths": np.array([len(x)], np.int32),
-            "h0": np.zeros((spec.num_layers, 1, spec.state_size), np.float32),
-            "c0": np.zeros((spec.num_layers, 1, spec.hidden_size), np.float32),
+            "h0": np.ascontiguousarray(h0)[:, np.newaxis],
+            "c0": np.ascontiguousarray(c0)[:, np.newaxis],
         }
         y, hn, cn = self._session.run(["y", "hn", "cn"], feed)
         return y[0], hn[:, 0], cn[:, 0]

@@ -12,8 +12,8 @@ import pytest
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.persist import records, residence, through
 from lstmserve.engine.persist.behind import WriteBehind
-from lstmserve.engine.schedule.batch import Outcome
 from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.errors import StoreUnavailable
 from lstmserve.store import version_of

@@ -17,7 +17,8 @@ import numpy as np
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.errors import Draining
 
 Result = TypeVar("Result")
@@ -44,7 +45,7 @@ class Computing:
     def is_short(self, model: Model, batch: Batch) -> bool:
         """Whether a batch takes less than a hand-over to the thread."""
         assert model.kernel is not None
-        return model.kernel.expected_ns(batch.size * batch.length_max) <= self._inline_ns_max
+        return model.kernel.cost.of(batch.length_max, batch.size) <= self._inline_ns_max
 
     def run_here(self, model: Model, batch: Batch) -> Output:
         """run(), in the calling thread."""

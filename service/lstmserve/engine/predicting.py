@@ -1,23 +1,24 @@
 """Owns Predict: whole sequences without a session, under a queue limit of their own.
 
-A sequence of a model with a pool runs as a step of no session: it reads the zero slot, or one with
-its initial state, and is sliced like any long step. A bidirectional model reads it whole.
+The sequences of a model with a pool run beside the sessions' steps (schedule/sequences.py). A
+bidirectional model reads each whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.model import Model, State
-from lstmserve.engine.schedule.step import NO_ROW, Step
+from lstmserve.engine.schedule.sequences import Sequences
+from lstmserve.engine.schedule.slicing import slicing
 from lstmserve.errors import ModelError, Overloaded, ServeError, TooLong
 
 RETRY_S = 0.2
@@ -25,9 +26,12 @@ RETRY_S = 0.2
 
 @dataclass(slots=True)
 class Prediction:
-    """What B sequences gave: y per sequence, hn [L*D, B, state], cn [L*D, B, H], and the times."""
+    """What N sequences gave: y one after another, `lengths` [N] rows each, hn [L*D, N, state],
+    cn [L*D, N, H], and the times.
+    """
 
-    y: list[Output]
+    y: Output
+    lengths: npt.NDArray[np.int32]
     hn: State | None = None
     cn: State | None = None
     queue_ns: int = 0
@@ -36,9 +40,11 @@ class Prediction:
 
 @dataclass(slots=True)
 class PredictJob:
-    """Checked input: x per sequence, h0 [L*D, B, state] and c0 or None for zeros."""
+    """Checked input: x of N sequences one after another, `lengths` [N] rows each; h0 [L*D, N,
+    state] and c0 or None for zeros."""
 
-    xs: Sequence[Input]
+    x: Input
+    lengths: npt.NDArray[np.int32]
     h0: State | None
     c0: State | None
     last_only: bool
@@ -46,27 +52,18 @@ class PredictJob:
     arrival_ns: int
 
 
-@dataclass(slots=True)
-class _Collector:
-    """The sink of all sequences of a job; `done` ends with the first failure or the last reply."""
+class _Waiting:
+    """The sink of a job."""
 
-    model: Model
-    with_state: bool
-    waiting: int
-    done: asyncio.Future[None]
-    states: dict[Step, tuple[State, State]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def applied(self, step: Step) -> None:
-        self.waiting -= 1
-        if self.with_state:
-            pool = self.model.pool
-            assert pool is not None
-            self.states[step] = self.model.state_from(pool.read(np.array([step.state_slot])))
-        if not self.waiting and not self.done.done():
+    def settled(self, sequences: Sequences, error: ServeError | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
             self.done.set_result(None)
-
-    def failed(self, step: Step, error: ServeError) -> None:
-        if not self.done.done():
+        else:
             self.done.set_exception(error)
 
 
@@ -80,10 +77,10 @@ class Predicting:
 
     async def predict(self, model: Model, job: PredictJob) -> Prediction:
         """Raises Overloaded, TooLong for what would never fit, ModelError, Draining."""
-        rows = sum(map(len, job.xs))
+        rows = len(job.x)
         limit = self._config.predict_rows_max
         _check_alone(rows, limit, "rows")
-        _check_alone(len(job.xs), self._config.pending_steps_max, "sequences")
+        _check_alone(job.lengths.size, self._config.pending_steps_max, "sequences")
         if self.waiting_rows + rows > limit:
             raise Overloaded(
                 f"{self.waiting_rows} rows of Predict are waiting, the limit is {limit}",
@@ -99,59 +96,61 @@ class Predicting:
 
     async def _sliced(self, model: Model, job: PredictJob) -> Prediction:
         assert model.scheduler is not None
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        sink = _Collector(model, job.with_state, len(job.xs), done)
-        steps = [self._step(model, job, i, sink) for i in range(len(job.xs))]
+        waiting = _Waiting()
+        sequences = self._sequences(model, job, waiting)
         try:
-            for step in steps:
-                model.scheduler.submit(step)
+            model.scheduler.submit_sequences(sequences)
             self._driver.notice()
-            await done
+            await waiting.done
         finally:
-            done.cancel()  # nobody waits any more: a late failure is no news
-            for step in steps:
-                step.is_cancelled = True
+            waiting.done.cancel()  # nobody waits any more: a late failure is no news
+            sequences.is_cancelled = True
         prediction = Prediction(
-            [step.output() for step in steps],
-            queue_ns=max(step.queue_ns for step in steps),
-            compute_ns=max(step.compute_ns for step in steps),
+            sequences.y,
+            _reply_lengths(job),
+            queue_ns=sequences.start_ns - sequences.arrival_ns,
+            compute_ns=sequences.compute_ns,
         )
-        if job.with_state:
-            states = [sink.states[step] for step in steps]
-            prediction.hn, prediction.cn = (
-                np.concatenate(each, axis=1) for each in zip(*states, strict=True)
-            )
+        if sequences.finals is not None:
+            prediction.hn, prediction.cn = model.state_from(sequences.finals)
         return prediction
 
-    def _step(self, model: Model, job: PredictJob, i: int, sink: _Collector) -> Step:
-        initial = None
+    def _sequences(self, model: Model, job: PredictJob, sink: _Waiting) -> Sequences:
+        pool, kernel = model.pool, model.kernel
+        assert pool is not None
+        assert kernel is not None
+        initial = finals = None
         if job.h0 is not None and job.c0 is not None:
-            initial = model.rows_from(job.h0[:, i : i + 1], job.c0[:, i : i + 1])
-        return Step(
-            NO_ROW,
-            job.xs[i],
+            initial = model.rows_from(job.h0, job.c0)
+        if job.with_state:
+            shape = job.lengths.size
+            finals = {n: np.empty((shape, width), np.float32) for n, width in pool.widths.items()}
+        return Sequences(
+            job.x,
+            job.lengths,
+            slicing(job.lengths, self._config, kernel.cost),
             sink,
+            output_size=model.output_size,
             arrival_ns=job.arrival_ns,
             last_only=job.last_only,
             initial=initial,
+            finals=finals,
         )
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
         """Sequence by sequence in the kernel thread, so that padding and memory stay bounded."""
-        spec, count = model.spec, len(job.xs)
+        spec, count = model.spec, job.lengths.size
         layers = spec.num_layers * spec.num_directions
         h0 = np.zeros((layers, count, spec.state_size), np.float32) if job.h0 is None else job.h0
         c0 = np.zeros((layers, count, spec.hidden_size), np.float32) if job.c0 is None else job.c0
-        prediction = Prediction([], np.empty_like(h0), np.empty_like(c0))
-        assert prediction.hn is not None
-        assert prediction.cn is not None
-        for i, x in enumerate(job.xs):
+        hn, cn, ys = np.empty_like(h0), np.empty_like(c0), []
+        for i, x in enumerate(np.split(job.x, np.cumsum(job.lengths)[:-1])):
             one = slice(i, i + 1)
-            y, prediction.hn[:, one], prediction.cn[:, one] = await self._run_whole(
+            y, hn[:, one], cn[:, one] = await self._run_whole(
                 model, x, np.ascontiguousarray(h0[:, one]), np.ascontiguousarray(c0[:, one])
             )
-            prediction.y.append(y[-1:] if job.last_only else y)
-        return prediction
+            ys.append(y[-1:] if job.last_only else y)
+        return Prediction(np.concatenate(ys), _reply_lengths(job), hn, cn)
 
     async def _run_whole(
         self, model: Model, x: Input, h0: State, c0: State
@@ -166,6 +165,10 @@ class Predicting:
         except KernelError as error:
             raise ModelError("the model failed on this sequence") from error
         return y[0], hn, cn
+
+
+def _reply_lengths(job: PredictJob) -> npt.NDArray[np.int32]:
+    return np.ones_like(job.lengths) if job.last_only else job.lengths
 
 
 def _check_alone(count: int, limit: int, what: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.compute.calls import Call, Calls
+from lstmserve.engine.compute.cost import Cost
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.compute.pool import Pool, Slots
 from lstmserve.graph import Weights, build_pool
@@ -29,7 +30,7 @@ class Kernel:
     ) -> None:
         self._spec = spec
         self._pool = pool
-        self._cost_ns = (0, 0)
+        self.cost = Cost()  # until the self-test has measured it
         # Bits that do not depend on the batch are promised for the CPU only.
         self.is_exact = device == "cpu"
         self._session = open_session(build_pool(spec, weights), device, threads)
@@ -79,12 +80,3 @@ class Kernel:
         """Addresses of the pool's tensors as the last run left them, for the self-test."""
         assert self._last is not None
         return [value.data_ptr() for value in self._last.binding.get_outputs()[1:]]
-
-    def learn_cost(self, first_ns: int, each_ns: int) -> None:
-        """What a run of one cell (a time step of a row) was measured to take, and each further."""
-        self._cost_ns = (first_ns, each_ns)
-
-    def expected_ns(self, cells: int) -> int:
-        """How long a run of so many cells takes, about."""
-        first_ns, each_ns = self._cost_ns
-        return first_ns + each_ns * (cells - 1)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.compute.cost import Cost, cost_of
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import ZERO, Pool, Rows
 from lstmserve.engine.compute.whole import WholeKernel
@@ -33,7 +34,7 @@ def check_kernel(kernel: Kernel, pool: Pool, spec: ModelSpec, golden: Mapping[st
         for start in range(0, len(case.lengths), BATCH):
             _replay(kernel, pool, spec, name, case.part(slice(start, start + BATCH)))
     _check_pool(kernel, pool, spec)
-    kernel.learn_cost(*_time(kernel, pool, spec))
+    kernel.cost = _time(kernel, pool, spec)
 
 
 def check_whole(whole: WholeKernel, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
@@ -129,13 +130,13 @@ def _random_x(
     return rng.standard_normal((length, size, spec.input_size)).astype(np.float32)
 
 
-def _time(kernel: Kernel, pool: Pool, spec: ModelSpec) -> tuple[int, int]:
-    """Nanoseconds of a run of one cell, and of each further one; also the warm-up."""
+def _time(kernel: Kernel, pool: Pool, spec: ModelSpec) -> Cost:
+    """What runs cost; also the warm-up."""
     rng = np.random.default_rng(SEED)
     write = pool.take(BATCH)
     fastest = []
-    for size in (1, BATCH):
-        x, lengths = _random_x(rng, spec, 1, size), np.ones(size, np.int32)
+    for length, size in ((1, 1), (1, BATCH), (BATCH, 1)):
+        x, lengths = _random_x(rng, spec, length, size), np.full(size, length, np.int32)
         read = np.zeros(size, np.int64)
         times = []
         for _ in range(REPEATS):
@@ -144,4 +145,5 @@ def _time(kernel: Kernel, pool: Pool, spec: ModelSpec) -> tuple[int, int]:
             times.append(time.perf_counter_ns() - start_ns)
         fastest.append(min(times))
     pool.give(write)
-    return fastest[0], max(0, fastest[1] - fastest[0]) // (BATCH - 1)
+    alone, wide, long = fastest
+    return cost_of(alone, wide, long, BATCH)

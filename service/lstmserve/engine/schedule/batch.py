@@ -1,34 +1,26 @@
 """Owns one batch: which slices it has, and how their arrays are put together and taken apart.
 
 At most one slice per session. Columns 0 .. len(steps)-1 are the steps', in order; then come the
-parts' columns, part after part. Arrays are the batch's own, time major, as the kernel wants.
+parts' columns, part after part, then those of Predict's sequences. Arrays are the batch's own, time
+major, as the kernel wants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Digests, Index, Input, Output
-from lstmserve.engine.compute.pool import Slots
+from lstmserve.engine.compute.pool import ZERO, Slots
+from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.digest import digests_of_rows
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.schedule.part import Part
-from lstmserve.engine.schedule.step import NO_ROW, Step
-
-
-class Outcome(IntEnum):
-    """What became of a batch's row."""
-
-    APPLIED = 0
-    FAILED = 1  # the kernel could not compute it
-    NOT_STORED = 2  # surely not
-    STORE_FULL = 3
-    FENCED = 4  # another server has the session now: what is cached here is stale
-    UNKNOWN = 5  # the store's answer was lost: what is cached here may be stale
+from lstmserve.engine.schedule.sequences import Sequences
+from lstmserve.engine.schedule.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +38,7 @@ class Batch:
 
     steps: list[Step] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    sequences: list[Sequences] = field(default_factory=list)
     size: int = 0
     length_max: int = 0  # T
     inputs: Input = field(init=False)  # x [T, B, I], or tokens [T, B]; zeros past a row's length
@@ -55,32 +48,36 @@ class Batch:
     outcomes: npt.NDArray[np.uint8] = field(init=False)  # [B] of Outcome
     y: Output = field(init=False)  # [T, B, O], once it is computed
 
-    def add(self, entry: Step | Part, now_ns: int) -> None:
+    def add(self, entry: Step | Part | Sequences, now_ns: int) -> None:
         """Takes the entry in; its time in the queue ends."""
         if isinstance(entry, Part):
             entry.block.queue_ns = max(entry.block.queue_ns, now_ns - entry.block.arrival_ns)
             self.parts.append(entry)
             self.size += entry.size
+            return
+        entry.start_ns = entry.start_ns or now_ns
+        if isinstance(entry, Sequences):
+            self.sequences.append(entry)
+            self.size += entry.size
         else:
-            entry.start_ns = entry.start_ns or now_ns
             self.steps.append(entry)
             self.size += 1
 
     def seal(self, slice_rows_max: int, slots: Slots) -> None:
         """No more rows: sets `lengths`, `inputs`, `outcomes`; and `read`, by the table's `slots`.
 
-        A step that goes on reads its scratch slot, and one of no session the zero slot.
+        Whoever goes on reads its scratch slot.
         """
         lengths = [part.lengths for part in self.parts]
         read = [slots[part.rows] for part in self.parts]
         if steps := self.steps:
             left = [min(step.length - step.done, slice_rows_max) for step in steps]
             lengths.insert(0, np.array(left, np.int32))
-            starts = [
-                step.scratch if step.scratch or step.row == NO_ROW else slots.item(step.row)
-                for step in steps
-            ]
+            starts = [step.scratch if step.scratch else slots.item(step.row) for step in steps]
             read.insert(0, np.array(starts, np.int64))
+        for each in self.sequences:
+            lengths.append(each.slice.counts)
+            read.append(each.scratch if each.scratch.size else np.full(each.size, ZERO))
         self.lengths = lengths[0] if len(lengths) == 1 else np.concatenate(lengths)
         self.read = read[0] if len(read) == 1 else np.concatenate(read)
         self.length_max = int(self.lengths.max())
@@ -98,18 +95,18 @@ class Batch:
         return all(step.length == 1 for step in self.steps)
 
     def step_rows(self) -> Index:
-        """The steps' rows of the table, NO_ROW for those of no session."""
+        """The steps' rows of the table."""
         return np.array([step.row for step in self.steps], np.int64)
 
     def is_step_end(self) -> npt.NDArray[np.bool_]:
-        """Whether each step is of a session and ends with this batch; `absorb` has been called."""
-        return np.array([s.row != NO_ROW and s.done == s.length for s in self.steps], np.bool_)
+        """Whether each step ends with this batch; `absorb` has been called."""
+        return np.array([step.done == step.length for step in self.steps], np.bool_)
 
     def endings(self) -> Endings:
         """The applied rows of sessions whose step ends with this batch: what a store must have."""
         parts = [part.rows for part in self.parts]
         rows = np.concatenate([self.step_rows(), *parts])
-        is_end = self.outcomes == Outcome.APPLIED
+        is_end = self.outcomes[: rows.size] == Outcome.APPLIED
         is_end[: len(self.steps)] &= self.is_step_end()
         columns = np.flatnonzero(is_end)
         return Endings(columns, rows[columns], self.write[columns])
@@ -141,10 +138,22 @@ class Batch:
             yield part, slice(start, stop)
             start = stop
 
+    def sequence_columns(self) -> Iterator[tuple[Sequences, slice]]:
+        """All sequences with theirs."""
+        stop = self.size
+        for each in reversed(self.sequences):
+            columns = slice(stop - each.size, stop)
+            stop = columns.start
+            yield each, columns  # who settles it moves it on to its next slice
+
     def _inputs(self) -> Input:
+        if len(self.sequences) == 1 and self.sequences[0].size == self.size:
+            return self.sequences[0].inputs()
         if self.length_max == 1:
             return self._single_inputs()[np.newaxis]
-        any_x = self.steps[0].x if self.steps else self.parts[0].block.x
+        owners: list[Step | Block | Sequences]
+        owners = [*self.steps, *(part.block for part in self.parts), *self.sequences]
+        any_x = owners[0].x
         x = np.zeros((self.length_max, self.size, *any_x.shape[1:]), any_x.dtype)
         for column, step in enumerate(self.steps):
             length = self.lengths[column]
@@ -152,6 +161,8 @@ class Batch:
         for part, columns in self.columns():
             for t, within, rows in part.by_time(part.block.offsets):
                 x[t, columns][within] = part.block.x[rows]
+        for each, columns in self.sequence_columns():
+            x[: each.slice.length, columns] = each.inputs()
         return x
 
     def _single_inputs(self) -> Input:
@@ -159,6 +170,7 @@ class Batch:
             step.x if step.length == 1 else step.x[step.done : step.done + 1] for step in self.steps
         ]
         pieces += [part.first_inputs() for part in self.parts]
+        pieces += [each.inputs()[0] for each in self.sequences]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def no_output(self, output_size: int) -> Output:
@@ -184,3 +196,5 @@ class Batch:
                 continue
             for t, within, rows in part.by_time(block.places):
                 block.y[rows] = y[t, columns][within]
+        for each, columns in self.sequence_columns():
+            each.absorb(y[:, columns])

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lstmserve.engine.schedule import verdicts
-from lstmserve.engine.schedule.batch import Outcome
 from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.queues import Entry, ReadyQueues
-from lstmserve.engine.schedule.step import NO_ROW, Step
+from lstmserve.engine.schedule.sequences import Sequences
+from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
-from lstmserve.engine.table import DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
+from lstmserve.engine.table import DETACHED, MOVED, NOT_STORED, SessionTable
 from lstmserve.errors import ServeError, SessionReplaced, StoreTimeout
 
 
@@ -39,12 +40,14 @@ class Failures:
         """Nothing of the entry happened; nor will anything of the steps that wait behind it."""
         if isinstance(entry, Part):
             self.fail_part(entry, error, now_ns)
+        elif isinstance(entry, Sequences):
+            self.fail_sequences(entry, error)
         else:
             self.fail_step(entry, error, now_ns)
 
     def verdict(self, row: int, outcome: int) -> ServeError | None:
         """Why a row's step is not applied, or None; drops what is stale here."""
-        phase = OPEN if row == NO_ROW else int(self._table.phase[row])
+        phase = int(self._table.phase[row])
         if phase == DETACHED:
             return SessionReplaced("the session was replaced while this step was waiting")
         if outcome in (Outcome.FENCED, Outcome.UNKNOWN) and phase != MOVED:
@@ -67,7 +70,7 @@ class Failures:
     def _reason_behind(self, row: int, error: ServeError) -> Callable[[Step], ServeError]:
         """What those are told who wait behind a step that failed; asked before its row is free."""
         table = self._table
-        is_moved = row != NO_ROW and table.phase[row] == MOVED
+        is_moved = bool(table.phase[row] == MOVED)
         is_alone = table.durable_step[row] == NOT_STORED
         return verdicts.behind(error, is_moved, is_alone, int(table.step[row]) + 1)
 
@@ -77,6 +80,12 @@ class Failures:
             reason = reason_of(step)
             step.tell_failed(reason)
             self._numbering.failed(step.row, step.number, reason)
+
+    def fail_sequences(self, sequences: Sequences, error: ServeError) -> None:
+        """All of them, those that were computed too: a Predict is whole or not at all."""
+        self._turns.pending_sequences -= sequences.left
+        self._ready.end_group(sequences)
+        sequences.settle(error)
 
     def fail_part(self, part: Part, error: ServeError, now_ns: int) -> None:
         """The same for a block's rows."""

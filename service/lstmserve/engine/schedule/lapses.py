@@ -8,6 +8,7 @@ from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.queues import Entry
+from lstmserve.engine.schedule.sequences import Sequences
 from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import Cancelled, DeadlineExpired
 
@@ -21,7 +22,12 @@ class Lapses:
 
     def kept(self, entry: Entry, now_ns: int) -> Entry | None:
         """What is left of it; the rest has been told."""
-        left: Entry | None
+        if isinstance(entry, Sequences):
+            if not entry.is_cancelled:
+                return entry
+            self._failures.fail_sequences(entry, _gone())
+            return None
+        left: Step | Part | None
         if isinstance(entry, Part):
             deadline_ns = entry.block.deadline_ns
             left = self._wanted(entry, now_ns)

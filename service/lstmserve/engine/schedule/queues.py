@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
+
 from lstmserve.config import Config
-from lstmserve.engine.compute.pool import Pool
-from lstmserve.engine.schedule.long_steps import LongSteps
+from lstmserve.engine.compute.pool import Pool, Slots
+from lstmserve.engine.schedule.long_steps import Holder, LongSteps
 from lstmserve.engine.schedule.part import Part
+from lstmserve.engine.schedule.sequences import Sequences
+from lstmserve.engine.schedule.sizes import batch_max, length_class
 from lstmserve.engine.schedule.step import Step
 
-Entry = Step | Part
-
-
-def length_class(length: int) -> int:
-    """0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ...: lengths of a class differ by less than 2x."""
-    return (length - 1).bit_length()
+Entry = Step | Part | Sequences
 
 
 class ReadyQueues:
@@ -29,24 +28,24 @@ class ReadyQueues:
         self._slice_rows_max = config.slice_rows_max
         count = length_class(config.slice_rows_max) + 1
         self._queues: list[deque[Entry]] = [deque() for _ in range(count)]
-        self._limits = [
-            max(1, min(config.batch_sessions_max, config.batch_cells_max >> index))
-            for index in range(count)
-        ]
+        self._limits = [batch_max(config, index) for index in range(count)]
         self._turn = 0
         self._long = LongSteps(pool, config.slice_rows_max, config.long_steps_max)
 
     def __len__(self) -> int:
-        """Entries, a part counting as one."""
+        """Entries, whatever they have of rows."""
         return sum(map(len, self._queues))
 
-    def steps(self) -> Iterator[Step]:
-        """The single steps, in no order."""
-        return (entry for queue in self._queues for entry in queue if isinstance(entry, Step))
+    def held(self) -> Slots:
+        """The scratch slots of those that wait."""
+        entries = [entry for queue in self._queues for entry in queue]
+        slots = [entry.scratch for entry in entries if isinstance(entry, Step) and entry.scratch]
+        groups = [entry.scratch for entry in entries if isinstance(entry, Sequences)]
+        return np.concatenate([np.array(slots, np.int64), *groups])
 
     def push_step(self, step: Step) -> None:
         """A step's first slice; a long step may have to wait for others of its kind to end."""
-        if step.length == 1 and step.initial is None:
+        if step.length == 1:
             self._queues[0].append(step)
         elif self._long.admit(step):
             self._push(step)
@@ -62,9 +61,23 @@ class ReadyQueues:
         self._queues[length_class(length)].append(part)
 
     def end(self, step: Step) -> None:
-        """The step is over: what it held is spare, and a long one that waited may begin."""
-        if step.is_long and (successor := self._long.end(step)) is not None:
-            self._push(successor)
+        """The step is over: what it held is spare, and long ones that waited may begin."""
+        if step.is_long:
+            self._push_all(self._long.end(step))
+
+    def push_group(self, sequences: Sequences) -> None:
+        """The first slice of a group, which may have to wait as a long step does."""
+        if self._long.admit_group(sequences):
+            self._push_slice(sequences)
+
+    def push_next_slice_of_group(self, sequences: Sequences, slots: Slots) -> None:
+        """The group goes on: its members' states are in `slots`."""
+        self._long.keep_group(sequences, slots)
+        self._push_slice(sequences)
+
+    def end_group(self, sequences: Sequences) -> None:
+        """As end()."""
+        self._push_all(self._long.end_group(sequences))
 
     def drain(self) -> Iterator[Entry]:
         """Takes everything out, also the long steps that become ready meanwhile."""
@@ -73,6 +86,16 @@ class ReadyQueues:
                 yield queue.popleft()
         if len(self):
             yield from self.drain()
+
+    def _push_all(self, holders: list[Holder]) -> None:
+        for holder in holders:
+            if isinstance(holder, Step):
+                self._push(holder)
+            else:
+                self._push_slice(holder)
+
+    def _push_slice(self, sequences: Sequences) -> None:
+        self._queues[length_class(sequences.slice.length)].append(sequences)
 
     def _push(self, step: Step) -> None:
         length = min(step.length - step.done, self._slice_rows_max)
@@ -96,6 +119,12 @@ def _take(queue: deque[Entry], room: int) -> list[Entry]:
             if entry.size > room:
                 entry, others = entry.split(room)
                 queue.append(others)  # to the end: the next in line has its turn
+            room -= entry.size
+        elif isinstance(entry, Sequences):
+            if entry.size > room:
+                queue.appendleft(entry)  # whole, at its queue's next turn
+                assert taken, "a group is larger than a batch"
+                break
             room -= entry.size
         else:
             room -= 1

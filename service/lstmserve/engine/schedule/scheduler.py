@@ -22,9 +22,11 @@ from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.lapses import Lapses
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.part import ALL, Part
-from lstmserve.engine.schedule.queues import ReadyQueues, length_class
+from lstmserve.engine.schedule.queues import ReadyQueues
+from lstmserve.engine.schedule.sequences import Sequences
 from lstmserve.engine.schedule.settlement import Settlement
-from lstmserve.engine.schedule.step import NO_ROW, Step
+from lstmserve.engine.schedule.sizes import length_class
+from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import SessionTable
 from lstmserve.errors import Overloaded, ServeError
@@ -82,13 +84,9 @@ class Scheduler:
         """
         if step.is_numbered and not self._numbering.accept(step):
             return
-        if step.row == NO_ROW:
-            # Predict fills a queue of its own, so that it never refuses a session its step.
-            self._check_room(1, self._turns.pending_sequences)
-        else:
-            self._check_room(1, self._turns.pending_steps)
-            if pending := self._table.pending.item(step.row):
-                self._check_session(pending)
+        self._check_room(1, self._turns.pending_steps)
+        if pending := self._table.pending.item(step.row):
+            self._check_session(pending)
         if self._turns.enter(step):
             self._ready.push_step(step)
 
@@ -117,6 +115,15 @@ class Scheduler:
             except ServeError as error:
                 row.step.tell_failed(error)
 
+    def submit_sequences(self, sequences: Sequences) -> None:
+        """Accepts the sequences of a Predict; raises Overloaded.
+
+        They have a limit of their own, so that they never refuse a session its step.
+        """
+        self._check_room(sequences.left, self._turns.pending_sequences)
+        self._turns.pending_sequences += sequences.left
+        self._ready.push_group(sequences)
+
     def schedule(self, now_ns: int) -> Batch | None:
         """The next batch, in flight until settle(); None when nothing is ready."""
         while entries := self._ready.pop(self._pool.free_count):
@@ -125,7 +132,7 @@ class Scheduler:
                 kept = self._lapses.kept(entry, now_ns)
                 if kept is not None:
                     batch.add(kept, now_ns)
-            if batch.steps or batch.parts:
+            if batch.size:
                 self._seal(batch)
                 return batch
         return None
@@ -167,8 +174,5 @@ class Scheduler:
     def check_integrity(self, rows: Index) -> None:
         """For tests and idle moments: `rows` are this model's used rows of the table."""
         self._turns.check_integrity()
-        held = [step.scratch for step in self._ready.steps() if step.scratch]
         assert self.in_flight_steps == 0, "check when nothing is in flight"
-        self._pool.check_integrity(
-            np.concatenate([self._table.slot[rows], np.array(held, np.int64)])
-        )
+        self._pool.check_integrity(np.concatenate([self._table.slot[rows], self._ready.held()]))

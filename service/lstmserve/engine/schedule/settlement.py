@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.compute.pool import Pool, Slots
-from lstmserve.engine.schedule.batch import Batch, Outcome
+from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.failures import Failures
+from lstmserve.engine.schedule.groups import Groups
 from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.queues import ReadyQueues
-from lstmserve.engine.schedule.step import NO_ROW, Step
+from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import DETACHED, SessionTable
 
@@ -42,6 +44,7 @@ class Settlement:
         self._turns = turns
         self._numbering = numbering
         self._failures = failures
+        self._groups = Groups(pool, ready, turns, failures)
 
     def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
         """Ends a batch by its outcomes. Replies are given, successors made ready."""
@@ -57,6 +60,9 @@ class Settlement:
         for part, columns in batch.columns():
             part.block.compute_ns += compute_ns
             self._settle_part(part, batch.write[columns], batch.outcomes[columns], now_ns)
+        for sequences, columns in batch.sequence_columns():
+            sequences.compute_ns += compute_ns
+            self._groups.settle(sequences, batch.write[columns], batch.outcomes[columns])
 
     def _settle_steps(self, batch: Batch, now_ns: int) -> None:
         """As columns, but for those that do not simply end."""
@@ -74,20 +80,13 @@ class Settlement:
     def _settle_step(self, step: Step, slot: int, outcome: int, now_ns: int) -> None:
         """`slot` has what the batch wrote for the step."""
         row = step.row
-        is_gone = row != NO_ROW and self._table.phase.item(row) >= DETACHED
-        if outcome != APPLIED or is_gone:
+        if outcome != APPLIED or self._table.phase.item(row) >= DETACHED:
             error = self._failures.verdict(row, outcome)
             assert error is not None
             self._pool.give_one(slot)
             self._failures.fail_step(step, error, now_ns)
         elif step.done < step.length:
             self._ready.push_next_slice(step, slot)
-        elif row == NO_ROW:
-            step.state_slot = slot
-            step.tell_applied()
-            self._pool.give_one(slot)
-            self._ready.end(step)
-            self._turns.leave(row, now_ns)
         else:
             self._end_step(step, slot, now_ns)
 

@@ -7,18 +7,16 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.engine.arrays import Input, Output
-from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.engine.compute.pool import ZERO
 from lstmserve.engine.schedule.digest import digest
 from lstmserve.errors import ServeError
-
-NO_ROW = -1
 
 
 class Sink(Protocol):
     """Who gets a step's end; called exactly once per step, on the loop's thread; must not raise."""
 
     def applied(self, step: Step) -> None:
-        """`step.y` and its times are final; `step.state_slot` may be read during the call."""
+        """`step.y` and its times are final."""
 
     def failed(self, step: Step, error: ServeError) -> None:
         """Nothing was applied (but for StoreTimeout, where it is unknown)."""
@@ -38,7 +36,7 @@ TOLD = _Told()
 
 
 class Step:
-    """One session's x [T, I], or one sequence of a Predict (row NO_ROW), from arrival to reply."""
+    """One session's x [T, I], from arrival to reply."""
 
     __slots__ = (
         "_digest",
@@ -48,7 +46,6 @@ class Step:
         "done",
         "durable_step",
         "end_ns",
-        "initial",
         "is_cancelled",
         "is_long",
         "is_numbered",
@@ -60,7 +57,6 @@ class Step:
         "scratch",
         "sink",
         "start_ns",
-        "state_slot",
         "x",
         "y",
     )
@@ -77,7 +73,6 @@ class Step:
         number: int = 0,
         is_numbered: bool = False,
         digest: int = 0,
-        initial: Rows | None = None,
     ) -> None:
         self.row = row
         self.x = x
@@ -85,14 +80,12 @@ class Step:
         self.length = len(x)
         self.last_only = last_only
         self.deadline_ns = deadline_ns  # of the start of compute; 0: none
-        self.initial = initial  # Predict only: the state to start from, each [1, width]
         self.arrival_ns = arrival_ns
         self.start_ns = 0  # when its first slice ran
         self.end_ns = 0  # when it was applied
         self.compute_ns = 0  # of the batches it ran in
         self.done = 0  # time steps computed
         self.scratch = ZERO  # holds the state after `done` time steps, between slices
-        self.state_slot = ZERO  # where the final state is, while the sink is told
         self.number = number  # 0 until it is accepted, where the client gave none
         self.is_numbered = is_numbered  # by its client
         self._digest = digest

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.schedule.step import NO_ROW, Step
+from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.table import OPEN, SessionTable
 
 
@@ -26,13 +26,10 @@ class SessionTurns:
         self._first: dict[int, Step] = {}  # of sessions whose first is not of a block
         self._waiting: dict[int, deque[Step]] = {}
         self.pending_steps = 0  # of all sessions
-        self.pending_sequences = 0  # of Predict: steps of no session
+        self.pending_sequences = 0  # of Predict, which are of no session
 
     def enter(self, step: Step) -> bool:
-        """Whether the step is its session's first, or has none, and may be made ready."""
-        if step.row == NO_ROW:
-            self.pending_sequences += 1
-            return True
+        """Whether the step is its session's first, and may be made ready."""
         self.pending_steps += 1
         table, row = self._table, step.row
         pending = table.pending.item(row) + 1
@@ -59,9 +56,6 @@ class SessionTurns:
 
     def leave(self, row: int, now_ns: int) -> Step | None:
         """The first step is over; returns the next one, which is now first."""
-        if row == NO_ROW:
-            self.pending_sequences -= 1
-            return None
         self.pending_steps -= 1
         self._first.pop(row, None)
         table = self._table
@@ -90,9 +84,6 @@ class SessionTurns:
 
     def abandon(self, row: int, now_ns: int) -> list[Step]:
         """The first step failed: it and all behind it leave; returns those behind, in order."""
-        if row == NO_ROW:
-            self.pending_sequences -= 1
-            return []
         self._first.pop(row, None)
         behind = list(self._waiting.pop(row, ()))
         self.pending_steps -= 1 + len(behind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lstmserve.engine.schedule.batch import Outcome
+from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.schedule.step import Step
 from lstmserve.errors import (
     Fenced,
@@ -35,6 +35,11 @@ def failure(outcome: int) -> ServeError | None:
             "the session is as it was before"
         )
     return ModelError("the model failed on this step; the session is as it was before")
+
+
+def model_failed() -> ModelError:
+    """Nothing is told of a Predict of which a sequence failed."""
+    return ModelError("the model failed on a sequence")
 
 
 def behind(

@@ -49,10 +49,10 @@ class WholeSequences:
         engine, ask, start_ns = self._dialect.engine, self._ask, self._now.monotonic_ns
         engine.check_open()
         job, longest = whole_sequences(ask.model, ask.inputs, ask.wanted, engine.config, start_ns)
-        self._tenant.check(len(job.xs), sum(map(len, job.xs)), start_ns)
+        self._tenant.check(job.lengths.size, len(job.x), start_ns)
         try:
             async with asyncio.timeout(self._left_s()):
-                with self._tenant.using(len(job.xs)):
+                with self._tenant.using(job.lengths.size):
                     prediction = await engine.predicting.predict(ask.model, job)
         except TimeoutError as error:
             raise DeadlineExpired(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
@@ -26,6 +27,8 @@ from lstmserve.server.kserve.reading import (
     states,
 )
 from lstmserve.server.kserve.tensors import Array, array
+
+Lengths = npt.NDArray[np.int32]
 
 
 def whole_sequences(
@@ -47,12 +50,12 @@ def whole_sequences(
     height = longest if "y" in wanted else 1
     check_reply(count * height, model.output_size, config.message_bytes_max, name)
     lengths = _lengths(inputs, count, longest)
-    xs = [rows[:length] for rows, length in zip(x, lengths, strict=True)]
-    for rows in xs:
-        check_values(model.spec, rows)
+    rows = x[_within(lengths, longest)]
+    check_values(model.spec, rows)
     h0, c0 = _initial_states(model, inputs, count)
     job = PredictJob(
-        xs=xs,
+        x=rows,
+        lengths=lengths,
         h0=h0,
         c0=c0,
         last_only="y" not in wanted,
@@ -69,9 +72,9 @@ def whole_outputs(
     outputs: list[tuple[str, Array]] = []
     for name in wanted:
         if name == "y":
-            outputs.append((name, _padded(prediction.y, longest)))
+            outputs.append((name, _padded(prediction, longest)))
         elif name == "y_last":
-            outputs.append((name, np.stack([rows[-1] for rows in prediction.y])))
+            outputs.append((name, prediction.y[np.cumsum(prediction.lengths) - 1]))
         else:
             values = prediction.hn if name == "hn" else prediction.cn
             assert values is not None
@@ -79,18 +82,23 @@ def whole_outputs(
     return outputs
 
 
-def _padded(ys: Sequence[Array], longest: int) -> Array:
-    y = np.zeros((len(ys), longest, ys[0].shape[1]), np.float32)
-    for padded, rows in zip(y, ys, strict=True):
-        padded[: len(rows)] = rows
+def _padded(prediction: Prediction, longest: int) -> Array:
+    lengths = prediction.lengths
+    y = np.zeros((lengths.size, longest, prediction.y.shape[1]), np.float32)
+    y[_within(lengths, longest)] = prediction.y
     return y
 
 
-def _lengths(inputs: Inputs, count: int, longest: int) -> list[int]:
+def _within(lengths: Lengths, longest: int) -> npt.NDArray[np.bool_]:
+    """[B, T], which rows are of a sequence: one after another they are a job's."""
+    return np.arange(longest) < lengths[:, np.newaxis]
+
+
+def _lengths(inputs: Inputs, count: int, longest: int) -> Lengths:
     if "lengths" not in inputs:
-        return [longest] * count
+        return np.full(count, longest, np.int32)
     values = shaped("lengths", array(inputs["lengths"], "INT32", "INT64"), (count,))
-    return sequence_lengths(values.tolist(), longest).tolist()  # type: ignore[no-any-return]  # ints
+    return sequence_lengths(values.tolist(), longest)
 
 
 def _initial_states(model: Model, inputs: Inputs, count: int) -> tuple[State | None, State | None]:

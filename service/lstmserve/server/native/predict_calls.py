@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.predicting import PredictJob
 from lstmserve.errors import BadTensor, ServeError
@@ -36,9 +34,8 @@ class PredictCalls:
         start_ns = engine.clock().monotonic_ns
         try:
             job = self._job(model, request, start_ns)
-            rows = sum(map(len, job.xs))
-            tenant.check(len(job.xs), rows, start_ns)
-            with tenant.using(len(job.xs)):
+            tenant.check(job.lengths.size, len(job.x), start_ns)
+            with tenant.using(job.lengths.size):
                 prediction = await engine.predicting.predict(model, job)
         except ServeError as error:
             counters.failed("Predict", code(error), error.reason)
@@ -47,8 +44,8 @@ class PredictCalls:
         counters.steps("Predict", 1, total_ns, prediction.queue_ns)
         response = pb.PredictResponse(
             version=model.version,
-            lengths=[len(y) for y in prediction.y],
-            y=b"".join(y.tobytes() for y in prediction.y),
+            lengths=prediction.lengths.tolist(),
+            y=prediction.y.tobytes(),
             queue_ns=prediction.queue_ns,
             compute_ns=prediction.compute_ns,
         )
@@ -60,10 +57,11 @@ class PredictCalls:
         spec = model.spec
         given = list(request.lengths) or [_single_length(model, request)]
         lengths = sequence_lengths(given, self._engine.config.length_max)
-        x = input_rows(spec, request.x, request.tokens, int(lengths.sum()))
+        total = int(lengths.sum())
+        x = input_rows(spec, request.x, request.tokens, total)
         check_finite(x, "x")
         layers, count = spec.num_layers * spec.num_directions, len(given)
-        height = count if request.last_only else int(lengths.sum())
+        height = count if request.last_only else total
         check_reply(height, spec.output_size, self._engine.config.message_bytes_max)
         h0, c0 = (
             state_rows(content, layers, count, width, field) if content else None
@@ -75,9 +73,9 @@ class PredictCalls:
         if (h0 is None) != (c0 is None):
             other = "c0" if c0 is None else "h0"
             raise BadTensor(f"{other} is missing: give both or neither", field=other)
-        ends = np.cumsum(lengths)
         return PredictJob(
-            xs=[x[end - length : end] for end, length in zip(ends, lengths, strict=True)],
+            x=x,
+            lengths=lengths,
             h0=h0,
             c0=c0,
             last_only=request.last_only,
