@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ STREAM = requests.PATH + "StepStream"
 UNARY_GOALS = {1: 0.70, 8: 0.85, 32: 0.85}
 STREAM_GOALS = {8: 0.70, 64: 0.80}
 MANY = 256
+BOTH = "echo and onnxruntime"
 PREDICT_GROUPS = (8, 16, 32, 64)
 
 
@@ -38,16 +40,16 @@ class Wire:
         self.serving: Serving = stack.enter_context(served(folder, spec))
         reply_bytes = 24 + 4 * spec.output_size  # of a StepResponse, about
         self.echo: Floor = stack.enter_context(floor("bench.echo", str(reply_bytes)))
-        self.arithmetic = stack.enter_context(floor("bench.arithmetic", spec_argument(spec)))
-        self.by_hand = (
-            stack.enter_context(floor("bench.byhand", spec_argument(spec))) if by_hand else None
-        )
+        argument = spec_argument(spec)
+        self.both = stack.enter_context(floor("bench.echo", str(reply_bytes), argument))
+        self.arithmetic = stack.enter_context(floor("bench.arithmetic", argument))
+        self.by_hand = stack.enter_context(floor("bench.byhand", argument)) if by_hand else None
 
     def unary(self, count: int, effort: Effort, goal: Goal | None) -> Row:
         """Measure 1: Step, one session per connection."""
         sides = [
             self._side("ours", self._steps(count, STEP, streamed=False)),
-            self._echo_side(count, streamed=False),
+            *self._echo_sides(count, streamed=False),
         ]
         if self.by_hand is not None:
             port, path = int(self.by_hand.line), f"/{BY_HAND}/Step"
@@ -59,7 +61,7 @@ class Wire:
         """Measure 2: StepStream, one session per stream, a stream per connection."""
         sides = [
             self._side("ours", self._steps(count, STREAM, streamed=True)),
-            self._echo_side(count, streamed=True),
+            *self._echo_sides(count, streamed=True),
         ]
         return self._row(2, f"StepStream, {count} streams", sides, effort, goal)
 
@@ -96,19 +98,22 @@ class Wire:
         context = ", ".join(f"{side} {rate:.0f}/s" for side, rate in parts.items())
         cpu = [1e6 / sample.per_cpu_s for sample in taken["ours"]]
         context += f"; {np.median(cpu):.0f} us of CPU each"
+        limit = statistics.median(ratios(taken[BOTH], taken["echo"]))
+        context += f"; the echo with a run each has {limit:.2f}"
         values = ratios(taken["ours"], taken["echo"])
         return Row(measure, f"{name}, {self.name}", values, goal, "", context, parts)
 
     def _side(self, name: str, load: Load) -> Side:
         return Side(name, self.serving.process.pid, load)
 
-    def _echo_side(self, count: int, *, streamed: bool) -> Side:
+    def _echo_sides(self, count: int, *, streamed: bool) -> list[Side]:
         message = next(self._messages(1)[0])
         path = f"/{echo.SERVICE}/{echo.STREAM if streamed else echo.UNARY}"
         messages = [itertools.repeat(message) for _ in range(count)]
-        return Side(
-            "echo", self.echo.pid, _load(int(self.echo.line), path, messages, streamed=streamed)
-        )
+        return [
+            Side(name, each.pid, _load(int(each.line), path, messages, streamed=streamed))
+            for name, each in (("echo", self.echo), (BOTH, self.both))
+        ]
 
     def _steps(self, count: int, path: str, *, streamed: bool) -> Load:
         return _load(_port(self.serving), path, self._messages(count), streamed=streamed)

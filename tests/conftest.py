@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import lstmserve.server  # noqa: F401 -- before grpc, which reads what it sets when it is imported
 from modelmaking import make_model
 from router import router
 from serving import serve, server

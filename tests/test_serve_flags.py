@@ -233,3 +233,19 @@ def test_what_protects_it_is_said(
     assert machine.protections(config) == protected_by
     assert [line["log_level"] for line in logs] == ["warning"] * bool(warned)
     assert all(warned in line["event"] for line in logs)
+
+
+@pytest.mark.parametrize("wanted", ["", "event_engine_listener"])
+def test_grpc_is_told_its_experiments_before_it_is_imported(wanted: str) -> None:
+    """It reads them at its import, and never again; who sets them himself has his way."""
+    program = (
+        "import os, sys\n"
+        "import lstmserve.cli.serve, lstmserve.server\n"
+        "assert 'grpc' not in sys.modules\n"
+        "print(os.environ['GRPC_EXPERIMENTS'])\n"
+    )
+    given = environment()
+    given.pop("GRPC_EXPERIMENTS", None)
+    given |= {"GRPC_EXPERIMENTS": wanted} if wanted else {}
+    printed = subprocess.check_output([sys.executable, "-c", program], env=given, text=True)
+    assert printed.strip() == (wanted or "-event_engine_listener")
