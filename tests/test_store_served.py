@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 
 from lstmserve import Client
 from lstmserve.client.errors import LstmServeError
+from lstmserve.engine.keys import session_key
+from lstmserve.store.redis import redis_key
 from modelmaking import TINY, random_input
 from serving import Serve, Serving
 from storing import Valkey
@@ -74,6 +77,22 @@ def test_sessions_move_between_servers(serve: Serve, oracle: Oracle, valkey: Val
     y, hn, cn = oracle.run(np.concatenate(inputs))
     assert np.array_equal(np.concatenate(outputs), y)
     assert np.array_equal(state, np.stack([hn.reshape(-1), cn.reshape(-1)]))
+
+
+def test_a_claim_that_the_store_forgot_is_not_made_again(
+    serve: Serve, oracle: Oracle, valkey: Valkey
+) -> None:
+    """A failover takes back an owner's claim and step; later it does not pass for the next one."""
+    before, forgotten, after = (serve("--store", valkey.url) for _ in range(3))
+    key, inputs = redis_key(session_key("", "a")), [x(1, n) for n in range(3)]
+    outputs = [step(before, "a", inputs[0])]
+    with Redis.from_url(valkey.url) as admin:
+        replicated: Any = admin.get(key)
+        step(forgotten, "a", x(1, 9))
+        admin.set(key, replicated)
+    outputs.append(step(after, "a", inputs[1]))
+    outputs.append(step(forgotten, "a", inputs[2]))  # it, too, has a step 2
+    assert np.array_equal(np.concatenate(outputs), oracle.run(np.concatenate(inputs))[0])
 
 
 def _again(session: Any, rows: Any) -> Any:

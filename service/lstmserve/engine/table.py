@@ -40,7 +40,7 @@ class SessionTable:
         self.tenant = np.zeros(rows, np.int32)  # tenant_index() of the key's
         self.incarnation = np.zeros(rows, np.int64)
         self.life = np.zeros(rows, np.int64)  # which of all the table's sessions; 0: found no more
-        self.epoch = np.zeros(rows, np.int64)  # counts the servers that took it from a store
+        self.epoch = np.zeros(rows, np.int64)  # which server took it from a store; 0: it began here
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
         # The scheduler writes these.

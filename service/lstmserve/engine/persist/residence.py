@@ -1,7 +1,8 @@
 """Owns which stored sessions live here: loads one on first touch, claims it, gives it up.
 
 Everything about one key happens in order, under its lock; keys do not wait for each other. A load
-claims the session with a higher epoch, so that whoever had it before cannot write any more.
+claims the session with a higher epoch, so that whoever had it before cannot write any more. Epochs
+are times, not a count: a store that fails over may forget a claim, and must not see it made again.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Residence:
                 raise
             await self._make_room(model)
             start = self._records.start(record, model)
-            claimed = replace(record, epoch=record.epoch + 1)
+            epoch = max(record.epoch + 1, self._clock().wall_ns // 1000)
+            claimed = replace(record, epoch=epoch)
             written = await self.filing.put(key, record.version, claimed)
             if written is Written.FULL:
                 raise StoreFull(f"{FULL}: no session comes to this server")
