@@ -13,6 +13,7 @@ from pathlib import Path
 from lstmserve import Client
 from routing import envoy_of
 from soak.fleet import MODEL, Fleet, fleet_of
+from soak.routed import Move
 
 GROUPS, SERVERS = 1000, 6
 
@@ -41,14 +42,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, fleet_of(Path(folder), SERVERS) as fleet:
         found = {count: homes(fleet, count) for count in range(2, SERVERS + 1)}
     for few, many in pairwise(found):
-        before, after = found[few], found[many]
-        moved = [group for group in before if before[group] != after[group]]
-        new = set(after.values()) - set(before.values())
-        needless = sum(after[group] not in new for group in moved)
-        sizes = [list(after.values()).count(name) for name in set(after.values())]
+        move = Move(found[few], found[many])
+        sizes = move.sizes()
         print(
-            f"| {few} <-> {many} | {len(moved) / GROUPS:.1%} (1/{many} is {1 / many:.1%}) | "
-            f"{needless / GROUPS:.1%} | {min(sizes)} - {max(sizes)} of {GROUPS} |"
+            f"| {few} <-> {many} | {move.moved:.1%} (1/{many} is {1 / many:.1%}) | "
+            f"{move.needless:.1%} | {sizes[0]} - {sizes[-1]} of {GROUPS} |"
         )
 
 

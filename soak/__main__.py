@@ -15,7 +15,18 @@ from typing import Protocol
 
 import click
 
-from soak import amnesia, failover, fairness, frozen, kill9, outage, overload, rolling, stress
+from soak import (
+    amnesia,
+    failover,
+    fairness,
+    frozen,
+    kill9,
+    outage,
+    overload,
+    rescale,
+    rolling,
+    stress,
+)
 from soak.crowd import Kind, Mode
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +39,7 @@ SESSIONS, CLIENTS = 24, 200
 FAILOVER_S = 10.0  # one in so many seconds
 AWAY_S = 30.0, 10.0
 PHASE_S = 3.0  # many short pairs: a hiccup of the machine meets one of them
+RESCALE_S, MOVING = 15.0, 500
 
 
 class Found(Protocol):
@@ -61,6 +73,11 @@ def _failover(folder: Path, minutes: float) -> Found:
     return failover.run(folder, failovers=failovers, every_s=FAILOVER_S / 2, sessions=SESSIONS)
 
 
+def _rescale(folder: Path, minutes: float) -> Found:
+    times = max(2, round(minutes * 60 / RESCALE_S))
+    return rescale.run(folder, times=times, sessions=MOVING)
+
+
 def _stress(folder: Path, minutes: float) -> Found:
     return stress.run(folder, scenarios=100, seconds=minutes * 60)
 
@@ -87,6 +104,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "rolling-behind": _rolling("behind"),
     "store-failover": _failover,
     "store-outage": lambda folder, _: outage.run(folder, away_s=AWAY_S, sessions=SESSIONS),
+    "rescale": _rescale,
     "stress": _stress,
     "overload": _overload,
     "fairness": _fairness,

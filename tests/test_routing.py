@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from composing import compose
-from lstmserve import AsyncClient, Client
+from lstmserve import Client
 from lstmserve.client import LstmServeError
 from routing import Envoy, envoy_of
-from soak.customer import Customer
-from soak.findings import Violations, add
-from soak.fleet import Fleet, Pod, fleet_of
+from soak.fleet import Fleet, fleet_of
+from soak.routed import homes, is_asked, load_on
 from storing import Valkey
 
-SERVERS, SESSIONS, CONNECTIONS = 3, 36, 4
+SERVERS, SESSIONS = 3, 36
 DRAIN_DELAY_S = "2"  # Envoy asks once a second, and takes NOT_SERVING at its word
 
 
@@ -38,87 +36,10 @@ def behind_envoy(folder: Path, *flags: str) -> Iterator[tuple[Fleet, Envoy]]:
         yield fleet, envoy
 
 
-def homes(fleet: Fleet) -> dict[str, str]:
-    """Which pod each session is on, by asking the pods themselves.
-
-    Where a session has left without a word, its former server has an older step of it.
-    """
-    found: dict[str, tuple[int, str]] = {}
-    for pod in fleet.pods:
-        if pod.serving.process.poll() is None:
-            with Client(pod.serving.target) as client:
-                for session in client.sessions():
-                    here = (session.step, pod.name)
-                    found[session.id] = max(here, found.get(session.id, here))
-    return {name: home for name, (_, home) in found.items()}
-
-
 def loads(fleet: Fleet) -> float:
     """How often a running server took a session from the store."""
     alive = [pod.serving for pod in fleet.pods if pod.serving.process.poll() is None]
     return sum(each.metric("lstm_sessions_opened_total", source="load") for each in alive)
-
-
-class Load:
-    """Customers at work through Envoy, each with a session of its own."""
-
-    def __init__(self, customers: Sequence[Customer]) -> None:
-        self.customers = customers
-
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        """More steps go by until it is so, whatever it is."""
-        while not await asyncio.to_thread(is_so):
-            await self.steps(1)
-
-    async def steps(self, count: int) -> None:
-        """Until every customer has made so many more."""
-        wanted = [each.experience.steps + count for each in self.customers]
-        for customer, many in zip(self.customers, wanted, strict=True):
-            while customer.experience.steps < many:  # noqa: ASYNC110 -- its own task counts
-                await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def load_on(
-    fleet: Fleet, envoy: Envoy, *, replay_steps_max: int = 0, **options: float
-) -> AsyncIterator[Load]:
-    """They step while the block runs; then every history is held to a single server's.
-
-    Raises what a customer could not get over.
-    """
-    over = asyncio.Event()
-
-    async def work(customer: Customer, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        while not over.is_set():
-            await customer.step(rng)
-
-    async with AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(AsyncClient(envoy.target, **options))
-            for _ in range(CONNECTIONS)
-        ]
-        customers = [
-            Customer(fleet, clients[i % CONNECTIONS], f"s{i}", replay_steps_max)
-            for i in range(SESSIONS)
-        ]
-        for customer in customers:
-            await customer.open()
-        async with asyncio.TaskGroup() as tasks:
-            for i, customer in enumerate(customers):
-                tasks.create_task(work(customer, i))
-            yield Load(customers)
-            over.set()
-        found = Violations()
-        for customer in customers:
-            await customer.verify()
-            add(found, customer.violations)
-        found.check()
-
-
-def is_asked(envoy: Envoy, pod: Pod) -> bool:
-    """Whether Envoy sends calls to that one."""
-    return envoy.servers()[pod.serving.target]
 
 
 def test_calls_go_where_their_session_is(tmp_path: Path) -> None:
@@ -148,7 +69,9 @@ async def test_a_killed_server_moves_its_own_sessions_alone(
     """kill -9 under load: the others' sessions stay, no acked step is lost, the bits are right."""
     # Behind the store the client sends again what the dead server had not stored.
     with behind_envoy(tmp_path, "--store-mode", mode) as (fleet, envoy):
-        async with load_on(fleet, envoy, replay_steps_max=replay_steps_max) as load:
+        async with load_on(
+            fleet, envoy, sessions=SESSIONS, replay_steps_max=replay_steps_max
+        ) as load:
             await load.steps(3)
             before = homes(fleet)
             dead = fleet.pods[0]
@@ -166,7 +89,7 @@ async def test_a_killed_server_moves_its_own_sessions_alone(
 async def test_a_rolling_restart_fails_no_call(tmp_path: Path) -> None:
     """SIGTERM of one server after another: without any repeat by the client, no call fails."""
     with behind_envoy(tmp_path, "--drain-delay-s", DRAIN_DELAY_S) as (fleet, envoy):
-        async with load_on(fleet, envoy, retry_s_max=0) as load:
+        async with load_on(fleet, envoy, sessions=SESSIONS, retry_s_max=0) as load:
             for pod in fleet.pods:
                 await load.steps(1)
                 assert (await pod.end(signal.SIGTERM)) == 0

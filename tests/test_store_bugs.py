@@ -53,4 +53,6 @@ async def test_a_write_that_raised_is_unknown(tmp_path: Path) -> None:
         assert (said.code, said.reason) == (StatusCode.UNAVAILABLE, "STORE_TIMEOUT")
         reply = pb.StepResponse.FromString(await wire.send("Step", step))
         assert (reply.step, reply.replayed, reply.durable_step) == (1, True, 1)
-        assert (await gate.version(session.id)) == (session.incarnation, 1, 1)
+        version = await gate.version(session.id)
+        assert (version.incarnation, version.step) == (session.incarnation, 1)
+        assert version.epoch > 0  # it was fetched again

@@ -1,0 +1,14 @@
+"""The short form of servers that come and go; `make soak` runs the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from soak import rescale
+
+
+def test_a_rescale_moves_the_new_servers_share_alone(tmp_path: Path) -> None:
+    """4 servers, 5, and 4 again, under load: state follows, and no call fails."""
+    found = rescale.run(tmp_path, times=1, sessions=100)
+    print(found.figures())
+    found.check()
