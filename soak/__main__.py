@@ -39,7 +39,7 @@ SESSIONS, CLIENTS = 24, 200
 FAILOVER_S = 10.0  # one in so many seconds
 AWAY_S = 30.0, 10.0
 PHASE_S = 3.0  # many short pairs: a hiccup of the machine meets one of them
-RESCALE_S, MOVING = 15.0, 500
+RESCALE_S, MOVING = 15.0, 200
 
 
 class Found(Protocol):

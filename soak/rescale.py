@@ -21,7 +21,7 @@ from routing import Envoy, envoy_of
 from soak.customer import Customer
 from soak.findings import Violations
 from soak.fleet import Fleet, fleet_of
-from soak.routed import Load, Move, homes, is_asked, load_on
+from soak.routed import Load, Move, homes, is_asked, load_on, watched
 from soak.timing import percentile
 from storing import Valkey
 
@@ -75,12 +75,14 @@ class Found:
         """One line for people."""
         out, back = self.moves[::2], self.moves[1::2]
         needless = max(move.needless for move in self.moves)
+        restless = sum(len(move.restless) for move in self.moves)
         found = self.violations
         return (
             f"{SERVERS - 1} -> {SERVERS} -> {SERVERS - 1} servers {len(out)} times, "
             f"{self.sessions} sessions: {_range(out)} moved, {_range(back)} moved back "
             f"(1/{SERVERS} is {1 / SERVERS:.1%}), between servers that stay at most "
-            f"{needless:.1%}; {self.steps} acked steps: lost {found.lost}, wrong {found.wrong}, "
+            f"{needless:.1%} (Envoy gave up another one {restless} times); "
+            f"{self.steps} acked steps: lost {found.lost}, wrong {found.wrong}, "
             f"doubled {found.doubled}, failed calls 0; p50 and p99 of a step "
             f"{_times(self.quiet_s)} s, during a move {_times(self.moving_s)} s"
         )
@@ -115,29 +117,32 @@ async def _run(fleet: Fleet, envoy: Envoy, found: Found, times: int) -> None:
     assert not is_asked(envoy, extra)
     async with load_on(fleet, envoy, sessions=found.sessions, customer=Timed) as load:
         for _ in range(times):
-            await _move(fleet, load, found, come, lambda: is_asked(envoy, extra))
+            await _move(fleet, envoy, load, found, come, lambda: is_asked(envoy, extra))
             found.loads += await asyncio.to_thread(
                 extra.serving.metric, "lstm_sessions_opened_total", source="load"
             )
-            await _move(fleet, load, found, leave, lambda: not is_asked(envoy, extra))
+            await _move(fleet, envoy, load, found, leave, lambda: not is_asked(envoy, extra))
     found.violations = load.violations
     found.steps = sum(each.experience.steps for each in load.customers)
 
 
 async def _move(
     fleet: Fleet,
+    envoy: Envoy,
     load: Load[Timed],
     found: Found,
     change: Callable[[], Awaitable[float]],
     is_over: Callable[[], bool],
 ) -> None:
     """A while without a change, and then the change."""
-    found.quiet_s += await _taken(load, time.monotonic())
-    before = await asyncio.to_thread(homes, fleet)
-    began_s = await change()
-    await load.until(is_over)
-    found.moving_s += await _taken(load, began_s)
-    found.moves.append(Move(before, await asyncio.to_thread(homes, fleet)))
+    async with watched(fleet, envoy) as restless:
+        found.quiet_s += await _taken(load, time.monotonic())
+        before = await asyncio.to_thread(homes, fleet)
+        began_s = await change()
+        await load.until(is_over)
+        found.moving_s += await _taken(load, began_s)
+        after = await asyncio.to_thread(homes, fleet)
+    found.moves.append(Move(before, after, restless - {fleet.pods[-1].name}))
 
 
 async def _taken(load: Load[Timed], began_s: float) -> list[float]:

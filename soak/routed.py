@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,6 +21,7 @@ from soak.timing import pause
 CONNECTIONS = 4
 Talk = TypeVar("Talk", bound=Customer)
 POLL_S = 0.01
+WATCH_S = 0.2  # Envoy gives a server up for a second at least
 
 
 def homes(fleet: Fleet) -> dict[str, str]:
@@ -105,34 +106,56 @@ async def load_on(
 
 @dataclass(frozen=True)
 class Move:
-    """Where sessions, or groups, were before and after a change of servers: name -> server."""
+    """Where sessions, or groups, were before and after a change of servers: name -> server.
+
+    The router gave up `restless` for a while, who did not answer in time: what it makes of their
+    sessions is not the change's.
+    """
 
     before: dict[str, str]
     after: dict[str, str]
+    restless: Set[str] = frozenset()
 
     @property
     def moved(self) -> float:
-        """The share that is somewhere else."""
-        return self._share(name for name, home in self.before.items() if self.after[name] != home)
+        """The share that came to a new server, or left one that is gone."""
+        changed = set(self.before.values()) ^ set(self.after.values())
+        return self._share(lambda ends: not ends.isdisjoint(changed))
 
     @property
     def needless(self) -> float:
         """The share that moved between two servers that stayed."""
-        stayed = set(self.before.values()) & set(self.after.values())
-        return self._share(
-            name
-            for name, home in self.before.items()
-            if self.after[name] != home and {home, self.after[name]} <= stayed
-        )
+        stayed = (set(self.before.values()) & set(self.after.values())) - self.restless
+        return self._share(lambda ends: ends <= stayed)
+
+    def _share(self, is_counted: Callable[[set[str]], bool]) -> float:
+        pairs = [{home, self.after[name]} for name, home in self.before.items()]
+        return sum(len(ends) == 2 and is_counted(ends) for ends in pairs) / len(pairs)
 
     def sizes(self) -> list[int]:
         """How many each server has after it."""
         return sorted(Counter(self.after.values()).values())
 
-    def _share(self, names: Iterable[str]) -> float:
-        return len(list(names)) / len(self.before)
-
 
 def is_asked(envoy: Envoy, pod: Pod) -> bool:
     """Whether Envoy sends calls to that one."""
     return envoy.servers()[pod.serving.target]
+
+
+@asynccontextmanager
+async def watched(fleet: Fleet, envoy: Envoy) -> AsyncIterator[set[str]]:
+    """Pods that Envoy did not ask at some time during the block; filled while it runs."""
+    restless: set[str] = set()
+
+    async def watch() -> None:
+        while True:
+            asked = await asyncio.to_thread(envoy.servers)
+            restless.update(pod.name for pod in fleet.pods if not asked[pod.serving.target])
+            await pause(WATCH_S)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield restless
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
