@@ -119,7 +119,7 @@ class Rounds:
     ) -> None:
         try:
             await commit
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # nobody cancels it but a bug
             batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.UNKNOWN
         self._settle(model, batch, compute_ns)
 

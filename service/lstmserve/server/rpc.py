@@ -59,6 +59,8 @@ class Frame:
                 return response
             except BaseException as error:
                 content = b""  # gRPC and tracebacks keep this frame for longer than the call
+                if _is_gone(error):
+                    raise  # from here: a frame that names the error is a cycle with it
                 abort = _abort(error, name, context)
                 ended = abort.code
                 error.__traceback__ = None
@@ -107,8 +109,11 @@ class Frame:
                 await method(context, self.door.tenant(context))
                 ended = grpc.StatusCode.OK
             except BaseException as error:
+                if _is_gone(error):
+                    raise
                 abort = _abort(error, name, context)
                 ended = abort.code
+                error.__traceback__ = None
             finally:
                 # Before the abort: it waits for a client that does not read.
                 counts.ended(ended)
@@ -118,17 +123,21 @@ class Frame:
         return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _abort(error: BaseException, name: str, context: Context) -> Abort:
-    """What ends the call. Raises the error when there is nobody to tell: the client went away.
+def _is_gone(error: BaseException) -> bool:
+    """Whether there is nobody to tell of it: the client went away, or the process ends.
 
     A CancelledError that is not the client's doing is a bug of ours, like any other; an
     InternalError is a write that failed.
     """
     task = asyncio.current_task()
     assert task is not None
-    is_gone = task.cancelling() or isinstance(error, grpc.aio.InternalError)  # a write that failed
-    if is_gone or not isinstance(error, Exception | asyncio.CancelledError):
-        raise error
+    if task.cancelling() or isinstance(error, grpc.aio.InternalError):
+        return True
+    return not isinstance(error, Exception | asyncio.CancelledError)
+
+
+def _abort(error: BaseException, name: str, context: Context) -> Abort:
+    """What ends the call of a client that is there."""
     if isinstance(error, TooSlow):
         return Abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), ())
     return to_abort(error, **_facts(name, context))

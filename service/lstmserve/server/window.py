@@ -145,7 +145,7 @@ async def converse(
     patience = Patience(write_s_max)
     sides = {asyncio.create_task(read()), asyncio.create_task(write()), patience.over}
     try:
-        await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
+        await _until_one_fails(sides)
     finally:
         patience.stop()
         for message in window.unanswered:
@@ -156,3 +156,16 @@ async def converse(
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def _until_one_fails(sides: set[asyncio.Future[None]]) -> None:
+    """Or all are done. Raises CancelledError for one that was cancelled.
+
+    Nobody does that but a bug of ours, and asyncio.wait() takes it for a good end.
+    """
+    while sides:
+        done, sides = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+        if any(side.cancelled() for side in done):
+            raise asyncio.CancelledError
+        if any(side.exception() for side in done):
+            return

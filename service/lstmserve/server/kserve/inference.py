@@ -103,8 +103,9 @@ class Inference:
 
     def cancel(self) -> None:
         """Nobody waits any more."""
-        if (job := self._job) is not None:
-            self._let_go()
+        job = self._job
+        self._let_go()
+        if job is not None:
             job.cancel()
 
 

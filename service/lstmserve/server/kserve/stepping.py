@@ -74,6 +74,8 @@ class SequenceStep:
             await self._take()
         except ServeError as error:
             self._tell(error)
+        except asyncio.CancelledError:  # of the caller nobody tells so: a bug
+            self._answering.refuse(RuntimeError("a turn was cancelled"))
         except Exception as error:
             self._answering.refuse(error)
 
@@ -188,7 +190,7 @@ class SequenceStep:
     def _finish(self, outcome: Outcome) -> None:
         if self._settled is None:
             self._tell(outcome)
-        else:
+        elif not self._settled.done():
             self._settled.set_result(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
