@@ -87,10 +87,11 @@ class Calls:
         request: Message,
         kind: type[Any],
         timeout_s: float | None = TIMEOUT_S,
+        path: str = PATH,
     ) -> Any:
         """One unary call, never repeated. Raises Refused."""
         stub: Any = self._channel(serving).unary_unary(
-            PATH + method, type(request).SerializeToString, kind.FromString
+            path + method, type(request).SerializeToString, kind.FromString
         )
         try:
             return await stub(request, timeout=timeout_s, metadata=self._metadata)
@@ -117,14 +118,20 @@ class Calls:
         return reply
 
     async def stream(
-        self, serving: Serving, method: str, requests: Sequence[Message], kind: type[Any]
+        self,
+        serving: Serving,
+        method: str,
+        requests: Sequence[Message],
+        kind: type[Any],
+        timeout_s: float = TIMEOUT_S,
+        path: str = PATH,
     ) -> list[Any]:
         """The replies of a stream that is sent one message after the other, each when the one
         before was answered. Raises Refused.
         """
         call = self._channel(serving).stream_stream(
-            PATH + method, type(requests[0]).SerializeToString, kind.FromString
-        )(timeout=TIMEOUT_S, metadata=self._metadata)
+            path + method, type(requests[0]).SerializeToString, kind.FromString
+        )(timeout=timeout_s, metadata=self._metadata)
         replies = []
         try:
             for request in requests:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import make_model
@@ -23,16 +24,19 @@ MODEL = "soak"
 class Pod:
     """A place in the fleet. Each start is another process, at another address unless it stays."""
 
-    def __init__(self, name: str, arguments: tuple[str | Path, ...], *, stays: bool) -> None:
+    def __init__(
+        self, name: str, arguments: tuple[str | Path, ...], command: list[str], *, stays: bool
+    ) -> None:
         self.name = name
         self._arguments = arguments
+        self._command = command
         self.serving = self._start()
         if stays:
             self._arguments += ("--listen", self.serving.target)
         self.ended_s: dict[Serving, float] = {}  # when a process was told to end
 
     def _start(self) -> Serving:
-        return Serving(self._arguments, COMMAND)
+        return Serving(self._arguments, self._command)
 
     async def start(self) -> None:
         """Until it is ready."""
@@ -50,7 +54,13 @@ class Fleet:
     """Pods behind a consistent hash that learns of a dead one only by calling it."""
 
     def __init__(
-        self, folder: Path, count: int, *arguments: str | Path, spec: ModelSpec, stays: bool = False
+        self,
+        folder: Path,
+        count: int,
+        *arguments: str | Path,
+        spec: ModelSpec = SPEC,
+        stays: bool = False,
+        command: list[str] = COMMAND,
     ) -> None:
         self.spec = spec
         make_model(folder, spec, seed=1, name=MODEL)
@@ -58,7 +68,9 @@ class Fleet:
         given = ("--models", folder, *arguments)
         with ThreadPoolExecutor(count) as threads:
             names = [f"pod-{i}" for i in range(count)]
-            self.pods = list(threads.map(lambda name: Pod(name, given, stays=stays), names))
+            self.pods = list(
+                threads.map(lambda name: Pod(name, given, command, stays=stays), names)
+            )
         self._suspects: set[Serving] = set()
         self._last: dict[str, Serving] = {}
         self.is_sticky = False
@@ -108,11 +120,9 @@ class Fleet:
 
 
 @contextmanager
-def fleet_of(
-    folder: Path, count: int, *arguments: str | Path, spec: ModelSpec = SPEC, stays: bool = False
-) -> Iterator[Fleet]:
-    """A fleet that is ended with the block."""
-    fleet = Fleet(folder, count, *arguments, spec=spec, stays=stays)
+def fleet_of(folder: Path, count: int, *arguments: str | Path, **options: Any) -> Iterator[Fleet]:
+    """A fleet, of the options of Fleet, that is ended with the block."""
+    fleet = Fleet(folder, count, *arguments, **options)
     try:
         yield fleet
     finally:
