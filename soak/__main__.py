@@ -18,6 +18,7 @@ import click
 from soak import (
     amnesia,
     cancels,
+    exactly_once,
     failover,
     fairness,
     frozen,
@@ -47,6 +48,7 @@ CANCELS = 150_000
 # Bytes of a call. gRPC itself loses 60 to 110 of one that is cancelled before its handler has the
 # message (grpc#43360; so does a server without a line of ours); a swallowed cancellation loses 440.
 SLOPE_MAX = 150.0
+COUNTED, COUNTING = 100_000, 256  # steps and sessions
 
 
 class Found(Protocol):
@@ -106,6 +108,7 @@ def _peers(folder: Path, minutes: float) -> Found:
 
 
 PROOFS: dict[str, Callable[[Path, float], Found]] = {
+    "exactly-once": lambda folder, _: exactly_once.run(folder, steps=COUNTED, sessions=COUNTING),
     "kill9-through": _kill9("through", "bare"),
     "kill9-behind": _kill9("behind", "bare"),
     "kill9-library": _kill9("behind", "library"),

@@ -25,18 +25,19 @@ class Fate(Enum):
     LOST = 1
     CUT = 2  # with the stream it is on
     REPEATED = 3
-    LATE = 4  # and once more, behind a later one
+    LATE = 4  # a request: once more, behind a later one; a reply: too late for a call
 
 
 class LossyRouter(Router):
-    """Counts what it does in `fates`; `seed` is for the dice."""
+    """Counts what it does in `fates`; `seed` is for the dice. A stream takes a thread."""
 
-    def __init__(self, target: str, seed: int) -> None:
+    def __init__(self, target: str, seed: int, threads: int = 8) -> None:
         self._rng = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self._late: list[bytes] = []
         self.fates: Counter[tuple[str, Fate]] = Counter()
-        super().__init__(target)
+        self._never = threading.Event()
+        super().__init__(target, threads)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         """Forwards the call, most times."""
@@ -44,12 +45,15 @@ class LossyRouter(Router):
         if name in STREAMS:
             forward = self._channel.stream_stream(details.method)
             return grpc.stream_stream_rpc_method_handler(
-                lambda requests, context: self._stream(forward, requests, context)
+                lambda requests, context: self._stream(name, forward, requests, context)
             )
         unary = self._channel.unary_unary(details.method)
         return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: self._unary(name == "Step", unary, request, context)
+            lambda request, context: self._unary(name, unary, request, context)
         )
+
+    def heard(self, name: str, request: bytes | None, reply: bytes) -> None:
+        """A reply of the server's came, whatever will become of it; `request` on no stream."""
 
     def _draw(self, kind: str) -> Fate:
         with self._lock:
@@ -63,7 +67,7 @@ class LossyRouter(Router):
             self.fates[kind, fate] += 1
             return fate
 
-    def _unary(self, is_step: bool, forward: Any, request: bytes, context: Any) -> Any:
+    def _unary(self, name: str, forward: Any, request: bytes, context: Any) -> Any:
         fate = self._draw("request")
         if fate in (Fate.LOST, Fate.CUT):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the request was lost")
@@ -72,11 +76,15 @@ class LossyRouter(Router):
         except grpc.RpcError as error:
             context.set_trailing_metadata(error.trailing_metadata())
             context.abort(error.code(), error.details())
-        for each in self._repeats(fate, request) if is_step else ():
+        self.heard(name, request, reply)
+        for each in self._repeats(fate, request) if name == "Step" else ():
             with suppress(grpc.RpcError):
-                forward(each)
-        if self._draw("reply") in (Fate.LOST, Fate.CUT):
+                self.heard(name, each, forward(each))
+        fate = self._draw("reply")
+        if fate in (Fate.LOST, Fate.CUT):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the reply was lost")
+        if fate is Fate.LATE and name == "Step":
+            self._never.wait(context.time_remaining())
         return reply
 
     def _repeats(self, fate: Fate, request: bytes) -> list[bytes]:
@@ -89,16 +97,24 @@ class LossyRouter(Router):
                 self._late.append(request)
         return late
 
-    def _stream(self, forward: Any, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+    def _stream(
+        self, name: str, forward: Any, requests: Iterator[bytes], context: Any
+    ) -> Iterator[bytes]:
+        late: list[bytes] = []
         call = forward(self._requests(requests, context))
         context.add_callback(call.cancel)
         try:
             for reply in call:
+                self.heard(name, None, reply)
                 fate = self._draw("reply")
                 if fate is Fate.CUT:
                     context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
-                if fate is not Fate.LOST:
+                if fate in (Fate.FINE, Fate.REPEATED):
                     yield from [reply] * (2 if fate is Fate.REPEATED else 1)
+                    yield from late
+                    late.clear()
+                if fate is Fate.LATE:
+                    late.append(reply)
         except grpc.RpcError as error:
             context.abort(error.code(), error.details())
         finally:

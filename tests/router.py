@@ -17,9 +17,9 @@ STREAMS = ("StepStream", "StepMany")
 class Router(grpc.GenericRpcHandler):
     """Knows no message: bytes in, bytes out."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, threads: int = 8) -> None:
         self._channel = grpc.insecure_channel(target)
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(threads))
         self._server.add_generic_rpc_handlers((self,))
         port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
