@@ -112,6 +112,8 @@ async def _run(fleet: Fleet, found: Found, routers: list[Witness], steps: int, s
             await stack.enter_async_context(AsyncClient(router.target, timeout_s=TRY_S, groups=8))
             for router in routers
         ]
+        for client in clients:
+            await client.models()  # whom a client never met it gives up soon
         walks = [
             _walk(fleet, found, clients[i % ROUTERS], steps // found.sessions, [seed, i])
             for i in range(found.sessions)
