@@ -46,6 +46,8 @@ class Envoy:
         ports = {name: each["port_value"] for name, each in addresses.items()}
         self.target = f"127.0.0.1:{ports['grpc']}"
         self.metrics_url = f"http://127.0.0.1:{ports['metrics']}/metrics"
+        # By the worker, as calls go: whom to ask it has been told before it answers this.
+        urllib.request.urlopen(self.metrics_url, timeout=START_S_MAX).close()
 
     def servers(self) -> dict[str, bool]:
         """By target, whether Envoy sends calls there."""

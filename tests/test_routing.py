@@ -18,7 +18,7 @@ from lstmserve import Client
 from lstmserve.client import LstmServeError
 from routing import Envoy, envoy_of
 from soak.fleet import Fleet, fleet_of
-from soak.routed import homes, is_asked, load_on
+from soak.routed import Move, homes, is_asked, load_on, watched
 from storing import Valkey
 
 SERVERS, SESSIONS = 3, 36
@@ -69,9 +69,10 @@ async def test_a_killed_server_moves_its_own_sessions_alone(
     """kill -9 under load: the others' sessions stay, no acked step is lost, the bits are right."""
     # Behind the store the client sends again what the dead server had not stored.
     with behind_envoy(tmp_path, "--store-mode", mode) as (fleet, envoy):
-        async with load_on(
-            fleet, envoy, sessions=SESSIONS, replay_steps_max=replay_steps_max
-        ) as load:
+        async with (
+            watched(fleet, envoy) as restless,
+            load_on(fleet, envoy, sessions=SESSIONS, replay_steps_max=replay_steps_max) as load,
+        ):
             await load.steps(3)
             before = homes(fleet)
             dead = fleet.pods[0]
@@ -80,9 +81,10 @@ async def test_a_killed_server_moves_its_own_sessions_alone(
             await load.steps(3)
             after = homes(fleet)
         assert after.keys() == before.keys()
-        moved = {name for name, home in before.items() if after[name] != home}
-        assert moved == {name for name, home in before.items() if home == dead.name}
+        assert Move(before, after, restless - {dead.name}).needless == 0
+        moved = [name for name, home in before.items() if home == dead.name]
         assert moved
+        assert all(after[name] != dead.name for name in moved)
         assert loads(fleet) >= len(moved)
 
 
