@@ -100,7 +100,10 @@ class Driver:
                 await self._gather()
                 self.take_in()
                 if await self.rounds.run():
-                    await asyncio.sleep(0)  # whatever else the loop has to do, between any two
+                    # Rounds follow one another while rows are uploaded: with one pass between two
+                    # a step that comes meanwhile would wait for a round in each of gRPC's passes.
+                    for _ in range(QUIET_PASSES):
+                        await asyncio.sleep(0)
                 else:
                     await self._wake.wait()
         finally:
