@@ -58,6 +58,7 @@ class SessionTable:
         self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
         self._lives = 0  # sessions there ever were
+        self.leaving = 0  # rows that are neither free nor open: most often nobody need look
 
     def __len__(self) -> int:
         """Sessions that can be found by key."""
@@ -78,6 +79,17 @@ class SessionTable:
         """The tenant's sessions that can be found by key."""
         return self._counts[self.tenant_index(tenant)]
 
+    def set_phase(self, row: int, phase: int) -> None:
+        """The only way to write it: `leaving` is counted."""
+        self.leaving += (phase > OPEN) - (self.phase.item(row) > OPEN)
+        self.phase[row] = phase
+
+    def are_next(self, rows: Index, numbers: Index | None) -> bool:
+        """Whether these sessions are idle, and the numbers those of their next steps."""
+        if self.pending[rows].any():
+            return False
+        return numbers is None or bool((self.step[rows] + 1 == numbers).all())
+
     def accepted(self, rows: int | Index) -> Any:
         """The numbers of the last steps that sessions were given, applied or pending."""
         return self.step[rows] + self.pending[rows]
@@ -92,7 +104,7 @@ class SessionTable:
         self._index[key] = row
         self.tenant[row] = self.tenant_index(tenant_of(key))
         self._counts[self.tenant[row]] += 1
-        self.phase[row] = OPEN
+        self.set_phase(row, OPEN)
         self._lives += 1
         self.life[row] = self._lives
         return row
@@ -105,7 +117,7 @@ class SessionTable:
         del self._index[key]
         self.keys[row] = None
         self._counts[self.tenant[row]] -= 1
-        self.phase[row] = phase
+        self.set_phase(row, phase)
         self.life[row] = 0
         return key
 
@@ -114,7 +126,7 @@ class SessionTable:
         assert self.phase[row] >= DETACHED
         assert self.pending[row] == 0
         assert self.slot[row] == 0
-        self.phase[row] = FREE
+        self.set_phase(row, FREE)
         self.step[row] = self.digest[row] = self.pending_digest[row] = 0
         self.replies.forget(row)
         self._free.give_one(row)
@@ -151,6 +163,7 @@ class SessionTable:
         """Every row is free or used, once, and the index has exactly the rows with a key."""
         self._free.check_integrity(np.flatnonzero(self.phase != FREE))
         assert all(self.keys[row] == key for key, row in self._index.items())
+        assert self.leaving == int((self.phase > OPEN).sum()), "leaving is miscounted"
         indexed = (self.phase == OPEN) | (self.phase == CLOSING)
         assert int(indexed.sum()) == len(self._index), "a row is in no index"
         counts = np.bincount(self.tenant[indexed], minlength=len(self._counts))

@@ -69,7 +69,7 @@ class Pool:
 
     def give(self, slots: Slots) -> None:
         """Slots back; the zero slot among them is passed over (a session that never stepped)."""
-        self._free.give(slots[slots != ZERO])
+        self._free.give(slots if slots.all() else slots[slots != ZERO])
 
     def give_one(self, slot: int) -> None:
         """One slot back, or the zero slot, which nobody owns."""

@@ -69,18 +69,21 @@ class Batch:
         Whoever goes on reads its scratch slot.
         """
         lengths = [part.lengths for part in self.parts]
+        longest = [part.length_max for part in self.parts]
         read = [slots[part.rows] for part in self.parts]
         if steps := self.steps:
             left = [min(step.length - step.done, slice_rows_max) for step in steps]
             lengths.insert(0, np.array(left, np.int32))
+            longest.append(max(left))
             starts = [step.scratch if step.scratch else slots.item(step.row) for step in steps]
             read.insert(0, np.array(starts, np.int64))
         for each in self.sequences:
             lengths.append(each.slice.counts)
+            longest.append(each.slice.length)
             read.append(each.scratch if each.scratch.size else np.full(each.size, ZERO))
         self.lengths = lengths[0] if len(lengths) == 1 else np.concatenate(lengths)
         self.read = read[0] if len(read) == 1 else np.concatenate(read)
-        self.length_max = int(self.lengths.max())
+        self.length_max = max(longest)
         self.outcomes = np.zeros(self.size, np.uint8)
         self.inputs = self._inputs()
 
@@ -180,14 +183,13 @@ class Batch:
     def absorb(self, y: Output) -> None:
         """Puts y [T, B, O] where steps and blocks want it; those that fail are not shown it."""
         self.y = y
-        for column, (step, length) in enumerate(
-            zip(self.steps, self.lengths.tolist(), strict=False)
-        ):
+        lengths = self.lengths[: len(self.steps)].tolist()
+        for column, (step, length) in enumerate(zip(self.steps, lengths, strict=True)):
             step.add_output(y[:length, column])
         for part, columns in self.columns():
             block = part.block
             if block.is_single:
-                block.y[part.chosen] = y[0, columns]
+                part.put_outputs(y[0, columns])
                 continue
             if block.last_only:
                 last = part.lengths - 1

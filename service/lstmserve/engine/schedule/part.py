@@ -46,10 +46,22 @@ class Part:
         """Their time steps, [n]."""
         return self.block.lengths[self.chosen]
 
+    @property
+    def length_max(self) -> int:
+        """The longest of them."""
+        return 1 if self.block.is_single else int(self.lengths.max())
+
     def first_inputs(self) -> Input:
         """Their first time step, x [n, I] or tokens [n]."""
         block = self.block
         return block.x[self.chosen if block.is_single else block.offsets[self.chosen]]
+
+    def put_outputs(self, y: Output) -> None:
+        """Of a block of single rows: y [n, O], which the block may keep."""
+        if isinstance(self.chosen, slice):
+            self.block.y = y
+        else:
+            self.block.y[self.chosen] = y
 
     def last_outputs(self) -> Output:
         """The y of their last time step, [n, O], where that is all they have."""

@@ -57,8 +57,7 @@ class ReadyQueues:
 
     def push_part(self, part: Part) -> None:
         """All its rows are of the class of its longest."""
-        length = 1 if part.block.is_single else int(part.lengths.max())
-        self._queues[length_class(length)].append(part)
+        self._queues[length_class(part.length_max)].append(part)
 
     def end(self, step: Step) -> None:
         """The step is over: what it held is spare, and long ones that waited may begin."""

@@ -96,15 +96,15 @@ class Scheduler:
         Raises Overloaded, and then nothing of it is accepted.
         """
         self._check_room(block.rows.size, self._turns.pending_steps)
-        pending = self._table.pending[block.rows]
-        self._check_session(int(pending.max()))
-        as_columns = pending == 0
-        if block.is_numbered:
-            as_columns &= block.numbers == self._table.step[block.rows] + 1
-        if block.is_single and as_columns.all():
+        numbers = block.numbers if block.is_numbered else None
+        if block.is_single and self._table.are_next(block.rows, numbers):
             self._submit_part(Part(block, ALL))
             return
-        as_columns &= block.lengths <= self._config.slice_rows_max
+        pending = self._table.pending[block.rows]
+        self._check_session(int(pending.max()))
+        as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
+        if numbers is not None:
+            as_columns &= numbers == self._table.step[block.rows] + 1
         classes = np.array([length_class(int(length)) for length in block.lengths])
         for index in np.unique(classes[as_columns]):
             self._submit_part(Part(block, np.flatnonzero(as_columns & (classes == index))))

@@ -145,16 +145,8 @@ class Settlement:
     def _settle_part(
         self, part: Part, write: Slots, outcomes: npt.NDArray[np.uint8], now_ns: int
     ) -> None:
-        table = self._table
-        is_good = (outcomes == Outcome.APPLIED) & (table.phase[part.rows] < DETACHED)
-        if not is_good.all():
-            indices = part.indices
-            for i in np.flatnonzero(~is_good):
-                error = self._failures.verdict(int(part.rows[i]), int(outcomes[i]))
-                assert error is not None
-                self._pool.give_one(int(write[i]))
-                self._failures.fail_part(Part(part.block, indices[i : i + 1]), error, now_ns)
-            part, write = Part(part.block, indices[is_good]), write[is_good]
+        if outcomes.any() or self._table.leaving:
+            part, write = self._fail_bad(part, write, outcomes, now_ns)
             if not write.size:
                 return  # the block's end has been told
         rows, block = part.rows, part.block
@@ -164,12 +156,27 @@ class Settlement:
         self._leave(rows, now_ns)
         block.settle(rows.size)
 
+    def _fail_bad(
+        self, part: Part, write: Slots, outcomes: npt.NDArray[np.uint8], now_ns: int
+    ) -> tuple[Part, Slots]:
+        """Those that are applied, with their slots; the others get their error."""
+        is_good = (outcomes == Outcome.APPLIED) & (self._table.phase[part.rows] < DETACHED)
+        if is_good.all():
+            return part, write
+        indices = part.indices
+        for i in np.flatnonzero(~is_good):
+            error = self._failures.verdict(int(part.rows[i]), int(outcomes[i]))
+            assert error is not None
+            self._pool.give_one(int(write[i]))
+            self._failures.fail_part(Part(part.block, indices[i : i + 1]), error, now_ns)
+        return Part(part.block, indices[is_good]), write[is_good]
+
     def _save_part(self, part: Part) -> None:
         block, rows = part.block, part.rows
         if block.digests is None:
             self._table.digest[rows] = 0
             self._table.replies.forget_rows(rows)
-        elif block.is_single or block.last_only or int(part.lengths.max()) == 1:
+        elif block.last_only or part.length_max == 1:
             self._numbering.save_rows(rows, block.digests[part.chosen], part.last_outputs())
         else:
             for i, row in zip(part.indices.tolist(), rows.tolist(), strict=True):

@@ -70,17 +70,18 @@ class SessionTurns:
         """The first steps of these sessions are over; returns those that are now first."""
         self.pending_steps -= rows.size
         table = self._table
-        pending = table.pending[rows] - 1
-        table.pending[rows] = pending
+        table.pending[rows] -= 1
         table.expiry_ns[rows] = table.ttl_ns[rows] + now_ns
         if self._first:
             for row in rows.tolist():
                 self._first.pop(row, None)
-        is_closing = table.phase[rows] != OPEN
-        if is_closing.any():
-            for row in rows[is_closing & (pending == 0)].tolist():
+        if table.leaving:
+            is_over = (table.phase[rows] != OPEN) & (table.pending[rows] == 0)
+            for row in rows[is_over].tolist():
                 self._on_idle(row)
-        return [self._pop(row) for row in rows[pending > 0].tolist()] if self._waiting else []
+        if not self._waiting:
+            return []
+        return [self._pop(row) for row in rows[table.pending[rows] > 0].tolist()]
 
     def abandon(self, row: int, now_ns: int) -> list[Step]:
         """The first step failed: it and all behind it leave; returns those behind, in order."""

@@ -108,7 +108,7 @@ class Sessions:
         self._check_incarnation(row, incarnation)
         if self._table.phase[row] == OPEN:
             self.find(key, incarnation, now)
-            self._table.phase[row] = CLOSING
+            self._table.set_phase(row, CLOSING)
         self._closers.setdefault(row, []).append(on_closed)
         if not self._table.pending[row]:
             self.on_idle(row, now)
@@ -116,7 +116,7 @@ class Sessions:
     def quieten(self, key: str, incarnation: int, now: Now, on_quiet: Callable[[], None]) -> None:
         """It takes no more steps; on_quiet() is called when none is pending. Raises as find()."""
         row = self.find(key, incarnation, now)
-        self._table.phase[row] = CLOSING
+        self._table.set_phase(row, CLOSING)
         self._quiet[row] = on_quiet
         if not self._table.pending[row]:
             self.on_idle(row, now)
@@ -125,7 +125,7 @@ class Sessions:
         """What was to end goes on, if it is still here."""
         row = self._table.find(key)
         if row is not None:
-            self._table.phase[row] = OPEN
+            self._table.set_phase(row, OPEN)
 
     def detach(self, row: int, reason: str) -> None:
         """Frees the id without a word: it was replaced, evicted, or is another server's now.

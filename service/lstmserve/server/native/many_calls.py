@@ -62,22 +62,21 @@ class ManyCalls:
             self._count(message, max(1, len(message.lengths)), message.refusal)
             status = to_status(message.refusal)
             return pb.StepManyResponse(tag=message.tag, error=status).SerializeToString()
-        lengths = message.lengths
-        steps, durable_steps = np.zeros((2, lengths.size), np.int64)
-        if (block := message.block) is not None:
-            steps[message.members] = block.numbers
+        lengths, block = message.lengths, message.block
+        steps = durable_steps = [0] * lengths.size
+        if block is not None:
+            steps = message.spread(block.numbers)
             if self._engine.lives.has_store:
-                durable_steps[message.members] = block.durable_steps
-        response = pb.StepManyResponse(
-            tag=message.tag, steps=steps.tolist(), durable_steps=durable_steps.tolist()
-        )
+                durable_steps = message.spread(block.durable_steps)
+        response = pb.StepManyResponse(tag=message.tag, steps=steps, durable_steps=durable_steps)
         for i, error in sorted(message.errors.items()):
             self._count(message, 1, error)
             response.errors.add(index=i, status=to_status(error))
         if not (message.last_only or message.are_single):
             response.lengths.extend(lengths.tolist())
         if block is not None:
-            response.replayed.extend(message.members[sorted(block.replayed)].tolist())
+            if block.replayed:
+                response.replayed.extend(message.members[sorted(block.replayed)].tolist())
             response.y = block.y.tobytes()
             response.queue_ns, response.compute_ns = block.queue_ns, block.compute_ns
             self._count_applied(message, block)

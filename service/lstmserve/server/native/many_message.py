@@ -42,18 +42,17 @@ class ManyMessage:
 
     def read(self, request: pb.StepManyRequest) -> None:
         """Takes over the columns, which were checked."""
-        count = len(self.cohort)
         self.last_only = request.last_only
         # A slice, which is a list, is read five times as fast as the field itself.
         if request.steps:
             self.numbers = np.array(request.steps[:], np.int64)
         if request.incarnations:
-            self.incarnations = np.array(request.incarnations[:], np.int64)
+            self.incarnations = self.cohort.incarnations(request.incarnations[:])
         if request.lengths:
             self.lengths = np.array(request.lengths[:], np.int32)
             self.are_single = bool((self.lengths == 1).all())
         else:
-            self.lengths = np.ones(count, np.int32)
+            self.lengths = self.cohort.ones
             self.are_single = True
 
     def starts(self) -> Index:
@@ -70,6 +69,15 @@ class ManyMessage:
     def incarnation(self, i: int) -> int:
         """That session i must have; 0 for any."""
         return 0 if self.incarnations is None else int(self.incarnations[i])
+
+    def spread(self, values: Index) -> list[int]:
+        """Of the members [n], over all sessions; 0 for the others."""
+        if values.size < len(self.cohort):
+            spread = np.zeros(len(self.cohort), np.int64)
+            spread[self.members] = values
+            values = spread
+        found: list[int] = values.tolist()
+        return found
 
     def keep(self, rows: Index, check: Callable[[int], None]) -> Index:
         """The rows of those members that pass the check; the others get their error."""

@@ -12,7 +12,6 @@ from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.part import ALL
 from lstmserve.errors import Fenced, MixedModels, ServeError
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
-from lstmserve.server.native.cohort import good_ones
 from lstmserve.server.native.many_columns import check_columns
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.steps import check_number, deadline_ns
@@ -41,10 +40,8 @@ class ManyReading:
     def _are_here(self, message: ManyMessage) -> bool:
         """Whether every session is here for its next step: no store need be asked of any."""
         engine, numbers = self._engine, message.numbers
-        rows = message.cohort.rows(engine.table)
+        rows = self._find_all(message)
         if rows is None or engine.lives.leaving:
-            return False
-        if not good_ones(engine.table, rows, message.incarnations, numbers, engine.clock()).all():
             return False
         return numbers is None or bool((numbers == engine.table.accepted(rows) + 1).all())
 
@@ -117,16 +114,20 @@ class ManyReading:
 
     def _find(self, message: ManyMessage) -> Index:
         """Rows of the sessions that are open; the others get their error."""
-        engine = self._engine
-        now = engine.clock()
-        rows = message.cohort.rows(engine.table)
-        numbers, incarnations = message.numbers, message.incarnations
-        if rows is None or message.errors:
-            return self._find_each(message)
-        if not good_ones(engine.table, rows, incarnations, numbers, now).all():
+        rows = None if message.errors else self._find_all(message)
+        if rows is None:
             return self._find_each(message)
         message.members = message.cohort.everyone
         return rows
+
+    def _find_all(self, message: ManyMessage) -> Index | None:
+        """The same where nobody can have an error; None where that is not certain."""
+        table, cohort, now = self._engine.table, message.cohort, self._engine.clock()
+        rows = cohort.rows(table)
+        if rows is None:
+            return None
+        is_good = cohort.are_good(table, message.incarnations, message.numbers, now)
+        return rows if is_good else None
 
     def _find_each(self, message: ManyMessage) -> Index:
         now = self._engine.clock()

