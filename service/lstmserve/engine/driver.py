@@ -17,6 +17,7 @@ from lstmserve.errors import ServeError
 # from the bytes on a socket to a submitted step it takes gRPC about five.
 PASSES_MAX = 128
 QUIET_PASSES = 6
+LONELY_ROUNDS_MIN = 2
 
 
 class Driver:
@@ -32,6 +33,7 @@ class Driver:
         self._sources: list[Callable[[], None]] = []
         self._is_running = False
         self._company = Company()
+        self._lonely_rounds = 0  # in a row, after which nothing came
         self._accepted = 0  # ever; tells whether a loop pass brought anything
         self._taken = 0  # of those, how many had come when the last batch was put together
         self._overdue: ServeError | None = None  # what is left of a stop ends with this
@@ -100,10 +102,7 @@ class Driver:
                 await self._gather()
                 self.take_in()
                 if await self.rounds.run():
-                    # Rounds follow one another while rows are uploaded: with one pass between two
-                    # a step that comes meanwhile would wait for a round in each of gRPC's passes.
-                    for _ in range(QUIET_PASSES):
-                        await asyncio.sleep(0)
+                    await self._let_in()
                 else:
                     await self._wake.wait()
         finally:
@@ -131,6 +130,17 @@ class Driver:
     def _expire(self, error: ServeError) -> None:
         self._overdue = error
         self._wake.set()
+
+    async def _let_in(self) -> None:
+        """Passes between two rounds, which follow one another while long input is computed.
+
+        With one a step that comes meanwhile would wait for a round in each of gRPC's passes; but
+        where nothing came between so many rounds, one shows soon enough that this has changed.
+        """
+        before = self._accepted
+        for _ in range(QUIET_PASSES if self._lonely_rounds < LONELY_ROUNDS_MIN else 1):
+            await asyncio.sleep(0)
+        self._lonely_rounds = self._lonely_rounds + 1 if self._accepted == before else 0
 
     async def _gather(self) -> None:
         """Gives the batch the chance to form."""
