@@ -6,7 +6,6 @@ not, and a good session beside steps on, bit for bit.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,10 +16,8 @@ from grpc import StatusCode
 from badsteps import ROWS, Row
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import FOREIGN, Refusal, in_band, leaks
-from test_catalogue_sessions import CASES, TAKEN, request_of
 from wire import Wire, serving
 
-COMPANY = 64
 WITH_NAMES = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
@@ -77,42 +74,3 @@ async def test_step_in_a_stream(wire: Wire, row: Row) -> None:
     assert await stream.read() is grpc.aio.EOF
     assert await stream.code() is StatusCode.OK
     await own.check_state()
-
-
-async def test_the_whole_catalogue_beside_sessions_at_work(wire: Wire) -> None:
-    """Every bad step on every call, and every other bad call, while 64 good sessions step: each
-    of their replies is the oracle's, and the server is the same one at the end."""
-    goods = [await wire.good() for _ in range(COMPANY)]
-    await wire.open(session_id=TAKEN)
-    strangers = {name: await wire.good(name) for name in ("m", "letters")}
-    for stranger in strangers.values():
-        await stranger.step()
-    is_over, rounds = asyncio.Event(), 0
-
-    async def work() -> None:
-        nonlocal rounds
-        while not is_over.is_set():
-            await asyncio.gather(*(good.step(1 + i % 3) for i, good in enumerate(goods)))
-            rounds += 1
-
-    working = asyncio.create_task(work())
-    stream = wire.stream("StepStream")
-    for row in ROWS:
-        content = row.step(strangers[row.model].session)
-        check(await wire.refused("Step", content), row, wire)
-        await stream.write(content)
-        check(in_band(pb.StepResponse.FromString(await stream.read()).error), row, wire)
-    for case in CASES:
-        said = await wire.refused(case.method, request_of(case))
-        assert (said.code, said.reason) == (case.code, case.reason), said
-    is_over.set()
-    await working
-    stream.cancel()
-    print(
-        f"{len(ROWS)} bad steps, {len(CASES)} other bad calls; {COMPANY} sessions, {rounds} rounds"
-    )
-    assert rounds > 1
-    for each in [*goods, *strangers.values()]:
-        await each.step()
-        await each.check_state()
-    assert not wire.running.done()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from grpc import StatusCode
 
-from badsteps import INT32_MAX, INT64_MIN, NAN, ROWS, Row, X
+from badmessages import BAD_SESSIONS, GARBAGE, TOO_MANY, WHOLE, Whole, among
+from badsteps import INT64_MIN, NAN, Row, X
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, leaks
 from test_catalogue import check
 from wire import Good, Wire, serving
 
 LENGTH_MAX = 64
-SPARSE = ("SESSION_NOT_FOUND", "SESSION_LOST", "SESSION_REPLACED", "BAD_SESSION_ID", "NON_FINITE")
 
 
 @pytest.fixture
@@ -44,30 +43,16 @@ async def goes_on(wire: Wire, *sessions: Good) -> None:
         await session.check_state()
 
 
-@pytest.mark.parametrize(
-    "row", [r for r in ROWS if r.reason in SPARSE and r.content is None], ids=lambda row: row.name
-)
-async def test_one_bad_session_among_good_ones(wire: Wire, row: Row) -> None:
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("row", BAD_SESSIONS, ids=lambda row: row.name)
+async def test_one_bad_session_among_good_ones(wire: Wire, row: Row, place: int) -> None:
     """Its error is sparse, its rows are NaN, and its neighbours step on exactly."""
     a, bad, b = [await wire.good() for _ in range(3)]
-    sent = pb.StepRequest.FromString(row.step(bad.session))
-    message = pb.StepManyRequest(
-        session_ids=[a.id, sent.session_id, b.id],
-        incarnations=[0, sent.incarnation, 0],
-        steps=[],
-        x=[*a.rows().reshape(-1), *sent.x, *b.rows().reshape(-1)],
-        tag=7,
-    )
-    response = await exchange(wire, message.SerializeToString())
-    assert response.tag == 7
-    (error,) = response.errors
-    assert error.index == 1
-    check(in_band(error.status), row, wire)
-    y = np.array(response.y, np.float32).reshape(3, -1)
-    a.check(y[0])
-    b.check(y[2])
-    assert np.isnan(y[1]).all()
-    assert list(response.steps) == [1, 0, 1]
+    await bad.step()
+    for lengths in ([1, 1], [2, 3]):
+        sent = among(row, bad.session, [a, b], place, lengths)
+        response = await exchange(wire, sent.request.SerializeToString())
+        check(in_band(sent.check(response)), row, wire)
     await goes_on(wire, a, bad, b)
 
 
@@ -92,51 +77,14 @@ async def test_one_session_without_rows_or_with_too_many(wire: Wire) -> None:
     await goes_on(wire, a, none, long, b)
 
 
-class Whole(NamedTuple):
-    """What refuses a message: fields over those of a good one, of the sessions a and b."""
-
-    name: str
-    reason: str
-    blamed: list[str]
-    fields: dict[str, Any]
-
-
-def whole(name: str, reason: str, *blamed: str, **fields: Any) -> Whole:
-    """A case."""
-    return Whole(name, reason, list(blamed), fields)
-
-
-WHOLE = [
-    whole("no sessions", "EMPTY_INPUT", "session_ids", session_ids=[]),
-    whole("a session twice", "DUPLICATE_SESSION", "session_ids", session_ids=["a", "a"]),
-    whole("two models", "MIXED_MODELS", session_ids=["a", "letters"]),
-    whole("too many", "TOO_LONG", "session_ids", session_ids=[f"s{i}" for i in range(301)]),
-    whole("lengths too few", "BAD_TENSOR", "lengths", lengths=[1]),
-    whole("incarnations too many", "BAD_TENSOR", "incarnations", incarnations=[0, 0, 0]),
-    whole("steps too few", "BAD_TENSOR", "steps", steps=[1]),
-    whole("x too short", "BAD_TENSOR", "x", x=X),
-    whole("x too long", "BAD_TENSOR", "x", x=X * 3),
-    whole("no x", "EMPTY_INPUT", "x", x=[]),
-    whole("lengths of 0", "BAD_TENSOR", "x", lengths=[0, 0]),
-    whole("lengths of 0 and no x", "EMPTY_INPUT", "x", lengths=[0, 0], x=[]),
-    whole("lengths without end", "BAD_TENSOR", "x", lengths=[INT32_MAX, INT32_MAX]),
-    whole("a length without end", "EMPTY_INPUT", "x", lengths=[INT32_MAX, 1], x=[]),
-    whole("a negative length", "MALFORMED", "lengths", lengths=[3, -1]),
-    whole("the lowest length", "MALFORMED", "lengths", lengths=[3, -INT32_MAX - 1]),
-    whole("a negative timeout", "MALFORMED", "timeout_ms", timeout_ms=-1),
-    whole("tokens for a model of x", "BAD_TENSOR", "tokens", tokens=[1, 2]),
-]
-
-
 @pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
 async def test_what_refuses_the_whole_message(wire: Wire, case: Whole) -> None:
     """The refusal is in band with the tag, nothing is applied, and the stream goes on."""
     a, b = [Good(wire, "m", await wire.open(session_id=name)) for name in "ab"]
     letters = Good(wire, "letters", await wire.open("letters", session_id="letters"))
-    request = pb.StepManyRequest(**{"session_ids": ["a", "b"], "x": X * 2, "tag": 9, **case.fields})
     stream = wire.stream("StepMany")
     for _ in range(2):
-        await stream.write(request.SerializeToString())
+        await stream.write(case.request(tag=9).SerializeToString())
         response = pb.StepManyResponse.FromString(await stream.read())
         said = in_band(response.error)
         assert (said.code, said.reason) == (StatusCode.INVALID_ARGUMENT, case.reason), said
@@ -153,7 +101,7 @@ async def test_what_refuses_the_whole_message(wire: Wire, case: Whole) -> None:
     await goes_on(wire, a, b, letters)
 
 
-@pytest.mark.parametrize("content", [b"\xff" * 8, b"\x0a\x02\xff\xfe", b"\x2a\x7fabc"])
+@pytest.mark.parametrize("content", GARBAGE)
 async def test_garbage_is_told_in_band(wire: Wire, content: bytes) -> None:
     """Bytes that are no message are MALFORMED, and the stream goes on."""
     a = await wire.good()
@@ -186,3 +134,32 @@ async def test_a_message_of_strangers_alone(wire: Wire) -> None:
     assert [in_band(e.status).reason for e in response.errors] == ["SESSION_NOT_FOUND"] * 2
     assert list(response.steps) == [0, 0]
     assert not response.y
+
+
+async def test_too_many_sessions_are_not_kept(wire: Wire) -> None:
+    """A stream keeps the sessions of a refused message, but not more than it may have."""
+    a, stream = await wire.good(), wire.stream("StepMany")
+    idless = pb.StepManyRequest(x=X).SerializeToString()
+    many = pb.StepManyRequest(session_ids=[a.id] * TOO_MANY).SerializeToString()
+    wanted = {many: "TOO_LONG", idless: "EMPTY_INPUT"}
+    for content, reason in wanted.items():
+        await stream.write(content)
+        said = in_band(pb.StepManyResponse.FromString(await stream.read()).error)
+        assert (said.reason, said.fields) == (reason, ["session_ids"])
+    await goes_on(wire, a)
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+async def test_garbage_leaves_the_stream_its_sessions(wire: Wire, content: bytes) -> None:
+    """The message after it, which names none, is of those of the message before it."""
+    sessions, stream = [await wire.good() for _ in range(3)], wire.stream("StepMany")
+    for ids in ([each.id for each in sessions], []):
+        x = np.concatenate([each.rows().reshape(-1) for each in sessions])
+        await stream.write(pb.StepManyRequest(session_ids=ids, x=x).SerializeToString())
+        response = pb.StepManyResponse.FromString(await stream.read())
+        for each, y in zip(sessions, np.split(np.array(response.y, np.float32), 3), strict=True):
+            each.check(y)
+        await stream.write(content)
+        bad = pb.StepManyResponse.FromString(await stream.read())
+        assert in_band(bad.error).reason == "MALFORMED"
+    await goes_on(wire, *sessions)

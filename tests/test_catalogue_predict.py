@@ -67,9 +67,25 @@ CASES = [
     case("h0 of one for two", "BAD_TENSOR", "h0", lengths=[1, 1], x=X * 2, h0=H, c0=C),
     case("h0 not finite", "NON_FINITE", "h0", h0=[NAN, *H[1:]], c0=C),
     case("c0 not finite", "NON_FINITE", "c0", h0=H, c0=[*C[1:], INF]),
+    case("NaN in a later sequence", "NON_FINITE", "x", lengths=[1, 2], x=[*X, *X[:2], NAN, *X]),
+    case("a length for nothing", "BAD_TENSOR", "x", lengths=[1, 1], x=X),
+    case("the lowest length", "MALFORMED", "lengths", lengths=[-INT32_MAX - 1], x=X),
+    case("sequences without end", "TOO_LONG", "lengths", lengths=[1] * 100_000, x=X),
+    case("a negative token", "BAD_TENSOR", "tokens", model="letters", tokens=[0, -1], x=[]),
+    case("tokens and x", "BAD_TENSOR", "x", model="letters", tokens=[1]),
+    case("h0 for two, one lacks c0", "BAD_TENSOR", "c0", lengths=[1, 1], x=X * 2, h0=H * 2),
+    case("cut off in x", "MALFORMED", content=b"\x0a\x01m\x22\x7fabc"),
     case("garbage", "MALFORMED", content=b"\xff" * 9),
     case("model not UTF-8", "MALFORMED", content=b"\x0a\x02\xff\xfe"),
 ]
+
+
+def request_of(case: Case) -> bytes:
+    """What is sent."""
+    if case.content is not None:
+        return case.content
+    request = pb.PredictRequest(**{"model": "m", "x": X, **case.fields})
+    return request.SerializeToString()
 
 
 @pytest.fixture
@@ -100,9 +116,7 @@ def check(said: Refusal, case: Case, wire: Wire) -> None:
 async def test_predict(wire: Wire, case: Case) -> None:
     """A bad Predict is refused as documented, and the next one is right."""
     good = await wire.good()
-    request = pb.PredictRequest(**{"model": "m", "x": X, **case.fields})
-    content = request.SerializeToString() if case.content is None else case.content
-    check(await wire.refused("Predict", content), case, wire)
+    check(await wire.refused("Predict", request_of(case)), case, wire)
     await goes_on(wire)
     await good.step()
 

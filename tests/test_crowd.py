@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.schedule.block import Block
 from lstmserve.errors import ServeError
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.inbox import Inbox
@@ -247,3 +248,29 @@ async def test_columns_or_singly_is_the_same(
             assert isinstance(end, pb.StepResponse), end
             y = port.oracle.run(np.concatenate(histories[i][: each.step]))[0]
             assert end.y == y[-each.length :].tobytes()
+
+
+async def test_bad_ones_do_not_part_a_crowd(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another size, without x, with NaN or unknown leaves the others one block."""
+    sessions, sizes = [port.open(f"s{i}") for i in range(9)], []
+    submit_block = port.engine.submit_block
+
+    def counting(model: Model, block: Block) -> None:
+        sizes.append(block.rows.size)
+        submit_block(model, block)
+
+    monkeypatch.setattr(port.engine, "submit_block", counting)
+    x = rows(1)[0]
+    bad = [x[:, :2], x[:, :0], np.full_like(x, np.nan)]
+    asked = [request(s, 1, x) for s in sessions]
+    for each, content in zip(asked[2:5], bad, strict=True):
+        each.x = content.tobytes()
+    asked[5].session_id = "nobody"
+    ends = await port.ends(port.arrive(*asked))
+    assert sizes == [5]
+    reasons = [end for end in ends if isinstance(end, str)]
+    assert reasons == ["BAD_TENSOR", "EMPTY_INPUT", "NON_FINITE", "SESSION_LOST"]
+    wanted = port.oracle.run(x)[0].tobytes()
+    assert [end.y == wanted for end in ends if isinstance(end, pb.StepResponse)] == [True] * 5
+    again = [request(s, 1, x) for s in sessions[2:5]]
+    assert [end.y for end in await port.ends(port.arrive(*again))] == [wanted] * 3  # type: ignore[union-attr]

@@ -75,12 +75,16 @@ class Predicting:
         self._driver = driver
         self.waiting_rows = 0
 
+    def check_count(self, count: int) -> None:
+        """Of a job's sequences, before each of them is looked at. Raises TooLong."""
+        _check_alone(count, self._config.pending_steps_max, "sequences")
+
     async def predict(self, model: Model, job: PredictJob) -> Prediction:
         """Raises Overloaded, TooLong for what would never fit, ModelError, Draining."""
+        self.check_count(job.lengths.size)
         rows = len(job.x)
         limit = self._config.predict_rows_max
         _check_alone(rows, limit, "rows")
-        _check_alone(job.lengths.size, self._config.pending_steps_max, "sequences")
         if self.waiting_rows + rows > limit:
             raise Overloaded(
                 f"{self.waiting_rows} rows of Predict are waiting, the limit is {limit}",

@@ -70,17 +70,18 @@ class Crowd:
                 key = table.model.item(row), single.request.HasField("step")
                 if key not in plain:
                     plain[key] = _Group(self._engine.models[key[0]], is_numbered=key[1])
-                plain[key].add(row, single)
+                if not plain[key].add(row, single):
+                    others.append(single)
             if row is not None:
                 seen.add(row)
         return plain, others
 
     def _submit_group(self, group: _Group) -> list[Single]:
         """The good ones as a block; the others come back."""
-        x = group.input()
-        if x is None:
-            return group.singles
         bad: list[Single] = []
+        if not group.singles:
+            return bad
+        x = group.input()
         if not is_finite(x):
             is_good = np.array([is_finite(row) for row in x])
             bad = group.keep(is_good)
@@ -145,11 +146,18 @@ class _Group:
         self.is_numbered = is_numbered
         self.rows: list[int] = []
         self.singles: list[Single] = []
+        self._pieces: list[bytes] = []
+        self._piece_size = -1 if model.spec.num_embeddings else 4 * model.spec.input_size
 
-    def add(self, row: int, single: Single) -> None:
-        """One more."""
+    def add(self, row: int, single: Single) -> bool:
+        """Whether it is one of them, which one of another size is not: the others still are."""
+        piece = single.request.x
+        if len(piece) != self._piece_size:
+            return False
         self.rows.append(row)
         self.singles.append(single)
+        self._pieces.append(piece)
+        return True
 
     def keep(self, is_kept: npt.NDArray[np.bool_]) -> list[Single]:
         """Only these stay; the others are returned."""
@@ -162,13 +170,9 @@ class _Group:
         """[N]"""
         return np.array([single.request.step for single in self.singles], np.int64)
 
-    def input(self) -> Input | None:
-        """x [N, I], not yet checked for finite; None where some have another size."""
-        size = self.model.spec.input_size
-        pieces = [single.request.x for single in self.singles]
-        if self.model.spec.num_embeddings or any(len(piece) != 4 * size for piece in pieces):
-            return None
-        return np.frombuffer(b"".join(pieces), FLOAT).reshape(-1, size)
+    def input(self) -> Input:
+        """x [N, I] of all that were added, not yet checked for finite."""
+        return np.frombuffer(b"".join(self._pieces), FLOAT).reshape(len(self._pieces), -1)
 
 
 class _Together:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lstmserve.engine import Engine
@@ -10,6 +12,7 @@ from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.native.cohort import Cohort
+from lstmserve.server.native.many_columns import check_count
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.observe.metrics import Metrics
@@ -49,13 +52,22 @@ class ManyCalls:
             request = parse(pb.StepManyRequest, content)
             message.tag = request.tag
             if request.session_ids:
-                message.cohort = Cohort(tenant, list(request.session_ids))
+                message.cohort = self._cohort(message, request.session_ids)
             await self._reading.submit(request, message)
         except ServeError as error:
             message.refusal = error.with_traceback(None)  # its frames hold the message
         if message.block is None:
             window.answer(message, self._render(message))
         return message.cohort
+
+    def _cohort(self, message: ManyMessage, ids: Sequence[str]) -> Cohort:
+        """Of the sessions that a message names. Raises TooLong, and then the stream has none.
+
+        A message of 4 MiB may have two million ids, and a stream keeps those of the last one.
+        """
+        message.cohort = Cohort(message.tenant)
+        check_count(len(ids), self._engine.config.pending_steps_max)
+        return Cohort(message.tenant, list(ids))
 
     def _render(self, message: ManyMessage) -> bytes:
         if message.refusal is not None:

@@ -7,17 +7,21 @@ from lstmserve.server.native.cohort import Cohort
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
-def check_columns(request: pb.StepManyRequest, cohort: Cohort, count_max: int) -> None:
-    """Raises what refuses the whole message of these sessions; `count_max` is theirs."""
-    count = len(cohort)
-    if not count:
-        raise EmptyInput("there are no sessions", field="session_ids")
+def check_count(count: int, count_max: int) -> None:
+    """Of the sessions that a message names, before their ids are looked at. Raises TooLong."""
     if count > count_max:
         raise TooLong(
             f"{count} sessions, at most {count_max}: send them as several messages",
             field="session_ids",
             metadata={"sessions_max": str(count_max)},
         )
+
+
+def check_columns(request: pb.StepManyRequest, cohort: Cohort) -> None:
+    """Raises what refuses the whole message of these sessions."""
+    count = len(cohort)
+    if not count:
+        raise EmptyInput("there are no sessions", field="session_ids")
     for name in ("steps", "incarnations", "lengths"):
         column = getattr(request, name)
         if column and len(column) != count:

@@ -31,7 +31,7 @@ class ManyReading:
 
         Waits only for a store, to bring sessions here. Raises what refuses the whole message.
         """
-        check_columns(request, message.cohort, self._engine.config.pending_steps_max)
+        check_columns(request, message.cohort)
         message.read(request)
         if self._engine.lives.has_store and not self._are_here(message):
             await self._fetch(message)

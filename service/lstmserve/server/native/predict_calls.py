@@ -55,6 +55,7 @@ class PredictCalls:
 
     def _job(self, model: Model, request: pb.PredictRequest, now_ns: int) -> PredictJob:
         spec = model.spec
+        self._engine.predicting.check_count(len(request.lengths))
         given = list(request.lengths) or [_single_length(model, request)]
         lengths = sequence_lengths(given, self._engine.config.length_max)
         total = int(lengths.sum())
