@@ -107,8 +107,7 @@ class Batch:
 
     def endings(self) -> Endings:
         """The applied rows of sessions whose step ends with this batch: what a store must have."""
-        parts = [part.rows for part in self.parts]
-        rows = np.concatenate([self.step_rows(), *parts])
+        rows = np.concatenate([self.step_rows(), *(part.rows for part in self.parts)])
         is_end = self.outcomes[: rows.size] == Outcome.APPLIED
         is_end[: len(self.steps)] &= self.is_step_end()
         columns = np.flatnonzero(is_end)
@@ -192,8 +191,7 @@ class Batch:
                 part.put_outputs(y[0, columns])
                 continue
             if block.last_only:
-                last = part.lengths - 1
-                places = block.places[part.chosen]
+                last, places = part.lengths - 1, block.places[part.chosen]
                 block.y[places] = y[last, np.arange(columns.start, columns.stop)]
                 continue
             for t, within, rows in part.by_time(block.places):
