@@ -49,37 +49,45 @@ class Cohort:
             self._incarnations = np.array(told, np.int64)
         return self._incarnations
 
-    def rows(self, table: SessionTable) -> Index | None:
-        """Where they all are [N]; None when one of them is nowhere."""
-        if not np.array_equal(table.life[self._rows], self._lives):
-            found = [table.find(self._tenant.prefix + each) for each in self.ids]
-            if None in found:
-                return None
-            self._rows = np.array(found, np.int64)
-            self._lives = table.life[self._rows]
-            self._true, self._alive_until_ns = None, 0
-        return self._rows
-
-    def are_good(
+    def find(
         self, table: SessionTable, incarnations: Index | None, numbers: Index | None, now: Now
-    ) -> bool:
-        """Whether all may surely be stepped as they are told to, else they are asked singly.
+    ) -> Index | None:
+        """Where they all are [N], if all may surely be stepped as they are told to; None where
+        they must be asked singly."""
+        if not self._are_here(table) or not self._are_alive(table, now):
+            return None
+        if numbers is not None and (incarnations is None or numbers.min() < 1):
+            return None
+        return self._rows if self._are_meant(table, incarnations, numbers) else None
 
-        rows() has found them in this very stretch.
-        """
-        rows = self._rows
-        if table.leaving and (table.phase[rows] != OPEN).any():
+    def _are_here(self, table: SessionTable) -> bool:
+        """Finds them, where the table has not the same lives in their rows as before."""
+        if np.array_equal(table.life[self._rows], self._lives):
+            return True
+        found = [table.find(self._tenant.prefix + each) for each in self.ids]
+        if None in found:
+            return False
+        self._rows = np.array(found, np.int64)
+        self._lives = table.life[self._rows]
+        self._true, self._alive_until_ns = None, 0
+        return True
+
+    def _are_alive(self, table: SessionTable, now: Now) -> bool:
+        if table.leaving and (table.phase[self._rows] != OPEN).any():
             return False
         if now.monotonic_ns >= self._alive_until_ns:
-            self._alive_until_ns = int(table.expiry_ns[rows].min())
-            if now.monotonic_ns >= self._alive_until_ns:
-                return False
-        if numbers is not None and (incarnations is None or numbers.min() < 1):
-            return False
+            self._alive_until_ns = int(table.expiry_ns[self._rows].min())
+        return now.monotonic_ns < self._alive_until_ns
+
+    def _are_meant(
+        self, table: SessionTable, incarnations: Index | None, numbers: Index | None
+    ) -> bool:
+        """0 means any, but not with a number."""
         if incarnations is None or incarnations is self._true:
             return True
-        is_true = incarnations == table.incarnation[rows]
+        is_true = incarnations == table.incarnation[self._rows]
         if is_true.all():
             self._true = incarnations
-            return True
-        return numbers is None and bool((is_true | (incarnations == 0)).all())
+        elif numbers is None:
+            is_true |= incarnations == 0
+        return bool(is_true.all())

@@ -38,11 +38,11 @@ class ManyCalls:
 
         async def accept(content: bytes) -> None:
             nonlocal cohort
-            cohort = await self._accept(tenant, content, cohort, window)
+            cohort = await self.accept(tenant, content, cohort, window)
 
         await converse(context, window, accept, config.write_s_max)
 
-    async def _accept(
+    async def accept(
         self, tenant: Tenant, content: bytes, cohort: Cohort, window: Window
     ) -> Cohort:
         """Submits one message; returns the sessions that the next one may leave out."""

@@ -122,12 +122,8 @@ class ManyReading:
 
     def _find_all(self, message: ManyMessage) -> Index | None:
         """The same where nobody can have an error; None where that is not certain."""
-        table, cohort, now = self._engine.table, message.cohort, self._engine.clock()
-        rows = cohort.rows(table)
-        if rows is None:
-            return None
-        is_good = cohort.are_good(table, message.incarnations, message.numbers, now)
-        return rows if is_good else None
+        engine, incarnations = self._engine, message.incarnations
+        return message.cohort.find(engine.table, incarnations, message.numbers, engine.clock())
 
     def _find_each(self, message: ManyMessage) -> Index:
         now = self._engine.clock()
