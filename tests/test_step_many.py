@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
+from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band
 from wire import Good, Stream, Wire, serving
@@ -174,3 +175,19 @@ async def test_a_full_queue_refuses_the_message_whole(tmp_path: Path) -> None:
         wire.run()
         check(pb.StepManyResponse.FromString(await stream.read()), sessions[:4], [1] * 4)
         await sessions[4].step()
+
+
+async def test_what_the_queue_refused_is_not_counted(tmp_path: Path) -> None:
+    """A message that has no room takes nothing of its tenant's limit, as often as it comes."""
+    settings = {"is_running": False, "pending_steps_max": 4, "limits": Limits(pending_steps_max=6)}
+    async with serving(tmp_path, **settings) as wire:
+        sessions = [await wire.good() for _ in range(5)]
+        stream = wire.stream("StepMany")
+        await stream.write(message(sessions[:3], [1] * 3).SerializeToString())
+        ids = [session.id for session in sessions[3:]]
+        for _ in range(3):
+            response = await ask(stream, pb.StepManyRequest(session_ids=ids, x=[0.0] * 6))
+            assert in_band(response.error).reason == "OVERLOADED"
+        wire.run()
+        check(pb.StepManyResponse.FromString(await stream.read()), sessions[:3], [1] * 3)
+        check(await ask(stream, message(sessions[1:], [1] * 4)), sessions[1:], [1] * 4)

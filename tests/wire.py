@@ -40,6 +40,7 @@ SPECS = {
     "both": ModelSpec(3, 4, bidirectional=True, head=(Linear(2),)),
 }
 DEADLINE_S = 30.0
+NO_LIMITS = Limits()  # of the caller, whoever it is
 NO_LIMIT = ("grpc.max_receive_message_length", -1)
 Stream = grpc.aio.StreamStreamCall  # of bytes both ways
 
@@ -202,7 +203,12 @@ async def driven(engine: Engine, stop: Callable[[float], Awaitable[None]]) -> No
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, *, is_running: bool = True, store: Store | None = None, **settings: Any
+    folder: Path,
+    *,
+    is_running: bool = True,
+    store: Store | None = None,
+    limits: Limits = NO_LIMITS,
+    **settings: Any,
 ) -> AsyncIterator[Wire]:
     """A server with the three models on a free port, whole when it ends."""
     for name in SPECS.keys() - set(os.listdir(folder)):
@@ -212,7 +218,7 @@ async def serving(
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
     dialects = (servicer, kserve)
-    calls = [each.handlers(engine, metrics, config, OpenDoor(Limits())) for each in dialects]
+    calls = [each.handlers(engine, metrics, config, OpenDoor(limits)) for each in dialects]
     well = health.aio.HealthServicer()
     server = transport.make_server(config, calls, well, has_reflection=False)
     port = server.add_insecure_port("127.0.0.1:0")
