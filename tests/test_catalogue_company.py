@@ -24,7 +24,8 @@ from test_catalogue_sessions import CASES, TAKEN, request_of
 from wire import Good, Stream, Wire, serving
 
 COMPANY = 64
-PREDICTS = 4
+PREDICTS = 2
+LONG = {"timeout": 300.0}  # the machine may be busy
 Work = Callable[[], Awaitable[None]]
 
 
@@ -48,7 +49,7 @@ def by_step(goods: Sequence[Good]) -> Work:
 
 def by_stream(wire: Wire, goods: Sequence[Good]) -> Work:
     """A message of each on one StepStream, before any reply is read; their order is free."""
-    stream, named = wire.stream("StepStream"), {good.id: good for good in goods}
+    stream, named = wire.stream("StepStream", **LONG), {good.id: good for good in goods}
 
     async def step() -> None:
         for good in goods:
@@ -87,7 +88,7 @@ def check_all(response: pb.StepManyResponse, goods: Sequence[Good]) -> None:
 
 def by_messages(wire: Wire, goods: Sequence[Good]) -> Work:
     """A message of all on one StepMany, by turns with and without ids, and with numbers or not."""
-    stream, counter = wire.stream("StepMany"), itertools.count()
+    stream, counter = wire.stream("StepMany", **LONG), itertools.count()
 
     async def step() -> None:
         round_ = next(counter)
@@ -136,7 +137,7 @@ class Hostile:
 
     async def steps(self) -> None:
         """Every bad step as a Step and in a StepStream."""
-        stream = self.wire.stream("StepStream")
+        stream = self.wire.stream("StepStream", **LONG)
         for row in ROWS:
             content = row.step(self.strangers[row.model].session)
             check(await self.wire.refused("Step", content), row, self.wire)
@@ -159,7 +160,7 @@ class Hostile:
 
     async def sessions_of_messages(self) -> None:
         """Every bad session among the mates, in every place."""
-        stream = self.wire.stream("StepMany")
+        stream = self.wire.stream("StepMany", **LONG)
         own = self.strangers["m"].session
         for row, place in itertools.product(BAD_SESSIONS, range(len(self.mates) + 1)):
             lengths = [1 + (i + place) % 2 for i in range(len(self.mates))] if place else []
@@ -171,7 +172,7 @@ class Hostile:
 
     async def messages(self) -> None:
         """Whatever refuses a message, with a good one before it and one behind it on its stream."""
-        stream = self.wire.stream("StepMany")
+        stream = self.wire.stream("StepMany", **LONG)
         requests = [(case.request(), case.reason) for case in WHOLE]
         # One without ids would be of the sessions of the message before it.
         cases = [(each.SerializeToString(), why) for each, why in requests if each.session_ids]

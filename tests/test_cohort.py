@@ -90,7 +90,7 @@ class Lives:
         self.rng = np.random.default_rng(seed)
         self.ids = [Id(f"s{i}") for i in range(6)]
         self.cohorts = [self.ids, [self.ids[i] for i in (5, 0, 3)]]
-        self.streams = [wire.stream("StepMany", timeout=120) for _ in self.cohorts]
+        self.streams = [wire.stream("StepMany", timeout=300) for _ in self.cohorts]
         self.are_named = [False, False]
         self.counts: Counter[str] = Counter()
 
@@ -350,7 +350,7 @@ async def test_sessions_that_move_between_servers(tmp_path: Path, pool_bytes: in
         goods = [await one.good() for _ in range(6)]
         incarnations = [good.session.incarnation for good in goods]
         servers = [one, other]
-        streams = [server.stream("StepMany") for server in servers]
+        streams = [server.stream("StepMany", timeout=300) for server in servers]
         are_named = [False, False]
         for _ in range(60):
             which = int(rng.integers(2))
