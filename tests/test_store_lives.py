@@ -190,8 +190,8 @@ async def test_a_failed_restart_takes_no_step_back(tmp_path: Path) -> None:
         await session.check_state()
 
 
-async def test_a_step_acked_while_a_restart_makes_room_is_not_lost(tmp_path: Path) -> None:
-    """Behind the store: the old life steps on until it is replaced, and that then fails."""
+async def test_a_step_sent_while_a_restart_makes_room_is_not_lost(tmp_path: Path) -> None:
+    """Behind the store: it waits for what becomes of the old life, which then goes on."""
     async with gated(tmp_path, **HOURS, **SMALL) as (wire, gate):
         session = await stepped(wire)
         await wire.engine._stage.flush()
@@ -202,10 +202,14 @@ async def test_a_step_acked_while_a_restart_makes_room_is_not_lost(tmp_path: Pat
             count = len(gate.puts)
             call = asyncio.ensure_future(reason(wire, "OpenSession", again))
             await wire.until(lambda: len(gate.puts) > count)
-            await session.step()
+            step = asyncio.ensure_future(session.step())
+            await wire.until(lambda: wire.engine.driver.pending_steps == 1)
             gate.only(is_same_life)
         assert await call == "STORE_UNAVAILABLE"
         gate.only(None)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await step
+        session.xs.pop()
         await session.step()
         await session.check_state()
 

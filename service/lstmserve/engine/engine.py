@@ -70,8 +70,8 @@ class Engine:
             residence = Residence(
                 self.table, self.sessions, self.room, records, store, clock, self._stage.flush
             )
-        self.lives = Lives(self.table, self.sessions, opening, residence, clock)
         self.driver = Driver(config, self.models, self._stage, clock)
+        self.lives = Lives(self.table, self.sessions, opening, residence, clock, self.driver.notice)
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False

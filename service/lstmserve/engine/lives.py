@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 
+from lstmserve.engine.beginning import Beginning
 from lstmserve.engine.clock import Now
 from lstmserve.engine.persist import Residence
-from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
+from lstmserve.engine.session.opening import Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Draining, Fenced, ServeError, SessionLimit, StoreFull
-from lstmserve.store import Version
+from lstmserve.errors import Draining, Fenced, StoreFull
 
 
 class Lives:
     """With a store every call may also raise StoreUnavailable, StoreTimeout, StateCorrupt,
 
-    ModelRetired, ModelMismatch and Fenced.
+    ModelRetired, ModelMismatch and Fenced. `on_ready()`: as Beginning's.
     """
 
     def __init__(
@@ -33,12 +32,16 @@ class Lives:
         opening: Opening,
         residence: Residence | None,
         clock: Callable[[], Now],
+        on_ready: Callable[[], None],
     ) -> None:
         self._table = table
         self._sessions = sessions
         self._opening = opening
         self._residence = residence
         self._clock = clock
+        self._beginning: Beginning | None = None
+        if residence is not None:
+            self._beginning = Beginning(table, sessions, opening, residence, clock, on_ready)
         self.leaving: asyncio.Event | None = None  # since leave(); set: the store has everything
         self._closing: set[asyncio.Task[int]] = set()
 
@@ -88,55 +91,9 @@ class Lives:
 
     async def open(self, request: OpenRequest) -> tuple[int, bool]:
         """The session's row, and whether it was created. Raises what Opening.open() raises."""
-        residence = self._residence
-        if residence is None:
+        if self._beginning is None:
             return self._opening.open(request, self._clock())
-        if not request.request_key:
-            return await self._open(residence, request)
-        async with residence.alone(f"?{request.request_key}"):  # no session's key begins so
-            key = self._opening.key_of(request, self._clock())
-            return await self._open(residence, replace(request, key=key))
-
-    async def _open(self, residence: Residence, request: OpenRequest) -> tuple[int, bool]:
-        if request.fork_of:
-            request = await self._with_source(residence, request)
-        async with residence.alone(request.key):
-            before = await residence.refresh(request.key, request.if_exists is IfExists.RESTART)
-            try:
-                row, is_created, before = await self._make(residence, request, before)
-            except SessionLimit:  # full of what the store has not: it gets that first
-                await residence.flush()
-                row, is_created, before = await self._make(residence, request, before)
-            is_new = before is None or before.incarnation != self._table.incarnation[row]
-            if is_created and is_new:
-                try:
-                    await residence.filing.create(request.key, row, before)
-                except BaseException:
-                    self._opening.doubt(request, self._clock())
-                    raise
-            here = self._table.find(request.key)
-            if here is None:
-                raise Fenced("another server has just taken this session: repeat the call")
-            return here, is_created
-
-    async def _with_source(self, residence: Residence, request: OpenRequest) -> OpenRequest:
-        """With the source's state: the pool may have no room for both. Errors are told later."""
-        await residence.confirm(request.fork_of)
-        with contextlib.suppress(ServeError):
-            return replace(request, forked=self._opening.fork(request, self._clock()))
-        return request
-
-    async def _make(
-        self, residence: Residence, request: OpenRequest, before: Version | None
-    ) -> tuple[int, bool, Version | None]:
-        """In the table; the last is what the store has under the key.
-
-        Nothing is awaited between the saving of a life and its end, so no step comes between.
-        """
-        if request.if_exists is IfExists.RESTART and self._table.find(request.key) is not None:
-            await residence.filing.save(request.key)
-            before = residence.version(request.key)
-        return *self._opening.open(request, self._clock()), before
+        return await self._beginning.open(request)
 
     async def close(self, key: str, incarnation: int) -> int:
         """Ends a session after its pending steps; its last step. Raises as Sessions.close().

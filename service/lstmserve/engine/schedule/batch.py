@@ -32,7 +32,7 @@ class Endings:
     slots: Slots
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
     """Filled by the scheduler; `outcomes` [B] by the kernel's and the store's stages."""
 

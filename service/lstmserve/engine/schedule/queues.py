@@ -50,6 +50,13 @@ class ReadyQueues:
         elif self._long.admit(step):
             self._push(step)
 
+    def push_again(self, entry: Step | Part) -> None:
+        """One that was taken out and has not begun a slice since."""
+        if isinstance(entry, Part):
+            self.push_part(entry)
+        else:
+            self._push(entry)
+
     def push_next_slice(self, step: Step, slot: int) -> None:
         """The step goes on from the state in `slot`."""
         self._long.keep(step, slot)

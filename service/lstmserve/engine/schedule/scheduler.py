@@ -19,6 +19,7 @@ from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.block import Block, BlockRow
 from lstmserve.engine.schedule.failures import Failures
+from lstmserve.engine.schedule.holds import Hold, Holds
 from lstmserve.engine.schedule.lapses import Lapses
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.part import ALL, Part
@@ -52,6 +53,7 @@ class Scheduler:
         self._table = table
         self._pool = pool
         self._ready = ReadyQueues(config, pool)
+        self._holds = Holds(table, self._ready)
         self._turns = SessionTurns(table, on_idle)
         self._numbering = Numbering(table, self._turns, config.reply_bytes_max, output_size)
         self._failures = Failures(table, self._ready, self._turns, self._numbering, on_moved)
@@ -128,7 +130,7 @@ class Scheduler:
         """The next batch, in flight until settle(); None when nothing is ready."""
         while entries := self._ready.pop(self._pool.free_count):
             batch = Batch()
-            for entry in entries:
+            for entry in self._holds.let_through(entries):
                 kept = self._lapses.kept(entry, now_ns)
                 if kept is not None:
                     batch.add(kept, now_ns)
@@ -141,6 +143,15 @@ class Scheduler:
         """Ends a batch by its outcomes. Replies are given, successors made ready."""
         self.in_flight_steps -= batch.size
         self._settlement.settle(batch, now_ns, compute_ns)
+        self._holds.end(batch)
+
+    def hold(self, row: int, on_rest: Callable[[], None]) -> Hold:
+        """The session's steps wait from now on; on_rest() is called when none is in flight."""
+        return self._holds.hold(row, on_rest)
+
+    def release(self, hold: Hold) -> None:
+        """They have their turns again; whoever drives is to be told."""
+        self._holds.release(hold)
 
     def _check_room(self, count: int, pending: int) -> None:
         limit = self._config.pending_steps_max
@@ -165,9 +176,11 @@ class Scheduler:
         batch.seal(self._config.slice_rows_max, self._table.slot)
         batch.write = self._pool.take(batch.size)
         self.in_flight_steps += batch.size
+        self._holds.begin(batch)
 
     def fail_all(self, error: ServeError, now_ns: int) -> None:
         """Ends every step that is not in flight."""
+        self._holds.give_back()
         for entry in self._ready.drain():
             self._failures.fail(entry, error, now_ns)
 

@@ -123,8 +123,7 @@ class Sessions:
 
     def reopen(self, key: str) -> None:
         """What was to end goes on, if it is still here."""
-        row = self._table.find(key)
-        if row is not None:
+        if (row := self._table.find(key)) is not None:
             self._table.set_phase(row, OPEN)
 
     def detach(self, row: int, reason: str) -> None:
@@ -137,6 +136,11 @@ class Sessions:
         self.model_of(row).metrics.closed(reason)
         if not self._table.pending[row]:
             self._release(row)
+
+    def doubt(self, row: int) -> None:
+        """Who was replaced in this row, and has steps left, may live on."""
+        if self._table.phase[row] == DETACHED:
+            self._table.set_phase(row, MOVED)
 
     def evict(self, row: int, now: Now) -> None:
         """Detaches an idle session that a store has, and knows it if the store forgets it."""

@@ -1,0 +1,143 @@
+"""Owns how a session begins where a store has a say: in its place, and in the place of another.
+
+Until the store has answered nobody knows which of two lives goes on, so both stand still: what
+their steps are told is what has become true, and what they are acked is not taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from lstmserve.engine.clock import Now
+from lstmserve.engine.persist import Residence
+from lstmserve.engine.schedule.holds import Hold
+from lstmserve.engine.schedule.scheduler import Scheduler
+from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
+from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.table import SessionTable
+from lstmserve.errors import Fenced, ServeError, SessionLimit
+from lstmserve.store import Version
+
+
+class Beginning:
+    """`on_ready()` is called when steps that waited have their turns again."""
+
+    def __init__(
+        self,
+        table: SessionTable,
+        sessions: Sessions,
+        opening: Opening,
+        residence: Residence,
+        clock: Callable[[], Now],
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._table = table
+        self._sessions = sessions
+        self._opening = opening
+        self._residence = residence
+        self._clock = clock
+        self._on_ready = on_ready
+
+    async def open(self, request: OpenRequest) -> tuple[int, bool]:
+        """As Lives.open."""
+        if not request.request_key:
+            return await self._open(request)
+        async with self._residence.alone(f"?{request.request_key}"):  # no session's key begins so
+            key = self._opening.key_of(request, self._clock())
+            return await self._open(replace(request, key=key))
+
+    async def _open(self, request: OpenRequest) -> tuple[int, bool]:
+        if request.fork_of:
+            request = await self._with_source(request)
+        is_restart = request.if_exists is IfExists.RESTART
+        async with self._residence.alone(request.key):
+            before = await self._residence.refresh(request.key, is_restart)
+            standstill = Standstill(self._table, self._sessions)
+            try:
+                if is_restart:
+                    await standstill.rest(request.key)
+                return await self._begin(request, before, standstill)
+            finally:
+                standstill.end()
+                self._on_ready()
+
+    async def _begin(
+        self, request: OpenRequest, before: Version | None, standstill: Standstill
+    ) -> tuple[int, bool]:
+        """The key's lock is held; `before` is what the store has under it."""
+        residence = self._residence
+        try:
+            row, is_created, before = await self._make(request, before)
+        except SessionLimit:  # full of what the store has not: it gets that first
+            await residence.flush()
+            row, is_created, before = await self._make(request, before)
+        is_new = before is None or before.incarnation != self._table.incarnation[row]
+        if is_created and is_new:
+            standstill.hold(row)
+            try:
+                await residence.filing.create(request.key, row, before)
+            except BaseException:
+                self._opening.doubt(request, self._clock())
+                raise
+        here = self._table.find(request.key)
+        if here is None:
+            raise Fenced("another server has just taken this session: repeat the call")
+        standstill.is_told = True
+        return here, is_created
+
+    async def _with_source(self, request: OpenRequest) -> OpenRequest:
+        """With the source's state: the pool may have no room for both. Errors are told later."""
+        await self._residence.confirm(request.fork_of)
+        with contextlib.suppress(ServeError):
+            return replace(request, forked=self._opening.fork(request, self._clock()))
+        return request
+
+    async def _make(
+        self, request: OpenRequest, before: Version | None
+    ) -> tuple[int, bool, Version | None]:
+        """In the table; the last is what the store has under the key.
+
+        Should the rest fail, the life that is replaced goes on with what the store has of it.
+        """
+        residence = self._residence
+        if request.if_exists is IfExists.RESTART and self._table.find(request.key) is not None:
+            await residence.filing.save(request.key)
+            before = residence.version(request.key)
+        return *self._opening.open(request, self._clock()), before
+
+
+class Standstill:
+    """Of one call: the sessions whose steps wait for its end."""
+
+    def __init__(self, table: SessionTable, sessions: Sessions) -> None:
+        self._table = table
+        self._sessions = sessions
+        self._holds: list[tuple[Scheduler, Hold]] = []
+        self.is_told = False  # by the store: who had to go has been replaced
+
+    async def rest(self, key: str) -> None:
+        """Whoever has the key takes no step any more, and none is in flight."""
+        row = self._table.find(key)
+        if row is not None:
+            is_resting = asyncio.Event()
+            self._hold(row, is_resting.set)
+            await is_resting.wait()
+
+    def hold(self, row: int) -> None:
+        """A session that was just opened."""
+        self._hold(row, lambda: None)
+
+    def _hold(self, row: int, on_rest: Callable[[], None]) -> None:
+        scheduler = self._sessions.model_of(row).scheduler
+        assert scheduler is not None
+        self._holds.append((scheduler, scheduler.hold(row, on_rest)))
+
+    def end(self) -> None:
+        """Their steps go on, or are told that their session was replaced, or may have been."""
+        for scheduler, hold in self._holds:
+            if not self.is_told and self._table.life[hold.row] == 0:
+                self._sessions.doubt(hold.row)
+            scheduler.release(hold)
