@@ -126,6 +126,8 @@ ROWS = [
     ),
     row("step 0", "BAD_STEP", "step", step=0),
     row("negative step", "BAD_STEP", "step", step=INT64_MIN),
+    row("step 0 of its session", "BAD_STEP", "step", step=0, incarnation=OWN),
+    row("negative step of its session", "BAD_STEP", "step", step=-1, incarnation=OWN),
     row("a number without incarnation", "BAD_STEP", "incarnation", step=1),
     row(
         "step of a lost session",

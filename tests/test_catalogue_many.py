@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from badmessages import BAD_SESSIONS, GARBAGE, TOO_MANY, WHOLE, Whole, among
 from badsteps import INT64_MIN, NAN, Row, X
+from lstmserve.errors import ServeError
+from lstmserve.server.native import many_calls
+from lstmserve.server.status import to_status
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, leaks
 from test_catalogue import check
@@ -163,3 +168,28 @@ async def test_garbage_leaves_the_stream_its_sessions(wire: Wire, content: bytes
         bad = pb.StepManyResponse.FromString(await stream.read())
         assert in_band(bad.error).reason == "MALFORMED"
     await goes_on(wire, *sessions)
+
+
+async def test_errors_that_look_alike_are_made_once(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hundreds of bad sessions each has its error, is counted, and few are made: the loop is
+    everybody's."""
+    made: list[str] = []
+
+    def counting(error: ServeError) -> Status:
+        made.append(error.reason)
+        return to_status(error)
+
+    monkeypatch.setattr(many_calls, "to_status", counting)
+    a = await wire.good()
+    ids = [a.id, *(f"{'bad/' * (i % 3 == 0)}p{i}" for i in range(290))]
+    x = [*a.rows().reshape(-1), *X * 290]
+    response = await exchange(wire, pb.StepManyRequest(session_ids=ids, x=x).SerializeToString())
+    a.check(response.y[:2])
+    assert [error.index for error in response.errors] == [*range(1, 291)]
+    reasons = Counter(in_band(error.status).reason for error in response.errors)
+    assert reasons == {"BAD_SESSION_ID": 97, "SESSION_NOT_FOUND": 193}
+    assert {name: wire.metrics.model("m", 1).errors[name] for name in reasons} == reasons
+    assert sorted(made) == sorted(reasons)
+    await goes_on(wire, a)

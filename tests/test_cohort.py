@@ -282,8 +282,8 @@ async def test_a_new_life_has_a_time_of_its_own(wire: Wire) -> None:
 async def test_sessions_that_leave_while_they_wait(
     tmp_path: Path, is_many: bool, is_numbered: bool
 ) -> None:
-    """Of a block that waits one is closed and one restarted: the closed one runs first, the other
-    is REPLACED, and all others are as if nothing had been."""
+    """Of a block that waits one is closed, one restarted and one moves: the closed one runs first,
+    the others are REPLACED and FENCED, and the rest are as if nothing had been."""
     async with serving(tmp_path, is_running=False) as wire:
         goods = [await wire.good() for _ in range(8)]
         steps = [good.request() for good in goods]
@@ -307,33 +307,42 @@ async def test_sessions_that_leave_while_they_wait(
         closing = asyncio.create_task(wire.call("CloseSession", session_id=goods[2].id))
         await wire.until(lambda: wire.engine.table.leaving == 1)
         anew = Good(wire, "m", await wire.open(session_id=goods[5].id, if_exists=2))
-        assert wire.engine.table.leaving == 2
+        row = wire.engine.table.find(f"/{goods[6].id}")
+        assert row is not None
+        wire.engine.sessions.detach(row, "moved")
+        assert wire.engine.table.leaving == 3
+        behind = wire.stream("StepMany")
+        nexts = [anew if i == 5 else goods[i] for i in (0, 1, 2, 3, 4, 5, 7)]
+        xs = [np.ones(3) if i == 2 else good.rows().reshape(-1) for i, good in enumerate(nexts)]
+        request = pb.StepManyRequest(session_ids=[good.id for good in nexts], x=np.concatenate(xs))
+        await behind.write(request.SerializeToString())
+        await wire.until(lambda: wire.engine.driver.pending_steps == len(goods) + len(nexts) - 1)
         wire.run()
+        lost = {5: "SESSION_REPLACED", 6: "FENCED"}
         if is_many:
             response = pb.StepManyResponse.FromString(await stream.read())
-            assert reasons(response) == {5: "SESSION_REPLACED"}
-            assert list(response.steps) == [1, 1, 1, 1, 1, 0, 1, 1]
+            assert reasons(response) == lost
+            assert list(response.steps) == [1, 1, 1, 1, 1, 0, 0, 1]
             for i, y in enumerate(np.array(response.y, np.float32).reshape(8, -1)):
-                goods[i].check(y) if i != 5 else np.testing.assert_equal(y, np.nan)
+                goods[i].check(y, 0) if i not in lost else np.testing.assert_equal(y, np.nan)
         else:
             replies = await asyncio.gather(*calls, return_exceptions=True)
-            assert [i for i, each in enumerate(replies) if isinstance(each, Exception)] == [5]
-            for good, reply in zip(goods, replies, strict=True):
+            for i, (good, reply) in enumerate(zip(goods, replies, strict=True)):
                 if isinstance(reply, bytes):
-                    good.check(pb.StepResponse.FromString(reply).y)
+                    good.check(pb.StepResponse.FromString(reply).y, 0)
+                else:
+                    assert isinstance(reply, grpc.aio.AioRpcError)
+                    assert refusal(reply).reason == lost[i]
         assert (await closing).step == 1
-        assert wire.engine.table.leaving == 0
-        goods[5] = anew
-        left = [good for i, good in enumerate(goods) if i != 2]
-        xs = [np.ones(3) if i == 2 else good.rows().reshape(-1) for i, good in enumerate(goods)]
-        response = await ask(stream, session_ids=message.session_ids, x=np.concatenate(xs))
+        response = pb.StepManyResponse.FromString(await behind.read())
         assert reasons(response) == {2: "SESSION_CLOSED"}
-        for good, y in zip(
-            left, np.delete(np.array(response.y, np.float32).reshape(8, -1), 2, 0), strict=True
-        ):
-            good.check(y)
-        for good in left:
-            await good.check_state()
+        assert wire.engine.table.leaving == 0
+        y = np.array(response.y, np.float32).reshape(len(nexts), -1)
+        assert np.isnan(y[2]).all()
+        for i in (0, 1, 3, 4, 5, 6):
+            nexts[i].check(y[i])
+            await nexts[i].step()
+            await nexts[i].check_state()
 
 
 @pytest.mark.parametrize("pool_bytes", [4 << 20, 3 * 8192], ids=["room for all", "a small pool"])

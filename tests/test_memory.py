@@ -51,9 +51,12 @@ async def streamed(wire: Wire, session: public.Session, x: bytes = X) -> None:
     await conversation(wire, "StepStream", request)
 
 
-async def many(wire: Wire, session: public.Session, x: bytes = X) -> None:
-    """StepMany."""
-    request = pb.StepManyRequest(session_ids=[session.id], x=x, lengths=[LENGTH])
+async def many(wire: Wire, session: public.Session, x: bytes = X, other: str = "") -> None:
+    """StepMany, perhaps with another session for the last row."""
+    ids, lengths = [session.id], [LENGTH]
+    if other:
+        ids, lengths = [session.id, other], [LENGTH - 1, 1]
+    request = pb.StepManyRequest(session_ids=ids, x=x, lengths=lengths)
     await conversation(wire, "StepMany", request)
 
 
@@ -101,6 +104,7 @@ ENDS: dict[str, Call] = {
     "not finite": lambda wire, session: step(wire, session, x=NAN),
     "not finite, stream": lambda wire, session: streamed(wire, session, NAN),
     "not finite, many": lambda wire, session: many(wire, session, NAN),
+    "unknown, many": lambda wire, session: many(wire, session, X, "nobody"),
     "gap": lambda w, session: step(w, session, step=7, incarnation=session.incarnation),
     "sequence": infer,
     "sequence, stream": infer_stream,

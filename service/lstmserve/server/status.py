@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import structlog
@@ -52,6 +53,14 @@ def to_status(error: BaseException, **facts: str) -> Status:
         delay.FromMilliseconds(_milliseconds(error.retry_s))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     return status
+
+
+def looks(error: ServeError) -> Hashable:
+    """The same for errors whose to_status() is the same; a failing model's are each logged."""
+    if isinstance(error, ModelError):
+        return id(error)
+    metadata = tuple(error.metadata.items())
+    return type(error), error.message, error.field, error.retry_s, metadata
 
 
 def code(error: BaseException) -> StatusCode:

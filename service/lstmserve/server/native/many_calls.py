@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.rpc import Context
-from lstmserve.server.status import code, to_status
+from lstmserve.server.status import code, looks, to_status
 from lstmserve.server.window import Window, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -81,9 +81,8 @@ class ManyCalls:
             if self._engine.lives.has_store:
                 durable_steps = message.spread(block.durable_steps)
         response = pb.StepManyResponse(tag=message.tag, steps=steps, durable_steps=durable_steps)
-        for i, error in sorted(message.errors.items()):
-            self._count(message, 1, error)
-            response.errors.add(index=i, status=to_status(error))
+        if message.errors:
+            self._put_errors(response, message)
         if not (message.last_only or message.are_single):
             response.lengths.extend(lengths.tolist())
         if block is not None:
@@ -96,6 +95,20 @@ class ManyCalls:
             height = lengths.size if message.last_only else int(lengths.sum())
             response.y = np.full(height * message.model.output_size, np.nan, "<f4").tobytes()
         return response.SerializeToString()
+
+    def _put_errors(self, response: pb.StepManyResponse, message: ManyMessage) -> None:
+        """Those that look alike are made once: thousands would keep all others waiting."""
+        found: dict[Hashable, tuple[bytes, list[ServeError]]] = {}
+        for i, error in sorted(message.errors.items()):
+            kind = looks(error)
+            if kind not in found:
+                found[kind] = to_status(error).SerializeToString(), []
+            content, alike = found[kind]
+            alike.append(error)
+            # As bytes: a tenth of what it takes to hand a message over.
+            response.errors.add(index=i).status.MergeFromString(content)
+        for _, alike in found.values():
+            self._count(message, len(alike), alike[0])
 
     def _count_applied(self, message: ManyMessage, block: Block) -> None:
         assert message.model is not None

@@ -57,7 +57,7 @@ class ManyReading:
                 incarnation, number = message.incarnation(i), message.number(i)
                 return await self._engine.lives.bring(tenant.key(ids[i]), incarnation, number)
             except ServeError as error:
-                message.errors[i] = error
+                message.errors[i] = error.with_traceback(None)  # its frames hold the message
                 return False
 
         def missing() -> list[int]:
@@ -139,7 +139,7 @@ class ManyReading:
                 rows.append(self._engine.sessions.find(key, incarnation, now))
                 members.append(i)
             except ServeError as error:
-                message.errors[i] = error
+                message.errors[i] = error.with_traceback(None)
         message.members = np.array(members, np.int64)
         return np.array(rows, np.int64)
 
