@@ -1,11 +1,12 @@
 """What a call leaves behind when it has ended: nothing that waits for the garbage collector.
 
-Not of a call that its client cancels: here client and server are one process, and grpc.aio's client
-keeps those until its channel is closed.
+Of a call that its client cancels only the server's own objects are counted: here client and server
+are one process, and grpc.aio's client keeps those calls until its channel is closed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import tracemalloc
@@ -16,7 +17,11 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from lstmserve.engine.arrays import Output
+from lstmserve.engine.model import Model
+from lstmserve.engine.schedule.batch import Batch
 from lstmserve.kserve.v2 import inference_pb2 as kserve
+from lstmserve.server.kserve.inference import Inference
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from wire import Wire, serving
@@ -139,3 +144,46 @@ async def test_a_call_frees_its_memory_at_once(tmp_path: Path, end: str) -> None
             gc.enable()
         print(f"{(after - before) // CALLS} bytes a call")
         assert after - before < CALLS * KEPT_BYTES_MAX
+
+
+def messages_held() -> int:
+    """Requests of the other dialect that somebody has whole, the collector apart."""
+    return sum(isinstance(each, Inference) and bool(each._content) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+async def test_a_message_that_nobody_reads_is_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Its caller goes away while a batch is computed and it waits: it is gone with him."""
+    async with serving(tmp_path) as wire:
+        session, busy, going = await wire.good(), asyncio.Event(), asyncio.Event()
+        computing = wire.engine.driver.rounds.computing
+        run = computing.run
+
+        async def slow(model: Model, batch: Batch) -> Output:
+            busy.set()
+            await going.wait()
+            return await run(model, batch)
+
+        monkeypatch.setattr(computing, "run", slow)
+        monkeypatch.setattr(wire.engine.driver, "run_now", lambda: False)
+        stepping = asyncio.create_task(session.step())
+        await busy.wait()
+        gc.collect()
+        gc.disable()
+        try:
+            content = inference(session.session, X, "s").SerializeToString()
+            if method == "ModelInfer":
+                call = wire.channel.unary_unary(f"/{SERVICE}/{method}")(content, timeout=30)
+            else:
+                call = wire.channel.stream_stream(f"/{SERVICE}/{method}")(timeout=30)
+                await call.write(content)
+            await wire.until(lambda: messages_held() == 1)
+            call.cancel()
+            await wire.until(lambda: wire.metrics.rpcs_handled == wire.metrics.rpcs_started - 1)
+            assert messages_held() == 0
+        finally:
+            gc.enable()
+            going.set()
+        await stepping
