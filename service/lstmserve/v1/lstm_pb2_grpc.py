@@ -5,7 +5,7 @@ import warnings
 
 from lstmserve.v1 import lstm_pb2 as lstmserve_dot_v1_dot_lstm__pb2
 
-GRPC_GENERATED_VERSION = '1.80.1'
+GRPC_GENERATED_VERSION = '1.81.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class LstmServiceStub(object):
+class LstmServiceStub:
     """Arrays are float32, row-major; sizes are those of the model's ModelSpec. T >= 1.
     """
 
@@ -92,7 +92,7 @@ class LstmServiceStub(object):
                 _registered_method=True)
 
 
-class LstmServiceServicer(object):
+class LstmServiceServicer:
     """Arrays are float32, row-major; sizes are those of the model's ModelSpec. T >= 1.
     """
 
@@ -235,7 +235,7 @@ def add_LstmServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class LstmService(object):
+class LstmService:
     """Arrays are float32, row-major; sizes are those of the model's ModelSpec. T >= 1.
     """
 

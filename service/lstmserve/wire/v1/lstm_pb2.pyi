@@ -41,7 +41,7 @@ class StepRequest(_message.Message):
     last_only: bool
     timeout_ms: int
     tag: int
-    def __init__(self, session_id: _Optional[str] = ..., step: _Optional[int] = ..., incarnation: _Optional[int] = ..., length: _Optional[int] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: bool = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., step: _Optional[int] = ..., incarnation: _Optional[int] = ..., length: _Optional[int] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("step", "replayed", "durable_step", "length", "y", "queue_ns", "compute_ns", "session_id", "tag", "error")
@@ -65,7 +65,7 @@ class StepResponse(_message.Message):
     session_id: str
     tag: int
     error: _status_pb2.Status
-    def __init__(self, step: _Optional[int] = ..., replayed: bool = ..., durable_step: _Optional[int] = ..., length: _Optional[int] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., session_id: _Optional[str] = ..., tag: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., replayed: _Optional[bool] = ..., durable_step: _Optional[int] = ..., length: _Optional[int] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., session_id: _Optional[str] = ..., tag: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class StepManyRequest(_message.Message):
     __slots__ = ("session_ids", "steps", "incarnations", "lengths", "x", "tokens", "last_only", "timeout_ms", "tag")
@@ -87,7 +87,7 @@ class StepManyRequest(_message.Message):
     last_only: bool
     timeout_ms: int
     tag: int
-    def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: bool = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class StepManyResponse(_message.Message):
     __slots__ = ("steps", "replayed", "durable_steps", "lengths", "y", "queue_ns", "compute_ns", "tag", "errors", "error")
@@ -141,7 +141,7 @@ class PredictRequest(_message.Message):
     h0: bytes
     c0: bytes
     with_state: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: bool = ..., h0: _Optional[bytes] = ..., c0: _Optional[bytes] = ..., with_state: bool = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., h0: _Optional[bytes] = ..., c0: _Optional[bytes] = ..., with_state: _Optional[bool] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("version", "lengths", "y", "queue_ns", "compute_ns", "hn", "cn")
@@ -187,7 +187,7 @@ class OpenSessionResponse(_message.Message):
     CREATED_FIELD_NUMBER: _ClassVar[int]
     session: Session
     created: bool
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., created: bool = ...) -> None: ...
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("id", "model", "version", "incarnation", "step", "durable_step", "pending_steps", "ttl", "open_time", "expire_time")
@@ -343,4 +343,4 @@ class ModelSpec(_message.Message):
     bidirectional: bool
     output_size: int
     num_embeddings: int
-    def __init__(self, input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., proj_size: _Optional[int] = ..., bidirectional: bool = ..., output_size: _Optional[int] = ..., num_embeddings: _Optional[int] = ...) -> None: ...
+    def __init__(self, input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., proj_size: _Optional[int] = ..., bidirectional: _Optional[bool] = ..., output_size: _Optional[int] = ..., num_embeddings: _Optional[int] = ...) -> None: ...
