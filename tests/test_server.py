@@ -239,14 +239,19 @@ def test_drain_ends_streams_without_a_gap(serve: Serve, channels: list[grpc.Chan
             yield lstm_pb2.StepRequest(session_id=session_id, x=X)
 
     numbers, errors = [], Counter()
-    for reply in peer.lstm.StepStream(requests(), timeout=DEADLINE_S):
-        if reply.HasField("error"):
-            errors[grpc_code(reply.error.code)] += 1
-            told.set()
-            continue
-        numbers.append(reply.step)
-        if len(numbers) == 100:
-            serving.signal()
+    replies = peer.lstm.StepStream(requests(), timeout=DEADLINE_S)
+    try:
+        for reply in replies:
+            if reply.HasField("error"):
+                errors[grpc_code(reply.error.code)] += 1
+                told.set()
+                continue
+            numbers.append(reply.step)
+            if len(numbers) == 100:
+                serving.signal()  # once: a second one would end the server at once
+    except grpc.RpcError:  # a busy machine's client took longer than the grace to end its side
+        assert told.is_set()
+        assert replies.code() == grpc.StatusCode.UNAVAILABLE
     assert serving.wait() == 0
     assert numbers == [*range(1, len(numbers) + 1)]
     assert set(errors) == {grpc.StatusCode.UNAVAILABLE}
