@@ -20,6 +20,7 @@ from soak import (
     cancels,
     exactly_once,
     failover,
+    failover_behind,
     fairness,
     frozen,
     kill9,
@@ -77,9 +78,14 @@ def _rolling(mode: Mode) -> Callable[[Path, float], Found]:
     return run
 
 
-def _failover(folder: Path, minutes: float) -> Found:
-    failovers = max(2, round(minutes * 60 / FAILOVER_S))
-    return failover.run(folder, failovers=failovers, every_s=FAILOVER_S / 2, sessions=SESSIONS)
+def _failover(
+    run: Callable[..., Found],
+) -> Callable[[Path, float], Found]:
+    def run_for(folder: Path, minutes: float) -> Found:
+        failovers = max(2, round(minutes * 60 / FAILOVER_S))
+        return run(folder, failovers=failovers, every_s=FAILOVER_S / 2, sessions=SESSIONS)
+
+    return run_for
 
 
 def _rescale(folder: Path, minutes: float) -> Found:
@@ -117,7 +123,8 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "amnesia": lambda folder, _: amnesia.run(folder, sessions=1000),
     "rolling-through": _rolling("through"),
     "rolling-behind": _rolling("behind"),
-    "store-failover": _failover,
+    "store-failover": _failover(failover.run),
+    "store-failover-behind": _failover(failover_behind.run),
     "store-outage": lambda folder, _: outage.run(folder, away_s=AWAY_S, sessions=SESSIONS),
     "rescale": _rescale,
     "stress": _stress,

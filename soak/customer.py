@@ -24,6 +24,7 @@ class Customer:
         self.inputs: list[Floats] = []
         self.outputs: list[Floats] = []
         self._durable_step = 0
+        self._life = 0
 
     async def open(self) -> None:
         """Under an id of its own."""
@@ -39,7 +40,11 @@ class Customer:
         self.inputs.append(x)
         self.outputs.append(y)
         self.experience.steps += 1
-        self.violations.regressions += self.session.durable_step < self._durable_step
+        is_same_life = self.session.incarnation == self._life
+        self.violations.regressions += (
+            is_same_life and self.session.durable_step < self._durable_step
+        )
+        self._life = self.session.incarnation
         self._durable_step = self.session.durable_step
 
     async def verify(self) -> None:

@@ -7,7 +7,7 @@ every case and of no other. Nobody may go on from a state that is not what he wa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lstmserve.store.record import version_of
 from lstmserve.store.redis import redis_key
 from soak.fleet import Fleet, fleet_of
 from soak.kill9 import PODS
-from soak.patron import UNKNOWN, Patron, Patronage, patrons_at_work, until_served
+from soak.patron import UNKNOWN, P, Patron, Patronage, patrons_at_work, until_served
 from soak.replicated import Replicated
 from soak.storefront import StoreFront
 from soak.timing import pause
@@ -25,13 +25,21 @@ LAG_S, ELECTION_S = 0.5, 1.0
 
 
 @dataclass(kw_only=True)
-class Found(Patronage):
-    """Of one run."""
+class Taken(Patronage):
+    """What failovers took back."""
 
     failovers: int = 0
     steps_back: int = 0  # acked, and not on the replica
     healed: set[str] = field(default_factory=set)  # names of sessions with a log
     taken_back: dict[str, int] = field(default_factory=dict)  # without: the step each is at
+
+    def take_back(self, patron: Patron, step: int) -> None:
+        """The patron's session is at that step again."""
+        self.steps_back += len(patron.outputs) - max(0, step)
+        if patron.has_log:
+            self.healed.add(patron.name)
+        else:
+            self.taken_back[patron.name] = step
 
     def check(self) -> None:
         """Raises AssertionError when a gate is not met."""
@@ -53,9 +61,9 @@ class Found(Patronage):
         )
 
 
-def run(folder: Path, *, failovers: int, every_s: float, sessions: int) -> Found:
+def run(folder: Path, *, failovers: int, every_s: float, sessions: int) -> Taken:
     """Three servers that reach their store by one address, behind which it fails over."""
-    found = Found(mode="through", kind="library", clients=sessions)
+    found = Taken(mode="through", kind="library", clients=sessions)
     with Replicated(folder) as stores:
         front = StoreFront(stores.primary.port)
         with fleet_of(folder, PODS, "--store", front.url) as fleet:
@@ -65,13 +73,13 @@ def run(folder: Path, *, failovers: int, every_s: float, sessions: int) -> Found
 
 async def _run(
     fleet: Fleet,
-    found: Found,
+    found: Taken,
     front: StoreFront,
     stores: Replicated,
     failovers: int,
     every_s: float,
 ) -> None:
-    async with patrons_at_work(fleet, found, front, logs=True) as patrons:
+    async with patrons_at_work(Patron, fleet, found, front, logs=True) as patrons:
         for _ in range(failovers):
             await pause(every_s)
             await stores.in_step()
@@ -87,15 +95,17 @@ async def _run(
             await until_served(patrons, front)
 
 
-async def _compare(found: Found, stores: Replicated, patrons: Sequence[Patron]) -> None:
+async def _compare(found: Taken, stores: Replicated, patrons: Sequence[Patron]) -> None:
     """What the new primary has to what was acked."""
+    for each, step in await steps_left(stores, patrons):
+        if step < len(each.outputs):
+            found.take_back(each, step)
+
+
+async def steps_left(stores: Replicated, patrons: Iterable[P]) -> list[tuple[P, int]]:
+    """Of each patron's session, what the primary has."""
     opened = [each for each in patrons if each.session.id == each.name]
     keys = [redis_key(session_key("", each.name)) for each in opened]
-    for each, content in zip(opened, await stores.read(keys), strict=True):
-        step = UNKNOWN if content is None else version_of(content).step
-        if step < len(each.outputs):
-            found.steps_back += len(each.outputs) - max(0, step)
-            if each.has_log:
-                found.healed.add(each.name)
-            else:
-                found.taken_back[each.name] = step
+    found = await stores.read(keys)
+    steps = [UNKNOWN if content is None else version_of(content).step for content in found]
+    return list(zip(opened, steps, strict=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from soak.fleet import Fleet, fleet_of
 from soak.kill9 import PODS
-from soak.patron import Patronage, patrons_at_work, until_served
+from soak.patron import Patron, Patronage, patrons_at_work, until_served
 from soak.storefront import StoreFront
 from soak.timing import pause
 from storing import Valkey
@@ -51,7 +51,7 @@ def run(folder: Path, *, away_s: Sequence[float], sessions: int) -> Found:
 async def _run(
     fleet: Fleet, found: Found, front: StoreFront, valkey: Valkey, away_s: Sequence[float]
 ) -> None:
-    async with patrons_at_work(fleet, found, front, logs=False) as patrons:
+    async with patrons_at_work(Patron, fleet, found, front, logs=False) as patrons:
         for i, seconds in enumerate(away_s):
             await pause(QUIET_S)
             await (_dead if i % 2 == 0 else _frozen)(valkey, front, seconds)

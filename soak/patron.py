@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,11 +38,13 @@ class Patron(Customer):
         self.without_write = 0
         self.waits_s: list[float] = []  # from when the store was up until the next ack
         self.served_s = 0.0
+        self.new_life = NEW_LIFE
+        self.stays = False  # with its session
         self._front, self._names = front, (f"{name}.{i}" for i in range(2, 1 << 31))
 
     async def step(self, rng: np.random.Generator) -> None:
         """One more step, or what it was told instead."""
-        if rng.random() < NEW_LIFE:
+        if rng.random() < self.new_life and not self.stays:
             await self._begin_anew()
         began_s = time.monotonic()
         try:
@@ -49,19 +52,32 @@ class Patron(Customer):
         except (StepsLost, SessionLost) as error:
             if self.has_log:
                 raise
-            self.told[self.name] = int(error.metadata.get("expected_step", UNKNOWN + 1)) - 1
-            await self._begin_anew()
+            step = int(error.metadata.get("expected_step", UNKNOWN + 1)) - 1
+            self.told[self.name] = step
+            await self._go_on(step)
             return
-        number = len(self.outputs)
-        self.without_write += not self._front.has(self.name, self.session.incarnation, number)
+        self._acked()
         self.served_s, up_s = time.monotonic(), self._front.up_s
         if began_s < up_s < self.served_s:
             self.waits_s.append(self.served_s - up_s)
 
-    async def _begin_anew(self) -> None:
+    def _acked(self) -> None:
+        """The last output has just come."""
+        number = len(self.outputs)
+        self.without_write += not self._front.has(self.name, self.session.incarnation, number)
+
+    async def _go_on(self, step: int) -> None:
+        """After it was told that the session is at that step."""
+        await self._begin_anew()
+
+    def _hold(self) -> None:
+        """Its history so far, to the oracle."""
         if self.inputs:
             y, *_ = self._fleet.oracle.run(np.concatenate(self.inputs))
             self.violations.wrong += not np.array_equal(np.concatenate(self.outputs), y)
+
+    async def _begin_anew(self) -> None:
+        self._hold()
         self.name, self.inputs, self.outputs = next(self._names), [], []
         self._durable_step = 0
         await self.open()
@@ -91,16 +107,19 @@ class Patronage(Outcome):
         )
 
 
+P = TypeVar("P", bound=Patron)
+
+
 @asynccontextmanager
 async def patrons_at_work(
-    fleet: Fleet, found: Patronage, front: StoreFront, *, logs: bool
-) -> AsyncIterator[Sequence[Patron]]:
+    kind: type[P], fleet: Fleet, found: Patronage, front: StoreFront, *, logs: bool
+) -> AsyncIterator[Sequence[P]]:
     """They step while the block runs; with `logs` every second one keeps what it sent."""
-    patrons: list[Patron] = []
+    patrons: list[P] = []
 
-    def patron(fleet: Fleet, client: AsyncClient, name: str, _: int) -> Patron:
+    def patron(fleet: Fleet, client: AsyncClient, name: str, _: int) -> P:
         log = REPLAY_STEPS_MAX if logs and len(patrons) % 2 else 0
-        patrons.append(Patron(fleet, client, name, log, front))
+        patrons.append(kind(fleet, client, name, log, front))
         return patrons[-1]
 
     async with front.serving(), at_work(fleet, found, customer=patron):

@@ -26,13 +26,17 @@ ADDRESS = "127.0.0.1", 0
 
 
 class StoreFront:
-    """`written`: (key, incarnation, step) of every record that the store said it took."""
+    """`written`: (key, incarnation, step) of every record that the store said it took.
+
+    `_last`: the step of the latest by (key, incarnation).
+    """
 
     def __init__(self, port: int) -> None:
         with socket.create_server(ADDRESS) as free:
             self._address = free.getsockname()
         self.url = f"redis://127.0.0.1:{self._address[1]}/0"
         self.written: set[tuple[str, int, int]] = set()
+        self._last: dict[tuple[str, int], int] = {}
         self.up_s = math.inf  # since when it leads to a store again
         self._port = port
         self._listener: asyncio.Server | None = None
@@ -42,6 +46,10 @@ class StoreFront:
     def has(self, name: str, incarnation: int, step: int) -> bool:
         """Whether the store took that step of a session."""
         return (redis_key(session_key("", name)), incarnation, step) in self.written
+
+    def last(self, name: str, incarnation: int) -> int:
+        """The step that the store took last of a session; 0 when it took none."""
+        return self._last.get((redis_key(session_key("", name)), incarnation), 0)
 
     async def lead_to(self, port: int) -> None:
         """Who calls from now on gets to that store."""
@@ -106,7 +114,9 @@ class StoreFront:
     def _note(self, request: Any, reply: Any) -> None:
         if request[0] == b"EVALSHA" and reply == b"OK" and request[5]:
             version = version_of(request[5])
-            self.written.add((request[3].decode(), version.incarnation, version.step))
+            key = request[3].decode()
+            self.written.add((key, version.incarnation, version.step))
+            self._last[key, version.incarnation] = version.step
 
 
 async def _ask(

@@ -47,7 +47,7 @@ class WriteBehind:
         self._lag_s_max = lag_s_max
         self._lag_steps_max = lag_steps_max
         self._is_due = asyncio.Event()
-        self._since_ns = np.zeros(table.rows, np.int64)  # monotonic; of rows that are dirty
+        self._since_ns = np.zeros(table.rows, np.int64)  # monotonic; nothing unstored is older
         self._flushing = asyncio.Lock()
 
     def commit(self, model: Model, batch: Batch) -> None:
@@ -118,6 +118,7 @@ class WriteBehind:
         rows = rows[is_same]
         if not rows.size:
             return
+        made_ns = time.monotonic_ns()
         records = self._records.make(model, rows, self._table.slot[rows])
         writes = [self._write(row, each) for row, each in zip(rows.tolist(), records, strict=True)]
         written: Sequence[Written | None]
@@ -130,7 +131,7 @@ class WriteBehind:
         doubtful = []
         for row, record, each in zip(rows.tolist(), records, written, strict=True):
             if each is Written.OK:
-                self._note(row, record.version)
+                self._note(row, record.version, made_ns)
             elif each is not Written.FULL:
                 doubtful.append((row, record.version))
         await self._look_up(doubtful)
@@ -170,6 +171,7 @@ class WriteBehind:
 
     async def _renew(self, older: list[tuple[int, Version]]) -> None:
         """A store that went back, to an older copy of itself, gets these sessions anew."""
+        made_ns = time.monotonic_ns()
         records = [self._records.now(row) for row, _ in older]
         writes = [
             replace(self._write(row, record), expected=version)
@@ -181,11 +183,12 @@ class WriteBehind:
             return  # the next flush meets the same
         for (row, _), record, each in zip(older, records, written, strict=True):
             if each is Written.OK:
-                self._note(row, record.version)
+                self._note(row, record.version, made_ns)
 
-    def _note(self, row: int, stored: Version) -> None:
-        """The store has this of the session that was in the row, and perhaps is."""
+    def _note(self, row: int, stored: Version, made_ns: int = 0) -> None:
+        """The store has this, as it was at that time, of who was in the row, and perhaps is."""
         if self._is_same(row, stored):
+            self._since_ns[row] = max(int(self._since_ns[row]), made_ns)
             self._table.durable_step[row] = max(int(self._table.durable_step[row]), stored.step)
 
     def _is_same(self, row: int, life: Version) -> bool:
