@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from grpc import StatusCode
 
 from gated import gated
 from lstmserve.kserve.v2 import inference_pb2 as kserve
+from lstmserve.server import window
+from lstmserve.server.kserve import stream_calls as infer_stream
+from lstmserve.server.native import many_calls, stream_calls
 from lstmserve.v1 import lstm_pb2 as pb
 from wire import Good, Wire, serving
 
 X = [0.5, -1.0, 2.0]
 PASSES = 100
+UNDISTURBED = -1
 NATIVE, KSERVE = "/lstmserve.v1.LstmService/", "/inference.GRPCInferenceService/"
 STREAMS = ("StepStream", "StepMany", "ModelStreamInfer")
 IDLE = ("Step", "Predict", "CloseSession", "ModelInfer", *STREAMS)  # these wait for the engine
@@ -139,3 +143,82 @@ async def test_every_future_in_turn(tmp_path: Path, place: str, method: str) -> 
             other = await wire.good()
             await other.step()
         turn += 1
+
+
+class Struck:
+    """A coroutine, of whose waits the one at a place is cancelled as soon as it begins."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], place: int) -> None:
+        self._work, self._place = work, place
+        self.waits = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        error: BaseException | None = None
+        while True:
+            try:
+                wait = self._work.send(None) if error is None else self._work.throw(error)
+            except StopIteration as stop:
+                return stop.value
+            error = None
+            if self.waits == self._place and wait is not None:
+                wait.cancel()
+            self.waits += 1
+            try:
+                yield wait
+            except BaseException as caught:
+                error = caught
+
+
+class Striking:
+    """asyncio as converse() sees it; its n-th task is struck, task 0 is converse() itself."""
+
+    def __init__(self, task: int, place: int) -> None:
+        self._task, self._place, self._tasks = task, place, 0
+        self.struck: Struck | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    def strike(self, work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        """The work, struck or as it is."""
+        task, self._tasks = self._tasks, self._tasks + 1
+        if task != self._task:
+            return work
+        self.struck = Struck(work, self._place)
+        return self.struck
+
+    def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """As asyncio's."""
+
+        async def struck() -> Any:
+            return await self.strike(work)
+
+        return asyncio.create_task(struck())
+
+
+@pytest.mark.parametrize("method", STREAMS)
+@pytest.mark.parametrize("task", range(3))  # converse(), its reader, its writer
+async def test_every_wait_of_a_stream_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: int, method: str
+) -> None:
+    """Cancelled as it begins, of whatever it is, gRPC's own included: the client hears at once."""
+    place, waits = UNDISTURBED, 0
+    async with serving(tmp_path) as wire:
+        while place < waits:
+            striking = Striking(task, place)
+
+            async def converse(*args: Any, striking: Striking = striking) -> None:
+                await striking.strike(window.converse(*args))
+
+            monkeypatch.setattr(window, "asyncio", striking)
+            for module in (stream_calls, many_calls, infer_stream):
+                monkeypatch.setattr(module, "converse", converse)
+            code = await heard(wire, method, (await wire.good()).id)
+            print(task, place, waits, code)
+            assert striking.struck is not None
+            waits = max(waits, striking.struck.waits)
+            wanted = (StatusCode.OK, StatusCode.INTERNAL, StatusCode.UNAVAILABLE)
+            assert code in (wanted if place >= 0 else (StatusCode.OK,))
+            await (await wire.good()).step()
+            place += 1
+    assert waits > 1

@@ -140,8 +140,7 @@ async def converse(
             patience.end()
         patience.stop()
 
-    # Now, not with the first reply: gRPC cannot end a stream whose first write nobody reads.
-    await context.send_initial_metadata(())
+    await _begin(context)
     patience = Patience(write_s_max)
     sides = {asyncio.create_task(read()), asyncio.create_task(write()), patience.over}
     try:
@@ -156,6 +155,20 @@ async def converse(
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def _begin(context: Context) -> None:
+    """Sends the headers now: gRPC cannot end a stream whose first reply nobody reads.
+
+    Nor one whose headers were cancelled half-way: it would send them again with the status, which
+    is an error, and the client would wait to its deadline.
+    """
+    begun = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(begun)
+    except asyncio.CancelledError:
+        await asyncio.gather(begun, return_exceptions=True)
+        raise
 
 
 async def _until_one_fails(sides: set[asyncio.Future[None]]) -> None:
