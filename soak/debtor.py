@@ -38,7 +38,7 @@ class Debtor(Patron):
         self.resumed = 0
         self.waits_stored_s: list[float] = []
         self._acks: list[Ack] = []
-        self._left: list[tuple[str, list[Ack]]] = []  # sessions it had, and left open
+        self._left: list[tuple[str, int, list[Ack]]] = []  # sessions it had, and left open
         self._sent_s = 0.0
         self._resumes_next = True
 
@@ -65,22 +65,24 @@ class Debtor(Patron):
         return True
 
     def lacking(self) -> Ack | None:
-        """The oldest step of the session that was answered and that the store lacks."""
-        return self._lacking(self.name, self._acks)
+        """The oldest step that was answered in this life of the session and that the store lacks.
+
+        Not what is being sent again: the server has had it for less long than its client.
+        """
+        life = self.session.incarnation
+        since = self._acks[self._front.last(self.name, life) :]
+        return next((ack for ack in since if ack.incarnation == life), None)
 
     def lacking_with_left(self, serving: Serving) -> list[Ack]:
-        """The same of each session it had and has, where it is that server's."""
-        lives = [*self._left, (self.name, self._acks)]
-        found = [self._lacking(*life) for life in lives if self._fleet.home(life[0]) is serving]
-        return [each for each in found if each is not None]
+        """The oldest of each session it had and has, of any life, where it is that server's."""
+        lives = [*self._left, (self.name, self.session.incarnation, self._acks)]
+        here = [each for each in lives if self._fleet.home(each[0]) is serving]
+        found = [acks[self._front.last(name, life) :] for name, life, acks in here]
+        return [acks[0] for acks in found if acks]
 
     def forget_left(self) -> None:
         """The store has all of them."""
         self._left.clear()
-
-    def _lacking(self, name: str, acks: list[Ack]) -> Ack | None:
-        last = self._front.last(name, acks[-1].incarnation) if acks else 0
-        return acks[last] if last < len(acks) else None
 
     def _acked(self) -> None:
         self._acks.append(Ack(self._sent_s, time.monotonic(), self.session.incarnation))
@@ -101,7 +103,7 @@ class Debtor(Patron):
         self.resumed += 1
 
     async def _begin_anew(self) -> None:
-        self._left.append((self.name, self._acks))
+        self._left.append((self.name, self.session.incarnation, self._acks))
         self._acks = []
         self.new_life = NEW_LIFE
         await super()._begin_anew()
