@@ -31,6 +31,8 @@ LEAVING = {"", "DRAINING"}  # reasons after which another server is asked
 class Conversation:
     """`stray` is how often a call goes to any server instead of the right one, as a router may."""
 
+    if_exists = wire.IF_EXISTS_RESUME
+
     def __init__(
         self, fleet: Fleet, calls: Calls, name: str, *, may_replay: bool = False, stray: float = 0
     ) -> None:
@@ -48,7 +50,7 @@ class Conversation:
     async def open(self) -> None:
         """The id is its client's, so that a repeat finds what the first one made."""
         request = wire.OpenSessionRequest(
-            model=MODEL, session_id=self.name, if_exists=wire.IF_EXISTS_RESUME
+            model=MODEL, session_id=self.name, if_exists=self.if_exists
         )
         reply = await self._ask("OpenSession", request, wire.OpenSessionResponse)
         self._incarnation = reply.session.incarnation
