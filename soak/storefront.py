@@ -20,9 +20,11 @@ import hiredis
 from lstmserve.engine.keys import session_key
 from lstmserve.store.record import version_of
 from lstmserve.store.redis import redis_key
+from soak.timing import pause
 
 CHUNK = 1 << 16
 ADDRESS = "127.0.0.1", 0
+ACCEPTED_S = 0.05  # until who was accepted last is among those that are cut
 
 
 class StoreFront:
@@ -61,6 +63,7 @@ class StoreFront:
         self.up_s = math.inf
         if self._listener is not None:
             self._listener.close()
+            await pause(ACCEPTED_S)
         for writer in self._writers:
             writer.close()
         await asyncio.gather(*self._passing)
