@@ -26,6 +26,7 @@ from wire import Good, Wire, serving
 
 X = [0.5, -1.0, 2.0]
 PASSES = 100
+DEADLINE_S = 15.0  # who hangs waits so long; a busy machine took more than 5
 UNDISTURBED = -1
 NATIVE, KSERVE = "/lstmserve.v1.LstmService/", "/inference.GRPCInferenceService/"
 STREAMS = ("StepStream", "StepMany", "ModelStreamInfer")
@@ -100,9 +101,9 @@ async def heard(wire: Wire, method: str, session_id: str) -> StatusCode:
     content = request(method, session_id)
     try:
         if method not in STREAMS:
-            await wire.channel.unary_unary(path)(content, timeout=5)
+            await wire.channel.unary_unary(path)(content, timeout=DEADLINE_S)
             return StatusCode.OK
-        stream = wire.channel.stream_stream(path)(timeout=5)
+        stream = wire.channel.stream_stream(path)(timeout=DEADLINE_S)
         await stream.write(content)
         reply = await stream.read()
         assert reply is not grpc.aio.EOF
