@@ -90,6 +90,21 @@ async def test_a_repeat_joins_the_step_that_is_in_flight(engine: Engine) -> None
     assert engine.table.step[row] == 2
 
 
+@pytest.mark.parametrize("as_block", [False, True])
+async def test_who_joins_a_step_has_his_own_time(engine: Engine, as_block: bool) -> None:
+    """A first sender's deadline that passed does not end the step for who has joined it since."""
+    row, rows = open_session(engine, "a"), x()
+    late = {"deadline_ns": 1}
+    if as_block:
+        first = submit_block(engine, [row], [rows], numbers=[1], **late)
+    else:
+        _, first = submit(engine, row, rows, **number_of(1, rows), **late)
+    _, second = submit(engine, row, rows, **number_of(1, rows))
+    assert (await second).number == 1
+    assert (await first) is not None
+    assert engine.table.step[row] == 1
+
+
 async def test_those_behind_a_step_that_failed_are_told_its_number(engine: Engine) -> None:
     """A numbered step behind one that was not applied is a gap, and so is its repeat."""
     row = open_session(engine, "a")

@@ -136,6 +136,7 @@ def submit_block(
     *,
     last_only: bool = False,
     numbers: list[int] | None = None,
+    deadline_ns: int = 0,
 ) -> Reply:
     """One step for each row, as one StepMany message."""
     model = engine.model_of(rows[0])
@@ -152,7 +153,7 @@ def submit_block(
         shape=(len(rows) if last_only else int(lengths.sum()), model.spec.output_size),
         arrival_ns=engine.clock().monotonic_ns,
         last_only=last_only,
-        deadline_ns=0,
+        deadline_ns=deadline_ns,
         numbers=None if numbers is None else np.array(numbers, np.int64),
     )
     engine.submit_block(model, block)

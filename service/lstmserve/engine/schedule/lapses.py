@@ -8,13 +8,12 @@ from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.queues import Entry
-from lstmserve.engine.schedule.sequences import Sequences
 from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import Cancelled, DeadlineExpired
+from lstmserve.errors import Cancelled, DeadlineExpired, ServeError
 
 
 class Lapses:
-    """A step that somebody joined is computed for him, whoever else went away."""
+    """A step that somebody joined is computed for him, whoever went away or gave it less time."""
 
     def __init__(self, numbering: Numbering, failures: Failures) -> None:
         self._numbering = numbering
@@ -22,44 +21,49 @@ class Lapses:
 
     def kept(self, entry: Entry, now_ns: int) -> Entry | None:
         """What is left of it; the rest has been told."""
-        if isinstance(entry, Sequences):
-            if not entry.is_cancelled:
-                return entry
-            self._failures.fail_sequences(entry, _gone())
-            return None
-        left: Step | Part | None
         if isinstance(entry, Part):
-            deadline_ns = entry.block.deadline_ns
-            left = self._wanted(entry, now_ns)
-        else:
-            deadline_ns = 0 if entry.done else entry.deadline_ns
-            left = self._wanted_step(entry, now_ns)
-        if left is None or not deadline_ns or now_ns <= deadline_ns:
-            return left
-        late = DeadlineExpired("the deadline passed before the step was computed")
-        self._failures.fail(left, late, now_ns)
+            return self._kept_part(entry, now_ns)
+        if isinstance(entry, Step):
+            return self._kept_step(entry, now_ns)
+        if not entry.is_cancelled:
+            return entry
+        self._failures.fail_sequences(entry, _gone())
         return None
 
-    def _wanted_step(self, step: Step, now_ns: int) -> Step | None:
-        if not step.is_cancelled or self._numbering.is_followed(step.row):
+    def _kept_step(self, step: Step, now_ns: int) -> Step | None:
+        is_late = not step.done and _is_late(step.deadline_ns, now_ns)
+        if not (step.is_cancelled or is_late) or self._numbering.is_followed(step.row):
             return step
-        self._failures.fail(step, _gone(), now_ns)
+        self._failures.fail(step, _gone() if step.is_cancelled else _late(), now_ns)
         return None
 
-    def _wanted(self, part: Part, now_ns: int) -> Part | None:
+    def _kept_part(self, part: Part, now_ns: int) -> Part | None:
         block = part.block
-        if not (block.is_cancelled or block.cancelled):
-            return part
-        is_gone = np.array(
-            [
-                (block.is_cancelled or index in block.cancelled)
-                and not self._numbering.is_followed(row)
-                for index, row in zip(part.indices.tolist(), part.rows.tolist(), strict=True)
-            ]
-        )
-        if is_gone.any():
-            self._failures.fail(Part(block, part.indices[is_gone]), _gone(), now_ns)
-        return None if is_gone.all() else Part(block, part.indices[~is_gone])
+        left: Part | None = part
+        if block.is_cancelled or block.cancelled:
+            gone = [block.is_cancelled or i in block.cancelled for i in part.indices.tolist()]
+            left = self._without(part, gone, _gone(), now_ns)
+        if left is not None and _is_late(block.deadline_ns, now_ns):
+            left = self._without(left, [True] * left.size, _late(), now_ns)
+        return left
+
+    def _without(
+        self, part: Part, is_over: list[bool], error: ServeError, now_ns: int
+    ) -> Part | None:
+        """The rows that are not over, or joined; the others have their error."""
+        pairs = zip(is_over, part.rows.tolist(), strict=True)
+        is_out = np.array([over and not self._numbering.is_followed(row) for over, row in pairs])
+        if is_out.any():
+            self._failures.fail(Part(part.block, part.indices[is_out]), error, now_ns)
+        return None if is_out.all() else Part(part.block, part.indices[~is_out])
+
+
+def _is_late(deadline_ns: int, now_ns: int) -> bool:
+    return 0 < deadline_ns < now_ns
+
+
+def _late() -> DeadlineExpired:
+    return DeadlineExpired("the deadline passed before the step was computed")
 
 
 def _gone() -> Cancelled:
