@@ -126,9 +126,11 @@ async def test_every_future_in_turn(tmp_path: Path, place: str, method: str) -> 
         folder = tmp_path / str(turn)
         folder.mkdir()
         async with waiting(folder, place) as (wire, good):
-            before = asyncio.all_tasks()
+            before, started = asyncio.all_tasks(), wire.metrics.rpcs_started
             call = asyncio.create_task(heard(wire, method, good.id))
             least = 3 if method in STREAMS else 1  # a stream: its handler, and its two sides
+            # What gRPC waits for before it has called us is not ours to answer for.
+            await wire.until(lambda: wire.metrics.rpcs_started > started)  # noqa: B023 -- awaited
             await wire.until(lambda: len(waits_of(before, method)) >= least)  # noqa: B023 -- awaited
             for _ in range(PASSES):
                 await asyncio.sleep(0)
