@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lstmserve.errors import StoreUnavailable
+from lstmserve.engine.errors import StoreUnavailable
 from lstmserve.store import Store, Version, Write, Written, open_store, version_of
 from wire import Wire, serving
 

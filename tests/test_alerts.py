@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmserve.server.observe.exposition import WATCHED_CODES
+from lstmserve.server.observe.metrics import WATCHED_CODES
 from monitoring import FOLDER, promtool
 from serving import ROOT
 

@@ -13,7 +13,7 @@ from grpc import StatusCode
 
 from badmessages import BAD_SESSIONS, GARBAGE, TOO_MANY, WHOLE, Whole, among
 from badsteps import INT64_MIN, NAN, Row, X
-from lstmserve.errors import ServeError
+from lstmserve.engine.errors import ServeError
 from lstmserve.server.native import many_calls
 from lstmserve.server.status import to_status
 from lstmserve.v1 import lstm_pb2 as pb

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from lstmserve.client import LstmServeError, ModelInfo, packing
-from lstmserve.client.arrays import Floats, Rows
-from lstmserve.client.errors import Unavailable
-from lstmserve.client.ledger import Ledger, Piece, Remedy
+from lstmserve.client.ledger import Ledger, Remedy
+from lstmserve.client.packing import Piece
+from lstmserve.client.records import Floats, Rows
+from lstmserve.errors import Unavailable
 from lstmserve.reasons import REASONS
 from lstmserve.wire.v1 import lstm_pb2 as wire
 

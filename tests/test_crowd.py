@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
-from lstmserve.errors import ServeError
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native import crowd

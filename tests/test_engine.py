@@ -15,11 +15,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.clock import read_clocks
 from lstmserve.engine.compute.kernel import Kernel, KernelError
-from lstmserve.engine.keys import session_key
-from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.schedule.outcome import Outcome
-from lstmserve.engine.session.opening import IfExists, OpenRequest
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     Cancelled,
     DeadlineExpired,
     Draining,
@@ -36,6 +32,10 @@ from lstmserve.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
+from lstmserve.engine.keys import session_key
+from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.session.opening import IfExists, OpenRequest
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, start_engine, submit, submit_block

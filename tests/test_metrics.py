@@ -12,9 +12,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from lstmserve.server.observe.exposition import SERVICE, WATCHED_CODES
 from lstmserve.server.observe.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
-from lstmserve.server.observe.metrics import STORE_OPS, Gauges, Metrics, go_code
+from lstmserve.server.observe.metrics import (
+    SERVICE,
+    STORE_OPS,
+    WATCHED_CODES,
+    Gauges,
+    Metrics,
+    go_code,
+)
 
 LABELS = {
     *("model", "version", "method", "code", "reason", "state", "source", "op", "fingerprint"),

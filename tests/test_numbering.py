@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from lstmserve.engine import Engine
-from lstmserve.engine.schedule.digest import digest, digests
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     Cancelled,
     ServeError,
     StepGap,
     StepPayloadMismatch,
     StepSuperseded,
 )
+from lstmserve.engine.schedule.digest import digest, digests
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import Oracle, number_of, open_session, start_engine, submit, submit_block

@@ -12,8 +12,8 @@ import pytest
 
 from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, KernelError
+from lstmserve.engine.errors import Draining, ModelError, Overloaded
 from lstmserve.engine.predicting import Prediction, PredictJob
-from lstmserve.errors import Draining, ModelError, Overloaded
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input, random_state
 from traffic import Oracle, open_session, start_engine, submit

@@ -15,8 +15,8 @@ from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.commit import InMemory
 from lstmserve.engine.compute.cost import Cost
 from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.errors import ServeError, StoreTimeout
 from lstmserve.engine.schedule.batch import Batch
-from lstmserve.errors import ServeError, StoreTimeout
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, submit

@@ -8,7 +8,7 @@ import structlog.testing
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from lstmserve import errors
+from lstmserve.engine import errors
 from lstmserve.reasons import REASONS
 from lstmserve.server.status import DETAILS, PUSHBACK, code, to_abort, to_status
 

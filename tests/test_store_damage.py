@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmserve.errors import StoreFull, StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreFull, StoreTimeout, StoreUnavailable
 from lstmserve.store import CorruptRecord, StoreRefused, Written, decode
 from lstmserve.store.rows import Rows
 from storing import write

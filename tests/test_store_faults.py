@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from lstmserve import Client
-from lstmserve.client.errors import LstmServeError
+from lstmserve.errors import LstmServeError
 from modelmaking import TINY, make_model, random_input
 from serving import Serve, Serving
 from storing import Valkey

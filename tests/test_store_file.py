@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import StoreRefused, Version, Write, Written, open_store
 from lstmserve.store.file import FILE_NAME, FileStore
 from lstmserve.store.rows import Rows

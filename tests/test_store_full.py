@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from lstmserve import Client
-from lstmserve.client.errors import LstmServeError
+from lstmserve.errors import LstmServeError
 from modelmaking import TINY, random_input
 from serving import COMMAND, Serve, Serving
 from storing import Valkey

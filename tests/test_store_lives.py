@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from gated import Gate, gated
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import Write, decode
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import make_model

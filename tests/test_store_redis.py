@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import StoreRefused, Version, Write, Written, open_store, version_of
 from lstmserve.store.redis import RedisStore, redis_key
 from storing import Valkey, content, write

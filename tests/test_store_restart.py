@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gated import Gate, Trouble, gated
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import Store, Write, Written, version_of
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, refusal

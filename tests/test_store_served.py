@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 
 from lstmserve import Client
-from lstmserve.client.errors import LstmServeError
 from lstmserve.engine.keys import session_key
+from lstmserve.errors import LstmServeError
 from lstmserve.store.redis import redis_key
 from modelmaking import TINY, random_input
 from serving import Serve, Serving

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from lstmserve.cli.token import token as token_command
 from lstmserve.engine.clock import Now
-from lstmserve.errors import AdminOnly, BadToken, Malformed, Quota
+from lstmserve.engine.errors import AdminOnly, BadToken, Malformed, Quota
 from lstmserve.server.access.doors import AdminDoor, OpenDoor, TokenDoor
 from lstmserve.server.access.reloading import BadFile
 from lstmserve.server.access.tenants import Allowance

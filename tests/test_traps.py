@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
 from lstmserve.config import Config
-from lstmserve.errors import Malformed
+from lstmserve.engine.errors import Malformed
 from lstmserve.server import transport
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.observe.metrics import Metrics

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from lstmserve.errors import ServeError
+from lstmserve.engine.errors import ServeError
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.conversation import REPEAT, Conversation, Seen, SessionOver, random_rows
 from simulation.faults import Faults

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     Cancelled,
     Draining,
     Fenced,

@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     ServeError,
     SessionClosed,
     SessionExists,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from lstmserve.errors import ServeError
+from lstmserve.engine.errors import ServeError
 from simulation.faults import Faults
 
 Answer = Message | ServeError | None

@@ -10,8 +10,8 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
-from lstmserve.errors import ServeError
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import Version, Write, Written, decode, version_of
 from lstmserve.store.store import refusal
 from simulation.faults import Faults

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmserve.engine.errors import StoreUnavailable
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.persist import records, residence, through
 from lstmserve.engine.persist.behind import WriteBehind
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.session.sessions import Sessions
-from lstmserve.errors import StoreUnavailable
 from lstmserve.store import version_of
 from simulation.test_simulation import SEEDS
 from simulation.world import simulate

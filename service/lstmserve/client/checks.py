@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any, Final, TypeVar
 
 from lstmserve.address import host_port
-from lstmserve.client.errors import InvalidInput
+from lstmserve.errors import InvalidInput
 from lstmserve.reasons import REASONS
 
 T = TypeVar("T")

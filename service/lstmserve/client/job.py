@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
-from lstmserve.client.arrays import Floats, Rows
 from lstmserve.client.packing import cut
-from lstmserve.client.records import ModelInfo
-
-
-class Piece(NamedTuple):
-    """One numbered step."""
-
-    number: int
-    rows: Rows
-    last_only: bool
+from lstmserve.client.records import Floats, ModelInfo, Rows
 
 
 class Job:

@@ -10,11 +10,11 @@ from collections import deque
 from enum import Enum
 from typing import Final
 
-from lstmserve.client.arrays import Floats, Rows
-from lstmserve.client.errors import LstmServeError
-from lstmserve.client.job import Claim, Job, Piece
-from lstmserve.client.records import ModelInfo
+from lstmserve.client.job import Claim, Job
+from lstmserve.client.packing import Piece
+from lstmserve.client.records import Floats, ModelInfo, Rows
 from lstmserve.client.retries import is_transient
+from lstmserve.errors import LstmServeError
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 _NOTHING: Final = Claim()

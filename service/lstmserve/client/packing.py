@@ -6,24 +6,28 @@ Stepped is what step_many needs of a session; the two flavours of Session have i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from lstmserve.client import ids
-from lstmserve.client.arrays import Floats, Rows, floats
-from lstmserve.client.errors import LstmServeError
-from lstmserve.client.records import ModelInfo
+from lstmserve.client.records import Floats, ModelInfo, Rows, floats
 from lstmserve.client.status import from_status
+from lstmserve.errors import LstmServeError
 from lstmserve.wire.v1 import lstm_pb2 as wire
-
-if TYPE_CHECKING:
-    from lstmserve.client.job import Piece
 
 FRAME_BYTES: Final = 4096  # what a message has beside its columns
 STEP_BYTES: Final = 170  # what a step has beside its rows; an id has up to 128 bytes
 MILLISECONDS_MAX: Final = 2**31 - 1  # of the message's field
 REPLY_BYTES: Final = 65_536  # what a server keeps of a reply, unless --reply-bytes-max says less
+
+
+class Piece(NamedTuple):
+    """One numbered step."""
+
+    number: int
+    rows: Rows
+    last_only: bool
 
 
 class Stepped(Protocol):

@@ -16,7 +16,7 @@ from typing import Final
 from grpc import StatusCode
 
 from lstmserve.client import checks
-from lstmserve.client.errors import LstmServeError
+from lstmserve.errors import LstmServeError
 
 BACKOFF_S: Final = 0.05
 BACKOFF_S_MAX: Final = 2.0

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.client.arrays import Floats, Rows, floats, refusal, rows, state_parts
 from lstmserve.client.packing import room, spans, weight
-from lstmserve.client.records import ModelInfo
+from lstmserve.client.records import Floats, ModelInfo, Rows, floats, refusal, rows, state_parts
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 

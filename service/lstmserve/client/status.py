@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import RpcError, StatusCode
 
 from lstmserve.client.calls import Response
-from lstmserve.client.errors import (
+from lstmserve.errors import (
     BadToken,
     Cancelled,
     DeadlineExceeded,

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import Fenced, ServeError, SessionLimit
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.schedule.holds import Hold
 from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Fenced, ServeError, SessionLimit
 from lstmserve.store import Version
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.compute.kernel import KernelError
+from lstmserve.engine.errors import Draining
 from lstmserve.engine.model import Model
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.outcome import Outcome
-from lstmserve.errors import Draining
 
 Result = TypeVar("Result")
 

@@ -9,9 +9,9 @@ from lstmserve.config import Config
 from lstmserve.engine.clock import Clock
 from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.company import Company
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.model import Model
 from lstmserve.engine.rounds import Rounds
-from lstmserve.errors import ServeError
 
 # Passes of the event loop before a run, and how many in a row that bring nothing end the look:
 # from the bytes on a socket to a submitted step it takes gRPC about five.

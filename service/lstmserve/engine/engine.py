@@ -16,6 +16,7 @@ from lstmserve.config import Config
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
+from lstmserve.engine.errors import Draining, ModelNotFound
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.persist import Records, Residence, make_stage
@@ -26,7 +27,6 @@ from lstmserve.engine.session.opening import Opening
 from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
-from lstmserve.errors import Draining, ModelNotFound
 from lstmserve.store import Store
 
 SWEEP_S = 1.0

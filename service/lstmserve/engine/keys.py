@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from lstmserve.errors import BadSessionId
+from lstmserve.engine.errors import BadSessionId
 
 ID_LENGTH_MAX = 128
 ID = re.compile(rf"[A-Za-z0-9._~:-]{{1,{ID_LENGTH_MAX}}}")

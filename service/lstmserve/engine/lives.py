@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from lstmserve.engine.beginning import Beginning
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import Draining, Fenced, StoreFull
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.session.opening import Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Draining, Fenced, StoreFull
 
 
 class Lives:

@@ -16,10 +16,10 @@ from lstmserve.config import Config
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
+from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model, State
 from lstmserve.engine.schedule.sequences import Sequences
 from lstmserve.engine.schedule.slicing import slicing
-from lstmserve.errors import ModelError, Overloaded, ServeError, TooLong
 
 RETRY_S = 0.2
 

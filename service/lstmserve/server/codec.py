@@ -15,7 +15,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
 from lstmserve.engine.arrays import Input
-from lstmserve.errors import BadTensor, EmptyInput, Malformed, NonFinite, TooLong
+from lstmserve.engine.errors import BadTensor, EmptyInput, Malformed, NonFinite, TooLong
 from lstmserve.spec import ModelSpec
 
 Request = TypeVar("Request", bound=Message)

@@ -18,9 +18,8 @@ from google.protobuf.message import Message
 from lstmserve.server.access.doors import Door
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
-from lstmserve.server.observe.exposition import SERVICE
 from lstmserve.server.observe.logs import session_hash
-from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.observe.metrics import SERVICE, Metrics
 from lstmserve.server.overtime import Overtime, TooSlow, WatchedTask
 from lstmserve.server.status import Abort, to_abort
 

@@ -13,7 +13,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from lstmserve.errors import Malformed
+from lstmserve.engine.errors import Malformed
 from lstmserve.server.codec import Request, parse
 from lstmserve.server.status import to_abort
 

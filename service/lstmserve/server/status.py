@@ -11,7 +11,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from lstmserve.errors import ModelError, ServeError
+from lstmserve.engine.errors import ModelError, ServeError
 from lstmserve.reasons import DOMAIN, REASONS
 
 DETAILS = "grpc-status-details-bin"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store.rows import Rows
 from lstmserve.store.store import Write, Written
 

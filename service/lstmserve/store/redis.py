@@ -24,7 +24,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from lstmserve.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store.record import VERSION_SLICE, pack_version
 from lstmserve.store.store import StoreRefused, Write, Written
 

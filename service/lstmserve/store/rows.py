@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from lstmserve.errors import StoreFull, StoreTimeout, StoreUnavailable
 from lstmserve.store.database import error_code, open_database
+from lstmserve.store.errors import StoreFull, StoreTimeout, StoreUnavailable
 from lstmserve.store.record import VERSION_SLICE, Version, pack_version, unpack_version
 from lstmserve.store.store import Write, Written, refusal
 

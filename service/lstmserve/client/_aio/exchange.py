@@ -11,8 +11,8 @@ import grpc
 from grpc import aio
 
 from lstmserve.client.calls import Request, Response
-from lstmserve.client.errors import LstmServeError
 from lstmserve.client.status import closed, ended, from_rpc, in_band, late
+from lstmserve.errors import LstmServeError
 
 Start = Callable[[AsyncIterator[Any]], aio.StreamStreamCall[Any, Any]]
 

@@ -14,7 +14,6 @@ from lstmserve.client._async.catalog import AsyncCatalog
 from lstmserve.client._async.connection import AsyncConnection
 from lstmserve.client._async.many import AsyncGroups
 from lstmserve.client._async.session import AsyncSession
-from lstmserve.client.arrays import Floats, state_parts
 from lstmserve.client.calls import (
     GET_SESSION,
     OPEN_SESSION,
@@ -26,7 +25,7 @@ from lstmserve.client.calls import (
 )
 from lstmserve.client.ids import Ids
 from lstmserve.client.ledger import Ledger
-from lstmserve.client.records import ModelInfo, SessionInfo, State
+from lstmserve.client.records import Floats, ModelInfo, SessionInfo, State, state_parts
 from lstmserve.client.retries import Patience
 from lstmserve.client.sequences import Sequences
 from lstmserve.wire.v1 import lstm_pb2 as wire

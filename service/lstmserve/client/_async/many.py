@@ -15,11 +15,10 @@ from lstmserve.client import checks
 from lstmserve.client._aio import Pending, Reply
 from lstmserve.client._async.connection import AsyncConnection, AsyncLine
 from lstmserve.client._async.session import AsyncSession
-from lstmserve.client.arrays import Floats, Rows, rows, shaped
 from lstmserve.client.calls import STEP, STEP_MANY
-from lstmserve.client.errors import LstmServeError, StepManyFailed
-from lstmserve.client.job import Piece
-from lstmserve.client.packing import Answer, Parcel, answer, parcels, step_request
+from lstmserve.client.packing import Answer, Parcel, Piece, answer, parcels, step_request
+from lstmserve.client.records import Floats, Rows, rows, shaped
+from lstmserve.errors import LstmServeError, StepManyFailed
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 Sent = Reply[wire.StepManyResponse] | Pending[wire.StepResponse]

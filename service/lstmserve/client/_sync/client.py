@@ -14,7 +14,6 @@ from lstmserve.client._sync.connection import Connection
 from lstmserve.client._sync.many import Groups
 from lstmserve.client._sync.session import Session
 from lstmserve.client._threads import opening
-from lstmserve.client.arrays import Floats, state_parts
 from lstmserve.client.calls import (
     GET_SESSION,
     OPEN_SESSION,
@@ -26,7 +25,7 @@ from lstmserve.client.calls import (
 )
 from lstmserve.client.ids import Ids
 from lstmserve.client.ledger import Ledger
-from lstmserve.client.records import ModelInfo, SessionInfo, State
+from lstmserve.client.records import Floats, ModelInfo, SessionInfo, State, state_parts
 from lstmserve.client.retries import Patience
 from lstmserve.client.sequences import Sequences
 from lstmserve.wire.v1 import lstm_pb2 as wire

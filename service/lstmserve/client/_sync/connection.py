@@ -9,8 +9,8 @@ from typing import Generic
 
 from lstmserve.client._threads import Exchange, Pending, Reply, Transport, guard
 from lstmserve.client.calls import Address, Method, Request, Response
-from lstmserve.client.errors import LstmServeError
 from lstmserve.client.retries import Patience
+from lstmserve.errors import LstmServeError
 
 
 class Connection:

@@ -9,15 +9,14 @@ from typing import Protocol
 
 from lstmserve.client._sync.connection import Connection
 from lstmserve.client._threads import Turn
-from lstmserve.client.arrays import Rows
 from lstmserve.client.calls import GET_STATE, OPEN_SESSION, STEP, open_request
-from lstmserve.client.errors import LstmServeError, SessionLost
-from lstmserve.client.job import Claim, Piece
+from lstmserve.client.job import Claim
 from lstmserve.client.ledger import Ledger, Remedy
-from lstmserve.client.packing import answer, step_request
-from lstmserve.client.records import State
+from lstmserve.client.packing import Piece, answer, step_request
+from lstmserve.client.records import Rows, State
 from lstmserve.client.retries import Tries
 from lstmserve.client.status import steps_lost
+from lstmserve.errors import LstmServeError, SessionLost
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 

@@ -15,11 +15,10 @@ from lstmserve.client import checks
 from lstmserve.client._sync.connection import Connection, Line
 from lstmserve.client._sync.session import Session
 from lstmserve.client._threads import Pending, Reply
-from lstmserve.client.arrays import Floats, Rows, rows, shaped
 from lstmserve.client.calls import STEP, STEP_MANY
-from lstmserve.client.errors import LstmServeError, StepManyFailed
-from lstmserve.client.job import Piece
-from lstmserve.client.packing import Answer, Parcel, answer, parcels, step_request
+from lstmserve.client.packing import Answer, Parcel, Piece, answer, parcels, step_request
+from lstmserve.client.records import Floats, Rows, rows, shaped
+from lstmserve.errors import LstmServeError, StepManyFailed
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 Sent = Reply[wire.StepManyResponse] | Pending[wire.StepResponse]

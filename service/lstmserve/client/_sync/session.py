@@ -13,7 +13,6 @@ from lstmserve.client import checks, ids
 from lstmserve.client._sync.connection import Connection
 from lstmserve.client._sync.course import Course
 from lstmserve.client._threads import Source, opening, pump
-from lstmserve.client.arrays import Floats, rows, shaped, state_parts
 from lstmserve.client.calls import (
     CLOSE_SESSION,
     GET_SESSION,
@@ -21,10 +20,10 @@ from lstmserve.client.calls import (
     STEP_STREAM,
     open_request,
 )
-from lstmserve.client.errors import LstmServeError, SessionLost
 from lstmserve.client.ledger import Ledger
 from lstmserve.client.packing import joined, merge
-from lstmserve.client.records import SessionInfo, State
+from lstmserve.client.records import Floats, SessionInfo, State, rows, shaped, state_parts
+from lstmserve.errors import LstmServeError, SessionLost
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 WINDOW: Final = 32  # steps that a stream reads ahead

@@ -16,8 +16,8 @@ from typing import Any, Generic
 import grpc
 
 from lstmserve.client.calls import Request, Response
-from lstmserve.client.errors import LstmServeError
 from lstmserve.client.status import ended, from_rpc, in_band, late
+from lstmserve.errors import LstmServeError
 
 Start = Callable[[Iterator[Any]], Any]  # grpc's stubs do not say that a stream can be cancelled
 

@@ -5,10 +5,10 @@ Steps in between are the commit stage's. The key's lock is held by whoever calls
 
 from __future__ import annotations
 
+from lstmserve.engine.errors import Fenced, SessionExists, StoreFull
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Fenced, SessionExists, StoreFull
 from lstmserve.store.record import Record, Version, encode
 from lstmserve.store.store import Store, Write, Written
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.compute.pool import Rows, Slots
+from lstmserve.engine.errors import ModelMismatch, ModelRetired, StateCorrupt
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ModelMismatch, ModelRetired, StateCorrupt
 from lstmserve.store.record import CorruptRecord, Record, Version, version_of
 
 STORE_TTL_MARGIN_NS = 10 * SECOND_NS

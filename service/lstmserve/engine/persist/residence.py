@@ -11,15 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from lstmserve.engine.clock import Now
-from lstmserve.engine.model import Model
-from lstmserve.engine.persist.filing import FULL, TRIES_MAX, Filing
-from lstmserve.engine.persist.key_locks import KeyLocks
-from lstmserve.engine.persist.records import Records, found_version, is_same_life
-from lstmserve.engine.session.endings import Tombstone
-from lstmserve.engine.session.room import Room
-from lstmserve.engine.session.sessions import Sessions
-from lstmserve.engine.table import SessionTable
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     Fenced,
     ModelMismatch,
     ModelRetired,
@@ -28,6 +20,14 @@ from lstmserve.errors import (
     StateCorrupt,
     StoreFull,
 )
+from lstmserve.engine.model import Model
+from lstmserve.engine.persist.filing import FULL, TRIES_MAX, Filing
+from lstmserve.engine.persist.key_locks import KeyLocks
+from lstmserve.engine.persist.records import Records, found_version, is_same_life
+from lstmserve.engine.session.endings import Tombstone
+from lstmserve.engine.session.room import Room
+from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.table import SessionTable
 from lstmserve.store.record import CorruptRecord, Record, Version, decode
 from lstmserve.store.store import Store, Written
 

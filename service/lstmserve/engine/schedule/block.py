@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Digests, Index, Input, Output
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.digest import digests, digests_of_rows
 from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import ServeError
 
 
 class Block:

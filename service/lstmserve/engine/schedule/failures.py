@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lstmserve.engine.errors import ServeError, SessionReplaced, StoreTimeout
 from lstmserve.engine.schedule import verdicts
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.outcome import Outcome
@@ -16,7 +17,6 @@ from lstmserve.engine.schedule.sequences import Sequences
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import DETACHED, MOVED, NOT_STORED, SessionTable
-from lstmserve.errors import ServeError, SessionReplaced, StoreTimeout
 
 
 class Failures:

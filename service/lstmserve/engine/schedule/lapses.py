@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from lstmserve.engine.errors import Cancelled, DeadlineExpired, ServeError
 from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.part import Part
 from lstmserve.engine.schedule.queues import Entry
 from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import Cancelled, DeadlineExpired, ServeError
 
 
 class Lapses:

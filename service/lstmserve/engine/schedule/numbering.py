@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from lstmserve.engine.arrays import Digests, Index, Output
+from lstmserve.engine.errors import ServeError, StepGap, StepPayloadMismatch, StepSuperseded
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ServeError, StepGap, StepPayloadMismatch, StepSuperseded
 
 
 class Numbering:

@@ -16,6 +16,7 @@ import numpy as np
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.compute.pool import Pool
+from lstmserve.engine.errors import Overloaded, ServeError
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.block import Block, BlockRow
 from lstmserve.engine.schedule.failures import Failures
@@ -30,7 +31,6 @@ from lstmserve.engine.schedule.sizes import length_class
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import Overloaded, ServeError
 
 RETRY_S = 0.05
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.pool import Rows
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.slicing import Slice, Slicing
-from lstmserve.errors import ServeError
 
 NO_SLOTS = np.zeros(0, np.int64)
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.pool import ZERO
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.digest import digest
-from lstmserve.errors import ServeError
 
 
 class Sink(Protocol):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lstmserve.engine.schedule.outcome import Outcome
-from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     Fenced,
     ModelError,
     PredecessorFailed,
@@ -16,6 +14,8 @@ from lstmserve.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.schedule.step import Step
 
 
 def fenced() -> Fenced:

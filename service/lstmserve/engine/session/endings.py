@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lstmserve.config import Config
-from lstmserve.engine.memory import SECOND_NS, Memory
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     ServeError,
     SessionClosed,
     SessionExpired,
     SessionLost,
     SessionNotFound,
 )
+from lstmserve.engine.memory import SECOND_NS, Memory
 
 Ending = Literal["closed", "expired"]
 

@@ -10,6 +10,7 @@ from enum import Enum
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
@@ -17,7 +18,6 @@ from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ModelMismatch, ServeError, SessionExists
 
 
 class IfExists(Enum):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import ModelNotSteppable, Quota, SessionLimit
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.errors import ModelNotSteppable, Quota, SessionLimit
 
 SWEEP_ROWS = 1 << 16
 FULL_SWEEP_NS = SECOND_NS // 10

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
 from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.endings import Ending, Endings, Tombstone
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import CLOSING, DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
-from lstmserve.errors import SessionClosed, SessionReplaced
 
 
 class Sessions:

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 from lstmserve import tokens
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import AdminOnly, BadToken, Malformed
 from lstmserve.engine.memory import SECOND_NS
-from lstmserve.errors import AdminOnly, BadToken, Malformed
 from lstmserve.server.access.reloading import BadFile, Reloading, read_bytes
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.tokens import BadTokens, Limits, Tokens

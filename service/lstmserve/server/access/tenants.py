@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lstmserve.engine.arrays import Index
+from lstmserve.engine.errors import Quota
 from lstmserve.engine.keys import named_key, sequence_key, session_key
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.schedule.block import Block
-from lstmserve.errors import Quota
 from lstmserve.tokens import Limits
 
 RETRY_S = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lstmserve.engine import Engine, Model
-from lstmserve.errors import Malformed
+from lstmserve.engine.errors import Malformed
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.kserve.parameters import Parameters, read_parameters
 from lstmserve.server.kserve.reading import Inputs, wanted_outputs

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lstmserve.engine import Model
-from lstmserve.errors import ServeError
+from lstmserve.engine.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from lstmserve.errors import Overloaded
+from lstmserve.engine.errors import Overloaded
 
 RETRY_S = 0.05
 

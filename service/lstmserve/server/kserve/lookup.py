@@ -8,9 +8,7 @@ import structlog
 
 from lstmserve.engine import Engine
 from lstmserve.engine.clock import Now
-from lstmserve.engine.memory import SECOND_NS
-from lstmserve.engine.session.opening import IfExists, Import, OpenRequest
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     DeadlineExpired,
     Draining,
     ModelMismatch,
@@ -20,6 +18,8 @@ from lstmserve.errors import (
     StateCorrupt,
     StepSuperseded,
 )
+from lstmserve.engine.memory import SECOND_NS
+from lstmserve.engine.session.opening import IfExists, Import, OpenRequest
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.observe.logs import session_hash

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstmserve.engine import Engine, Model
-from lstmserve.errors import ModelNotFound
+from lstmserve.engine.errors import ModelNotFound
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.asking import read_version

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lstmserve.engine.errors import BadSessionId, BadStep, Malformed
 from lstmserve.engine.keys import ID_LENGTH_MAX
-from lstmserve.errors import BadSessionId, BadStep, Malformed
 from lstmserve.kserve.v2 import inference_pb2 as pb
 
 INTEGERS: Final = ("int64_param", "uint64_param")

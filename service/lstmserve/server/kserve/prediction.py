@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from lstmserve.engine.clock import Now
-from lstmserve.errors import DeadlineExpired
+from lstmserve.engine.errors import DeadlineExpired
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.answering import Answering

@@ -10,7 +10,7 @@ from typing import Final
 
 from lstmserve.engine import Model
 from lstmserve.engine.arrays import Input
-from lstmserve.errors import BadTensor, Malformed
+from lstmserve.engine.errors import BadTensor, Malformed
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.codec import check_finite, input_rows
 from lstmserve.server.kserve.tensors import SHOWN_MAX, Array, Tensor, array, refuse_parameters

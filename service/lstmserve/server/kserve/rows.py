@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.arrays import Input
+from lstmserve.engine.errors import BadTensor
 from lstmserve.engine.session.opening import Import
-from lstmserve.errors import BadTensor
 from lstmserve.server.codec import check_length, check_reply
 from lstmserve.server.kserve.reading import (
     STATES,

@@ -6,7 +6,7 @@ import grpc
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
-from lstmserve.errors import NotImplementedYet
+from lstmserve.engine.errors import NotImplementedYet
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.doors import Door
 from lstmserve.server.inbox import Inbox

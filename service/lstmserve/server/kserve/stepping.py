@@ -12,8 +12,8 @@ import asyncio
 import structlog
 
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import Cancelled, ServeError
 from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import Cancelled, ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.answering import Answering

@@ -6,7 +6,7 @@ Errors are in band and the stream goes on, unless the client asked for Triton's 
 from __future__ import annotations
 
 from lstmserve.config import Config
-from lstmserve.errors import ServeError
+from lstmserve.engine.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.inbox import Inbox

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Final
 
-from lstmserve.errors import (
+from lstmserve.engine.errors import (
     ServeError,
     SessionClosed,
     SessionExists,

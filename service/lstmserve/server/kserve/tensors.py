@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.errors import BadTensor, Malformed, NotImplementedYet
+from lstmserve.engine.errors import BadTensor, Malformed, NotImplementedYet
 from lstmserve.kserve.v2 import inference_pb2 as pb
 
 Array = npt.NDArray[Any]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
+from lstmserve.engine.errors import BadTensor
 from lstmserve.engine.model import State
 from lstmserve.engine.predicting import Prediction, PredictJob
-from lstmserve.errors import BadTensor
 from lstmserve.server.codec import check_length, check_reply, sequence_lengths
 from lstmserve.server.kserve.reading import (
     STATES,

@@ -8,8 +8,8 @@ import numpy as np
 
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import DuplicateSession
 from lstmserve.engine.table import OPEN, SessionTable
-from lstmserve.errors import DuplicateSession
 from lstmserve.server.access.tenants import Tenant
 
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.table import OPEN
-from lstmserve.errors import ServeError
 from lstmserve.server.codec import FLOAT, is_finite
 from lstmserve.server.native.single import Single
 from lstmserve.server.native.steps import Steps

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from lstmserve.engine import Engine
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
-from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.native.cohort import Cohort

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lstmserve.errors import BadTensor, EmptyInput, Malformed, TooLong
+from lstmserve.engine.errors import BadTensor, EmptyInput, Malformed, TooLong
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.wire.v1 import lstm_pb2 as pb
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from lstmserve.engine import Model
 from lstmserve.engine.arrays import Index
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
-from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.wire.v1 import lstm_pb2 as pb

@@ -8,9 +8,9 @@ import numpy as np
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
+from lstmserve.engine.errors import Fenced, MixedModels, ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.part import ALL
-from lstmserve.errors import Fenced, MixedModels, ServeError
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
 from lstmserve.server.native.many_columns import check_columns
 from lstmserve.server.native.many_message import ManyMessage

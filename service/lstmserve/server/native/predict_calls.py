@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.errors import BadTensor, ServeError
 from lstmserve.engine.predicting import PredictJob
-from lstmserve.errors import BadTensor, ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import (
     check_finite,

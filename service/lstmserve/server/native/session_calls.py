@@ -9,10 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.errors import Draining, Malformed, ModelMismatch, StateCorrupt
 from lstmserve.engine.keys import ID, session_id
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.session.opening import IfExists, Import, OpenRequest
-from lstmserve.errors import Draining, Malformed, ModelMismatch, StateCorrupt
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import state_rows
 from lstmserve.wire.v1 import lstm_pb2 as pb

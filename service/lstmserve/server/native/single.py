@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from lstmserve.engine import Model
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
-from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.wire.v1 import lstm_pb2 as pb
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from lstmserve.engine import Model
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.inbox import Inbox

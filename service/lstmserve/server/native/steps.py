@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Input
+from lstmserve.engine.errors import BadStep, Malformed
 from lstmserve.engine.schedule.step import Sink, Step
-from lstmserve.errors import BadStep, Malformed
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
 from lstmserve.server.native.single import Single

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lstmserve.engine import Model
+from lstmserve.engine.errors import ServeError
 from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
-from lstmserve.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.inbox import Inbox

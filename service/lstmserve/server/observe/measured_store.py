@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from lstmserve.errors import ServeError
+from lstmserve.engine.errors import ServeError
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.store import Store, Write, Written
 

@@ -1,4 +1,4 @@
-"""Owns the exceptions that a caller of the client handles. Retries nothing, logs nothing."""
+"""The exceptions that a caller of the client handles, one class per thing that can be done."""
 
 from __future__ import annotations
 
@@ -12,6 +12,31 @@ from lstmserve.reasons import REASONS
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+__all__ = [
+    "BadToken",
+    "Cancelled",
+    "DeadlineExceeded",
+    "InvalidInput",
+    "LstmServeError",
+    "ModelMismatch",
+    "ModelNotFound",
+    "ModelNotSteppable",
+    "Overloaded",
+    "PredecessorFailed",
+    "Quota",
+    "SessionClosed",
+    "SessionExists",
+    "SessionExpired",
+    "SessionLost",
+    "SessionNotFound",
+    "SessionReplaced",
+    "StepConflict",
+    "StepManyFailed",
+    "StepsLost",
+    "Unavailable",
+    "Unimplemented",
+]
 
 
 class LstmServeError(Exception):

@@ -1,7 +1,4 @@
-"""The base of the domain errors.
-
-One class per reason of error_reason.proto; reasons.py has their codes and what was applied.
-"""
+"""The base of the domain errors: a refusal or failure with its reason. Knows no transport."""
 
 from __future__ import annotations
 
