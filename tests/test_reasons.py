@@ -15,5 +15,5 @@ def test_reasons_are_those_of_the_contract() -> None:
     published = {
         name: (code, marks[mark or ""]) for name, code, mark in LINE.findall(PROTO.read_text())
     }
-    assert len(published) == 40
+    assert len(published) == 43
     assert {name: (r.code.name, r.applied) for name, r in REASONS.items()} == published

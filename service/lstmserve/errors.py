@@ -31,6 +31,7 @@ __all__ = [
     "SessionLost",
     "SessionNotFound",
     "SessionReplaced",
+    "StateRolledBack",
     "StepConflict",
     "StepManyFailed",
     "StepsLost",
@@ -135,6 +136,13 @@ class StepsLost(LstmServeError):
     """The server lost steps it had answered, and the replay log does not reach back so far.
 
     metadata has the `expected_step`; resume the session to go on from there.
+    """
+
+
+class StateRolledBack(LstmServeError):
+    """The server may have lost steps that it had answered, and this step names no number.
+
+    metadata has `step`, the last one that is left. Resume or restart the session.
     """
 
 

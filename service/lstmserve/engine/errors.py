@@ -24,11 +24,13 @@ __all__ = [
     "ModelError",
     "ModelMismatch",
     "ModelNotFound",
+    "ModelNotHereYet",
     "ModelNotSteppable",
     "ModelRetired",
     "NonFinite",
     "NotImplementedYet",
     "Overloaded",
+    "PendingBytes",
     "PredecessorFailed",
     "Quota",
     "ServeError",
@@ -40,6 +42,7 @@ __all__ = [
     "SessionNotFound",
     "SessionReplaced",
     "StateCorrupt",
+    "StateRolledBack",
     "StepGap",
     "StepPayloadMismatch",
     "StepSuperseded",
@@ -172,6 +175,12 @@ class ModelRetired(ServeError):
     reason = "MODEL_RETIRED"
 
 
+class ModelNotHereYet(ServeError):
+    """A newer version than any that is served here: a rolling update has not come this far."""
+
+    reason = "MODEL_NOT_HERE_YET"
+
+
 class ModelMismatch(ServeError):
     """A state or session of another model."""
 
@@ -182,6 +191,12 @@ class ModelNotSteppable(ServeError):
     """A bidirectional model: it reads whole sequences, by Predict."""
 
     reason = "MODEL_NOT_STEPPABLE"
+
+
+class StateRolledBack(ServeError):
+    """Steps that were answered may have been taken back; an unnumbered step cannot tell."""
+
+    reason = "STATE_ROLLED_BACK"
 
 
 class StateCorrupt(ServeError):
@@ -244,6 +259,12 @@ class Overloaded(ServeError):
     """The queue is full."""
 
     reason = "OVERLOADED"
+
+
+class PendingBytes(ServeError):
+    """Messages that wait take as many bytes as they may."""
+
+    reason = "PENDING_BYTES"
 
 
 class Quota(ServeError):
