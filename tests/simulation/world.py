@@ -167,7 +167,8 @@ def _check_stored(talk: Conversation, shelf: Shelf) -> None:
         return
     record = decode(content)
     talk.require(record.step == talk.acked, f"step {record.step} is stored")
-    talk.check_state(record.h, record.c, record.step)
+    h, c = (each.data for each in record.states)
+    talk.check_state(h, c, record.step)
 
 
 async def _cancel_all() -> None:

@@ -65,7 +65,7 @@ class Engine:
         self._stage = stage or InMemory()
         residence = None
         if store is not None:
-            records = Records(self.table, self.models)
+            records = Records(self.table, self.models, config.store_format)
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
             residence = Residence(
                 self.table, self.sessions, self.room, records, store, clock, self._stage.flush

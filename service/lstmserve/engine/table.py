@@ -43,6 +43,7 @@ class SessionTable:
         self.epoch = np.zeros(rows, np.int64)  # which server took it from a store; 0: it began here
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
+        self.request_ids: dict[int, str] = {}  # of the OpenSession that began it, if it had one
         # The scheduler writes these.
         self.slot = np.zeros(rows, np.int64)
         self.step = np.zeros(rows, np.int64)
@@ -129,6 +130,7 @@ class SessionTable:
         self.set_phase(row, FREE)
         self.step[row] = self.digest[row] = self.pending_digest[row] = 0
         self.replies.forget(row)
+        self.request_ids.pop(row, None)
         self._free.give_one(row)
 
     def idle_before(self, now_ns: int, start: int, stop: int) -> Index:
