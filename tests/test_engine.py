@@ -94,7 +94,6 @@ def open_request(engine: Engine, name: str, **fields: Any) -> OpenRequest:
         "if_exists": IfExists.FAIL,
         "state": None,
         "fork_of": "",
-        "request_key": "",
     }
     return OpenRequest(**{**defaults, **fields})
 

@@ -36,6 +36,7 @@ from lstmserve.store.record import (
     pack_version,
     version_of,
 )
+from storing import signed
 
 EDITION1_STORE = Path(__file__).parent / "fixtures" / "edition1" / "file" / "sessions.sqlite3"
 H, C = struct.pack("<3f", 0.5, -1.0, 2.0), struct.pack("<3f", 1.5, 0.0, -2.0)
@@ -110,13 +111,6 @@ RECORDS = FIRSTS | st.builds(
         )
     )
 )
-
-
-def signed(content: bytes | bytearray) -> bytes:
-    """With the checksum of what it is now."""
-    at = 116 if content[4] == 1 else CRC_SLICE.start
-    crc = google_crc32c.value(bytes(content[:at]) + bytes(content[at + 4 :]))
-    return bytes(content[:at]) + struct.pack("<I", crc) + bytes(content[at + 4 :])
 
 
 def field(tag: int, value: bytes) -> bytes:

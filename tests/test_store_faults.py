@@ -14,7 +14,7 @@ from lstmserve import Client
 from lstmserve.errors import LstmServeError
 from modelmaking import TINY, make_model, random_input
 from serving import Serve, Serving
-from storing import Valkey
+from storing import Valkey, later
 
 KEY = "s::" + b"a".hex()
 
@@ -64,6 +64,37 @@ def test_a_damaged_record_is_put_aside(serve: Serve, valkey: Valkey, raw: Any) -
     assert reason(serving) in ("SESSION_NOT_FOUND", "SESSION_LOST")
     with Client(serving.target) as client:
         assert client.session("tiny", id="a").step_count == 0
+
+
+@pytest.mark.parametrize("number", [3, 999])
+def test_a_later_release_s_record_is_left(
+    number: int, serve: Serve, valkey: Valkey, raw: Any
+) -> None:
+    """A record of an unknown format is UNAVAILABLE with the way out, stays as it is under its key,
+    and the release that wrote it goes on with it."""
+    leave_a_session(serve("--store", valkey.url))
+    content = raw.get(KEY)
+    newer = later(content, number)
+    raw.set(KEY, newer, px=600_000)
+    serving = serve("--store", valkey.url)
+    with Client(serving.target, retry_s_max=0) as client:
+        for call in (
+            lambda: client.attach("a"),
+            lambda: client.session("tiny", id="a"),
+            lambda: client.session("tiny", id="a", if_exists="restart"),
+        ):
+            with pytest.raises(LstmServeError) as refused:
+                call()
+            assert refused.value.reason == "STORE_UNAVAILABLE"
+            assert "a later release stored this session" in str(refused.value)
+            assert "go on at a server of that release" in str(refused.value)
+    assert serving.stop() == 0
+    assert not serving.events("damaged record put aside")
+    assert raw.keys("*") == [KEY.encode()]
+    assert raw.get(KEY) == newer
+    raw.set(KEY, content, px=600_000)
+    with Client(serve("--store", valkey.url).target) as client:
+        assert client.attach("a").step_count == 1
 
 
 def test_other_weights_are_not_given_an_old_state(

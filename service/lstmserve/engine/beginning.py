@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lstmserve.engine.clock import Now
-from lstmserve.engine.errors import Fenced, ServeError, SessionLimit
+from lstmserve.engine.errors import Fenced, ServeError, SessionExists, SessionLimit
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.schedule.holds import Hold
 from lstmserve.engine.schedule.scheduler import Scheduler
@@ -43,31 +43,50 @@ class Beginning:
 
     async def open(self, request: OpenRequest) -> tuple[int, bool]:
         """As Lives.open."""
-        if not request.request_key:
-            return await self._open(request)
-        async with self._residence.alone(f"?{request.request_key}"):  # no session's key begins so
-            key = self._opening.key_of(request, self._clock())
-            return await self._open(replace(request, key=key))
-
-    async def _open(self, request: OpenRequest) -> tuple[int, bool]:
         if request.fork_of:
+            if (row := await self._find_own(request)) is not None:  # its source may be gone
+                return row, True
             request = await self._with_source(request)
-        is_restart = request.if_exists is IfExists.RESTART
         async with self._residence.alone(request.key):
+            is_restart = request.if_exists is IfExists.RESTART
             before = await self._residence.refresh(request.key, is_restart)
-            standstill = Standstill(self._table, self._sessions)
+            if (row := self._opening.own(request, self._clock())) is not None:
+                return row, True
             try:
-                if is_restart:
-                    await standstill.rest(request.key)
-                return await self._begin(request, before, standstill)
-            finally:
-                standstill.end()
-                self._on_ready()
+                return await self._open(request, before)
+            except SessionExists:
+                if self._table.find(request.key) is not None:
+                    raise
+                # The store has one that this server had not seen: perhaps an earlier try of this
+                # request, on another server or late.
+                await self._residence.refresh(request.key)
+                if (row := self._opening.own(request, self._clock())) is None:
+                    raise
+                return row, True
+
+    async def _find_own(self, request: OpenRequest) -> int | None:
+        """As Opening.own, of a session that may be elsewhere."""
+        if not request.request_id:
+            return None
+        async with self._residence.alone(request.key):
+            await self._residence.refresh(request.key, request.if_exists is IfExists.RESTART)
+            return self._opening.own(request, self._clock())
+
+    async def _open(self, request: OpenRequest, before: Version | None) -> tuple[int, bool]:
+        """The key's lock is held; `before` is what the store has under it."""
+        standstill = Standstill(self._table, self._sessions)
+        try:
+            if request.if_exists is IfExists.RESTART:
+                await standstill.rest(request.key)
+            return await self._begin(request, before, standstill)
+        finally:
+            standstill.end()
+            self._on_ready()
 
     async def _begin(
         self, request: OpenRequest, before: Version | None, standstill: Standstill
     ) -> tuple[int, bool]:
-        """The key's lock is held; `before` is what the store has under it."""
+        """The same, while the steps of who has the key, and of who gets it, wait."""
         residence = self._residence
         try:
             row, is_created, before = await self._make(request, before)

@@ -435,6 +435,8 @@ def _tensor(value: bytes) -> Tensor:
     dtype, name_size, rank = _TENSOR.unpack_from(value)
     shape = struct.unpack_from(f"<{rank}I", value, _TENSOR.size)
     at = _TENSOR.size + 4 * rank
+    if at + name_size > len(value):
+        raise CorruptRecord("a state ends before its name does")
     name = value[at : at + name_size].decode()
     if dtype not in _DTYPE_NAMES:
         raise UnknownRecord(f"a state of type {dtype}, which this release does not know")

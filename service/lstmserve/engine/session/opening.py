@@ -5,12 +5,13 @@ Synchronous; the clock is handed in. Sessions does what is decided here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
-from lstmserve.engine.errors import ModelMismatch, ServeError, SessionExists
+from lstmserve.engine.errors import Malformed, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
@@ -18,6 +19,8 @@ from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import SessionTable
+
+REUSED = "this request_id was that of another OpenSession: give each request an id of its own"
 
 
 class IfExists(Enum):
@@ -43,6 +46,7 @@ class OpenRequest:
 
     `version` 0 is the newest for a new session, and any for one that goes on; `sessions_max` is
     the tenant's limit, None for none; `forked` is what `fork_of` was when it was last seen here.
+    `asked` stands for the whole of a request with a `request_id`: a repeat has both.
     """
 
     key: str
@@ -52,55 +56,85 @@ class OpenRequest:
     if_exists: IfExists
     state: Import | None
     fork_of: str
-    request_key: str
+    request_id: str = ""
+    asked: bytes = b""
     sessions_max: int | None = None
     forked: Start | None = None
 
+    @property
+    def request_key(self) -> str:
+        """Of its tenant's request ids."""
+        return f"{tenant_of(self.key)}/{self.request_id}" if self.request_id else ""
+
+
+class Opened(NamedTuple):
+    """What is remembered of a request id: what was asked, and the session that was opened."""
+
+    asked: bytes
+    key: str
+    incarnation: int
+    is_certain: bool  # whether a store has, or had, the session; without one always
+
 
 class Opening:
-    """Remembers request ids, and nothing else."""
+    """Remembers request ids for a while; the sessions that they opened know them, too."""
 
     def __init__(self, config: Config, table: SessionTable, sessions: Sessions, room: Room) -> None:
         self._table = table
         self._room = room
         self._sessions = sessions
-        self._answered: Memory[tuple[str, int, bool]] = Memory(
+        self._opened: Memory[Opened] = Memory(
             config.open_requests_max, int(config.request_id_s * SECOND_NS)
         )
 
     def open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         """The session's row, and whether it was created.
 
-        Raises SessionExists, ModelMismatch, SessionLimit, Quota, ModelNotSteppable, and for
-        `fork_of` or a repeated request whose session is gone what Sessions.find() raises.
+        Raises SessionExists, ModelMismatch, SessionLimit, Quota, ModelNotSteppable, for `fork_of`
+        what Sessions.find() raises, and what own() raises.
         """
-        if request.request_key:
-            answered = self._answered.get(request.request_key, now.monotonic_ns)
-            if answered is not None and self._is_certain(*answered):
-                return self._sessions.find(answered[0], answered[1], now), True
+        if (row := self.own(request, now)) is not None:
+            return row, True
         row, is_created = self._open(request, now)
-        if request.request_key and is_created:
-            key, incarnation = self._table.keys[row], int(self._table.incarnation[row])
-            assert key is not None
-            self._answered.put(request.request_key, (key, incarnation, True), now.monotonic_ns)
+        if request.request_id and is_created:
+            opened = Opened(request.asked, request.key, int(self._table.incarnation[row]), True)
+            self._opened.put(request.request_key, opened, now.monotonic_ns)
         return row, is_created
 
-    def key_of(self, request: OpenRequest, now: Now) -> str:
-        """Its key: the same one for the same request again, also where the server makes the id."""
-        answered = self._answered.get(request.request_key, now.monotonic_ns)
-        return request.key if answered is None else answered[0]
+    def own(self, request: OpenRequest, now: Now) -> int | None:
+        """The row of the session that an earlier try of this request opened, here or elsewhere;
+        None where there was none.
+
+        Raises Malformed where the request id was another request's, and what Sessions.find() raises
+        where the session has ended.
+        """
+        if not request.request_id:
+            return None
+        opened = self._opened.get(request.request_key, now.monotonic_ns)
+        if opened is not None and opened.asked != request.asked:
+            raise Malformed(REUSED, field="request_id")
+        if opened is not None and self._is_certain(opened):
+            return self._sessions.find(opened.key, opened.incarnation, now)
+        row = self._sessions.find_any(request.key, now)
+        if row is None or self._table.request_ids.get(row) != request.request_id:
+            return None
+        model = self._sessions.model_of(row)
+        if model.name != request.model.name or request.version not in (0, model.version):
+            raise Malformed(REUSED, field="request_id")
+        return self._sessions.find(request.key, 0, now)
 
     def doubt(self, request: OpenRequest, now: Now) -> None:
         """Whether the session that was opened exists is unknown: a store's answer was lost."""
-        answered = self._answered.get(request.request_key, now.monotonic_ns)
-        if answered is not None:
-            key, incarnation, _ = answered
-            self._answered.put(request.request_key, (key, incarnation, False), now.monotonic_ns)
+        opened = self._opened.get(request.request_key, now.monotonic_ns)
+        if opened is not None:
+            doubted = opened._replace(is_certain=False)
+            self._opened.put(request.request_key, doubted, now.monotonic_ns)
 
-    def _is_certain(self, key: str, incarnation: int, was_stored: bool) -> bool:
+    def _is_certain(self, opened: Opened) -> bool:
         """Whether the session exists, or did once."""
-        row = self._table.find(key)
-        return was_stored or (row is not None and self._table.incarnation[row] == incarnation)
+        row = self._table.find(opened.key)
+        is_here = row is not None and self._table.incarnation[row] == opened.incarnation
+        return opened.is_certain or is_here
 
     def _open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         row = self._sessions.find_any(request.key, now)
@@ -117,6 +151,7 @@ class Opening:
             self._room.make(request.model, now, row)
             self._sessions.detach(row, "replaced")
         self._room.make(request.model, now)
+        start = replace(start, request_id=request.request_id)
         return self._sessions.open(request.key, request.model, start, request.ttl_ns, now), True
 
     def _check_same(self, row: int, request: OpenRequest) -> None:

@@ -106,7 +106,6 @@ async def start(
         if_exists=IfExists.RESTART if ask.parameters.may_restart else IfExists.FAIL,
         state=state,
         fork_of="",
-        request_key="",
         sessions_max=tenant.limits.sessions_max,
     )
     row, _ = await engine.lives.open(request)

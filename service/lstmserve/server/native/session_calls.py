@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 
 import google_crc32c
@@ -38,15 +39,19 @@ class SessionCalls:
         model = engine.model(request.model, request.version)
         if request.if_exists not in (0, 1, 2):
             raise Malformed("if_exists is unknown", field="if_exists")
+        if request.request_id and not ID.fullmatch(request.request_id):
+            allowed = "must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -"
+            raise Malformed(f"request_id {allowed}", field="request_id")
         opened = OpenRequest(
-            key=tenant.key(request.session_id or secrets.token_hex(16)),
+            key=tenant.key(request.session_id or _new_id(tenant, request.request_id)),
             model=model,
             version=request.version,
             ttl_ns=self._ttl_ns(request),
             if_exists=IfExists(request.if_exists),
             state=_state(request.state, model) if request.HasField("state") else None,
             fork_of=tenant.named_key(request.fork_of, "fork_of") if request.fork_of else "",
-            request_key=_request_key(tenant, request.request_id),
+            request_id=request.request_id,
+            asked=_asked(request) if request.request_id else b"",
             sessions_max=tenant.limits.sessions_max,
         )
         row, is_created = await engine.lives.open(opened)
@@ -155,10 +160,17 @@ def _state(state: pb.State, model: Model) -> Import:
     return Import(h[:, 0], c[:, 0], state.step)
 
 
-def _request_key(tenant: Tenant, request_id: str) -> str:
-    if request_id and not ID.fullmatch(request_id):
-        raise Malformed("request_id must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -", field="request_id")
-    return request_id and tenant.key(request_id)
+def _new_id(tenant: Tenant, request_id: str) -> str:
+    """An id for a session whose client names none: the same one for the same request_id, on
+    whichever server a repeat arrives."""
+    if not request_id:
+        return secrets.token_hex(16)
+    return hashlib.sha256(f"{tenant.name}/{request_id}".encode()).hexdigest()[:32]
+
+
+def _asked(request: pb.OpenSessionRequest) -> bytes:
+    """Stands for all that a request asks."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def _timestamp(wall_ns: int) -> Timestamp:
