@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
+from lstmserve.client import State
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import make_model
@@ -122,6 +123,20 @@ async def test_a_state_goes_out_and_in_bit_for_bit(wire: Wire) -> None:
     assert (back.h, back.c) == (state.h, state.c)
     mismatch = {"model": "m", "version": 2, "state": state}
     assert await reason(wire, "OpenSession", **mismatch) == "MODEL_MISMATCH"
+
+
+async def test_a_later_release_s_state_is_not_called_damaged(wire: Wire) -> None:
+    """A state with fields that this release does not know is refused as a later release's."""
+    a = Good(wire, "m", await wire.open(version=1))
+    state = (await wire.call("GetState", session_id=a.id)).state
+    later = pb.State(step=state.step, crc32c=7, fingerprint=state.fingerprint)
+    later.MergeFromString(bytes([6 << 3 | 2, 2, 1, 1]))  # field 6, of two bytes
+    request = pb.OpenSessionRequest(model="m", version=1, state=later)
+    said = await wire.refused("OpenSession", request.SerializeToString())
+    assert (said.reason, said.fields) == ("MALFORMED", ["state"])
+    assert "a later one exported it" in said.message
+    with pytest.raises(ValueError, match="a later release"):
+        State.from_bytes(later.SerializeToString(), model=None)  # type: ignore[arg-type]  # refused before it is looked at
 
 
 async def test_extreme_states(wire: Wire) -> None:

@@ -243,7 +243,7 @@ def namesake(folder: Path) -> None:
     ("spoil", "what"),
     [
         (foreign, "not a database"),
-        (later, "format 2"),
+        (later, r"format 2, .*: start the release that wrote it, or name another folder"),
         (folder_as_file, "cannot be used: unable to open"),
         (anothers, "another program's database: name another folder"),
         (namesake, "cannot be opened: no such column: key"),

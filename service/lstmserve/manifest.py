@@ -68,7 +68,8 @@ class Manifest:
             values = json.loads(text)
             if (found := values.pop("format", None)) != FORMAT:
                 raise InvalidModelFolder(
-                    f"{MANIFEST} has format {found!r}, this release reads {FORMAT}: export again"
+                    f"{MANIFEST} has format {found!r}, this release reads {FORMAT}: "
+                    "export again, or serve it with the release that exported it"
                 )
             spec = ModelSpec.from_json(values.pop("spec"))
             return cls(spec=spec, notes=tuple(values.pop("notes", ())), **values)

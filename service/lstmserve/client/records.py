@@ -19,6 +19,7 @@ from lstmserve.wire.v1 import lstm_pb2 as wire
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 Floats = npt.NDArray[np.float32]
 FLOAT = np.dtype("<f4")
@@ -159,6 +160,8 @@ class State:
             message = wire.State.FromString(data)
         except DecodeError as error:
             raise ValueError("not a serialised lstmserve.v1.State") from error
+        if len(UnknownFieldSet(message)):
+            raise ValueError("a state of a later release of lstmserve: read it with that release")
         sizes = (model.layers * model.state_size * 4, model.layers * model.hidden_size * 4)
         if (len(message.h), len(message.c)) != sizes:
             raise ValueError(f"not a state of {model.name}: its h and c take {sizes} bytes")

@@ -83,7 +83,10 @@ def _is_new(database: sqlite3.Connection) -> bool:
     if not found:
         raise StoreRefused("the store's file is another program's database: name another folder")
     if found != FORMAT:
-        raise StoreRefused(f"the store has format {found}, this release reads {FORMAT}")
+        raise StoreRefused(
+            f"the store has format {found}, this release reads {FORMAT}: "
+            "start the release that wrote it, or name another folder"
+        )
     for select in _CHECK:
         database.execute(select)
     return False

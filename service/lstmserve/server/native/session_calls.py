@@ -8,6 +8,7 @@ import secrets
 import google_crc32c
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import Draining, Malformed, ModelMismatch, StateCorrupt
@@ -148,6 +149,12 @@ def checksum(h: bytes, c: bytes, step: int) -> int:
 
 def _state(state: pb.State, model: Model) -> Import:
     """A client's state, checked. Raises ModelMismatch, StateCorrupt, BadTensor, NonFinite."""
+    if len(UnknownFieldSet(state)):
+        raise Malformed(
+            "state has fields that this release does not know: a later one exported it, "
+            "open it at a server of that release",
+            field="state",
+        )
     if state.fingerprint and state.fingerprint != model.fingerprint:
         raise ModelMismatch("the state is of another model: its fingerprint differs")
     if not 0 <= state.step < STEP_MAX:  # before the checksum, which takes no negative number
