@@ -108,7 +108,9 @@ class AsyncSession:
 
         What has been read while a step was under way, up to `window` of xs, goes as the next one;
         `timeout_s` is for each. Raises what step() raises, for the first step that fails, and what
-        `xs` raises, after the replies before it. The xs without a y can be streamed again.
+        `xs` raises, after the replies before it. The xs without a y can be streamed again. The
+        caller may leave the loop at any time; an `xs` that blocks then holds its thread until it
+        goes on.
         """
         model = self.model_info
         timeout_s, window = checks.timeout(timeout_s), checks.count("window", window, 1)
