@@ -1,4 +1,4 @@
-"""What a user of the library sees: its names, one class per error, and errors that say what helps."""
+"""The names that a user of the library sees, one class per error, errors that say what helps."""
 
 from __future__ import annotations
 
