@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from lstmserve import Client
+from lstmserve.cli import commands
 from serving import ROOT, WAIT_S_MAX, environment
 from zoo import TOLERANCE, Zoo
 
@@ -316,13 +322,42 @@ def test_a_refusal_is_one_line(shell: Shell) -> None:
 
 
 def test_proto_hands_out_the_contract(shell: Shell, tmp_path: Path) -> None:
-    """The files of proto/, byte for byte, and their paths."""
-    written = shell.out("proto", tmp_path / "new").split()
-    assert [Path(path).name for path in written] == ["error_reason.proto", "lstm.proto"]
-    for path in map(Path, written):
-        assert path.read_bytes() == (ROOT / "proto/lstmserve/v1" / path.name).read_bytes()
+    """The files of proto/, byte for byte, and their paths; what is there is written over."""
+    for _ in range(2):
+        written = shell.out("proto", tmp_path / "new").split()
+    names = [str(Path(path).relative_to(tmp_path / "new")) for path in written]
+    ours = [name for name in names if name.startswith("lstmserve/")]
+    assert sorted(ours) == sorted(
+        str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto")
+    )
+    assert set(names) - set(ours) == {"google/rpc/status.proto", "google/rpc/error_details.proto"}
+    for name in ours:
+        assert (tmp_path / "new" / name).read_bytes() == (ROOT / "proto" / name).read_bytes()
     (tmp_path / "file").write_text("")
     assert "file" in shell.refusal("proto", tmp_path / "file" / "below")
+
+
+def test_the_contract_compiles_from_an_empty_folder(shell: Shell, tmp_path: Path) -> None:
+    """Protoc makes stubs of every file, with no other source than its own google/protobuf."""
+    written = [
+        str(Path(path).relative_to(tmp_path)) for path in shell.out("proto", tmp_path).split()
+    ]
+    out = tmp_path / "out"
+    out.mkdir()
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={out}"]
+    # Its own include path, of google/protobuf alone, is what every protoc brings along.
+    done = subprocess.run(
+        [*protoc, f"--grpc_python_out={out}", *written],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in out.rglob("*_pb2_grpc.py")} >= {
+        "lstm_pb2_grpc.py",
+        "inference_pb2_grpc.py",
+    }
 
 
 def test_help_costs_nothing(shell: Shell) -> None:
@@ -343,6 +378,37 @@ def test_help_costs_nothing(shell: Shell) -> None:
     assert {"export", "serve", "models", "step", "predict", "sessions", "health", "proto"} < {
         *words
     }
+
+
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Every command and subcommand with the words that call it, the group itself first."""
+    yield path, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [pytest.param(*each, id=" ".join(each[0])) for each in every_command(commands)],
+)
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_help_is_whole(path: tuple[str, ...], command: click.Command, width: int) -> None:
+    """No line of it is cut, and every flag has help that ends its sentence."""
+    done = CliRunner().invoke(commands, [*path, "--help"], terminal_width=width)
+    assert done.exit_code == 0
+    _, _, after = done.output.partition("\n\n")  # behind the usage line, which may have FILE...
+    assert [line for line in after.splitlines() if re.search(r"[^/]\.\.\.$", line)] == []
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert (option.help or "").rstrip().endswith((".", "]", ")")), option.name
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            assert re.search(rf"^  {name} +\S.*", after, re.MULTILINE)
 
 
 def test_many_rows_at_once_are_the_same_bits(shell: Shell, zoo: Zoo) -> None:

@@ -16,7 +16,7 @@ import structlog
 from click.testing import CliRunner
 
 from lstmserve.cli.serve import serve as serve_command
-from lstmserve.config import Config, settings
+from lstmserve.config import GROUPS, Config, settings
 from lstmserve.server import machine
 from modelmaking import make_model
 from serving import COMMAND, FREE_PORTS, ROOT, WAIT_S_MAX, Serve, Serving, environment, run_serve
@@ -41,6 +41,17 @@ def test_help_names_every_setting() -> None:
         assert f"LSTMSERVE_{name.upper()}" in words
         if field.default not in (None, False):
             assert f"default: {field.default}" in words, name
+
+
+def test_every_setting_is_in_one_group() -> None:
+    """--help shows each setting once, under its group, and what is no setting at the end."""
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(settings())
+    text = CliRunner().invoke(serve_command, ["--help"]).output
+    titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert titles == [*GROUPS, "Other"]
+    shown = re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)
+    assert [name.replace("-", "_") for name in shown] == [*grouped, "help"]
 
 
 def test_every_setting_is_read_somewhere() -> None:

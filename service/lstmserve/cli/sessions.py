@@ -12,10 +12,21 @@ import click
 from lstmserve.cli import csvrows, options
 from lstmserve.client import SessionClosed, SessionInfo, State
 
+WHOLE = 1000  # characters, more than any help has
 identity = click.argument("id")
 
 
-@click.group()
+class Uncut(click.Group):
+    """A group whose --help shows the first sentence of each subcommand whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Click cuts them to a line."""
+        helps = [(name, each.get_short_help_str(WHOLE)) for name, each in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(helps)
+
+
+@click.group(cls=Uncut)
 def sessions() -> None:
     """Look at, move and close sessions."""
 
