@@ -14,8 +14,9 @@ import pytest
 
 from examples.serving import ServerDied, serve
 from examples.weather import stream
-from examples.weather.demo import compute_with_torch, export, run
-from examples.weather.features import BLOCK_H, FEATURES, HORIZONS_H, Year, load_year, rmse_f
+from examples.weather.demo import compute_with_torch, export, forget, run
+from examples.weather.features import BLOCK_H, FEATURES, HORIZONS_H, Floats, Year, load_year, rmse_f
+from examples.weather.picture import HORIZON, STATION, WEEK, hours_of
 from examples.weather.train import CHECKPOINT, training_targets
 from lstmserve import AsyncClient, Client
 from lstmserve.manifest import read_model
@@ -99,6 +100,23 @@ def test_the_demo_on_the_first_months(year: Year, tmp_path: Path) -> None:
     assert result["served"][2] <= result["served_without_state"][2] - 1.0
     assert all(map(math.isfinite, result["served"]))
     assert Path(result["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_the_week_in_which_the_state_helps_most(year: Year) -> None:
+    """At its station, six hours ahead, no other held-out week gains as much by the kept state."""
+    kept = compute_with_torch(CHECKPOINT, year)
+    with serve(MODELS) as server, Client(server.target) as client:
+        dropped = forget(client, year)
+
+    def rmse(warming: Floats, week: int) -> float:
+        shown = hours_of(year, week)
+        made = shown - HORIZONS_H[HORIZON]
+        forecast = year.temp_f[STATION, made] + warming[STATION, made, HORIZON]
+        return float(np.sqrt(np.mean((forecast - year.temp_f[STATION, shown]) ** 2)))
+
+    gains = [rmse(dropped, week) - rmse(kept, week) for week in range(12)]
+    assert int(np.argmax(gains)) == WEEK
+    assert rmse(kept, WEEK) < 3.0 < 6.0 < rmse(dropped, WEEK)
 
 
 def test_a_server_that_dies_is_named(year: Year) -> None:

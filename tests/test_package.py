@@ -50,14 +50,13 @@ def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> 
     run(base / "python", "-c", "from lstmserve import AsyncClient, Client")
     refused = run(base / "lstmserve", "serve", "--models", models, check=False)
     assert refused.returncode == 2
-    assert "lstmserve[cpu]" in refused.stderr
-    assert "lstmserve[gpu]" in refused.stderr
+    assert "pip install '.[cpu]' or pip install '.[gpu]'" in " ".join(refused.stderr.split())
     watched = run(base / "lstmserve", "top", check=False)
     assert watched.returncode == 2
-    assert "lstmserve[top]" in watched.stderr
+    assert "'.[top]'" in watched.stderr
     exported = run(base / "lstmserve", "export", wheel, check=False)
     assert exported.returncode == 2
-    assert "lstmserve[export]" in exported.stderr
+    assert "'.[export]'" in exported.stderr
 
 
 def test_the_cpu_extra_serves_without_torch(

@@ -42,7 +42,7 @@ ROWS = {
 
 DIFFERENCE_F_MAX = 1e-4  # of a reply from torch's, on any machine; 1e-5 is usual
 NEXT = """
-[bold]Next[/bold], with `. .venv/bin/activate`:
+[bold]Next[/bold], after `. .venv/bin/activate`:
   lstmserve serve --models examples/weather/out/models       # keep it running; in another shell:
   python -m examples.weather.stream --seconds 10             # 60 sessions, every reply checked
   lstmserve top                                              # what the server does

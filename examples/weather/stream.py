@@ -51,7 +51,8 @@ class Found:
             f"{self.sessions} sessions, {self.steps:,} steps acked in {self.seconds:.0f} s; "
             f"{self.checked} sessions checked",
             f"lost {self.lost}, doubled {self.doubled}, wrong {self.wrong}, "
-            f"unknown {self.unknown}, failed calls {len(self.failed)}; the slowest step took {self.slowest_s:.2f} s",
+            f"unknown {self.unknown}, failed calls {len(self.failed)}; "
+            f"the slowest step took {self.slowest_s:.2f} s",
         ]
         return "\n".join([*lines, *sorted(set(self.failed))])
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    pass
+from lstmserve.extras import hint
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
@@ -92,7 +91,7 @@ def export_command(**flags: Any) -> None:
         from lstmserve_export.command import run
         from lstmserve_export.refusal import Refused
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"export needs {error.name}: pip install 'lstmserve[export]'") from error
+        raise MissingExtra(f"export needs {error.name}: {hint('export')}") from error
     try:
         run(**flags)
     except Refused as error:

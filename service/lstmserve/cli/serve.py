@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from lstmserve.config import GROUPS, Config, settings
+from lstmserve.extras import hint
 from lstmserve.setting import Setting
 
 PREFIX = "LSTMSERVE_"
@@ -51,9 +52,7 @@ def _option(field: Field[Any]) -> click.Option:
 def _serve(**values: Any) -> None:
     missing = [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.UsageError(
-            f"{missing[0]} is missing: install lstmserve[cpu], or lstmserve[gpu] for CUDA"
-        )
+        raise click.UsageError(f"{missing[0]} is missing: {hint('cpu', 'gpu')}; gpu is for CUDA")
     try:
         config = Config(**values)
     except ValueError as error:
