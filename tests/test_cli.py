@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from lstmserve import Client
-from lstmserve.cli import commands
-from serving import ROOT, WAIT_S_MAX, environment
+from lstmserve.cli import commands, remembered
+from serving import ROOT, WAIT_S_MAX, Serve, environment
 from zoo import TOLERANCE, Zoo
 
 MAIN = "from lstmserve.cli import main; main()"
@@ -34,8 +34,8 @@ ROWS = "0.5,-1,2\n1,0.25,-3\n-1,0,1e-1\n2,2,2\n"
 class Shell:
     """Runs `lstmserve ...` with the zoo's server as LSTMSERVE_TARGET."""
 
-    def __init__(self, target: str) -> None:
-        self.environment = environment(LSTMSERVE_TARGET=target)
+    def __init__(self, target: str, home: Path) -> None:
+        self.environment = environment(LSTMSERVE_TARGET=target, XDG_STATE_HOME=str(home))
 
     def run(self, *arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
         """To its end, `text` on stdin."""
@@ -76,9 +76,9 @@ class Shell:
 
 
 @pytest.fixture
-def shell(zoo: Zoo) -> Shell:
-    """A shell whose lstmserve talks to the zoo's server."""
-    return Shell(zoo.target)
+def shell(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A shell whose lstmserve talks to the zoo's server; it remembers no session yet."""
+    return Shell(zoo.target, tmp_path_factory.mktemp("home"))
 
 
 def numbers(text: str) -> np.ndarray:
@@ -104,6 +104,92 @@ def test_step_twice_continues_the_sequence(shell: Shell) -> None:
     assert shell.out(*with_id, text=first) + shell.out(*with_id, text=second) == whole
     assert shell.out(*with_id, "--close") == ""
     assert shell.out(*with_id, "--close", text=ROWS) == whole
+
+
+def test_a_lost_session_is_not_begun_in_silence(
+    serve: Serve, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A first use opens; after a loss it is exit 1 and SESSION_LOST, or a new session."""
+    first, second = ROWS[:18], ROWS[18:]
+    serving = serve()
+    shell = Shell(serving.target, tmp_path)
+    call = ("step", "tiny", "--session", "jfk")
+    y = shell.out(*call, text=first)
+    assert shell.out(*call, text=second) != shell.out("step", "tiny", text=second)
+    serving.kill()
+    serving = serve("--listen", serving.target)
+    for _ in range(2):
+        said = shell.refusal(*call, text=first)
+        assert "(SESSION_LOST)" in said
+        assert "--if-lost new" in said
+    assert shell.out("sessions", "list").count("\n") == 1
+    assert shell.out(*call, "--if-lost", "new", text=first) == y
+    assert shell.out(*call, "--close", text=second) != y
+    other = Shell(serving.target, tmp_path_factory.mktemp("home"))
+    assert other.out(*call, text=first) == y
+    other.out("sessions", "close", "jfk")
+    assert shell.out(*call, "--close", text=first) == y
+    assert serving.stop() == 0
+
+
+def test_a_session_that_another_opened_again_is_not_this_one(shell: Shell, zoo: Zoo) -> None:
+    """The shell goes on with its own life of the id alone, unless it may be another."""
+    call = ("step", "tiny", "--session", "again")
+    shell.out(*call, text=ROWS)
+    with Client(zoo.target) as client:
+        client.session("tiny", id="again", if_exists="restart")
+    assert "(SESSION_REPLACED)" in shell.refusal(*call, text=ROWS)
+    shell.out(*call, "--if-lost", "new", text=ROWS)
+    with Client(zoo.target) as client:
+        client.attach("again").close()
+    assert "(SESSION_CLOSED)" in shell.refusal(*call, text=ROWS)
+    shell.out(*call, "--if-lost", "new", "--close", text=ROWS)
+
+
+@pytest.mark.parametrize("command", ["import", "fork"])
+def test_a_session_that_a_command_made_is_remembered(
+    serve: Serve, tmp_path: Path, command: str
+) -> None:
+    """What was opened under a name by import or fork is not begun in silence either."""
+    serving = serve()
+    shell = Shell(serving.target, tmp_path)
+    shell.out("step", "tiny", "--session", "one", text=ROWS)
+    if command == "fork":
+        shell.out("sessions", "fork", "one", "--to", "two")
+    else:
+        shell.out("sessions", "export", "one", tmp_path / "state")
+        shell.out("sessions", "import", "tiny", tmp_path / "state", "--session", "two")
+    serving.kill()
+    serve("--listen", serving.target)
+    assert "(SESSION_LOST)" in shell.refusal("step", "tiny", "--session", "two", text=ROWS)
+
+
+def test_a_shell_that_cannot_remember_says_so(shell: Shell, tmp_path: Path) -> None:
+    """Without a folder to write to the step is served, with a warning."""
+    (tmp_path / "file").write_text("")
+    shell.environment["XDG_STATE_HOME"] = str(tmp_path / "file")
+    done = shell.run("step", "tiny", "--session", "unkept", "--close", text=ROWS)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == ROWS.count("\n")
+    assert done.stderr.count("a lost one will not be noticed") == 1
+
+
+def test_a_shell_remembers_so_many_sessions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file keeps those used last, at the limit all of them and above it no more."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(remembered, "SESSIONS_MAX", 3)
+    known = remembered.Remembered("h:1")
+    for name in ("a", "b", "c"):
+        known.put(name, 1)
+    assert [known.get(name) for name in ("a", "b", "c")] == [1, 1, 1]
+    known.put("a", 2)
+    known.put("d", 1)
+    assert [known.get(name) for name in ("a", "b", "c", "d")] == [2, None, 1, 1]
+    assert remembered.Remembered("h:2").get("a") is None
+    known.forget("a")
+    assert known.get("a") is None
 
 
 def test_a_row_does_not_wait_for_the_next(shell: Shell) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import email
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,19 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _install(bin_folder: Path, requirement: str) -> None:
     options = ["--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
     run(bin_folder / "python", "-m", "pip", "install", *options, requirement)
+
+
+def test_the_wheel_has_its_licence_and_says_what_it_is(wheel: Path) -> None:
+    """The licence's text is the repository's; the metadata names it, and invents no address."""
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        text = archive.read(f"{folder}/licenses/LICENSE")
+        about = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+    assert text == (ROOT / "LICENSE").read_bytes()
+    assert b"Apache License" in text[:200]
+    assert about["License-Expression"] == "Apache-2.0"
+    assert "Private :: Do Not Upload" in about.get_all("Classifier", [])
+    assert about.get_all("Project-URL") is None
 
 
 def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> None:

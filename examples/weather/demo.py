@@ -176,7 +176,7 @@ def main() -> None:
     console.print(f"wrote {result['picture']} and result.json beside it")
     if not result["max_abs_diff_torch"] <= DIFFERENCE_F_MAX:  # NaN too
         sys.exit(f"demo failed: a reply is {result['max_abs_diff_torch']} °F from torch's")
-    console.print(NEXT, highlight=False)
+    console.print(NEXT, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
