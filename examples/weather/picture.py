@@ -44,7 +44,8 @@ def hours_of(year: Year, week: int) -> npt.NDArray[np.intp]:
 
 
 def _draw_week(axes: plt.Axes, year: Year, warming: Mapping[str, Floats]) -> None:
-    shown = hours_of(year, WEEK)
+    weeks = int(year.held_out.sum()) // WEEK_H
+    shown = hours_of(year, min(WEEK, weeks - 1))  # a part of the year shows its last one
     hours = np.array(year.hours)[shown]
     made = shown - HORIZONS_H[HORIZON]
     axes.plot(hours, year.temp_f[STATION, shown], color="black", lw=2.2, label="measured")
