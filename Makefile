@@ -1,6 +1,7 @@
 # Every command a developer needs; `make help` lists them. Needs only Python >= 3.11, venv and make.
 PYTHON ?= python3
 BIN := .venv/bin
+DEMO := .venv/.demo-stamp
 STAMP := .venv/.setup-stamp
 TRITON := .venv/triton
 
@@ -9,10 +10,16 @@ help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
 setup: $(STAMP) $(TRITON)/.setup-stamp debian ## the virtual environment with everything a developer needs
-$(STAMP): pyproject.toml constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# What the demo needs, without the linters, Envoy, kubectl and others that tests need.
+$(DEMO): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,plot,dev]'
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[cpu,export,plot]'
+	@touch $@
+$(STAMP): $(DEMO)
+	$(PIP_INSTALL) -e '.[cpu,export,plot,dev]'
 	@touch $@
 
 # Another's client in an environment of its own: its stubs and ours of `inference.*` do not mix.
@@ -37,7 +44,7 @@ test: check $(TRITON)/.setup-stamp debian ## check, then all tests (PYTEST_ARGS 
 grpcio: $(STAMP) ## tests of the transport on the oldest supported grpcio and the newest
 	@sh tests/grpcio.sh $(PYTEST_ARGS)
 
-demo: $(STAMP) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
+demo: $(DEMO) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
 	$(BIN)/python -m examples.weather.demo $(if $(RETRAIN),--retrain)
 
 bench: $(STAMP) ## measures beside their limits into bench/RESULTS.md (BENCH_ARGS: names), micro-benchmarks

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from lstmserve import Client
-from serving import ROOT, WAIT_S_MAX, environment
+from lstmserve.cli import commands, remembered
+from serving import ROOT, WAIT_S_MAX, Serve, environment
 from zoo import TOLERANCE, Zoo
 
 MAIN = "from lstmserve.cli import main; main()"
@@ -28,8 +34,8 @@ ROWS = "0.5,-1,2\n1,0.25,-3\n-1,0,1e-1\n2,2,2\n"
 class Shell:
     """Runs `lstmserve ...` with the zoo's server as LSTMSERVE_TARGET."""
 
-    def __init__(self, target: str) -> None:
-        self.environment = environment(LSTMSERVE_TARGET=target)
+    def __init__(self, target: str, home: Path) -> None:
+        self.environment = environment(LSTMSERVE_TARGET=target, XDG_STATE_HOME=str(home))
 
     def run(self, *arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
         """To its end, `text` on stdin."""
@@ -70,9 +76,9 @@ class Shell:
 
 
 @pytest.fixture
-def shell(zoo: Zoo) -> Shell:
-    """A shell whose lstmserve talks to the zoo's server."""
-    return Shell(zoo.target)
+def shell(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A shell whose lstmserve talks to the zoo's server; it remembers no session yet."""
+    return Shell(zoo.target, tmp_path_factory.mktemp("home"))
 
 
 def numbers(text: str) -> np.ndarray:
@@ -98,6 +104,92 @@ def test_step_twice_continues_the_sequence(shell: Shell) -> None:
     assert shell.out(*with_id, text=first) + shell.out(*with_id, text=second) == whole
     assert shell.out(*with_id, "--close") == ""
     assert shell.out(*with_id, "--close", text=ROWS) == whole
+
+
+def test_a_lost_session_is_not_begun_in_silence(
+    serve: Serve, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A first use opens; after a loss it is exit 1 and SESSION_LOST, or a new session."""
+    first, second = ROWS[:18], ROWS[18:]
+    serving = serve()
+    shell = Shell(serving.target, tmp_path)
+    call = ("step", "tiny", "--session", "jfk")
+    y = shell.out(*call, text=first)
+    assert shell.out(*call, text=second) != shell.out("step", "tiny", text=second)
+    serving.kill()
+    serving = serve("--listen", serving.target)
+    for _ in range(2):
+        said = shell.refusal(*call, text=first)
+        assert "(SESSION_LOST)" in said
+        assert "--if-lost new" in said
+    assert shell.out("sessions", "list").count("\n") == 1
+    assert shell.out(*call, "--if-lost", "new", text=first) == y
+    assert shell.out(*call, "--close", text=second) != y
+    other = Shell(serving.target, tmp_path_factory.mktemp("home"))
+    assert other.out(*call, text=first) == y
+    other.out("sessions", "close", "jfk")
+    assert shell.out(*call, "--close", text=first) == y
+    assert serving.stop() == 0
+
+
+def test_a_session_that_another_opened_again_is_not_this_one(shell: Shell, zoo: Zoo) -> None:
+    """The shell goes on with its own life of the id alone, unless it may be another."""
+    call = ("step", "tiny", "--session", "again")
+    shell.out(*call, text=ROWS)
+    with Client(zoo.target) as client:
+        client.session("tiny", id="again", if_exists="restart")
+    assert "(SESSION_REPLACED)" in shell.refusal(*call, text=ROWS)
+    shell.out(*call, "--if-lost", "new", text=ROWS)
+    with Client(zoo.target) as client:
+        client.attach("again").close()
+    assert "(SESSION_CLOSED)" in shell.refusal(*call, text=ROWS)
+    shell.out(*call, "--if-lost", "new", "--close", text=ROWS)
+
+
+@pytest.mark.parametrize("command", ["import", "fork"])
+def test_a_session_that_a_command_made_is_remembered(
+    serve: Serve, tmp_path: Path, command: str
+) -> None:
+    """What was opened under a name by import or fork is not begun in silence either."""
+    serving = serve()
+    shell = Shell(serving.target, tmp_path)
+    shell.out("step", "tiny", "--session", "one", text=ROWS)
+    if command == "fork":
+        shell.out("sessions", "fork", "one", "--to", "two")
+    else:
+        shell.out("sessions", "export", "one", tmp_path / "state")
+        shell.out("sessions", "import", "tiny", tmp_path / "state", "--session", "two")
+    serving.kill()
+    serve("--listen", serving.target)
+    assert "(SESSION_LOST)" in shell.refusal("step", "tiny", "--session", "two", text=ROWS)
+
+
+def test_a_shell_that_cannot_remember_says_so(shell: Shell, tmp_path: Path) -> None:
+    """Without a folder to write to the step is served, with a warning."""
+    (tmp_path / "file").write_text("")
+    shell.environment["XDG_STATE_HOME"] = str(tmp_path / "file")
+    done = shell.run("step", "tiny", "--session", "unkept", "--close", text=ROWS)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == ROWS.count("\n")
+    assert done.stderr.count("a lost one will not be noticed") == 1
+
+
+def test_a_shell_remembers_so_many_sessions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file keeps those used last, at the limit all of them and above it no more."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(remembered, "SESSIONS_MAX", 3)
+    known = remembered.Remembered("h:1")
+    for name in ("a", "b", "c"):
+        known.put(name, 1)
+    assert [known.get(name) for name in ("a", "b", "c")] == [1, 1, 1]
+    known.put("a", 2)
+    known.put("d", 1)
+    assert [known.get(name) for name in ("a", "b", "c", "d")] == [2, None, 1, 1]
+    assert remembered.Remembered("h:2").get("a") is None
+    known.forget("a")
+    assert known.get("a") is None
 
 
 def test_a_row_does_not_wait_for_the_next(shell: Shell) -> None:
@@ -316,13 +408,42 @@ def test_a_refusal_is_one_line(shell: Shell) -> None:
 
 
 def test_proto_hands_out_the_contract(shell: Shell, tmp_path: Path) -> None:
-    """The files of proto/, byte for byte, and their paths."""
-    written = shell.out("proto", tmp_path / "new").split()
-    assert [Path(path).name for path in written] == ["error_reason.proto", "lstm.proto"]
-    for path in map(Path, written):
-        assert path.read_bytes() == (ROOT / "proto/lstmserve/v1" / path.name).read_bytes()
+    """The files of proto/, byte for byte, and their paths; what is there is written over."""
+    for _ in range(2):
+        written = shell.out("proto", tmp_path / "new").split()
+    names = [str(Path(path).relative_to(tmp_path / "new")) for path in written]
+    ours = [name for name in names if name.startswith("lstmserve/")]
+    assert sorted(ours) == sorted(
+        str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto")
+    )
+    assert set(names) - set(ours) == {"google/rpc/status.proto", "google/rpc/error_details.proto"}
+    for name in ours:
+        assert (tmp_path / "new" / name).read_bytes() == (ROOT / "proto" / name).read_bytes()
     (tmp_path / "file").write_text("")
     assert "file" in shell.refusal("proto", tmp_path / "file" / "below")
+
+
+def test_the_contract_compiles_from_an_empty_folder(shell: Shell, tmp_path: Path) -> None:
+    """Protoc makes stubs of every file, with no other source than its own google/protobuf."""
+    written = [
+        str(Path(path).relative_to(tmp_path)) for path in shell.out("proto", tmp_path).split()
+    ]
+    out = tmp_path / "out"
+    out.mkdir()
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={out}"]
+    # Its own include path, of google/protobuf alone, is what every protoc brings along.
+    done = subprocess.run(
+        [*protoc, f"--grpc_python_out={out}", *written],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in out.rglob("*_pb2_grpc.py")} >= {
+        "lstm_pb2_grpc.py",
+        "inference_pb2_grpc.py",
+    }
 
 
 def test_help_costs_nothing(shell: Shell) -> None:
@@ -343,6 +464,37 @@ def test_help_costs_nothing(shell: Shell) -> None:
     assert {"export", "serve", "models", "step", "predict", "sessions", "health", "proto"} < {
         *words
     }
+
+
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Every command and subcommand with the words that call it, the group itself first."""
+    yield path, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [pytest.param(*each, id=" ".join(each[0])) for each in every_command(commands)],
+)
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_help_is_whole(path: tuple[str, ...], command: click.Command, width: int) -> None:
+    """No line of it is cut, and every flag has help that ends its sentence."""
+    done = CliRunner().invoke(commands, [*path, "--help"], terminal_width=width)
+    assert done.exit_code == 0
+    _, _, after = done.output.partition("\n\n")  # behind the usage line, which may have FILE...
+    assert [line for line in after.splitlines() if re.search(r"[^/]\.\.\.$", line)] == []
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert (option.help or "").rstrip().endswith((".", "]", ")")), option.name
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            assert re.search(rf"^  {name} +\S.*", after, re.MULTILINE)
 
 
 def test_many_rows_at_once_are_the_same_bits(shell: Shell, zoo: Zoo) -> None:

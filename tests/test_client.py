@@ -365,7 +365,7 @@ def test_the_same_x_from_two_threads_is_two_steps(
     with client.session("tiny") as session, client.session("tiny") as alone:
         ys: list[Any] = []
         thread = threading.Thread(target=lambda: ys.append(session.step([1, 2, 3])))
-        give = session.course.turn.give
+        give = session._course.turn.give
 
         def interrupted() -> None:
             give()
@@ -373,7 +373,7 @@ def test_the_same_x_from_two_threads_is_two_steps(
                 thread.start()
                 thread.join()
 
-        monkeypatch.setattr(session.course.turn, "give", interrupted)
+        monkeypatch.setattr(session._course.turn, "give", interrupted)
         first = session.step([1, 2, 3])
         np.testing.assert_array_equal([first, *ys], alone.step([[1, 2, 3]] * 2))
         assert session.info().step == 2

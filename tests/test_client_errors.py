@@ -67,7 +67,8 @@ def test_every_reason_is_told(reason: str) -> None:
         assert (error.code, error.applied) == REASONS[reason]
         assert (error.reason, error.retry_delay_s) == (reason, 0.25)
         assert error.metadata == {"last_step": "7"}
-        assert str(error) == f"why ({reason})"
+        assert error.message == "why"
+        assert str(error) == f"why{'; ' * bool(error.advice)}{error.advice} ({reason})"
 
 
 @pytest.mark.parametrize("reason", OF_REASON)

@@ -149,7 +149,7 @@ def test_an_error_in_band_ends_the_iteration(client: Client) -> None:
             list(replies)
         assert replaced.value.applied is False
         other.close()
-        session.keep = True
+        session._keep = True
     with pytest.raises(SessionClosed):
         list(other.stream([X[0]]))
 

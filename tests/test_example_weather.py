@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import os
@@ -13,10 +14,11 @@ import pytest
 
 from examples.serving import ServerDied, serve
 from examples.weather import stream
-from examples.weather.demo import compute_with_torch, export, run
-from examples.weather.features import BLOCK_H, FEATURES, HORIZONS_H, Year, load_year, rmse_f
+from examples.weather.demo import compute_with_torch, export, forget, run
+from examples.weather.features import BLOCK_H, FEATURES, HORIZONS_H, Floats, Year, load_year, rmse_f
+from examples.weather.picture import HORIZON, STATION, WEEK, hours_of
 from examples.weather.train import CHECKPOINT, training_targets
-from lstmserve import Client
+from lstmserve import AsyncClient, Client
 from lstmserve.manifest import read_model
 
 PERSISTENCE = (1.65, 3.80, 6.33, 8.69)
@@ -100,6 +102,23 @@ def test_the_demo_on_the_first_months(year: Year, tmp_path: Path) -> None:
     assert Path(result["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_shows_the_week_in_which_the_state_helps_most(year: Year) -> None:
+    """At its station, six hours ahead, no other held-out week gains as much by the kept state."""
+    kept = compute_with_torch(CHECKPOINT, year)
+    with serve(MODELS) as server, Client(server.target) as client:
+        dropped = forget(client, year)
+
+    def rmse(warming: Floats, week: int) -> float:
+        shown = hours_of(year, week)
+        made = shown - HORIZONS_H[HORIZON]
+        forecast = year.temp_f[STATION, made] + warming[STATION, made, HORIZON]
+        return float(np.sqrt(np.mean((forecast - year.temp_f[STATION, shown]) ** 2)))
+
+    gains = [rmse(dropped, week) - rmse(kept, week) for week in range(12)]
+    assert int(np.argmax(gains)) == WEEK
+    assert rmse(kept, WEEK) < 3.0 < 6.0 < rmse(dropped, WEEK)
+
+
 def test_a_server_that_dies_is_named(year: Year) -> None:
     """Killing the server under a client ends in its exit code and last words, not in a hang."""
 
@@ -131,3 +150,65 @@ async def test_many_sessions_stream_to_a_running_server(year: Year) -> None:
         found = await stream.run("127.0.0.1:9", year, sessions=2, seconds=0.5, retry_s_max=0)
     assert not found.is_right()
     assert len(found.failed) == 2
+
+
+async def test_a_run_after_one_that_was_killed_has_sessions_of_its_own(year: Year) -> None:
+    """What an earlier run left open is in nobody's way."""
+    with serve(MODELS) as server:
+        task = asyncio.create_task(stream.run(server.target, year, sessions=3, seconds=60))
+        async with AsyncClient(server.target) as client:
+            while len(await client.sessions()) < 3:
+                pass
+            task.cancel()
+            await asyncio.wait([task])
+        found = await stream.run(server.target, year, sessions=3, seconds=0.1)
+    assert found.is_right(), found
+
+
+async def test_a_session_that_fails_is_counted(year: Year) -> None:
+    """A server that forgets sessions, and one that goes: neither is told as nothing lost."""
+    # Who has sent a second step has the first one's reply.
+    with serve(MODELS) as server:
+        task = asyncio.create_task(
+            stream.run(server.target, year, sessions=3, seconds=60, retry_s_max=0)
+        )
+        async with AsyncClient(server.target) as client:
+            while len(open_ := await client.sessions()) < 3 or any(s.step < 2 for s in open_):
+                pass
+            for each in open_:
+                await client.session("weather", id=each.id, if_exists="restart")
+                await (await client.attach(each.id)).close()
+        found = await task
+        assert not found.is_right()
+        assert found.steps >= 3
+        assert found.lost + found.unknown == found.steps
+        assert len(found.failed) >= 3
+        task = asyncio.create_task(
+            stream.run(server.target, year, sessions=3, seconds=60, retry_s_max=0)
+        )
+        async with AsyncClient(server.target) as client:
+            while sum(s.step >= 2 for s in await client.sessions()) < 3:
+                pass
+        os.kill(server.process_id, signal.SIGKILL)
+        found = await task
+    assert (found.is_right(), found.checked) == (False, 0)
+    assert found.unknown == found.steps >= 3
+
+
+@pytest.mark.parametrize(
+    ("found", "is_right"),
+    [
+        (stream.Found(sessions=2, checked=2, steps=2), True),
+        (stream.Found(), False),
+        (stream.Found(sessions=2), False),
+        (stream.Found(sessions=2, checked=1, steps=9), False),
+        (stream.Found(sessions=2, checked=2, steps=9, lost=1), False),
+        (stream.Found(sessions=2, checked=2, steps=9, unknown=1), False),
+        (stream.Found(sessions=2, checked=2, steps=9, wrong=1), False),
+        (stream.Found(sessions=2, checked=2, steps=9, doubled=1), False),
+        (stream.Found(sessions=2, checked=2, steps=9, failed=["x"]), False),
+    ],
+)
+def test_a_run_that_saw_nothing_is_not_right(found: stream.Found, is_right: bool) -> None:
+    """Every session must have been checked, and none faulted."""
+    assert found.is_right() == is_right

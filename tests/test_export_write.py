@@ -158,7 +158,7 @@ def test_without_torch_it_names_the_extra() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 2
-    assert "pip install 'lstmserve[export]'" in done.stderr
+    assert "pip install '.[export]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

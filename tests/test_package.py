@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import email
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,19 +47,31 @@ def _install(bin_folder: Path, requirement: str) -> None:
     run(bin_folder / "python", "-m", "pip", "install", *options, requirement)
 
 
+def test_the_wheel_has_its_licence_and_says_what_it_is(wheel: Path) -> None:
+    """The licence's text is the repository's; the metadata names it, and invents no address."""
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        text = archive.read(f"{folder}/licenses/LICENSE")
+        about = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+    assert text == (ROOT / "LICENSE").read_bytes()
+    assert b"Apache License" in text[:200]
+    assert about["License-Expression"] == "Apache-2.0"
+    assert "Private :: Do Not Upload" in about.get_all("Classifier", [])
+    assert about.get_all("Project-URL") is None
+
+
 def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> None:
     """It imports, and says which extras `serve`, `top` and `export` need, with exit code 2."""
     run(base / "python", "-c", "from lstmserve import AsyncClient, Client")
     refused = run(base / "lstmserve", "serve", "--models", models, check=False)
     assert refused.returncode == 2
-    assert "lstmserve[cpu]" in refused.stderr
-    assert "lstmserve[gpu]" in refused.stderr
+    assert "pip install '.[cpu]' or pip install '.[gpu]'" in " ".join(refused.stderr.split())
     watched = run(base / "lstmserve", "top", check=False)
     assert watched.returncode == 2
-    assert "lstmserve[top]" in watched.stderr
+    assert "'.[top]'" in watched.stderr
     exported = run(base / "lstmserve", "export", wheel, check=False)
     assert exported.returncode == 2
-    assert "lstmserve[export]" in exported.stderr
+    assert "'.[export]'" in exported.stderr
 
 
 def test_the_cpu_extra_serves_without_torch(
@@ -83,7 +97,8 @@ def test_the_cpu_extra_serves_without_torch(
         assert serving.get("/")[1].startswith("<!doctype html>")
         written = run(base / "lstmserve", "proto", tmp_path)
         assert written.returncode == 0
-        assert list(tmp_path.rglob("lstm.proto"))
+        names = {path.name for path in tmp_path.rglob("*.proto")}
+        assert names >= {"lstm.proto", "error_reason.proto", "inference.proto", "status.proto"}
         assert serving.stop() == 0
     finally:
         serving.kill()

@@ -16,7 +16,7 @@ import structlog
 from click.testing import CliRunner
 
 from lstmserve.cli.serve import serve as serve_command
-from lstmserve.config import Config, settings
+from lstmserve.config import GROUPS, Config, settings
 from lstmserve.server import machine
 from modelmaking import make_model
 from serving import COMMAND, FREE_PORTS, ROOT, WAIT_S_MAX, Serve, Serving, environment, run_serve
@@ -41,6 +41,17 @@ def test_help_names_every_setting() -> None:
         assert f"LSTMSERVE_{name.upper()}" in words
         if field.default not in (None, False):
             assert f"default: {field.default}" in words, name
+
+
+def test_every_setting_is_in_one_group() -> None:
+    """--help shows each setting once, under its group, and what is no setting at the end."""
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(settings())
+    text = CliRunner().invoke(serve_command, ["--help"]).output
+    titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert titles == [*GROUPS, "Other"]
+    shown = re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)
+    assert [name.replace("-", "_") for name in shown] == [*grouped, "help"]
 
 
 def test_every_setting_is_read_somewhere() -> None:
@@ -105,8 +116,7 @@ def test_missing_extra_exits_2(module: str) -> None:
     ended = run_serve(command=[sys.executable, "-c", f"{code}; serve()"])
     assert ended.returncode == 2
     assert module in ended.stderr
-    assert "lstmserve[cpu]" in ended.stderr
-    assert "lstmserve[gpu]" in ended.stderr
+    assert "pip install '.[cpu]' or pip install '.[gpu]'" in " ".join(ended.stderr.split())
 
 
 def test_models_folder_must_hold_models(tmp_path: Path) -> None:
@@ -167,7 +177,7 @@ def test_changed_weights_are_refused(models: Path, tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_exits_1(models: Path) -> None:
     """--device cuda with the CPU's onnxruntime is refused with what to install, never ignored."""
-    refused("lstmserve[gpu]", 1, "--models", models, *FREE_PORTS, "--device", "cuda")
+    refused("pip install '.[gpu]'", 1, "--models", models, *FREE_PORTS, "--device", "cuda")
 
 
 def test_auto_says_which_device_it_took(serve: Serve) -> None:

@@ -39,11 +39,14 @@ def decrypt_without_state(client: Client, model: str, encrypted: str) -> str:
 
 
 def run(client: Client) -> None:
-    """Prints what comes back."""
+    """Prints what comes back. Raises ValueError when that is not the text."""
     secret, encrypted = encrypt_shift("SECRET"), encrypt_key(TEXT)
-    print(f"shift by {SHIFT}:      {secret} -> {decrypt(client, 'shift', secret)}")
-    print(f"the key {KEY}:   {encrypted}\n  state kept:     {decrypt(client, 'key', encrypted)}")
+    shifted, kept = decrypt(client, "shift", secret), decrypt(client, "key", encrypted)
+    print(f"shift by {SHIFT}:      {secret} -> {shifted}")
+    print(f"the key {KEY}:   {encrypted}\n  state kept:     {kept}")
     print(f"  state dropped:  {decrypt_without_state(client, 'key', encrypted)}")
+    if (shifted, kept) != ("SECRET", TEXT):
+        raise ValueError("the served model did not decrypt the text")
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
             export(name, MODELS)
         with serve(MODELS) as server, Client(server.target, retry_s_max=2) as client:
             run(client)
-    except (ServerDied, LstmServeError, subprocess.CalledProcessError) as error:
+    except (ServerDied, LstmServeError, ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"demo failed: {error}")
 
 

@@ -40,6 +40,14 @@ ROWS = {
     "served_without_state": "LSTM, served, state dropped",
 }
 
+DIFFERENCE_F_MAX = 1e-4  # of a reply from torch's, on any machine; 1e-5 is usual
+NEXT = """
+[bold]Next[/bold], after `. .venv/bin/activate`:
+  lstmserve serve --models examples/weather/out/models       # keep it running; in another shell:
+  python -m examples.weather.stream --seconds 10             # 60 sessions, every reply checked
+  lstmserve top                                              # what the server does
+  lstmserve export net.pt --name mine                        # your own nn.LSTM (docs/EXPORT.md)"""
+
 console = Console(highlight=False)
 
 
@@ -166,6 +174,9 @@ def main() -> None:
         sys.exit(f"demo failed: {error}")
     (OUT / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"wrote {result['picture']} and result.json beside it")
+    if not result["max_abs_diff_torch"] <= DIFFERENCE_F_MAX:  # NaN too
+        sys.exit(f"demo failed: a reply is {result['max_abs_diff_torch']} °F from torch's")
+    console.print(NEXT, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

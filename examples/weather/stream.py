@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import secrets
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -16,11 +17,18 @@ import numpy as np
 
 from examples.weather.features import Floats, Year, load_year
 from lstmserve import AsyncClient
-from lstmserve.client import LstmServeError
+from lstmserve.client import (
+    AsyncSession,
+    LstmServeError,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+)
 
 MODEL = "weather"
 APART_H = 24  # sessions of one airport begin a day apart
 CONNECTIONS = 4
+TTL_S = 3600.0  # what is left of a run that was killed goes by itself
 
 
 @dataclass(slots=True)
@@ -28,8 +36,10 @@ class Found:
     """Counts: of steps that were acked and, of those, what must not be."""
 
     sessions: int = 0
+    checked: int = 0  # sessions whose every reply was counted and compared
     steps: int = 0
     lost: int = 0  # acked, and the server has not counted them
+    unknown: int = 0  # acked by sessions whose count or bits could not be asked for at the end
     doubled: int = 0  # the server has counted more than were acked
     wrong: int = 0  # replies with other bits than the whole sequence has
     failed: list[str] = field(default_factory=list)  # calls that ended with an error
@@ -38,38 +48,78 @@ class Found:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.sessions} sessions, {self.steps:,} steps acked in {self.seconds:.0f} s",
+            f"{self.sessions} sessions, {self.steps:,} steps acked in {self.seconds:.0f} s; "
+            f"{self.checked} sessions checked",
             f"lost {self.lost}, doubled {self.doubled}, wrong {self.wrong}, "
-            f"failed calls {len(self.failed)}; the slowest step took {self.slowest_s:.2f} s",
+            f"unknown {self.unknown}, failed calls {len(self.failed)}; "
+            f"the slowest step took {self.slowest_s:.2f} s",
         ]
         return "\n".join([*lines, *sorted(set(self.failed))])
 
     def is_right(self) -> bool:
-        """Whether nothing is that must not be."""
-        return self.steps > 0 and not (self.lost or self.doubled or self.wrong or self.failed)
+        """Whether every session was checked, and nothing is that must not be."""
+        is_whole = self.steps >= self.sessions == self.checked > 0
+        faults = self.lost or self.doubled or self.wrong or self.unknown or self.failed
+        return is_whole and not faults
+
+    def fail(self, error: LstmServeError) -> None:
+        """A call ended with this error."""
+        self.failed.append(f"{type(error).__name__}: {error}")
 
 
 async def talk(client: AsyncClient, name: str, x: Floats, end_s: float, found: Found) -> None:
     """One session over x [T, 8], until its end or the time's. Adds to what was found."""
     replies: list[Floats] = []
+    doubts = 0  # steps that may have been applied and were not acked
     try:
-        async with await client.session(MODEL, id=name) as session:
-            for hour in x:
-                start_s = time.monotonic()
-                replies.append(await session.step(hour))
-                now_s = time.monotonic()
-                found.slowest_s = max(found.slowest_s, now_s - start_s)
-                if now_s > end_s:
-                    break
-            counted = (await session.info()).step
-        (whole,) = await client.predict(MODEL, [x[: len(replies)]])
+        session = await client.session(MODEL, id=name, ttl_s=TTL_S)
     except LstmServeError as error:
-        found.failed.append(f"{type(error).__name__}: {error}")
+        found.fail(error)
         return
+    try:
+        for hour in x:
+            start_s = time.monotonic()
+            replies.append(await session.step(hour))
+            now_s = time.monotonic()
+            found.slowest_s = max(found.slowest_s, now_s - start_s)
+            if now_s > end_s:
+                break
+    except LstmServeError as error:
+        doubts = int(error.applied is not False)
+        found.fail(error)
     found.steps += len(replies)
-    found.lost += max(0, len(replies) - counted)
-    found.doubled += max(0, counted - len(replies))
-    found.wrong += int((np.stack(replies) != whole).any(axis=1).sum())
+    await check(client, session, x, replies, doubts, found)
+    try:
+        await session.close()
+    except LstmServeError as error:
+        found.fail(error)
+
+
+async def check(
+    client: AsyncClient,
+    session: AsyncSession,
+    x: Floats,
+    replies: list[Floats],
+    doubts: int,
+    found: Found,
+) -> None:
+    """Holds the replies [n, 4] to x [T, 8]: how many the server has counted, and their bits."""
+    if not replies:
+        return
+    try:
+        counted = (await session.info()).step
+        found.lost += max(0, len(replies) - counted)
+        found.doubled += max(0, counted - len(replies) - doubts)
+        (whole,) = await client.predict(MODEL, [x[: len(replies)]])
+    except (SessionLost, SessionExpired, SessionNotFound) as error:
+        found.lost += len(replies)
+        found.fail(error)
+    except LstmServeError as error:
+        found.unknown += len(replies)
+        found.fail(error)
+    else:
+        found.wrong += int((np.stack(replies) != whole).any(axis=1).sum())
+        found.checked += 1
 
 
 async def run(
@@ -77,6 +127,7 @@ async def run(
 ) -> Found:
     """Streams so many sessions for so long, over a few connections."""
     found = Found(sessions)
+    run_id = secrets.token_hex(3)  # the sessions of a run that was killed may still be open
     start_s = time.monotonic()
     async with AsyncExitStack() as stack:
         clients = [
@@ -87,7 +138,7 @@ async def run(
             for i in range(sessions):
                 station = i % len(year.stations)
                 begin = i // len(year.stations) * APART_H % len(year.hours)
-                name = f"{year.stations[station].lower()}-{i}"
+                name = f"{year.stations[station].lower()}-{run_id}-{i}"
                 x = year.x[station, begin:]
                 talking = talk(clients[i % CONNECTIONS], name, x, start_s + seconds, found)
                 tasks.create_task(talking)
@@ -96,7 +147,7 @@ async def run(
 
 
 def main() -> None:
-    """Exit code 0, or 1 when a step was lost, doubled, wrong or failed."""
+    """Exit code 0, or 1 when a step was lost, doubled, wrong or failed, or none was checked."""
     parser = argparse.ArgumentParser(description="New York's weather, many sessions at once.")
     parser.add_argument("--target", default="127.0.0.1:50051")
     parser.add_argument("--sessions", type=int, default=60)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    pass
+from lstmserve.extras import hint
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
@@ -42,19 +41,45 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
 @click.command("export")
 @click.argument("checkpoint", type=FILE)
 @_flag("--name", help="The model's name; else the file's, without its ending.")
-@_flag("--models", type=click.Path(file_okay=False, path_type=Path), default="models")
-@_flag("--model-version", metavar="NEXT|N", default="NEXT", callback=_version)
+@_flag(
+    "--models",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="models",
+    help="Folder that the model goes into, as NAME/VERSION.",
+)
+@_flag(
+    "--model-version",
+    metavar="NEXT|N",
+    default="NEXT",
+    callback=_version,
+    help="The version to write; NEXT is one above those that are there.",
+)
 @_flag("--force", is_flag=True, help="Replace the version if it exists.")
 @_flag("--dry-run", is_flag=True, help="Do all but write.")
 @_flag("--lstm", default="", metavar="PREFIX", help="Which LSTM, where there are several.")
-@_flag("--head", default="", metavar="NAME[,relu|tanh|sigmoid,NAME...]|none")
+@_flag(
+    "--head",
+    default="",
+    metavar="NAMES",
+    help="Linear layers after the LSTM as NAME[,relu|tanh|sigmoid,NAME]..., or none.",
+)
 @_flag("--embedding", default="", metavar="NAME", help="The table that turns tokens into x.")
-@_flag("--pre-head", type=click.Choice(["relu", "tanh", "none"]), default="none")
-@_flag("--output-activation", type=click.Choice(["softmax", "sigmoid", "none"]), default="none")
+@_flag(
+    "--pre-head",
+    type=click.Choice(["relu", "tanh", "none"]),
+    default="none",
+    help="Activation before the head.",
+)
+@_flag(
+    "--output-activation",
+    type=click.Choice(["softmax", "sigmoid", "none"]),
+    default="none",
+    help="Activation after the head.",
+)
 @_flag("--input-mean", type=FILE, help="x becomes (x - mean) / scale: .npy or one number a line.")
-@_flag("--input-scale", type=FILE)
+@_flag("--input-scale", type=FILE, help="See --input-mean; one alone is fine.")
 @_flag("--output-mean", type=FILE, help="y becomes y * scale + mean.")
-@_flag("--output-scale", type=FILE)
+@_flag("--output-scale", type=FILE, help="See --output-mean; one alone is fine.")
 @_flag("--golden", type=FILE, help="Pairs of your own model to prove, .npz (docs/EXPORT.md).")
 def export_command(**flags: Any) -> None:
     """Turn CHECKPOINT, a trained nn.LSTM and its head, into a model folder.
@@ -66,7 +91,7 @@ def export_command(**flags: Any) -> None:
         from lstmserve_export.command import run
         from lstmserve_export.refusal import Refused
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"export needs {error.name}: pip install 'lstmserve[export]'") from error
+        raise MissingExtra(f"export needs {error.name}: {hint('export')}") from error
     try:
         run(**flags)
     except Refused as error:

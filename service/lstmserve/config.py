@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.setting import floating as _float
@@ -26,6 +26,61 @@ MESSAGE_BYTES_MIN = 4 << 20
 MESSAGE_BYTES_LIMIT = 1 << 30
 FRAME_BYTES = 64 << 10
 TOKEN_BYTES_MAX = 10
+# How `lstmserve serve --help` shows the fields: each is in one group.
+GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "Models": ("models", "device", "threads", "cpu"),
+    "Network": (
+        "listen",
+        "metrics",
+        "insecure",
+        "reflection",
+        "admin",
+        "message_bytes_max",
+        "streams_max",
+        "stream_window",
+        "call_s_max",
+        "write_s_max",
+        "connection_age_s_max",
+    ),
+    "TLS and tenants": (
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "tokens",
+        "tenant_sessions_max",
+        "tenant_pending_steps_max",
+        "tenant_rows_per_s",
+    ),
+    "Sessions": (
+        "pool_bytes",
+        "session_ttl_s",
+        "reply_bytes_max",
+        "tombstones_max",
+        "tombstone_s",
+        "open_requests_max",
+        "request_id_s",
+    ),
+    "Store": (
+        "store",
+        "store_sync",
+        "store_timeout_s",
+        "store_mode",
+        "behind_s_max",
+        "behind_steps_max",
+    ),
+    "Load": (
+        "length_max",
+        "pending_steps_max",
+        "session_pending_max",
+        "predict_rows_max",
+        "batch_sessions_max",
+        "batch_cells_max",
+        "slice_rows_max",
+        "long_steps_max",
+        "batches_in_flight_max",
+    ),
+    "Logs and the end": ("log", "debug", "drain_delay_s", "drain_s_max"),
+}
 STORE = re.compile(r"memory|file:.+|rediss?://.+", re.DOTALL)
 
 

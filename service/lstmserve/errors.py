@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from grpc import StatusCode
 
@@ -40,13 +40,28 @@ __all__ = [
 ]
 
 
+# What the caller of this library can do, where the server's words, which are for a client in any
+# language, do not say it.
+_ADVICE: Final = {
+    "SESSION_EXISTS": 'if_exists="resume" goes on with it, if_exists="restart" begins again',
+    "SESSION_EXPIRED": "ttl_s of session() says how long it may be idle",
+    "SESSION_LOST": "replay_steps_max lets the client send lost steps again by itself",
+    "SESSION_REPLACED": "attach() goes on with the session that has the id now",
+    "STEP_GAP": 'open the session with if_exists="restart", or let replay_steps_max heal it',
+    "STATE_ROLLED_BACK": 'open the session with if_exists="resume" or "restart"',
+    "MODEL_NOT_STEPPABLE": "call predict()",
+    "BAD_TOKEN": "give the client token=",
+}
+
+
 class LstmServeError(Exception):
     """A call that the server refused, or that did not come through.
 
     `code` is gRPC's; `reason` names the ErrorReason of the contract, "" when the error did not come
     from the server; `metadata` are the reason's facts (strings); `retry_delay_s` is how long to
     wait before a retry helps, None where the server did not say. `applied` tells what a step did:
-    False: nothing, True: its number was applied, None: unknown.
+    False: nothing, True: its number was applied, None: unknown. `message` is what the server said,
+    and `advice` what a caller of this library can do about it, "" where that is no news.
     """
 
     def __init__(
@@ -67,7 +82,13 @@ class LstmServeError(Exception):
         self.applied: bool | None = REASONS[reason].applied if reason in REASONS else None
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.reason or self.code.name})"
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{self.message}{advice} ({self.reason or self.code.name})"
+
+    @property
+    def advice(self) -> str:
+        """In the words of this library; another interface to it has words of its own."""
+        return _ADVICE.get(self.reason, "")
 
 
 class InvalidInput(LstmServeError, ValueError):
@@ -189,3 +210,7 @@ class StepManyFailed(LstmServeError):
         self.errors = errors
         said = {error.applied for error in errors.values()}
         self.applied = said.pop() if len(said) == 1 else None
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -41,5 +41,5 @@ def check(target: options.Target, service: str) -> str:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise click.ClickException(f"no service {service!r} here (NOT_FOUND)") from error
-            raise click.ClickException(str(from_rpc(error))) from error
+            raise click.ClickException(options.told(from_rpc(error))) from error
     return STATES[status] if 0 <= status < len(STATES) else f"state {status}"

@@ -17,6 +17,14 @@ from lstmserve.client import Client, LstmServeError, checks
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 VERSION_MAX = 2**31 - 1
+_ADVICE = {
+    "BAD_TOKEN": "give yours with --token or LSTMSERVE_TOKEN",
+    "UNAVAILABLE": "--target or LSTMSERVE_TARGET names the server",
+    "MODEL_NOT_STEPPABLE": "run `lstmserve predict`",
+    "MODEL_NOT_FOUND": "`lstmserve models` lists all",
+    "SESSION_NOT_FOUND": "`lstmserve sessions list` lists all",
+    "SESSION_EXISTS": "name another id, or run `lstmserve sessions close` first",
+}
 
 
 def flag(name: str, **attributes: Any) -> Callable[[Function], Function]:
@@ -114,8 +122,21 @@ def connect(target: Target) -> Iterator[Client]:
     try:
         with Client(target.address, token=target.token, tls=target.tls) as client:
             yield client
-    except (LstmServeError, BadRow) as error:
-        raise click.ClickException(" ".join(str(error).split())) from error
+    except BadRow as error:
+        raise click.ClickException(_line(str(error))) from error
+    except LstmServeError as error:
+        raise click.ClickException(told(error)) from error
+
+
+def told(error: LstmServeError) -> str:
+    """One line: what the server said, and what helps in a shell."""
+    reason = error.reason or error.code.name
+    advice = f"; {_ADVICE[reason]}" if reason in _ADVICE else ""
+    return _line(f"{error.message}{advice} ({reason})")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def stdin() -> int:

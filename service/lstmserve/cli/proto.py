@@ -5,32 +5,48 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Final
 
 import click
 
-CONTRACT = "lstmserve/v1"
+OURS: Final = (
+    "lstmserve/v1/lstm.proto",
+    "lstmserve/v1/error_reason.proto",
+    "lstmserve/kserve/v2/inference.proto",
+)
+# What lstm.proto imports, and what the details of its errors are made of.
+GOOGLES: Final = ("google/rpc/status.proto", "google/rpc/error_details.proto")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
 def proto(folder: Path) -> None:
-    """Write the .proto files to DIR/lstmserve/v1, for protoc -I DIR or grpcurl -import-path DIR.
+    """Write the .proto files below DIR, for protoc -I DIR or grpcurl -import-path DIR.
 
-    They import google/rpc/status.proto, which googleapis has.
+    lstmserve/v1/lstm.proto is the service, error_reason.proto beside it names the errors,
+    lstmserve/kserve/v2/inference.proto is Triton's protocol as far as it is served, and google/rpc
+    has what they import. The google/protobuf files come with every protoc.
     """
     try:
-        (folder / CONTRACT).mkdir(parents=True, exist_ok=True)
-        for source in sorted(_sources(), key=lambda source: source.name):
-            written = folder / CONTRACT / source.name
-            written.write_bytes(source.read_bytes())
+        for name, content in _contents().items():
+            written = folder / name
+            written.parent.mkdir(parents=True, exist_ok=True)
+            written.write_bytes(content)
             click.echo(written)
     except OSError as error:
-        raise click.ClickException(f"{folder}: {error.strerror}") from error
+        raise click.ClickException(f"{error.filename or folder}: {error.strerror}") from error
 
 
-def _sources() -> list[Traversable]:
+def _contents() -> dict[str, bytes]:
+    """The files by their paths. googleapis-common-protos, a dependency, has Google's."""
+    ours, googles = _root(), resources.files("google.rpc")
+    found = {name: ours.joinpath(name) for name in OURS}
+    found |= {name: googles.joinpath(Path(name).name) for name in GOOGLES}
+    return {name: source.read_bytes() for name, source in found.items()}
+
+
+def _root() -> Traversable:
     """Beside the package in a wheel, at the top in a checkout."""
     package = resources.files("lstmserve")
-    installed = package / "proto" / CONTRACT
-    folder = installed if installed.is_dir() else package / ".." / ".." / "proto" / CONTRACT
-    return [source for source in folder.iterdir() if source.name.endswith(".proto")]
+    installed = package / "proto"
+    return installed if installed.is_dir() else package / ".." / ".." / "proto"

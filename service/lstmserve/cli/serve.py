@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from lstmserve.config import Config, settings
+from lstmserve.config import GROUPS, Config, settings
+from lstmserve.extras import hint
 from lstmserve.setting import Setting
 
 PREFIX = "LSTMSERVE_"
@@ -51,9 +52,7 @@ def _option(field: Field[Any]) -> click.Option:
 def _serve(**values: Any) -> None:
     missing = [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.UsageError(
-            f"{missing[0]} is missing: install lstmserve[cpu], or lstmserve[gpu] for CUDA"
-        )
+        raise click.UsageError(f"{missing[0]} is missing: {hint('cpu', 'gpu')}; gpu is for CUDA")
     try:
         config = Config(**values)
     except ValueError as error:
@@ -89,7 +88,21 @@ def _unknown_variables() -> list[str]:
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
-serve = click.Command(
+class Grouped(click.Command):
+    """A command whose --help shows its flags by the groups of Config."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A section for each group, and one for what is no setting."""
+        helps = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
+        groups = dict(GROUPS)
+        settled = {name for names in GROUPS.values() for name in names}
+        groups["Other"] = tuple(name for name in helps if name and name not in settled)
+        for title, names in groups.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := helps[name])])
+
+
+serve = Grouped(
     "serve",
     callback=_serve,
     help="Serve every model of a folder over gRPC until SIGTERM; a second signal ends it at once.",

@@ -10,12 +10,24 @@ from typing import BinaryIO
 import click
 
 from lstmserve.cli import csvrows, options
+from lstmserve.cli.remembered import Remembered
 from lstmserve.client import SessionClosed, SessionInfo, State
 
+WHOLE = 1000  # characters, more than any help has
 identity = click.argument("id")
 
 
-@click.group()
+class Uncut(click.Group):
+    """A group whose --help shows the first sentence of each subcommand whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Click cuts them to a line."""
+        helps = [(name, each.get_short_help_str(WHOLE)) for name, each in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(helps)
+
+
+@click.group(cls=Uncut)
 def sessions() -> None:
     """Look at, move and close sessions."""
 
@@ -86,6 +98,8 @@ def import_(
         except ValueError as error:
             raise click.ClickException(f"{file}: {error}") from error
         opened = client.session(info.name, version=info.version, id=session, state=state)
+        if session is not None:
+            Remembered(target.address).put(opened.id, opened.incarnation)
         click.echo(opened.id)
 
 
@@ -96,7 +110,10 @@ def import_(
 def fork(id: str, to: str | None, target: options.Target) -> None:  # noqa: A002  # as above
     """Open a session that goes on from where session ID is, and print its id."""
     with options.connect(target) as client:
-        click.echo(client.attach(id).fork(to).id)
+        opened = client.attach(id).fork(to)
+        if to is not None:
+            Remembered(target.address).put(opened.id, opened.incarnation)
+        click.echo(opened.id)
 
 
 @sessions.command()
@@ -106,3 +123,4 @@ def close(id: str, target: options.Target) -> None:  # noqa: A002  # as above
     """Close session ID, after the steps that wait; twice is fine."""
     with options.connect(target) as client, suppress(SessionClosed):
         client.attach(id).close()
+    Remembered(target.address).forget(id)

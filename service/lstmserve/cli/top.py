@@ -15,6 +15,7 @@ import click
 
 from lstmserve.address import host_port
 from lstmserve.cli import options
+from lstmserve.extras import hint
 
 if TYPE_CHECKING:  # not in the base install
     from lstmserve.top.numbers import Numbers
@@ -48,7 +49,7 @@ def top(metrics: str, every_s: float, once: bool, as_json: bool) -> None:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.UsageError(f"{missing[0]} is missing: install lstmserve[top]")
+        raise click.UsageError(f"{missing[0]} is missing: {hint('top')}")
     try:
         host, port = host_port("metrics", metrics)
     except ValueError as error:

@@ -66,3 +66,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -31,6 +31,7 @@ from lstmserve.store import Store
 
 SWEEP_S = 1.0
 NAME_SHOWN_MAX = 128
+SERVED_SHOWN_MAX = 8  # models that a refusal names
 
 
 class Metrics(Protocol):
@@ -86,8 +87,18 @@ class Engine:
             # A message that repeats a long name would not fit the trailers it travels in.
             shown = name if len(name) <= NAME_SHOWN_MAX else f"{name[:NAME_SHOWN_MAX]}..."
             wanted = f"{shown}:{version}" if version else shown
-            raise ModelNotFound(f"no model {wanted!r} is served here", field="model")
+            raise ModelNotFound(
+                f"no model {wanted!r} is served here, but {self._served(name)}", field="model"
+            )
         return max(found, key=lambda model: model.version)
+
+    def _served(self, name: str) -> str:
+        """What a caller that asked for `name` may have meant: its versions, else other models."""
+        versions = sorted(m.version for m in self.models if m.name == name)
+        known = [f"{name}:{version}" for version in reversed(versions)]
+        known = known or sorted({m.name for m in self.models})
+        more = f" and {len(known) - SERVED_SHOWN_MAX} more" * (len(known) > SERVED_SHOWN_MAX)
+        return ", ".join(each[:NAME_SHOWN_MAX] for each in known[:SERVED_SHOWN_MAX]) + more
 
     def model_of(self, row: int) -> Model:
         """The model of a session's row."""

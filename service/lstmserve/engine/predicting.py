@@ -87,7 +87,8 @@ class Predicting:
         _check_alone(rows, limit, "rows")
         if self.waiting_rows + rows > limit:
             raise Overloaded(
-                f"{self.waiting_rows} rows of Predict are waiting, the limit is {limit}",
+                f"{self.waiting_rows} rows of Predict are waiting, the limit is {limit} "
+                "(--predict-rows-max): send these again later",
                 retry_s=RETRY_S,
             )
         self.waiting_rows += rows

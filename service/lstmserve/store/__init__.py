@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lstmserve.extras import hint
 from lstmserve.store.file import FileStore
 from lstmserve.store.record import (
     CorruptRecord,
@@ -58,6 +59,6 @@ def open_store(
         try:
             from lstmserve.store.redis import RedisStore
         except ImportError as error:
-            raise StoreRefused("this store needs: pip install 'lstmserve[store]'") from error
+            raise StoreRefused(f"redis:// needs redis-py: {hint('store')}") from error
         return RedisStore(url, timeout_s=timeout_s, connections_max=connections_max)
     raise StoreRefused("a store is memory, file:DIR, redis://HOST or rediss://HOST")

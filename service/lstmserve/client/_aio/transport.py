@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from typing import Any, Generic
 
 import grpc
@@ -54,6 +55,9 @@ class Transport:
         self._address = address
         self._channel: aio.Channel = address.open(aio)
         self._closed = asyncio.Event()
+        # A client that is dropped unclosed would leave its streams' tasks behind.
+        self._drop = weakref.finalize(self, _drop, self._loop, self._channel)
+        self._drop.atexit = False
 
     def begin(
         self,
@@ -108,4 +112,20 @@ class Transport:
     async def close(self) -> None:
         """Ends every call that is under way."""
         self._closed.set()
+        self._drop.detach()
         await self._channel.close()
+
+
+def _drop(loop: asyncio.AbstractEventLoop, channel: aio.Channel) -> None:
+    """Closes the channel on its loop; the garbage collector may call from any thread."""
+
+    def close() -> None:
+        task = loop.create_task(channel.close(None))
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(close)
+
+
+_closing: set[asyncio.Task[None]] = set()  # a loop keeps no task alive

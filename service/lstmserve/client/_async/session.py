@@ -36,19 +36,20 @@ class AsyncSession:
     LstmServeError, of which errors.py has a subclass for each thing to handle. Steps go one after
     the other; each counts once, however often the connection breaks. A step that ended with an
     error whose `applied` is None is finished by the next one: which is the same if its x is.
+    `model_info` has the sizes of its model.
     """
 
     def __init__(self, connection: AsyncConnection, ledger: Ledger, keep: bool) -> None:
         self._connection = connection
-        self.course = AsyncCourse(connection, ledger)
+        self._course = AsyncCourse(connection, ledger)
         self.model_info = ledger.model
-        self.keep = keep
+        self._keep = keep
         self._is_closed = False
 
     @property
     def id(self) -> str:
         """GROUP:REST or plain; unique on the server."""
-        return self.course.ledger.session.id
+        return self._course.ledger.session.id
 
     @property
     def model(self) -> str:
@@ -63,19 +64,19 @@ class AsyncSession:
     @property
     def incarnation(self) -> int:
         """Which life of the id this is; every call is checked against it."""
-        return self.course.ledger.session.incarnation
+        return self._course.ledger.session.incarnation
 
     @property
     def step_count(self) -> int:
         """The number of the last step that was answered."""
-        return self.course.ledger.step_count
+        return self._course.ledger.step_count
 
     @property
     def durable_step(self) -> int:
         """The last step that survives the server's crash; 0 without a store."""
-        return self.course.ledger.durable_step
+        return self._course.ledger.durable_step
 
-    def is_of(self, connection: AsyncConnection) -> bool:
+    def _is_of(self, connection: AsyncConnection) -> bool:
         """Whether its calls go by this one."""
         return self._connection is connection
 
@@ -94,7 +95,7 @@ class AsyncSession:
         """
         given, timeout_s = rows(self.model_info, x), checks.timeout(timeout_s)
         last_only = not return_sequences
-        with await self.course.step(given, last_only, timeout_s) as claim:
+        with await self._course.step(given, last_only, timeout_s) as claim:
             return shaped(claim.take(given.length), given.single, last_only)
 
     async def stream(
@@ -108,7 +109,9 @@ class AsyncSession:
 
         What has been read while a step was under way, up to `window` of xs, goes as the next one;
         `timeout_s` is for each. Raises what step() raises, for the first step that fails, and what
-        `xs` raises, after the replies before it. The xs without a y can be streamed again.
+        `xs` raises, after the replies before it. The xs without a y can be streamed again. The
+        caller may leave the loop at any time; an `xs` that blocks then holds its thread until it
+        goes on.
         """
         model = self.model_info
         timeout_s, window = checks.timeout(timeout_s), checks.count("window", window, 1)
@@ -121,7 +124,9 @@ class AsyncSession:
             async with aclosing(pump(xs, lambda x: rows(model, x), window)) as batches:
                 async for batch in batches:
                     for steps in merge(model, batch):
-                        with await self.course.step(joined(steps), False, timeout_s, send) as claim:
+                        with await self._course.step(
+                            joined(steps), False, timeout_s, send
+                        ) as claim:
                             for each in steps:
                                 yield shaped(claim.take(each.length), each.single, last_only=False)
         finally:
@@ -137,7 +142,7 @@ class AsyncSession:
 
     async def export(self) -> State:
         """The state after the last answered step, to be kept or opened elsewhere."""
-        return await self.course.export()
+        return await self._course.export()
 
     async def set_state(self, h: npt.ArrayLike, c: npt.ArrayLike) -> None:
         """Goes on from this state, shaped as state() gives it: a new incarnation of the same id.
@@ -146,21 +151,21 @@ class AsyncSession:
         ValueError for a shape.
         """
         h, c = state_parts(self.model_info, h, c)
-        await self.course.turn.take(None)
+        await self._course.turn.take(None)
         try:
             state = State(h, c, step=self.step_count).write()
-            await self.course.restart(state)
+            await self._course.restart(state)
         finally:
-            self.course.turn.give()
+            self._course.turn.give()
 
     @opening
     async def fork(self, id: str | None = None) -> AsyncSession:  # noqa: A002  # the contract's name
         """A new session that goes on from this one's last applied step; both live on."""
         request = open_request(self.model, self.version, ids.beside(self.id) if id is None else id)
-        request.ttl.CopyFrom(self.course.ledger.session.ttl)
+        request.ttl.CopyFrom(self._course.ledger.session.ttl)
         request.fork_of = self.id
         reply = await self._connection.call(OPEN_SESSION, request, request.session_id)
-        ledger = Ledger(self.model_info, self.course.ledger.replay_steps_max)
+        ledger = Ledger(self.model_info, self._course.ledger.replay_steps_max)
         ledger.begin_life(reply.session, origin=None)
         return AsyncSession(self._connection, ledger, keep=False)
 
@@ -187,7 +192,7 @@ class AsyncSession:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.keep:
+        if self._keep:
             return
         try:
             await self.close()

@@ -47,24 +47,24 @@ class Groups:
         taken: list[Session] = []
         try:
             for session in sorted(steps, key=lambda session: session.id):  # nobody waits crosswise
-                session.course.turn.take(tries.left_s)
+                session._course.turn.take(tries.left_s)
                 taken.append(session)
             call = _Call(self, self._connection, steps, last_only, tries.left_s)
             return call.run()
         finally:
             for session in taken:
-                session.course.ledger.end()
-                session.course.turn.give()
+                session._course.ledger.end()
+                session._course.turn.give()
 
     def _mine(self, session: Session) -> Session:
-        if not session.is_of(self._connection):
+        if not session._is_of(self._connection):
             raise ValueError(f"session {session.id} is of another client")
         return session
 
     def send(self, parcel: Parcel[Session], timeout_s: float) -> Sent:
         """Sends a message once."""
         if parcel.is_alone:
-            session = parcel.sessions[0].course.ledger.session
+            session = parcel.sessions[0]._course.ledger.session
             request = step_request(session, parcel.pieces[0], timeout_s)
             return self._connection.begin(STEP, request, parcel.group, timeout_s)
         line = self._lines.get(parcel.group)
@@ -100,7 +100,7 @@ class _Call:
     def run(self) -> dict[Session, Floats]:
         """y of each session. Raises StepManyFailed."""
         claims = {
-            session: session.course.ledger.begin(each, self._last_only)
+            session: session._course.ledger.begin(each, self._last_only)
             for session, each in self._steps.items()
         }
         under_way = list(self._steps)
@@ -117,7 +117,7 @@ class _Call:
         return results
 
     def _due(self, under_way: list[Session]) -> list[tuple[Session, Piece]]:
-        asked = [(session, session.course.ledger.next()) for session in under_way]
+        asked = [(session, session._course.ledger.next()) for session in under_way]
         return [(session, piece) for session, piece in asked if piece is not None]
 
     def _round(self, due: list[tuple[Session, Piece]]) -> float:
@@ -133,7 +133,7 @@ class _Call:
                 results = _results(parcel, reply)
                 for session, piece, result in zip(*parcel, results, strict=True):
                     if isinstance(result, Answer):
-                        session.course.ledger.applied(piece, *result)
+                        session._course.ledger.applied(piece, *result)
                         self._tries[session].progress()
                     else:
                         wait_s = max(wait_s, self._mend(session, piece, result))
@@ -144,9 +144,9 @@ class _Call:
 
     def _mend(self, session: Session, piece: Piece, error: LstmServeError) -> float:
         try:
-            return session.course.mend(piece, error, self._tries[session])
+            return session._course.mend(piece, error, self._tries[session])
         except LstmServeError as last:
-            self._errors[session] = session.course.ledger.explain(last)
+            self._errors[session] = session._course.ledger.explain(last)
             return 0.0
 
 

@@ -77,7 +77,9 @@ class Exchange(Generic[Request, Response]):
     def close(self) -> None:
         """Ends the stream; what is unanswered ends as Cancelled."""
         self._call.cancel()
-        self._reader.join()
+        # The garbage collector may end an abandoned stream in any thread, its reader too.
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
 
     def _read(self) -> None:
         end = ended()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable
-from queue import Queue
 from typing import Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -18,33 +17,17 @@ Source: TypeAlias = Iterable[T]
 def pump(source: Source[T], take: Callable[[T], U], window: int) -> Generator[list[U]]:
     """take(item) of each item, in order; as many at once as are there, at most `window`.
 
-    What the source or `take` raises is raised here, after the results before it.
+    What the source or `take` raises is raised here, after the results before it. However the
+    caller leaves, the thread ends; where the source blocks, as soon as the source goes on.
     """
     feed = _Feed(source, take, window)
-    results = feed.results
     try:
-        result: U | _End | None = None
-        while not isinstance(result, _End):
-            there: list[U] = []
-            result = results.get()
-            while not isinstance(result, _End):
-                there.append(result)
-                if results.empty() or len(there) == window:
-                    break
-                result = results.get_nowait()  # nobody else takes from it
-            if there:
-                yield there
-        if result.error is not None:
-            raise result.error
+        while there := feed.read():
+            yield there
+        if feed.error is not None:
+            raise feed.error
     finally:
         feed.stop()
-
-
-class _End:
-    """Follows the last result: why there is no more."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
 
 
 class _Feed(Generic[T, U]):
@@ -53,23 +36,47 @@ class _Feed(Generic[T, U]):
     def __init__(self, source: Iterable[T], take: Callable[[T], U], window: int) -> None:
         self._source = source
         self._take = take
-        self._is_stopped = False
-        self.results: Queue[U | _End] = Queue(window)
+        self._window = window
+        self._there: list[U] = []
+        self._is_over = False  # the source ended, or the reader left
+        self._changed = threading.Condition()
+        self.error: BaseException | None = None  # what ended the source, once read() has said []
         threading.Thread(target=self._run, name="lstmserve-feed", daemon=True).start()
 
+    def read(self) -> list[U]:
+        """Waits for results and returns all that are there, [] once there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._there or self._is_over)
+            there, self._there = self._there, []
+            self._changed.notify_all()
+            return there
+
     def stop(self) -> None:
-        """Ends it at the next item at the latest; called by the reader of the results."""
-        self._is_stopped = True
-        while not self.results.empty():  # it may be waiting for room
-            self.results.get_nowait()
+        """The reader leaves: the thread reads no further item, and waits for no room."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def _run(self) -> None:
+        error: BaseException | None = None
         try:
             for item in self._source:
-                if self._is_stopped:
+                if not self._put(item):
                     return
-                self.results.put(self._take(item))
-        except BaseException as error:  # whatever it is, the reader gets it
-            self.results.put(_End(error))
-        else:
-            self.results.put(_End())
+        except BaseException as raised:  # whatever it is, the reader gets it
+            error = raised
+        with self._changed:
+            self.error = error
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _put(self, item: T) -> bool:
+        """Whether the reader still wants more."""
+        if self._is_over:
+            return False
+        result = self._take(item)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._there) < self._window or self._is_over)
+            self._there.append(result)
+            self._changed.notify_all()
+            return not self._is_over

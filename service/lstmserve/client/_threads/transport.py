@@ -6,6 +6,7 @@ Any thread may call; the twin of _aio.transport.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Generic
@@ -57,6 +58,8 @@ class Transport:
         self._address = address
         self._channel: grpc.Channel = address.open(grpc)
         self._closed = threading.Event()
+        # A client that is dropped unclosed would leave its streams' threads behind.
+        weakref.finalize(self, self._channel.close).atexit = False
 
     @property
     def is_closed(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import onnx
 
+from lstmserve.extras import hint
 from lstmserve.runtime import ort
 
 Device = Literal["cpu", "cuda"]
@@ -36,8 +37,8 @@ def choose_device(wanted: str) -> Device:
 def _probe_cuda() -> None:
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         raise DeviceUnavailable(
-            "--device cuda: this onnxruntime has no CUDA provider; "
-            "install lstmserve[gpu] in place of lstmserve[cpu]"
+            "--device cuda: this onnxruntime has no CUDA provider; in an environment without the "
+            f"extra cpu {hint('gpu')}"
         )
     ort.preload_dlls()
     probe = onnx.helper.make_graph(

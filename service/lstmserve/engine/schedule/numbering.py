@@ -40,9 +40,10 @@ class Numbering:
         if number == last + pending + 1:
             return True
         if number > last + pending:
+            due = last + pending + 1
             raise StepGap(
-                f"step {number} came before step {last + pending + 1}",
-                metadata={"expected_step": str(last + pending + 1)},
+                f"step {number} came before step {due}: send step {due} first",
+                metadata={"expected_step": str(due)},
             )
         if number > last:
             self._check_same(step, self._turns.pending_digest(row, number - last - 1))

@@ -156,7 +156,11 @@ class Scheduler:
     def _check_room(self, count: int, pending: int) -> None:
         limit = self._config.pending_steps_max
         if pending + count > limit:
-            raise Overloaded(f"{pending} steps are waiting, the limit is {limit}", retry_s=RETRY_S)
+            raise Overloaded(
+                f"{pending} steps are waiting, the limit is {limit} (--pending-steps-max): "
+                "send this one again later",
+                retry_s=RETRY_S,
+            )
 
     def _check_session(self, pending: int) -> None:
         limit = self._config.session_pending_max

@@ -78,9 +78,11 @@ class Endings:
         """SessionClosed, SessionExpired, SessionLost or SessionNotFound."""
         tombstone = self._get(key, incarnation, now_ns)
         if tombstone is not None and tombstone.ending == "closed":
-            return SessionClosed("the session was closed")
+            return SessionClosed("the session was closed: open it again")
         if tombstone is not None:
-            return SessionExpired("the session was idle for longer than its ttl and has ended")
+            return SessionExpired(
+                "the session was idle for longer than its ttl and has ended: open it again"
+            )
         evicted = self._evicted.get(key, now_ns)
         if evicted is not None and incarnation in (0, evicted):
             return SessionLost(
@@ -91,7 +93,8 @@ class Endings:
         if not incarnation:
             return SessionNotFound("no session has this id: open it first", field="session_id")
         return SessionLost(
-            "this server does not have the session: it restarted, or the router sent you elsewhere",
+            "this server does not have the session: it restarted, or the router sent you "
+            "elsewhere; a server with --store keeps its sessions through a restart",
             metadata={"boot_id": self._boot_id},
         )
 

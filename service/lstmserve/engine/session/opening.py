@@ -143,7 +143,11 @@ class Opening:
                 self._check_same(row, request)
                 return self._sessions.find(request.key, 0, now), False
             if request.if_exists is not IfExists.RESTART:
-                raise SessionExists("a session with this id is open", field="session_id")
+                raise SessionExists(
+                    "a session with this id is open: if_exists RESUME goes on with it, RESTART "
+                    "begins again",
+                    field="session_id",
+                )
         else:
             self._room.check_tenant(tenant_of(request.key), request.sessions_max, now)
         start = self._start(request, now)

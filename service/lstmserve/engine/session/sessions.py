@@ -40,7 +40,7 @@ class Sessions:
         if incarnation and incarnation != table.incarnation.item(row):
             self._check_incarnation(row, incarnation)
         if table.phase.item(row) == CLOSING:
-            raise SessionClosed("the session was closed")
+            raise SessionClosed("the session was closed: open it again")
         if table.expiry_ns.item(row) <= now.monotonic_ns and self.is_expired(row, now):
             self._end(row, "expired", now)
             raise self.endings.error(key, incarnation, now.monotonic_ns)

@@ -61,7 +61,8 @@ class Tenant:
         limit = self._limits.pending_steps_max
         if limit is not None and self.pending_steps + steps > limit:
             raise Quota(
-                f"{self.pending_steps} of your steps are waiting, your limit is {limit}",
+                f"{self.pending_steps} of your steps are waiting, your limit is {limit}: "
+                "send this one again later",
                 retry_s=RETRY_S,
             )
         if self.limits.rows_per_s is not None:
@@ -102,5 +103,8 @@ class Allowance:
         self._at_ns = now_ns
         missing = min(rows, rows_per_s) - self._rows
         if missing > 0:
-            raise Quota(f"your limit is {rows_per_s} rows a second", retry_s=missing / rows_per_s)
+            raise Quota(
+                f"your limit is {rows_per_s} rows a second: send these again later",
+                retry_s=missing / rows_per_s,
+            )
         self._rows -= rows
