@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,7 +15,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import flooding
 from lstmserve import Client
+from lstmserve.server import transport
+from lstmserve.v1 import lstm_pb2 as pb
 from serving import COMMAND, Serve, environment
 
 SHORT = """
@@ -30,6 +34,12 @@ with Client(sys.argv[1]) as client:
     session = client.session("tiny", id="held", keep=True)
     for _ in session.stream(iter(lambda: [0.5, -1.0, 2.0], None)):
         print("stepped", flush=True)
+"""
+SHORT_PINGS = """
+from lstmserve.server import transport
+transport.PING_INTERVAL_MS_MIN = {}
+from lstmserve.cli.serve import serve
+serve()
 """
 KEEPALIVE_S = 2.0
 
@@ -90,6 +100,28 @@ def test_a_peer_that_pings_too_much_is_told_off(serve: Serve) -> None:
     assert serving.stop() == 0
 
 
+def test_a_keepalive_above_the_limit_is_left_alone(serve: Serve) -> None:
+    """Ten pings at 1.3 times the shortest interval that the server allows are no offence."""
+    # Both 75 times shorter than in life, by the code that sets them: it takes two seconds.
+    shorter = transport.PING_INTERVAL_MS_MIN // 75
+    program = SHORT_PINGS.format(shorter)
+    serving = serve(command=[sys.executable, "-c", program])
+    options = (
+        ("grpc.keepalive_time_ms", shorter * 4 // 3),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    )
+    with grpc.insecure_channel(serving.target, options) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=10 * shorter * 4 / 3 / 1000
+        )
+        with pytest.raises(grpc.RpcError) as ended:
+            list(watch)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED, ended.value.details()
+    assert serving.stop() == 0
+
+
 def test_more_connections_than_the_soft_limit_of_files(serve: Serve) -> None:
     """The probe is answered and a new client served, up to the hard limit."""
     narrow = ["sh", "-c", 'ulimit -Sn 100; exec "$@"', "sh", *COMMAND]
@@ -102,3 +134,37 @@ def test_more_connections_than_the_soft_limit_of_files(serve: Serve) -> None:
         with Client(serving.target) as client:
             assert client.models()
     assert serving.stop() == 0
+
+
+def test_a_cut_connection_with_unsent_replies_is_no_event(serve: Serve) -> None:
+    """Twenty connections that end, by a close or a reset, with replies unsent leave no log line."""
+    serving = serve()
+    host, port = serving.target.split(":")
+    message = pb.StepRequest(session_id="cut", length=50, x=[0.5, -1.0, 2.0] * 50)
+    content = message.SerializeToString()
+    data = flooding.frame(flooding.DATA, struct.pack(">BI", 0, len(content)) + content, stream=1)
+    no_window = struct.pack(">HI", flooding.INITIAL_WINDOW_SIZE, 0)
+    with Client(serving.target) as client:
+        client.session("tiny", id="cut", keep=True)
+        for turn in range(20):
+            with socket.create_connection((host, int(port))) as cut:
+                cut.sendall(
+                    flooding.PREFACE
+                    + flooding.frame(flooding.SETTINGS, no_window)
+                    + flooding.frame(
+                        flooding.HEADERS,
+                        flooding.request(),
+                        flags=flooding.END_HEADERS,
+                        stream=1,
+                    )
+                    + 20 * data
+                )
+                while serving.metric("lstm_steps_total") < 20 * (turn + 1):
+                    pass
+                if turn % 2:
+                    cut.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while serving.metric("grpc_server_handled_total", grpc_method="StepStream") < 20:
+            pass
+    assert serving.stop() == 0
+    assert [line["event"] for line in serving.log if line["level"] != "info"] == []
+    assert serving.noise == []
