@@ -44,7 +44,7 @@ def configure(form: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     handler = logging.StreamHandler(sys.stderr)
-    # handler.addFilter(is_event)
+    handler.addFilter(is_event)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
