@@ -51,11 +51,10 @@ class Phase:
 
     def figures(self) -> str:
         """A few words."""
-        way = "TLS" if self.is_tls else "plain"
         return (
-            f"{self.kind} {way} ({_short(self.sent_per_s)}/s{', cut' if self.cut else ''}): p99 "
-            f"{_ms(self.beside_s):.1f} ms beside {_ms(self.alone_s):.1f} without, longest "
-            f"{1e3 * max(self.beside_s):.0f} ms, memory +{self.grown / 1e6:.0f} MB"
+            f"{_short(self.sent_per_s)}/s{' until it was cut' if self.cut else ''}, p99 "
+            f"{_ms(self.beside_s):.0f} ms beside {_ms(self.alone_s):.0f} without, longest "
+            f"{1e3 * max(self.beside_s):.0f}, memory +{self.grown / 1e6:.0f} MB"
         )
 
 
@@ -71,16 +70,19 @@ class Found:
             assert phase.failed == [], (phase.kind, phase.failed[:3])
             assert phase.beside_s, phase.kind
             assert phase.checks_s, phase.kind
-            assert max(phase.beside_s + phase.checks_s) < WAIT_S_MAX, phase.figures()
+            assert max(phase.beside_s + phase.checks_s) < WAIT_S_MAX, (phase.kind, phase.figures())
 
     def figures(self) -> str:
         """One line for people."""
         steps = sum(len(phase.beside_s) for phase in self.phases)
         checks = sum(len(phase.checks_s) for phase in self.phases)
+        kinds: dict[str, list[str]] = {phase.kind: [] for phase in self.phases}
+        for phase in self.phases:
+            kinds[phase.kind].append(f"{'TLS' if phase.is_tls else 'plain'} {phase.figures()}")
         return (
             f"{steps} steps and {checks} health calls beside floods of one connection without a "
             f"token, none failed or waited for {WAIT_S_MAX:.0f} s; "
-            + "; ".join(phase.figures() for phase in self.phases)
+            + "; ".join(f"**{kind}**: {' / '.join(each)}" for kind, each in kinds.items())
         )
 
 
