@@ -174,3 +174,30 @@ def test_a_cut_connection_with_unsent_replies_is_no_event(serve: Serve) -> None:
     assert serving.stop() == 0
     assert [line["event"] for line in serving.log if line["level"] != "info"] == []
     assert serving.noise == []
+
+
+def test_connections_beyond_the_limit_are_closed_at_once(serve: Serve) -> None:
+    """As many as --connections-max are served, one more ends at once, and its place comes back."""
+    serving = serve("--connections-max", "3")
+    host, port = serving.target.split(":")
+    with ExitStack() as stack:
+        peers = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            for _ in range(4)
+        ]
+        greetings = [peer.recv(9) for peer in peers]
+        assert [len(greeting) for greeting in greetings] == [9, 9, 9, 0]
+    with Client(serving.target, retry_s_max=30) as client:
+        assert client.models()
+    assert serving.stop() == 0
+
+
+def test_a_handshake_that_stays_half_open_is_ended(serve: Serve) -> None:
+    """A connection that never says a word is closed by the server, long before gRPC's 120 s."""
+    program = SHORT.replace("KEEPALIVE_MS = transport.PING_TIMEOUT_MS", "HANDSHAKE_MS_MAX")
+    serving = serve(command=[sys.executable, "-c", program])
+    host, port = serving.target.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as peer:
+        while peer.recv(4096):
+            pass
+    assert serving.stop() == 0
