@@ -22,6 +22,7 @@ from soak import (
     failover,
     failover_behind,
     fairness,
+    flood,
     frozen,
     kill9,
     outage,
@@ -108,6 +109,11 @@ def _fairness(folder: Path, minutes: float) -> Found:
     return fairness.run(folder, pairs=pairs, seconds=PHASE_S)
 
 
+def _flood(folder: Path, minutes: float) -> Found:
+    kinds = (*flood.GATED, *flood.OTHERS, *flood.CONNECTIONS)
+    return flood.run(folder, seconds=minutes * 60 / (3 * len(kinds)), kinds=kinds)
+
+
 def _peers(folder: Path, minutes: float) -> Found:
     rounds = max(3, round(minutes * 60 / (PEER_S + 15)))  # each waits until the server lets go
     return peers.run(folder, rounds=rounds, each=2, phase_s=PEER_S / 2, is_short=False)
@@ -132,6 +138,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "fairness": _fairness,
     "cancels": lambda folder, _: cancels.run(folder, cancels=CANCELS, slope_max=SLOPE_MAX),
     "peers": _peers,
+    "flood": _flood,
 }
 
 

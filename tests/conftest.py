@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-import lstmserve.server  # noqa: F401 -- before grpc, which reads what it sets when it is imported
 from modelmaking import make_model
 from router import router
 from serving import serve, server
 from tritonserving import triton
 from zoo import zoo
+
+# All servers of tests are this machine's: a developer's proxy is not asked for them.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,::1,localhost"
 
 __all__ = ["router", "serve", "server", "triton", "zoo"]  # fixtures
 

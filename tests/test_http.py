@@ -7,11 +7,12 @@ import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lstmserve.server.observe.http import HttpServer, _Request
+from lstmserve.server.observe.http import REQUESTS_MAX, HttpServer, _Request
 from lstmserve.server.observe.metrics import Metrics
 
 
@@ -129,3 +130,37 @@ def test_a_peer_that_is_slow_or_gone_is_no_event(
     gone.close()  # by a reset
     assert get(http, "/livez")[0] == 200
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_crowd_of_connections_waits_to_be_accepted(http: HttpServer) -> None:
+    """A hundred that come before the first is accepted are all served, none is turned away."""
+    http.stop()
+    waiting = HttpServer("127.0.0.1", 0, CollectorRegistry(), lambda: True, bool)
+    with ExitStack() as stack:
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", waiting.port), timeout=5))
+            for _ in range(100)
+        ]
+        for each in crowd:
+            each.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        waiting.start()
+        assert all(each.recv(15) == b"HTTP/1.0 200 OK" for each in crowd)
+    waiting.stop()
+
+
+@pytest.mark.parametrize(("count", "is_cut"), [(REQUESTS_MAX - 1, False), (REQUESTS_MAX, True)])
+def test_silent_connections_leave_room_for_a_probe(
+    http: HttpServer, count: int, is_cut: bool
+) -> None:
+    """One more than the limit ends the oldest of them, and is answered itself."""
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", http.port), timeout=30))
+            for _ in range(count)
+        ]
+        assert get(http, "/livez")[0] == 200
+        if is_cut:
+            assert silent[0].recv(1) == b""
+        for each in silent[is_cut:]:
+            each.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            assert each.recv(15) == b"HTTP/1.0 200 OK"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import flooding
 from lstmserve import Client
+from lstmserve.server import transport
+from lstmserve.v1 import lstm_pb2 as pb
 from serving import COMMAND, Serve, environment
 
 SHORT = """
@@ -31,7 +35,14 @@ with Client(sys.argv[1]) as client:
     for _ in session.stream(iter(lambda: [0.5, -1.0, 2.0], None)):
         print("stepped", flush=True)
 """
+SHORT_PINGS = """
+from lstmserve.server import transport
+transport.PING_INTERVAL_MS_MIN = {}
+from lstmserve.cli.serve import serve
+serve()
+"""
 KEEPALIVE_S = 2.0
+CUTS = 42
 
 
 @pytest.fixture
@@ -90,6 +101,30 @@ def test_a_peer_that_pings_too_much_is_told_off(serve: Serve) -> None:
     assert serving.stop() == 0
 
 
+def test_a_keepalive_above_the_limit_is_left_alone(serve: Serve) -> None:
+    """Seven pings at twice the shortest interval that the server allows are no offence."""
+    # Both 50 times shorter than in life, by the code that sets them: it takes two seconds.
+    shorter_s = transport.PING_INTERVAL_MS_MIN / 50e3
+    serving = serve(command=[sys.executable, "-c", SHORT_PINGS.format(round(1000 * shorter_s))])
+    host, port = serving.target.split(":")
+    with socket.create_connection((host, int(port))) as peer:
+        peer.sendall(flooding.PREFACE + flooding.frame(flooding.SETTINGS))
+        heard = b""
+        for number in range(7):
+            peer.sendall(flooding.frame(flooding.PING, struct.pack(">Q", number)))
+            due_s = time.monotonic() + 2 * shorter_s
+            while (left_s := due_s - time.monotonic()) > 0:
+                peer.settimeout(left_s)
+                with suppress(TimeoutError):
+                    heard += (got := peer.recv(4096))
+                    assert got, "the server ended the connection"
+        peer.settimeout(30)
+        while flooding.frame(flooding.PING, struct.pack(">Q", 6), flags=flooding.ACK) not in heard:
+            heard += (got := peer.recv(4096))
+            assert got, "the server ended the connection"
+    assert serving.stop() == 0
+
+
 def test_more_connections_than_the_soft_limit_of_files(serve: Serve) -> None:
     """The probe is answered and a new client served, up to the hard limit."""
     narrow = ["sh", "-c", 'ulimit -Sn 100; exec "$@"', "sh", *COMMAND]
@@ -101,4 +136,70 @@ def test_more_connections_than_the_soft_limit_of_files(serve: Serve) -> None:
         assert serving.get("/livez")[0] == 200
         with Client(serving.target) as client:
             assert client.models()
+    assert serving.stop() == 0
+
+
+def test_a_cut_connection_with_unsent_replies_is_no_event(serve: Serve) -> None:
+    """Connections that end by a close or a reset, with replies unsent, leave no line in the log."""
+    serving = serve()
+    host, port = serving.target.split(":")
+    message = pb.StepRequest(session_id="cut", length=50, x=[0.5, -1.0, 2.0] * 50)
+    content = message.SerializeToString()
+    data = flooding.frame(flooding.DATA, struct.pack(">BI", 0, len(content)) + content, stream=1)
+    no_window = struct.pack(">HI", flooding.INITIAL_WINDOW_SIZE, 0)
+    with Client(serving.target) as client:
+        client.session("tiny", id="cut", keep=True)
+        for turn in range(CUTS):
+            with socket.create_connection((host, int(port))) as cut:
+                cut.sendall(
+                    flooding.PREFACE
+                    + flooding.frame(flooding.SETTINGS, no_window)
+                    + flooding.frame(
+                        flooding.HEADERS,
+                        flooding.request(),
+                        flags=flooding.END_HEADERS,
+                        stream=1,
+                    )
+                    + 20 * data
+                )
+                while serving.metric("lstm_steps_total") < 20 * (turn + 1):
+                    pass
+                for _ in range(20):  # passes of the server's loop: the first reply is on its way
+                    serving.metric("lstm_steps_total")
+                if turn % 3 == 1:
+                    cut.shutdown(socket.SHUT_WR)
+                    serving.metric("lstm_steps_total")
+                elif turn % 3 == 2:
+                    cut.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while serving.metric("grpc_server_handled_total", grpc_method="StepStream") < CUTS:
+            pass
+    assert serving.stop() == 0
+    assert [line["event"] for line in serving.log if line["level"] != "info"] == []
+    assert serving.noise == []
+
+
+def test_connections_beyond_the_limit_are_closed_at_once(serve: Serve) -> None:
+    """As many as --connections-max are served, one more ends at once, and its place comes back."""
+    serving = serve("--connections-max", "3")
+    host, port = serving.target.split(":")
+    with ExitStack() as stack:
+        peers = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            for _ in range(4)
+        ]
+        greetings = [peer.recv(9) for peer in peers]
+        assert [len(greeting) for greeting in greetings] == [9, 9, 9, 0]
+    with Client(serving.target, retry_s_max=30) as client:
+        assert client.models()
+    assert serving.stop() == 0
+
+
+def test_a_handshake_that_stays_half_open_is_ended(serve: Serve) -> None:
+    """A connection that never says a word is closed by the server, long before gRPC's 120 s."""
+    program = SHORT.replace("KEEPALIVE_MS = transport.PING_TIMEOUT_MS", "HANDSHAKE_MS_MAX")
+    serving = serve(command=[sys.executable, "-c", program])
+    host, port = serving.target.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as peer:
+        while peer.recv(4096):
+            pass
     assert serving.stop() == 0

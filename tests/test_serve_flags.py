@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +197,49 @@ def test_taken_ports_exit_1(server: Serving, models: Path) -> None:
     assert server.get("/readyz")[0] == 200
 
 
+TAKEN = "another process listens on port PORT: end it, or take another port"
+STRANGE = "192.0.2.1 is not an address of this machine"
+UNKNOWN = "no address is known for the host no-such-host.invalid: "
+
+
+@pytest.mark.parametrize(
+    ("flag", "address", "why"),
+    [
+        ("--listen", "127.0.0.1:PORT", TAKEN),
+        ("--metrics", "127.0.0.1:PORT", TAKEN),
+        ("--admin", "127.0.0.1:PORT", TAKEN),
+        ("--listen", "192.0.2.1:0", STRANGE),
+        ("--metrics", "192.0.2.1:0", STRANGE),
+        ("--listen", "no-such-host.invalid:0", UNKNOWN),
+        ("--metrics", "no-such-host.invalid:0", UNKNOWN),
+    ],
+)
+def test_an_address_that_cannot_be_had_says_why(
+    models: Path, flag: str, address: str, why: str
+) -> None:
+    """One line names the flag, its value and the one reason."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        address, why = address.replace("PORT", port), why.replace("PORT", port)
+        found = run_serve("--models", models, *FREE_PORTS, "--insecure", flag, address)
+    assert found.returncode == 1
+    (line,) = [line for line in found.stderr.splitlines() if line.startswith("Error: ")]
+    assert line.startswith(f"Error: {flag} {address}: {why}")
+
+
+def test_a_port_that_needs_rights_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run as root, who may take any port: the kernel's refusal is made here."""
+
+    def bind(self: socket.socket, address: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(machine.socket, "socket", type("Denied", (socket.socket,), {"bind": bind}))
+    refusal = machine._refusal("listen", "127.0.0.1:80")
+    assert refusal is not None
+    said = machine._why_not("127.0.0.1:80", refusal)
+    assert said == "this user may not listen on port 80: take one from 1024 on"
+
+
 def test_unknown_variables_only_warn(serve: Serve) -> None:
     """Kubernetes' LSTMSERVE_PORT is warned about and does not stop the server."""
     serving = serve(LSTMSERVE_PORT="tcp://10.0.0.1:50051")
@@ -245,17 +290,14 @@ def test_what_protects_it_is_said(
     assert all(warned in line["event"] for line in logs)
 
 
-@pytest.mark.parametrize("wanted", ["", "event_engine_listener"])
-def test_grpc_is_told_its_experiments_before_it_is_imported(wanted: str) -> None:
-    """It reads them at its import, and never again; who sets them himself has his way."""
+def test_grpcs_own_listener_is_left_on() -> None:
+    """Without it one connection that floods frames stops all others: no import turns it off."""
     program = (
-        "import os, sys\n"
-        "import lstmserve.cli.serve, lstmserve.server\n"
-        "assert 'grpc' not in sys.modules\n"
-        "print(os.environ['GRPC_EXPERIMENTS'])\n"
+        "import os\n"
+        "import lstmserve.cli.serve, lstmserve.server.server\n"
+        "print(os.environ.get('GRPC_EXPERIMENTS'))\n"
     )
     given = environment()
     given.pop("GRPC_EXPERIMENTS", None)
-    given |= {"GRPC_EXPERIMENTS": wanted} if wanted else {}
     printed = subprocess.check_output([sys.executable, "-c", program], env=given, text=True)
-    assert printed.strip() == (wanted or "-event_engine_listener")
+    assert printed.strip() == "None"

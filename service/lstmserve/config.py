@@ -36,6 +36,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "reflection",
         "admin",
         "message_bytes_max",
+        "connections_max",
         "streams_max",
         "stream_window",
         "call_s_max",
@@ -65,6 +66,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "store_sync",
         "store_timeout_s",
         "store_mode",
+        "store_format",
         "behind_s_max",
         "behind_steps_max",
     ),
@@ -138,6 +140,9 @@ class Config:
     reply_bytes_max: int = _int(65_536, 0, 1 << 26, "Largest reply that is kept for a repeat.")
     stream_window: int = _int(64, 1, 65_536, "Unanswered messages read ahead on one stream.")
     streams_max: int = _int(256, 1, 65_536, "Most calls at once on one connection.")
+    connections_max: int = _int(
+        4096, 1, 1_000_000, "Most connections of one gRPC port; more are closed at once."
+    )
     call_s_max: float = _float(30, 0.001, 3600, "Longest unary call without a deadline.")
     write_s_max: float = _float(10, 0.001, 3600, "A stream whose replies nobody reads ends.")
     connection_age_s_max: float | None = _float(

@@ -28,11 +28,13 @@ def health(target: options.Target, service: str) -> None:
 def check(target: options.Target, service: str) -> str:
     """The state of `service`, "" for the server. Raises ClickException when nobody answers.
 
+    It asks the server itself, not a proxy: an image's health check must not depend on one.
+
     HealthCheckRequest {string service = 1} and its reply {enum status = 1} have the wire form of
     StringValue and Int32Value, which saves the base install a package of stubs.
     """
     address = Address(target.address, target.token, target.tls)
-    with address.open(grpc) as channel:
+    with address.open(grpc, is_direct=True) as channel:
         stub = channel.unary_unary(
             "/grpc.health.v1.Health/Check", StringValue.SerializeToString, Int32Value.FromString
         )

@@ -12,6 +12,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import Message
 
+from lstmserve.address import host_port, is_loopback
 from lstmserve.client import checks
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
@@ -101,9 +102,16 @@ class Address:
         if not isinstance(self.tls, bool | grpc.ChannelCredentials):
             raise ValueError(f"tls is {self.tls!r}, must be a bool or grpc's ChannelCredentials")
 
-    def open(self, flavour: Any) -> Any:
-        """A channel of `flavour`, grpc or grpc.aio."""
+    def open(self, flavour: Any, *, is_direct: bool = False) -> Any:
+        """A channel of `flavour`, grpc or grpc.aio, and a connection of its own.
+
+        The proxy that the environment names (http_proxy and others) is asked for other machines
+        alone, and for none when it `is_direct`.
+        """
         options = (
+            # Two channels to one address would share a connection, and so its limit of streams.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", int(not (is_direct or self._is_here()))),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
             ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
@@ -119,8 +127,24 @@ class Address:
         credentials = grpc.ssl_channel_credentials() if self.tls is True else self.tls
         return flavour.secure_channel(self.target, credentials, options)
 
+    def _is_here(self) -> bool:
+        """Whether the target is this machine, whatever its scheme."""
+        scheme = next((each for each in checks.SCHEMES if self.target.startswith(each)), "")
+        if scheme.startswith("unix"):
+            return True
+        addresses = self.target.removeprefix(scheme).rpartition("/")[2].split(",")
+        return all(is_loopback(_host(address)) for address in addresses)
+
     def metadata(self, key: str) -> tuple[tuple[str, str | bytes], ...]:
         """Of one call; `key` is the session id or group that a router hashes, "" where none."""
         session = (("x-session-id", key),) if key else ()
         token = (("authorization", f"Bearer {self.token}"),) if self.token is not None else ()
         return session + token
+
+
+def _host(address: str) -> str:
+    """Of HOST:PORT, or of HOST where gRPC's scheme has a default port."""
+    try:
+        return host_port("target", address)[0]
+    except ValueError:
+        return address

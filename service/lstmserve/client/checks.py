@@ -21,7 +21,7 @@ T = TypeVar("T")
 SECONDS_MAX: Final = 1e9  # more is for ever, and more than clocks and locks take
 VERSION_MAX: Final = 2**31 - 1
 _ID: Final = re.compile(r"[A-Za-z0-9._~:/%-]{1,1800}")  # sessions' ids, and the names of sequences
-_SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
 
 def _refused(name: str, value: object, expected: str) -> ValueError:
@@ -92,7 +92,7 @@ def target(value: Any) -> str:
     """HOST:PORT, or what gRPC knows by its scheme."""
     if not isinstance(value, str):
         raise _refused("target", value, "HOST:PORT")
-    if not value.startswith(_SCHEMES):
+    if not value.startswith(SCHEMES):
         host_port("target", value)
     return value
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
+import socket
 from collections.abc import Callable
 
 import grpc
@@ -91,9 +93,7 @@ def bind_grpc(
         if credentials is None:
             return join(host, server.add_insecure_port(address))
         return join(host, server.add_secure_port(address, credentials))
-    raise AddressUnavailable(
-        f"--{name} {address}: taken, not an address of this machine, or a port that needs rights"
-    )
+    raise AddressUnavailable(f"--{name} {address}: {_why_not(address, _refusal(name, address))}")
 
 
 def bind_http(
@@ -106,4 +106,34 @@ def bind_http(
     try:
         return HttpServer(*host_port("metrics", address), registry, is_live, is_ready)
     except OSError as error:
-        raise AddressUnavailable(f"--metrics {address}: {error.strerror}") from error
+        raise AddressUnavailable(f"--metrics {address}: {_why_not(address, error)}") from error
+
+
+def _refusal(name: str, address: str) -> OSError | None:
+    """The error of binding the address ourselves: gRPC tells none. None where it can be bound."""
+    host, port = host_port(name, address)
+    try:
+        kinds = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, found in kinds:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(found)
+                trial.listen()
+    except OSError as error:
+        return error
+    return None
+
+
+def _why_not(address: str, error: OSError | None) -> str:
+    """In words, with what to do."""
+    host, _, port = address.rpartition(":")
+    if isinstance(error, socket.gaierror):
+        return f"no address is known for the host {host}: {error.strerror}"
+    known = {
+        errno.EADDRINUSE: f"another process listens on port {port}: end it, or take another port",
+        errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
+        errno.EACCES: f"this user may not listen on port {port}: take one from 1024 on",
+    }
+    if error is None:
+        return "gRPC could not listen here, though the port is free now: try again"
+    return known.get(error.errno or 0, error.strerror or str(error))

@@ -7,11 +7,13 @@ import asyncio
 import grpc.aio
 from grpc_health.v1 import health
 
+from lstmserve.address import host_port
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server import transport
 from lstmserve.server.access import tls
 from lstmserve.server.access.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server.access.flood_guard import FloodGuard
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
 from lstmserve.server.native import servicer
@@ -39,7 +41,8 @@ class Ports:
                 config, handlers, health_servicer, has_reflection=has_reflection
             )
 
-        public = make(_public_door(config, engine), transport.has_reflection(config))
+        self._guard = FloodGuard(_public_door(config, engine))
+        public = make(self._guard.door, transport.has_reflection(config))
         self.listen = bind_grpc(public, "listen", config.listen, tls.credentials(config))
         self.admin: str | None = None
         self._servers = [public]
@@ -52,10 +55,12 @@ class Ports:
         """Calls are answered from now on."""
         for server in self._servers:
             await server.start()
+        self._guard.start(host_port("listen", self.listen)[1])
 
     async def stop(self, grace_s: float) -> None:
         """No call is taken any more; those under way have the grace to end."""
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+        self._guard.stop()
 
 
 def _public_door(config: Config, engine: Engine) -> Door:

@@ -22,7 +22,9 @@ HEALTH_NAMES = ("", *SERVICES)
 
 KEEPALIVE_MS = 30_000
 PING_TIMEOUT_MS = 10_000
-PING_INTERVAL_MS_MIN = 10_000
+PING_INTERVAL_MS_MIN = 9_000  # Go's shortest keepalive is 10 s, and a network makes it less
+PING_STRIKES_MAX = 2
+HANDSHAKE_MS_MAX = 10_000  # gRPC's own limit is 120 s: a half-open handshake holds 15 to 50 kB
 CONNECTION_IDLE_MS_MAX = 15 * 60 * 1000
 CONNECTION_GRACE_MS = 60_000
 
@@ -46,14 +48,16 @@ def options(config: Config) -> list[tuple[str, int]]:
         # Replies are bounded at the door; one refused here would be that of an applied step.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.streams_max),
+        ("grpc.max_allowed_incoming_connections", config.connections_max),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS_MAX),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
         # Without this one a frozen peer is cut after a minute, whatever the other says.
         ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
-        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
+        ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS_MAX),
         *age,
     ]

@@ -149,7 +149,8 @@ class LstmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StepStream(self, request_iterator, context):
-        """buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """Replies of one session come in the order of its messages, errors too; other sessions may overtake.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """

@@ -11,6 +11,7 @@ import grpc
 from grpc import aio
 
 from lstmserve.client.calls import Request, Response
+from lstmserve.client.lanes import Lanes, crowded
 from lstmserve.client.status import closed, ended, from_rpc, in_band, late
 from lstmserve.errors import LstmServeError
 
@@ -20,8 +21,14 @@ Start = Callable[[AsyncIterator[Any]], aio.StreamStreamCall[Any, Any]]
 class Reply(Generic[Response]):
     """The answer to one posted request. result() or cancel() ends it, always."""
 
-    def __init__(self, answer: asyncio.Future[Response | LstmServeError], timeout_s: float) -> None:
+    def __init__(
+        self,
+        answer: asyncio.Future[Response | LstmServeError],
+        timeout_s: float,
+        late: Callable[[], LstmServeError],
+    ) -> None:
         self._answer = answer
+        self._late = late
         self._deadline = answer.get_loop().time() + timeout_s
 
     async def result(self) -> Response:
@@ -30,7 +37,7 @@ class Reply(Generic[Response]):
             async with asyncio.timeout_at(None if self._answer.done() else self._deadline):
                 return in_band(await self._answer)
         except TimeoutError:
-            raise late() from None
+            raise self._late() from None
 
     def cancel(self) -> None:
         """Gives up; nothing happens when it is done."""
@@ -38,14 +45,24 @@ class Reply(Generic[Response]):
 
 
 class Exchange(Generic[Request, Response]):
-    """Requests out, each with a tag; replies in, in any order. close() it, always."""
+    """Requests out, each with a tag; replies in, in any order. close() it, always.
 
-    def __init__(self, start: Start) -> None:
+    It takes a place on a connection, which it gives back when it has ended.
+    """
+
+    def __init__(self, lanes: Lanes[aio.Channel], start: Callable[[aio.Channel], Start]) -> None:
         self._tags = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Response | LstmServeError]] = {}
         self._outbox: asyncio.Queue[Request | None] = asyncio.Queue()
         self._end: LstmServeError | None = None
-        self._call = start(self._requests())
+        self._has_reply = False
+        self._lanes = lanes
+        self._lane = lanes.take()
+        try:
+            self._call = start(self._lane.channel)(self._requests())
+        except BaseException:
+            lanes.give(self._lane)
+            raise
         self._reader = asyncio.create_task(self._read())
 
     @property
@@ -64,7 +81,10 @@ class Exchange(Generic[Request, Response]):
             self._outbox.put_nowait(request)
         else:
             answer.set_result(self._end)
-        return Reply(answer, timeout_s)
+        return Reply(answer, timeout_s, self._late)
+
+    def _late(self) -> LstmServeError:
+        return late() if self._has_reply else crowded(late(), self._lane.streams)
 
     async def close(self) -> None:
         """Ends the stream; what is unanswered ends as Cancelled."""
@@ -78,6 +98,7 @@ class Exchange(Generic[Request, Response]):
     async def _read(self) -> None:
         try:
             async for reply in self._call:
+                self._has_reply = True
                 if answer := self._answers.pop(reply.tag, None):
                     _settle(answer, reply)
             self._end = ended()
@@ -87,6 +108,7 @@ class Exchange(Generic[Request, Response]):
             self._end = closed()
             self._call.cancel()
         finally:
+            self._lanes.give(self._lane)
             self._outbox.put_nowait(None)
             for answer in list(self._answers.values()):
                 _settle(answer, self._end or closed())

@@ -1,4 +1,4 @@
-"""Owns the one connection of a client and its unary calls, by grpc.aio. Tries once.
+"""Owns the connections of a client and its unary calls, by grpc.aio. Tries once.
 
 Runs on the one event loop that made it.
 """
@@ -13,9 +13,10 @@ from typing import Any, Generic
 import grpc
 from grpc import aio
 
-from lstmserve.client._aio.exchange import Exchange
+from lstmserve.client._aio.exchange import Exchange, Start
 from lstmserve.client.calls import Address, Method, Request, Response
-from lstmserve.client.status import closed, from_rpc
+from lstmserve.client.lanes import Lane, Lanes, refused
+from lstmserve.client.status import closed
 
 guard = contextlib.nullcontext  # one loop, and no await inside: nothing to lock
 
@@ -23,15 +24,16 @@ guard = contextlib.nullcontext  # one loop, and no await inside: nothing to lock
 class Pending(Generic[Response]):
     """A unary call under way. result() or cancel() ends it, always."""
 
-    def __init__(self, call: aio.UnaryUnaryCall[Any, Response]) -> None:
+    def __init__(self, call: aio.UnaryUnaryCall[Any, Response], lane: Lane[aio.Channel]) -> None:
         self._call = call
+        self._lane = lane
 
     async def result(self) -> Response:
         """The reply. Raises LstmServeError."""
         try:
             return await self._call
         except grpc.RpcError as error:
-            raise from_rpc(error) from None
+            raise refused(error, self._lane) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -44,7 +46,7 @@ class Pending(Generic[Response]):
 
 
 class Transport:
-    """A connection, made at the first call. After close every call raises Cancelled."""
+    """Connections, made at the first call. After close every call raises Cancelled."""
 
     def __init__(self, address: Address) -> None:
         """Raises RuntimeError outside of a coroutine."""
@@ -53,10 +55,10 @@ class Transport:
         except RuntimeError:
             raise RuntimeError("AsyncClient belongs to a loop: make it in a coroutine") from None
         self._address = address
-        self._channel: aio.Channel = address.open(aio)
+        self._lanes: Lanes[aio.Channel] = Lanes(lambda: address.open(aio))
         self._closed = asyncio.Event()
         # A client that is dropped unclosed would leave its streams' tasks behind.
-        self._drop = weakref.finalize(self, _drop, self._loop, self._channel)
+        self._drop = weakref.finalize(self, _drop, self._loop, self._lanes)
         self._drop.atexit = False
 
     def begin(
@@ -68,10 +70,12 @@ class Transport:
     ) -> Pending[Response]:
         """Sends a unary request; `key` is what a router hashes. Raises Cancelled after close."""
         self._check()
-        stub = self._channel.unary_unary(
+        lane = self._lanes.first
+        stub = lane.channel.unary_unary(
             method.path, method.request.SerializeToString, method.response.FromString
         )
-        return Pending(stub(request, timeout=timeout_s, metadata=self._address.metadata(key)))
+        metadata = self._address.metadata(key)
+        return Pending(stub(request, timeout=timeout_s, metadata=metadata), lane)
 
     def _check(self) -> None:
         if self._closed.is_set():
@@ -92,11 +96,15 @@ class Transport:
     def exchange(self, method: Method[Request, Response], key: str) -> Exchange[Request, Response]:
         """Opens a stream. Raises Cancelled after close."""
         self._check()
-        stub = self._channel.stream_stream(
-            method.path, method.request.SerializeToString, method.response.FromString
-        )
         metadata = self._address.metadata(key)
-        return Exchange(lambda requests: stub(requests, metadata=metadata))
+
+        def start(channel: aio.Channel) -> Start:
+            stub = channel.stream_stream(
+                method.path, method.request.SerializeToString, method.response.FromString
+            )
+            return lambda requests: stub(requests, metadata=metadata)
+
+        return Exchange(self._lanes, start)
 
     async def pause(self, wait_s: float) -> None:
         """Waits so long. Raises Cancelled as soon as the client is closed."""
@@ -113,16 +121,17 @@ class Transport:
         """Ends every call that is under way."""
         self._closed.set()
         self._drop.detach()
-        await self._channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._lanes.close()))
 
 
-def _drop(loop: asyncio.AbstractEventLoop, channel: aio.Channel) -> None:
-    """Closes the channel on its loop; the garbage collector may call from any thread."""
+def _drop(loop: asyncio.AbstractEventLoop, lanes: Lanes[aio.Channel]) -> None:
+    """Closes the channels on their loop; the garbage collector may call from any thread."""
 
     def close() -> None:
-        task = loop.create_task(channel.close(None))
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        for channel in lanes.close():
+            task = loop.create_task(channel.close(None))
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
 
     if not loop.is_closed():
         loop.call_soon_threadsafe(close)

@@ -16,6 +16,7 @@ from typing import Any, Generic
 import grpc
 
 from lstmserve.client.calls import Request, Response
+from lstmserve.client.lanes import Lanes, crowded
 from lstmserve.client.status import ended, from_rpc, in_band, late
 from lstmserve.errors import LstmServeError
 
@@ -25,8 +26,14 @@ Start = Callable[[Iterator[Any]], Any]  # grpc's stubs do not say that a stream 
 class Reply(Generic[Response]):
     """The answer to one posted request. result() or cancel() ends it, always."""
 
-    def __init__(self, answer: Future[Response | LstmServeError], timeout_s: float) -> None:
+    def __init__(
+        self,
+        answer: Future[Response | LstmServeError],
+        timeout_s: float,
+        late: Callable[[], LstmServeError],
+    ) -> None:
         self._answer = answer
+        self._late = late
         self._deadline = time.monotonic() + timeout_s
 
     def result(self) -> Response:
@@ -35,7 +42,7 @@ class Reply(Generic[Response]):
             return in_band(self._answer.result(max(0.0, self._deadline - time.monotonic())))
         except TimeoutError:
             self.cancel()
-            raise late() from None
+            raise self._late() from None
 
     def cancel(self) -> None:
         """Gives up; nothing happens when it is done."""
@@ -43,15 +50,25 @@ class Reply(Generic[Response]):
 
 
 class Exchange(Generic[Request, Response]):
-    """Requests out, each with a tag; replies in, in any order. close() it, always."""
+    """Requests out, each with a tag; replies in, in any order. close() it, always.
 
-    def __init__(self, start: Start) -> None:
+    It takes a place on a connection, which it gives back when it has ended.
+    """
+
+    def __init__(self, lanes: Lanes[grpc.Channel], start: Callable[[grpc.Channel], Start]) -> None:
         self._tags = itertools.count(1)
         self._lock = threading.Lock()
         self._answers: dict[int, Future[Response | LstmServeError]] = {}
         self._outbox: SimpleQueue[Request | None] = SimpleQueue()
         self._end: LstmServeError | None = None
-        self._call = start(iter(self._outbox.get, None))
+        self._has_reply = False
+        self._lanes = lanes
+        self._lane = lanes.take()
+        try:
+            self._call = start(self._lane.channel)(iter(self._outbox.get, None))
+        except BaseException:
+            lanes.give(self._lane)
+            raise
         self._reader = threading.Thread(target=self._read, name="lstmserve-replies", daemon=True)
         self._reader.start()
 
@@ -72,7 +89,10 @@ class Exchange(Generic[Request, Response]):
                 self._outbox.put(request)
             else:
                 answer.set_result(self._end)
-        return Reply(answer, timeout_s)
+        return Reply(answer, timeout_s, self._late)
+
+    def _late(self) -> LstmServeError:
+        return late() if self._has_reply else crowded(late(), self._lane.streams)
 
     def close(self) -> None:
         """Ends the stream; what is unanswered ends as Cancelled."""
@@ -85,10 +105,12 @@ class Exchange(Generic[Request, Response]):
         end = ended()
         try:
             for reply in self._call:
+                self._has_reply = True
                 if answer := self._answers.get(reply.tag):
                     _settle(answer, reply)
         except grpc.RpcError as error:
             end = from_rpc(error)
+        self._lanes.give(self._lane)
         with self._lock:
             self._end = end
             self._outbox.put(None)

@@ -1,4 +1,4 @@
-"""Owns the one connection of a client and its unary calls, by grpc. Tries once.
+"""Owns the connections of a client and its unary calls, by grpc. Tries once.
 
 Any thread may call; the twin of _aio.transport.
 """
@@ -13,9 +13,10 @@ from typing import Any, Generic
 
 import grpc
 
-from lstmserve.client._threads.exchange import Exchange
+from lstmserve.client._threads.exchange import Exchange, Start
 from lstmserve.client.calls import Address, Method, Request, Response
-from lstmserve.client.status import closed, from_rpc
+from lstmserve.client.lanes import Lane, Lanes, refused
+from lstmserve.client.status import closed
 
 guard = threading.Lock
 
@@ -23,12 +24,13 @@ guard = threading.Lock
 class Pending(Generic[Response]):
     """A unary call under way. result() or cancel() ends it, always."""
 
-    def __init__(self, call: Any) -> None:  # grpc's stubs do not name it
+    def __init__(self, call: Any, transport: Transport) -> None:  # grpc's stubs do not name it
         self._call = call
+        self._transport = transport
 
     def result(self) -> Response:
         """The reply. Raises LstmServeError."""
-        with _errors():
+        with _errors(self._transport):
             response: Response = self._call.result()
             return response
 
@@ -38,33 +40,38 @@ class Pending(Generic[Response]):
 
 
 @contextmanager
-def _errors(transport: Transport | None = None) -> Iterator[None]:
+def _errors(transport: Transport) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc(error) from None
+        raise refused(error, transport.lane) from None
     except grpc.FutureCancelledError:
         raise closed() from None
     except ValueError:  # grpc's word for a channel that another thread has just closed
-        if transport is None or not transport.is_closed:
+        if not transport.is_closed:
             raise
         raise closed() from None
 
 
 class Transport:
-    """A connection, made at the first call. After close every call raises Cancelled."""
+    """Connections, made at the first call. After close every call raises Cancelled."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._channel: grpc.Channel = address.open(grpc)
+        self._lanes: Lanes[grpc.Channel] = Lanes(lambda: address.open(grpc))
         self._closed = threading.Event()
         # A client that is dropped unclosed would leave its streams' threads behind.
-        weakref.finalize(self, self._channel.close).atexit = False
+        weakref.finalize(self, _drop, self._lanes).atexit = False
 
     @property
     def is_closed(self) -> bool:
         """Whether close() was called."""
         return self._closed.is_set()
+
+    @property
+    def lane(self) -> Lane[grpc.Channel]:
+        """The connection of the unary calls."""
+        return self._lanes.first
 
     def begin(
         self,
@@ -77,7 +84,7 @@ class Transport:
         stub = self._stub(method)
         metadata = self._address.metadata(key)
         with _errors(self):
-            return Pending(stub.future(request, timeout=timeout_s, metadata=metadata))
+            return Pending(stub.future(request, timeout=timeout_s, metadata=metadata), self)
 
     def call(
         self,
@@ -96,7 +103,7 @@ class Transport:
     ) -> grpc.UnaryUnaryMultiCallable[Request, Response]:
         if self.is_closed:
             raise closed()
-        return self._channel.unary_unary(
+        return self.lane.channel.unary_unary(
             method.path, method.request.SerializeToString, method.response.FromString
         )
 
@@ -104,12 +111,16 @@ class Transport:
         """Opens a stream. Raises Cancelled after close."""
         if self.is_closed:
             raise closed()
-        stub = self._channel.stream_stream(
-            method.path, method.request.SerializeToString, method.response.FromString
-        )
         metadata = self._address.metadata(key)
+
+        def start(channel: grpc.Channel) -> Start:
+            stub = channel.stream_stream(
+                method.path, method.request.SerializeToString, method.response.FromString
+            )
+            return lambda requests: stub(requests, metadata=metadata)
+
         with _errors(self):
-            return Exchange(lambda requests: stub(requests, metadata=metadata))
+            return Exchange(self._lanes, start)
 
     def pause(self, wait_s: float) -> None:
         """Waits so long. Raises Cancelled as soon as the client is closed."""
@@ -119,4 +130,10 @@ class Transport:
     def close(self) -> None:
         """Ends every call that is under way."""
         self._closed.set()
-        self._channel.close()
+        for channel in self._lanes.close():
+            channel.close()
+
+
+def _drop(lanes: Lanes[grpc.Channel]) -> None:
+    for channel in lanes.close():
+        channel.close()

@@ -31,6 +31,9 @@ class Call(Protocol):
     def invocation_metadata(self) -> Any:
         """Pairs of a key and its value, str or bytes; None for none."""
 
+    def peer(self) -> str:
+        """The connection's other end; with TCP it ends with a colon and a port."""
+
 
 class Door(Protocol):
     """Where a port's callers come in."""

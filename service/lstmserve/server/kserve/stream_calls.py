@@ -12,14 +12,15 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.inference import Inference
-from lstmserve.server.kserve.ordered import OrderedWindow
 from lstmserve.server.kserve.telling import SHOWN_MAX, facts, with_text
+from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
 from lstmserve.server.window import converse
 
 METHOD = "ModelStreamInfer"
 GRPC_ERROR_KEY = "triton_grpc_error"
+LINE = ""  # one for the whole stream, as clients of Triton expect
 
 
 class StreamCalls:
@@ -40,6 +41,7 @@ class StreamCalls:
             message = _Message(window, ends_at_error)
             message.inference = Inference(self._dialect, message, content, lambda: tenant)
             window.add(message)
+            window.enter(message, LINE)
             self._inbox.put(message.inference)
 
         await converse(context, window, accept, self._config.write_s_max)

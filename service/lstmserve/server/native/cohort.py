@@ -26,6 +26,7 @@ class Cohort:
         self.ones = np.ones(len(ids), np.int32)
         self._tenant = tenant
         self._is_checked = False
+        self._as_set: frozenset[str] | None = None  # of the ids, once it is asked for
         self._rows = np.zeros(0, np.int64)
         self._lives = np.full(1, -1)  # which sessions were found in those rows; at first none
         self._told: list[int] = []  # the incarnations that the newest message told
@@ -41,6 +42,14 @@ class Cohort:
         if not self._is_checked and len(set(self.ids)) != len(self.ids):
             raise DuplicateSession("a session is twice in the message", field="session_ids")
         self._is_checked = True
+
+    def overlaps(self, other: Cohort) -> bool:
+        """Whether a session may be of both; one without sessions may be of any."""
+        if self is other or not (self.ids and other.ids):
+            return True
+        if self._as_set is None:
+            self._as_set = frozenset(self.ids)
+        return not self._as_set.isdisjoint(other.ids)
 
     def incarnations(self, told: list[int]) -> Index:
         """As an array [N], the same one as long as the same is told."""

@@ -15,6 +15,7 @@ from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.many_columns import check_count
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
+from lstmserve.server.native.many_window import ManyWindow
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import code, looks, to_status
@@ -33,7 +34,7 @@ class ManyCalls:
     async def step_many(self, context: Context, tenant: Tenant) -> None:
         """Messages of disjoint sessions may overtake one another; their tag tells them apart."""
         config = self._engine.config
-        window = Window(config.stream_window)
+        window = ManyWindow(config.stream_window)
         cohort = Cohort(tenant)
 
         async def accept(content: bytes) -> None:

@@ -13,16 +13,21 @@ from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Message
 from lstmserve.server.native.single import row_response
 from lstmserve.server.native.steps import Steps
+from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
-from lstmserve.server.window import Window, converse
+from lstmserve.server.window import converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 METHOD = "StepStream"
 
 
 class StreamCalls:
-    """The handler; one for all calls. Replies come in the order of each session."""
+    """The handler; one for all calls.
+
+    Replies of one session come in the order of its messages, errors too; those of different
+    sessions may overtake one another.
+    """
 
     def __init__(
         self, steps: Steps, inbox: Inbox[Message], window: int, write_s_max: float
@@ -34,7 +39,7 @@ class StreamCalls:
 
     async def step_stream(self, context: Context, tenant: Tenant) -> None:
         """An empty session_id is that of the stream's previous message."""
-        stream = _Stream(self._steps, tenant, Window(self._window))
+        stream = _Stream(self._steps, tenant, OrderedWindow(self._window))
 
         async def accept(content: bytes) -> None:
             message = _Message(stream, content)
@@ -50,7 +55,7 @@ class StreamCalls:
 class _Stream:
     """What the messages of one stream have in common."""
 
-    def __init__(self, steps: Steps, tenant: Tenant, window: Window) -> None:
+    def __init__(self, steps: Steps, tenant: Tenant, window: OrderedWindow) -> None:
         self.steps = steps
         self.tenant = tenant
         self.window = window
@@ -102,13 +107,16 @@ class _Message:
         """As Message.read; when the stream is gone there is nothing to do."""
         if self._is_cancelled:
             return False
+        stream = self._stream
         try:
             self.request = parse(pb.StepRequest, self._content)
         except ServeError as error:
+            # Whose it is it does not say: its answer comes after those of the newest session.
+            stream.window.enter(self, stream.session_id)
             self._refuse(error)
             return False
-        stream = self._stream
         self.session_id = stream.session_id = self.request.session_id or stream.session_id
+        stream.window.enter(self, self.session_id)
         return True
 
     def submit(self) -> None:
@@ -149,7 +157,8 @@ class _Message:
         self._tell_error(error)
 
     def _tell_error(self, error: Exception) -> None:
-        self._tell(pb.StepResponse(tag=self.request.tag, error=to_status(error)))
+        request = self.request
+        self._tell(pb.StepResponse(tag=request.tag, step=request.step, error=to_status(error)))
 
     def _tell(self, response: pb.StepResponse) -> None:
         # An id that is none may be long: no reply is longer than the limit of messages.

@@ -5,13 +5,14 @@ Never touches the engine: what it shows comes through the callables it is given.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref import simple_server
 
 import structlog
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # a name for type checkers only, says its documentation
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 REQUEST_S_MAX = 10
+REQUESTS_MAX = 128  # at once, each in a thread of its own
+BACKLOG = 1024
 POLL_S = 0.1
 
 log = structlog.get_logger()
@@ -36,7 +39,31 @@ class _Request(simple_server.WSGIRequestHandler):
 
 
 class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
+    """A thread for each request; one more than REQUESTS_MAX ends the oldest of them.
+
+    A probe takes milliseconds, so the oldest is a peer that says nothing: it must not keep out the
+    probe whose answer decides whether the server is killed.
+    """
+
     daemon_threads = True
+    request_queue_size = BACKLOG
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """As the base's; on the accepting thread."""
+        with self._guard:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > REQUESTS_MAX else None
+            if oldest is not None:
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # its thread has just ended it
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """As the base's; on the request's own thread."""
+        with self._guard:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A peer that is slow or gone is no event either; the base would print a traceback."""
@@ -48,6 +75,8 @@ class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
         """Without the base's look-up of our own name, which can hang where there is no DNS."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", self.server_address[1]
+        self._open: dict[socket.socket, None] = {}  # those of requests under way, oldest first
+        self._guard = threading.Lock()
         self.setup_environ()
 
 

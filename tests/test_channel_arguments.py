@@ -1,0 +1,53 @@
+"""gRPC ignores a channel argument whose name it does not know: each of ours is held to its library.
+
+The names stand in cygrpc's shared library as C strings, which end with a NUL.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from grpc._cython import cygrpc
+
+from lstmserve.client.calls import Address
+from lstmserve.config import Config
+from lstmserve.server import transport
+from test_tidy import PRODUCT
+
+LIBRARY = Path(cygrpc.__file__).read_bytes()
+ARGUMENT = re.compile(r'\(\s*"(grpc\.[\w.]+)"\s*,')
+
+
+def is_known(name: str) -> bool:
+    """Whether this grpcio reads an argument of that name."""
+    return name.encode() + b"\0" in LIBRARY
+
+
+class Flavour:
+    """Keeps the options of the channels that it is asked for."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def insecure_channel(self, target: str, options: tuple[tuple[str, object], ...]) -> None:
+        """As grpc.insecure_channel."""
+        self.names |= {name for name, _ in options}
+
+
+def test_every_channel_argument_is_one_that_grpc_reads() -> None:
+    """What server and client set, by their own options and by every name in the product's text."""
+    config = Config(connection_age_s_max=60).resolved([])
+    client = Flavour()
+    for target in ("127.0.0.1:1", "example.org:1"):
+        Address(target, None, False).open(client)
+    written = {name for text in PRODUCT.values() for name in ARGUMENT.findall(text)}
+    names = written | client.names | set(dict(transport.options(config)))
+    assert len(names) > 15
+    assert [name for name in sorted(names) if not is_known(name)] == []
+
+
+def test_a_name_that_grpc_does_not_read_is_seen() -> None:
+    """The look at the library tells a wrong name from the right one."""
+    assert not is_known("grpc.http2.min_recv_ping_interval_without_data_ms")
+    assert is_known("grpc.http2.min_ping_interval_without_data_ms")

@@ -1,0 +1,207 @@
+"""Which connections a client opens: enough for its streams, its own, no proxy to loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing, closing
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from lstmserve import AsyncClient, Client
+from lstmserve.client import DeadlineExceeded
+from lstmserve.client.calls import Address
+from lstmserve.client.lanes import STREAMS_MAX, Lanes
+from serving import COMMAND as SERVE
+from serving import ROOT, Serve, environment
+
+X = [0.5, -1.0, 2.0]
+STREAMS = 300  # a server takes 256 of one connection
+COMMAND = SERVE[:-1]
+DEAD = "http://127.0.0.1:1"  # a port that nobody may listen on
+PROXIES = dict.fromkeys(
+    ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"), DEAD
+)
+
+
+def test_three_hundred_streams_of_a_client(serve: Serve) -> None:
+    """All have their replies, unary calls of this client and of another go on beside them."""
+    serving = serve()
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(serving.target, timeout_s=10, retry_s_max=0))
+        for _ in range(STREAMS):
+            rest: SimpleQueue[Any] = SimpleQueue()
+            stack.callback(rest.put, None)
+            stream = client.session("tiny", keep=True).stream(
+                itertools.chain([X], iter(rest.get, None))
+            )
+            stack.enter_context(closing(stream))
+            assert next(stream).shape == (2,)
+        client.session("tiny").step(X)
+        other = stack.enter_context(Client(serving.target, timeout_s=10, retry_s_max=0))
+        with other.session("tiny") as session:
+            assert [y.shape for y in session.stream([X, X])] == [(2,), (2,)]
+    assert serving.stop() == 0
+
+
+async def test_three_hundred_streams_of_an_async_client(serve: Serve) -> None:
+    """The same of AsyncClient."""
+    serving = serve()
+    over = asyncio.Event()
+
+    async def xs() -> AsyncIterator[list[float]]:
+        yield X
+        await over.wait()
+
+    async with AsyncClient(serving.target, timeout_s=10, retry_s_max=0) as client:
+        sessions = [await client.session("tiny", keep=True) for _ in range(STREAMS)]
+        streams = [session.stream(xs()) for session in sessions]
+        for stream in streams:
+            assert (await anext(stream)).shape == (2,)
+        await (await client.session("tiny")).step(X)
+        async with (
+            AsyncClient(serving.target, timeout_s=10, retry_s_max=0) as other,
+            other.session("tiny") as session,
+            aclosing(session.stream([X])) as ys,
+        ):
+            assert [y.shape async for y in ys] == [(2,)]
+        over.set()
+        for stream in streams:
+            await stream.aclose()
+    assert serving.stop() == 0
+
+
+@pytest.mark.parametrize("is_unary", [False, True])
+def test_a_call_beyond_the_servers_limit_names_it(serve: Serve, is_unary: bool) -> None:
+    """Where a server takes fewer streams than we put on a connection, the error says which flag."""
+    serving = serve("--streams-max", "2")
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(serving.target, timeout_s=1, retry_s_max=0))
+        late = client.session("tiny", keep=True)
+        for _ in range(2):
+            rest: SimpleQueue[Any] = SimpleQueue()
+            stack.callback(rest.put, None)
+            session = client.session("tiny", keep=True)
+            stream = session.stream(itertools.chain([X], iter(rest.get, None)))
+            stack.enter_context(closing(stream))
+            next(stream)
+        with pytest.raises(DeadlineExceeded, match=r"streams of this client .* --streams-max"):
+            late.step(X) if is_unary else list(late.stream([X]))
+    assert serving.stop() == 0
+
+
+def test_places_on_connections() -> None:
+    """A connection has so many streams and no more; the first with room is taken, and kept."""
+    made = itertools.count()
+    lanes = Lanes(lambda: next(made))
+    taken = [lanes.take() for _ in range(STREAMS_MAX)]
+    assert {lane.channel for lane in taken} == {0}
+    beyond = lanes.take()
+    assert beyond.channel == 1
+    lanes.give(taken[0])
+    assert lanes.take().channel == 0
+    assert lanes.take().channel == 1
+    assert lanes.close() == [0, 1]
+    with pytest.raises(Exception, match="closed"):
+        lanes.take()
+
+
+@pytest.mark.parametrize("arguments", [["health"], ["models"], ["step", "tiny"]])
+def test_no_proxy_for_this_machine(serve: Serve, arguments: list[str]) -> None:
+    """Commands reach a server on loopback whatever proxies the environment names."""
+    serving = serve()
+    done = run(*arguments, LSTMSERVE_TARGET=serving.target)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert run("top", "--once", "--json", "--metrics", serving.ready["metrics"]).returncode == 0
+    assert serving.stop() == 0
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours in an environment with dead proxies, which nothing exempts."""
+    given = environment(no_proxy="", NO_PROXY="", **PROXIES, **variables)
+    return subprocess.run(
+        [*COMMAND, *arguments], env=given, input="0.5,-1,2\n", capture_output=True, text=True
+    )
+
+
+def test_a_demo_beside_a_proxy(serve: Serve) -> None:
+    """The example that scrapes its own server asks no proxy for it."""
+    program = (
+        "import sys\n"
+        "from examples.serving import Server\n"
+        "from examples.weather.demo import show_metrics\n"
+        "show_metrics(Server('', sys.argv[1], int(sys.argv[2])))\n"
+    )
+    serving = serve()
+    with Client(serving.target) as client, client.session("tiny") as session:
+        session.step(X)
+    given = environment(no_proxy="", NO_PROXY="", **PROXIES)
+    given["PYTHONPATH"] += f":{ROOT}"
+    arguments = [f"{serving.metrics_url}/metrics", str(serving.process.pid)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=given, capture_output=True, text=True
+    )
+    assert "1 steps" in done.stdout, done.stderr
+    assert serving.stop() == 0
+
+
+class Flavour:
+    """Keeps the options of a channel."""
+
+    def insecure_channel(self, target: str, options: Any) -> dict[str, Any]:
+        """As grpc.insecure_channel."""
+        return dict(options)
+
+
+@pytest.mark.parametrize(
+    ("target", "may_ask"),
+    [
+        ("127.0.0.1:1", 0),
+        ("localhost:1", 0),
+        ("[::1]:1", 0),
+        ("dns:///localhost:1", 0),
+        ("dns:localhost", 0),
+        ("ipv4:127.0.0.1:1", 0),
+        ("ipv6:[::1]:1", 0),
+        ("unix:/tmp/socket", 0),
+        ("ipv4:127.0.0.1:1,10.0.0.1:1", 1),
+        ("example.org:1", 1),
+        ("dns:///example.org:1", 1),
+        ("10.0.0.1:1", 1),
+    ],
+)
+def test_a_proxy_is_asked_for_other_machines_alone(target: str, may_ask: int) -> None:
+    """Other targets keep to the environment's proxy, but for `lstmserve health`."""
+    address = Address(target, None, False)
+    assert address.open(Flavour())["grpc.enable_http_proxy"] == may_ask
+    assert address.open(Flavour(), is_direct=True)["grpc.enable_http_proxy"] == 0
+
+
+def test_another_machine_is_reached_by_the_proxy() -> None:
+    """A client asks the proxy of its environment to connect it, as gRPC does."""
+    program = (
+        "import socket, threading\n"
+        "from lstmserve import Client\n"
+        "import os\n"
+        "proxy = socket.create_server(('127.0.0.1', 0))\n"
+        "os.environ['grpc_proxy'] = f'http://127.0.0.1:{proxy.getsockname()[1]}'\n"
+        "def serve():\n"
+        "    peer, _ = proxy.accept()\n"
+        "    print(peer.recv(200).split(b'\\r\\n')[0].decode(), flush=True)\n"
+        "    peer.close()\n"
+        "threading.Thread(target=serve, daemon=True).start()\n"
+        "try:\n"
+        "    Client('lstm.example:7', timeout_s=5, retry_s_max=0).models()\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    given = environment(no_proxy="", NO_PROXY="")
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "CONNECT lstm.example:7 HTTP/1.1\nUnavailable\n", done.stderr
