@@ -63,7 +63,9 @@ def _serve(**values: Any) -> None:
 
 def _run(config: Config) -> int:
     # Process 1 of a container has no default: SIGTERM before Ready would change nothing.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _: os._exit(128 + received))
     # Before the first import of grpc: its own lines on stderr are in no form of ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import structlog
@@ -92,6 +94,6 @@ def _unknown_variables() -> list[str]:
 serve = click.Command(
     "serve",
     callback=_serve,
-    help="Serve every model of a folder over gRPC until SIGTERM; a second signal ends it at once.",
+    help="Serve the models of a folder over gRPC until SIGTERM; a second SIGTERM ends it at once.",
     params=[_option(field) for field in settings().values()],
 )

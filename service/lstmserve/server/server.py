@@ -37,7 +37,10 @@ SCRAPE_S_MAX = 5.0
 QUIET_S = 0.05
 QUIET_ROUNDS_MAX = 20
 GC_THRESHOLDS = (50_000, 20, 20)
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Each ends the server, in order; sent again while it drains, it ends it at once. SIGHUP never does:
+# a terminal that closes sends it more than once, and systemd sends it after SIGTERM.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # elsewhere they open logs anew; here they would kill
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -104,6 +107,7 @@ class Server:
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
         self._signalled = asyncio.Event()
+        self._signal = ""  # the first that was to end it
         self._forever: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
@@ -116,8 +120,7 @@ class Server:
         await self._ports.start()
         for name in transport.HEALTH_NAMES:
             await self._health.set(name, HealthCheckResponse.SERVING)
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        self._heed_signals()
         quiet_collector()
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
@@ -159,7 +162,10 @@ class Server:
 
     async def _drain(self, engine: asyncio.Task[None]) -> None:
         """Steps go on for drain_delay_s: routers are late to hear that we leave."""
-        log.info("draining", delay_s=self._config.drain_delay_s, s_max=self._config.drain_s_max)
+        config = self._config
+        log.info(
+            "draining", signal=self._signal, delay_s=config.drain_delay_s, s_max=config.drain_s_max
+        )
         self._engine.drain()
         await asyncio.wait({engine}, timeout=self._config.drain_delay_s)
         await self._engine.close(self._config.drain_s_max)
@@ -177,11 +183,26 @@ class Server:
             if self._metrics.rpcs_started == before:
                 return
 
-    def _on_signal(self) -> None:
-        """The first one drains, the second one ends the process here and now."""
+    def _heed_signals(self) -> None:
+        """A SIGHUP that is ignored already, as under nohup, stays ignored."""
+        loop = asyncio.get_running_loop()
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        for number in (*ENDING, *hangup):
+            loop.add_signal_handler(number, self._on_signal, number)
+        for number in IGNORED:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                loop.add_signal_handler(number, _on_ignored, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        """The first one drains; the next of ENDING ends the process here and now."""
+        self._signal = self._signal or number.name
         self._signalled.set()
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, os._exit, EXIT_KILLED)
+        for each in ENDING:
+            asyncio.get_running_loop().add_signal_handler(each, os._exit, EXIT_KILLED)
+
+
+def _on_ignored(number: signal.Signals) -> None:
+    log.warning("signal ignored: this server ends by SIGTERM", signal=number.name)
 
 
 def _read_on(loop: asyncio.AbstractEventLoop, read: Callable[[], T]) -> T:
