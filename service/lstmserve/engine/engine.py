@@ -30,6 +30,7 @@ from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
 from lstmserve.store import Store
 
 SWEEP_S = 1.0
+SWEEP_ON_S = 0.02  # while more has expired than one sweep ends
 NAME_SHOWN_MAX = 128
 
 
@@ -157,8 +158,11 @@ class Engine:
         """Ends all that are here, when nobody calls any more. Returns how many are lost: with a
         store those of which it has not the last steps, without one all."""
         table = self.table
-        is_live = (table.phase == OPEN) | (table.phase == CLOSING)
-        is_lost = is_live & (table.step > table.durable_step) if self.lives.has_store else is_live
+        used = slice(table.used)
+        phase = table.phase[used]
+        is_live = is_lost = (phase == OPEN) | (phase == CLOSING)
+        if self.lives.has_store:
+            is_lost = is_live & (table.step[used] > table.durable_step[used])
         for row in np.flatnonzero(is_live).tolist():
             self.sessions.detach(row, "drained")
         return int(np.count_nonzero(is_lost))
@@ -166,8 +170,10 @@ class Engine:
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""
         self.table.check_integrity()
+        used = slice(self.table.used)
+        is_used, index = self.table.phase[used] != FREE, self.table.model[used]
         for model in self.models:
-            rows = np.flatnonzero((self.table.phase != FREE) & (self.table.model == model.index))
+            rows = np.flatnonzero(is_used & (index == model.index))
             assert rows.size == model.sessions
             if model.scheduler is not None:
                 model.scheduler.check_integrity(rows)
@@ -178,10 +184,10 @@ class Engine:
     def _sweep(self) -> None:
         if self._is_closed:
             return
-        self.room.sweep(self.clock())
+        is_all = self.room.sweep(self.clock())
         if self.config.debug and not self.driver.pending_steps:
             self.check_integrity()
-        asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        asyncio.get_running_loop().call_later(SWEEP_S if is_all else SWEEP_ON_S, self._sweep)
 
     def _on_idle(self, row: int) -> None:
         self.sessions.on_idle(row, self.clock())
