@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
+from lstmserve.engine import catalogue
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
-from lstmserve.engine.errors import Draining, ModelNotFound
+from lstmserve.engine.errors import Draining
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.persist import Records, Residence, make_stage
@@ -31,7 +32,6 @@ from lstmserve.store import Store
 
 SWEEP_S = 1.0
 SWEEP_ON_S = 0.02  # while more has expired than one sweep ends
-NAME_SHOWN_MAX = 128
 
 
 class Metrics(Protocol):
@@ -81,14 +81,8 @@ class Engine:
             model.attach(index, config, self.table, counters, self._on_idle, self._on_moved)
 
     def model(self, name: str, version: int) -> Model:
-        """The version, 0 for the newest. Raises ModelNotFound."""
-        found = [m for m in self.models if m.name == name and version in (0, m.version)]
-        if not found:
-            # A message that repeats a long name would not fit the trailers it travels in.
-            shown = name if len(name) <= NAME_SHOWN_MAX else f"{name[:NAME_SHOWN_MAX]}..."
-            wanted = f"{shown}:{version}" if version else shown
-            raise ModelNotFound(f"no model {wanted!r} is served here", field="model")
-        return max(found, key=lambda model: model.version)
+        """The version, 0 for the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
+        return catalogue.find(self.models, name, version)
 
     def model_of(self, row: int) -> Model:
         """The model of a session's row."""
