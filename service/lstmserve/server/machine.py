@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -101,9 +101,10 @@ def bind_http(
     registry: CollectorRegistry,
     is_live: Callable[[], bool],
     is_ready: Callable[[], bool],
+    remarks: Sequence[str] = (),
 ) -> HttpServer:
     """Bound, not started. Raises AddressUnavailable."""
     try:
-        return HttpServer(*host_port("metrics", address), registry, is_live, is_ready)
+        return HttpServer(*host_port("metrics", address), registry, is_live, is_ready, remarks)
     except OSError as error:
         raise AddressUnavailable(f"--metrics {address}: {error.strerror}") from error

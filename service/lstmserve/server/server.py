@@ -21,7 +21,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
-from lstmserve.manifest import InvalidModelFolder
+from lstmserve.manifest import InvalidModelFolder, Refused
 from lstmserve.server import machine, transport
 from lstmserve.server.access.reloading import BadFile
 from lstmserve.server.observe.gauges import read_gauges
@@ -64,14 +64,21 @@ def run(config: Config) -> int:
     machine.allow_open_files()
     if config.cpu is not None:
         machine.pin(config.cpu)
-    models = load_models(config)
+    refused: list[Refused] = []
+    models = load_models(config, None if config.strict_models else refused.append)
+    for each in refused:
+        log.error("model refused, the others are served", folder=each.folder, reason=each.reason)
     store = open_store(config.store, timeout_s=config.store_timeout_s, sync=config.store_sync)
-    return uvloop.run(_serve(config.resolved(model.spec for model in models), models, store))
+    return uvloop.run(
+        _serve(config.resolved(model.spec for model in models), models, store, refused)
+    )
 
 
-async def _serve(config: Config, models: Sequence[Model], store: Store | None) -> int:
+async def _serve(
+    config: Config, models: Sequence[Model], store: Store | None, refused: Sequence[Refused]
+) -> int:
     try:
-        server = Server(config, models, store)
+        server = Server(config, models, store, refused)
         try:
             await server.start()
             return await server.run()
@@ -88,13 +95,20 @@ class Server:
     Constructing binds the ports and reads the certificate: it raises what REFUSALS has.
     """
 
-    def __init__(self, config: Config, models: Sequence[Model], store: Store | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        models: Sequence[Model],
+        store: Store | None = None,
+        refused: Sequence[Refused] = (),
+    ) -> None:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
         self._config = config
         self._models = models
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
+        self._metrics.model_folders = {"served": len(models), "refused": len(refused)}
         measured = None if store is None else MeasuredStore(store, self._metrics)
         self._engine = Engine(config, models, self._metrics, store=measured)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
@@ -102,7 +116,11 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._ports = Ports(config, self._engine, self._metrics, self._health)
         self._http = machine.bind_http(
-            config.metrics, registry, self._heartbeat.is_alive, lambda: self._is_ready
+            config.metrics,
+            registry,
+            self._heartbeat.is_alive,
+            lambda: self._is_ready,
+            [f"model refused: {each.folder}: {each.reason}" for each in refused],
         )
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
