@@ -231,7 +231,7 @@ def test_manifests_of_odd_values_are_refused_or_right(tmp_path: Path) -> None:
     assert not any("\n" in line for line in said)
 
 
-@pytest.mark.parametrize("kilobytes", [300_000, 600_000, 1_000_000])
+@pytest.mark.parametrize("kilobytes", [200_000, 300_000, 1_000_000])
 def test_too_little_memory_is_one_line(models: Path, kilobytes: int) -> None:
     """Wherever it runs out: nothing hangs, and no trace is printed."""
     flags = ["--models", models, *FREE_PORTS, "--pool-bytes", str(1 << 30)]

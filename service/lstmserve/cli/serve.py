@@ -68,11 +68,15 @@ def _run(config: Config) -> int:
             signal.signal(number, lambda received, _: os._exit(128 + received))
     # Before the first import of grpc: its own lines on stderr are in no form of ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import structlog
+    try:
+        import structlog
 
-    from lstmserve.server import server
-    from lstmserve.server.machine import BadSetting
-    from lstmserve.server.observe import logs
+        from lstmserve.server import server
+        from lstmserve.server.machine import BadSetting
+        from lstmserve.server.observe import logs
+    except (ImportError, MemoryError) as error:  # too little memory for a library, mostly
+        line = " ".join(str(error).split())
+        raise click.ClickException(f"a library cannot be loaded: {line}") from error
 
     logs.configure(config.log)
     for name in _unknown_variables():
