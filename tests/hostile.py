@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,29 @@ def _meta(folder: Path) -> Case:
 @row("integer or quantised weights", "is int8, not floating point")
 def _int8(folder: Path) -> Case:
     return changed(folder, "fc.weight", torch.ones(OUTPUTS, HIDDEN, dtype=torch.int8))
+
+
+def quantised(layers: set[type[nn.Module]]) -> nn.Module:
+    """The network after torch's own quantization of these layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that quantisation will move to torchao
+        return torch.ao.quantization.quantize_dynamic(Net(), layers, dtype=torch.qint8)
+
+
+@row("a quantised network's state_dict()", "the file is of a quantised network")
+def _quantised(folder: Path) -> Case:
+    return saved(folder, quantised({nn.LSTM, nn.Linear}).state_dict())
+
+
+@row("one of which only the head is quantised", "only the network from before quantisation")
+def _quantised_head(folder: Path) -> Case:
+    return saved(folder, quantised({nn.Linear}).state_dict())
+
+
+@row("a quantised network, pickled in the legacy format", "in place of the weights, and only")
+def _quantised_module(folder: Path) -> Case:
+    path = folder / "net.pt"
+    return save(quantised({nn.LSTM}), path, _use_new_zipfile_serialization=False), []
 
 
 @row("NaN or infinite weights", "lstm.weight_hh_l0 has NaN or infinite values")

@@ -41,7 +41,6 @@ CASES = [
     case("no model", "MODEL_NOT_FOUND", "model", model="", code=GONE),
     case("model with a path", "MODEL_NOT_FOUND", "model", model="../../etc", code=GONE),
     case("model of a megabyte", "MODEL_NOT_FOUND", "model", model="é" * 2**20, code=GONE),
-    case("unknown version", "MODEL_NOT_FOUND", "model", version=2, code=GONE),
     case("negative version", "MODEL_NOT_FOUND", "model", version=-1, code=GONE),
     case("no rows", "EMPTY_INPUT", "x", x=[]),
     case("a part of a row", "BAD_TENSOR", "x", x=X[:2]),

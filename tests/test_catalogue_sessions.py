@@ -137,7 +137,7 @@ CASES = [
     case(LIST, "unknown model", "MODEL_NOT_FOUND", "model", model="nobody", code=GONE),
     case("GetModel", "unknown model", "MODEL_NOT_FOUND", "model", model="nobody", code=GONE),
     case(
-        "GetModel", "unknown version", "MODEL_NOT_FOUND", "model", model="m", version=9, code=GONE
+        "GetModel", "unknown version", "MODEL_NOT_FOUND", "model", model="m", version=-1, code=GONE
     ),
     *(
         case(each, "garbage", "MALFORMED", content=b"\xff" * 9)

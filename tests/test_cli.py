@@ -26,7 +26,10 @@ MAIN = "from lstmserve.cli import main; main()"
 COMMAND = [sys.executable, "-W", "error", "-c", MAIN]
 # A job in a shell's background ignores Ctrl-C, and so would its children. Not a preexec_fn: that
 # forks, and gRPC's threads here do not survive it.
-HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+HEEDS_CTRL_C = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+)
 INTERRUPTIBLE = [*COMMAND[:-1], HEEDS_CTRL_C + MAIN]
 ROWS = "0.5,-1,2\n1,0.25,-3\n-1,0,1e-1\n2,2,2\n"
 
@@ -35,6 +38,7 @@ class Shell:
     """Runs `lstmserve ...` with the zoo's server as LSTMSERVE_TARGET."""
 
     def __init__(self, target: str, home: Path) -> None:
+        self.target = target
         self.environment = environment(LSTMSERVE_TARGET=target, XDG_STATE_HOME=str(home))
 
     def run(self, *arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -205,6 +209,23 @@ def test_a_row_does_not_wait_for_the_next(shell: Shell) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_S_MAX) == 130
         assert process.stderr.read().strip() == ""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_an_ended_command_closes_its_session(shell: Shell, name: str) -> None:
+    """As Ctrl-C does: a terminal that closes leaves no session that lives on for a day."""
+    with Client(shell.target) as client, shell.start("step", "tiny") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(ROWS)
+        process.stdin.flush()
+        process.stdout.readline()
+        newest = max(client.sessions(), key=lambda session: session.incarnation).id
+        process.send_signal(signal.Signals[name])
+        assert process.wait(WAIT_S_MAX) == 128 + signal.Signals[name]
+        assert process.stderr.read() == ""
+        assert newest not in [session.id for session in client.sessions()]
 
 
 def test_a_reader_that_leaves_ends_it_quietly(shell: Shell) -> None:

@@ -23,6 +23,7 @@ OF_REASON = {
     "SESSION_LIMIT": client.Overloaded,
     "OVERLOADED": client.Overloaded,
     "MODEL_NOT_FOUND": client.ModelNotFound,
+    "MODEL_RETIRED": client.ModelNotFound,
     "MODEL_MISMATCH": client.ModelMismatch,
     "MODEL_NOT_STEPPABLE": client.ModelNotSteppable,
     "PREDECESSOR_FAILED": client.PredecessorFailed,

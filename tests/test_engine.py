@@ -13,7 +13,7 @@ import pytest
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
-from lstmserve.engine.clock import read_clocks
+from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.errors import (
     Cancelled,
@@ -36,6 +36,7 @@ from lstmserve.engine.keys import session_key
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.session.opening import IfExists, OpenRequest
+from lstmserve.engine.session.room import EXPIRED_MAX
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, start_engine, submit, submit_block
@@ -305,9 +306,39 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
     for i in range(10):
         engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
     later = type(now)(now.monotonic_ns + 6, now.wall_ns)
-    assert engine.room.sweep(later, engine.table.rows) == 5
+    assert engine.room.sweep(later)
     assert len(engine.table) == engine.models[0].sessions == 5
     engine.check_integrity()
+
+
+def expire_some(engine: Engine, count: int) -> Now:
+    """Opens so many sessions, and returns a time at which they have all expired."""
+    now = engine.clock()
+    for i in range(count):
+        engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5), now)
+    return Now(now.monotonic_ns + 6, now.wall_ns)
+
+
+def test_the_sweep_walks_no_row_that_was_never_used(tmp_path: Path) -> None:
+    """In a pool of a million slots too, one sweep finds what has expired since the last one."""
+    engine = start_engine(tmp_path, SPEC, pool_bytes=128 << 20)
+    assert engine.table.rows > 1_000_000
+    assert engine.room.sweep(engine.clock())
+    engine.room.sweep(expire_some(engine, 10))
+    assert len(engine.table) == 0
+    engine.check_integrity()
+
+
+def test_a_sweep_is_bounded(tmp_path: Path) -> None:
+    """More that has expired than it ends at once is left to the next one, which says so."""
+    engine = start_engine(tmp_path, SPEC, pool_bytes=4 << 20)
+    later = expire_some(engine, 2 * EXPIRED_MAX + 1)
+    for left in (EXPIRED_MAX + 1, 1):
+        assert not engine.room.sweep(later)
+        assert len(engine.table) == left
+        engine.check_integrity()
+    assert engine.room.sweep(later)
+    assert len(engine.table) == 0
 
 
 class SlowStore:

@@ -111,14 +111,14 @@ def test_the_reference_is_torch_itself() -> None:
         np.testing.assert_allclose(cn[:, part], c.numpy(), atol=1e-14)
 
 
-def test_a_chaotic_network_is_judged_by_torch_s_own_error(tmp_path: Path) -> None:
-    """Large weights amplify rounding: torch's float32 is as far from float64 as ours; a note."""
+def test_a_chaotic_network_is_proved_where_float32_means_something(tmp_path: Path) -> None:
+    """Large weights amplify rounding: the sequences are shortened until torch is close; a note."""
     network = two_layers()
     for name, parameter in network.lstm.named_parameters():
         parameter.mul_(30 if "_hh_" in name else 1)
     manifest = export(network.lstm, network.head, name="net", models=tmp_path).manifest
-    assert manifest.parity["torch_error"] > 0.1
-    assert manifest.parity["onnx_error"] > 0.1
+    assert manifest.parity["torch_error"] <= 0.01
+    assert manifest.parity["rows"] < sum(LENGTHS)
     assert max(manifest.parity["excess"].values()) <= 1
     (note,) = manifest.notes
     assert "this network amplifies rounding" in note

@@ -33,7 +33,7 @@ NAMES = {
     *("lstm_pending_steps", "lstm_slots", "lstm_sessions"),
     *("lstm_sessions_opened", "lstm_sessions_closed", "lstm_loop_lag_seconds"),
     *("lstm_store_seconds", "lstm_store_errors", "lstm_durable_lag_seconds"),
-    *("lstm_model", "lstm_build"),
+    *("lstm_model", "lstm_build", "lstm_model_folders"),
 }
 
 

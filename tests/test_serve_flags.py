@@ -142,7 +142,8 @@ def test_what_may_not_be_read_is_told(models: Path, tmp_path: Path, place: str) 
     locked = tmp_path / place
     locked.chmod(0)
     try:
-        ended = run_serve("--models", tmp_path, "--store", store, *FREE_PORTS, command=command)
+        flags = ("--models", tmp_path, "--store", store, "--strict-models", *FREE_PORTS)
+        ended = run_serve(*flags, command=command)
     finally:
         locked.chmod(0o755)
     last = ended.stderr.splitlines()[-1]

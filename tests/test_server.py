@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lstmserve.v1 import lstm_pb2, lstm_pb2_grpc
-from serving import Serve, Serving
+from serving import COMMAND, Serve, Serving
 
 SERVICE = "lstmserve.v1.LstmService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -134,6 +134,11 @@ def test_calls_per_connection_are_limited(serve: Serve, channels: list[grpc.Chan
         watch.cancel()
 
 
+# A job in the background may ignore some of them, and so would its children.
+HEEDS = (
+    "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGHUP, signal.SIGQUIT)]; "
+)
+HEEDING = [*COMMAND[:2], HEEDS + COMMAND[2], *COMMAND[3:]]
 HANGS = """
 import signal, threading
 from lstmserve.server import server
@@ -156,13 +161,47 @@ def test_a_hung_loop_fails_livez_and_the_scrape(serve: Serve) -> None:
     assert serving.get("/metrics")[0] == 503
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_it_with_0(serve: Serve, number: int) -> None:
-    """SIGTERM and SIGINT stop an idle server with exit code 0, and the log says so."""
-    serving = serve()
-    serving.signal(number)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"])
+def test_signal_ends_it_with_0(serve: Serve, name: str) -> None:
+    """Each of these stops an idle server with exit code 0, and the log says which it was."""
+    serving = serve(command=HEEDING)
+    serving.signal(signal.Signals[name])
     assert serving.wait() == 0
+    assert serving.events("draining")[0]["signal"] == name
     assert [line["event"] for line in serving.log] == ["ready", "draining", "stopped"]
+
+
+def test_a_second_hangup_ends_nothing(serve: Serve) -> None:
+    """A terminal that closes sends SIGHUP more than once: the drain goes on all the same."""
+    serving = serve("--drain-delay-s", "3600", command=HEEDING)
+    serving.signal(signal.SIGHUP)
+    while serving.get("/readyz")[0] == 200:
+        pass
+    serving.signal(signal.SIGHUP)
+    assert serving.get("/livez")[0] == 200
+    serving.signal()
+    assert serving.wait() == 1
+
+
+def test_an_ignored_hangup_stays_ignored(serve: Serve) -> None:
+    """Under nohup a server outlives its terminal."""
+    serving = serve(command=["nohup", *COMMAND])
+    serving.signal(signal.SIGHUP)
+    assert serving.get("/readyz")[0] == 200
+    assert serving.stop() == 0
+    (draining,) = serving.events("draining")
+    assert draining["signal"] == "SIGTERM"
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_signal_without_a_meaning_is_told(serve: Serve, name: str) -> None:
+    """Log rotation sends such a signal to every service: it ends no server."""
+    serving = serve()
+    serving.signal(signal.Signals[name])
+    while not (ignored := serving.events("signal ignored: this server ends by SIGTERM")):
+        assert serving.get("/readyz")[0] == 200
+    assert ignored[0]["signal"] == name
+    assert serving.stop() == 0
 
 
 def test_pinned_to_one_core(serve: Serve) -> None:

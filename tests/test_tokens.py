@@ -119,6 +119,27 @@ def test_the_door_knows_tokens(tmp_path: Path) -> None:
     assert door.tenant(bearer(made["other"])).name == "other"
 
 
+def test_a_token_withdrawn_in_place_is_refused(tmp_path: Path) -> None:
+    """The file keeps its inode, its size and even its mtime: the door looks at the ctime too."""
+    path, clock = tmp_path / "tokens", Seconds()
+    made = write_tokens(path, acme="", other="")
+    door = TokenDoor(path, Limits(), clock)
+    assert door.tenant(bearer(made["acme"])).name == "acme"
+    before = path.stat()
+    with path.open("r+") as file:
+        text = file.read().replace(digest(made["acme"].encode()).hex(), "0" * 64)
+        file.seek(0)
+        file.write(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    names = ("st_ino", "st_size", "st_mtime_ns")
+    assert [getattr(after, n) for n in names] == [getattr(before, n) for n in names]
+    clock.at = 60.0
+    with pytest.raises(BadToken):
+        door.tenant(bearer(made["acme"]))
+    assert door.tenant(bearer(made["other"])).name == "other"
+
+
 def test_the_door_says_one_thing_to_all_others(tmp_path: Path) -> None:
     """No token, a wrong one, a hash in its place and another scheme get the same text."""
     made = write_tokens(tmp_path / "tokens", acme="")["acme"]

@@ -131,6 +131,18 @@ def test_a_terminal_is_drawn_again_and_again(load: tuple[Serving, MixedLoad]) ->
     mixed.wait(0)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_gives_the_terminal_back(load: tuple[Serving, MixedLoad], name: str) -> None:
+    """Whoever ends it finds his own screen and the cursor again."""
+    serving, mixed = load
+    with Terminal("--metrics", serving.ready["metrics"], *QUICK) as terminal:
+        terminal.read_until(r"lstmserve .*?ready")
+        terminal.process.send_signal(signal.Signals[name])
+        terminal.read_until(r"\x1b\[\?1049l")
+        assert terminal.process.wait(WAIT_S_MAX) == 128 + signal.Signals[name]
+    mixed.wait(0)
+
+
 def test_a_server_that_goes_is_said_so(serve: Serve) -> None:
     """The last numbers stay, with the reason why there are no newer ones."""
     serving = serve()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from lstmserve_export.refusal import Refused
 
@@ -13,6 +13,22 @@ FILE_BYTES_MAX = 8 << 30
 ENTRY_COUNT_MAX = 100_000
 DAMAGED = "the file is damaged or was cut short: copy or save it again"
 ADVICE = "in the training code, torch.save(model.state_dict(), ...) and export that"
+QUANTISED = (
+    "the file is of a quantised network: it holds packed integers in place of the weights, and "
+    "only the network from before quantisation (quantize_dynamic, convert, torchao) can be "
+    "exported: "
+    "torch.save(model.state_dict(), ...) of that one"
+)
+# What torch and torchao call such weights, as keys or classes in the pickle.
+QUANTISED_MARKS = (
+    b"_packed_params",
+    b"_all_weight_values",
+    b"torch.ao.nn.quantized",
+    b"torch.nn.quantized",
+    b"torchao.quantization",
+    b"torchao.dtypes",
+)
+PICKLE_BYTES_MAX = 1 << 26  # of a pickle's begin: names stand there, the weights lie elsewhere
 
 
 def examine(path: Path) -> Kind:
@@ -32,6 +48,8 @@ def examine(path: Path) -> Kind:
     header_bytes = int.from_bytes(first[:8], "little")
     if path.suffix == ".safetensors" or (first[8:] == b"{" and header_bytes <= size):
         return "safetensors"
+    with path.open("rb") as file:
+        _check_marks(file)
     return "legacy"
 
 
@@ -40,12 +58,28 @@ def _examine_zip(path: Path, size: int) -> None:
         with zipfile.ZipFile(path) as archive:
             _check_entries(archive, size)
             bad = archive.testzip()
+            if bad is None:
+                with archive.open(_pickle(archive)) as file:
+                    _check_marks(file)
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise Refused(f"{path}: {DAMAGED} ({error})") from error
     except RuntimeError as error:  # what zipfile raises for encrypted entries
         raise Refused(f"{path} is encrypted: {ADVICE}") from error
     if bad is not None:
         raise Refused(f"{path}: {DAMAGED} (checksum of {bad})")
+
+
+def _pickle(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """The entry that names the tensors; _check_entries() has seen that there is one."""
+    is_it = (each for each in archive.infolist() if each.filename.partition("/")[2] == "data.pkl")
+    return next(is_it)
+
+
+def _check_marks(file: IO[bytes]) -> None:
+    """Raises Refused where the pickle names quantised weights."""
+    content = file.read(PICKLE_BYTES_MAX)
+    if any(mark in content for mark in QUANTISED_MARKS):
+        raise Refused(QUANTISED)
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int) -> None:

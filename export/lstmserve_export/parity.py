@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.golden import Floats, Golden, excess
+from lstmserve.golden import Floats, Golden, excess, torch_error_max
 from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 from lstmserve_export.network import Network
-from lstmserve_export.reference import Inputs
+from lstmserve_export.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
 SEED = 20130101
@@ -25,14 +25,14 @@ Array = npt.NDArray[np.floating[Any]]
 Outputs = tuple[Array, Array, Array]
 
 
-def probe(network: Network, spec: ModelSpec) -> Inputs:
+def probe(network: Network, spec: ModelSpec, longest: Sequence[int] = LENGTHS) -> Inputs:
     """Random sequences for a spec: half start from zeros as new sessions do, half from a state.
 
     Fewer rows where inputs and outputs are so wide that golden.npz would become large.
     """
     rng = np.random.default_rng(SEED)
-    share = min(1.0, VALUE_COUNT_MAX / sum(LENGTHS) / (spec.input_size + spec.output_size))
-    lengths = np.array([max(1, int(length * share)) for length in LENGTHS], np.int32)
+    share = min(1.0, VALUE_COUNT_MAX / sum(longest) / (spec.input_size + spec.output_size))
+    lengths = np.array([max(1, int(length * share)) for length in longest], np.int32)
     count, rows = len(lengths), int(lengths.max())
     x: npt.NDArray[np.generic]
     if spec.num_embeddings:
@@ -46,6 +46,26 @@ def probe(network: Network, spec: ModelSpec) -> Inputs:
     h0 = rng.uniform(-0.9, 0.9, (layers, count, spec.state_size)) * used
     c0 = rng.uniform(-1.5, 1.5, (layers, count, spec.hidden_size)) * used
     return Inputs(x, lengths, h0.astype(np.float32), c0.astype(np.float32))
+
+
+def probing(network: Network, spec: ModelSpec) -> tuple[Golden, float]:
+    """The probe with torch's answers, and torch's error on the longest one.
+
+    Where float32 is left behind on it the sequences are halved until the answers prove something.
+    Raises Refused where they do not on single rows.
+    """
+    lengths: tuple[int, ...] = LENGTHS
+    case = refer(network, probe(network, spec))
+    whole_error = case.torch_error
+    while not case.torch_error <= torch_error_max(case):
+        if max(lengths) == 1:
+            raise Refused(
+                f"torch's own float32 is off by {case.torch_error:.2g} on a single row: with these "
+                "weights no float32 result means anything; train with smaller ones"
+            )
+        lengths = tuple(max(1, length // 2) for length in lengths)
+        case = refer(network, probe(network, spec, lengths))
+    return case, whole_error
 
 
 def open_session(content: bytes) -> ort.InferenceSession:

@@ -93,6 +93,9 @@ class Config:
     models: Path = field(
         default=Path("models"), metadata=_path("Folder that holds NAME/VERSION folders.")
     )
+    strict_models: bool = _other(
+        False, "Refuse to start for one model that cannot be served, instead of serving the others."
+    )
     listen: str = _other("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one.")
     metrics: str = _other("127.0.0.1:9464", "HOST:PORT of /metrics, /livez and /readyz.")
     device: str = _other("cpu", "Where the models run.", "cpu", "cuda", "auto")

@@ -11,13 +11,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lstmserve.golden import Golden, InvalidGolden, load_golden
+from lstmserve.golden import Golden, InvalidGolden, check_golden, load_golden
 from lstmserve.graph import InvalidModel, Weights, read_weights
 from lstmserve.graph.weights import fingerprint
 from lstmserve.spec import InvalidSpec, ModelSpec
@@ -26,6 +27,8 @@ FORMAT = 1
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+# More is no file of ours: it is not read. protobuf takes no message above 2 GiB.
+FILE_BYTES_MAX = {MANIFEST: 1 << 20, MODEL: 1 << 31, GOLDEN: 1 << 30}
 
 
 class InvalidModelFolder(ValueError):
@@ -72,11 +75,38 @@ class Manifest:
                     "export again, or serve it with the release that exported it"
                 )
             spec = ModelSpec.from_json(values.pop("spec"))
+            _check_kinds(values)
             return cls(spec=spec, notes=tuple(values.pop("notes", ())), **values)
         except InvalidModelFolder:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidModelFolder(f"{MANIFEST} is malformed: {error}") from error
+
+
+KINDS = {
+    "name": str,
+    "version": int,
+    "fingerprint": str,
+    "sha256": dict,
+    "versions": dict,
+    "parity": dict,
+    "notes": list,
+}
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a field that is not what to_json() writes."""
+    for name, kind in KINDS.items():
+        if name in values and type(values[name]) is not kind:
+            raise ValueError(f"{name} is a {type(values[name]).__name__}, not a {kind.__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A folder that is not served: its name below the models folder, and why, in one line."""
+
+    folder: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +139,34 @@ def list_versions(models: Path) -> list[tuple[str, int]]:
         raise InvalidModelFolder(f"cannot be read: {error}") from error
 
 
+def find_versions(models: Path) -> tuple[list[tuple[str, int]], list[Refused]]:
+    """Every (name, version) below `models`, sorted, and what looks like one and cannot be.
+
+    Other files and folders are passed over. Raises InvalidModelFolder when `models` itself cannot
+    be read.
+    """
+    versions: list[tuple[str, int]] = []
+    refused: list[Refused] = []
+    try:
+        names = sorted(each.name for each in models.iterdir() if NAME.fullmatch(each.name))
+    except OSError as error:
+        raise InvalidModelFolder(f"cannot be read: {error}") from error
+    for name in names:
+        folder = models / name
+        try:
+            found = sorted(int(version) for version in _folders(folder, VERSION))
+            if not found and (folder / MANIFEST).exists():
+                reason = f"{folder}: it has a {MANIFEST} and no version: move it to {folder}/1"
+                refused.append(Refused(name, reason))
+            elif folder.is_symlink() and not folder.exists():
+                refused.append(Refused(name, f"{folder}: the link leads nowhere"))
+        except OSError as error:
+            refused.append(Refused(name, f"{folder}: cannot be read: {error}"))
+        else:
+            versions += [(name, version) for version in found]
+    return versions, refused
+
+
 def _folders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
     if not folder.is_dir():
         return []
@@ -119,9 +177,8 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
     """Reads and verifies models/NAME/VERSION. Raises InvalidModelFolder."""
     folder = models / name / str(version)
     try:
-        for file in (MANIFEST, MODEL, GOLDEN):
-            if (folder / file).exists() and not (folder / file).is_file():
-                raise InvalidModelFolder(f"{file} is not a file")  # a pipe would be waited for
+        for file, bytes_max in FILE_BYTES_MAX.items():
+            _check_file(folder / file, bytes_max)
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         contents = {file: (folder / file).read_bytes() for file in (MODEL, GOLDEN)}
         for file, content in contents.items():
@@ -132,8 +189,11 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
                 )
         weights = read_weights(contents[MODEL], manifest.spec)
         golden = load_golden(contents[GOLDEN])
+        check_golden(golden, manifest.spec)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidModelFolder(f"{folder}: cannot be read: {error}") from error
+    except MemoryError as error:
+        raise InvalidModelFolder(f"{folder}: needs more memory than this machine gives") from error
     except (InvalidModelFolder, InvalidModel, InvalidGolden, InvalidSpec) as error:
         raise InvalidModelFolder(f"{folder}: {error}") from error
     if (manifest.name, manifest.version) != (name, version):
@@ -143,6 +203,18 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
     if manifest.fingerprint != fingerprint(manifest.spec, weights):
         raise InvalidModelFolder(f"{folder}: the fingerprint does not match the weights")
     return ModelFiles(manifest, weights, golden)
+
+
+def _check_file(path: Path, bytes_max: int) -> None:
+    """Raises InvalidModelFolder for what must not be opened, and OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise InvalidModelFolder(f"{path.name} is not a file")
+    if status.st_size > bytes_max:
+        raise InvalidModelFolder(
+            f"{path.name} has {status.st_size} bytes, at most {bytes_max} are read: "
+            "copy it again or export again"
+        )
 
 
 def write_model(models: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool) -> Path:

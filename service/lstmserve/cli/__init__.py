@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Final
 
 import click
@@ -56,7 +58,13 @@ def commands() -> None:
 
 
 def main() -> None:
-    """The console script. Exits 0: done, 1: refused or failed, 2: bad usage or value."""
+    """The console script. Exits 0: done, 1: refused or failed, 2: bad usage or value.
+
+    SIGTERM and SIGHUP (a terminal that closes) end it as Ctrl-C does: what is open is closed.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so does this
+            signal.signal(number, _end)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our errors are one line; grpc's come beside
     try:
         code = commands.main(prog_name="lstmserve", standalone_mode=False)
@@ -71,6 +79,12 @@ def main() -> None:
         # What could not be written is not tried again when Python ends, and told once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Raises SystemExit, once: the next signal ends the process where it is."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def _named(error: OSError) -> str:

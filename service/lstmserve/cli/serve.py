@@ -62,14 +62,20 @@ def _serve(**values: Any) -> None:
 
 def _run(config: Config) -> int:
     # Process 1 of a container has no default: SIGTERM before Ready would change nothing.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _: os._exit(128 + received))
     # Before the first import of grpc: its own lines on stderr are in no form of ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import structlog
+    try:
+        import structlog
 
-    from lstmserve.server import server
-    from lstmserve.server.machine import BadSetting
-    from lstmserve.server.observe import logs
+        from lstmserve.server import server
+        from lstmserve.server.machine import BadSetting
+        from lstmserve.server.observe import logs
+    except (ImportError, MemoryError) as error:  # too little memory for a library, mostly
+        line = " ".join(str(error).split())
+        raise click.ClickException(f"a library cannot be loaded: {line}") from error
 
     logs.configure(config.log)
     for name in _unknown_variables():
@@ -105,6 +111,6 @@ class Grouped(click.Command):
 serve = Grouped(
     "serve",
     callback=_serve,
-    help="Serve every model of a folder over gRPC until SIGTERM; a second signal ends it at once.",
+    help="Serve the models of a folder over gRPC until SIGTERM; a second SIGTERM ends it at once.",
     params=[_option(field) for field in settings().values()],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +10,7 @@ import click
 
 from lstmserve.cli import csvrows, options
 from lstmserve.cli.remembered import Remembered
-from lstmserve.client import SessionClosed, SessionInfo, State
+from lstmserve.client import SessionInfo, State
 
 WHOLE = 1000  # characters, more than any help has
 identity = click.argument("id")
@@ -53,7 +52,7 @@ def list_(target: options.Target, model: str | None) -> None:
 def get(id: str, target: options.Target) -> None:  # noqa: A002  # the argument's name on the command line
     """Print what the server knows of session ID."""
     with options.connect(target) as client:
-        info = client.attach(id).info()
+        info = client.info(id)
     names = [field.name for field in fields(SessionInfo)]
     width = max(map(len, names))
     for name in names:
@@ -79,7 +78,7 @@ def state(id: str, target: options.Target) -> None:  # noqa: A002  # as above
 def export(id: str, file: BinaryIO, target: options.Target) -> None:  # noqa: A002  # as above
     """Write the state of session ID to FILE (- is stdout), a serialised lstmserve.v1.State."""
     with options.connect(target) as client:
-        file.write(client.attach(id).export().to_bytes())
+        file.write(client.export(id))
 
 
 @sessions.command("import")
@@ -121,6 +120,6 @@ def fork(id: str, to: str | None, target: options.Target) -> None:  # noqa: A002
 @options.target
 def close(id: str, target: options.Target) -> None:  # noqa: A002  # as above
     """Close session ID, after the steps that wait; twice is fine."""
-    with options.connect(target) as client, suppress(SessionClosed):
-        client.attach(id).close()
+    with options.connect(target) as client:
+        client.close_session(id)
     Remembered(target.address).forget(id)

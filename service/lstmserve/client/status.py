@@ -49,6 +49,7 @@ _BY_REASON: dict[str, type[LstmServeError]] = {
     "OVERLOADED": Overloaded,
     "PENDING_BYTES": Overloaded,
     "MODEL_NOT_FOUND": ModelNotFound,
+    "MODEL_RETIRED": ModelNotFound,
     "MODEL_MISMATCH": ModelMismatch,
     "MODEL_NOT_STEPPABLE": ModelNotSteppable,
     "PREDECESSOR_FAILED": PredecessorFailed,

@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
+from lstmserve.engine import catalogue
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
-from lstmserve.engine.errors import Draining, ModelNotFound
+from lstmserve.engine.errors import Draining
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.persist import Records, Residence, make_stage
@@ -30,8 +31,7 @@ from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
 from lstmserve.store import Store
 
 SWEEP_S = 1.0
-NAME_SHOWN_MAX = 128
-SERVED_SHOWN_MAX = 8  # models that a refusal names
+SWEEP_ON_S = 0.02  # while more has expired than one sweep ends
 
 
 class Metrics(Protocol):
@@ -81,24 +81,8 @@ class Engine:
             model.attach(index, config, self.table, counters, self._on_idle, self._on_moved)
 
     def model(self, name: str, version: int) -> Model:
-        """The version, 0 for the newest. Raises ModelNotFound."""
-        found = [m for m in self.models if m.name == name and version in (0, m.version)]
-        if not found:
-            # A message that repeats a long name would not fit the trailers it travels in.
-            shown = name if len(name) <= NAME_SHOWN_MAX else f"{name[:NAME_SHOWN_MAX]}..."
-            wanted = f"{shown}:{version}" if version else shown
-            raise ModelNotFound(
-                f"no model {wanted!r} is served here, but {self._served(name)}", field="model"
-            )
-        return max(found, key=lambda model: model.version)
-
-    def _served(self, name: str) -> str:
-        """What a caller that asked for `name` may have meant: its versions, else other models."""
-        versions = sorted(m.version for m in self.models if m.name == name)
-        known = [f"{name}:{version}" for version in reversed(versions)]
-        known = known or sorted({m.name for m in self.models})
-        more = f" and {len(known) - SERVED_SHOWN_MAX} more" * (len(known) > SERVED_SHOWN_MAX)
-        return ", ".join(each[:NAME_SHOWN_MAX] for each in known[:SERVED_SHOWN_MAX]) + more
+        """The version, 0 for the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
+        return catalogue.find(self.models, name, version)
 
     def model_of(self, row: int) -> Model:
         """The model of a session's row."""
@@ -168,8 +152,11 @@ class Engine:
         """Ends all that are here, when nobody calls any more. Returns how many are lost: with a
         store those of which it has not the last steps, without one all."""
         table = self.table
-        is_live = (table.phase == OPEN) | (table.phase == CLOSING)
-        is_lost = is_live & (table.step > table.durable_step) if self.lives.has_store else is_live
+        used = slice(table.used)
+        phase = table.phase[used]
+        is_live = is_lost = (phase == OPEN) | (phase == CLOSING)
+        if self.lives.has_store:
+            is_lost = is_live & (table.step[used] > table.durable_step[used])
         for row in np.flatnonzero(is_live).tolist():
             self.sessions.detach(row, "drained")
         return int(np.count_nonzero(is_lost))
@@ -177,8 +164,10 @@ class Engine:
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""
         self.table.check_integrity()
+        used = slice(self.table.used)
+        is_used, index = self.table.phase[used] != FREE, self.table.model[used]
         for model in self.models:
-            rows = np.flatnonzero((self.table.phase != FREE) & (self.table.model == model.index))
+            rows = np.flatnonzero(is_used & (index == model.index))
             assert rows.size == model.sessions
             if model.scheduler is not None:
                 model.scheduler.check_integrity(rows)
@@ -189,10 +178,10 @@ class Engine:
     def _sweep(self) -> None:
         if self._is_closed:
             return
-        self.room.sweep(self.clock())
+        is_all = self.room.sweep(self.clock())
         if self.config.debug and not self.driver.pending_steps:
             self.check_integrity()
-        asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        asyncio.get_running_loop().call_later(SWEEP_S if is_all else SWEEP_ON_S, self._sweep)
 
     def _on_idle(self, row: int) -> None:
         self.sessions.on_idle(row, self.clock())

@@ -8,6 +8,7 @@ from lstmserve.refusal import ServeError
 from lstmserve.store.errors import StoreFull, StoreTimeout, StoreUnavailable
 
 __all__ = [
+    "NOT_SERVED",
     "AdminOnly",
     "BadSessionId",
     "BadStep",
@@ -191,6 +192,10 @@ class ModelNotSteppable(ServeError):
     """A bidirectional model: it reads whole sequences, by Predict."""
 
     reason = "MODEL_NOT_STEPPABLE"
+
+
+# A stored session cannot come here for one of these; it may still be looked at, and ended.
+NOT_SERVED = (ModelRetired, ModelNotHereYet, ModelMismatch)
 
 
 class StateRolledBack(ServeError):

@@ -12,17 +12,18 @@ from collections.abc import Callable
 
 from lstmserve.engine.beginning import Beginning
 from lstmserve.engine.clock import Now
-from lstmserve.engine.errors import Draining, Fenced, StoreFull
+from lstmserve.engine.errors import NOT_SERVED, Draining, Fenced, StoreFull
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.session.opening import Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
+from lstmserve.store import Record
 
 
 class Lives:
     """With a store every call may also raise StoreUnavailable, StoreTimeout, StateCorrupt,
 
-    ModelRetired, ModelMismatch and Fenced. `on_ready()`: as Beginning's.
+    Fenced and one of NOT_SERVED. `on_ready()`: as Beginning's.
     """
 
     def __init__(
@@ -63,6 +64,16 @@ class Lives:
         """Makes what is known of the key here what the store has."""
         if self._residence is not None:
             await self._residence.confirm(key)
+
+    async def look(self, key: str) -> Record | None:
+        """The same for a call that only looks; what the store has, where the session's model is
+        not served here and so the session cannot come."""
+        try:
+            await self.confirm(key)
+        except NOT_SERVED:
+            assert self._residence is not None
+            return await self._residence.look(key)
+        return None
 
     async def bring(self, key: str, incarnation: int, number: int) -> bool:
         """Brings a session here that a store has, for a step; whether it is here.

@@ -1,4 +1,4 @@
-"""Loads every version in the models folder and proves it, before the server says Ready.
+"""Loads the versions in the models folder and proves each, before the server says Ready.
 
 Owns the size of the pools. Blocking; raises InvalidModelFolder, DeviceUnavailable, PoolTooSmall and
 PoolTooLarge.
@@ -6,14 +6,22 @@ PoolTooLarge.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lstmserve.config import Config
-from lstmserve.engine.compute.device import Device, choose_device
-from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.device import Device, NotLoaded, choose_device
+from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.compute.pool import RESERVED, Pool, slot_bytes
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_whole
 from lstmserve.engine.compute.whole import WholeKernel
 from lstmserve.engine.model import Model, slots_for, spare_slots
-from lstmserve.manifest import InvalidModelFolder, ModelFiles, list_versions, read_model
+from lstmserve.manifest import (
+    InvalidModelFolder,
+    ModelFiles,
+    Refused,
+    find_versions,
+    read_model,
+)
 
 
 class PoolTooSmall(ValueError):
@@ -24,27 +32,76 @@ class PoolTooLarge(ValueError):
     """--pool-bytes is more than the machine gives."""
 
 
-def load_models(config: Config) -> list[Model]:
-    """Every (name, version), with golden vectors replayed and the pool tested."""
+def load_models(config: Config, on_refused: Callable[[Refused], None] | None = None) -> list[Model]:
+    """Every (name, version) of the folder, with golden vectors replayed and the pool tested.
+
+    One that cannot be served is told to `on_refused`, and the others are served all the same; it
+    is raised where that is None, or where nothing else is left.
+    """
+    refusals = _Refusals(on_refused is None)
+    versions = _find(config, refusals)
+    device = choose_device(config.device)
+    files, models = [], []
+    for name, version in versions:
+        try:
+            files.append(read_model(config.models, name, version))
+        except InvalidModelFolder as error:
+            refusals.add(f"{name}/{version}", error)
+    steppable = [each for each in files if not each.manifest.spec.bidirectional]
+    share = config.pool_bytes // max(1, len(steppable))
+    for each in files:
+        try:
+            models.append(load_version(config, each, device, share))
+        except (InvalidModelFolder, PoolTooSmall) as error:
+            refusals.add(f"{each.manifest.name}/{each.manifest.version}", error)
+    if not models:
+        raise refusals.error()
+    for folder, reason in refusals.errors.items():
+        assert on_refused is not None
+        on_refused(Refused(folder, str(reason)))
+    return models
+
+
+class _Refusals:
+    """What cannot be served, by folder; strict: the first one is raised."""
+
+    def __init__(self, is_strict: bool) -> None:
+        self._is_strict = is_strict
+        self.errors: dict[str, Exception] = {}
+
+    def add(self, folder: str, error: Exception) -> None:
+        if self._is_strict:
+            raise error
+        self.errors[folder] = error
+
+    def error(self) -> Exception:
+        """That nothing is left: of the kind of the first one."""
+        first = next(iter(self.errors.values()))
+        rest = len(self.errors) - 1
+        return type(first)(f"{first}" + (f"; and {rest} more are refused" if rest else ""))
+
+
+def _find(config: Config, refusals: _Refusals) -> list[tuple[str, int]]:
+    """Every (name, version), sorted. Raises InvalidModelFolder where there is nothing at all."""
     if not config.models.is_dir():
         raise InvalidModelFolder(
             f"{config.models}: no such folder; name yours with --models, "
             "or make one with `lstmserve export`"
         )
-    versions = list_versions(config.models)
-    if not versions:
+    versions, refused = find_versions(config.models)
+    if not versions and not refused:
         raise InvalidModelFolder(
             f"{config.models}: no NAME/VERSION/manifest.json in it, VERSION a whole number from 1; "
             "`lstmserve export` writes one"
         )
-    device = choose_device(config.device)
-    files = [read_model(config.models, name, version) for name, version in versions]
-    steppable = [each for each in files if not each.manifest.spec.bidirectional]
-    share = config.pool_bytes // max(1, len(steppable))
-    return [_load(config, each, device, share) for each in files]
+    for each in refused:
+        refusals.add(each.folder, InvalidModelFolder(each.reason))
+    return versions
 
 
-def _load(config: Config, files: ModelFiles, device: Device, pool_bytes: int) -> Model:
+def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: int) -> Model:
+    """One version, whatever else is served. Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge,
+    DeviceUnavailable."""
     manifest = files.manifest
     spec = manifest.spec
     pool = kernel = whole = None
@@ -71,8 +128,12 @@ def _load(config: Config, files: ModelFiles, device: Device, pool_bytes: int) ->
                 ) from None
             kernel = Kernel(spec, files.weights, pool, device, config.threads)
             check_kernel(kernel, pool, spec, files.golden)
-    except SelfTestFailed as error:
+    except (SelfTestFailed, KernelError, NotLoaded) as error:
         raise InvalidModelFolder(f"{manifest.name}:{manifest.version}: {error}") from error
+    except MemoryError as error:
+        raise InvalidModelFolder(
+            f"{manifest.name}:{manifest.version}: needs more memory than this machine gives"
+        ) from error
     return Model(
         name=manifest.name,
         version=manifest.version,

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 SECOND_NS = 1_000_000_000
+SWEPT_MAX = 10_000  # at once: others wait meanwhile
 
 
 class Memory(Generic[Value]):
@@ -43,8 +44,8 @@ class Memory(Generic[Value]):
         self._entries.pop(key, None)
 
     def sweep(self, now_ns: int) -> None:
-        """Drops what is too old."""
-        while self._entries:
+        """Drops what is too old, some of it now."""
+        for _ in range(min(SWEPT_MAX, len(self._entries))):
             key, (put_ns, _) = next(iter(self._entries.items()))
             if now_ns - put_ns <= self._keep_ns:
                 return

@@ -6,7 +6,7 @@ Columns are numpy arrays [rows], so that a message of many sessions costs no Pyt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,15 @@ DETACHED: Final = 3  # replaced: its id is another session's, the running step i
 MOVED: Final = 4  # another server has it, or may: as DETACHED, but its steps may be repeated
 
 NOT_STORED: Final = -1  # durable_step of a session that no store has yet
+BLOCK_ROWS: Final = 4096  # of which the earliest end is kept together
+NEVER_NS: Final = np.iinfo(np.int64).max
+
+
+class Expired(NamedTuple):
+    """Rows whose time ran out, [N]; `is_all`: whether there are no more of them."""
+
+    rows: Index
+    is_all: bool
 
 
 class SessionTable:
@@ -49,7 +58,7 @@ class SessionTable:
         self.step = np.zeros(rows, np.int64)
         self.durable_step = np.zeros(rows, np.int64)  # the last step that a store has
         self.pending = np.zeros(rows, np.int32)  # accepted and not settled; 0: idle
-        self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle
+        self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle, and only ever put off
         # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
         self.digest = np.zeros(rows, np.uint64)  # 0: the last step had no number
         self.replies = Replies(rows)
@@ -58,12 +67,20 @@ class SessionTable:
         self._tenants: dict[str, int] = {}
         self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
+        # Of each block no row's time ends before this. Steps put ends off and need not touch it.
+        self._earliest_ns = np.full(-(-rows // BLOCK_ROWS), NEVER_NS, np.int64)
+        self._looked_block = 0  # where expired() goes on
         self._lives = 0  # sessions there ever were
         self.leaving = 0  # rows that are neither free nor open: most often nobody need look
 
     def __len__(self) -> int:
         """Sessions that can be found by key."""
         return len(self._index)
+
+    @property
+    def used(self) -> int:
+        """Rows below this were used once; a large table's others are not even in memory."""
+        return len(self.keys)
 
     def find(self, key: str) -> int | None:
         """The row of this key, or None."""
@@ -81,9 +98,11 @@ class SessionTable:
         return self._counts[self.tenant_index(tenant)]
 
     def set_phase(self, row: int, phase: int) -> None:
-        """The only way to write it: `leaving` is counted."""
+        """The only way to write it: `leaving` is counted, and what is open may expire."""
         self.leaving += (phase > OPEN) - (self.phase.item(row) > OPEN)
         self.phase[row] = phase
+        if phase == OPEN:
+            self._bound(row)
 
     def are_next(self, rows: Index, numbers: Index | None) -> bool:
         """Whether these sessions are idle, and the numbers those of their next steps."""
@@ -105,6 +124,7 @@ class SessionTable:
         self._index[key] = row
         self.tenant[row] = self.tenant_index(tenant_of(key))
         self._counts[self.tenant[row]] += 1
+        self.expiry_ns[row] = NEVER_NS  # until begin_time()
         self.set_phase(row, OPEN)
         self._lives += 1
         self.life[row] = self._lives
@@ -133,19 +153,54 @@ class SessionTable:
         self.request_ids.pop(row, None)
         self._free.give_one(row)
 
-    def idle_before(self, now_ns: int, start: int, stop: int) -> Index:
-        """Rows in [start, stop) that are idle, and whose time ran out before `now_ns`."""
-        part = slice(start, stop)
-        found = (
-            (self.phase[part] == OPEN)
-            & (self.pending[part] == 0)
-            & (self.expiry_ns[part] <= now_ns)
-        )
-        return np.flatnonzero(found) + start
+    def begin_time(self, row: int, now_ns: int, ttl_ns: int) -> None:
+        """The session ends when it was idle for `ttl_ns`, from `now_ns` on."""
+        self.ttl_ns[row] = ttl_ns
+        self.expiry_ns[row] = now_ns + ttl_ns
+        self._bound(row)
+
+    def _bound(self, row: int) -> None:
+        block = row // BLOCK_ROWS
+        earliest_ns = min(self._earliest_ns.item(block), self.expiry_ns.item(row))
+        self._earliest_ns[block] = earliest_ns
+
+    def expired(self, now_ns: int, rows_max: int, blocks_max: int) -> Expired:
+        """At most so many idle rows whose time ran out by `now_ns`; the caller ends them all.
+
+        It looks into at most so many blocks, and the next call goes on behind them.
+        """
+        last = -(-self.used // BLOCK_ROWS)
+        due = np.flatnonzero(self._earliest_ns[:last] <= now_ns)
+        due = np.roll(due, -int(np.searchsorted(due, self._looked_block)))
+        found: list[Index] = []
+        left = rows_max
+        for block in due[:blocks_max].tolist():
+            self._looked_block = block
+            earliest_ns = self._earliest_ns.item(block)
+            rows = self._look(block, now_ns)
+            found.append(rows[:left])
+            if rows.size > left:
+                self._earliest_ns[block] = earliest_ns  # some stay
+                return Expired(np.concatenate(found), False)
+            left -= rows.size
+            self._looked_block = block + 1
+        rows = np.concatenate(found) if found else np.empty(0, np.int64)
+        return Expired(rows, due.size <= blocks_max)
+
+    def _look(self, block: int, now_ns: int) -> Index:
+        """Expired rows of the block; its earliest end is that of the others then."""
+        part = slice(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self.used))
+        phase, is_idle = self.phase[part], self.pending[part] == 0
+        # A session that has steps gets its whole time when they are over.
+        ends_ns = np.where(is_idle, self.expiry_ns[part], now_ns + self.ttl_ns[part])
+        is_expired = (phase == OPEN) & (ends_ns <= now_ns)
+        stays = (phase == OPEN) & ~is_expired
+        self._earliest_ns[block] = ends_ns[stays].min(initial=NEVER_NS)
+        return np.flatnonzero(is_expired) + part.start
 
     def listed(self, start: int, tenant: int, models: Sequence[int], now_ns: int) -> Index:
         """A tenant's rows from `start` on, of these models, that a key finds and are not over."""
-        part = slice(start, None)
+        part = slice(start, self.used)
         is_over = (self.pending[part] == 0) & (self.expiry_ns[part] <= now_ns)
         phase = self.phase[part]
         is_found = ((phase == OPEN) & ~is_over) | (phase == CLOSING)
@@ -154,19 +209,28 @@ class SessionTable:
 
     def evictable(self, model: int) -> Index:
         """Rows of a model's sessions that are idle, and whose last step a store has."""
+        part = slice(self.used)
         return np.flatnonzero(
-            (self.phase == OPEN)
-            & (self.model == model)
-            & (self.pending == 0)
-            & (self.durable_step == self.step)
+            (self.phase[part] == OPEN)
+            & (self.model[part] == model)
+            & (self.pending[part] == 0)
+            & (self.durable_step[part] == self.step[part])
         )
 
     def check_integrity(self) -> None:
         """Every row is free or used, once, and the index has exactly the rows with a key."""
-        self._free.check_integrity(np.flatnonzero(self.phase != FREE))
+        phase = self.phase[: self.used]
+        assert not self.phase[self.used :].any(), "a row is used that was never taken"
+        self._free.check_integrity(np.flatnonzero(phase != FREE))
         assert all(self.keys[row] == key for key, row in self._index.items())
+        for block in range(-(-self.used // BLOCK_ROWS)):
+            part = slice(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self.used))
+            is_idle = (self.pending[part] == 0) & (phase[part] == OPEN)
+            ends_ns = self.expiry_ns[part][is_idle]
+            is_bound = self._earliest_ns[block] <= ends_ns.min(initial=NEVER_NS)
+            assert is_bound, "a session ends before its block"
         assert self.leaving == int((self.phase > OPEN).sum()), "leaving is miscounted"
-        indexed = (self.phase == OPEN) | (self.phase == CLOSING)
+        indexed = (phase == OPEN) | (phase == CLOSING)
         assert int(indexed.sum()) == len(self._index), "a row is in no index"
-        counts = np.bincount(self.tenant[indexed], minlength=len(self._counts))
+        counts = np.bincount(self.tenant[: self.used][indexed], minlength=len(self._counts))
         assert counts.tolist() == self._counts, "a tenant's sessions are miscounted"

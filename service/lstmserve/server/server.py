@@ -21,7 +21,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
-from lstmserve.manifest import InvalidModelFolder
+from lstmserve.manifest import InvalidModelFolder, Refused
 from lstmserve.server import machine, transport
 from lstmserve.server.access.reloading import BadFile
 from lstmserve.server.observe.gauges import read_gauges
@@ -37,7 +37,10 @@ SCRAPE_S_MAX = 5.0
 QUIET_S = 0.05
 QUIET_ROUNDS_MAX = 20
 GC_THRESHOLDS = (50_000, 20, 20)
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Each ends the server, in order; sent again while it drains, it ends it at once. SIGHUP never does:
+# a terminal that closes sends it more than once, and systemd sends it after SIGTERM.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # elsewhere they open logs anew; here they would kill
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -61,14 +64,21 @@ def run(config: Config) -> int:
     machine.allow_open_files()
     if config.cpu is not None:
         machine.pin(config.cpu)
-    models = load_models(config)
+    refused: list[Refused] = []
+    models = load_models(config, None if config.strict_models else refused.append)
+    for each in refused:
+        log.error("model refused, the others are served", folder=each.folder, reason=each.reason)
     store = open_store(config.store, timeout_s=config.store_timeout_s, sync=config.store_sync)
-    return uvloop.run(_serve(config.resolved(model.spec for model in models), models, store))
+    return uvloop.run(
+        _serve(config.resolved(model.spec for model in models), models, store, refused)
+    )
 
 
-async def _serve(config: Config, models: Sequence[Model], store: Store | None) -> int:
+async def _serve(
+    config: Config, models: Sequence[Model], store: Store | None, refused: Sequence[Refused]
+) -> int:
     try:
-        server = Server(config, models, store)
+        server = Server(config, models, store, refused)
         try:
             await server.start()
             return await server.run()
@@ -85,13 +95,20 @@ class Server:
     Constructing binds the ports and reads the certificate: it raises what REFUSALS has.
     """
 
-    def __init__(self, config: Config, models: Sequence[Model], store: Store | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        models: Sequence[Model],
+        store: Store | None = None,
+        refused: Sequence[Refused] = (),
+    ) -> None:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
         self._config = config
         self._models = models
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
+        self._metrics.model_folders = {"served": len(models), "refused": len(refused)}
         measured = None if store is None else MeasuredStore(store, self._metrics)
         self._engine = Engine(config, models, self._metrics, store=measured)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
@@ -99,11 +116,16 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._ports = Ports(config, self._engine, self._metrics, self._health)
         self._http = machine.bind_http(
-            config.metrics, registry, self._heartbeat.is_alive, lambda: self._is_ready
+            config.metrics,
+            registry,
+            self._heartbeat.is_alive,
+            lambda: self._is_ready,
+            [f"model refused: {each.folder}: {each.reason}" for each in refused],
         )
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
         self._signalled = asyncio.Event()
+        self._signal = ""  # the first that was to end it
         self._forever: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
@@ -116,8 +138,7 @@ class Server:
         await self._ports.start()
         for name in transport.HEALTH_NAMES:
             await self._health.set(name, HealthCheckResponse.SERVING)
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        self._heed_signals()
         quiet_collector()
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
@@ -159,7 +180,10 @@ class Server:
 
     async def _drain(self, engine: asyncio.Task[None]) -> None:
         """Steps go on for drain_delay_s: routers are late to hear that we leave."""
-        log.info("draining", delay_s=self._config.drain_delay_s, s_max=self._config.drain_s_max)
+        config = self._config
+        log.info(
+            "draining", signal=self._signal, delay_s=config.drain_delay_s, s_max=config.drain_s_max
+        )
         self._engine.drain()
         await asyncio.wait({engine}, timeout=self._config.drain_delay_s)
         await self._engine.close(self._config.drain_s_max)
@@ -177,11 +201,26 @@ class Server:
             if self._metrics.rpcs_started == before:
                 return
 
-    def _on_signal(self) -> None:
-        """The first one drains, the second one ends the process here and now."""
+    def _heed_signals(self) -> None:
+        """A SIGHUP that is ignored already, as under nohup, stays ignored."""
+        loop = asyncio.get_running_loop()
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        for number in (*ENDING, *hangup):
+            loop.add_signal_handler(number, self._on_signal, number)
+        for number in IGNORED:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                loop.add_signal_handler(number, _on_ignored, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        """The first one drains; the next of ENDING ends the process here and now."""
+        self._signal = self._signal or number.name
         self._signalled.set()
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, os._exit, EXIT_KILLED)
+        for each in ENDING:
+            asyncio.get_running_loop().add_signal_handler(each, os._exit, EXIT_KILLED)
+
+
+def _on_ignored(number: signal.Signals) -> None:
+    log.warning("signal ignored: this server ends by SIGTERM", signal=number.name)
 
 
 def _read_on(loop: asyncio.AbstractEventLoop, read: Callable[[], T]) -> T:

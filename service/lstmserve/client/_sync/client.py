@@ -15,7 +15,9 @@ from lstmserve.client._sync.many import Groups
 from lstmserve.client._sync.session import Session
 from lstmserve.client._threads import opening
 from lstmserve.client.calls import (
+    CLOSE_SESSION,
     GET_SESSION,
+    GET_STATE,
     OPEN_SESSION,
     PREDICT,
     Address,
@@ -186,6 +188,25 @@ class Client:
     def sessions(self, model: str | None = None) -> list[SessionInfo]:
         """The open sessions of this server, or those of one model."""
         return self._catalog.read_sessions(model or "")
+
+    def info(self, id: str) -> SessionInfo:  # noqa: A002  # as session
+        """The session of that id, also one whose model the server does not serve any more."""
+        reply = self._connection.call(GET_SESSION, get_request(id), id)
+        return SessionInfo.read(reply.session)
+
+    def export(self, id: str) -> bytes:  # noqa: A002  # as session
+        """The state of that session, as State.to_bytes() writes it; of any session as in info()."""
+        request = wire.GetStateRequest(session_id=checks.session_id(id))
+        reply = self._connection.call(GET_STATE, request, id)
+        return reply.state.SerializeToString()
+
+    def close_session(self, id: str) -> None:  # noqa: A002  # as session
+        """Ends that session, after the steps that wait; twice is fine. Of any session as in info().
+
+        Raises SessionNotFound and others.
+        """
+        request = wire.CloseSessionRequest(session_id=checks.session_id(id))
+        self._connection.call(CLOSE_SESSION, request, id)
 
     def close(self) -> None:
         """Ends the connection and every call under way. Sessions live on until their TTL."""

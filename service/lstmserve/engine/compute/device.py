@@ -17,6 +17,10 @@ class DeviceUnavailable(RuntimeError):
     """The device asked for cannot be used; the message says what is missing."""
 
 
+class NotLoaded(RuntimeError):
+    """onnxruntime does not take a graph, mostly for want of memory; the message is one line."""
+
+
 def choose_device(wanted: str) -> Device:
     """`auto` takes cuda when it works, else cpu. Raises DeviceUnavailable for a cuda that is not.
 
@@ -59,7 +63,8 @@ def _probe_cuda() -> None:
 
 
 def open_session(model: onnx.ModelProto, device: Device, threads: int) -> ort.InferenceSession:
-    """A session on exactly this device. Raises DeviceUnavailable when onnxruntime took another."""
+    """A session on exactly this device. Raises NotLoaded, and DeviceUnavailable when onnxruntime
+    took another."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -74,7 +79,10 @@ def open_session(model: onnx.ModelProto, device: Device, threads: int) -> ort.In
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # TF32 is on by default and is wrong by 1e-3; CUDA graphs would run the first batch thrice.
         providers = [(PROVIDERS[device], {"use_tf32": "0", "enable_cuda_graph": "0"})]
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    except Exception as error:  # onnxruntime's own have no base but this one
+        raise NotLoaded(f"onnxruntime does not load it: {_first_line(error)}") from error
     if session.get_providers()[0] != PROVIDERS[device]:
         raise DeviceUnavailable(f"onnxruntime took {session.get_providers()[0]}, not {device}")
     return session

@@ -97,9 +97,11 @@ class WriteBehind:
 
     def _dirty(self) -> Index:
         """Rows whose last step the store does not have; not those whose OpenSession it has not."""
-        table = self._table
-        is_ahead = (table.step > table.durable_step) & (table.durable_step != NOT_STORED)
-        return np.flatnonzero(is_ahead & (table.phase != FREE) & (table.phase < DETACHED))
+        used = slice(self._table.used)
+        step, durable = self._table.step[used], self._table.durable_step[used]
+        phase = self._table.phase[used]
+        is_ahead = (step > durable) & (durable != NOT_STORED)
+        return np.flatnonzero(is_ahead & (phase != FREE) & (phase < DETACHED))
 
     async def flush(self) -> None:
         """Everything that is dirty now; what the store does not take stays dirty."""

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine import catalogue
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.compute.pool import Rows, Slots
-from lstmserve.engine.errors import ModelMismatch, ModelRetired, StateCorrupt
+from lstmserve.engine.errors import ModelMismatch, StateCorrupt
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.replies import SavedReply
@@ -111,16 +112,14 @@ class Records:
         return record
 
     def model_of(self, record: Record) -> Model:
-        """Raises ModelRetired when its version is not served, ModelMismatch for other weights."""
+        """Raises ModelRetired and ModelNotHereYet when its version is not served here, and
+        ModelMismatch for other weights."""
         for model in self.models:
             if (model.name, model.version) == (record.model, record.model_version):
                 if bytes.fromhex(model.fingerprint) != record.fingerprint:
                     raise ModelMismatch("the stored session is of other weights than are served")
                 return model
-        raise ModelRetired(
-            f"the session is one of {record.model}:{record.model_version}, "
-            "which is not served any more"
-        )
+        raise catalogue.missing(self.models, record.model, record.model_version)
 
     def start(self, record: Record, model: Model) -> Start:
         """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""

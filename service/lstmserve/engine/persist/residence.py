@@ -12,9 +12,8 @@ from dataclasses import replace
 
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import (
+    NOT_SERVED,
     Fenced,
-    ModelMismatch,
-    ModelRetired,
     SessionLimit,
     SessionReplaced,
     StateCorrupt,
@@ -64,7 +63,7 @@ class Residence:
 
         If not, somebody else brought it: what he was told may be older than this call.
 
-        Raises StateCorrupt, ModelRetired, ModelMismatch, SessionLimit, StoreFull, Fenced.
+        Raises StateCorrupt, one of NOT_SERVED, SessionLimit, StoreFull, Fenced.
         """
         async with self.alone(key):
             if self._table.find(key) is not None:
@@ -88,7 +87,7 @@ class Residence:
                 return record.version  # the store keeps it a little longer, see STORE_TTL_MARGIN_NS
             try:
                 model = self._records.model_of(record)
-            except (ModelRetired, ModelMismatch):
+            except NOT_SERVED:
                 if is_ending:
                     return record.version
                 raise
@@ -106,6 +105,14 @@ class Residence:
                 self._sessions.open(key, model, start, record.ttl_ns, now)
                 return claimed.version
         raise Fenced("other servers are taking this session: repeat the call", retry_s=0.1)
+
+    async def look(self, key: str) -> Record | None:
+        """What the store has of a session that cannot come here; it stays where it is."""
+        (content,) = await self._store.load([key])
+        if content is None:
+            return None
+        record = await self._decode(key, content)
+        return None if self.is_expired(key, record.version) else record
 
     async def flush(self) -> None:
         """Writes what is ahead of the store, so that idle sessions can move out."""

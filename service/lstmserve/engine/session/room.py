@@ -5,6 +5,8 @@ Without a store only expiry makes room; with one the pool is a cache: the idle l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lstmserve.engine.clock import Now
@@ -14,7 +16,9 @@ from lstmserve.engine.model import Model
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 
-SWEEP_ROWS = 1 << 16
+# Of one sweep, so that steps do not wait for it.
+EXPIRED_MAX = 512
+BLOCKS_MAX = 128
 FULL_SWEEP_NS = SECOND_NS // 10
 EVICTED_PART = 100  # one in so many leaves at once, so that looking for them costs little
 
@@ -26,7 +30,6 @@ class Room:
         self._table = table
         self._sessions = sessions
         self._may_evict = may_evict
-        self._sweep_row = 0
         self._full_sweep_ns = 0
 
     def make(self, model: Model, now: Now, replaced: int | None = None) -> None:
@@ -46,7 +49,7 @@ class Room:
         if is_making_room:
             return  # before anybody is evicted: it could be the replaced one itself
         if model.sessions >= model.sessions_max:
-            self._sweep_all(now)
+            self._sweep_until(lambda: model.sessions < model.sessions_max, now)
         if model.sessions >= model.sessions_max and self._may_evict:
             self._evict(model, now)
         if model.sessions >= model.sessions_max:
@@ -64,26 +67,30 @@ class Room:
         """
         if sessions_max is None or self._table.count_of(tenant) < sessions_max:
             return
-        self._sweep_all(now)
+        self._sweep_until(lambda: self._table.count_of(tenant) < sessions_max, now)
         if self._table.count_of(tenant) >= sessions_max:
             raise Quota(f"your limit is {sessions_max} sessions, and so many are open: close some")
 
-    def _sweep_all(self, now: Now) -> None:
-        """Not for every one who is refused."""
-        if now.monotonic_ns >= self._full_sweep_ns:
+    def _sweep_until(self, has_room: Callable[[], bool], now: Now) -> None:
+        """Ends what expired until there is room. Not for every one who is refused."""
+        if now.monotonic_ns < self._full_sweep_ns:
+            return
+        while not self._sweep(now, self._table.rows) and not has_room():
+            pass
+        if not has_room():
             self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS
-            self.sweep(now, self._table.rows)
 
-    def sweep(self, now: Now, rows: int = SWEEP_ROWS) -> int:
-        """Ends what expired among the next `rows` rows, and returns how many did."""
-        start = self._sweep_row if rows < self._table.rows else 0
-        stop = min(start + rows, self._table.rows)
-        self._sweep_row = stop if stop < self._table.rows else 0
-        expired = self._table.idle_before(now.monotonic_ns, start, stop)
-        for row in expired:
-            self._sessions.expire(int(row), now)
+    def sweep(self, now: Now) -> bool:
+        """Ends some of what expired, and returns whether it was all."""
+        is_all = self._sweep(now, BLOCKS_MAX)
         self._sessions.endings.sweep(now.monotonic_ns)
-        return expired.size
+        return is_all
+
+    def _sweep(self, now: Now, blocks_max: int) -> bool:
+        expired = self._table.expired(now.monotonic_ns, EXPIRED_MAX, blocks_max)
+        for row in expired.rows.tolist():
+            self._sessions.expire(row, now)
+        return expired.is_all
 
     def _evict(self, model: Model, now: Now) -> None:
         """The sessions of the model that are idle longest; the store has them."""

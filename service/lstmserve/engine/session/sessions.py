@@ -82,8 +82,7 @@ class Sessions:
             table.replies.restore(row, start.reply)
         if start.request_id:
             table.request_ids[row] = start.request_id
-        table.ttl_ns[row] = ttl_ns
-        table.expiry_ns[row] = now.monotonic_ns + ttl_ns
+        table.begin_time(row, now.monotonic_ns, ttl_ns)
         table.open_time_ns[row] = start.open_time_ns or now.wall_ns
         if start.rows is not None:
             table.slot[row] = model.pool.take_one()

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import structlog
 
 Value = TypeVar("Value")
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamp = tuple[tuple[int, ...] | None, ...]
 log = structlog.get_logger()
 
 
@@ -47,13 +47,16 @@ class Reloading(Generic[Value]):
         return tuple(_stamp(path) for path in self._paths)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Differs when the file behind the path, or its link, was replaced or written."""
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Differs when the file behind the path, or its link, was replaced or written.
+
+    Whoever writes a file can set its mtime back, as rsync does; the ctime is the kernel's.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size
 
 
 def read_bytes(flag: str, path: Path) -> bytes:

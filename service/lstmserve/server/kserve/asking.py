@@ -37,7 +37,7 @@ class Ask:
 
 
 def asked_model(engine: Engine, request: pb.ModelInferRequest) -> Model:
-    """Raises ModelNotFound, Malformed."""
+    """Raises Malformed, and as Engine.model()."""
     return engine.model(request.model_name, read_version(request.model_version))
 
 

@@ -9,10 +9,10 @@ import structlog
 from lstmserve.engine import Engine
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import (
+    NOT_SERVED,
     DeadlineExpired,
     Draining,
     ModelMismatch,
-    ModelRetired,
     SessionClosed,
     SessionNotFound,
     StateCorrupt,
@@ -88,7 +88,7 @@ async def start(
     What is wrong with the request is said before. Raises Draining, DeadlineExpired, Quota, and what
     Opening.open() raises.
     """
-    with contextlib.suppress(ModelRetired, ModelMismatch, StateCorrupt):  # it may go all the same
+    with contextlib.suppress(*NOT_SERVED, StateCorrupt):  # it may go all the same
         await engine.lives.bring(key, 0, 0)
     now = engine.clock()
     if deadline_ns and now.monotonic_ns > deadline_ns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.errors import ModelNotFound
+from lstmserve.engine.errors import ModelNotFound, ModelNotHereYet, ModelRetired
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.asking import read_version
@@ -26,7 +26,7 @@ class ModelCalls:
         """Every model is ready from the start; one that is not served is not."""
         try:
             self._model(request.name, request.version)
-        except ModelNotFound:
+        except (ModelNotFound, ModelRetired, ModelNotHereYet):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=not self._engine.is_draining)
 

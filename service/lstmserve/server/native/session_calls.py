@@ -11,12 +11,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.errors import Draining, Malformed, ModelMismatch, StateCorrupt
+from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import (
+    Draining,
+    Malformed,
+    ModelMismatch,
+    ModelNotFound,
+    StateCorrupt,
+)
 from lstmserve.engine.keys import ID, session_id
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.session.opening import IfExists, Import, OpenRequest
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import state_rows
+from lstmserve.store import Record
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 TTL_S_MAX = 30 * 86_400
@@ -37,12 +45,17 @@ class SessionCalls:
         engine = self._engine
         if engine.is_draining:
             raise Draining("this server is shutting down; open it at another one", retry_s=1.0)
-        model = engine.model(request.model, request.version)
         if request.if_exists not in (0, 1, 2):
             raise Malformed("if_exists is unknown", field="if_exists")
         if request.request_id and not ID.fullmatch(request.request_id):
             allowed = "must be 1 to 128 of A-Z a-z 0-9 . _ ~ : -"
             raise Malformed(f"request_id {allowed}", field="request_id")
+        try:
+            model = engine.model(request.model, request.version)
+        except ModelNotFound:
+            if request.session_id and IfExists(request.if_exists) is IfExists.RESUME:
+                await engine.lives.confirm(tenant.key(request.session_id))  # a stored one is known
+            raise
         opened = OpenRequest(
             key=tenant.key(request.session_id or _new_id(tenant, request.request_id)),
             model=model,
@@ -64,7 +77,9 @@ class SessionCalls:
         """What is known of one session; it renews nothing."""
         engine = self._engine
         key = tenant.named_key(request.session_id)
-        await engine.lives.confirm(key)
+        record = await engine.lives.look(key)
+        if record is not None:
+            return pb.GetSessionResponse(session=_stored(key, record, engine.clock()))
         row = engine.sessions.find(key, 0, engine.clock())
         return pb.GetSessionResponse(session=self._session(row))
 
@@ -102,15 +117,15 @@ class SessionCalls:
         """After the last applied step; it never waits for those that are pending."""
         engine = self._engine
         key = tenant.named_key(request.session_id)
-        await engine.lives.confirm(key)
+        if request.incarnation:  # of somebody who steps it, and needs it where it can be stepped
+            await engine.lives.confirm(key)
+        elif (record := await engine.lives.look(key)) is not None:
+            return pb.GetStateResponse(state=_stored_state(record))
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)
         h, c = (each.tobytes() for each in model.state_from(engine.sessions.state(row)))
         step = int(engine.table.step[row])
-        state = pb.State(
-            h=h, c=c, step=step, fingerprint=model.fingerprint, crc32c=checksum(h, c, step)
-        )
-        return pb.GetStateResponse(state=state)
+        return pb.GetStateResponse(state=_exported(h, c, step, model.fingerprint))
 
     def _ttl_ns(self, request: pb.OpenSessionRequest) -> int:
         if not request.HasField("ttl"):
@@ -145,6 +160,32 @@ class SessionCalls:
 def checksum(h: bytes, c: bytes, step: int) -> int:
     """State.crc32c: of h, c and the step as 8 little-endian bytes, one after the other."""
     return int(google_crc32c.value(h + c + step.to_bytes(8, "little")))
+
+
+def _exported(h: bytes, c: bytes, step: int, fingerprint: str) -> pb.State:
+    return pb.State(h=h, c=c, step=step, fingerprint=fingerprint, crc32c=checksum(h, c, step))
+
+
+def _stored_state(record: Record) -> pb.State:
+    """Its model need not be here: the record has the states' bytes."""
+    h, c = (state.data for state in record.states)
+    return _exported(h, c, record.step, record.fingerprint.hex())
+
+
+def _stored(key: str, record: Record, now: Now) -> pb.Session:
+    """A session that only the store has, which ends at expire_time or before."""
+    session = pb.Session(
+        id=session_id(key),
+        model=record.model,
+        version=record.model_version,
+        incarnation=record.incarnation,
+        step=record.step,
+        durable_step=record.step,
+        ttl=Duration(seconds=record.ttl_ns // SECOND_NS, nanos=record.ttl_ns % SECOND_NS),
+    )
+    session.open_time.CopyFrom(_timestamp(record.open_time_ns))
+    session.expire_time.CopyFrom(_timestamp(now.wall_ns + record.ttl_ns))
+    return session
 
 
 def _state(state: pb.State, model: Model) -> Import:

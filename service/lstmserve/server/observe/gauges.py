@@ -18,9 +18,11 @@ def read_gauges(engine: Engine, model: Model) -> Gauges:
     if model.scheduler is None:
         return Gauges()
     table = engine.table
-    is_live = ((table.phase == OPEN) | (table.phase == CLOSING)) & (table.model == model.index)
+    used = slice(table.used)
+    phase = table.phase[used]
+    is_live = ((phase == OPEN) | (phase == CLOSING)) & (table.model[used] == model.index)
     sessions = int(np.count_nonzero(is_live))
-    is_dirty = is_live & (table.step > table.durable_step)
+    is_dirty = is_live & (table.step[used] > table.durable_step[used])
     dirty = int(np.count_nonzero(is_dirty)) if engine.lives.has_store else 0
     return Gauges(
         pending_steps=model.scheduler.pending_steps,

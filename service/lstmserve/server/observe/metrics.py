@@ -141,6 +141,7 @@ class Metrics:
         self.models: dict[tuple[str, str], ModelMetrics] = {}
         self.gauges: dict[tuple[str, str], Callable[[], Gauges]] = {}
         self.fingerprints: dict[tuple[str, str], str] = {}
+        self.model_folders = {"served": 0, "refused": 0}
         self.rpcs: dict[tuple[str, str, str], RpcMetrics] = {}
         self.loop_lag = Histogram(SECONDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
@@ -342,6 +343,12 @@ def _infos(metrics: Metrics) -> Iterator[Metric]:
     for key, fingerprint in metrics.fingerprints.items():
         model.add_metric(key, {"fingerprint": fingerprint})
     yield model
+    yield gauge(
+        "lstm_model_folders",
+        "Versions in the models folder; refused: not served, the log says why.",
+        ("state",),
+        [((state,), count) for state, count in metrics.model_folders.items()],
+    )
     yield InfoMetricFamily("lstm_build", "The release.", value={"version": _version()})
 
 
