@@ -28,7 +28,7 @@ FRAME_BYTES = 64 << 10
 TOKEN_BYTES_MAX = 10
 # How `lstmserve serve --help` shows the fields: each is in one group.
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    "Models": ("models", "device", "threads", "cpu"),
+    "Models": ("models", "strict_models", "device", "threads", "cpu"),
     "Network": (
         "listen",
         "metrics",
