@@ -21,14 +21,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE} AS export-environment
-# Where pip finds torch without CUDA.
+# Where pip finds torch without CUDA, and nowhere else: with an index beside it, pip would take the
+# 5 GB of CUDA from there when this one cannot be reached.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /opt
 COPY constraints.txt ./
 RUN python -m venv --without-pip lstmserve
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python lstmserve/bin/python install -c constraints.txt \
-        --extra-index-url "${TORCH_INDEX}" torch
+    pip --python lstmserve/bin/python install -c constraints.txt --no-deps \
+        --index-url "${TORCH_INDEX}" torch \
+    || { echo "No torch from TORCH_INDEX=${TORCH_INDEX}: is it reachable, and does it have the" \
+        "version of constraints.txt? Another index: --build-arg TORCH_INDEX=URL" >&2; exit 1; }
 COPY --from=wheel /dist /dist
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python lstmserve/bin/python install -c constraints.txt \

@@ -26,20 +26,20 @@ UNITS = {"M": 20, "G": 30}
 IDLE_BYTES = 300 << 20
 
 
-class Reset(list[Any]):
-    """`!reset`: the value replaces the one below instead of joining it."""
+class Override(list[Any]):
+    """`!override`: the value replaces the one below instead of joining it."""
 
 
 class _Loader(yaml.SafeLoader):
     pass
 
 
-def _reset(loader: yaml.SafeLoader, node: yaml.Node) -> Reset:
+def _override(loader: yaml.SafeLoader, node: yaml.Node) -> Override:
     assert isinstance(node, yaml.SequenceNode)
-    return Reset(loader.construct_sequence(node))
+    return Override(loader.construct_sequence(node))
 
 
-_Loader.add_constructor("!reset", _reset)
+_Loader.add_constructor("!override", _override)
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def compose(*overrides: str) -> dict[str, Any]:
 def _merged(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {name: _merged(below.get(name), above[name]) for name in above}
-    if isinstance(below, list) and isinstance(above, list) and not isinstance(above, Reset):
+    if isinstance(below, list) and isinstance(above, list) and not isinstance(above, Override):
         return below + above
     return above
 

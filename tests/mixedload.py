@@ -69,7 +69,7 @@ class MixedLoad:
                 turn = 0
                 while not self._is_over.is_set():
                     turn += 1
-                    _good(client, turn)
+                    good(client, turn)
                     _faulty(stubs[0])
                     _again(stubs[0], turn)
                     _moving(*stubs, turn)
@@ -82,7 +82,7 @@ def _x(length: int) -> Any:
     return random_input(TINY, (length,), 0)
 
 
-def _good(client: Client, turn: int) -> None:
+def good(client: Client, turn: int = 0) -> None:
     """Steps by every method, of unlike lengths; the sessions are closed, and one is a fork."""
     with client.session("tiny") as session:
         session.step(_x(1)[0])

@@ -56,15 +56,24 @@ def test_versions_are_pinned(stack: tuple[str, ...]) -> None:
 
 
 def test_nothing_is_published_beyond_this_machine(stack: tuple[str, ...]) -> None:
-    """Every port is published on 127.0.0.1, and none by two services or by one with replicas."""
+    """Every port is published on 127.0.0.1, none by two services; 50051 and 9464 always are."""
     ports = [port for service in services(stack).values() for port in service.get("ports", [])]
-    assert ports
-    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
-    taken = [port.split(":")[1] for port in ports]
+    found = [re.fullmatch(r"127\.0\.0\.1:(\d+)(?:-(\d+))?:\d+", port) for port in ports]
+    assert found
+    assert all(found)
+    ranges = [range(int(each[1]), int(each[2] or each[1]) + 1) for each in found if each]
+    taken = [port for each in ranges for port in each]
     assert len(taken) == len(set(taken))
-    assert "50051" in taken
-    many = [each for each in services(stack).values() if "replicas" in each.get("deploy", {})]
-    assert not any(service.get("ports") for service in many)
+    assert {50051, 9464} <= set(taken)
+
+
+def test_replicas_have_ports_enough(stack: tuple[str, ...]) -> None:
+    """A service with replicas publishes a range that holds five times as many, and no one port."""
+    for service in services(stack).values():
+        replicas = service.get("deploy", {}).get("replicas", 1)
+        for port in service.get("ports", []) if replicas > 1 else []:
+            first, last = port.split(":")[1].split("-")
+            assert int(last) - int(first) + 1 >= 5 * replicas
 
 
 def test_every_service_is_bounded_and_watched(stack: tuple[str, ...]) -> None:
@@ -115,17 +124,18 @@ def test_the_server_is_confined(stack: tuple[str, ...], monkeypatch: pytest.Monk
 
 
 def test_what_is_mounted_exists(stack: tuple[str, ...]) -> None:
-    """Every folder and file of the host is in the repository, and changes nothing there."""
+    """Every path of the host is in the repository, read only, and never made by a typing error."""
     for name, service in lasting(stack).items():
         for volume in service.get("volumes", []):
-            source, _, rest = volume.partition(":")
-            if source.startswith("."):
-                assert (ROOT / source).exists(), name
-                assert rest.endswith(":ro")
+            if isinstance(volume, str):
+                assert volume.partition(":")[0] in compose(*stack)["volumes"], name
             else:
-                assert source in compose(*stack)["volumes"]
+                assert volume["type"] == "bind"
+                assert volume["read_only"], name
+                assert volume["bind"] == {"create_host_path": False}, name
+                assert (ROOT / volume["source"]).exists(), name
     (models,) = services(stack)["lstmserve"]["volumes"]
-    assert list((ROOT / models.split(":")[0]).glob("*/1/manifest.json"))
+    assert list((ROOT / models["source"]).glob("*/1/manifest.json"))
 
 
 def test_the_image_listens_to_others_in_plain_text(
@@ -138,6 +148,24 @@ def test_the_image_listens_to_others_in_plain_text(
     assert [config.listen, config.metrics] == [f"0.0.0.0:{port}" for port in exposed.groups()]
     assert config.insecure
     assert config.models == Path("/models")
+
+
+def test_an_index_without_torch_fails_the_build(stack: tuple[str, ...], tmp_path: Path) -> None:
+    """Pip gets torch from TORCH_INDEX alone, and where that fails one line says so."""
+    (run,) = re.findall(
+        r"^RUN (?:--mount=\S+ )*\\\n((?:.*\\\n)*.*TORCH_INDEX(?:.*\\\n)*.*)$",
+        STAGES["export-environment"],
+        re.MULTILINE,
+    )
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    pip.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/bin", "TORCH_INDEX": "http://torch.invalid/cpu"}
+    done = subprocess.run(["/bin/sh", "-c", run], env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "--index-url http://torch.invalid/cpu" in done.stdout
+    assert "extra-index-url" not in STAGES["export-environment"]
+    assert done.stderr.startswith("No torch from TORCH_INDEX=http://torch.invalid/cpu:")
 
 
 def test_the_dockerfile_is_clean(stack: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 
 from deploy.grafana import generate
 from deploy.grafana.panels import ROWS
-from mixedload import MixedLoad, loaded_servers
+from lstmserve import Client
+from mixedload import MixedLoad, good, loaded_servers
 from monitoring import FOLDER, Prometheus
-from serving import ROOT
+from serving import COMMAND, ROOT, Serving
 
 PANELS = [panel for panel in generate.dashboard()["panels"] if panel["type"] != "row"]
 # Panels whose value need not differ from one check to the next, though nothing is wrong.
@@ -125,6 +127,30 @@ def test_every_panel_shows_the_load(load: tuple[Prometheus, MixedLoad]) -> None:
             return
     print(last)
     assert (empty, still) == ([], [])
+
+
+def test_a_panel_without_data_says_why(models: Path, tmp_path: Path) -> None:
+    """Without a store or a failure, exactly the panels that have a text for it are empty."""
+    explained = {p["title"] for p in PANELS if "noValue" in p["fieldConfig"]["defaults"]}
+    queries = [(p["title"], target["expr"]) for p in PANELS for target in p["targets"]]
+    empty: set[str] = set()
+    serving = Serving(("--models", models), COMMAND)
+    try:
+        with (
+            Prometheus(tmp_path, serving.ready["metrics"]) as prometheus,
+            Client(serving.target) as client,
+        ):
+            for _ in range(CHECKS_MAX):
+                end_s = time.monotonic() + CHECK_S
+                while time.monotonic() < end_s:
+                    good(client)
+                empty = {title for title, query in queries if not asked(prometheus, query)}
+                if empty == explained:
+                    break
+    finally:
+        serving.kill()
+    assert empty == explained
+    assert {panel.title for panel in ROWS["Store"]} <= explained
 
 
 def test_every_server_is_a_target(load: tuple[Prometheus, MixedLoad]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+from serving import ROOT
 from soak.__main__ import PAGE, PROOFS, ROW, START
 
 TESTS = Path(__file__).parent
@@ -25,3 +29,11 @@ def test_every_proof_has_its_figure() -> None:
     """The table has one row for each proof that `make soak` runs."""
     _, _, table = PAGE.read_text().partition(START)
     assert [match["name"] for match in ROW.finditer(table)] == list(PROOFS)
+
+
+def test_the_proofs_can_be_listed() -> None:
+    """`python -m soak`, as the page has it, works in a checkout, and its help names all proofs."""
+    command = [sys.executable, "-m", "soak", "--help"]
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=True)
+    assert [name for name in PROOFS if name not in "".join(done.stdout.split())] == []

@@ -127,6 +127,8 @@ def _options(panel: Panel) -> dict[str, Any]:
 
 def _field(panel: Panel) -> dict[str, Any]:
     field: dict[str, Any] = {"unit": panel.unit}
+    if panel.empty:
+        field["noValue"] = panel.empty
     if panel.thresholds or panel.kind == "stat":
         steps = [None, *panel.thresholds]
         field["color"] = {"mode": "palette-classic" if panel.kind == "timeseries" else "thresholds"}

@@ -12,6 +12,8 @@ MODEL: Final = 'instance=~"$instance", model=~"$model"'
 SERVER: Final = 'instance=~"$instance"'
 PROCESS: Final = 'job="lstmserve", instance=~"$instance"'
 RATE: Final = "[$__rate_interval]"
+NO_STORE: Final = "These servers run without --store."
+NO_FAILURE: Final = "None so far."
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Panel:
     thresholds: tuple[float, ...] = ()  # green below the first, then yellow, then red
     is_stacked: bool = False
     high: float | None = None
+    empty: str = ""  # shown in place of "No data"
 
 
 def rate(metric: str, by: str, where: str = MODEL) -> str:
@@ -120,6 +123,7 @@ ERRORS = (
         "The reason the client was told (google.rpc.ErrorInfo).",
         ((rate("lstm_step_errors_total", "reason"), "{{reason}}"),),
         is_stacked=True,
+        empty=NO_FAILURE,
     ),
     Panel(
         *("Calls that failed, by code", "reqps"),
@@ -252,11 +256,13 @@ STORE = (
             (quantile(0.99, "lstm_store_seconds", "op", SERVER), "{{op}} p99"),
         ),
         width=6,
+        empty=NO_STORE,
     ),
     Panel(
         *("Store calls", "ops", "A call has up to 256 records."),
         ((rate("lstm_store_seconds_count", "op", SERVER), "{{op}}"),),
         width=6,
+        empty=NO_STORE,
     ),
     Panel(
         *(
@@ -267,6 +273,7 @@ STORE = (
         ((rate("lstm_store_errors_total", "op, reason", SERVER), "{{op}} {{reason}}"),),
         width=6,
         is_stacked=True,
+        empty=NO_FAILURE,
     ),
     Panel(
         *(
@@ -274,8 +281,15 @@ STORE = (
             "s",
             "Age of the oldest step the store does not have: what kill -9 loses.",
         ),
-        ((f"lstm_durable_lag_seconds{{{SERVER}}}", "{{instance}}"),),
+        (
+            (
+                f"lstm_durable_lag_seconds{{{SERVER}}}"
+                f" and on (instance) lstm_store_seconds_count{{{SERVER}}}",
+                "{{instance}}",
+            ),
+        ),
         *("timeseries", 6, (1, 3)),
+        empty=NO_STORE,
     ),
 )
 
