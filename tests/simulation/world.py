@@ -19,8 +19,9 @@ from simulation.loop import pass_time
 from simulation.network import Call, Network
 from simulation.server import Life
 from simulation.store import Shelf
+from simulation.unnumbered import Unnumbered
 
-SERVERS, CLIENTS, ACTIONS = 3, 3, 12
+SERVERS, CLIENTS, ACTIONS = 3, 2, 12
 TICK_S = 0.25
 LIMIT_S = 1000.0
 CALM_S = 15.0  # until the last late packet is there
@@ -114,12 +115,14 @@ class World:
         servers = [Server(i, lambda: self._life(shelf, network), faults) for i in range(SERVERS)]
         behind = self._mode == "behind"
         clients = [Client(f"c{i}", faults, network, servers, behind) for i in range(CLIENTS)]
+        trusting = Unnumbered("u", faults, network, servers, behind)
+        everybody: list[Client | Unnumbered] = [*clients, trusting]
         chaos = [asyncio.create_task(each.run()) for each in [*servers, Weather(shelf)]]
-        await asyncio.gather(*(client.run(ACTIONS) for client in clients))
+        await asyncio.gather(*(client.run(ACTIONS) for client in everybody))
         faults.is_calm = True
         await asyncio.gather(*chaos)
         await pass_time(CALM_S)
-        await asyncio.gather(*(client.finish() for client in clients))
+        await asyncio.gather(*(client.finish() for client in everybody))
         await pass_time(1.0)
         for server in servers:
             await self._end(server)
@@ -129,7 +132,7 @@ class World:
             for talk in client.closed:
                 content = shelf.load(session_key("", talk.name))
                 is_gone = content is None or version_of(content).incarnation != talk.incarnation
-                talk.require(is_gone, "closed, but the store has it")
+                talk.require(is_gone or faults.is_store_older, "closed, but the store has it")
 
     def _life(self, shelf: Shelf, network: Network) -> Life:
         return Life(self._config, self._sessions_max, shelf, network)
@@ -143,7 +146,7 @@ class World:
 
 
 class Weather:
-    """The store goes away and comes back."""
+    """The store goes away and comes back, or is an older copy of itself all at once."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
@@ -157,6 +160,10 @@ class Weather:
                 self._shelf.is_down = True
                 await pass_time(faults.random.uniform(0.1, 3))
                 self._shelf.is_down = False
+            if faults.random.random() < faults.odds.store_older * TICK_S:
+                older = dict(self._shelf.records)
+                await pass_time(faults.random.uniform(0.1, 2))
+                self._shelf.go_back(older)
 
 
 def _check_stored(talk: Conversation, shelf: Shelf) -> None:
