@@ -53,7 +53,8 @@ class Belief:
     def told(self, step: int) -> None:
         """The client has heard that this is the last step, and goes on from there."""
         self.require(step in self._known, f"step {step} is told as the last")
-        self.require(step >= self.floor, f"step {step} is told, and {self.floor} was durable")
+        is_safe = self.faults.is_store_older or step >= self.floor
+        self.require(is_safe, f"step {step} is told, and {self.floor} was durable")
         self._now = {(step, state) for state in self._known[step]}
         self._keep()
 
@@ -62,7 +63,8 @@ class Belief:
         self.require(state in self._known.get(step, ()), f"the state of step {step} is wrong")
         if (step, state) in self._now:
             self._now = {(step, state)}
-            self._keep()
+            if not self.faults.odds.store_older:  # else a late write may be there once more
+                self._keep()
 
     @property
     def is_doubtful(self) -> bool:

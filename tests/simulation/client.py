@@ -85,13 +85,14 @@ class Stepper:
             talk.check_ended(response, talk.seen())
             raise SessionOver
         session = response.session
-        is_new = response.created or session.incarnation < talk.incarnation
+        is_other = session.incarnation != talk.incarnation and self.faults.is_store_older
+        is_new = response.created or is_other
         if is_new:
             talk.check_ended(SessionLost("a new one was opened"), talk.seen())
             talk.begin(0, ZERO_STATE)
         talk.opened(session)
         if is_new and not response.created:
-            raise SessionOver  # a store that went back has an older life of the id
+            raise SessionOver  # a store that went back may have an older life of the id
         return None if is_new else session
 
     async def call(

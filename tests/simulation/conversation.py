@@ -48,6 +48,7 @@ class Seen(NamedTuple):
 
     floor: int  # the last step that no crash may take back
     renewed_s: float  # the session's time cannot have begun earlier
+    acked: int = 0
 
 
 class SessionOver(Exception):
@@ -95,7 +96,7 @@ class Conversation:
         floor = self.durable_step if self._is_behind else self.acked
         if self.faults.is_store_older:
             floor = self.base
-        return Seen(floor, self.first_sent_s.get(self.acked, 0.0))
+        return Seen(floor, self.first_sent_s.get(self.acked, 0.0), self.acked)
 
     def add_input(self, x: bytes) -> int:
         """The next step's rows; returns its number."""
@@ -138,7 +139,7 @@ class Conversation:
             self.faults.count["gaps answered"] += 1
             floor = self.base if self.faults.is_store_older else seen.floor
             self.require(floor < expected < number, f"gap at {number} expects {expected}")
-            if self.is_forgetful and expected <= self.acked:
+            if self.is_forgetful and expected <= seen.acked:
                 raise RolledBack
             return expected
         if isinstance(error, StepSuperseded):

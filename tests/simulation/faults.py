@@ -53,9 +53,9 @@ HIGHEST = Odds(
     crashes=0.1,
     drains=0.1,
     outages=0.1,
-    store_older=0.3,
+    store_older=0.8,
 )
-OLDER = 0.2  # of the seeds have a store that may go back
+OLDER = 0.25  # of the seeds have a store that may go back
 
 
 class Faults:

@@ -111,7 +111,8 @@ class Client(Stepper):
         ttl_s = self.random.choice((LONG_S, LONG_S, LONG_S, SHORT_S))
         name = f"{self.name}-{self.opens}"
         talk = Conversation(self.faults, name, model, ttl_s, self.is_behind)
-        talk.is_forgetful = self.random.random() < FORGETFUL
+        is_safe = not self.faults.odds.store_older  # else two servers may be wrong in two ways
+        talk.is_forgetful = is_safe and self.random.random() < FORGETFUL
         return talk
 
     async def _opened(

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from lstmserve.engine.errors import ServeError
+from lstmserve.engine.errors import ServeError, SessionExists
 from lstmserve.reasons import REASONS
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.belief import Belief
@@ -69,7 +69,11 @@ class Unnumbered(Stepper):
         self.talks.append(talk)
 
     async def restart(self, talk: Belief) -> None:
-        """A new life of the id."""
+        """A new life of the id; of another id where the store may have the older life again."""
+        if self.faults.odds.store_older:
+            self.talks.remove(talk)
+            await self.open_new()
+            return
         talk.begin()
         await self._open(talk, pb.IF_EXISTS_RESTART)
 
@@ -85,7 +89,9 @@ class Unnumbered(Stepper):
             ttl=Duration(seconds=LONG_S),
             if_exists=if_exists,
         )
-        response = await self.until_answered(talk, "open", request, careful=True)
+        response: Any = SessionExists("not asked yet")
+        while isinstance(response, SessionExists):  # as said when the store goes back meanwhile
+            response = await self.until_answered(talk, "open", request, careful=True)
         talk.require(not isinstance(response, ServeError), f"opening: {response!r}")
         session = response.session
         is_new = response.created or session.incarnation < talk.incarnation
@@ -156,8 +162,7 @@ class Unnumbered(Stepper):
             elif not reason:
                 talk.require(rolled_back_to is None, "a step was applied behind a refused one")
                 talk.applied(x, answer.step, answer.y)
-                floor = answer.durable_step
-                talk.floor = 0 if self.faults.is_store_older else max(talk.floor, floor)
+                talk.floor = max(talk.floor, answer.durable_step)
                 self.faults.count["unnumbered steps applied"] += 1
             elif reason in GONE:
                 self._over(talk, reason)

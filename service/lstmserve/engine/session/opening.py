@@ -10,7 +10,7 @@ from enum import Enum
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
-from lstmserve.engine.errors import ModelMismatch, ServeError, SessionExists
+from lstmserve.engine.errors import Fenced, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
@@ -42,7 +42,8 @@ class OpenRequest:
     """An OpenSession whose fields were checked. Keys are the table's; "" is none.
 
     `version` 0 is the newest for a new session, and any for one that goes on; `sessions_max` is
-    the tenant's limit, None for none; `forked` is what `fork_of` was when it was last seen here.
+    the tenant's limit, None for none; `forked` is what `fork_of` was when it was last seen here;
+    `is_renewal` resumes a session by a new life of it.
     """
 
     key: str
@@ -55,6 +56,7 @@ class OpenRequest:
     request_key: str
     sessions_max: int | None = None
     forked: Start | None = None
+    is_renewal: bool = False
 
 
 class Opening:
@@ -104,10 +106,13 @@ class Opening:
 
     def _open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         row = self._sessions.find_any(request.key, now)
+        if row is None and request.is_renewal:
+            raise Fenced("the session has just gone elsewhere: repeat the call", retry_s=0.0)
         if row is not None:
             if request.if_exists is IfExists.RESUME:
                 self._check_same(row, request)
-                return self._sessions.find(request.key, 0, now), False
+                row = self._sessions.find(request.key, 0, now)
+                return self._renew(row, request.key, now) if request.is_renewal else row, False
             if request.if_exists is not IfExists.RESTART:
                 raise SessionExists("a session with this id is open", field="session_id")
         else:
@@ -118,6 +123,15 @@ class Opening:
             self._sessions.detach(row, "replaced")
         self._room.make(request.model, now)
         return self._sessions.open(request.key, request.model, start, request.ttl_ns, now), True
+
+    def _renew(self, row: int, key: str, now: Now) -> int:
+        """A new life of the session, under another incarnation: it goes on where it was."""
+        model, start = self._sessions.model_of(row), self._sessions.renewal(row)
+        ttl_ns = int(self._table.ttl_ns[row])
+        self._room.make(model, now, row)
+        self._sessions.detach(row, "replaced")
+        self._room.make(model, now)
+        return self._sessions.open(key, model, start, ttl_ns, now)
 
     def _check_same(self, row: int, request: OpenRequest) -> None:
         """Raises ModelMismatch unless the session is of the model, and version, asked for."""

@@ -12,7 +12,7 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.compute.pool import ZERO, Rows
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
-from lstmserve.engine.session.endings import Ending, Endings, Tombstone
+from lstmserve.engine.session.endings import Ending, Endings, Held, Tombstone
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import CLOSING, DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
 
@@ -90,6 +90,18 @@ class Sessions:
         model.metrics.opened(start.source)
         return row
 
+    def renewal(self, row: int) -> Start:
+        """What a new life of the session goes on from: all that it is."""
+        table, model = self._table, self.model_of(row)
+        return Start(
+            "resume",
+            self.state(row) if table.slot[row] else None,
+            int(table.step[row]),
+            open_time_ns=int(table.open_time_ns[row]),
+            digest=int(table.digest[row]),
+            reply=table.replies.get(row, model.output_size),
+        )
+
     def state(self, row: int) -> Rows:
         """The rows [1, width] after the last applied step; it never waits."""
         pool = self.model_of(row).pool
@@ -127,10 +139,12 @@ class Sessions:
             self._table.set_phase(row, OPEN)
 
     def detach(self, row: int, reason: str) -> None:
-        """Frees the id without a word: it was replaced, evicted, or is another server's now.
+        """Frees the id without a word: it was replaced, or all is over.
 
         Pending steps end as the settlement says, and only then the row is spare.
         """
+        if reason == "replaced":  # by a life that must be known for a later one
+            self._incarnation = max(self._incarnation, self._table.incarnation.item(row))
         self._announce_closed(row)
         self._table.detach(row, DETACHED if reason == "replaced" else MOVED)
         self.model_of(row).metrics.closed(reason)
@@ -142,12 +156,21 @@ class Sessions:
         if self._table.phase[row] == DETACHED:
             self._table.set_phase(row, MOVED)
 
-    def evict(self, row: int, now: Now) -> None:
-        """Detaches an idle session that a store has, and knows it if the store forgets it."""
-        key, incarnation = self._table.keys[row], int(self._table.incarnation[row])
+    def leave(self, row: int, reason: str, now: Now) -> None:
+        """Detaches a session that a store has, or another server, and remembers what it was.
+
+        `reason`: "evicted" for an idle one that moves out, "moved" for any other.
+        """
+        table, key = self._table, self._table.keys[row]
         assert key is not None
-        self.detach(row, "evicted")
-        self.endings.evicted(key, incarnation, now.monotonic_ns)
+        version = (int(table.incarnation[row]), int(table.epoch[row]), int(table.step[row]))
+        durable, trust = int(table.durable_step[row]), int(table.trust[row])
+        self.detach(row, reason)
+        if durable == NOT_STORED:  # as far as is known; its first write may be there all the same
+            self.endings.claim(key, version, trust, now.monotonic_ns)
+        else:
+            held = Held(version, durable, trust, is_evicted=reason == "evicted")
+            self.endings.hold(key, held, now.monotonic_ns)
 
     def expire(self, row: int, now: Now) -> None:
         """Ends an idle session whose time ran out."""

@@ -15,7 +15,7 @@ class Start:
     The other fields are those of a session that a store had; 0 and None for one that is new.
     """
 
-    source: str = "new"  # new, import, fork, load: the label of lstm_sessions_opened_total
+    source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
     rows: Rows | None = None
     step: int = 0
     incarnation: int = 0
