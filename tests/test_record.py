@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import sqlite3
 import struct
+from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import pytest
@@ -11,18 +16,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmserve.store.record import (
+    CRC_SLICE,
+    FORMATS,
+    HEADER2_BYTES,
     HEADER_BYTES,
+    ITEM_BYTES,
     NUMBER_MAX,
+    OPTIONAL,
+    STATE,
     VERSION_SLICE,
     CorruptRecord,
     Record,
+    Tensor,
+    UnknownRecord,
     Version,
     decode,
     encode,
+    lstm_states,
     pack_version,
     version_of,
 )
 
+EDITION1_STORE = Path(__file__).parent / "fixtures" / "edition1" / "file" / "sessions.sqlite3"
+H, C = struct.pack("<3f", 0.5, -1.0, 2.0), struct.pack("<3f", 1.5, 0.0, -2.0)
 EXAMPLE = Record(
     incarnation=7,
     epoch=3,
@@ -32,30 +48,80 @@ EXAMPLE = Record(
     fingerprint=bytes(range(32)),
     ttl_ns=86_400 * 10**9,
     open_time_ns=1_700_000_000 * 10**9,
-    h=struct.pack("<3f", 0.5, -1.0, 2.0),
-    c=struct.pack("<3f", 1.5, 0.0, -2.0),
+    states=lstm_states(H, C),
     digest=2**64 - 1,
     reply=b"reply",
     reply_length=4,
 )
-NUMBERS = st.integers(0, NUMBER_MAX)
-FLOATS = st.integers(1, 40).flatmap(lambda n: st.binary(min_size=4 * n, max_size=4 * n))
-RECORDS = st.builds(
-    Record,
-    incarnation=NUMBERS,
-    epoch=NUMBERS,
-    step=NUMBERS,
-    model=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
-    model_version=NUMBERS,
-    fingerprint=st.binary(min_size=32, max_size=32),
-    ttl_ns=st.integers(1, 2**63 - 1),
-    open_time_ns=st.integers(0, 2**63 - 1),
-    h=FLOATS,
-    c=FLOATS | st.just(b""),
-    digest=st.integers(0, 2**64 - 1),
-    reply=st.none() | st.binary(max_size=200),
-    reply_length=NUMBERS,
+WINDOW = (
+    Tensor("x", "float32", (2, 1), bytes(8)),
+    Tensor("tokens", "int64", (2,), struct.pack("<2q", -1, 2**62)),
+    Tensor("is_full", "bool", (), b"\1"),
+    Tensor("none", "float32", (0, 3), b""),
 )
+SECOND = dataclasses.replace(
+    EXAMPLE, states=WINDOW, reply_ints=bytes(16), request_id="r-1", released=False
+)
+EXAMPLES = (EXAMPLE, SECOND)  # of format 1 and 2
+NUMBERS = st.integers(0, NUMBER_MAX)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+FLOATS = st.integers(1, 40).flatmap(lambda n: st.binary(min_size=4 * n, max_size=4 * n))
+LSTM = st.builds(lstm_states, FLOATS, FLOATS | st.just(b""))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """A state of any name, type and shape."""
+    dtype = draw(st.sampled_from(sorted(ITEM_BYTES)))
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
+    size = math.prod(shape) * ITEM_BYTES[dtype]
+    return Tensor(draw(TEXT), dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+
+
+STATES = st.lists(tensors(), min_size=1, max_size=5, unique_by=lambda each: each.name).map(tuple)
+COMMON: dict[str, st.SearchStrategy[Any]] = {
+    "incarnation": NUMBERS,
+    "epoch": NUMBERS,
+    "step": NUMBERS,
+    "model": TEXT,
+    "model_version": NUMBERS,
+    "fingerprint": st.binary(min_size=32, max_size=32),
+    "ttl_ns": st.integers(1, 2**63 - 1),
+    "open_time_ns": st.integers(0, 2**63 - 1),
+    "digest": st.integers(0, 2**64 - 1),
+    "reply": st.none() | st.binary(max_size=200),
+    "reply_length": NUMBERS,
+}
+FIRSTS = st.builds(Record, states=LSTM, **COMMON)
+RECORDS = FIRSTS | st.builds(
+    Record,
+    states=STATES | LSTM,
+    request_id=st.text(st.characters(max_codepoint=127), max_size=128),
+    released=st.none() | st.booleans(),
+    **COMMON,
+).flatmap(
+    lambda record: (
+        st.just(record)
+        if record.reply is None
+        else st.builds(
+            lambda n, each: dataclasses.replace(record, reply_ints=each * n),
+            st.integers(0, 5),
+            st.binary(min_size=8, max_size=8),
+        )
+    )
+)
+
+
+def signed(content: bytes | bytearray) -> bytes:
+    """With the checksum of what it is now."""
+    at = 116 if content[4] == 1 else CRC_SLICE.start
+    crc = google_crc32c.value(bytes(content[:at]) + bytes(content[at + 4 :]))
+    return bytes(content[:at]) + struct.pack("<I", crc) + bytes(content[at + 4 :])
+
+
+def field(tag: int, value: bytes) -> bytes:
+    """A field of format 2."""
+    return struct.pack("<HI", tag, len(value)) + value
 
 
 @given(RECORDS)
@@ -67,10 +133,32 @@ def test_round_trip(record: Record) -> None:
     assert content[VERSION_SLICE] == pack_version(record.version)
 
 
+@given(FIRSTS, st.text(st.characters(max_codepoint=127), max_size=128), st.booleans())
+def test_format_1_is_written_for_what_it_holds(
+    record: Record, request_id: str, released: bool
+) -> None:
+    """Format 2 is for what needs it; held to format 1, a record is the same without that."""
+    content = encode(record)
+    assert content[4] == 1
+    assert encode(record, 1) == content
+    more = dataclasses.replace(record, request_id=request_id, released=released)
+    assert encode(more)[4] == 2
+    assert encode(more, 1) == content
+
+
+@pytest.mark.parametrize("change", [{"states": WINDOW}, {"reply_ints": bytes(8)}])
+def test_format_1_cannot_hold_all_states(change: dict[str, Any]) -> None:
+    """Held to format 1, a record of other states or int64 replies is refused, not cut."""
+    with pytest.raises(ValueError, match="format 1 holds no"):
+        encode(dataclasses.replace(EXAMPLE, **change), 1)
+
+
 def test_empty_reply_is_a_reply() -> None:
     """A saved reply of no bytes is told from no saved reply."""
-    for reply in (b"", None):
-        assert decode(encode(dataclasses.replace(EXAMPLE, reply=reply))).reply == reply
+    for example in EXAMPLES:
+        for reply in (b"", None):
+            record = dataclasses.replace(example, reply=reply, reply_ints=b"")
+            assert decode(encode(record)).reply == reply
 
 
 def test_layout_is_fixed() -> None:
@@ -78,14 +166,33 @@ def test_layout_is_fixed() -> None:
     content = encode(EXAMPLE)
     assert content[:8] == b"LSTr" + struct.pack("<HH", 1, len("weather"))
     assert content[VERSION_SLICE] == struct.pack("<3q", 7, 3, 41)
-    assert content[HEADER_BYTES:] == b"weather" + EXAMPLE.h + EXAMPLE.c + b"reply"
+    assert content[HEADER_BYTES:] == b"weather" + H + C + b"reply"
     assert HEADER_BYTES == 120
     assert google_crc32c.value(content).to_bytes(4, "little").hex() == "d03e7d30"
 
 
-def test_every_flipped_bit_is_found() -> None:
-    """No single flipped bit, in the header, its checksum or the body, goes unnoticed."""
-    content = encode(EXAMPLE)
+def test_layout_of_format_2_is_fixed() -> None:
+    """Format 2 keeps its bytes, and every later format where the version and the checksum lie."""
+    content = encode(SECOND)
+    assert content[:8] == b"LSTr" + struct.pack("<HH", 2, 0)
+    assert (VERSION_SLICE.start, VERSION_SLICE.stop) == (8, 32)
+    assert (CRC_SLICE.start, CRC_SLICE.stop) == (32, 36)
+    assert content[VERSION_SLICE] == struct.pack("<3q", 7, 3, 41)
+    x = struct.pack("<BBB2I", 1, 1, 2, 2, 1) + b"x" + bytes(8)
+    tokens = struct.pack("<BBB1I", 2, 6, 1, 2) + b"tokens" + WINDOW[1].data
+    is_full = struct.pack("<BBB", 3, 7, 0) + b"is_full" + b"\1"
+    none = struct.pack("<BBB2I", 1, 4, 2, 0, 3) + b"none"
+    fields = [field(1, b"weather"), *(field(STATE, each) for each in (x, tokens, is_full, none))]
+    fields += [field(3, b"reply"), field(4, bytes(16)), field(5, b"r-1"), field(6, b"\0")]
+    assert content[HEADER2_BYTES:] == b"".join(fields)
+    assert google_crc32c.value(content).to_bytes(4, "little").hex() == "7a4819e4"
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_flipped_bit_is_found(example: Record) -> None:
+    """No single flipped bit, in the header, its checksum or the body, goes unnoticed, and one of
+    the format's number is damage too, not a later release's record."""
+    content = encode(example)
     for bit in range(8 * len(content)):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -93,40 +200,95 @@ def test_every_flipped_bit_is_found() -> None:
             decode(bytes(damaged))
 
 
-def test_every_truncation_is_found() -> None:
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_truncation_is_found(example: Record) -> None:
     """No beginning of a record is a record, nor one with more behind it."""
-    content = encode(EXAMPLE)
+    content = encode(example)
     for size in range(len(content)):
-        with pytest.raises(CorruptRecord, match="bytes"):
+        with pytest.raises(CorruptRecord, match=r"bytes|checksum"):
             decode(content[:size])
-    with pytest.raises(CorruptRecord, match="follow the header"):
+    with pytest.raises(CorruptRecord, match=r"follow the header|checksum"):
         decode(content + b"\0")
 
 
-@given(st.binary(max_size=300), st.booleans())
-def test_noise_is_refused(noise: bytes, begins_well: bool) -> None:
+@given(st.binary(max_size=300), st.booleans(), st.sampled_from(EXAMPLES))
+def test_noise_is_refused(noise: bytes, begins_well: bool, example: Record) -> None:
     """Whatever the bytes, the only error is CorruptRecord."""
-    content = encode(EXAMPLE)[:120] + noise if begins_well else noise
-    if content != encode(EXAMPLE):
+    content = encode(example)[:120] + noise if begins_well else noise
+    if content != encode(example):
         with pytest.raises(CorruptRecord):
             decode(content)
 
 
-@given(st.integers(8, 115), st.binary(min_size=1, max_size=8))
-@settings(max_examples=300)
-def test_forged_header_is_refused_or_valid(at: int, patch: bytes) -> None:
-    """A header changed under a right checksum gives a valid record or CorruptRecord alone."""
-    content = bytearray(encode(EXAMPLE))
+@given(st.integers(6, 400), st.binary(min_size=1, max_size=8), st.sampled_from(EXAMPLES))
+@settings(max_examples=500)
+def test_forged_record_is_refused_or_valid(at: int, patch: bytes, example: Record) -> None:
+    """What is changed under a right checksum gives a valid record, or is refused as damaged, or,
+    in format 2, as a later release's."""
+    content = bytearray(encode(example))
+    size = len(content)
     content[at : at + len(patch)] = patch
-    del content[len(encode(EXAMPLE)) :]
-    content[116:120] = struct.pack(
-        "<I", google_crc32c.value(bytes(content[:116]) + bytes(content[120:]))
-    )
+    forged = signed(content[:size])
     try:
-        record = decode(bytes(content))
+        record = decode(forged)
     except CorruptRecord:
         return
-    assert encode(record) == bytes(content)
+    except UnknownRecord:
+        assert forged[4] == 2
+        return
+    again = encode(record)
+    assert decode(again) == record
+    assert again == forged or len(again) < size, "without its optional or empty fields"
+
+
+@given(st.integers(0, 2**16 - 1).filter(lambda n: n not in FORMATS), st.binary(max_size=300))
+def test_a_later_format_is_left_alone(number: int, rest: bytes) -> None:
+    """A whole record of any other format is a later release's: its version is read, no more."""
+    start = b"LSTr" + struct.pack("<HH3q4x", number, 0, 7, 3, 41)
+    content = signed(start + rest + bytes(HEADER2_BYTES))
+    with pytest.raises(UnknownRecord, match=f"format {number}, this release reads 1 to 2"):
+        decode(content)
+    assert version_of(content) == Version(7, 3, 41)
+    for damaged in (content[:-1], content + b"\0", content[:40] + b"?" + content[41:]):
+        if damaged != content:
+            with pytest.raises(CorruptRecord):
+                decode(damaged)
+            with pytest.raises(CorruptRecord):
+                version_of(damaged)
+
+
+def test_what_format_2_may_say_later() -> None:
+    """An unknown field, type or flag leaves the record alone, an optional field is passed over."""
+    content = encode(SECOND)
+    for tag in (7, OPTIONAL - 1):
+        with pytest.raises(UnknownRecord, match=f"field {tag}"):
+            decode(signed(content + field(tag, b"new")))
+    assert decode(signed(content + field(OPTIONAL, b"new") + field(OPTIONAL + 9, b""))) == SECOND
+    flagged = bytearray(content)
+    flagged[6] = 1
+    with pytest.raises(UnknownRecord, match="format 2 with 0x1"):
+        decode(signed(flagged))
+    other_type = content.replace(struct.pack("<BBB", 2, 6, 1), struct.pack("<BBB", 9, 6, 1))
+    with pytest.raises(UnknownRecord, match="type 9"):
+        decode(signed(other_type))
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (field(6, b"\0"), "field 6 follows a field 6"),
+        (field(3, b"reply"), "field 3 follows a field 6"),
+        (field(OPTIONAL, b"")[:-1], "unpack_from"),
+        (struct.pack("<HI", OPTIONAL, 1), "beyond the end"),
+    ],
+)
+def test_fields_out_of_order_are_damage(more: bytes, what: str) -> None:
+    """Under a right checksum: fields twice, out of order, or cut."""
+    with pytest.raises(CorruptRecord, match=what):
+        decode(signed(encode(SECOND) + more))
+
+
+FLAT = Tensor("h", "float32", (3,), H)
 
 
 @pytest.mark.parametrize(
@@ -136,33 +298,51 @@ def test_forged_header_is_refused_or_valid(at: int, patch: bytes) -> None:
         ({"step": -1}, "step"),
         ({"ttl_ns": 0}, "ttl_ns"),
         ({"fingerprint": b"short"}, "fingerprint"),
-        ({"h": b"123"}, "float32"),
-        ({"c": b"12345"}, "float32"),
-        ({"h": b""}, "empty"),
+        ({"states": lstm_states(b"123", C)}, "float32"),
+        ({"states": lstm_states(H, b"12345")}, "float32"),
+        ({"states": ()}, "empty"),
+        ({"states": (FLAT._replace(dtype="float16"),)}, "float16"),
+        ({"states": (FLAT._replace(name=""),)}, "no name"),
+        ({"states": (FLAT, FLAT)}, "one name"),
+        ({"states": (FLAT._replace(shape=(2, 2)),)}, "12 bytes for float32"),
         ({"model": ""}, "empty"),
+        ({"reply_ints": b"123"}, "int64"),
+        ({"reply_ints": bytes(8), "reply": None}, "without reply"),
+        ({"request_id": "r" * 129}, "128"),
+        ({"request_id": "é"}, "ASCII"),
     ],
 )
-def test_impossible_records_are_not_made(change: dict[str, object], what: str) -> None:
+def test_impossible_records_are_not_made(change: dict[str, Any], what: str) -> None:
     """A record that no session can have is refused with the field's name."""
     with pytest.raises(ValueError, match=what):
         dataclasses.replace(EXAMPLE, **change)
 
 
 @pytest.mark.parametrize("change", [{"digest": 2**64}, {"digest": -1}, {"model": "m" * 70_000}])
-def test_too_large_for_the_header(change: dict[str, object]) -> None:
+def test_too_large_for_the_header(change: dict[str, Any]) -> None:
     """A number or name that the header has no room for is a ValueError, not a cut."""
     with pytest.raises(ValueError, match="no room"):
         encode(dataclasses.replace(EXAMPLE, **change))
 
 
-def test_unknown_format_says_so() -> None:
-    """A later release's record is refused by its format, and wrong bytes by their beginning."""
-    content = bytearray(encode(EXAMPLE))
-    content[4] = 2
-    with pytest.raises(CorruptRecord, match="format 2"):
-        version_of(bytes(content))
+def test_other_bytes_say_so() -> None:
+    """Wrong bytes are refused by their beginning and their size."""
     with pytest.raises(CorruptRecord, match="begin"):
         version_of(b"x" * 200)
     with pytest.raises(CorruptRecord, match="less than the header"):
         version_of(b"LSTr")
     assert version_of(encode(EXAMPLE)) == Version(7, 3, 41)
+    assert version_of(encode(SECOND)) == Version(7, 3, 41)
+
+
+def test_records_of_the_first_edition() -> None:
+    """Those of its store are decoded, and encoded again byte for byte."""
+    uri = f"file:{EDITION1_STORE}?immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        contents = [row[0] for row in database.execute("SELECT content FROM record")]
+    assert len(contents) == 10
+    for content in contents:
+        record = decode(content)
+        assert (record.model, record.released, record.request_id) == ("net", None, "")
+        assert [each.shape for each in record.states] == [(16,), (16,)]
+        assert encode(record) == content

@@ -105,6 +105,9 @@ class Config:
     store_mode: str = _other(
         "through", "When a step is stored: before it is answered, or behind.", "through", "behind"
     )
+    store_format: int = _int(
+        2, 1, 2, "Newest record format written; 1 while servers run that read no other."
+    )
     behind_s_max: float = _float(1, 0.001, 3600, "Longest time that a step is ahead of the store.")
     behind_steps_max: int = _int(10_000, 2, 1 << 30, "Most steps a session is ahead of the store.")
     log: str = _other("json", "Form of the log lines on stderr.", "json", "text")

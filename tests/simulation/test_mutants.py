@@ -16,7 +16,7 @@ from lstmserve.engine.persist.behind import WriteBehind
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.session.sessions import Sessions
-from lstmserve.store import version_of
+from lstmserve.store import lstm_states, version_of
 from simulation.test_simulation import SEEDS
 from simulation.world import simulate
 
@@ -75,7 +75,8 @@ def h_and_c_swapped(patch: Patch) -> None:
     start = records.Records.start
 
     def swapped(self: Any, record: Any, model: Any) -> Any:
-        return start(self, dataclasses.replace(record, h=record.c, c=record.h), model)
+        h, c = (each.data for each in record.states)
+        return start(self, dataclasses.replace(record, states=lstm_states(c, h)), model)
 
     patch.setattr(records.Records, "start", swapped)
 

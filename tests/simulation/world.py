@@ -175,7 +175,8 @@ def _check_stored(talk: Conversation, shelf: Shelf) -> None:
     record = decode(content)
     is_last = record.step == talk.acked or talk.faults.is_store_older  # nobody has stepped since
     talk.require(is_last, f"step {record.step} is stored")
-    talk.check_state(record.h, record.c, record.step)
+    h, c = (each.data for each in record.states)
+    talk.check_state(h, c, record.step)
 
 
 async def _cancel_all() -> None:

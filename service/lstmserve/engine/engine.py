@@ -61,7 +61,12 @@ class Engine:
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
         self._stage = stage or InMemory()
-        records = Records(self.table, self.models, is_behind=config.store_mode == "behind")
+        records = Records(
+            self.table,
+            self.models,
+            config.store_format,
+            is_behind=config.store_mode == "behind",
+        )
         if store is not None:
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
         on_evict = None if store is None else self._stage.let_go

@@ -50,6 +50,7 @@ class SessionTable:
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
         self.trust = np.zeros(rows, np.int8)  # set_trust() writes it
+        self.request_ids: dict[int, str] = {}  # of the OpenSession that began it, if it had one
         # The scheduler writes these.
         self.slot = np.zeros(rows, np.int64)
         self.step = np.zeros(rows, np.int64)
@@ -153,6 +154,7 @@ class SessionTable:
         self.set_trust(row, TRUSTED)
         self.step[row] = self.digest[row] = self.pending_digest[row] = 0
         self.replies.forget(row)
+        self.request_ids.pop(row, None)
         self._free.give_one(row)
 
     def idle_before(self, now_ns: int, start: int, stop: int) -> Index:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from lstmserve.store.file import FileStore
-from lstmserve.store.record import CorruptRecord, Record, Version, decode, encode, version_of
+from lstmserve.store.record import (
+    CorruptRecord,
+    Record,
+    Tensor,
+    UnknownRecord,
+    Version,
+    decode,
+    encode,
+    lstm_states,
+    version_of,
+)
 from lstmserve.store.store import Store, StoreRefused, Write, Written
 
 __all__ = [
@@ -13,11 +23,14 @@ __all__ = [
     "Record",
     "Store",
     "StoreRefused",
+    "Tensor",
+    "UnknownRecord",
     "Version",
     "Write",
     "Written",
     "decode",
     "encode",
+    "lstm_states",
     "open_store",
     "version_of",
 ]

@@ -1,33 +1,81 @@
-"""Owns the bytes of a stored session: one fixed header, then raw floats. No I/O; never unpickles.
+"""Owns the bytes of a stored session, in the formats 1 and 2. No I/O; never unpickles.
 
-Little-endian throughout. The crc32c covers everything but itself, so any flipped bit is found.
+Little-endian throughout. A crc32c covers everything but itself, so any flipped bit is found.
+
+Every format begins with the magic, the format's number and, at VERSION_SLICE, the version, which
+the stores compare. From format 2 on the crc lies at CRC_SLICE, in every format there will ever be:
+so a reader tells a record of a later release (UnknownRecord: leave it where it is) from a damaged
+one (CorruptRecord: put it aside), whatever the format's number says.
+
+Format 1: a fixed header, then the model's name, h, c and the reply. It is read for ever, and still
+written for what it can hold.
+
+Format 2: a fixed header, then fields: tag (uint16), size (uint32), content; in the order of their
+tags, each at most once, but one STATE for each of the model's states, in the spec's order. A later
+release may add fields. A reader that does not know a field's tag
+- below OPTIONAL refuses the record (UnknownRecord): to write it without that field would lose what
+  the field's release relies on;
+- from OPTIONAL on passes over the field, and writes the record's next version without it. Such a
+  field may only say what is harmless to lose, for a session moves to and fro between the releases
+  of a rolling update.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 import google_crc32c
 
 MAGIC: Final = b"LSTr"
-FORMAT: Final = 1
+FORMATS: Final = (1, 2)
 NUMBER_MAX: Final = 2**53 - 1  # what a double holds exactly: Lua on the store compares epochs
 FINGERPRINT_BYTES: Final = 32
+REQUEST_ID_BYTES_MAX: Final = 128
 NO_REPLY: Final = -1
-FLOAT_BYTES: Final = 4
+_H: Final = ("h", "float32")
+_C: Final = ("c", "float32")
+ITEM_BYTES: Final = {"float32": 4, "int64": 8, "bool": 1}
 
-_HEAD: Final = struct.Struct("<4sHH3q4qQ32sIIi")  # the fields of _Header; _CRC follows
+_HEAD: Final = struct.Struct("<4sHH3q4qQ32sIIi")  # the fields of _Header1; _CRC follows
 _CRC: Final = struct.Struct("<I")
 _VERSION: Final = struct.Struct("<3q")
-HEADER_BYTES: Final = _HEAD.size + _CRC.size
+HEADER_BYTES: Final = _HEAD.size + _CRC.size  # of format 1
 VERSION_SLICE: Final = slice(8, 8 + _VERSION.size)
+CRC_SLICE: Final = slice(VERSION_SLICE.stop, VERSION_SLICE.stop + _CRC.size)  # from format 2 on
+
+_START: Final = struct.Struct("<4sHH3q")  # magic, format, 0, version; the crc follows
+_CORE: Final = struct.Struct("<4qQ32s")  # ttl, open time, model version, reply length, digest, ...
+HEADER2_BYTES: Final = CRC_SLICE.stop + _CORE.size
+_FIELD: Final = struct.Struct("<HI")
+_TENSOR: Final = struct.Struct(
+    "<BBB"
+)  # sizes of name and shape, dtype; uint32s of the shape follow
+_DTYPES: Final = {"float32": 1, "int64": 2, "bool": 3}
+_DTYPE_NAMES: Final = {code: name for name, code in _DTYPES.items()}
+
+# Tags of format 2. A number is never used again for something else.
+MODEL: Final = 1
+STATE: Final = 2
+REPLY: Final = 3  # float32
+REPLY_INTS: Final = 4  # int64
+REQUEST_ID: Final = 5
+RELEASED: Final = 6  # one byte, 0 or 1
+OPTIONAL: Final = 0x8000
 
 
 class CorruptRecord(ValueError):
-    """Bytes that `encode` did not write, with what is wrong with them. Quarantine them."""
+    """Bytes that no release wrote, with what is wrong with them. Quarantine them."""
+
+
+class UnknownRecord(ValueError):
+    """A whole record that a later release wrote, with what this one cannot read. Leave it."""
 
 
 class Version(NamedTuple):
@@ -38,13 +86,28 @@ class Version(NamedTuple):
     step: int
 
 
+class Tensor(NamedTuple):
+    """One of a session's states: little-endian values, row-major, of float32, int64 or bool.
+
+    A record of format 1 has no shapes: what it held is read as one-dimensional.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """All there is to keep of one session after its `step`th step; its key is not part of it.
 
-    `h` and `c` are float32 little-endian, layer by layer in the pool's order. `digest` is of the
-    last step's input, `reply` the saved answer to it (None: none was saved) and `reply_length` the
-    rows that input had. Times in nanoseconds; `open_time_ns` since 1970.
+    `states` are all of the model's, in the order of its spec. `digest` is of the last step's input,
+    `reply` the float32 and `reply_ints` the int64 values of the saved answer to it (`reply` None:
+    none was saved) and `reply_length` the rows that input had. `request_id` is that of the
+    OpenSession which began the session. `released`: whether the owner let go of the session with
+    nothing left to store; None where the record does not say. Times in nanoseconds; `open_time_ns`
+    since 1970.
     """
 
     incarnation: int
@@ -55,11 +118,13 @@ class Record:
     fingerprint: bytes
     ttl_ns: int
     open_time_ns: int
-    h: bytes
-    c: bytes
+    states: tuple[Tensor, ...]
     digest: int = 0
     reply: bytes | None = None
     reply_length: int = 0
+    reply_ints: bytes = b""
+    request_id: str = ""
+    released: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError, with what is wrong, for what no session can have."""
@@ -70,16 +135,126 @@ class Record:
             raise ValueError("ttl_ns or open_time_ns is negative")
         if len(self.fingerprint) != FINGERPRINT_BYTES:
             raise ValueError(f"fingerprint is not {FINGERPRINT_BYTES} bytes")
-        if not self.model or not self.h or len(self.h) % FLOAT_BYTES or len(self.c) % FLOAT_BYTES:
-            raise ValueError("model or h is empty, or h or c not whole float32")
+        if not self.model or not self.states:
+            raise ValueError("model or states is empty")
+        _check_states(self.states)
+        if len(self.reply_ints) % ITEM_BYTES["int64"] or (self.reply_ints and self.reply is None):
+            raise ValueError("reply_ints is not whole int64, or without reply")
+        if len(self.request_id) > REQUEST_ID_BYTES_MAX or not self.request_id.isascii():
+            raise ValueError(f"request_id is not up to {REQUEST_ID_BYTES_MAX} of ASCII")
 
     @property
     def version(self) -> Version:
         """As `version_of` reads it from the encoded record."""
         return Version(self.incarnation, self.epoch, self.step)
 
+    def state(self, name: str) -> Tensor:
+        """The state of that name. Raises KeyError."""
+        for each in self.states:
+            if each.name == name:
+                return each
+        raise KeyError(name)
 
-class _Header(NamedTuple):
+
+def _check_states(states: tuple[Tensor, ...]) -> None:
+    """Raises ValueError, with what is wrong, for what no model can have."""
+    names = set()
+    for name, dtype, shape, data in states:
+        if len(data) != _size(name, dtype, shape):
+            raise ValueError(f"state {name} has {len(data)} bytes for {dtype} {list(shape)}")
+        names.add(name)
+    if len(names) != len(states):
+        raise ValueError("two states have one name")
+
+
+@lru_cache(maxsize=1024)  # a record is made at each step, of few shapes
+def _size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
+    """In bytes, of a state. Raises ValueError."""
+    if not name or dtype not in ITEM_BYTES:
+        raise ValueError(f"a state has no name, or is of {dtype!r}")
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def lstm_states(h: bytes, c: bytes, layers: int | None = None) -> tuple[Tensor, Tensor]:
+    """The states of an nn.LSTM of float32 [layers, width]; [values] where layers is None."""
+    h_size, c_size = len(h) // ITEM_BYTES["float32"], len(c) // ITEM_BYTES["float32"]
+    if layers is None:
+        return Tensor(*_H, (h_size,), h), Tensor(*_C, (c_size,), c)
+    return Tensor(*_H, (layers, h_size // layers), h), Tensor(*_C, (layers, c_size // layers), c)
+
+
+def encode(record: Record, format_max: int = FORMATS[-1]) -> bytes:
+    """The record's bytes: in format 1 if that holds all of it, otherwise in format 2.
+
+    With `format_max` 1 the request id and `released` are left out. Raises ValueError for states or
+    a reply that format 1 cannot hold then, and for a number or a size that has no room.
+    """
+    why = _more_than_format_1(record)
+    try:
+        if not why and (format_max == 1 or not (record.request_id or record.released is not None)):
+            return _encode_1(record)
+        if format_max == 1:
+            raise ValueError(f"format 1 holds no {why}")
+        return _encode_2(record)
+    except struct.error as error:
+        raise ValueError(f"no room in a record: {error}") from error
+
+
+def decode(content: bytes) -> Record:
+    """The record that `encode` made these bytes of. Raises CorruptRecord and UnknownRecord."""
+    found = _check_start(content)
+    try:
+        return _decode_1(content) if found == 1 else _decode_2(content)
+    except (CorruptRecord, UnknownRecord):
+        raise
+    except (ValueError, struct.error) as error:  # right checksum, wrong content
+        raise CorruptRecord(str(error)) from error
+
+
+def version_of(content: bytes) -> Version:
+    """The version in an encoded record of any format, without decoding the rest.
+
+    Raises CorruptRecord.
+    """
+    with contextlib.suppress(UnknownRecord):
+        _check_start(content)
+    return unpack_version(content[VERSION_SLICE])
+
+
+def unpack_version(raw: bytes) -> Version:
+    """What `pack_version` packed."""
+    return Version(*_VERSION.unpack(raw))
+
+
+def pack_version(version: Version) -> bytes:
+    """The version as it lies in an encoded record at VERSION_SLICE."""
+    return _VERSION.pack(*version)
+
+
+def _check_start(content: bytes) -> int:
+    """The format, one that this release reads. Raises CorruptRecord and UnknownRecord."""
+    if len(content) < HEADER2_BYTES:
+        raise CorruptRecord(f"{len(content)} bytes, less than the header's {HEADER2_BYTES}")
+    if content[:4] != MAGIC:
+        raise CorruptRecord("does not begin as a record")
+    found = int.from_bytes(content[4:6], "little")
+    if found not in FORMATS:
+        _check_sum(content, CRC_SLICE.start)  # else it is the format's number that is damaged
+        raise UnknownRecord(f"format {found}, this release reads {FORMATS[0]} to {FORMATS[-1]}")
+    return found
+
+
+def _check_sum(content: bytes, at: int) -> None:
+    """Raises CorruptRecord unless the checksum at this place is that of all the rest."""
+    if _CRC.unpack_from(content, at)[0] != _checksum(content[:at], content[at + _CRC.size :]):
+        raise CorruptRecord("checksum differs")
+
+
+def _checksum(head: bytes, body: bytes) -> int:
+    return int(google_crc32c.extend(google_crc32c.value(head), body))
+
+
+class _Header1(NamedTuple):
     """What _HEAD packs. The crc follows it, then model, h, c and reply, of these sizes in bytes."""
 
     magic: bytes
@@ -104,55 +279,51 @@ class _Header(NamedTuple):
         return self.model_size, self.h_size, self.c_size, max(self.reply_size, 0)
 
 
-def encode(record: Record) -> bytes:
-    """The record's bytes: HEADER_BYTES, then the model's name, h, c and the reply.
+def _more_than_format_1(record: Record) -> str:
+    """What of the state and the reply format 1 cannot hold; "" where it can."""
+    if len(record.states) == 2:
+        h, c = record.states
+        if h[:2] == _H and c[:2] == _C and h.data:
+            return "int64 in a reply" if record.reply_ints else ""
+    return f"states but h and c of float32: {[each[:2] for each in record.states]}"
 
-    Raises ValueError for a number or a size that the header has no room for.
-    """
+
+def _encode_1(record: Record) -> bytes:
     model, reply = record.model.encode(), record.reply
-    header = _Header(
-        magic=MAGIC,
-        format=FORMAT,
-        model_size=len(model),
-        incarnation=record.incarnation,
-        epoch=record.epoch,
-        step=record.step,
-        ttl_ns=record.ttl_ns,
-        open_time_ns=record.open_time_ns,
-        model_version=record.model_version,
-        reply_length=record.reply_length,
-        digest=record.digest,
-        fingerprint=record.fingerprint,
-        h_size=len(record.h),
-        c_size=len(record.c),
-        reply_size=NO_REPLY if reply is None else len(reply),
+    h, c = record.states[0].data, record.states[1].data
+    head = _HEAD.pack(  # as _Header1 names them
+        MAGIC,
+        1,
+        len(model),
+        record.incarnation,
+        record.epoch,
+        record.step,
+        record.ttl_ns,
+        record.open_time_ns,
+        record.model_version,
+        record.reply_length,
+        record.digest,
+        record.fingerprint,
+        len(h),
+        len(c),
+        NO_REPLY if reply is None else len(reply),
     )
-    try:
-        head = _HEAD.pack(*header)
-    except struct.error as error:
-        raise ValueError(f"no room in a record: {error}") from error
-    body = b"".join((model, record.h, record.c, reply or b""))
+    body = b"".join((model, h, c, reply or b""))
     return b"".join((head, _CRC.pack(_checksum(head, body)), body))
 
 
-def decode(content: bytes) -> Record:
-    """The record that `encode` made these bytes of. Raises CorruptRecord."""
-    _check_start(content)
-    head, body = content[: _HEAD.size], content[HEADER_BYTES:]
-    header = _Header(*_HEAD.unpack(head))
+def _decode_1(content: bytes) -> Record:
+    if len(content) < HEADER_BYTES:
+        raise CorruptRecord(f"{len(content)} bytes, less than the header's {HEADER_BYTES}")
+    header = _Header1(*_HEAD.unpack_from(content))
+    body = content[HEADER_BYTES:]
     if header.reply_size < NO_REPLY or sum(header.sizes) != len(body):
         raise CorruptRecord(f"{len(body)} bytes follow the header, which says {header.sizes}")
-    if _CRC.unpack_from(content, _HEAD.size)[0] != _checksum(head, body):
-        raise CorruptRecord("checksum differs")
-    try:
-        return _record(header, body)
-    except ValueError as error:  # right checksum, wrong content: not written by us
-        raise CorruptRecord(str(error)) from error
-
-
-def _record(header: _Header, body: bytes) -> Record:
+    _check_sum(content, _HEAD.size)
     ends = list(accumulate(header.sizes))
     model, h, c, reply = (body[end - n : end] for n, end in zip(header.sizes, ends, strict=True))
+    if not h:
+        raise CorruptRecord("h is empty")
     return Record(
         incarnation=header.incarnation,
         epoch=header.epoch,
@@ -162,39 +333,109 @@ def _record(header: _Header, body: bytes) -> Record:
         fingerprint=header.fingerprint,
         ttl_ns=header.ttl_ns,
         open_time_ns=header.open_time_ns,
-        h=h,
-        c=c,
+        states=lstm_states(h, c),
         digest=header.digest,
         reply=None if header.reply_size == NO_REPLY else reply,
         reply_length=header.reply_length,
     )
 
 
-def version_of(content: bytes) -> Version:
-    """The version in an encoded record, without decoding the rest. Raises CorruptRecord."""
-    _check_start(content)
-    return unpack_version(content[VERSION_SLICE])
+def _encode_2(record: Record) -> bytes:
+    start = _START.pack(MAGIC, 2, 0, record.incarnation, record.epoch, record.step)
+    core = _CORE.pack(
+        record.ttl_ns,
+        record.open_time_ns,
+        record.model_version,
+        record.reply_length,
+        record.digest,
+        record.fingerprint,
+    )
+    model = record.model.encode()
+    parts = [core, _FIELD.pack(MODEL, len(model)), model]
+    for name, dtype, shape, data in record.states:
+        head = _tensor_head(name, dtype, shape)
+        parts += (_FIELD.pack(STATE, len(head) + len(data)), head, data)
+    if record.reply is not None:
+        parts += (_FIELD.pack(REPLY, len(record.reply)), record.reply)
+    if record.reply_ints:
+        parts += (_FIELD.pack(REPLY_INTS, len(record.reply_ints)), record.reply_ints)
+    if record.request_id:
+        request_id = record.request_id.encode()
+        parts += (_FIELD.pack(REQUEST_ID, len(request_id)), request_id)
+    if record.released is not None:
+        parts += (_FIELD.pack(RELEASED, 1), bytes([record.released]))
+    body = b"".join(parts)
+    return b"".join((start, _CRC.pack(_checksum(start, body)), body))
 
 
-def unpack_version(raw: bytes) -> Version:
-    """What `pack_version` packed."""
-    return Version(*_VERSION.unpack(raw))
+@lru_cache(maxsize=1024)
+def _tensor_head(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    raw = name.encode()
+    return b"".join(
+        (
+            _TENSOR.pack(_DTYPES[dtype], len(raw), len(shape)),
+            struct.pack(f"<{len(shape)}I", *shape),
+            raw,
+        )
+    )
 
 
-def pack_version(version: Version) -> bytes:
-    """The version as it lies in an encoded record at VERSION_SLICE."""
-    return _VERSION.pack(*version)
+def _decode_2(content: bytes) -> Record:
+    _check_sum(content, CRC_SLICE.start)
+    _, _, reserved, incarnation, epoch, step = _START.unpack_from(content)
+    if reserved:
+        raise UnknownRecord(f"format 2 with {reserved:#x} where this release knows of nothing")
+    core = _CORE.unpack_from(content, CRC_SLICE.stop)
+    ttl_ns, open_time_ns, model_version, reply_length, digest, fingerprint = core
+    states, one = [], dict[int, bytes]()
+    for tag, value in _fields(content):
+        if tag == STATE:
+            states.append(_tensor(value))
+        elif tag <= RELEASED:
+            one[tag] = value
+        elif tag < OPTIONAL:
+            raise UnknownRecord(f"a field {tag}, which this release does not know")
+    released = one.get(RELEASED)
+    if released not in (None, b"\0", b"\1"):
+        raise CorruptRecord("released is neither 0 nor 1")
+    return Record(
+        incarnation,
+        epoch,
+        step,
+        model=one.get(MODEL, b"").decode(),
+        model_version=model_version,
+        fingerprint=fingerprint,
+        ttl_ns=ttl_ns,
+        open_time_ns=open_time_ns,
+        states=tuple(states),
+        digest=digest,
+        reply=one.get(REPLY),
+        reply_length=reply_length,
+        reply_ints=one.get(REPLY_INTS, b""),
+        request_id=one.get(REQUEST_ID, b"").decode("ascii"),
+        released=None if released is None else released == b"\1",
+    )
 
 
-def _check_start(content: bytes) -> None:
-    """Raises CorruptRecord unless a header of this format can be read."""
-    if len(content) < HEADER_BYTES:
-        raise CorruptRecord(f"{len(content)} bytes, less than the header's {HEADER_BYTES}")
-    if content[:4] != MAGIC:
-        raise CorruptRecord("does not begin as a record")
-    if (found := int.from_bytes(content[4:6], "little")) != FORMAT:
-        raise CorruptRecord(f"format {found}, this release reads {FORMAT}")
+def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each. Raises CorruptRecord for those that are not in order, or cut."""
+    at, before = HEADER2_BYTES, 0
+    while at < len(content):
+        tag, size = _FIELD.unpack_from(content, at)
+        at += _FIELD.size
+        if tag < before or (tag == before and tag != STATE):
+            raise CorruptRecord(f"a field {tag} follows a field {before}")
+        if at + size > len(content):
+            raise CorruptRecord(f"a field of {size} bytes goes beyond the end")
+        yield tag, content[at : at + size]
+        at, before = at + size, tag
 
 
-def _checksum(head: bytes, body: bytes) -> int:
-    return int(google_crc32c.extend(google_crc32c.value(head), body))
+def _tensor(value: bytes) -> Tensor:
+    dtype, name_size, rank = _TENSOR.unpack_from(value)
+    shape = struct.unpack_from(f"<{rank}I", value, _TENSOR.size)
+    at = _TENSOR.size + 4 * rank
+    name = value[at : at + name_size].decode()
+    if dtype not in _DTYPE_NAMES:
+        raise UnknownRecord(f"a state of type {dtype}, which this release does not know")
+    return Tensor(name, _DTYPE_NAMES[dtype], shape, value[at + name_size :])

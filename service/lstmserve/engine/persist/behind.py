@@ -26,7 +26,7 @@ from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.table import DETACHED, FREE, NOT_STORED, OPEN, TRUSTED, SessionTable
-from lstmserve.store.record import Record, Version, encode
+from lstmserve.store.record import Record, Version
 from lstmserve.store.store import Store, Write, Written
 
 FLUSH_ROWS_MAX = 256
@@ -183,7 +183,7 @@ class WriteBehind:
         key = self._table.keys[row]
         assert key is not None
         expected = self._records.version(row)
-        return Write(key, expected, encode(record), store_ttl_s(record.ttl_ns))
+        return Write(key, expected, self._records.encode(record), store_ttl_s(record.ttl_ns))
 
     async def _look_up(self, doubtful: list[tuple[int, Version]]) -> None:
         """What the store has of sessions whose write had no answer, or met another than expected.

@@ -12,7 +12,7 @@ from lstmserve.engine.errors import Fenced, SessionExists, StoreFull
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.store.record import Record, Version, encode
+from lstmserve.store.record import Record, Version
 from lstmserve.store.store import Store, Write, Written
 
 TRIES_MAX = 5
@@ -96,7 +96,7 @@ class Filing:
 
     async def put(self, key: str, expected: Version | None, record: Record) -> Written:
         """One compare-and-set."""
-        content = encode(record)
+        content = self._records.encode(record)
         write = Write(key, expected, content, store_ttl_s(record.ttl_ns))
         return (await self._store.put([write]))[0]
 

@@ -16,7 +16,15 @@ from lstmserve.engine.model import Model
 from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
-from lstmserve.store.record import CorruptRecord, Record, Version, version_of
+from lstmserve.store.record import (
+    CorruptRecord,
+    Record,
+    Tensor,
+    Version,
+    encode,
+    lstm_states,
+    version_of,
+)
 
 STORE_TTL_MARGIN_NS = 10 * SECOND_NS
 
@@ -38,10 +46,17 @@ class Records:
     those that are written here may be.
     """
 
-    def __init__(self, table: SessionTable, models: Sequence[Model], *, is_behind: bool) -> None:
+    def __init__(
+        self, table: SessionTable, models: Sequence[Model], format_max: int, *, is_behind: bool
+    ) -> None:
         self._table = table
         self.models = models
+        self._format_max = format_max
         self._is_behind = is_behind
+
+    def encode(self, record: Record) -> bytes:
+        """The record as this server stores it, in no later format than `--store-format`."""
+        return encode(record, self._format_max)
 
     def version(self, row: int) -> Version:
         """What the store had of the session when it last answered."""
@@ -110,16 +125,16 @@ class Records:
                 model_version=model.version,
                 fingerprint=fingerprint,
                 ttl_ns=ttl_ns,
-                open_time_ns=open_time_ns,
-                h=h_row.tobytes(),
-                c=c_row.tobytes(),
+                open_time_ns=open_ns,
+                states=lstm_states(h_row.tobytes(), c_row.tobytes(), layers),
                 digest=last.digest,
                 reply=None if last.reply is None else last.reply.y,
                 reply_length=0 if last.reply is None else last.reply.length,
+                request_id=table.request_ids.get(row, ""),
                 released=self.released(trust, is_leaving=is_leaving),
             )
-            for (incarnation, epoch, ttl_ns, open_time_ns, trust), step, h_row, c_row, last in zip(
-                numbers, steps.tolist(), h, c, lasts, strict=True
+            for row, (incarnation, epoch, ttl_ns, open_ns, trust), step, h_row, c_row, last in zip(
+                rows.tolist(), numbers, steps.tolist(), h, c, lasts, strict=True
             )
         ]
 
@@ -144,11 +159,10 @@ class Records:
     def start(self, record: Record, model: Model) -> Start:
         """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""
         spec = model.spec
-        sizes = (4 * spec.num_layers * spec.state_size, 4 * spec.num_layers * spec.hidden_size)
-        if (len(record.h), len(record.c)) != sizes:
-            raise StateCorrupt("the stored state has the wrong size")
-        h = np.frombuffer(record.h, "<f4").reshape(spec.num_layers, 1, spec.state_size)
-        c = np.frombuffer(record.c, "<f4").reshape(spec.num_layers, 1, spec.hidden_size)
+        if [each.name for each in record.states] != ["h", "c"]:
+            raise StateCorrupt("the stored session has other states than its model")
+        h = _values(record.state("h"), spec.num_layers, spec.state_size)[:, None]
+        c = _values(record.state("c"), spec.num_layers, spec.hidden_size)[:, None]
         reply = None
         if record.reply is not None:
             if len(record.reply) != 4 * spec.output_size * record.reply_length:
@@ -164,7 +178,16 @@ class Records:
             open_time_ns=record.open_time_ns,
             digest=record.digest,
             reply=reply,
+            request_id=record.request_id,
         )
+
+
+def _values(state: Tensor, layers: int, width: int) -> Floats:
+    """[layers, width]; a record of format 1 does not say its shape. Raises StateCorrupt."""
+    is_flat = state.shape == (layers * width,)
+    if state.dtype != "float32" or not (is_flat or state.shape == (layers, width)):
+        raise StateCorrupt("the stored state has the wrong size")
+    return np.frombuffer(state.data, "<f4").reshape(layers, width)
 
 
 def _joined(state: Rows, kind: str, layers: int) -> Floats:

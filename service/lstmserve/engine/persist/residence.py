@@ -19,6 +19,7 @@ from lstmserve.engine.errors import (
     SessionReplaced,
     StateCorrupt,
     StoreFull,
+    StoreUnavailable,
 )
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.filing import FULL, TRIES_MAX, Filing
@@ -28,7 +29,7 @@ from lstmserve.engine.session.endings import Tombstone
 from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
-from lstmserve.store.record import CorruptRecord, Record, Version, decode
+from lstmserve.store.record import CorruptRecord, Record, UnknownRecord, Version, decode
 from lstmserve.store.store import Store, Written
 
 
@@ -177,6 +178,12 @@ class Residence:
     async def _decode(self, key: str, content: bytes) -> Record:
         try:
             return decode(content)
+        except UnknownRecord as error:
+            raise StoreUnavailable(
+                f"a later release stored this session ({error}), which is left as it is: "
+                "go on at a server of that release",
+                retry_s=1.0,
+            ) from error
         except CorruptRecord as error:
             await self._store.quarantine(key, content)
             raise StateCorrupt("the stored session is damaged and was put aside") from error

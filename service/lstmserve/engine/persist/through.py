@@ -18,7 +18,6 @@ from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.table import DETACHED, SessionTable
-from lstmserve.store.record import encode
 from lstmserve.store.store import Store, Write, Written
 
 OUTCOMES = {
@@ -50,7 +49,7 @@ class WriteThrough:
         lasts = [self._last(digest, y) for digest, y in batch.numbered(columns)]
         records = self._records.stepped(model, rows, ended.slots[is_here], lasts)
         writes = [
-            self.write(row, encode(record))
+            self.write(row, self._records.encode(record))
             for row, record in zip(rows.tolist(), records, strict=True)
         ]
         return self._put(batch, columns, rows, writes)

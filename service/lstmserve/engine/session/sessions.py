@@ -80,6 +80,8 @@ class Sessions:
         table.digest[row] = start.digest
         if start.reply is not None:
             table.replies.restore(row, start.reply)
+        if start.request_id:
+            table.request_ids[row] = start.request_id
         table.ttl_ns[row] = ttl_ns
         table.expiry_ns[row] = now.monotonic_ns + ttl_ns
         table.open_time_ns[row] = start.open_time_ns or now.wall_ns
@@ -100,6 +102,7 @@ class Sessions:
             open_time_ns=int(table.open_time_ns[row]),
             digest=int(table.digest[row]),
             reply=table.replies.get(row, model.output_size),
+            request_id=table.request_ids.get(row, ""),
         )
 
     def state(self, row: int) -> Rows:

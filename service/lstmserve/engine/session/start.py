@@ -12,7 +12,8 @@ from lstmserve.engine.replies import SavedReply
 class Start:
     """What a session starts from: pool rows [1, width] (None: zeros) and the step they are at.
 
-    The other fields are those of a session that a store had; 0 and None for one that is new.
+    The other fields are those of a session that a store had; 0 and None for one that is new, but
+    `request_id` is that of the OpenSession which began it.
     """
 
     source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
@@ -23,3 +24,4 @@ class Start:
     open_time_ns: int = 0
     digest: int = 0
     reply: SavedReply | None = None
+    request_id: str = ""
