@@ -55,13 +55,14 @@ HIGHEST = Odds(
     outages=0.1,
     store_older=0.8,
 )
+ORDERLY = Odds(*(0.0 for _ in fields(Odds)))  # nothing is ever lost, or taken without a word
 OLDER = 0.25  # of the seeds have a store that may go back
 
 
 class Faults:
     """The seed's dice. Each run has some kinds of fault, rarely or often, and none of others."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_orderly: bool = False) -> None:
         self.random = Random(seed)
         self.count: Counter[str] = Counter()
         self.violations: list[str] = []
@@ -70,7 +71,7 @@ class Faults:
         self.is_store_older = False  # whether it went back at least once
         share = self.random.choice
         odds = Odds(*(share((0, 0.3, 1)) * getattr(HIGHEST, each.name) for each in fields(Odds)))
-        self.odds = self._apart(odds)
+        self.odds = replace(ORDERLY, drains=HIGHEST.drains) if is_orderly else self._apart(odds)
 
     def _apart(self, odds: Odds) -> Odds:
         """A store that goes back, or servers that end: nothing is promised of both at once."""

@@ -119,8 +119,9 @@ class Unnumbered(Stepper):
         await self._judge(talk, xs, [None] * count if answers is None else answers)
 
     async def many(self, talk: Belief) -> None:
-        """One step of each session of a model, in one message."""
-        talks = [each for each in self.talks if each.model == talk.model]
+        """One step of each session of a model and server, in one message."""
+        alike = (talk.model, talk.home)
+        talks = [each for each in self.talks if (each.model, each.home) == alike]
         xs = [random_rows(self.faults) for _ in talks]
         request = pb.StepManyRequest(
             session_ids=[each.name for each in talks],
@@ -187,6 +188,7 @@ class Unnumbered(Stepper):
         or has not understood and sends more.
         """
         self.faults.count["told of a rollback"] += 1
+        self.faults.note(talk.name, "is told of a rollback to", step)
         talk.require(self.is_behind or self.faults.is_store_older, "told without a reason")
         choice = self.random.random()
         if choice < 0.2:

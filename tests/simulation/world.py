@@ -81,8 +81,8 @@ class Server:
 class World:
     """One seed's run."""
 
-    def __init__(self, seed: int, mode: str) -> None:
-        self.faults = Faults(seed)
+    def __init__(self, seed: int, mode: str, *, is_orderly: bool) -> None:
+        self.faults = Faults(seed, is_orderly=is_orderly)
         self._mode = mode
         choice = self.faults.random.choice
         self._sessions_max = choice((2, 3, 4, 20))
@@ -189,13 +189,18 @@ async def _cancel_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def simulate(seed: int, mode: str, *, is_noted: bool = False) -> Counter[str]:
-    """Runs one seed in one store mode; what happened, counted. Raises Violation."""
+def simulate(
+    seed: int, mode: str, *, is_noted: bool = False, is_orderly: bool = False
+) -> Counter[str]:
+    """Runs one seed in one store mode; what happened, counted. Raises Violation.
+
+    `is_orderly`: servers come and go by drains, and nothing else happens.
+    """
     world: list[World] = []
     errors: list[str] = []
 
     async def main() -> None:
-        world.append(World(seed, mode))
+        world.append(World(seed, mode, is_orderly=is_orderly))
         world[0].faults.is_noted = is_noted
         await world[0].run()
 

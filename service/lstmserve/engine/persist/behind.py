@@ -98,10 +98,10 @@ class WriteBehind:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 for rows_left in (self._dirty, self._unreleased):
+                    await self._flush_all(rows_left)
                     while rows_left().size:
+                        await self._pause()
                         await self._flush_all(rows_left)
-                        if rows_left().size:
-                            await self._pause()
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
