@@ -197,6 +197,8 @@ class Unnumbered(Stepper):
             await self._number(talk, step)
         elif choice < 0.7:
             await self.resume(talk)
+        else:
+            await pass_time(self.random.uniform(0, 3))
 
     async def _number(self, talk: Belief, step: int) -> None:
         """A numbered step: where it is applied, the client knows what it went on from."""

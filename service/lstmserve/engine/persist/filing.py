@@ -50,6 +50,7 @@ class Filing:
         if written is Written.OK:
             if self._table.find(key) == row:
                 self._table.durable_step[row] = record.step
+                self._sessions.endings.settle(key)
             return
         self._drop(key, row)
         if written is Written.FULL:

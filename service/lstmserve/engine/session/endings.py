@@ -93,6 +93,9 @@ class Endings:
     def forget(self, key: str) -> None:
         """The id has a new life."""
         self._tombstones.forget(key)
+
+    def settle(self, key: str) -> None:
+        """What a store has of the id is here."""
         self._held.forget(key)
         self._claimed.forget(key)
 

@@ -120,7 +120,7 @@ class Opening:
         start = self._start(request, now)
         if row is not None:
             self._room.make(request.model, now, row)
-            self._sessions.detach(row, "replaced")
+            self._sessions.leave(row, "replaced", now)
         self._room.make(request.model, now)
         return self._sessions.open(request.key, request.model, start, request.ttl_ns, now), True
 
@@ -129,7 +129,7 @@ class Opening:
         model, start = self._sessions.model_of(row), self._sessions.renewal(row)
         ttl_ns = int(self._table.ttl_ns[row])
         self._room.make(model, now, row)
-        self._sessions.detach(row, "replaced")
+        self._sessions.leave(row, "replaced", now)
         self._room.make(model, now)
         return self._sessions.open(key, model, start, ttl_ns, now)
 
