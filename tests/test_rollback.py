@@ -331,7 +331,7 @@ async def test_a_claim_without_an_answer_raises_no_suspicion(tmp_path: Path) -> 
 
 
 async def test_the_client_library_goes_on_by_itself(tmp_path: Path) -> None:
-    """It numbers its steps: with its inputs it notices nothing, without them it is told once."""
+    """It numbers its steps: after RESUME it goes on from what is left."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         good = await left_behind(first)
         async with AsyncClient(second.target) as client:

@@ -52,9 +52,9 @@ class Belief:
 
     def told(self, step: int) -> None:
         """The client has heard that this is the last step, and goes on from there."""
-        self.require(step in self._known, f"step {step} is told as the last")
+        self.require(step in self._known, f"step {step} is said to be the last")
         is_safe = self.faults.is_store_older or step >= self.floor
-        self.require(is_safe, f"step {step} is told, and {self.floor} was durable")
+        self.require(is_safe, f"step {step} is said to be the last, and {self.floor} was durable")
         self._now = {(step, state) for state in self._known[step]}
         self._keep()
 

@@ -69,7 +69,7 @@ class Stepper:
             talk.check_step(session.step)
 
     async def forget(self, talk: Conversation) -> None:
-        """As a client does that is told of a rollback, and has no inputs to send again: it goes on
+        """As a client does that hears of a rollback, and has no inputs to send again: it goes on
         from what is left, under numbers that were others'."""
         session = await self._resumed(talk)
         if session is not None:

@@ -56,7 +56,7 @@ class SessionOver(Exception):
 
 
 class RolledBack(Exception):
-    """Acked steps were taken back, and the client that is told so has kept none of their inputs."""
+    """Acked steps were taken back, and the client has kept none of their inputs."""
 
 
 class Conversation:

@@ -84,7 +84,9 @@ class Client(Stepper):
             await self._opened(copy, state=state)
 
     async def restart(self, talk: Conversation) -> None:
-        """A new life of the id, from zeros."""
+        """A new life of the id, from zeros; not where the store may have the older life again."""
+        if self.faults.odds.store_older:
+            return
         talk.asked_s = now_s()
         talk.begin(0, ZERO_STATE)
         await self._opened(talk, if_exists=pb.IF_EXISTS_RESTART)

@@ -1,7 +1,7 @@
 """Owns a simulated client that numbers no step, as stock Triton clients: it trusts every OK.
 
-It keeps no inputs, and sends no step again. What takes acknowledged steps back must be told to it,
-before anything goes on from an older state.
+It keeps no inputs, and sends no step again. A server must say that acknowledged steps are
+gone, before anything goes on from an older state.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Unnumbered(Stepper):
             await self._judge(each, [x], [_of_row(message, i)])
 
     async def look(self, talk: Belief) -> None:
-        """What it exports is known; to look is not to be told."""
+        """What it exports is known; to look changes nothing."""
         request = pb.GetStateRequest(session_id=talk.name, incarnation=talk.incarnation)
         response = await self.until_answered(talk, "state", request, careful=True)
         if isinstance(response, ServeError):
@@ -188,7 +188,7 @@ class Unnumbered(Stepper):
         or has not understood and sends more.
         """
         self.faults.count["told of a rollback"] += 1
-        self.faults.note(talk.name, "is told of a rollback to", step)
+        self.faults.note(talk.name, "hears of a rollback to", step)
         talk.require(self.is_behind or self.faults.is_store_older, "told without a reason")
         choice = self.random.random()
         if choice < 0.2:

@@ -119,6 +119,8 @@ class Beginning:
         if is_replaced and self._table.find(request.key) is not None:
             await residence.filing.save(request.key)
             before = residence.version(request.key)
+            if before is None:
+                raise Fenced("the session has just gone elsewhere: repeat the call", retry_s=0.0)
         return *self._opening.open(request, self._clock()), before
 
 

@@ -66,7 +66,7 @@ class SessionTable:
         self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
         self._lives = 0  # sessions there ever were
-        self.suspects = 0  # rows that are SUSPECT: most often nobody need look
+        self.suspects = 0  # rows that are SUSPECT: most often there is none
         self.leaving = 0  # rows that are neither free nor open: most often nobody need look
 
     def __len__(self) -> int:

@@ -144,7 +144,7 @@ class WriteBehind:
                     await self._flush_rows(model, wanted[part], lives[part])
 
     async def _write_let_go(self) -> None:
-        """Once: nobody waits for it. Who has the session by then is not disturbed."""
+        """Tries once. A server that has the session by then is not disturbed."""
         while self._let_go:
             count = min(len(self._let_go), FLUSH_ROWS_MAX)
             writes = [self._let_go.popleft() for _ in range(count)]

@@ -68,7 +68,7 @@ class Records:
     def released(self, trust: int, *, is_leaving: bool = False) -> bool | None:
         """What the record of a session says that is here, and stays unless `is_leaving`.
 
-        One whose client has not heard of a rollback is released by nobody.
+        No server releases a session whose client may not know of a rollback.
         """
         if trust != TRUSTED:
             return False

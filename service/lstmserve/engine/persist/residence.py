@@ -118,7 +118,7 @@ class Residence:
         return self._records.trust(record) if known is None else known
 
     def _claimed(self, record: Record, trust: int) -> Record:
-        """It is this server's: whoever had it cannot write any more, and nobody has let go of it.
+        """It is this server's: the owner before cannot write any more, and its release is over.
 
         Epochs are microseconds of the wall clock, see above.
         """
