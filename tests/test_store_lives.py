@@ -80,7 +80,7 @@ async def test_a_repeated_open_without_an_id_is_one_session(
         sessions = [(await call).session for call in calls]
         row = wire.engine.table.find(f"/{sessions[0].id}")
         assert row is not None
-        wire.engine.sessions.evict(row, wire.engine.clock())
+        wire.engine.sessions.leave(row, "evicted", wire.engine.clock())
         sessions.append((await wire.call("OpenSession", OPEN)).session)
         assert len({(each.id, each.incarnation) for each in sessions}) == 1
         assert keys(gate) == {f"/{sessions[0].id}"}

@@ -21,6 +21,7 @@ from tritonserving import Answer, Array, Triton, request
 from wire import serving
 
 __all__ = ["folder"]  # a fixture
+PIPELINED = 10
 SMALL = ("--pool-bytes", "4800", "--batch-sessions-max", "8", "--batches-in-flight-max", "1")
 
 
@@ -67,6 +68,60 @@ async def test_a_sequence_outlives_a_kill_and_moves(
     assert is_whole(models, xs, await triton.run("stream", two.target, requests))
     assert len(two.events("sequence replaced: START came before END")) == 1
     assert two.metric("lstm_sessions_closed_total", reason="replaced") == 1
+
+
+async def test_a_rolled_back_sequence_says_so_until_it_is_heard(
+    triton: Triton, serve: Serve, models: Path, tmp_path: Path
+) -> None:
+    """Behind the store, kill -9 after step 7: ten pipelined requests, none of them applied, nor one
+    by one, nor END; a numbered request or a START goes on."""
+    flags = ("--store", f"file:{tmp_path / 's'}", "--store-mode", "behind")
+    xs = [random_input(TINY, (1,), n) for n in range(17)]
+    one = serve(*flags, "--behind-s-max", "3600")
+    for name in ("by number", "by start"):
+        answers = await triton.run("stream", one.target, steps(xs[:7], name, has_end=False))
+        assert answers[-1].parameters["step"] == 7
+    one.signal(signal.SIGKILL)
+    two = serve(*flags)
+    late = steps(xs[7:], "by number")[1:]
+    pipelined = await triton.run(
+        "stream", two.target, [*late, request(xs[0], "by number", model="tiny")]
+    )
+    assert len(pipelined) == PIPELINED
+    said = "may have lost steps that were answered: the last one left is step 0"
+    assert all(said in str(each.error) for each in pipelined)
+    for each in await triton.run("one_by_one", two.target, late):
+        assert each.status == "StatusCode.FAILED_PRECONDITION"
+        assert said in str(each.error)
+    with Client(two.target) as client:
+        assert {each.id: each.step for each in client.sessions()} == {
+            "kserve/tiny/str/by%20number": 0
+        }
+    first = request(xs[0], "by number", model="tiny", parameters={"step": 1})
+    goes_on = await triton.run("stream", two.target, [first, *steps(xs[:3], "by number")[1:]])
+    assert is_whole(models, xs[:3], goes_on)
+    assert is_whole(models, xs, await triton.run("stream", two.target, steps(xs, "by start")))
+
+
+async def test_a_drained_sequence_goes_on_behind_the_store(
+    triton: Triton, serve: Serve, models: Path, tmp_path: Path
+) -> None:
+    """SIGTERM hands over what was answered, and no request is refused for it."""
+    flags = (
+        "--store",
+        f"file:{tmp_path / 's'}",
+        "--store-mode",
+        "behind",
+        "--behind-s-max",
+        "3600",
+    )
+    xs = [random_input(TINY, (1,), n) for n in range(4)]
+    requests, answers = steps(xs, 1), []
+    for each in requests:
+        serving = serve(*flags)
+        answers += await triton.run("one_by_one", serving.target, [each])
+        assert serving.stop() == 0
+    assert is_whole(models, xs, answers)
 
 
 async def test_evicted_sequences_come_back_or_say_so(

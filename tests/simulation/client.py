@@ -6,11 +6,21 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from lstmserve.engine.errors import ServeError
+from google.protobuf.duration_pb2 import Duration
+
+from lstmserve.engine.errors import ServeError, SessionLost
 from lstmserve.wire.v1 import lstm_pb2 as pb
-from simulation.conversation import REPEAT, Conversation, Seen, SessionOver, random_rows
+from simulation.conversation import (
+    REPEAT,
+    Conversation,
+    RolledBack,
+    Seen,
+    SessionOver,
+    random_rows,
+)
 from simulation.faults import Faults
-from simulation.loop import pass_time
+from simulation.kernel import ZERO_STATE
+from simulation.loop import now_s, pass_time
 from simulation.network import Answer, Call, Destination, Network
 
 TIMEOUT_S = 1.0
@@ -44,10 +54,46 @@ class Stepper:
         for talk in list(self.open):
             try:
                 while (await self.check_state(talk)).step < talk.acked:
-                    await self._until_applied(talk, talk.acked)
+                    try:
+                        await self._until_applied(talk, talk.acked)
+                    except RolledBack:
+                        await self.forget(talk)
                     await pass_time(FLUSHED_S)
             except SessionOver:
                 self.open.remove(talk)
+
+    async def resume(self, talk: Conversation) -> None:
+        """As a client does that was started again, and has only the id."""
+        session = await self._resumed(talk)
+        if session is not None:
+            talk.check_step(session.step)
+
+    async def forget(self, talk: Conversation) -> None:
+        """As a client does that hears of a rollback, and has no inputs to send again: it goes on
+        from what is left, under numbers that were others'."""
+        session = await self._resumed(talk)
+        if session is not None:
+            self.faults.count["went on with other inputs"] += 1
+            talk.forget(session.step)
+
+    async def _resumed(self, talk: Conversation) -> Any:
+        """The session that goes on, perhaps under another incarnation; None: it is a new one."""
+        talk.asked_s = now_s()
+        request = open_request(talk, if_exists=pb.IF_EXISTS_RESUME)
+        response = await self.until_answered(talk, "open", request, careful=True)
+        if isinstance(response, ServeError):
+            talk.check_ended(response, talk.seen())
+            raise SessionOver
+        session = response.session
+        is_other = session.incarnation != talk.incarnation and self.faults.is_store_older
+        is_new = response.created or is_other
+        if is_new:
+            talk.check_ended(SessionLost("a new one was opened"), talk.seen())
+            talk.begin(0, ZERO_STATE)
+        talk.opened(session)
+        if is_new and not response.created:
+            raise SessionOver  # a store that went back may have an older life of the id
+        return None if is_new else session
 
     async def call(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False
@@ -121,13 +167,20 @@ class Stepper:
             x=b"".join(xs),
         )
         message: Any = await self.call(talk, "many_steps", request)
-        over = []
+        over, rolled_back = [], []
         for i, (each, number) in enumerate(zip(talks, numbers, strict=True)):
             try:
                 next_number = number
                 if message is not None:
                     next_number = self._judge_row(each, number, message, i)
                 await self._until_applied(each, number, next_number)
+            except RolledBack:
+                rolled_back.append(each)
+            except SessionOver:
+                over.append(each)
+        for each in rolled_back:
+            try:
+                await self.forget(each)
             except SessionOver:
                 over.append(each)
         self.open = [each for each in self.open if each not in over or each is talk]
@@ -163,6 +216,12 @@ class Stepper:
         state = response.state
         talk.check_state(state.h, state.c, state.step)
         return state
+
+
+def open_request(talk: Conversation, **fields: Any) -> pb.OpenSessionRequest:
+    """Of the talk's id and model."""
+    ttl = Duration(seconds=int(talk.ttl_s))
+    return pb.OpenSessionRequest(model=talk.model, session_id=talk.name, ttl=ttl, **fields)
 
 
 def _step(talk: Conversation, number: int) -> pb.StepRequest:

@@ -14,10 +14,12 @@ from lstmserve.engine.errors import (
     Overloaded,
     PredecessorFailed,
     ServeError,
+    SessionClosed,
     SessionExpired,
     SessionLimit,
     SessionLost,
     SessionNotFound,
+    SessionReplaced,
     StepGap,
     StepSuperseded,
     StoreTimeout,
@@ -46,10 +48,15 @@ class Seen(NamedTuple):
 
     floor: int  # the last step that no crash may take back
     renewed_s: float  # the session's time cannot have begun earlier
+    acked: int = 0
 
 
 class SessionOver(Exception):
     """Its time ran out, rightly."""
+
+
+class RolledBack(Exception):
+    """Acked steps were taken back, and the client has kept none of their inputs."""
 
 
 class Conversation:
@@ -58,6 +65,8 @@ class Conversation:
     `acked` is the last step known to be applied, `durable_step` the last that a server promised to
     be stored, `sent` the highest number ever sent.
     """
+
+    is_forgetful = False  # keeps no inputs of acked steps: it cannot send them again
 
     def __init__(self, faults: Faults, name: str, model: str, ttl_s: float, behind: bool) -> None:
         self.faults = faults
@@ -85,7 +94,9 @@ class Conversation:
     def seen(self) -> Seen:
         """As of now."""
         floor = self.durable_step if self._is_behind else self.acked
-        return Seen(floor, self.first_sent_s.get(self.acked, 0.0))
+        if self.faults.is_store_older:
+            floor = self.base
+        return Seen(floor, self.first_sent_s.get(self.acked, 0.0), self.acked)
 
     def add_input(self, x: bytes) -> int:
         """The next step's rows; returns its number."""
@@ -126,7 +137,10 @@ class Conversation:
         if isinstance(error, StepGap):
             expected = int(error.metadata["expected_step"])
             self.faults.count["gaps answered"] += 1
-            self.require(seen.floor < expected < number, f"gap at {number} expects {expected}")
+            floor = self.base if self.faults.is_store_older else seen.floor
+            self.require(floor < expected < number, f"gap at {number} expects {expected}")
+            if self.is_forgetful and expected <= seen.acked:
+                raise RolledBack
             return expected
         if isinstance(error, StepSuperseded):
             last = int(error.metadata["last_step"])
@@ -137,13 +151,23 @@ class Conversation:
         raise SessionOver
 
     def may_be_over(self, seen: Seen) -> bool:
-        """Whether its time may have run out."""
-        return now_s() >= seen.renewed_s + self.ttl_s
+        """Whether its time may have run out, or its store has forgotten it."""
+        return self.faults.is_store_older or now_s() >= seen.renewed_s + self.ttl_s
 
     def check_ended(self, error: ServeError, seen: Seen) -> None:
         """The session is said to be no more: only its time may have run out."""
         is_ending = isinstance(error, SessionLost | SessionExpired | SessionNotFound)
+        if self.faults.is_store_older:  # an older life of the id may be there again
+            is_ending |= isinstance(error, SessionReplaced | SessionClosed)
         self.require(self.may_be_over(seen) and is_ending, f"{type(error).__name__}: {error}")
+
+    def forget(self, step: int) -> None:
+        """It goes on from this step, which is the last, with other inputs."""
+        self.require(self.seen().floor <= step <= self.sent, f"the last step is told as {step}")
+        kept = step - self.base
+        del self.inputs[kept:], self.outputs[kept:], self.states[kept + 1 :]
+        self.acked = self.sent = step
+        self.first_sent_s = {n: time_s for n, time_s in self.first_sent_s.items() if n <= step}
 
     def check_step(self, step: int) -> None:
         """What a server says is the last step, while nothing new is on the way."""

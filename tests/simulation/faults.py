@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from random import Random
 
 from simulation.loop import START_S, now_s
@@ -33,6 +33,7 @@ class Odds:
     crashes: float  # per second, at any moment
     drains: float  # per second: a server ends in order
     outages: float  # per second, of the store
+    store_older: float  # per second: the store goes back to an older copy of itself
 
 
 HIGHEST = Odds(
@@ -52,21 +53,32 @@ HIGHEST = Odds(
     crashes=0.1,
     drains=0.1,
     outages=0.1,
+    store_older=0.8,
 )
+ORDERLY = Odds(*(0.0 for _ in fields(Odds)))  # nothing is ever lost, or taken without a word
+OLDER = 0.25  # of the seeds have a store that may go back
 
 
 class Faults:
     """The seed's dice. Each run has some kinds of fault, rarely or often, and none of others."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_orderly: bool = False) -> None:
         self.random = Random(seed)
         self.count: Counter[str] = Counter()
         self.violations: list[str] = []
         self.is_calm = False
         self.is_noted = False
+        self.is_store_older = False  # whether it went back at least once
         share = self.random.choice
-        self.odds = Odds(
-            *(share((0, 0.3, 1)) * getattr(HIGHEST, each.name) for each in fields(Odds))
+        odds = Odds(*(share((0, 0.3, 1)) * getattr(HIGHEST, each.name) for each in fields(Odds)))
+        self.odds = replace(ORDERLY, drains=HIGHEST.drains) if is_orderly else self._apart(odds)
+
+    def _apart(self, odds: Odds) -> Odds:
+        """A store that goes back, or servers that end: nothing is promised of both at once."""
+        if self.random.random() >= OLDER:
+            return replace(odds, store_older=0.0)
+        return replace(
+            odds, crash_before=0.0, crash_after=0.0, crashes=0.0, drains=0.0, rerouted=0.0
         )
 
     def happens(self, name: str) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from lstmserve.engine.errors import (
     ServeError,
     SessionClosed,
@@ -16,8 +14,8 @@ from lstmserve.engine.errors import (
     SessionReplaced,
 )
 from lstmserve.wire.v1 import lstm_pb2 as pb
-from simulation.client import Stepper
-from simulation.conversation import Conversation, SessionOver
+from simulation.client import Stepper, open_request
+from simulation.conversation import Conversation, RolledBack, SessionOver
 from simulation.kernel import ZERO_STATE, state_of
 from simulation.loop import now_s, pass_time
 from simulation.server import MODELS
@@ -25,6 +23,7 @@ from simulation.server import MODELS
 SESSIONS_MAX = 4
 GONE = (SessionClosed, SessionExpired, SessionLost, SessionReplaced)
 LONG_S, SHORT_S = 3600.0, 4.0
+FORGETFUL = 0.3  # of the sessions are of clients that keep no inputs
 
 
 class Client(Stepper):
@@ -43,11 +42,22 @@ class Client(Stepper):
             (action,) = self.random.choices(list(ACTIONS), list(ACTIONS.values()))
             try:
                 await action(self, talk)
+            except RolledBack:
+                await self._forget(talk)
             except SessionOver:
-                self.faults.count["sessions expired"] += 1
-                if talk in self.open:
-                    self.open.remove(talk)
+                self._end(talk)
             await pass_time(self.random.uniform(0, 0.3))
+
+    def _end(self, talk: Conversation) -> None:
+        self.faults.count["sessions expired"] += 1
+        if talk in self.open:
+            self.open.remove(talk)
+
+    async def _forget(self, talk: Conversation) -> None:
+        try:
+            await self.forget(talk)
+        except SessionOver:
+            self._end(talk)
 
     async def open_new(self) -> None:
         """A session from zeros."""
@@ -74,25 +84,12 @@ class Client(Stepper):
             await self._opened(copy, state=state)
 
     async def restart(self, talk: Conversation) -> None:
-        """A new life of the id, from zeros."""
+        """A new life of the id, from zeros; not where the store may have the older life again."""
+        if self.faults.odds.store_older:
+            return
         talk.asked_s = now_s()
         talk.begin(0, ZERO_STATE)
         await self._opened(talk, if_exists=pb.IF_EXISTS_RESTART)
-
-    async def resume(self, talk: Conversation) -> None:
-        """As a client does that was started again, and has only the id."""
-        talk.asked_s = now_s()
-        request = self._request(talk, if_exists=pb.IF_EXISTS_RESUME)
-        response = await self.until_answered(talk, "open", request, careful=True)
-        if isinstance(response, ServeError):
-            talk.check_ended(response, talk.seen())
-            raise SessionOver
-        session = response.session
-        if session.incarnation != talk.incarnation:
-            talk.check_ended(SessionLost("a new one was opened"), talk.seen())
-            talk.begin(0, ZERO_STATE)
-            talk.opened(session)
-        talk.check_step(session.step)
 
     async def close(self, talk: Conversation) -> None:
         """For good; a step that comes afterwards is told so."""
@@ -115,26 +112,26 @@ class Client(Stepper):
         self.opens += 1
         ttl_s = self.random.choice((LONG_S, LONG_S, LONG_S, SHORT_S))
         name = f"{self.name}-{self.opens}"
-        return Conversation(self.faults, name, model, ttl_s, self.is_behind)
-
-    def _request(self, talk: Conversation, **fields: Any) -> pb.OpenSessionRequest:
-        ttl = Duration(seconds=int(talk.ttl_s))
-        return pb.OpenSessionRequest(model=talk.model, session_id=talk.name, ttl=ttl, **fields)
+        talk = Conversation(self.faults, name, model, ttl_s, self.is_behind)
+        is_safe = not self.faults.odds.store_older  # else two servers may be wrong in two ways
+        talk.is_forgetful = is_safe and self.random.random() < FORGETFUL
+        return talk
 
     async def _opened(
         self, talk: Conversation, *, source: Conversation | None = None, **fields: Any
     ) -> Any:
         """The session, once it is open. Who does not know whether it is resumes it."""
         request_id = f"{talk.name}-{self.random.getrandbits(32)}"
-        request = self._request(talk, request_id=request_id, **fields)
+        request = open_request(talk, request_id=request_id, **fields)
         response = await self.until_answered(talk, "open", request, careful=True)
         if isinstance(response, SessionExists) and "if_exists" not in fields:
-            request = self._request(talk, if_exists=pb.IF_EXISTS_RESUME)
+            request = open_request(talk, if_exists=pb.IF_EXISTS_RESUME)
             response = await self.until_answered(talk, "open", request, careful=True)
             if talk.may_be_over(talk.seen()):
                 raise SessionOver  # this may be another one, opened by an attempt in between
             if not isinstance(response, ServeError):
-                talk.require(not response.created, "an open session was opened anew")
+                is_open = not response.created or self.faults.is_store_older
+                talk.require(is_open, "an open session was opened anew")
         if isinstance(response, ServeError):
             # A fork may be over before its first answer, as its source may.
             ended = talk if source is None or talk.may_be_over(talk.seen()) else source

@@ -13,8 +13,18 @@ from google.protobuf.message import Message
 from lstmserve.engine.errors import ServeError
 from simulation.faults import Faults
 
-Answer = Message | ServeError | None
-"""None: no server is there."""
+Answer = Message | ServeError | list[Any] | None
+"""A list: of a Pipeline, in the order of its steps. None: no server is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Steps that are sent on one stream, none of which waits for the reply to another."""
+
+    steps: list[Any]
+
+    def __repr__(self) -> str:
+        return " ".join(text_format.MessageToString(each, as_one_line=True) for each in self.steps)
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +43,8 @@ class Call:
     )
 
     def __repr__(self) -> str:
+        if isinstance(self.request, Pipeline):
+            return f"{self.method}({self.request!r})"
         return f"{self.method}({text_format.MessageToString(self.request, as_one_line=True)})"
 
     def answer(self, answer: Answer) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc.aio
 import numpy as np
 
 from lstmserve.config import Config
@@ -21,13 +22,14 @@ from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.native.session_calls import SessionCalls
 from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.native.steps import Steps
+from lstmserve.server.native.stream_calls import StreamCalls
 from lstmserve.server.rpc import Frame
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.faults import Faults
 from simulation.kernel import make_model
 from simulation.loop import clock
-from simulation.network import Answer, Call, Network
+from simulation.network import Answer, Call, Network, Pipeline
 from simulation.store import Shelf, StoreLine
 
 MODELS = ("alpha", "beta")
@@ -72,6 +74,25 @@ class Caller:
         return ()
 
 
+class Pipe(Caller):
+    """What a handler asks of a stream's context: it sends all, and reads all, at once."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._contents = [each.SerializeToString() for each in pipeline.steps]
+        self.replies: list[bytes] = []
+
+    async def send_initial_metadata(self, metadata: object) -> None:
+        """Nothing."""
+
+    async def read(self) -> Any:
+        """The next message, or the end."""
+        return self._contents.pop(0) if self._contents else grpc.aio.EOF
+
+    async def write(self, reply: bytes) -> None:
+        """One more."""
+        self.replies.append(reply)
+
+
 class Life:
     """One process of a server, from start to crash or drain."""
 
@@ -94,6 +115,7 @@ class Life:
         frame = Frame(self._door, self.sums, 60.0)  # type: ignore[arg-type]  # as above
         inbox = Inbox(self.engine.driver, Crowd(self.engine, steps).read)
         self._steps = StepCalls(steps, inbox, frame)
+        self._streams = StreamCalls(steps, inbox, config.stream_window, config.write_s_max)
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
         self._tenant = self._door.tenant(Caller())
@@ -184,6 +206,15 @@ class Life:
         response = pb.StepResponse.FromString(content)
         self.faults.count["steps replayed"] += response.replayed
         return response
+
+    async def _stream(self, pipeline: Any) -> Any:
+        """By tag: native replies of one session may overtake each other."""
+        for tag, each in enumerate(pipeline.steps, start=1):
+            each.tag = tag
+        pipe = Pipe(pipeline)
+        await self._streams.step_stream(pipe, self._tenant)  # type: ignore[arg-type]  # asks less
+        replies = [pb.StepResponse.FromString(content) for content in pipe.replies]
+        return sorted(replies, key=lambda reply: reply.tag)
 
     async def _many_steps(self, request: Any) -> Any:
         """The answered message; whether its stream waits is not looked at."""

@@ -33,6 +33,14 @@ class Shelf:
         content, expiry_s = self.records.get(key, (None, 0.0))
         return content if expiry_s > now_s() else None
 
+    def go_back(self, older: dict[str, tuple[bytes, float]]) -> None:
+        """To a copy of itself, as a replica has it that becomes the store."""
+        if older != self.records:
+            self.faults.note("store", "is older")
+            self.faults.is_store_older = True
+            self.faults.count["older stores"] += 1
+            self.records = older
+
     def write(self, write: Write) -> Written:
         """One compare-and-set."""
         content = self.load(write.key)

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmserve.engine.beginning import Beginning
 from lstmserve.engine.errors import StoreUnavailable
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.persist import records, residence, through
 from lstmserve.engine.persist.behind import WriteBehind
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.schedule.scheduler import Scheduler
+from lstmserve.engine.session.endings import Endings
+from lstmserve.engine.session.opening import IfExists
 from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.table import NOT_STORED, OPEN, TRUSTED
 from lstmserve.store import lstm_states, version_of
 from simulation.test_simulation import SEEDS
 from simulation.world import simulate
@@ -114,6 +119,70 @@ def durable_before_it_is_stored(patch: Patch) -> None:
     patch.setattr(WriteBehind, "_write", early)
 
 
+def told_once_only(patch: Patch) -> None:
+    """The first unnumbered step of a suspect session is refused, the next one runs."""
+    check = Scheduler._check_trust
+
+    def once(self: Any, row: int) -> None:
+        try:
+            check(self, row)
+        finally:
+            self._table.set_trust(row, TRUSTED)
+
+    patch.setattr(Scheduler, "_check_trust", once)
+
+
+def released_not_cleared(patch: Patch) -> None:
+    """A claim leaves the record as the owner before has left it."""
+    claimed = residence.Residence._claimed
+
+    def as_it_was(self: Any, record: Any, trust: int) -> Any:
+        return dataclasses.replace(claimed(self, record, trust), released=record.released)
+
+    patch.setattr(residence.Residence, "_claimed", as_it_was)
+
+
+def suspects_released(patch: Patch) -> None:
+    """A session whose client has not heard of a rollback is handed over as if nothing were."""
+    released = records.Records.released
+
+    def without_doubt(self: Any, _: int, *, is_leaving: bool = False) -> Any:
+        return released(self, TRUSTED, is_leaving=is_leaving)
+
+    def whoever_is_here(self: Any) -> Any:
+        is_stored = (self._table.phase == OPEN) & (self._table.durable_step != NOT_STORED)
+        return np.flatnonzero(is_stored & (self._released != self._table.life))
+
+    patch.setattr(records.Records, "released", without_doubt)
+    patch.setattr(WriteBehind, "_unreleased", whoever_is_here)
+
+
+def released_while_it_lives(patch: Patch) -> None:
+    """Every flush says that the owner has let go."""
+
+    def always(self: Any, trust: int, **_: bool) -> bool:
+        return bool(trust == TRUSTED)
+
+    patch.setattr(records.Records, "released", always)
+
+
+def older_store_not_noticed(patch: Patch) -> None:
+    """What was here before is not compared with what the store has."""
+    patch.setattr(Endings, "trust_of", lambda *_: None)
+
+
+def resumed_under_the_same_incarnation(patch: Patch) -> None:
+    """Who goes on from a step that was taken back is not told apart from who had it."""
+
+    def trusting(self: Any, request: Any) -> bool:
+        row = self._table.find(request.key)
+        if row is not None and request.if_exists is IfExists.RESUME:
+            self._table.set_trust(row, TRUSTED)
+        return False
+
+    patch.setattr(Beginning, "_is_renewal", trusting)
+
+
 MUTANTS = [
     (no_compare_and_set, "through"),
     (no_epoch, "through"),
@@ -125,6 +194,12 @@ MUTANTS = [
     (reply_not_stored, "through"),
     (lost_reply_taken_for_stored, "through"),
     (durable_before_it_is_stored, "behind"),
+    (told_once_only, "behind"),
+    (released_not_cleared, "behind"),
+    (suspects_released, "behind"),
+    (released_while_it_lives, "behind"),
+    (older_store_not_noticed, "through"),
+    (resumed_under_the_same_incarnation, "behind"),
 ]
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from simulation.world import simulate
 
-SEEDS = range(120)
+SEEDS = range(100)
 LONG_SEEDS = range(10_000, 13_000)
+ORDERLY_SEEDS = range(30)
 HAPPENED = (
     "crashes before commit",
     "crashes after commit",
@@ -27,6 +28,9 @@ HAPPENED = (
     "loads",
     "drains",
     "steps replayed",
+    "unnumbered steps applied",
+    "older stores",
+    "told of a rollback",
 )
 
 
@@ -69,6 +73,16 @@ def test_no_seed_breaks_a_promise(mode: str, request: pytest.FixtureRequest) -> 
     print(f"seeds {SEEDS}")
     total = run_all(SEEDS, mode)
     assert {name: total[name] for name in HAPPENED if not total[name]} == {}
+
+
+def test_who_loses_nothing_is_told_of_no_rollback() -> None:
+    """Sessions that move out and come back, and those of servers that drain, go on unnumbered."""
+    total: Counter[str] = Counter()
+    for seed in ORDERLY_SEEDS:
+        total += simulate(seed, "behind", is_orderly=True)
+    assert total["told of a rollback"] == 0
+    happened = ("drains", "evictions", "loads", "unnumbered steps applied")
+    assert {name: total[name] for name in happened if not total[name]} == {}
 
 
 @pytest.mark.long

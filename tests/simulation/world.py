@@ -19,8 +19,9 @@ from simulation.loop import pass_time
 from simulation.network import Call, Network
 from simulation.server import Life
 from simulation.store import Shelf
+from simulation.unnumbered import Unnumbered
 
-SERVERS, CLIENTS, ACTIONS = 3, 3, 12
+SERVERS, CLIENTS, ACTIONS = 3, 2, 12
 TICK_S = 0.25
 LIMIT_S = 1000.0
 CALM_S = 15.0  # until the last late packet is there
@@ -80,8 +81,8 @@ class Server:
 class World:
     """One seed's run."""
 
-    def __init__(self, seed: int, mode: str) -> None:
-        self.faults = Faults(seed)
+    def __init__(self, seed: int, mode: str, *, is_orderly: bool) -> None:
+        self.faults = Faults(seed, is_orderly=is_orderly)
         self._mode = mode
         choice = self.faults.random.choice
         self._sessions_max = choice((2, 3, 4, 20))
@@ -114,12 +115,14 @@ class World:
         servers = [Server(i, lambda: self._life(shelf, network), faults) for i in range(SERVERS)]
         behind = self._mode == "behind"
         clients = [Client(f"c{i}", faults, network, servers, behind) for i in range(CLIENTS)]
+        trusting = Unnumbered("u", faults, network, servers, behind)
+        everybody: list[Client | Unnumbered] = [*clients, trusting]
         chaos = [asyncio.create_task(each.run()) for each in [*servers, Weather(shelf)]]
-        await asyncio.gather(*(client.run(ACTIONS) for client in clients))
+        await asyncio.gather(*(client.run(ACTIONS) for client in everybody))
         faults.is_calm = True
         await asyncio.gather(*chaos)
         await pass_time(CALM_S)
-        await asyncio.gather(*(client.finish() for client in clients))
+        await asyncio.gather(*(client.finish() for client in everybody))
         await pass_time(1.0)
         for server in servers:
             await self._end(server)
@@ -129,7 +132,7 @@ class World:
             for talk in client.closed:
                 content = shelf.load(session_key("", talk.name))
                 is_gone = content is None or version_of(content).incarnation != talk.incarnation
-                talk.require(is_gone, "closed, but the store has it")
+                talk.require(is_gone or faults.is_store_older, "closed, but the store has it")
 
     def _life(self, shelf: Shelf, network: Network) -> Life:
         return Life(self._config, self._sessions_max, shelf, network)
@@ -143,7 +146,7 @@ class World:
 
 
 class Weather:
-    """The store goes away and comes back."""
+    """The store goes away and comes back, or is an older copy of itself all at once."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
@@ -157,6 +160,10 @@ class Weather:
                 self._shelf.is_down = True
                 await pass_time(faults.random.uniform(0.1, 3))
                 self._shelf.is_down = False
+            if faults.random.random() < faults.odds.store_older * TICK_S:
+                older = dict(self._shelf.records)
+                await pass_time(faults.random.uniform(0.1, 2))
+                self._shelf.go_back(older)
 
 
 def _check_stored(talk: Conversation, shelf: Shelf) -> None:
@@ -166,7 +173,8 @@ def _check_stored(talk: Conversation, shelf: Shelf) -> None:
         talk.require(talk.ttl_s < LIMIT_S, "is not in the store")
         return
     record = decode(content)
-    talk.require(record.step == talk.acked, f"step {record.step} is stored")
+    is_last = record.step == talk.acked or talk.faults.is_store_older  # nobody has stepped since
+    talk.require(is_last, f"step {record.step} is stored")
     h, c = (each.data for each in record.states)
     talk.check_state(h, c, record.step)
 
@@ -181,13 +189,18 @@ async def _cancel_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def simulate(seed: int, mode: str, *, is_noted: bool = False) -> Counter[str]:
-    """Runs one seed in one store mode; what happened, counted. Raises Violation."""
+def simulate(
+    seed: int, mode: str, *, is_noted: bool = False, is_orderly: bool = False
+) -> Counter[str]:
+    """Runs one seed in one store mode; what happened, counted. Raises Violation.
+
+    `is_orderly`: servers come and go by drains, and nothing else happens.
+    """
     world: list[World] = []
     errors: list[str] = []
 
     async def main() -> None:
-        world.append(World(seed, mode))
+        world.append(World(seed, mode, is_orderly=is_orderly))
         world[0].faults.is_noted = is_noted
         await world[0].run()
 

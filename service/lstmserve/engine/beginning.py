@@ -18,7 +18,7 @@ from lstmserve.engine.schedule.holds import Hold
 from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
-from lstmserve.engine.table import SessionTable
+from lstmserve.engine.table import TRUSTED, SessionTable
 from lstmserve.store import Version
 
 
@@ -52,6 +52,7 @@ class Beginning:
             before = await self._residence.refresh(request.key, is_restart)
             if (row := self._opening.own(request, self._clock())) is not None:
                 return row, True
+            request = replace(request, is_renewal=self._is_renewal(request))
             try:
                 return await self._open(request, before)
             except SessionExists:
@@ -76,12 +77,23 @@ class Beginning:
         """The key's lock is held; `before` is what the store has under it."""
         standstill = Standstill(self._table, self._sessions)
         try:
-            if request.if_exists is IfExists.RESTART:
+            if request.if_exists is IfExists.RESTART or request.is_renewal:
                 await standstill.rest(request.key)
             return await self._begin(request, before, standstill)
         finally:
             standstill.end()
             self._on_ready()
+
+    def _is_renewal(self, request: OpenRequest) -> bool:
+        """Whether a session is resumed of which acked steps may have been taken back.
+
+        From here on its client goes on under numbers that others had. Whoever had the session
+        before may still be there, and have those: another incarnation tells the two apart.
+        """
+        row = self._table.find(request.key)
+        if row is None or request.if_exists is not IfExists.RESUME:
+            return False
+        return bool(self._table.trust[row] != TRUSTED)
 
     async def _begin(
         self, request: OpenRequest, before: Version | None, standstill: Standstill
@@ -94,7 +106,7 @@ class Beginning:
             await residence.flush()
             row, is_created, before = await self._make(request, before)
         is_new = before is None or before.incarnation != self._table.incarnation[row]
-        if is_created and is_new:
+        if is_new:
             standstill.hold(row)
             try:
                 await residence.filing.create(request.key, row, before)
@@ -122,9 +134,12 @@ class Beginning:
         Should the rest fail, the life that is replaced goes on with what the store has of it.
         """
         residence = self._residence
-        if request.if_exists is IfExists.RESTART and self._table.find(request.key) is not None:
+        is_replaced = request.if_exists is IfExists.RESTART or request.is_renewal
+        if is_replaced and self._table.find(request.key) is not None:
             await residence.filing.save(request.key)
             before = residence.version(request.key)
+            if before is None:
+                raise Fenced("the session has just gone elsewhere: repeat the call", retry_s=0.0)
         return *self._opening.open(request, self._clock()), before
 
 

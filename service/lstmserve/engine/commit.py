@@ -25,6 +25,9 @@ class CommitStage(Protocol):
     async def flush(self) -> None:
         """Writes what is ahead of the store, as far as it takes it."""
 
+    def let_go(self, model: Model, rows: Index) -> None:
+        """These idle sessions move out to the store, which has their last steps."""
+
     async def drain(self, timeout_s: float) -> None:
         """Writes what is not yet written, after the last batch."""
 
@@ -51,6 +54,9 @@ class InMemory:
 
     async def flush(self) -> None:
         """Nothing."""
+
+    def let_go(self, model: Model, rows: Index) -> None:
+        """None does."""
 
     async def drain(self, timeout_s: float) -> None:
         """Nothing."""

@@ -61,13 +61,20 @@ class Engine:
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
-        self.room = Room(self.table, self.sessions, may_evict=store is not None)
-        opening = Opening(config, self.table, self.sessions, self.room)
         self._stage = stage or InMemory()
+        records = Records(
+            self.table,
+            self.models,
+            config.store_format,
+            is_behind=config.store_mode == "behind",
+        )
+        if store is not None:
+            self._stage = make_stage(config, self.table, records, store, self._on_moved)
+        on_evict = None if store is None else self._stage.let_go
+        self.room = Room(self.table, self.sessions, on_evict)
+        opening = Opening(config, self.table, self.sessions, self.room)
         residence = None
         if store is not None:
-            records = Records(self.table, self.models, config.store_format)
-            self._stage = make_stage(config, self.table, records, store, self._on_moved)
             residence = Residence(
                 self.table, self.sessions, self.room, records, store, clock, self._stage.flush
             )
@@ -173,7 +180,7 @@ class Engine:
                 model.scheduler.check_integrity(rows)
 
     def _on_moved(self, row: int) -> None:
-        self.sessions.detach(row, "moved")
+        self.sessions.leave(row, "moved", self.clock())
 
     def _sweep(self) -> None:
         if self._is_closed:

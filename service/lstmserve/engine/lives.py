@@ -16,7 +16,7 @@ from lstmserve.engine.errors import NOT_SERVED, Draining, Fenced, StoreFull
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.session.opening import Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
-from lstmserve.engine.table import SessionTable
+from lstmserve.engine.table import SUSPECT, SessionTable
 from lstmserve.store import Record
 
 
@@ -97,8 +97,10 @@ class Lives:
         table = self._table
         is_other = incarnation not in (0, int(table.incarnation[row]))
         is_gap = number > int(table.accepted(row)) + 1
+        is_refused = number == 0 and int(table.trust[row]) == SUSPECT
         is_repeat = int(table.durable_step[row]) < number <= int(table.step[row])
-        return is_other or is_gap or is_repeat or self._sessions.is_expired(row, self._clock())
+        is_uncertain = is_other or is_gap or is_repeat or is_refused
+        return is_uncertain or self._sessions.is_expired(row, self._clock())
 
     async def open(self, request: OpenRequest) -> tuple[int, bool]:
         """The session's row, and whether it was created. Raises what Opening.open() raises."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.free_list import FreeList
@@ -20,6 +21,11 @@ OPEN: Final = 1
 CLOSING: Final = 2  # its client closed it; pending steps run first
 DETACHED: Final = 3  # replaced: its id is another session's, the running step is discarded
 MOVED: Final = 4  # another server has it, or may: as DETACHED, but its steps may be repeated
+
+# What a session's owner knows of acked steps, which a store may have taken back.
+TRUSTED: Final = 0
+CONTESTED: Final = 1  # as SUSPECT, but its client has sent a step by number: those are safe
+SUSPECT: Final = 2  # they may be gone, and its client may not know: no step without a number runs
 
 NOT_STORED: Final = -1  # durable_step of a session that no store has yet
 BLOCK_ROWS: Final = 4096  # of which the earliest end is kept together
@@ -52,6 +58,7 @@ class SessionTable:
         self.epoch = np.zeros(rows, np.int64)  # which server took it from a store; 0: it began here
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
+        self.trust = np.zeros(rows, np.int8)  # set_trust() writes it
         self.request_ids: dict[int, str] = {}  # of the OpenSession that began it, if it had one
         # The scheduler writes these.
         self.slot = np.zeros(rows, np.int64)
@@ -71,6 +78,7 @@ class SessionTable:
         self._earliest_ns = np.full(-(-rows // BLOCK_ROWS), NEVER_NS, np.int64)
         self._looked_block = 0  # where expired() goes on
         self._lives = 0  # sessions there ever were
+        self.suspects = 0  # rows that are SUSPECT: most often there is none
         self.leaving = 0  # rows that are neither free nor open: most often nobody need look
 
     def __len__(self) -> int:
@@ -103,6 +111,21 @@ class SessionTable:
         self.phase[row] = phase
         if phase == OPEN:
             self._bound(row)
+
+    def set_trust(self, row: int, trust: int) -> None:
+        """The only way to write it: `suspects` is counted."""
+        self.suspects += (trust == SUSPECT) - (self.trust.item(row) == SUSPECT)
+        self.trust[row] = trust
+
+    def is_suspect(self, rows: Index) -> npt.NDArray[np.bool_]:
+        """[N]"""
+        found: npt.NDArray[np.bool_] = self.trust[rows] == SUSPECT
+        return found
+
+    def hear(self, rows: Index) -> None:
+        """The clients of these sessions step by number: each knows what its step goes on from."""
+        for row in rows[self.is_suspect(rows)].tolist():
+            self.set_trust(row, CONTESTED)
 
     def are_next(self, rows: Index, numbers: Index | None) -> bool:
         """Whether these sessions are idle, and the numbers those of their next steps."""
@@ -148,6 +171,7 @@ class SessionTable:
         assert self.pending[row] == 0
         assert self.slot[row] == 0
         self.set_phase(row, FREE)
+        self.set_trust(row, TRUSTED)
         self.step[row] = self.digest[row] = self.pending_digest[row] = 0
         self.replies.forget(row)
         self.request_ids.pop(row, None)
@@ -230,6 +254,7 @@ class SessionTable:
             is_bound = self._earliest_ns[block] <= ends_ns.min(initial=NEVER_NS)
             assert is_bound, "a session ends before its block"
         assert self.leaving == int((self.phase > OPEN).sum()), "leaving is miscounted"
+        assert self.suspects == int((self.trust == SUSPECT).sum()), "suspects are miscounted"
         indexed = (phase == OPEN) | (phase == CLOSING)
         assert int(indexed.sum()) == len(self._index), "a row is in no index"
         counts = np.bincount(self.tenant[: self.used][indexed], minlength=len(self._counts))

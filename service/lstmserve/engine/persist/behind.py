@@ -3,6 +3,10 @@
 A crash takes back at most that much of each session; its client sees `durable_step` and sends the
 steps behind it again. `durable_step` never goes back. What is dirty is what the table says: a
 session whose step is ahead of its durable_step.
+
+While a session is here its record says that it is not released: a server that finds it so after a
+crash knows that steps may be missing. A session that moves out, or that a drain leaves, is
+released: it is written once more, as it is, under the same version.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,11 +25,12 @@ from lstmserve.engine.errors import ServeError, StoreTimeout, StoreUnavailable
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.table import DETACHED, FREE, NOT_STORED, SessionTable
+from lstmserve.engine.table import DETACHED, FREE, NOT_STORED, OPEN, TRUSTED, SessionTable
 from lstmserve.store.record import Record, Version
 from lstmserve.store.store import Store, Write, Written
 
 FLUSH_ROWS_MAX = 256
+LET_GO_MAX = 4 * FLUSH_ROWS_MAX
 PAUSE_S = 0.05  # between flushes of a drain whose store is not there
 
 
@@ -49,6 +55,9 @@ class WriteBehind:
         self._is_due = asyncio.Event()
         self._since_ns = np.zeros(table.rows, np.int64)  # monotonic; nothing unstored is older
         self._flushing = asyncio.Lock()
+        self._is_leaving = False  # what is written from now on is the last of each session
+        self._released = np.zeros(table.rows, np.int64)  # the lives whose release the store has
+        self._let_go: deque[Write] = deque(maxlen=LET_GO_MAX)  # the rest is suspect elsewhere
 
     def commit(self, model: Model, batch: Batch) -> None:
         """Nothing to wait for; the rows are flushed soon."""
@@ -74,14 +83,25 @@ class WriteBehind:
                 "the store is behind, and the session may not run further ahead", retry_s=1.0
             )
 
+    def let_go(self, model: Model, rows: Index) -> None:
+        """Releases them, soon. Where that fails another server takes them for suspect; this one
+        knows better, as long as it remembers them."""
+        rows = rows[self._table.trust[rows] == TRUSTED]
+        records = self._records.make(model, rows, self._table.slot[rows], is_leaving=True)
+        pairs = zip(rows.tolist(), records, strict=True)
+        self._let_go.extend(self._write(row, record) for row, record in pairs)
+        self._is_due.set()
+
     async def drain(self, timeout_s: float) -> None:
-        """Flushes until nothing is dirty, or the time is over."""
+        """Flushes until nothing is dirty and all is released, or the time is over."""
+        self._is_leaving = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._dirty().size:
-                    await self.flush()
-                    if self._dirty().size:
+                for rows_left in (self._dirty, self._unreleased):
+                    await self._flush_all(rows_left)
+                    while rows_left().size:
                         await self._pause()
+                        await self._flush_all(rows_left)
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -103,16 +123,35 @@ class WriteBehind:
         is_ahead = (step > durable) & (durable != NOT_STORED)
         return np.flatnonzero(is_ahead & (phase != FREE) & (phase < DETACHED))
 
+    def _unreleased(self) -> Index:
+        """Rows whose session the store has, but does not know to be released."""
+        table = self._table
+        is_here = (table.phase == OPEN) & (table.trust == TRUSTED)
+        is_here &= table.durable_step != NOT_STORED
+        return np.flatnonzero(is_here & (self._released != table.life))
+
     async def flush(self) -> None:
         """Everything that is dirty now; what the store does not take stays dirty."""
+        await self._flush_all(self._dirty)
+
+    async def _flush_all(self, rows_of: Callable[[], Index]) -> None:
         async with self._flushing:
-            rows = self._dirty()
+            await self._write_let_go()
+            rows = rows_of()
             for index, model in enumerate(self._records.models):
                 wanted = rows[self._table.model[rows] == index]
                 lives = [self._records.version(row) for row in wanted.tolist()]
                 for start in range(0, wanted.size, FLUSH_ROWS_MAX):
                     part = slice(start, start + FLUSH_ROWS_MAX)
                     await self._flush_rows(model, wanted[part], lives[part])
+
+    async def _write_let_go(self) -> None:
+        """Tries once. A server that has the session by then is not disturbed."""
+        while self._let_go:
+            count = min(len(self._let_go), FLUSH_ROWS_MAX)
+            writes = [self._let_go.popleft() for _ in range(count)]
+            with contextlib.suppress(ServeError):
+                await self._store.put(writes)
 
     async def _flush_rows(self, model: Model, rows: Index, lives: list[Version]) -> None:
         """Those that are still what they were when the flush began."""
@@ -121,7 +160,9 @@ class WriteBehind:
         if not rows.size:
             return
         made_ns = time.monotonic_ns()
-        records = self._records.make(model, rows, self._table.slot[rows])
+        is_leaving = self._is_leaving
+        slots = self._table.slot[rows]
+        records = self._records.make(model, rows, slots, is_leaving=is_leaving)
         writes = [self._write(row, each) for row, each in zip(rows.tolist(), records, strict=True)]
         written: Sequence[Written | None]
         try:
@@ -134,6 +175,8 @@ class WriteBehind:
         for row, record, each in zip(rows.tolist(), records, written, strict=True):
             if each is Written.OK:
                 self._note(row, record.version, made_ns)
+                if record.released and self._is_same(row, record.version):
+                    self._released[row] = self._table.life[row]
             elif each is not Written.FULL:
                 doubtful.append((row, record.version))
         await self._look_up(doubtful)

@@ -5,6 +5,9 @@ Steps in between are the commit stage's. The key's lock is held by whoever calls
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Fenced, SessionExists, StoreFull
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.session.sessions import Sessions
@@ -20,12 +23,18 @@ class Filing:
     """Every call raises StoreUnavailable and StoreTimeout."""
 
     def __init__(
-        self, table: SessionTable, sessions: Sessions, records: Records, store: Store
+        self,
+        table: SessionTable,
+        sessions: Sessions,
+        records: Records,
+        store: Store,
+        clock: Callable[[], Now],
     ) -> None:
         self._table = table
         self._sessions = sessions
         self._records = records
         self._store = store
+        self._clock = clock
 
     async def create(self, key: str, row: int, before: Version | None) -> None:
         """Stores a session just opened, in place of one it replaces.
@@ -41,6 +50,7 @@ class Filing:
         if written is Written.OK:
             if self._table.find(key) == row:
                 self._table.durable_step[row] = record.step
+                self._sessions.endings.settle(key)
             return
         self._drop(key, row)
         if written is Written.FULL:
@@ -106,4 +116,4 @@ class Filing:
 
     def _drop(self, key: str, row: int) -> None:
         if self._table.find(key) == row:
-            self._sessions.detach(row, "moved")
+            self._sessions.leave(row, "moved", self._clock())

@@ -16,7 +16,7 @@ from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
 from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.session.start import Start
-from lstmserve.engine.table import SessionTable
+from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
@@ -40,12 +40,20 @@ class LastStep(NamedTuple):
 
 
 class Records:
-    """Reads the table and the pools; writes nothing."""
+    """Reads the table and the pools; writes nothing.
 
-    def __init__(self, table: SessionTable, models: Sequence[Model], format_max: int) -> None:
+    A record says whether its owner let go of the session with nothing left to store (`released`).
+    One that is written through need not say so: it is never older than what was acked. `is_behind`:
+    those that are written here may be.
+    """
+
+    def __init__(
+        self, table: SessionTable, models: Sequence[Model], format_max: int, *, is_behind: bool
+    ) -> None:
         self._table = table
         self.models = models
         self._format_max = format_max
+        self._is_behind = is_behind
 
     def encode(self, record: Record) -> bytes:
         """The record as this server stores it, in no later format than `--store-format`."""
@@ -58,14 +66,32 @@ class Records:
             int(table.incarnation[row]), int(table.epoch[row]), int(table.durable_step[row])
         )
 
-    def make(self, model: Model, rows: Index, slots: Slots) -> list[Record]:
+    def released(self, trust: int, *, is_leaving: bool = False) -> bool | None:
+        """What the record of a session says that is here, and stays unless `is_leaving`.
+
+        No server releases a session whose client may not know of a rollback.
+        """
+        if trust != TRUSTED:
+            return False
+        return is_leaving if self._is_behind else None
+
+    def trust(self, record: Record) -> int:
+        """Of a session that comes here from the store. A record that says nothing of its release is
+        of an earlier release, or was written through: what it was is taken from what this server
+        does."""
+        is_released = not self._is_behind if record.released is None else record.released
+        return TRUSTED if is_released else SUSPECT
+
+    def make(
+        self, model: Model, rows: Index, slots: Slots, *, is_leaving: bool = False
+    ) -> list[Record]:
         """Records of sessions as the table has them, but with the state in `slots` [N]."""
         table = self._table
         lasts = [
             LastStep(digest, table.replies.get(row, model.output_size))
             for row, digest in zip(rows.tolist(), table.digest[rows].tolist(), strict=True)
         ]
-        return self._make(model, rows, slots, table.step[rows], lasts)
+        return self._make(model, rows, slots, table.step[rows], lasts, is_leaving=is_leaving)
 
     def stepped(
         self, model: Model, rows: Index, slots: Slots, lasts: Sequence[LastStep]
@@ -74,14 +100,21 @@ class Records:
         return self._make(model, rows, slots, self._table.step[rows] + 1, lasts)
 
     def _make(
-        self, model: Model, rows: Index, slots: Slots, steps: Index, lasts: Sequence[LastStep]
+        self,
+        model: Model,
+        rows: Index,
+        slots: Slots,
+        steps: Index,
+        lasts: Sequence[LastStep],
+        *,
+        is_leaving: bool = False,
     ) -> list[Record]:
         table = self._table
         assert model.pool is not None
         state = model.pool.read(slots)
         layers = model.spec.num_layers
         fingerprint = bytes.fromhex(model.fingerprint)
-        columns = (table.incarnation, table.epoch, table.ttl_ns, table.open_time_ns)
+        columns = (table.incarnation, table.epoch, table.ttl_ns, table.open_time_ns, table.trust)
         numbers = zip(*(each[rows].tolist() for each in columns), strict=True)
         h, c = _joined(state, "h", layers), _joined(state, "c", layers)
         return [
@@ -93,14 +126,15 @@ class Records:
                 model_version=model.version,
                 fingerprint=fingerprint,
                 ttl_ns=ttl_ns,
-                open_time_ns=open_time_ns,
+                open_time_ns=open_ns,
                 states=lstm_states(h_row.tobytes(), c_row.tobytes(), layers),
                 digest=last.digest,
                 reply=None if last.reply is None else last.reply.y,
                 reply_length=0 if last.reply is None else last.reply.length,
                 request_id=table.request_ids.get(row, ""),
+                released=self.released(trust, is_leaving=is_leaving),
             )
-            for row, (incarnation, epoch, ttl_ns, open_time_ns), step, h_row, c_row, last in zip(
+            for row, (incarnation, epoch, ttl_ns, open_ns, trust), step, h_row, c_row, last in zip(
                 rows.tolist(), numbers, steps.tolist(), h, c, lasts, strict=True
             )
         ]

@@ -56,7 +56,7 @@ class Residence:
         self._clock = clock
         self._flush = flush
         self.alone = KeyLocks().alone
-        self.filing = Filing(table, sessions, records, store)
+        self.filing = Filing(table, sessions, records, store, clock)
 
     async def fetch(self, key: str) -> bool:
         """Brings a session here that the store has and this server has not; whether it was asked.
@@ -93,8 +93,9 @@ class Residence:
                 raise
             await self._make_room(model)
             start = self._records.start(record, model)
-            epoch = max(record.epoch + 1, self._clock().wall_ns // 1000)
-            claimed = replace(record, epoch=epoch)
+            trust = self._trust(key, record)
+            claimed = self._claimed(record, trust)
+            self._sessions.endings.claim(key, claimed.version, trust, self._clock().monotonic_ns)
             written = await self.filing.put(key, record.version, claimed)
             if written is Written.FULL:
                 raise StoreFull(f"{FULL}: no session comes to this server")
@@ -102,7 +103,8 @@ class Residence:
                 now = self._clock()
                 self._room.make(model, now)
                 start = replace(start, epoch=claimed.epoch)
-                self._sessions.open(key, model, start, record.ttl_ns, now)
+                row = self._sessions.open(key, model, start, record.ttl_ns, now)
+                self._table.set_trust(row, trust)
                 return claimed.version
         raise Fenced("other servers are taking this session: repeat the call", retry_s=0.1)
 
@@ -113,6 +115,22 @@ class Residence:
             return None
         record = await self._decode(key, content)
         return None if self.is_expired(key, record.version) else record
+
+    def _trust(self, key: str, record: Record) -> int:
+        """Whether acked steps may be missing in the record. What was here, and is what it was when
+        it left, is as it was then; a record that is older than that shows a store that went back.
+        """
+        now_ns = self._clock().monotonic_ns
+        known = self._sessions.endings.trust_of(key, record.version, now_ns)
+        return self._records.trust(record) if known is None else known
+
+    def _claimed(self, record: Record, trust: int) -> Record:
+        """It is this server's: the owner before cannot write any more, and its release is over.
+
+        Epochs are microseconds of the wall clock, see above.
+        """
+        epoch = max(record.epoch + 1, self._clock().wall_ns // 1000)
+        return replace(record, epoch=epoch, released=self._records.released(trust))
 
     async def flush(self) -> None:
         """Writes what is ahead of the store, so that idle sessions can move out."""
@@ -141,7 +159,7 @@ class Residence:
             if row == self._table.find(key):
                 if is_same_life(found_version(content), self._version(row)):
                     return self._version(row)
-                self._sessions.detach(row, "moved")
+                self._sessions.leave(row, "moved", self._clock())
         return await self._load(key, is_ending)
 
     def is_expired(self, key: str, stored: Version) -> bool:

@@ -73,6 +73,9 @@ class WriteThrough:
     async def flush(self) -> None:
         """Nothing is ever ahead."""
 
+    def let_go(self, model: Model, rows: Index) -> None:
+        """Their records are never older than what was acked, and need not say so."""
+
     async def drain(self, timeout_s: float) -> None:
         """Nothing is ever dirty."""
 

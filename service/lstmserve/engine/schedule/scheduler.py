@@ -17,6 +17,7 @@ from lstmserve.config import Config
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.errors import Overloaded, ServeError
+from lstmserve.engine.schedule import verdicts
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.block import Block, BlockRow
 from lstmserve.engine.schedule.failures import Failures
@@ -30,7 +31,7 @@ from lstmserve.engine.schedule.settlement import Settlement
 from lstmserve.engine.schedule.sizes import length_class
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
-from lstmserve.engine.table import SessionTable
+from lstmserve.engine.table import SUSPECT, SessionTable
 
 RETRY_S = 0.05
 
@@ -82,15 +83,28 @@ class Scheduler:
     def submit(self, step: Step) -> None:
         """Accepts a step, or answers a repeated one.
 
-        Raises Overloaded; for a numbered step StepGap, StepSuperseded, StepPayloadMismatch.
+        Raises Overloaded; for a numbered step StepGap, StepSuperseded, StepPayloadMismatch; for
+        one without a number StateRolledBack.
         """
-        if step.is_numbered and not self._numbering.accept(step):
+        if not step.is_numbered:
+            if self._table.suspects:
+                self._check_trust(step.row)
+        elif not self._numbering.accept(step):
+            if self._table.suspects:
+                self._table.hear(np.array([step.row]))
             return
         self._check_room(1, self._turns.pending_steps)
         if pending := self._table.pending.item(step.row):
             self._check_session(pending)
+        if step.is_numbered and self._table.suspects:
+            self._table.hear(np.array([step.row]))
         if self._turns.enter(step):
             self._ready.push_step(step)
+
+    def _check_trust(self, row: int) -> None:
+        """Raises StateRolledBack: until its client has heard of it, however often it sends."""
+        if self._table.trust.item(row) == SUSPECT:
+            raise verdicts.rolled_back(self._table.step.item(row))
 
     def submit_block(self, block: Block) -> None:
         """Accepts a block: idle sessions with short steps as columns, the others step by step.
@@ -99,7 +113,8 @@ class Scheduler:
         """
         self._check_room(block.rows.size, self._turns.pending_steps)
         numbers = block.numbers if block.is_numbered else None
-        if block.is_single and self._table.are_next(block.rows, numbers):
+        is_unsure = bool(self._table.suspects) and numbers is None
+        if block.is_single and not is_unsure and self._table.are_next(block.rows, numbers):
             self._submit_part(Part(block, ALL))
             return
         pending = self._table.pending[block.rows]
@@ -107,6 +122,8 @@ class Scheduler:
         as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
         if numbers is not None:
             as_columns &= numbers == self._table.step[block.rows] + 1
+        if is_unsure:
+            as_columns &= ~self._table.is_suspect(block.rows)
         classes = np.array([length_class(int(length)) for length in block.lengths])
         for index in np.unique(classes[as_columns]):
             self._submit_part(Part(block, np.flatnonzero(as_columns & (classes == index))))
@@ -173,6 +190,8 @@ class Scheduler:
 
     def _submit_part(self, part: Part) -> None:
         digests = part.block.digests
+        if part.block.is_numbered and self._table.suspects:
+            self._table.hear(part.rows)
         self._turns.enter_rows(part.rows, None if digests is None else digests[part.chosen])
         self._ready.push_part(part)
 

@@ -10,6 +10,7 @@ from lstmserve.engine.errors import (
     PredecessorFailed,
     ServeError,
     SessionReplaced,
+    StateRolledBack,
     StepGap,
     StoreFull,
     StoreUnavailable,
@@ -21,6 +22,15 @@ from lstmserve.engine.schedule.step import Step
 def fenced() -> Fenced:
     """Nothing was applied here; a repeat finds the session where it is now."""
     return Fenced("another server has this session now: repeat the step", retry_s=0.0)
+
+
+def rolled_back(step: int) -> StateRolledBack:
+    """Nothing goes on from a step that the client may never have meant."""
+    return StateRolledBack(
+        f"steps after step {step} may have been answered and then lost, and this step has no "
+        "number: open the session again (RESUME or RESTART), or send a step by its number",
+        metadata={"step": str(step)},
+    )
 
 
 def failure(outcome: int) -> ServeError | None:

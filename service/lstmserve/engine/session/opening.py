@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
-from lstmserve.engine.errors import Malformed, ModelMismatch, ServeError, SessionExists
+from lstmserve.engine.errors import Fenced, Malformed, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.memory import SECOND_NS, Memory
 from lstmserve.engine.model import Model, State
@@ -46,7 +46,8 @@ class OpenRequest:
 
     `version` 0 is the newest for a new session, and any for one that goes on; `sessions_max` is
     the tenant's limit, None for none; `forked` is what `fork_of` was when it was last seen here.
-    `asked` stands for the whole of a request with a `request_id`: a repeat has both.
+    `asked` stands for the whole of a request with a `request_id`: a repeat has both. `is_renewal`
+    resumes a session by a new life of it.
     """
 
     key: str
@@ -60,6 +61,7 @@ class OpenRequest:
     asked: bytes = b""
     sessions_max: int | None = None
     forked: Start | None = None
+    is_renewal: bool = False
 
     @property
     def request_key(self) -> str:
@@ -138,10 +140,13 @@ class Opening:
 
     def _open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         row = self._sessions.find_any(request.key, now)
+        if row is None and request.is_renewal:
+            raise Fenced("the session has just gone elsewhere: repeat the call", retry_s=0.0)
         if row is not None:
             if request.if_exists is IfExists.RESUME:
                 self._check_same(row, request)
-                return self._sessions.find(request.key, 0, now), False
+                row = self._sessions.find(request.key, 0, now)
+                return self._renew(row, request.key, now) if request.is_renewal else row, False
             if request.if_exists is not IfExists.RESTART:
                 raise SessionExists(
                     "a session with this id is open: if_exists RESUME goes on with it, RESTART "
@@ -153,10 +158,19 @@ class Opening:
         start = self._start(request, now)
         if row is not None:
             self._room.make(request.model, now, row)
-            self._sessions.detach(row, "replaced")
+            self._sessions.leave(row, "replaced", now)
         self._room.make(request.model, now)
         start = replace(start, request_id=request.request_id)
         return self._sessions.open(request.key, request.model, start, request.ttl_ns, now), True
+
+    def _renew(self, row: int, key: str, now: Now) -> int:
+        """A new life of the session, under another incarnation: it goes on where it was."""
+        model, start = self._sessions.model_of(row), self._sessions.renewal(row)
+        ttl_ns = int(self._table.ttl_ns[row])
+        self._room.make(model, now, row)
+        self._sessions.leave(row, "replaced", now)
+        self._room.make(model, now)
+        return self._sessions.open(key, model, start, ttl_ns, now)
 
     def _check_same(self, row: int, request: OpenRequest) -> None:
         """Raises ModelMismatch unless the session is of the model, and version, asked for."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import ModelNotSteppable, Quota, SessionLimit
 from lstmserve.engine.memory import SECOND_NS
@@ -24,12 +25,18 @@ EVICTED_PART = 100  # one in so many leaves at once, so that looking for them co
 
 
 class Room:
-    """`may_evict`: whether a store has every session whose durable_step is its step."""
+    """`on_evict(model, rows)` is called for sessions that are about to move out to the store, which
+    has every session whose durable_step is its step; None: there is no store."""
 
-    def __init__(self, table: SessionTable, sessions: Sessions, may_evict: bool) -> None:
+    def __init__(
+        self,
+        table: SessionTable,
+        sessions: Sessions,
+        on_evict: Callable[[Model, Index], None] | None,
+    ) -> None:
         self._table = table
         self._sessions = sessions
-        self._may_evict = may_evict
+        self._on_evict = on_evict
         self._full_sweep_ns = 0
 
     def make(self, model: Model, now: Now, replaced: int | None = None) -> None:
@@ -50,8 +57,8 @@ class Room:
             return  # before anybody is evicted: it could be the replaced one itself
         if model.sessions >= model.sessions_max:
             self._sweep_until(lambda: model.sessions < model.sessions_max, now)
-        if model.sessions >= model.sessions_max and self._may_evict:
-            self._evict(model, now)
+        if model.sessions >= model.sessions_max and self._on_evict is not None:
+            self._evict(model, now, self._on_evict)
         if model.sessions >= model.sessions_max:
             raise SessionLimit(
                 f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
@@ -92,7 +99,7 @@ class Room:
             self._sessions.expire(row, now)
         return expired.is_all
 
-    def _evict(self, model: Model, now: Now) -> None:
+    def _evict(self, model: Model, now: Now, on_evict: Callable[[Model, Index], None]) -> None:
         """The sessions of the model that are idle longest; the store has them."""
         table = self._table
         idle = table.evictable(model.index)
@@ -100,5 +107,7 @@ class Room:
             return
         count = min(idle.size, max(1, model.sessions_max // EVICTED_PART))
         rested_ns = table.expiry_ns[idle] - table.ttl_ns[idle]
-        for row in idle[np.argpartition(rested_ns, count - 1)[:count]]:
-            self._sessions.evict(int(row), now)
+        rows = idle[np.argpartition(rested_ns, count - 1)[:count]]
+        on_evict(model, rows)
+        for row in rows.tolist():
+            self._sessions.leave(row, "evicted", now)

@@ -12,7 +12,7 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.compute.pool import ZERO, Rows
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
-from lstmserve.engine.session.endings import Ending, Endings, Tombstone
+from lstmserve.engine.session.endings import Ending, Endings, Held, Lifetime, Tombstone
 from lstmserve.engine.session.start import Start
 from lstmserve.engine.table import CLOSING, DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
 
@@ -88,8 +88,23 @@ class Sessions:
             table.slot[row] = model.pool.take_one()
             model.pool.write(table.slot[row : row + 1].copy(), start.rows)
         self.endings.forget(key)
+        if start.source == "load":
+            self.endings.settle(key)
         model.metrics.opened(start.source)
         return row
+
+    def renewal(self, row: int) -> Start:
+        """What a new life of the session goes on from: all that it is."""
+        table, model = self._table, self.model_of(row)
+        return Start(
+            "resume",
+            self.state(row) if table.slot[row] else None,
+            int(table.step[row]),
+            open_time_ns=int(table.open_time_ns[row]),
+            digest=int(table.digest[row]),
+            reply=table.replies.get(row, model.output_size),
+            request_id=table.request_ids.get(row, ""),
+        )
 
     def state(self, row: int) -> Rows:
         """The rows [1, width] after the last applied step; it never waits."""
@@ -128,10 +143,12 @@ class Sessions:
             self._table.set_phase(row, OPEN)
 
     def detach(self, row: int, reason: str) -> None:
-        """Frees the id without a word: it was replaced, evicted, or is another server's now.
+        """Frees the id without a word.
 
         Pending steps end as the settlement says, and only then the row is spare.
         """
+        if reason == "replaced":  # by a life that must be known for a later one
+            self._incarnation = max(self._incarnation, self._table.incarnation.item(row))
         self._announce_closed(row)
         self._table.detach(row, DETACHED if reason == "replaced" else MOVED)
         self.model_of(row).metrics.closed(reason)
@@ -143,12 +160,29 @@ class Sessions:
         if self._table.phase[row] == DETACHED:
             self._table.set_phase(row, MOVED)
 
-    def evict(self, row: int, now: Now) -> None:
-        """Detaches an idle session that a store has, and knows it if the store forgets it."""
-        key, incarnation = self._table.keys[row], int(self._table.incarnation[row])
+    def leave(self, row: int, reason: str, now: Now) -> None:
+        """Detaches a session that a store has, or another server, and remembers what it was.
+
+        `reason`: "evicted" for an idle one that moves out, "replaced" for one whose id is to be
+        another session's, which may come to nothing, "moved" for any other.
+        """
+        if reason == "moved" and self._table.durable_step[row] == NOT_STORED:
+            key, version = self._named(row)  # its first write may be there, without an answer
+            self.endings.claim(key, version, int(self._table.trust[row]), now.monotonic_ns)
+        self._remember(row, now, is_evicted=reason == "evicted")
+        self.detach(row, reason)
+
+    def _remember(self, row: int, now: Now, *, is_evicted: bool = False) -> None:
+        """What a session was that a store has: it may come back, and so may an older copy."""
+        durable, trust = int(self._table.durable_step[row]), int(self._table.trust[row])
+        if durable != NOT_STORED:
+            key, version = self._named(row)
+            self.endings.hold(key, Held(version, durable, trust, is_evicted), now.monotonic_ns)
+
+    def _named(self, row: int) -> tuple[str, Lifetime]:
+        table, key = self._table, self._table.keys[row]
         assert key is not None
-        self.detach(row, "evicted")
-        self.endings.evicted(key, incarnation, now.monotonic_ns)
+        return key, (int(table.incarnation[row]), int(table.epoch[row]), int(table.step[row]))
 
     def expire(self, row: int, now: Now) -> None:
         """Ends an idle session whose time ran out."""
@@ -175,6 +209,7 @@ class Sessions:
             int(table.incarnation[row]), ending, int(table.step[row]), int(table.epoch[row])
         )
         self._announce_closed(row)
+        self._remember(row, now)
         key = table.detach(row)
         self.endings.put(key, tombstone, now.monotonic_ns)
         model.metrics.closed("client" if ending == "closed" else "expired")

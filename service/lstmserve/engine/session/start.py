@@ -16,7 +16,7 @@ class Start:
     `request_id` is that of the OpenSession which began it.
     """
 
-    source: str = "new"  # new, import, fork, load: the label of lstm_sessions_opened_total
+    source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
     rows: Rows | None = None
     step: int = 0
     incarnation: int = 0

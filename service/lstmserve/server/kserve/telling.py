@@ -13,6 +13,7 @@ from lstmserve.engine.errors import (
     SessionLost,
     SessionNotFound,
     SessionReplaced,
+    StateRolledBack,
 )
 from lstmserve.kserve.v2 import inference_pb2 as pb
 
@@ -39,11 +40,21 @@ def told(error: ServeError, sequence: int | str, model: str) -> ServeError:
         text = NEVER_STARTED.format(sequence=_shown(sequence), model=model)
     elif kind is SessionLost:
         text = f"sequence {_shown(sequence)} of model '{model}' is lost: {error.message}"
+    elif kind is StateRolledBack:
+        text = f"sequence {_shown(sequence)} of model '{model}' {_rolled_back(error)}"
     elif kind in SENTENCES:
         text = f"sequence {_shown(sequence)} of model '{model}' {SENTENCES[kind]}"
     else:
         return error
     return with_text(error, text)
+
+
+def _rolled_back(error: ServeError) -> str:
+    step = int(error.metadata["step"])
+    return (
+        f"may have lost steps that were answered: the last one left is step {step}. Begin it again "
+        f"with START, or go on from there with a request whose parameter step is {step + 1}"
+    )
 
 
 def with_text(error: ServeError, text: str) -> ServeError:

@@ -43,7 +43,9 @@ class ManyReading:
         rows = self._find_all(message)
         if rows is None or engine.lives.leaving:
             return False
-        return numbers is None or bool((numbers == engine.table.accepted(rows) + 1).all())
+        if numbers is None:
+            return not (engine.table.suspects and engine.table.is_suspect(rows).any())
+        return bool((numbers == engine.table.accepted(rows) + 1).all())
 
     async def _fetch(self, message: ManyMessage) -> None:
         """All at once. Those that cannot come have their error, as have malformed ids.

@@ -26,7 +26,7 @@ MODEL = ("model", "version")
 RPC = ("grpc_type", "grpc_service", "grpc_method")
 # Shown as 0 before the first: rate() and increase() never see a series begin at its first count.
 WATCHED_CODES = ("OK", "Unavailable", "Internal", "Unknown", "DataLoss")
-SOURCES = ("new", "import", "fork", "load")
+SOURCES = ("new", "import", "fork", "load", "resume")
 CLOSINGS = ("client", "expired", "replaced", "evicted", "moved", "drained")
 STORE_OPS = ("load", "put", "quarantine")
 GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}

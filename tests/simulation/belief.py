@@ -1,0 +1,93 @@
+"""Owns what a client that numbers no step knows of its session, and the oracle that holds it."""
+
+from __future__ import annotations
+
+from simulation.faults import Faults
+from simulation.kernel import ZERO_STATE, advance
+
+
+class Belief:
+    """The states that the session may be in, as far as its client can know: one, most often.
+
+    A step whose end is unknown doubles them; the next y tells which it was. `floor` is the last
+    step that nothing may take back. The last four attributes are what Stepper.call asks of any
+    conversation.
+    """
+
+    def __init__(self, faults: Faults, name: str, model: str) -> None:
+        self.faults = faults
+        self.model = model
+        self.incarnation = 0
+        self.begin()
+        self.name = name
+        self.home = 0
+        self.sent = self.acked = 0
+
+    def begin(self) -> None:
+        """A new life, from zeros."""
+        self.floor = 0
+        self._now = {(0, ZERO_STATE)}
+        self._known = {0: {ZERO_STATE}}
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    @property
+    def step(self) -> int:
+        """The number of the last step, if all were applied."""
+        return max(step for step, _ in self._now)
+
+    def applied(self, x: bytes, step: int, y: bytes) -> None:
+        """A step was answered: it went on from a state that its client knows of."""
+        after = [(self._advance(each, x), each) for each in self._now]
+        self._now = {new for (new, out), _ in after if out == y and new[0] == step}
+        self.require(bool(self._now), f"step {step} went on from another state than the last one")
+        self._keep()
+
+    def doubted(self, x: bytes) -> None:
+        """A step may have been applied, or not."""
+        self._now |= {self._advance(each, x)[0] for each in self._now}
+        for step, state in self._now:
+            self._known.setdefault(step, set()).add(state)
+
+    def told(self, step: int) -> None:
+        """The client has heard that this is the last step, and goes on from there."""
+        self.require(step in self._known, f"step {step} is said to be the last")
+        is_safe = self.faults.is_store_older or step >= self.floor
+        self.require(is_safe, f"step {step} is said to be the last, and {self.floor} was durable")
+        self._now = {(step, state) for state in self._known[step]}
+        self._keep()
+
+    def looked(self, step: int, state: bytes) -> None:
+        """An exported state is one that its client knows of; it may end a doubt."""
+        self.require(state in self._known.get(step, ()), f"the state of step {step} is wrong")
+        if (step, state) in self._now:
+            self._now = {(step, state)}
+            if not self.faults.odds.store_older:  # else a late write may be there once more
+                self._keep()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether there are several."""
+        return len(self._now) > 1
+
+    def _keep(self) -> None:
+        last = self.step
+        self._known = {step: states for step, states in self._known.items() if step < last}
+        for step, state in self._now:
+            self._known.setdefault(step, set()).add(state)
+
+    def _advance(self, place: tuple[int, bytes], x: bytes) -> tuple[tuple[int, bytes], bytes]:
+        step, state = place
+        out = []
+        for i in range(0, len(x), 4):
+            state, y = advance(self.model.encode(), state, x[i : i + 4])
+            out.append(y)
+        return (step + 1, state), b"".join(out)
+
+    def require(self, is_true: bool, text: str) -> None:
+        """Raises Violation."""
+        self.faults.require(is_true, f"{self.name}: {text} {self}")
+
+    def __repr__(self) -> str:
+        return f"(believed {sorted(step for step, _ in self._now)}, floor {self.floor})"
