@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -75,6 +75,7 @@ class Engine:
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False
+        self._checks: list[Callable[[], None]] = []
         for index, model in enumerate(self.models):
             counters = metrics.model(model.name, model.version)
             model.attach(index, config, self.table, counters, self._on_idle, self._on_moved)
@@ -163,8 +164,14 @@ class Engine:
             self.sessions.detach(row, "drained")
         return int(np.count_nonzero(is_lost))
 
+    def add_check(self, check: Callable[[], None]) -> None:
+        """`check()` asserts what somebody else owns, whenever the engine checks itself."""
+        self._checks.append(check)
+
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""
+        for check in self._checks:
+            check()
         self.table.check_integrity()
         for model in self.models:
             rows = np.flatnonzero((self.table.phase != FREE) & (self.table.model == model.index))

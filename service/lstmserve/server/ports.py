@@ -16,6 +16,7 @@ from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.tokens import Limits
 
 
@@ -31,10 +32,11 @@ class Ports:
         engine: Engine,
         metrics: Metrics,
         health_servicer: health.aio.HealthServicer,
+        pending: PendingBytes,
     ) -> None:
         def make(door: Door, has_reflection: bool) -> grpc.aio.Server:
             dialects = (servicer, kserve)
-            handlers = [each.handlers(engine, metrics, config, door) for each in dialects]
+            handlers = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
             return transport.make_server(
                 config, handlers, health_servicer, has_reflection=has_reflection
             )
@@ -60,7 +62,10 @@ class Ports:
 
 def _public_door(config: Config, engine: Engine) -> Door:
     limits = Limits(
-        config.tenant_sessions_max, config.tenant_pending_steps_max, config.tenant_rows_per_s
+        config.tenant_sessions_max,
+        config.tenant_pending_steps_max,
+        config.tenant_rows_per_s,
+        config.share_bytes_max,
     )
     if config.tokens is None:
         return OpenDoor(limits)

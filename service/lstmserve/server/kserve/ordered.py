@@ -23,7 +23,15 @@ class OrderedWindow(Window):
         """When all before it are written, next() raises the error."""
         self._hold(message, error)
 
+    def close(self) -> None:
+        """As Window.close."""
+        super().close()
+        self._held.clear()
+
     def _hold(self, message: Cancellable, reply: bytes | Exception) -> None:
+        if self._is_closed:
+            return
+        message.lease.resize(0 if isinstance(reply, Exception) else len(reply))
         self._held[message] = reply
         while self.unanswered and (first := next(iter(self.unanswered))) in self._held:
             held = self._held.pop(first)

@@ -11,11 +11,13 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Message
-from lstmserve.server.native.single import row_response
+from lstmserve.server.native.single import NOTHING, row_response
 from lstmserve.server.native.steps import Steps
+from lstmserve.server.pending_bytes import Lease, PendingBytes
 from lstmserve.server.rpc import Context
+from lstmserve.server.sizes import LONG_BYTES
 from lstmserve.server.status import to_status
-from lstmserve.server.window import Window, converse
+from lstmserve.server.window import Stream, Window, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 METHOD = "StepStream"
@@ -25,26 +27,38 @@ class StreamCalls:
     """The handler; one for all calls. Replies come in the order of each session."""
 
     def __init__(
-        self, steps: Steps, inbox: Inbox[Message], window: int, write_s_max: float
+        self,
+        steps: Steps,
+        inbox: Inbox[Message],
+        pending: PendingBytes,
+        *,
+        window: int,
+        write_s_max: float,
     ) -> None:
         self._steps = steps
         self._inbox = inbox
+        self._pending = pending
         self._window = window
         self._write_s_max = write_s_max
 
     async def step_stream(self, context: Context, tenant: Tenant) -> None:
         """An empty session_id is that of the stream's previous message."""
         stream = _Stream(self._steps, tenant, Window(self._window))
+        call = Stream(context, self._pending, tenant.account, self._write_s_max)
 
-        async def accept(content: bytes) -> None:
+        async def accept(content: bytes) -> int:
             message = _Message(stream, content)
+            del content
+            size = message.size()
+            message.lease = await call.admit(size)
             stream.window.add(message)
             if self._steps.has_store:
                 await message.fetch()
             else:
                 self._inbox.put(message)
+            return size
 
-        await converse(context, stream.window, accept, self._write_s_max)
+        await converse(call, stream.window, accept)
 
 
 class _Stream:
@@ -70,8 +84,10 @@ class _Message:
         "_step",
         "_stream",
         "arrival_ns",
+        "lease",
         "request",
         "session_id",
+        "tag",
         "tenant",
     )
 
@@ -84,8 +100,26 @@ class _Message:
         self._is_cancelled = False
         self.tenant = stream.tenant
         self.arrival_ns = stream.steps.now_ns()
-        self.request = pb.StepRequest()  # until it was read
+        self.lease: Lease  # once it was admitted
+        self.request = NOTHING  # until it was read
+        self.tag = 0
         self.session_id = ""
+
+    def size(self) -> int:
+        """The bytes to admit it with; a long message is read for that."""
+        steps, length = self._stream.steps, len(self._content)
+        if (bound := steps.sizes.bound(length)) <= LONG_BYTES:
+            return bound
+        try:
+            self._parse()
+        except ServeError:
+            return length  # it is refused when its turn comes
+        session_id = self.request.session_id or self._stream.session_id
+        return steps.size(self.tenant, self.request, session_id, length)
+
+    def _parse(self) -> None:
+        self.request = parse(pb.StepRequest, self._content)
+        self.tag, self._content = self.request.tag, b""
 
     async def fetch(self) -> None:
         """Submits it when its session has come from a store."""
@@ -103,7 +137,8 @@ class _Message:
         if self._is_cancelled:
             return False
         try:
-            self.request = parse(pb.StepRequest, self._content)
+            if self.request is NOTHING:
+                self._parse()
         except ServeError as error:
             self._refuse(error)
             return False
@@ -113,9 +148,10 @@ class _Message:
 
     def submit(self) -> None:
         """As Single.submit."""
+        request, self.request = self.request, NOTHING
         try:
             self._step = self._stream.steps.submit(
-                self.tenant, self.request, self.session_id, self, self.arrival_ns
+                self.tenant, request, self.session_id, self, self.arrival_ns, self.lease
             )
         except Exception as error:
             self._refuse(error)
@@ -123,16 +159,19 @@ class _Message:
     def placed(self, block: Block, index: int) -> None:
         """As Single.placed."""
         self._block, self._index = block, index
+        self.request = NOTHING
 
     def applied(self, step: Step) -> None:
         """As Sink.applied."""
         self.tenant.pending_steps -= 1
+        self.lease.release()
         self._stream.steps.count_applied(METHOD, step)
-        self._tell(self._stream.steps.response(step, self.request.tag))
+        self._tell(self._stream.steps.response(step, self.tag))
 
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
         self.tenant.pending_steps -= 1
+        self.lease.release()
         self.fail(error, self._stream.steps.model_of(step))
 
     def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:
@@ -149,7 +188,7 @@ class _Message:
         self._tell_error(error)
 
     def _tell_error(self, error: Exception) -> None:
-        self._tell(pb.StepResponse(tag=self.request.tag, error=to_status(error)))
+        self._tell(pb.StepResponse(tag=self.tag, error=to_status(error)))
 
     def _tell(self, response: pb.StepResponse) -> None:
         # An id that is none may be long: no reply is longer than the limit of messages.
@@ -159,6 +198,8 @@ class _Message:
     def cancel(self) -> None:
         """The stream is gone."""
         self._is_cancelled = True
+        self._content, self.request = b"", NOTHING
+        self.lease.release()
         if self._step is not None:
             self._step.is_cancelled = True
         elif self._block is not None:
