@@ -117,6 +117,7 @@ class Flood:
         self.found = found
         self.calls = calls
         self.is_over = False
+        self.ended: Counter[str] = Counter()
         rng = np.random.default_rng(0)
         self.x = rng.standard_normal((ROWS, fleet.spec.input_size), np.float32).tobytes()
         self.input_size = fleet.spec.input_size
@@ -145,11 +146,14 @@ class Flood:
         call = self.calls[i].open_stream(self.serving, path + method)
         sending = asyncio.create_task(self._send(call, request))
         try:
-            while reads and not self.is_over and await call.read() is not grpc.aio.EOF:
-                self.found.answered += 1
-            await sending
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # a stream that nobody reads is ended by the server
+            if reads:
+                while not self.is_over and await call.read() is not grpc.aio.EOF:
+                    self.found.answered += 1
+            else:
+                while not self.is_over:  # the server ends such a stream, and it hears nothing
+                    await pause(TICK_S)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            self.ended[str(error)[:80]] += 1
         finally:
             sending.cancel()
             call.cancel()
@@ -162,7 +166,9 @@ class Flood:
 
     async def session(self, i: int) -> wire.Session:
         """One for this sender."""
-        request = wire.OpenSessionRequest(model=MODEL, session_id=f"flood-{i}")
+        request = wire.OpenSessionRequest(
+            model=MODEL, session_id=f"flood-{i}", if_exists=wire.IF_EXISTS_RESUME
+        )
         kind = wire.OpenSessionResponse
         reply = await self.calls[i].call(self.serving, "OpenSession", request, kind)
         opened: wire.Session = reply.session
@@ -219,8 +225,7 @@ async def infer_stream(flood: Flood, i: int) -> None:
 
 async def deaf(flood: Flood, i: int) -> None:
     """StepStream by clients that read no reply, which is eight times the input."""
-    while not flood.is_over:
-        await step_stream(flood, i, reads=i % 2 == 0)
+    await step_stream(flood, i, reads=i % 2 == 0)
 
 
 async def repeats(flood: Flood, i: int) -> None:

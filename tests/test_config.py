@@ -106,7 +106,7 @@ def test_message_limit_has_bounds() -> None:
 def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
     """Twice the longest message is enough, given or derived; one byte less is refused by name."""
     Config(pending_bytes_max=8192, message_bytes_max=4096).resolved([])
-    with pytest.raises(ValueError, match="^pending_bytes_max is 8193, must be at least twice"):
+    with pytest.raises(ValueError, match=r"^pending_bytes_max is 8193, must be at least twice"):
         Config(pending_bytes_max=8193, message_bytes_max=4097).resolved([])
     derived = 8000 * 10_000 + FRAME_BYTES
     Config(pending_bytes_max=2 * derived).resolved([ModelSpec(2000, 4)])

@@ -5,9 +5,8 @@ input that was read from it and the reply that it will have, then the reply unti
 budget for the server, and in it a share for each tenant. On the event loop's thread.
 
 A unary call is refused where its bytes do not fit. A stream waits: it is not read meanwhile. Those
-that wait have their turns in the order of their arrival, tenants one after the other. A message
-that needs more than its tenant's share has its turn when the tenant holds nothing else, so that
-every message that the server accepts at all makes progress.
+that wait have their turns in the order of their arrival, tenants one after the other. Whatever a
+message needs, it has its turn when nothing long is held: every message makes progress.
 """
 
 from __future__ import annotations
@@ -19,23 +18,67 @@ from lstmserve.engine.errors import PendingBytes as Refused
 from lstmserve.engine.errors import Quota
 
 RETRY_S = 0.2
-LOOK_AGAIN_S = 0.02  # after streams were told to read, whose messages may not come
+LOOK_AGAIN_S = 0.02  # after streams were told to read: there may be nothing to read
+SHORT_BYTES = 64 << 10  # the longest short message, its reply included
+KEPT_PART = 16  # one in so many bytes is kept for short messages
+NO_LIMIT = 1 << 62
+
+
+class Room:
+    """So many bytes, and what is held of them: the whole budget, or a tenant's share of it.
+
+    A part is kept for short messages, so that long ones never keep them out: long ones do not fill
+    it, nor bar the way to it while they wait.
+    """
+
+    __slots__ = ("bytes_max", "held", "held_short")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held = 0
+        self.held_short = 0
+
+    @property
+    def kept(self) -> int:
+        """The part."""
+        return self.bytes_max // KEPT_PART
+
+    def change(self, before: int, after: int) -> None:
+        """A lease of `before` bytes has `after` now; 0: there was none, or it is over."""
+        self.held += after - before
+        if before <= SHORT_BYTES:
+            self.held_short -= before
+        if after <= SHORT_BYTES:
+            self.held_short += after
+
+    def fits(self, more: int, *, is_short: bool, is_blocked: bool) -> bool:
+        """Whether so many more are free; `is_blocked`: others wait for the room.
+
+        What would be alone fits, whatever its size.
+        """
+        if is_short:
+            if is_blocked:
+                return self.held_short + more <= self.kept
+            return self.held + more <= self.bytes_max or not self.held
+        kept = max(0, self.kept - self.held_short)
+        if self.held + more + kept <= self.bytes_max:
+            return not is_blocked
+        return not is_blocked and self.held == self.held_short <= self.kept
 
 
 class Account:
-    """What one tenant holds. `share_bytes_max` None: as much as there is."""
+    """What one tenant holds, and who of it waits. `share_bytes_max` None: all that there is."""
 
-    __slots__ = ("held", "line", "share_bytes_max")
+    __slots__ = ("line", "share")
 
     def __init__(self, share_bytes_max: int | None = None) -> None:
-        self.share_bytes_max = share_bytes_max
-        self.held = 0
-        self.line: deque[_Turn] = deque()  # who of the tenant waits
+        self.share = Room(NO_LIMIT)
+        self.line: deque[_Turn] = deque()
+        self.limit(share_bytes_max)
 
-    def has_room(self, size: int) -> bool:
-        """Whether so many more bytes are within its share."""
-        share = self.share_bytes_max
-        return share is None or not self.held or self.held + size <= share
+    def limit(self, share_bytes_max: int | None) -> None:
+        """From now on."""
+        self.share.bytes_max = NO_LIMIT if share_bytes_max is None else share_bytes_max
 
 
 class Lease:
@@ -68,13 +111,14 @@ class Lease:
 
     def grow(self, size: int) -> None:
         """The message will be `size` bytes. Raises PendingBytes, Quota where they do not fit."""
+        size = self._budget.clipped(size)
         if size > self.size:
-            self._budget.check(self._account, size - self.size)
+            self._budget.check(self._account, size - self.size, is_short=size <= SHORT_BYTES)
         self.resize(size)
 
 
 class _Turn:
-    """Who waits for so many bytes; with `takes` they are taken for him, else they may be."""
+    """Who waits for so many bytes; with `takes` they are taken in his turn, else they may be."""
 
     __slots__ = ("done", "size", "takes")
 
@@ -88,45 +132,56 @@ class PendingBytes:
     """The budget. `held` is what all leases have; only resize() may take it above `bytes_max`."""
 
     def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
-        self.held = 0
+        self._room = Room(bytes_max)
         self._leases: set[Lease] = set()
         self._lines: dict[Account, None] = {}  # accounts with a line, whose turn is next first
         self._is_blocked = False  # who is next waits for the budget, not for a share
         self._again: asyncio.TimerHandle | None = None
 
+    @property
+    def bytes_max(self) -> int:
+        """The limit."""
+        return self._room.bytes_max
+
+    @property
+    def held(self) -> int:
+        """What all leases have."""
+        return self._room.held
+
+    def clipped(self, size: int) -> int:
+        """What a message of that size is counted as: no more than long ones may hold in all."""
+        return min(size, self._room.bytes_max - self._room.kept)
+
     def has_room(self, account: Account, size: int) -> bool:
         """Whether take() would give a lease."""
-        if self._lines and (self._is_blocked or account.line):
-            return False
-        return self._fits(size) and account.has_room(min(size, self.bytes_max))
+        is_short = size <= SHORT_BYTES
+        return self._has_room(account, size if is_short else self.clipped(size), is_short)
 
     def take(self, account: Account, size: int) -> Lease | None:
         """A lease, if the bytes are free and nobody waits for them."""
-        if not self.has_room(account, size):
-            return None
-        return self._take(account, size)
+        return self._take(account, size) if self.has_room(account, size) else None
 
     def enter(self, account: Account, size: int) -> Lease:
         """take(); raises PendingBytes, Quota instead of None."""
-        self.check(account, size)
+        self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
         return self._take(account, size)
 
-    def check(self, account: Account, size: int) -> None:
-        """Whether so many more bytes are free for a call that cannot wait. Raises PendingBytes,
-        Quota."""
-        if self.has_room(account, size):
+    def check(self, account: Account, more: int, *, is_short: bool = True) -> None:
+        """Whether so many more bytes are free for a call that does not wait, whose message is
+        short. Raises PendingBytes, Quota."""
+        if self._has_room(account, more, is_short):
             return
-        if self._is_blocked or not self._fits(size):
+        room, share = self._room, account.share
+        if not room.fits(more, is_short=is_short, is_blocked=self._is_blocked):
             raise Refused(
-                f"{self.held} bytes of messages are waiting, the limit is {self.bytes_max}: "
+                f"{room.held} bytes of messages are waiting, the limit is {room.bytes_max}: "
                 "send it again later, or less at once",
-                metadata={"pending_bytes_max": str(self.bytes_max)},
+                metadata={"pending_bytes_max": str(room.bytes_max)},
                 retry_s=RETRY_S,
             )
         raise Quota(
-            f"{account.held} bytes of your messages are waiting, your limit is "
-            f"{account.share_bytes_max}: send it again later, or less at once",
+            f"{share.held} bytes of your messages are waiting, your limit is {share.bytes_max}: "
+            "send it again later, or less at once",
             retry_s=RETRY_S,
         )
 
@@ -143,33 +198,34 @@ class PendingBytes:
 
     def resize(self, lease: Lease, account: Account, size: int) -> None:
         """The lease has `size` bytes from now on."""
-        change, lease.size = size - lease.size, size
-        self.held += change
-        account.held += change
-        if change < 0 and self._lines:
+        before, lease.size = lease.size, size
+        self._room.change(before, size)
+        account.share.change(before, size)
+        if size < before and self._lines:
             self._serve()
 
     def give_back(self, lease: Lease, account: Account) -> None:
         """The lease is over."""
         self._leases.remove(lease)
-        self.held -= lease.size
-        account.held -= lease.size
+        self._room.change(lease.size, 0)
+        account.share.change(lease.size, 0)
         if self._lines:
             self._serve()
 
+    def _has_room(self, account: Account, more: int, is_short: bool) -> bool:
+        return self._room.fits(
+            more, is_short=is_short, is_blocked=self._is_blocked
+        ) and account.share.fits(more, is_short=is_short, is_blocked=bool(account.line))
+
     def _take(self, account: Account, size: int) -> Lease:
-        lease = Lease(self, account, size if size < self.bytes_max else self.bytes_max)
+        lease = Lease(self, account, self.clipped(size))
         self._leases.add(lease)
-        self.held += lease.size
-        account.held += lease.size
+        self._room.change(0, lease.size)
+        account.share.change(0, lease.size)
         return lease
 
-    def _fits(self, size: int) -> bool:
-        """One that is alone fits, whatever its size."""
-        return self.held + size <= self.bytes_max or not self.held
-
     async def _wait(self, account: Account, size: int, *, takes: bool) -> Lease | None:
-        turn = _Turn(min(size, self.bytes_max), takes=takes)
+        turn = _Turn(self.clipped(size), takes=takes)
         account.line.append(turn)
         self._lines.setdefault(account)
         self._serve()
@@ -186,8 +242,8 @@ class PendingBytes:
     def _serve(self) -> None:
         """Gives turns, one for each tenant in a row, until the next one does not fit.
 
-        Who may read takes nothing yet: what he may take is kept for him until the next look only,
-        as he may have nothing to read.
+        Who may read takes nothing yet. What he may take is kept for him until the next look only:
+        there may be nothing to read.
         """
         self._is_blocked = False
         expected, shares = 0, dict.fromkeys(self._lines, 0)
@@ -197,11 +253,14 @@ class PendingBytes:
                     del shares[account], self._lines[account]
                     continue
                 turn = account.line[0]
+                is_short = turn.size <= SHORT_BYTES
                 if turn.done.cancelled():
                     account.line.popleft()
-                elif not account.has_room(turn.size + shares[account]):
+                elif not account.share.fits(
+                    turn.size + shares[account], is_short=is_short, is_blocked=False
+                ):
                     del shares[account]  # others need not wait for a share that is not theirs
-                elif not self._fits(turn.size + expected):
+                elif not self._room.fits(turn.size + expected, is_short=is_short, is_blocked=False):
                     self._is_blocked = True
                     break
                 else:
@@ -221,15 +280,15 @@ class PendingBytes:
 
     def check_integrity(self) -> None:
         """What is held is the sum of the leases, of each account too."""
-        held: dict[Account, int] = {}
+        rooms: dict[Room, Room] = {self._room: Room(0)}
         for lease in self._leases:
-            account = lease._account
             assert lease._holders > 0, "a lease that nobody holds"
             assert lease.size >= 0, "a lease of less than nothing"
-            held[account] = held.get(account, 0) + lease.size
-        assert self.held == sum(held.values()), "bytes are held by no lease"
-        for account, size in held.items():
-            assert account.held == size, "an account's bytes are not those of its leases"
+            for room in (self._room, lease._account.share):
+                rooms.setdefault(room, Room(0)).change(0, lease.size)
+        for room, counted in rooms.items():
+            assert room.held == counted.held, "bytes are held by no lease"
+            assert room.held_short == counted.held_short, "short messages are miscounted"
         for account in self._lines:
             assert account.line, "an empty line is kept"
-            assert account in held or self.held, "somebody waits for bytes that are free"
+        assert self._room.held or not self._is_blocked, "they wait for bytes that are free"

@@ -9,7 +9,6 @@ from lstmserve.engine import Model
 from lstmserve.engine.predicting import PredictJob
 from lstmserve.spec import ModelSpec
 
-LONG_BYTES = 64 << 10  # what may take more is read before it is admitted, to know it exactly
 FLOAT_BYTES = 4
 
 

@@ -55,7 +55,7 @@ class Tenant:
         """From now on."""
         self._limits = limits
         self.is_limited = limits.pending_steps_max is not None or limits.rows_per_s is not None
-        self.account.share_bytes_max = limits.pending_bytes_max
+        self.account.limit(limits.pending_bytes_max)
 
     def check(self, steps: int, rows: int, now_ns: int) -> None:
         """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.

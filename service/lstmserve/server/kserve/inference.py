@@ -17,8 +17,7 @@ from lstmserve.server.kserve.asking import answer_bytes, asked_model, read_ask, 
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.prediction import WholeSequences
 from lstmserve.server.kserve.stepping import SequenceStep
-from lstmserve.server.pending_bytes import Lease
-from lstmserve.server.sizes import LONG_BYTES
+from lstmserve.server.pending_bytes import SHORT_BYTES, Lease
 from lstmserve.server.status import code, reason
 
 
@@ -57,7 +56,7 @@ class Inference:
     def size(self) -> int:
         """The most bytes that it takes with its answer; a long message is read for that."""
         sizes, length = self._dialect.sizes, len(self._content)
-        if (bound := sizes.bound(length)) <= LONG_BYTES:
+        if (bound := sizes.bound(length)) <= SHORT_BYTES:
             return bound
         try:
             self._parse()

@@ -13,9 +13,8 @@ from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Message
 from lstmserve.server.native.single import NOTHING, row_response
 from lstmserve.server.native.steps import Steps
-from lstmserve.server.pending_bytes import Lease, PendingBytes
+from lstmserve.server.pending_bytes import SHORT_BYTES, Lease, PendingBytes
 from lstmserve.server.rpc import Context
-from lstmserve.server.sizes import LONG_BYTES
 from lstmserve.server.status import to_status
 from lstmserve.server.window import Stream, Window, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
@@ -108,7 +107,7 @@ class _Message:
     def size(self) -> int:
         """The bytes to admit it with; a long message is read for that."""
         steps, length = self._stream.steps, len(self._content)
-        if (bound := steps.sizes.bound(length)) <= LONG_BYTES:
+        if (bound := steps.sizes.bound(length)) <= SHORT_BYTES:
             return bound
         try:
             self._parse()
