@@ -60,10 +60,12 @@ class Room:
             if is_blocked:
                 return self.held_short + more <= self.kept
             return self.held + more <= self.bytes_max or not self.held
+        return not is_blocked and (self.has(more) or self.held == self.held_short <= self.kept)
+
+    def has(self, more: int) -> bool:
+        """Whether so many are free for long messages."""
         kept = max(0, self.kept - self.held_short)
-        if self.held + more + kept <= self.bytes_max:
-            return not is_blocked
-        return not is_blocked and self.held == self.held_short <= self.kept
+        return self.held + more + kept <= self.bytes_max
 
 
 class Account:
@@ -111,10 +113,10 @@ class Lease:
 
     def grow(self, size: int) -> None:
         """The message will be `size` bytes. Raises PendingBytes, Quota where they do not fit."""
-        size = self._budget.clipped(size)
         if size > self.size:
-            self._budget.check(self._account, size - self.size, is_short=size <= SHORT_BYTES)
-        self.resize(size)
+            self._budget.grow(self, self._account, size)
+        else:
+            self.resize(size)
 
 
 class _Turn:
@@ -199,16 +201,26 @@ class PendingBytes:
     def resize(self, lease: Lease, account: Account, size: int) -> None:
         """The lease has `size` bytes from now on."""
         before, lease.size = lease.size, size
-        self._room.change(before, size)
-        account.share.change(before, size)
+        self._change(account, before, size)
         if size < before and self._lines:
             self._serve()
+
+    def grow(self, lease: Lease, account: Account, size: int) -> None:
+        """The lease has so many more bytes, as if it were a new one. Raises PendingBytes, Quota."""
+        before, size = lease.size, self.clipped(size)
+        self._change(account, before, 0)
+        try:
+            self.check(account, size, is_short=size <= SHORT_BYTES)
+        except (Refused, Quota):
+            self._change(account, 0, before)
+            raise
+        self._change(account, 0, size)
+        lease.size = size
 
     def give_back(self, lease: Lease, account: Account) -> None:
         """The lease is over."""
         self._leases.remove(lease)
-        self._room.change(lease.size, 0)
-        account.share.change(lease.size, 0)
+        self._change(account, lease.size, 0)
         if self._lines:
             self._serve()
 
@@ -220,9 +232,12 @@ class PendingBytes:
     def _take(self, account: Account, size: int) -> Lease:
         lease = Lease(self, account, self.clipped(size))
         self._leases.add(lease)
-        self._room.change(0, lease.size)
-        account.share.change(0, lease.size)
+        self._change(account, 0, lease.size)
         return lease
+
+    def _change(self, account: Account, before: int, after: int) -> None:
+        self._room.change(before, after)
+        account.share.change(before, after)
 
     async def _wait(self, account: Account, size: int, *, takes: bool) -> Lease | None:
         turn = _Turn(self.clipped(size), takes=takes)
@@ -250,17 +265,14 @@ class PendingBytes:
         while shares and not self._is_blocked:
             for account in tuple(shares):
                 if not account.line:
-                    del shares[account], self._lines[account]
+                    del shares[account]
                     continue
                 turn = account.line[0]
-                is_short = turn.size <= SHORT_BYTES
                 if turn.done.cancelled():
                     account.line.popleft()
-                elif not account.share.fits(
-                    turn.size + shares[account], is_short=is_short, is_blocked=False
-                ):
+                elif not _fits(account.share, turn.size, shares[account]):
                     del shares[account]  # others need not wait for a share that is not theirs
-                elif not self._room.fits(turn.size + expected, is_short=is_short, is_blocked=False):
+                elif not _fits(self._room, turn.size, expected):
                     self._is_blocked = True
                     break
                 else:
@@ -270,6 +282,8 @@ class PendingBytes:
                         expected += turn.size
                         shares[account] += turn.size
                     turn.done.set_result(self._take(account, turn.size) if turn.takes else None)
+        for account in [each for each in self._lines if not each.line]:
+            del self._lines[account]
         if expected and self._lines and self._again is None:
             loop = asyncio.get_running_loop()
             self._again = loop.call_later(LOOK_AGAIN_S, self._look_again)
@@ -292,3 +306,10 @@ class PendingBytes:
         for account in self._lines:
             assert account.line, "an empty line is kept"
         assert self._room.held or not self._is_blocked, "they wait for bytes that are free"
+
+
+def _fits(room: Room, size: int, expected: int) -> bool:
+    """Whether a turn's bytes fit beside those that are expected."""
+    if expected:
+        return room.has(size + expected)
+    return room.fits(size, is_short=size <= SHORT_BYTES, is_blocked=False)
