@@ -8,6 +8,7 @@ import pytest
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import FRAME_BYTES, MESSAGE_BYTES_LIMIT, Config, settings
+from lstmserve.server.ports import share_bytes_max
 from lstmserve.spec import Linear, ModelSpec
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}
@@ -117,10 +118,10 @@ def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
 def test_a_tenants_share_is_a_quarter_unless_told() -> None:
     """With tokens it is; without, all callers are one tenant and share nothing; a flag decides."""
     tokens = Path("tokens")
-    assert Config(tokens=tokens).share_bytes_max == Config().pending_bytes_max // 4
-    assert Config().share_bytes_max is None
-    assert Config(tokens=tokens, tenant_pending_bytes_max=5).share_bytes_max == 5
-    assert Config(tenant_pending_bytes_max=5).share_bytes_max == 5
+    assert share_bytes_max(Config(tokens=tokens)) == Config().pending_bytes_max // 4
+    assert share_bytes_max(Config()) is None
+    assert share_bytes_max(Config(tokens=tokens, tenant_pending_bytes_max=5)) == 5
+    assert share_bytes_max(Config(tenant_pending_bytes_max=5)) == 5
 
 
 @pytest.mark.parametrize(

@@ -330,10 +330,10 @@ async def test_a_tenants_share_is_its_own(tmp_path: Path) -> None:
     """At its share a tenant's call is QUOTA, with a delay; the budget has room."""
     limits = Limits(pending_bytes_max=2 * (X.nbytes + ROWS * 2 * 4))
     async with serving(tmp_path, is_running=False, limits=limits) as wire:
-        calls = [await predict(wire, None)]  # type: ignore[arg-type]
+        calls = [await predict(wire, None)]  # type: ignore[arg-type]  # of no session
         await wire.until(lambda: wire.engine.driver.pending_steps == 1)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await (await predict(wire, None))  # type: ignore[arg-type]
+            await (await predict(wire, None))  # type: ignore[arg-type]  # of no session
         said = refusal(failure.value)
         assert (said.code, said.reason) == (StatusCode.RESOURCE_EXHAUSTED, "QUOTA")
         assert said.retry_s
@@ -369,14 +369,14 @@ class Failing:
 def test_want_of_memory_is_not_told_as_the_clients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no memory can be had the message is refused for now; where it can, it is malformed."""
     with pytest.raises(Malformed):
-        codec.parse(Failing, b"x")  # type: ignore[type-var]
+        codec.parse(Failing, b"x")  # type: ignore[type-var]  # a part of one
 
     def fail(_: int) -> None:
         raise MemoryError
 
     monkeypatch.setattr(codec, "_prove_memory", fail)
     with pytest.raises(Refused):
-        codec.parse(Failing, b"x")  # type: ignore[type-var]
+        codec.parse(Failing, b"x")  # type: ignore[type-var]  # a part of one
 
 
 LIMIT = 5

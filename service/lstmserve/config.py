@@ -167,13 +167,6 @@ class Config:
             )
         return config
 
-    @property
-    def share_bytes_max(self) -> int | None:
-        """Of a tenant for which neither a flag nor the tokens file has one; None: no limit."""
-        if self.tenant_pending_bytes_max is not None or self.tokens is None:
-            return self.tenant_pending_bytes_max
-        return self.pending_bytes_max // 4
-
 
 def settings() -> dict[str, dataclasses.Field[Any]]:
     """Config's fields by name; metadata["setting"] of each is its Setting."""

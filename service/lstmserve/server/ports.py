@@ -60,12 +60,19 @@ class Ports:
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
 
 
+def share_bytes_max(config: Config) -> int | None:
+    """Of a tenant for which the tokens file has none; None: no limit."""
+    if config.tenant_pending_bytes_max is not None or config.tokens is None:
+        return config.tenant_pending_bytes_max
+    return config.pending_bytes_max // 4
+
+
 def _public_door(config: Config, engine: Engine) -> Door:
     limits = Limits(
         config.tenant_sessions_max,
         config.tenant_pending_steps_max,
         config.tenant_rows_per_s,
-        config.share_bytes_max,
+        share_bytes_max(config),
     )
     if config.tokens is None:
         return OpenDoor(limits)
