@@ -19,6 +19,7 @@ from lstmserve.engine.errors import Quota
 
 RETRY_S = 0.2
 LOOK_AGAIN_S = 0.02  # after streams were told to read: there may be nothing to read
+SMALL_BYTES = 4 << 10  # a lease of so few bytes is not made smaller
 SHORT_BYTES = 64 << 10  # the longest short message, its reply included
 KEPT_PART = 16  # one in so many bytes is kept for short messages
 NO_LIMIT = 1 << 62
@@ -108,6 +109,8 @@ class Lease:
 
     def resize(self, size: int) -> None:
         """The message is `size` bytes now: what it grows by is not asked for."""
+        if size <= self.size <= SMALL_BYTES:
+            return  # what it counts too much is less than what it costs to count it again
         if self._holders and size != self.size:
             self._budget.resize(self, self._account, size)
 
@@ -165,15 +168,34 @@ class PendingBytes:
 
     def enter(self, account: Account, size: int) -> Lease:
         """take(); raises PendingBytes, Quota instead of None."""
-        self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
-        return self._take(account, size)
+        if size > SHORT_BYTES or self._lines:
+            self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
+            return self._take(account, size)
+        # What follows is the same of a short message while nobody waits, without ten calls.
+        room, share = self._room, account.share
+        if room.held + size > room.bytes_max or share.held + size > share.bytes_max:
+            self.check(account, size)
+        room.held += size
+        room.held_short += size
+        share.held += size
+        share.held_short += size
+        lease = Lease(self, account, size)
+        self._leases.add(lease)
+        return lease
 
     def check(self, account: Account, more: int, *, is_short: bool = True) -> None:
         """Whether so many more bytes are free for a call that does not wait, whose message is
         short. Raises PendingBytes, Quota."""
+        room, share = self._room, account.share
+        if (
+            is_short
+            and not self._lines
+            and room.held + more <= room.bytes_max
+            and share.held + more <= share.bytes_max
+        ):
+            return
         if self._has_room(account, more, is_short):
             return
-        room, share = self._room, account.share
         if not room.fits(more, is_short=is_short, is_blocked=self._is_blocked):
             raise Refused(
                 f"{room.held} bytes of messages are waiting, the limit is {room.bytes_max}: "
@@ -220,7 +242,14 @@ class PendingBytes:
     def give_back(self, lease: Lease, account: Account) -> None:
         """The lease is over."""
         self._leases.remove(lease)
-        self._change(account, lease.size, 0)
+        if (size := lease.size) <= SHORT_BYTES:
+            room, share = self._room, account.share
+            room.held -= size
+            room.held_short -= size
+            share.held -= size
+            share.held_short -= size
+        else:
+            self._change(account, size, 0)
         if self._lines:
             self._serve()
 
