@@ -44,14 +44,6 @@ class Room:
         """The part."""
         return self.bytes_max // KEPT_PART
 
-    def change(self, before: int, after: int) -> None:
-        """A lease of `before` bytes has `after` now; 0: there was none, or it is over."""
-        self.held += after - before
-        if before <= SHORT_BYTES:
-            self.held_short -= before
-        if after <= SHORT_BYTES:
-            self.held_short += after
-
     def fits(self, more: int, *, is_short: bool, is_blocked: bool) -> bool:
         """Whether so many more are free; `is_blocked`: others wait for the room.
 
@@ -160,6 +152,8 @@ class PendingBytes:
     def has_room(self, account: Account, size: int) -> bool:
         """Whether take() would give a lease."""
         is_short = size <= SHORT_BYTES
+        if is_short and not self._lines and self._is_free(account, size):
+            return True
         return self._has_room(account, size if is_short else self.clipped(size), is_short)
 
     def take(self, account: Account, size: int) -> Lease | None:
@@ -168,34 +162,18 @@ class PendingBytes:
 
     def enter(self, account: Account, size: int) -> Lease:
         """take(); raises PendingBytes, Quota instead of None."""
-        if size > SHORT_BYTES or self._lines:
+        if not self.has_room(account, size):
             self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
-            return self._take(account, size)
-        # What follows is the same of a short message while nobody waits, without ten calls.
-        room, share = self._room, account.share
-        if room.held + size > room.bytes_max or share.held + size > share.bytes_max:
-            self.check(account, size)
-        room.held += size
-        room.held_short += size
-        share.held += size
-        share.held_short += size
-        lease = Lease(self, account, size)
-        self._leases.add(lease)
-        return lease
+        return self._take(account, size)
 
     def check(self, account: Account, more: int, *, is_short: bool = True) -> None:
         """Whether so many more bytes are free for a call that does not wait, whose message is
         short. Raises PendingBytes, Quota."""
-        room, share = self._room, account.share
-        if (
-            is_short
-            and not self._lines
-            and room.held + more <= room.bytes_max
-            and share.held + more <= share.bytes_max
-        ):
+        if is_short and not self._lines and self._is_free(account, more):
             return
         if self._has_room(account, more, is_short):
             return
+        room, share = self._room, account.share
         if not room.fits(more, is_short=is_short, is_blocked=self._is_blocked):
             raise Refused(
                 f"{room.held} bytes of messages are waiting, the limit is {room.bytes_max}: "
@@ -242,14 +220,7 @@ class PendingBytes:
     def give_back(self, lease: Lease, account: Account) -> None:
         """The lease is over."""
         self._leases.remove(lease)
-        if (size := lease.size) <= SHORT_BYTES:
-            room, share = self._room, account.share
-            room.held -= size
-            room.held_short -= size
-            share.held -= size
-            share.held_short -= size
-        else:
-            self._change(account, size, 0)
+        self._change(account, lease.size, 0)
         if self._lines:
             self._serve()
 
@@ -258,15 +229,27 @@ class PendingBytes:
             more, is_short=is_short, is_blocked=self._is_blocked
         ) and account.share.fits(more, is_short=is_short, is_blocked=bool(account.line))
 
+    def _is_free(self, account: Account, size: int) -> bool:
+        """fits() of both rooms for a short message that nobody bars, as most are: in one call."""
+        room, share = self._room, account.share
+        return room.held + size <= room.bytes_max and share.held + size <= share.bytes_max
+
     def _take(self, account: Account, size: int) -> Lease:
-        lease = Lease(self, account, self.clipped(size))
+        if size > SHORT_BYTES:
+            size = self.clipped(size)
+        lease = Lease(self, account, size)
         self._leases.add(lease)
-        self._change(account, 0, lease.size)
+        self._change(account, 0, size)
         return lease
 
     def _change(self, account: Account, before: int, after: int) -> None:
-        self._room.change(before, after)
-        account.share.change(before, after)
+        """A lease of `before` bytes has `after` now; 0: there was none, or it is over."""
+        room, share, change = self._room, account.share, after - before
+        room.held += change
+        share.held += change
+        short = (after if after <= SHORT_BYTES else 0) - (before if before <= SHORT_BYTES else 0)
+        room.held_short += short
+        share.held_short += short
 
     async def _wait(self, account: Account, size: int, *, takes: bool) -> Lease | None:
         turn = _Turn(self.clipped(size), takes=takes)
@@ -323,15 +306,16 @@ class PendingBytes:
 
     def check_integrity(self) -> None:
         """What is held is the sum of the leases, of each account too."""
-        rooms: dict[Room, Room] = {self._room: Room(0)}
+        sums: dict[Room, list[int]] = {self._room: [0, 0]}
         for lease in self._leases:
             assert lease._holders > 0, "a lease that nobody holds"
             assert lease.size >= 0, "a lease of less than nothing"
             for room in (self._room, lease._account.share):
-                rooms.setdefault(room, Room(0)).change(0, lease.size)
-        for room, counted in rooms.items():
-            assert room.held == counted.held, "bytes are held by no lease"
-            assert room.held_short == counted.held_short, "short messages are miscounted"
+                total = sums.setdefault(room, [0, 0])
+                total[0] += lease.size
+                total[1] += lease.size if lease.size <= SHORT_BYTES else 0
+        for room, total in sums.items():
+            assert [room.held, room.held_short] == total, "bytes are held by no lease"
         for account in self._lines:
             assert account.line, "an empty line is kept"
         assert self._room.held or not self._is_blocked, "they wait for bytes that are free"

@@ -113,7 +113,9 @@ class Frame:
                 incoming = await arrive(context)
                 start_ns = time.monotonic_ns()
                 response = await method(incoming)
-                self._leave(incoming, response)
+                if len(response) > SENT_AT_ONCE_BYTES:
+                    self._watch_sending(incoming, response)
+                    incoming = None  # it ends when its reply was sent
                 ended = grpc.StatusCode.OK
                 return response
             except BaseException as error:
@@ -127,6 +129,8 @@ class Frame:
                 ended = abort.code
                 error.__traceback__ = None
             finally:  # before the client hears of it
+                if incoming is not None:
+                    incoming.lease.release()
                 counts.ended(ended, (time.monotonic_ns() - start_ns) / 1e9)
             await context.abort(*abort)
             raise AssertionError("abort() raises")
@@ -150,17 +154,15 @@ class Frame:
         if content is grpc.aio.EOF:
             raise Malformed("the call has no message")
         lease = pending.enter(tenant.account, len(content) + self._row_bytes)
-        incoming = Incoming(content, context, tenant, lease)
-        context.add_done_callback(incoming.end)  # type: ignore[arg-type]  # stubs
-        return incoming
+        return Incoming(content, context, tenant, lease)
 
-    def _leave(self, incoming: Incoming, response: bytes) -> None:
-        """The reply is sent from now on; a long one that nobody reads ends its call."""
+    def _watch_sending(self, incoming: Incoming, response: bytes) -> None:
+        """Its bytes are held until the reply was sent; one that nobody reads ends its call."""
         incoming.lease.resize(len(response))
-        if len(response) > SENT_AT_ONCE_BYTES:
-            unsent = WatchedTask()
-            incoming.context.add_done_callback(unsent.end)  # type: ignore[arg-type]  # stubs
-            self._sending.watch(unsent)
+        unsent = WatchedTask()
+        for end in (incoming.end, unsent.end):
+            incoming.context.add_done_callback(end)  # type: ignore[arg-type]  # stubs
+        self._sending.watch(unsent)
 
     def unary(
         self, name: str, kind: type[Request], method: Unary

@@ -149,8 +149,7 @@ class Stream:
 
     async def admit(self, size: int) -> Lease:
         """A lease for a message that was read, when there are bytes for it."""
-        lease = self.pending.take(self.account, size)
-        return await self.pending.admit(self.account, size) if lease is None else lease
+        return await self.pending.admit(self.account, size)
 
 
 async def converse(

@@ -49,7 +49,8 @@ class StreamCalls:
             message = _Message(stream, content)
             del content
             size = message.size()
-            message.lease = await call.admit(size)
+            lease = self._pending.take(tenant.account, size)
+            message.lease = await call.admit(size) if lease is None else lease
             stream.window.add(message)
             if self._steps.has_store:
                 await message.fetch()
