@@ -24,11 +24,13 @@ from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.many_calls import ManyCalls
+from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.predict_calls import PredictCalls
 from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.server.rpc import Frame
+from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.server.server import quiet_collector
 from lstmserve.server.window import Window
 from lstmserve.spec import Linear, ModelSpec
@@ -38,7 +40,8 @@ from traffic import open_session, start_engine
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
 CONTEXT: Any = SimpleNamespace(time_remaining=lambda: 60.0)  # a call with a deadline of its own
-DOOR = OpenDoor(Limits(None, None, None))
+DOOR = OpenDoor(Limits())
+PENDING = PendingBytes(1 << 30)
 MANY = 256
 
 T = TypeVar("T")
@@ -64,7 +67,7 @@ def running(folder: Path) -> Iterator[tuple[Engine, Metrics, Do[Any]]]:
 
 def _step_calls(engine: Engine, metrics: Metrics) -> StepCalls:
     steps = Steps(engine, metrics)
-    frame = Frame(DOOR, metrics, 60.0)
+    frame = Frame(DOOR, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
     return StepCalls(steps, Inbox(engine.driver, Crowd(engine, steps).read), frame)
 
 
@@ -98,7 +101,7 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
         rounds = _rounds(engine, count)
 
         async def answer(messages: list[bytes]) -> list[bytes]:
-            return await asyncio.gather(*(calls.step(each, CONTEXT) for each in messages))
+            return await asyncio.gather(*(answer_one(calls, each) for each in messages))
 
         replies = benchmark.pedantic(
             lambda messages: do(answer(messages)),
@@ -112,7 +115,7 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
 def test_step_many(tmp_path: Path, benchmark: Any) -> None:
     """A StepMany message of 256 sessions, the first of which named them."""
     with running(tmp_path) as (engine, metrics, do):
-        calls, tenant = ManyCalls(engine, metrics), DOOR.tenant(CONTEXT)
+        calls, tenant = ManyCalls(engine, metrics, PENDING), DOOR.tenant(CONTEXT)
         window = do(_started(lambda: Window(1)))
         ids, incarnations = _sessions(engine, MANY)
         request = pb.StepManyRequest(session_ids=ids, incarnations=incarnations, x=_input(MANY))
@@ -120,7 +123,14 @@ def test_step_many(tmp_path: Path, benchmark: Any) -> None:
 
         async def answer(content: bytes) -> bytes | None:
             nonlocal cohort
-            cohort = await calls.accept(tenant, content, cohort, window)
+            message = ManyMessage(
+                tenant, cohort, lambda each: window.answer(each, calls.render(each))
+            )
+            read = calls.read(content, message)
+            message.lease = PENDING.enter(tenant.account, len(content))
+            window.add(message)
+            await calls.submit(read, message)
+            cohort = message.cohort
             return await window.next()
 
         def message() -> Any:
@@ -142,11 +152,23 @@ def test_predict(tmp_path: Path, benchmark: Any) -> None:
     lengths = np.random.default_rng(0).integers(1, 65, 64).tolist()
     request = pb.PredictRequest(model="m", lengths=lengths, x=_input(sum(lengths)))
     with running(tmp_path) as (engine, metrics, do):
-        calls, tenant = PredictCalls(engine, metrics), DOOR.tenant(CONTEXT)
+        frame = Frame(DOOR, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
+        calls, tenant = PredictCalls(engine, metrics, frame), DOOR.tenant(CONTEXT)
+        lease = PENDING.enter(tenant.account, request.ByteSize())
         reply = benchmark.pedantic(
-            lambda: do(calls.predict(request, tenant)), rounds=200, warmup_rounds=5
+            lambda: do(calls.predict(request, tenant, lease)), rounds=200, warmup_rounds=5
         )
     assert len(reply.y) == 4 * sum(lengths) * SPEC.output_size
+
+
+async def answer_one(calls: StepCalls, content: bytes) -> bytes:
+    """As the frame of a call does it."""
+    tenant = DOOR.tenant(CONTEXT)
+    incoming = Incoming(content, CONTEXT, tenant, PENDING.enter(tenant.account, len(content)))
+    try:
+        return await calls.step(incoming)
+    finally:
+        incoming.end(None)
 
 
 async def _started(make: Callable[[], T]) -> T:

@@ -25,6 +25,7 @@ from soak import (
     flood,
     frozen,
     kill9,
+    memory,
     outage,
     overload,
     peers,
@@ -89,6 +90,10 @@ def _failover(
     return run_for
 
 
+def _memory(folder: Path, minutes: float) -> Found:
+    return memory.run(folder, seconds=minutes * 60 / len(memory.FORMS))
+
+
 def _rescale(folder: Path, minutes: float) -> Found:
     times = max(2, round(minutes * 60 / RESCALE_S))
     return rescale.run(folder, times=times, sessions=MOVING)
@@ -136,6 +141,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "stress": _stress,
     "overload": _overload,
     "fairness": _fairness,
+    "memory": _memory,
     "cancels": lambda folder, _: cancels.run(folder, cancels=CANCELS, slope_max=SLOPE_MAX),
     "peers": _peers,
     "flood": _flood,

@@ -145,6 +145,10 @@ class Calls:
             call.cancel()
         return replies
 
+    def open_stream(self, serving: Serving, path: str) -> Any:
+        """A stream of bytes in both directions, without a deadline."""
+        return self._channel(serving).stream_stream(path)(metadata=self._metadata)
+
     def _channel(self, serving: Serving) -> grpc.aio.Channel:
         if serving not in self._channels:
             options = (("grpc.use_local_subchannel_pool", 1),)

@@ -21,6 +21,7 @@ from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
 from lstmserve.tokens import make_token
 from lstmserve.v1 import lstm_pb2 as pb
@@ -54,6 +55,7 @@ class Tenancy:
         self.clock = clock
         self._registry = registry
         self.tokens: dict[str, str] = {}
+        self.pending: PendingBytes
         self._clients: list[AsyncClient] = []
 
     def client(self, tenant: str) -> AsyncClient:
@@ -95,8 +97,11 @@ async def tenancy(folder: Path, file: Path | None, **settings: Any) -> AsyncIter
     registry, clock = CollectorRegistry(), Clock()
     metrics = Metrics(registry, lambda read: read())
     engine = Engine(config, models, metrics, clock=clock)
-    ports = Ports(config, engine, metrics, health.aio.HealthServicer())
+    pending = PendingBytes(config.pending_bytes_max)
+    engine.add_check(pending.check_integrity)
+    ports = Ports(config, engine, metrics, health.aio.HealthServicer(), pending)
     running = Tenancy(engine, ports, clock, registry)
+    running.pending = pending
     await ports.start()
     driving = asyncio.create_task(driven(engine, ports.stop))
     try:
@@ -107,6 +112,7 @@ async def tenancy(folder: Path, file: Path | None, **settings: Any) -> AsyncIter
         await driving
         await ports.stop(0)
     engine.check_integrity()
+    assert pending.held == 0, "a call that ended holds bytes"
 
 
 def write_tokens(file: Path, **tenants: str) -> dict[str, str]:

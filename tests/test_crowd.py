@@ -21,12 +21,13 @@ from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.step_calls import StepCall, StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from modelmaking import random_input
-from simulation.server import Caller
+from simulation.server import Caller, arrived
 from traffic import Oracle, open_session, start_engine, submit
 
 SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
@@ -41,7 +42,11 @@ class Port:
         self.oracle = Oracle(folder / "m" / "1", SPEC)
         steps = Steps(self.engine, self.metrics)
         self.crowd = Crowd(self.engine, steps)
-        frame = Frame(OpenDoor(Limits()), self.metrics, 30.0)
+        self.pending = PendingBytes(1 << 30)
+        self.engine.add_check(self.pending.check_integrity)
+        door = OpenDoor(Limits())
+        self.tenant = door.tenant(Caller())
+        frame = Frame(door, self.metrics, self.pending, call_s_max=30.0, write_s_max=30.0)
         self.calls = StepCalls(steps, Inbox(self.engine.driver, self.crowd.read), frame)
         self.running: asyncio.Task[None] | None = None
 
@@ -52,7 +57,8 @@ class Port:
 
     def arrive(self, *requests: pb.StepRequest) -> list[StepCall]:
         """All these calls at once."""
-        calls = [StepCall(self.calls, each.SerializeToString(), Caller()) for each in requests]
+        contents = [each.SerializeToString() for each in requests]
+        calls = [StepCall(self.calls, arrived(self.pending, self.tenant, c)) for c in contents]
         self.crowd.submit([call for call in calls if call.read()])
         return calls
 

@@ -31,6 +31,7 @@ NAMES = {
     *("lstm_steps", "lstm_step_errors", "lstm_steps_replayed", "lstm_rows", "lstm_padding_rows"),
     *("lstm_step_seconds", "lstm_queue_seconds", "lstm_compute_seconds", "lstm_batch_size"),
     *("lstm_pending_steps", "lstm_slots", "lstm_sessions"),
+    *("lstm_pending_bytes", "lstm_pending_bytes_limit"),
     *("lstm_sessions_opened", "lstm_sessions_closed", "lstm_loop_lag_seconds"),
     *("lstm_store_seconds", "lstm_store_errors", "lstm_durable_lag_seconds"),
     *("lstm_model", "lstm_build", "lstm_model_folders"),

@@ -20,6 +20,7 @@ from lstmserve.engine.errors import Malformed
 from lstmserve.server import transport
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb
@@ -74,7 +75,8 @@ async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Ch
     async def stream(context: Any, tenant: Any) -> None:
         await end()
 
-    frame = Frame(OpenDoor(Limits()), Metrics(CollectorRegistry(), lambda read: read()), 30)
+    metrics, pending = Metrics(CollectorRegistry(), lambda read: read()), PendingBytes(1 << 30)
+    frame = Frame(OpenDoor(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
     methods = {
         "Unary": frame.unary("Unary", wire.ListModelsRequest, unary),
         "Stream": frame.bidi("Stream", stream),

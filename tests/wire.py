@@ -26,6 +26,7 @@ from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.store import Store
 from lstmserve.tokens import Limits
@@ -73,6 +74,7 @@ class Wire:
         self.clock = clock
         self.channel = channel
         self.target = ""  # for other clients
+        self.pending: PendingBytes
         self.running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.folder = engine.config.models
         self.oracles = {
@@ -218,13 +220,16 @@ async def serving(
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
     dialects = (servicer, kserve)
-    calls = [each.handlers(engine, metrics, config, OpenDoor(limits)) for each in dialects]
+    door, pending = OpenDoor(limits), PendingBytes(config.pending_bytes_max)
+    engine.add_check(pending.check_integrity)
+    calls = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
     well = health.aio.HealthServicer()
     server = transport.make_server(config, calls, well, has_reflection=False)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
         wire = Wire(engine, metrics, clock, channel, server)
+        wire.pending = pending
         wire.target = f"127.0.0.1:{port}"
         if is_running:
             wire.run()
@@ -236,3 +241,4 @@ async def serving(
     await engine.close(5)
     await wire.running
     engine.check_integrity()
+    assert pending.held == 0, "a call that ended holds bytes"

@@ -20,6 +20,7 @@ from lstmserve.setting import limit as _limit
 from lstmserve.setting import other as _other
 from lstmserve.setting import path as _path
 from lstmserve.spec import ModelSpec
+from lstmserve.tokens import LIMIT_MAX
 
 DAY_S = 86_400
 MESSAGE_BYTES_MIN = 4 << 20
@@ -50,6 +51,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "tokens",
         "tenant_sessions_max",
         "tenant_pending_steps_max",
+        "tenant_pending_bytes_max",
         "tenant_rows_per_s",
     ),
     "Sessions": (
@@ -73,6 +75,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Load": (
         "length_max",
         "pending_steps_max",
+        "pending_bytes_max",
         "session_pending_max",
         "predict_rows_max",
         "batch_sessions_max",
@@ -122,6 +125,13 @@ class Config:
     tenant_sessions_max: int | None = _limit("Most sessions of one tenant")
     tenant_pending_steps_max: int | None = _limit("Most steps waiting of one tenant")
     tenant_rows_per_s: int | None = _limit("Most rows a second of one tenant")
+    tenant_pending_bytes_max: int | None = _int(
+        None,
+        1,
+        LIMIT_MAX,
+        "Most bytes waiting of one tenant, where the tokens file says nothing "
+        "[default: a quarter of pending_bytes_max with --tokens, else all of it].",
+    )
     pool_bytes: int = _int(
         256 << 20, 1 << 12, 1 << 40, "Memory for session states, over all models."
     )
@@ -139,6 +149,9 @@ class Config:
     )
     pending_steps_max: int = _int(10_000, 1, 10_000_000, "Most steps waiting, over all sessions.")
     session_pending_max: int = _int(64, 1, 65_536, "Most steps waiting in one session.")
+    pending_bytes_max: int = _int(
+        128 << 20, 2 << 12, 1 << 40, "Most bytes of messages waiting, over all calls."
+    )
     predict_rows_max: int = _int(1_000_000, 1, 1 << 30, "Most rows of Predict calls waiting.")
     reply_bytes_max: int = _int(65_536, 0, 1 << 26, "Largest reply that is kept for a repeat.")
     stream_window: int = _int(64, 1, 65_536, "Unanswered messages read ahead on one stream.")
@@ -204,12 +217,23 @@ class Config:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
-        """With message_bytes_max set: a step of length_max fits in and its reply fits out."""
-        if self.message_bytes_max is not None:
-            return self
-        row_bytes = max((_row_bytes(spec) for spec in specs), default=0)
-        size = max(MESSAGE_BYTES_MIN, self.length_max * row_bytes + FRAME_BYTES)
-        return dataclasses.replace(self, message_bytes_max=min(size, MESSAGE_BYTES_LIMIT))
+        """With message_bytes_max set: a step of length_max fits in and its reply fits out.
+
+        Raises ValueError where the longest message and its reply do not fit pending_bytes_max.
+        """
+        config = self
+        if self.message_bytes_max is None:
+            row_bytes = max((_row_bytes(spec) for spec in specs), default=0)
+            size = max(MESSAGE_BYTES_MIN, self.length_max * row_bytes + FRAME_BYTES)
+            size = min(size, MESSAGE_BYTES_LIMIT)
+            config = dataclasses.replace(self, message_bytes_max=size)
+        assert config.message_bytes_max is not None
+        if (value := self.pending_bytes_max) < 2 * config.message_bytes_max:
+            raise ValueError(
+                f"pending_bytes_max is {value}, must be at least twice message_bytes_max, which "
+                f"is {config.message_bytes_max}: a message and its reply"
+            )
+        return config
 
 
 def settings() -> dict[str, dataclasses.Field[Any]]:

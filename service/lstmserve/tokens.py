@@ -34,6 +34,7 @@ class Limits:
     sessions_max: int | None = None
     pending_steps_max: int | None = None
     rows_per_s: int | None = None
+    pending_bytes_max: int | None = None
 
     def over(self, others: Limits) -> Limits:
         """These, and where there is none the other's."""

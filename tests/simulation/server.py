@@ -14,6 +14,7 @@ from lstmserve.engine import Engine
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.crowd import Crowd
@@ -23,7 +24,8 @@ from lstmserve.server.native.session_calls import SessionCalls
 from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.native.stream_calls import StreamCalls
-from lstmserve.server.rpc import Frame
+from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.faults import Faults
@@ -93,6 +95,12 @@ class Pipe(Caller):
         self.replies.append(reply)
 
 
+def arrived(pending: PendingBytes, tenant: Tenant, content: bytes) -> Incoming:
+    """A message as the frame of a call hands it over; its end() is the call's."""
+    lease = pending.enter(tenant.account, len(content))
+    return Incoming(content, Caller(), tenant, lease)  # type: ignore[arg-type]  # less of one
+
+
 class Life:
     """One process of a server, from start to crash or drain."""
 
@@ -112,10 +120,24 @@ class Life:
         )
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
         self._door = OpenDoor(Limits())
-        frame = Frame(self._door, self.sums, 60.0)  # type: ignore[arg-type]  # as above
+        self._pending = PendingBytes(1 << 30)
+        self.engine.add_check(self._pending.check_integrity)
+        frame = Frame(
+            self._door,
+            self.sums,  # type: ignore[arg-type]  # as above
+            self._pending,
+            call_s_max=60.0,
+            write_s_max=60.0,
+        )
         inbox = Inbox(self.engine.driver, Crowd(self.engine, steps).read)
         self._steps = StepCalls(steps, inbox, frame)
-        self._streams = StreamCalls(steps, inbox, config.stream_window, config.write_s_max)
+        self._streams = StreamCalls(
+            steps,
+            inbox,
+            self._pending,
+            window=config.stream_window,
+            write_s_max=config.write_s_max,
+        )
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
         self._tenant = self._door.tenant(Caller())
@@ -165,6 +187,8 @@ class Life:
         """After the drain: everything has one owner, and the books balance."""
         engine = self.engine
         engine.check_integrity()
+        is_free = not self._pending.held or bool(self.tasks)  # who is answered may not know it yet
+        self.faults.require(is_free, "bytes are held for ever")
         phase = engine.table.phase
         self.faults.require(not self._tenant.pending_steps, "a step is counted for ever")
         live = int(((phase != FREE) & (phase < DETACHED)).sum())
@@ -202,7 +226,11 @@ class Life:
         self._network.respond(call, answer)
 
     async def _step(self, request: Any) -> Any:
-        content = await self._steps.step(request.SerializeToString(), Caller())
+        incoming = arrived(self._pending, self._tenant, request.SerializeToString())
+        try:
+            content = await self._steps.step(incoming)
+        finally:
+            incoming.end(None)
         response = pb.StepResponse.FromString(content)
         self.faults.count["steps replayed"] += response.replayed
         return response
@@ -221,6 +249,7 @@ class Life:
         is_settled = asyncio.Event()
         cohort = Cohort(self._tenant, list(request.session_ids))
         message = ManyMessage(self._tenant, cohort, lambda _: is_settled.set())
+        message.lease = self._pending.enter(self._tenant.account, request.ByteSize())
         try:
             await self._many.submit(request, message)
             if message.block is not None:
@@ -228,6 +257,10 @@ class Life:
         except asyncio.CancelledError:
             message.cancel()
             raise
+        except ServeError:
+            message.lease.release()
+            raise
+        message.lease.release()
         for error in message.errors.values():
             self.faults.count[f"answered {error.reason}"] += 1
         return message

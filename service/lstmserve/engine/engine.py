@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -83,6 +83,7 @@ class Engine:
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False
+        self._checks: list[Callable[[], None]] = []
         for index, model in enumerate(self.models):
             counters = metrics.model(model.name, model.version)
             model.attach(index, config, self.table, counters, self._on_idle, self._on_moved)
@@ -168,8 +169,14 @@ class Engine:
             self.sessions.detach(row, "drained")
         return int(np.count_nonzero(is_lost))
 
+    def add_check(self, check: Callable[[], None]) -> None:
+        """`check()` asserts what somebody else owns, whenever the engine checks itself."""
+        self._checks.append(check)
+
     def check_integrity(self) -> None:
         """Every slot and row has one owner. For tests, and idle moments with --debug."""
+        for check in self._checks:
+            check()
         self.table.check_integrity()
         used = slice(self.table.used)
         is_used, index = self.table.phase[used] != FREE, self.table.model[used]

@@ -7,6 +7,7 @@ bidirectional model reads each whole.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +54,14 @@ class PredictJob:
 
 
 class _Waiting:
-    """The sink of a job."""
+    """The sink of a job; `on_over()` is called when nothing holds its arrays any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_over: Callable[[], None]) -> None:
+        self._on_over = on_over
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settled(self, sequences: Sequences, error: ServeError | None) -> None:
+        self._on_over()
         if self.done.done():
             return
         if error is None:
@@ -79,8 +82,31 @@ class Predicting:
         """Of a job's sequences, before each of them is looked at. Raises TooLong."""
         _check_alone(count, self._config.pending_steps_max, "sequences")
 
-    async def predict(self, model: Model, job: PredictJob) -> Prediction:
-        """Raises Overloaded, TooLong for what would never fit, ModelError, Draining."""
+    async def predict(
+        self, model: Model, job: PredictJob, on_over: Callable[[], None] = lambda: None
+    ) -> Prediction:
+        """Raises Overloaded, TooLong for what would never fit, ModelError, Draining.
+
+        `on_over()` is called once, when the engine holds nothing of the job any more: after a
+        cancellation that is later, when its turn comes.
+        """
+        try:
+            rows = self._admit(job)
+        except BaseException:
+            on_over()
+            raise
+        try:
+            if model.whole is None:
+                return await self._sliced(model, job, on_over)
+            try:
+                return await self._whole(model, job)
+            finally:
+                on_over()
+        finally:
+            self.waiting_rows -= rows
+
+    def _admit(self, job: PredictJob) -> int:
+        """Its rows, which wait from now on."""
         self.check_count(job.lengths.size)
         rows = len(job.x)
         limit = self._config.predict_rows_max
@@ -92,19 +118,20 @@ class Predicting:
                 retry_s=RETRY_S,
             )
         self.waiting_rows += rows
-        try:
-            if model.whole is not None:
-                return await self._whole(model, job)
-            return await self._sliced(model, job)
-        finally:
-            self.waiting_rows -= rows
+        return rows
 
-    async def _sliced(self, model: Model, job: PredictJob) -> Prediction:
+    async def _sliced(
+        self, model: Model, job: PredictJob, on_over: Callable[[], None]
+    ) -> Prediction:
         assert model.scheduler is not None
-        waiting = _Waiting()
-        sequences = self._sequences(model, job, waiting)
+        waiting = _Waiting(on_over)
         try:
+            sequences = self._sequences(model, job, waiting)
             model.scheduler.submit_sequences(sequences)
+        except BaseException:
+            on_over()
+            raise
+        try:
             self._driver.notice()
             await waiting.done
         finally:

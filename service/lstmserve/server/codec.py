@@ -15,21 +15,60 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
 from lstmserve.engine.arrays import Input
-from lstmserve.engine.errors import BadTensor, EmptyInput, Malformed, NonFinite, TooLong
+from lstmserve.engine.errors import (
+    BadTensor,
+    EmptyInput,
+    Malformed,
+    NonFinite,
+    PendingBytes,
+    TooLong,
+)
 from lstmserve.spec import ModelSpec
 
 Request = TypeVar("Request", bound=Message)
 Floats = npt.NDArray[np.float32]
 
 FLOAT = np.dtype("<f4")
+PROOF_FACTOR, PROOF_BYTES = 4, 16 << 20
+RETRY_S = 1.0
 
 
 def parse(kind: type[Request], content: bytes) -> Request:
-    """The message in `content`. Raises Malformed."""
+    """The message in `content`. Raises Malformed; PendingBytes where memory was short.
+
+    protobuf has one error for both. So a message that it refuses is parsed again between two
+    proofs that there is memory for several of it: what fails then is the message's fault.
+    """
     try:
         return kind.FromString(content)
+    except DecodeError:
+        pass
+    except MemoryError:
+        raise _out_of_memory() from None
+    try:
+        _prove_memory(len(content))
+        return kind.FromString(content)
+    except MemoryError:
+        raise _out_of_memory() from None
     except DecodeError as error:
+        _prove_memory_after(len(content))
         raise Malformed(f"not a {kind.DESCRIPTOR.name}") from error
+
+
+def _prove_memory(size: int) -> None:
+    """Raises MemoryError. The pages are never touched: it costs a few microseconds."""
+    bytearray(PROOF_FACTOR * size + PROOF_BYTES)
+
+
+def _prove_memory_after(size: int) -> None:
+    try:
+        _prove_memory(size)
+    except MemoryError:
+        raise _out_of_memory() from None
+
+
+def _out_of_memory() -> PendingBytes:
+    return PendingBytes("the server has no memory for this message now", retry_s=RETRY_S)
 
 
 def input_rows(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:

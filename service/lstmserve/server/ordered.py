@@ -42,13 +42,23 @@ class OrderedWindow(Window):
         """When all before it are written, next() raises the error."""
         self._settle(message, error)
 
+    def close(self) -> None:
+        """As Window.close."""
+        super().close()
+        self._held.clear()
+        self._lines.clear()
+        self._line_of.clear()
+
     def _settle(self, message: Cancellable, outcome: bytes | Exception) -> None:
+        if self._is_closed:
+            return
         name = self._line_of.pop(message, None)
         if name is None:
             self._give(message, outcome)
             return
         line = self._lines[name]
         if line[0] is not message:
+            message.lease.resize(0 if isinstance(outcome, Exception) else len(outcome))
             self._held[message] = outcome
             return
         line.popleft()

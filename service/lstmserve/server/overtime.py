@@ -36,6 +36,10 @@ class WatchedTask:
         self._error: TooSlow | None = None
         self.is_over = False
 
+    def end(self, _: object) -> None:
+        """It is over, says whoever heard of it."""
+        self.is_over = True
+
     def expire(self, error: TooSlow) -> None:
         """Cancels the task."""
         self._error = error

@@ -18,6 +18,7 @@ from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.tokens import Limits
 
 
@@ -33,10 +34,11 @@ class Ports:
         engine: Engine,
         metrics: Metrics,
         health_servicer: health.aio.HealthServicer,
+        pending: PendingBytes,
     ) -> None:
         def make(door: Door, has_reflection: bool) -> grpc.aio.Server:
             dialects = (servicer, kserve)
-            handlers = [each.handlers(engine, metrics, config, door) for each in dialects]
+            handlers = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
             return transport.make_server(
                 config, handlers, health_servicer, has_reflection=has_reflection
             )
@@ -63,9 +65,19 @@ class Ports:
         self._guard.stop()
 
 
+def share_bytes_max(config: Config) -> int | None:
+    """Of a tenant for which the tokens file has none; None: no limit."""
+    if config.tenant_pending_bytes_max is not None or config.tokens is None:
+        return config.tenant_pending_bytes_max
+    return config.pending_bytes_max // 4
+
+
 def _public_door(config: Config, engine: Engine) -> Door:
     limits = Limits(
-        config.tenant_sessions_max, config.tenant_pending_steps_max, config.tenant_rows_per_s
+        config.tenant_sessions_max,
+        config.tenant_pending_steps_max,
+        config.tenant_rows_per_s,
+        share_bytes_max(config),
     )
     if config.tokens is None:
         return OpenDoor(limits)

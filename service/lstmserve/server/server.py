@@ -28,6 +28,7 @@ from lstmserve.server.observe.gauges import read_gauges
 from lstmserve.server.observe.heartbeat import Heartbeat
 from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
 from lstmserve.store import Store, StoreRefused, open_store
 
@@ -68,10 +69,12 @@ def run(config: Config) -> int:
     models = load_models(config, None if config.strict_models else refused.append)
     for each in refused:
         log.error("model refused, the others are served", folder=each.folder, reason=each.reason)
+    try:
+        resolved = config.resolved(model.spec for model in models)
+    except ValueError as error:
+        raise machine.BadSetting(str(error)) from error
     store = open_store(config.store, timeout_s=config.store_timeout_s, sync=config.store_sync)
-    return uvloop.run(
-        _serve(config.resolved(model.spec for model in models), models, store, refused)
-    )
+    return uvloop.run(_serve(resolved, models, store, refused))
 
 
 async def _serve(
@@ -114,7 +117,10 @@ class Server:
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
-        self._ports = Ports(config, self._engine, self._metrics, self._health)
+        pending = PendingBytes(config.pending_bytes_max)
+        self._metrics.pending_bytes = lambda: (pending.held, pending.bytes_max)
+        self._engine.add_check(pending.check_integrity)
+        self._ports = Ports(config, self._engine, self._metrics, self._health, pending)
         self._http = machine.bind_http(
             config.metrics,
             registry,

@@ -25,6 +25,7 @@ PING_TIMEOUT_MS = 10_000
 PING_INTERVAL_MS_MIN = 9_000  # Go's shortest keepalive is 10 s, and a network makes it less
 PING_STRIKES_MAX = 2
 HANDSHAKE_MS_MAX = 10_000  # gRPC's own limit is 120 s: a half-open handshake holds 15 to 50 kB
+STREAM_BYTES_UNREAD = 256 << 10  # a window of 64 messages of 4 KiB
 CONNECTION_IDLE_MS_MAX = 15 * 60 * 1000
 CONNECTION_GRACE_MS = 60_000
 
@@ -58,6 +59,10 @@ def options(config: Config) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
         ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
+        # What a stream that is not read may have sent: without these two it is guessed from the
+        # network's speed, and on a fast one that is 50 to 90 MB a stream.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", STREAM_BYTES_UNREAD),
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS_MAX),
         *age,
     ]

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import grpc.aio
 
 from lstmserve.server.overtime import TooSlow
+from lstmserve.server.pending_bytes import Account, Lease, PendingBytes
 from lstmserve.server.rpc import Context
 
 
 class Cancellable(Protocol):
-    """A message that waits in a window."""
+    """A message that waits in a window; `lease` is that of its bytes, until its reply is sent."""
+
+    lease: Lease
 
     def cancel(self) -> None:
-        """The stream is gone; nobody waits for the reply."""
+        """The stream is gone; nobody waits for the reply. It releases its lease."""
 
 
 class Window:
@@ -28,7 +32,9 @@ class Window:
 
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
-        self._ready: deque[bytes] = deque()
+        self._ready: deque[tuple[bytes, Lease]] = deque()
+        self._sending: Lease | None = None  # of what next() gave last
+        self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.Future[None] | None = None  # waits in next(); an Event costs twice it
         self._has_room = asyncio.Event()
@@ -40,9 +46,12 @@ class Window:
         self.unanswered[message] = None
 
     def answer(self, message: Cancellable, reply: bytes) -> None:
-        """Its reply is ready to be written."""
+        """Its reply is ready to be written; of a stream that is gone it is dropped."""
+        if self._is_closed:
+            return
         del self.unanswered[message]
-        self._ready.append(reply)
+        message.lease.resize(len(reply))
+        self._ready.append((reply, message.lease))
         self._wake()
 
     def end(self) -> None:
@@ -62,15 +71,31 @@ class Window:
             await self._has_room.wait()
 
     async def next(self) -> bytes | None:
-        """The next answer, in order; None after the last one."""
+        """The next answer, in order; None after the last one. The one before was sent."""
+        self._sent()
         while not self._ready:
             if self._is_ended and not self.unanswered:
                 return None
             self._writer = self._loop.create_future()
             await self._writer
-        reply = self._ready.popleft()
+        reply, self._sending = self._ready.popleft()
         self._has_room.set()
         return reply
+
+    def close(self) -> None:
+        """The stream is gone: what waits is cancelled, and what is ready dropped."""
+        self._is_closed = True
+        for message in self.unanswered:
+            message.cancel()
+        self._sent()
+        for _, lease in self._ready:
+            lease.release()
+        self._ready.clear()
+
+    def _sent(self) -> None:
+        lease, self._sending = self._sending, None
+        if lease is not None:
+            lease.release()
 
     def _wake(self) -> None:
         if self._writer is not None and not self._writer.done():
@@ -113,24 +138,45 @@ class Patience:
             self.over.set_exception(TooSlow(f"no reply was read for {self._seconds:g} s"))
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream: its call, whose bytes its messages are, and how long a reply may lie unread."""
+
+    context: Context
+    pending: PendingBytes
+    account: Account
+    write_s_max: float
+
+    async def admit(self, size: int) -> Lease:
+        """A lease for a message that was read, when there are bytes for it."""
+        return await self.pending.admit(self.account, size)
+
+
 async def converse(
-    context: Context,
-    window: Window,
-    accept: Callable[[bytes], Awaitable[None]],
-    write_s_max: float,
+    stream: Stream, window: Window, accept: Callable[[bytes], Awaitable[int]]
 ) -> None:
     """Reads messages into the window while there is room, and writes its answers as they come.
+
+    `accept(content)` gives the bytes that the message was admitted with. While there is no room
+    for another one like it the stream is not read: gRPC's flow control stops its client.
 
     The end of the client's messages says nothing about their sessions; when the client goes away,
     what it still waited for is cancelled. What ends one side by an error ends the other. Raises
     TooSlow when the client reads nothing for `write_s_max`.
     """
 
+    context, pending, account = stream.context, stream.pending, stream.account
+
     async def read() -> None:
+        size = 0
         while (content := await context.read()) is not grpc.aio.EOF:
-            await accept(content)
+            accepting = accept(content)
+            del content  # or it would be held here while that waits
+            size = await accepting
             if window.is_full:
                 await window.room()
+            if not pending.has_room(account, size):
+                await pending.vacancy(account, size)
         window.end()
 
     async def write() -> None:
@@ -138,17 +184,17 @@ async def converse(
             patience.begin()
             await context.write(reply)
             patience.end()
+            del reply  # or it would be held until there is another
         patience.stop()
 
     await _begin(context)
-    patience = Patience(write_s_max)
+    patience = Patience(stream.write_s_max)
     sides = {asyncio.create_task(read()), asyncio.create_task(write()), patience.over}
     try:
         await _until_one_fails(sides)
     finally:
         patience.stop()
-        for message in window.unanswered:
-            message.cancel()
+        window.close()
         for side in sides:
             side.cancel()
         ends = await asyncio.gather(*sides, return_exceptions=True)

@@ -110,12 +110,22 @@ class Block:
         self.numbers[i] = 0
         self.output(i)[:] = np.nan
 
+    def forget_input_if_joined(self) -> None:
+        """Called once it was submitted: where every row that waits has joined another step of its
+        number, no input is needed any more."""
+        if len(self.steps) == self.rows.size and not any(map(_needs_input, self.steps)):
+            self.x = self.x[:0].copy()
+
     def settle(self, count: int) -> None:
         """`count` more rows are over; tells the sink after the last one."""
         self.pending -= count
         if not self.pending:
             sink, self.sink = self.sink, TOLD  # which may hold the block
             sink.settled(self)
+
+
+def _needs_input(step: Step) -> bool:
+    return len(step.x) > 0 and not step.is_over
 
 
 class BlockRow:

@@ -9,30 +9,43 @@ from __future__ import annotations
 
 import numpy as np
 
+from lstmserve.config import Config
 from lstmserve.engine.arrays import Digests, Index, Output
-from lstmserve.engine.errors import ServeError, StepGap, StepPayloadMismatch, StepSuperseded
+from lstmserve.engine.errors import (
+    Overloaded,
+    ServeError,
+    StepGap,
+    StepPayloadMismatch,
+    StepSuperseded,
+)
 from lstmserve.engine.schedule.step import Step
 from lstmserve.engine.schedule.turns import SessionTurns
 from lstmserve.engine.table import SessionTable
+
+RETRY_S = 0.05
 
 
 class Numbering:
     """Writes the table's `digest` and `replies`; knows who waits for somebody else's step."""
 
     def __init__(
-        self, table: SessionTable, turns: SessionTurns, reply_bytes_max: int, output_size: int
+        self, table: SessionTable, turns: SessionTurns, config: Config, output_size: int
     ) -> None:
         self._table = table
         self._output_size = output_size
         self._turns = turns
-        self._reply_bytes_max = reply_bytes_max
+        self._config = config
+        self._reply_bytes_max = config.reply_bytes_max
         self._followers: dict[tuple[int, int], list[Step]] = {}
+        self._waiting: dict[int, int] = {}  # followers by row, where there are any
+        self.waiting_steps = 0  # of all rows
 
     def accept(self, step: Step) -> bool:
         """Whether a numbered step is the next one and must run.
 
         If not, it was answered from the record (its sink was told), or has joined the pending step
-        of its number. Raises StepGap, StepSuperseded, StepPayloadMismatch.
+        of its number: then it waits as a new one does, but without its input. Raises StepGap,
+        StepSuperseded, StepPayloadMismatch, Overloaded.
         """
         table, row, number = self._table, step.row, step.number
         last = table.step.item(row)
@@ -47,13 +60,39 @@ class Numbering:
             )
         if number > last:
             self._check_same(step, self._turns.pending_digest(row, number - last - 1))
+            self.check_room(1)
+            self.check_session(row, pending)
+            step.join()
             self._followers.setdefault((row, number), []).append(step)
+            self._waiting[row] = self._waiting.get(row, 0) + 1
+            self.waiting_steps += 1
             return False
         if number < last or not table.digest[row]:
             raise _superseded(number, last)
         self._check_same(step, int(table.digest[row]))
         self._answer(step)
         return False
+
+    def check_room(self, count: int) -> None:
+        """Whether so many more steps may wait, repeats included. Raises Overloaded."""
+        limit, pending = self._config.pending_steps_max, self._turns.pending_steps
+        if pending + self.waiting_steps + count > limit:
+            raise Overloaded(
+                f"{pending + self.waiting_steps} steps are waiting, the limit is {limit} "
+                "(--pending-steps-max): send this one again later",
+                retry_s=RETRY_S,
+            )
+
+    def check_session(self, row: int, pending: int) -> None:
+        """Whether one more may wait in the session, of which so many are pending, besides those
+        that repeat them. Raises Overloaded."""
+        limit, waiting = self._config.session_pending_max, pending + self._waiting.get(row, 0)
+        if waiting >= limit:
+            raise Overloaded(
+                f"{waiting} steps of the session are waiting, the limit is {limit}: "
+                "read its replies before you send more",
+                retry_s=RETRY_S,
+            )
 
     def save(self, row: int, digest: int, y: Output) -> None:
         """The step that was just applied, y [t, O]; 0 for one without a number, which has none."""
@@ -85,7 +124,7 @@ class Numbering:
         if not self._followers:
             return
         number = self._table.step.item(row)
-        for follower in self._followers.pop((row, number), ()):
+        for follower in self._take(row, number):
             try:
                 self._answer(follower)
             except StepSuperseded as error:
@@ -93,8 +132,30 @@ class Numbering:
 
     def failed(self, row: int, number: int, error: ServeError) -> None:
         """A pending step was not applied; nor, then, are those who joined it."""
-        for follower in self._followers.pop((row, number), ()):
+        for follower in self._take(row, number):
             follower.tell_failed(error)
+
+    def check_integrity(self) -> None:
+        """Who joined a pending step is counted, and holds no input."""
+        waiting: dict[int, int] = {}
+        for (row, number), followers in self._followers.items():
+            assert followers, "an empty list of repeats is kept"
+            last, pending = self._table.step.item(row), self._table.pending.item(row)
+            assert last < number <= last + pending, "a repeat waits for no pending step"
+            assert not any(len(each.x) for each in followers), "a repeat holds its input"
+            waiting[row] = waiting.get(row, 0) + len(followers)
+        assert waiting == self._waiting, "repeats are miscounted"
+        assert self.waiting_steps == sum(waiting.values())
+
+    def _take(self, row: int, number: int) -> list[Step]:
+        """Those who joined that step; they do not wait any more."""
+        followers = self._followers.pop((row, number), [])
+        if followers:
+            self.waiting_steps -= len(followers)
+            self._waiting[row] -= len(followers)
+            if not self._waiting[row]:
+                del self._waiting[row]
+        return followers
 
     def _check_same(self, step: Step, digest: int) -> None:
         if digest != step.digest:

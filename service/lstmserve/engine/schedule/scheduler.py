@@ -56,7 +56,7 @@ class Scheduler:
         self._ready = ReadyQueues(config, pool)
         self._holds = Holds(table, self._ready)
         self._turns = SessionTurns(table, on_idle)
-        self._numbering = Numbering(table, self._turns, config.reply_bytes_max, output_size)
+        self._numbering = Numbering(table, self._turns, config, output_size)
         self._failures = Failures(table, self._ready, self._turns, self._numbering, on_moved)
         self._lapses = Lapses(self._numbering, self._failures)
         self._settlement = Settlement(
@@ -72,8 +72,9 @@ class Scheduler:
 
     @property
     def pending_steps(self) -> int:
-        """Accepted and not settled, the sequences of Predict too."""
-        return self._turns.pending_steps + self._turns.pending_sequences
+        """Accepted and not settled: repeats of pending steps and the sequences of Predict too."""
+        turns = self._turns
+        return turns.pending_steps + self._numbering.waiting_steps + turns.pending_sequences
 
     @property
     def has_ready(self) -> bool:
@@ -93,9 +94,9 @@ class Scheduler:
             if self._table.suspects:
                 self._table.hear(np.array([step.row]))
             return
-        self._check_room(1, self._turns.pending_steps)
+        self._numbering.check_room(1)
         if pending := self._table.pending.item(step.row):
-            self._check_session(pending)
+            self._numbering.check_session(step.row, pending)
         if step.is_numbered and self._table.suspects:
             self._table.hear(np.array([step.row]))
         if self._turns.enter(step):
@@ -111,14 +112,15 @@ class Scheduler:
 
         Raises Overloaded, and then nothing of it is accepted.
         """
-        self._check_room(block.rows.size, self._turns.pending_steps)
+        self._numbering.check_room(block.rows.size)
         numbers = block.numbers if block.is_numbered else None
         is_unsure = bool(self._table.suspects) and numbers is None
         if block.is_single and not is_unsure and self._table.are_next(block.rows, numbers):
             self._submit_part(Part(block, ALL))
             return
         pending = self._table.pending[block.rows]
-        self._check_session(int(pending.max()))
+        fullest = int(pending.argmax())
+        self._numbering.check_session(int(block.rows[fullest]), int(pending[fullest]))
         as_columns = (pending == 0) & (block.lengths <= self._config.slice_rows_max)
         if numbers is not None:
             as_columns &= numbers == self._table.step[block.rows] + 1
@@ -133,13 +135,18 @@ class Scheduler:
                 self.submit(row.step)
             except ServeError as error:
                 row.step.tell_failed(error)
+        block.forget_input_if_joined()
 
     def submit_sequences(self, sequences: Sequences) -> None:
         """Accepts the sequences of a Predict; raises Overloaded.
 
         They have a limit of their own, so that they never refuse a session its step.
         """
-        self._check_room(sequences.left, self._turns.pending_sequences)
+        limit, pending = self._config.pending_steps_max, self._turns.pending_sequences
+        if pending + sequences.left > limit:
+            raise Overloaded(
+                f"{pending} sequences are waiting, the limit is {limit}", retry_s=RETRY_S
+            )
         self._turns.pending_sequences += sequences.left
         self._ready.push_group(sequences)
 
@@ -170,24 +177,6 @@ class Scheduler:
         """They have their turns again; whoever drives is to be told."""
         self._holds.release(hold)
 
-    def _check_room(self, count: int, pending: int) -> None:
-        limit = self._config.pending_steps_max
-        if pending + count > limit:
-            raise Overloaded(
-                f"{pending} steps are waiting, the limit is {limit} (--pending-steps-max): "
-                "send this one again later",
-                retry_s=RETRY_S,
-            )
-
-    def _check_session(self, pending: int) -> None:
-        limit = self._config.session_pending_max
-        if pending >= limit:
-            raise Overloaded(
-                f"{pending} steps of the session are waiting, the limit is {limit}: "
-                "read its replies before you send more",
-                retry_s=RETRY_S,
-            )
-
     def _submit_part(self, part: Part) -> None:
         digests = part.block.digests
         if part.block.is_numbered and self._table.suspects:
@@ -210,5 +199,6 @@ class Scheduler:
     def check_integrity(self, rows: Index) -> None:
         """For tests and idle moments: `rows` are this model's used rows of the table."""
         self._turns.check_integrity()
+        self._numbering.check_integrity()
         assert self.in_flight_steps == 0, "check when nothing is in flight"
         self._pool.check_integrity(np.concatenate([self._table.slot[rows], self._ready.held()]))

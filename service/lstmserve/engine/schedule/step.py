@@ -106,15 +106,26 @@ class Step:
         return self._digest
 
     @property
+    def is_over(self) -> bool:
+        """Whether its sink was told."""
+        return self.sink is TOLD
+
+    @property
     def queue_ns(self) -> int:
         """From arrival to the start of the first slice."""
         return self.start_ns - self.arrival_ns
+
+    def join(self) -> None:
+        """It waits for another step of its number: its input's digest is all that it needs."""
+        assert self.digest, "a step without a number joins none"
+        self.x = self.x[:0].copy()
 
     def add_output(self, y: Output) -> None:
         """The next time steps' y [t, O], kept as far as the reply needs it."""
         self.done += len(y)
         if not self.last_only:
-            self.y.append(y)
+            # A slice's y is a view of its batch's, which must not live until the last slice.
+            self.y.append(y if self.done == self.length else y.copy())
         elif self.done == self.length:
             self.y.append(y[-1:])
 

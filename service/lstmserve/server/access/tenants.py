@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.errors import Quota
 from lstmserve.engine.keys import named_key, sequence_key, session_key
 from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.schedule.block import Block
+from lstmserve.server.pending_bytes import Account
 from lstmserve.tokens import Limits
 
 RETRY_S = 0.05
@@ -24,6 +27,7 @@ class Tenant:
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.prefix = session_key(name, "-")[:-1]  # of its keys
+        self.account = Account()  # the bytes of its messages
         self.limits = limits
         self.is_limited: bool  # whether check() can refuse anything
         self.pending_steps = 0  # whoever submits a step counts it in, its sink counts it out
@@ -51,13 +55,30 @@ class Tenant:
         """From now on."""
         self._limits = limits
         self.is_limited = limits.pending_steps_max is not None or limits.rows_per_s is not None
+        self.account.limit(limits.pending_bytes_max)
 
     def check(self, steps: int, rows: int, now_ns: int) -> None:
         """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.
 
-        A repeat of a numbered step is not new: it was accepted before, and "nothing was applied",
-        which Quota means, would be a lie about it.
+        A repeat of a numbered step is not new: its rows were taken before.
         """
+        self.check_waiting(steps)
+        if self.limits.rows_per_s is not None:
+            self._rows.take(rows, self.limits.rows_per_s, now_ns)
+
+    def check_step(self, number: int, applied: int, accepted: int, rows: int, now_ns: int) -> None:
+        """check() of one numbered step; `applied` and `accepted` are its session's last ones.
+
+        A repeat of a step that is pending waits as a new one does, and one of a step that was
+        applied is answered at once: no limit is in its way.
+        """
+        if number > accepted:
+            self.check(1, rows, now_ns)
+        elif number > applied:
+            self.check_waiting(1)
+
+    def check_waiting(self, steps: int) -> None:
+        """Whether so many more may wait, repeats of pending steps too. Raises Quota."""
         limit = self._limits.pending_steps_max
         if limit is not None and self.pending_steps + steps > limit:
             raise Quota(
@@ -65,13 +86,12 @@ class Tenant:
                 "send this one again later",
                 retry_s=RETRY_S,
             )
-        if self.limits.rows_per_s is not None:
-            self._rows.take(rows, self.limits.rows_per_s, now_ns)
 
-    def check_block(self, block: Block, accepted: Index) -> None:
-        """check() of a block; `accepted` [N] are the last steps that its sessions were given."""
+    def check_block(self, block: Block, applied: Index, accepted: Index) -> None:
+        """check() of a block; `applied` and `accepted` [N] are the last steps of its sessions."""
         lengths = block.lengths
         if block.is_numbered:
+            self.check_waiting(int(np.count_nonzero(block.numbers > applied)))
             lengths = lengths[block.numbers > accepted]
         if lengths.size:
             self.check(lengths.size, int(lengths.sum()), block.arrival_ns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.pending_bytes import Lease
 
 
 class Answering(Protocol):
@@ -13,6 +14,10 @@ class Answering(Protocol):
     @property
     def method(self) -> str:
         """The label of its counts."""
+
+    @property
+    def lease(self) -> Lease:
+        """Of its bytes, until its answer is sent."""
 
     @property
     def is_over(self) -> bool:

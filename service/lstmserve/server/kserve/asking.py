@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import Malformed
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.kserve.parameters import Parameters, read_parameters
-from lstmserve.server.kserve.reading import Inputs, wanted_outputs
+from lstmserve.server.kserve.reading import Inputs, input_name, wanted_outputs
 from lstmserve.server.kserve.tensors import inputs
+from lstmserve.server.sizes import output_bytes, state_bytes
 
 VERSION_DIGITS_MAX = 9
 
 
 @dataclass(slots=True)
 class Ask:
-    """Read once, never changed. `model` is the newest where no version is asked for (0)."""
+    """Read once; `model` is the newest where no version is asked for (0). Nothing of it changes,
+    but that `inputs` are let go once they were read.
+    """
 
     model: Model
     version: int
@@ -52,6 +56,30 @@ def read_ask(model: Model, request: pb.ModelInferRequest) -> Ask:
         inputs(request),
         wanted_outputs(request, model),
     )
+
+
+def told_of(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    """What an error says of the request, without its tensors: an error needs nothing else."""
+    told = pb.ModelInferRequest(id=request.id, model_name=request.model_name)
+    if "sequence_id" in request.parameters:
+        told.parameters["sequence_id"].CopyFrom(request.parameters["sequence_id"])
+    return told
+
+
+def answer_bytes(model: Model, request: pb.ModelInferRequest) -> int:
+    """The most that the answer has: a row for each of the input, and the states where asked."""
+    spec = model.spec
+    rows = state_rows = 0
+    for tensor in request.inputs:
+        if tensor.name == input_name(spec):
+            shape = tensor.shape[:]
+            rows = math.prod(
+                max(0, size) for size in (shape if spec.num_embeddings else shape[:-1])
+            )
+            state_rows = shape[0] if len(shape) > 1 else 1
+    if not {"hn", "cn"} & {output.name for output in request.outputs}:
+        state_rows = 0
+    return max(1, rows) * output_bytes(spec) + max(0, state_rows) * state_bytes(spec)
 
 
 def read_version(text: str) -> int:

@@ -9,7 +9,8 @@ from lstmserve.server.inbox import Inbox
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.inference import Inference
 from lstmserve.server.overtime import TooSlow
-from lstmserve.server.rpc import Context, Frame
+from lstmserve.server.rpc import Frame, Incoming
+from lstmserve.server.status import code, reason
 
 METHOD = "ModelInfer"
 
@@ -22,15 +23,19 @@ class InferCalls:
         self._inbox = inbox
         self._frame = frame
 
-    async def infer(self, content: bytes, context: Context) -> bytes:
+    async def infer(self, incoming: Incoming) -> bytes:
         """A step that is cancelled before its last slice runs has not happened."""
         call = _Call()
-        door = self._frame.door
-        call.inference = Inference(self._dialect, call, content, lambda: door.tenant(context))
-        if context.time_remaining() is None:
+        call.inference = Inference(self._dialect, call, incoming.take(), incoming.tenant)
+        call.inference.lease = incoming.lease
+        if incoming.context.time_remaining() is None:
             self._frame.overtime.watch(call)
         self._inbox.put(call.inference)
         return await call.answered()
+
+    def count_failed(self, error: Exception) -> None:
+        """Of a request that was refused before it was read."""
+        self._dialect.counters(None).failed(METHOD, code(error), reason(error))
 
 
 class _Call:

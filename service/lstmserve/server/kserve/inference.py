@@ -5,7 +5,7 @@ A carrier, which knows whether it is a call or a stream's message, takes the ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from lstmserve.engine import Model
@@ -13,10 +13,11 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
-from lstmserve.server.kserve.asking import asked_model, read_ask
+from lstmserve.server.kserve.asking import answer_bytes, asked_model, read_ask, told_of
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.prediction import WholeSequences
 from lstmserve.server.kserve.stepping import SequenceStep
+from lstmserve.server.pending_bytes import SHORT_BYTES, Lease
 from lstmserve.server.status import code, reason
 
 
@@ -41,29 +42,49 @@ class Carrier(Protocol):
 class Inference:
     """A message of the inbox."""
 
-    def __init__(
-        self, dialect: Dialect, carrier: Carrier, content: bytes, tenant: Callable[[], Tenant]
-    ) -> None:
+    def __init__(self, dialect: Dialect, carrier: Carrier, content: bytes, tenant: Tenant) -> None:
         self._dialect = dialect
         self._carrier = carrier
         self._content = content
-        self._tenant = tenant  # raises where nobody may come in
+        self._tenant = tenant
+        self.lease: Lease  # of its bytes, once it was admitted
         self._now = dialect.engine.clock()
         self._request: pb.ModelInferRequest | None = None
         self._model: Model | None = None
         self._job: SequenceStep | WholeSequences | None = None
+
+    def size(self) -> int:
+        """The most bytes that it takes with its answer; a long message is read for that."""
+        sizes, length = self._dialect.sizes, len(self._content)
+        if (bound := sizes.bound(length)) <= SHORT_BYTES:
+            return bound
+        try:
+            self._parse()
+            assert self._request is not None
+            model = asked_model(self._dialect.engine, self._request)
+        except ServeError:
+            return length  # it is refused when its turn comes
+        return length + answer_bytes(model, self._request)
+
+    def _parse(self) -> pb.ModelInferRequest:
+        """Once; the message is not kept."""
+        if self._request is None:
+            content, self._content = self._content, b""
+            self._request = parse(pb.ModelInferRequest, content)
+        return self._request
 
     def read(self) -> None:
         """Submits it; for a call that has ended there is nothing to do. Does not raise."""
         if self.is_over:
             return
         try:
-            tenant = self._tenant()
-            self._request = parse(pb.ModelInferRequest, self._content)
-            self._model = asked_model(self._dialect.engine, self._request)
-            ask = read_ask(self._model, self._request)
+            request = self._parse()
+            self._model = asked_model(self._dialect.engine, request)
+            ask = read_ask(self._model, request)
+            self._request = told_of(request)
             job = WholeSequences if ask.parameters.sequence is None else SequenceStep
-            self._job = job(self._dialect, self, tenant, ask, self._now)
+            self._job = job(self._dialect, self, self._tenant, ask, self._now)
+            del request, ask  # or this frame holds them while the job runs here
             self._job.begin()
         except Exception as error:
             self.refuse(error)

@@ -13,6 +13,7 @@ from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.responses import begin_response, put_outputs
 from lstmserve.server.kserve.wholes import whole_outputs, whole_sequences
+from lstmserve.server.sizes import predict_bytes
 
 
 class WholeSequences:
@@ -49,11 +50,17 @@ class WholeSequences:
         engine, ask, start_ns = self._dialect.engine, self._ask, self._now.monotonic_ns
         engine.check_open()
         job, longest = whole_sequences(ask.model, ask.inputs, ask.wanted, engine.config, start_ns)
+        ask.inputs = {}
         self._tenant.check(job.lengths.size, len(job.x), start_ns)
+        height = job.lengths.size * (1 if ask.last_only else longest)
+        lease = self._answering.lease
+        lease.grow(predict_bytes(ask.model, job, height))
         try:
             async with asyncio.timeout(self._left_s()):
                 with self._tenant.using(job.lengths.size):
-                    prediction = await engine.predicting.predict(ask.model, job)
+                    lease.hold()
+                    work = engine.predicting.predict(ask.model, job, lease.release)
+                    prediction = await work
         except TimeoutError as error:
             raise DeadlineExpired(
                 "the timeout passed before the sequences were computed"

@@ -17,7 +17,8 @@ from lstmserve.server.kserve.model_calls import ModelCalls
 from lstmserve.server.kserve.server_calls import ServerCalls
 from lstmserve.server.kserve.stream_calls import StreamCalls
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.server.rpc import Call, Context, Frame
+from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.rpc import Call, Frame, Incoming
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 NO_LOADING = "models are those that its folder had when it started"
@@ -38,10 +39,17 @@ NOT_SERVED = {
 
 
 def handlers(
-    engine: Engine, metrics: Metrics, config: Config, door: Door
+    engine: Engine, metrics: Metrics, config: Config, door: Door, pending: PendingBytes
 ) -> grpc.GenericRpcHandler:
     """Handlers of raw bytes, as the native dialect's."""
-    frame = Frame(door, metrics, config.call_s_max, SERVICE)
+    frame = Frame(
+        door,
+        metrics,
+        pending,
+        call_s_max=config.call_s_max,
+        write_s_max=config.write_s_max,
+        service=SERVICE,
+    )
     dialect, inbox = Dialect(engine, metrics), Inbox(engine.driver, read_all)
     server, models = ServerCalls(engine), ModelCalls(engine, dialect)
     unaries = (
@@ -54,17 +62,18 @@ def handlers(
     )
     methods = {name: frame.unary(name, kind, method) for name, kind, method in unaries}
     # Probes have no token; these two tell what the health service tells everybody.
-    methods["ServerLive"] = frame.call("ServerLive", server.live)
-    methods["ServerReady"] = frame.call("ServerReady", server.ready)
-    methods["ModelInfer"] = frame.call("ModelInfer", InferCalls(dialect, inbox, frame).infer)
-    methods |= {name: frame.call(name, _refusal(name, why)) for name, why in NOT_SERVED.items()}
-    streamed = StreamCalls(dialect, inbox, config)
+    probes: dict[str, Call] = {"ServerLive": server.live, "ServerReady": server.ready}
+    probes |= {name: _refusal(name, why) for name, why in NOT_SERVED.items()}
+    methods |= {name: frame.call(name, each, is_probe=True) for name, each in probes.items()}
+    unary = InferCalls(dialect, inbox, frame)
+    methods["ModelInfer"] = frame.call("ModelInfer", unary.infer, unary.count_failed)
+    streamed = StreamCalls(dialect, inbox, pending, config)
     methods["ModelStreamInfer"] = frame.bidi("ModelStreamInfer", streamed.infer)
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
 def _refusal(name: str, why: str) -> Call:
-    async def refuse(content: bytes, context: Context) -> bytes:
+    async def refuse(incoming: Incoming) -> bytes:
         raise NotImplementedYet(f"{name} is not served by lstmserve: {why}")
 
     return refuse

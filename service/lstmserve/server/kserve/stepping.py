@@ -24,6 +24,7 @@ from lstmserve.server.kserve.responses import begin_response, step_response
 from lstmserve.server.kserve.rows import Rows, initial_state, step_rows
 from lstmserve.server.kserve.telling import told
 from lstmserve.server.observe.logs import session_hash
+from lstmserve.server.sizes import output_bytes, state_bytes
 
 log = structlog.get_logger()
 
@@ -42,6 +43,7 @@ class SequenceStep:
         self._answering = answering
         self._tenant = tenant
         self._ask = ask
+        self._lease = answering.lease
         self._arrival_ns = now.monotonic_ns
         self._sequence = ask.parameters.sequence
         self._key = tenant.sequence_key(ask.model.name, self._sequence)
@@ -56,6 +58,7 @@ class SequenceStep:
         try:
             if must_wait or lines.has(self._key):
                 lines.enter(self._key, self)
+                self._lease.hold()
             else:
                 self._submit(find(self._engine, self._tenant, self._ask, self._key))
         except ServeError as error:
@@ -68,16 +71,17 @@ class SequenceStep:
 
     async def take(self) -> None:
         """As Turn.take."""
-        if self._answering.is_over:
-            return
         try:
-            await self._take()
+            if not self._answering.is_over:
+                await self._take()
         except ServeError as error:
             self._tell(error)
         except asyncio.CancelledError:  # of the caller nobody tells so: a bug
             self._answering.refuse(RuntimeError("a turn was cancelled"))
         except Exception as error:
             self._answering.refuse(error)
+        finally:
+            self._lease.release()
 
     async def _take(self) -> None:
         asked = self._ask.parameters
@@ -152,9 +156,11 @@ class SequenceStep:
         model = engine.model_of(row)
         if rows is None:
             rows = self._rows(model.index)
-            is_repeat = number is not None and number <= engine.table.accepted(row)
-            if self._tenant.is_limited and not is_repeat:
-                self._tenant.check(1, len(rows.x), self._arrival_ns)
+            if self._tenant.is_limited:
+                table = engine.table
+                applied, accepted = table.step.item(row), table.accepted(row)
+                told = accepted + 1 if number is None else number
+                self._tenant.check_step(told, applied, accepted, len(rows.x), self._arrival_ns)
         self._axes = rows.axes
         self._step = Step(
             row,
@@ -166,12 +172,25 @@ class SequenceStep:
             number=number or 0,
             is_numbered=number is not None,
         )
-        engine.submit(model, self._step)
+        height = 1 if self._ask.last_only else len(rows.x)
+        state = state_bytes(model.spec) if self._ask.with_state else 0
+        reply_bytes = height * output_bytes(model.spec) + state
+        self._ask.inputs = {}  # what the step needs of them it has
+        self._lease.grow(rows.x.nbytes + reply_bytes)
+        self._lease.hold()
+        try:
+            engine.submit(model, self._step)
+        except BaseException:
+            self._lease.release()
+            raise
         self._tenant.pending_steps += 1
+        if not len(self._step.x):  # it joined another of its number
+            self._lease.resize(reply_bytes)
 
     def applied(self, step: Step) -> None:
         """As Sink.applied."""
         self._tenant.pending_steps -= 1
+        self._lease.release()
         if self._answering.is_over:
             self._finish(None)
             return
@@ -185,6 +204,7 @@ class SequenceStep:
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
         self._tenant.pending_steps -= 1
+        self._lease.release()
         self._finish(error)
 
     def _finish(self, outcome: Outcome) -> None:

@@ -14,9 +14,10 @@ from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.inference import Inference
 from lstmserve.server.kserve.telling import SHOWN_MAX, facts, with_text
 from lstmserve.server.ordered import OrderedWindow
+from lstmserve.server.pending_bytes import Lease, PendingBytes
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
-from lstmserve.server.window import converse
+from lstmserve.server.window import Stream, converse
 
 METHOD = "ModelStreamInfer"
 GRPC_ERROR_KEY = "triton_grpc_error"
@@ -26,9 +27,12 @@ LINE = ""  # one for the whole stream, as clients of Triton expect
 class StreamCalls:
     """The handler; one for all calls."""
 
-    def __init__(self, dialect: Dialect, inbox: Inbox[Inference], config: Config) -> None:
+    def __init__(
+        self, dialect: Dialect, inbox: Inbox[Inference], pending: PendingBytes, config: Config
+    ) -> None:
         self._dialect = dialect
         self._inbox = inbox
+        self._pending = pending
         self._config = config
 
     async def infer(self, context: Context, tenant: Tenant) -> None:
@@ -36,15 +40,20 @@ class StreamCalls:
         window = OrderedWindow(self._config.stream_window)
         metadata = context.invocation_metadata() or ()
         ends_at_error = (GRPC_ERROR_KEY, "true") in [(key, value) for key, value in metadata]
+        stream = Stream(context, self._pending, tenant.account, self._config.write_s_max)
 
-        async def accept(content: bytes) -> None:
+        async def accept(content: bytes) -> int:
             message = _Message(window, ends_at_error)
-            message.inference = Inference(self._dialect, message, content, lambda: tenant)
+            inference = message.inference = Inference(self._dialect, message, content, tenant)
+            del content
+            size = inference.size()
+            message.lease = inference.lease = await stream.admit(size)
             window.add(message)
             window.enter(message, LINE)
-            self._inbox.put(message.inference)
+            self._inbox.put(inference)
+            return size
 
-        await converse(context, window, accept, self._config.write_s_max)
+        await converse(stream, window, accept)
 
 
 class _Message:
@@ -52,6 +61,7 @@ class _Message:
 
     method = METHOD
     inference: Inference
+    lease: Lease
 
     def __init__(self, window: OrderedWindow, ends_at_error: bool) -> None:
         self._window = window
@@ -84,4 +94,5 @@ class _Message:
     def cancel(self) -> None:
         """The stream is gone."""
         self.is_over = True
+        self.lease.release()
         self.inference.cancel()

@@ -135,6 +135,7 @@ class Crowd:
             return
         for index, single in enumerate(singles):
             single.tenant.pending_steps += 1
+            single.lease.hold()
             single.placed(block, index)
 
 
@@ -185,6 +186,7 @@ class _Together:
         self._steps.count_together(self._model, self._applied(block), start_ns)
         for i, single in enumerate(self._singles):
             single.tenant.pending_steps -= 1
+            single.lease.release()
             if i in block.errors:
                 single.fail(block.errors[i], self._model)
             else:

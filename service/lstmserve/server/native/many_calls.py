@@ -16,19 +16,24 @@ from lstmserve.server.native.many_columns import check_count
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.native.many_window import ManyWindow
+from lstmserve.server.native.steps import INT64_BYTES
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Context
+from lstmserve.server.sizes import Sizes
 from lstmserve.server.status import code, looks, to_status
-from lstmserve.server.window import Window, converse
+from lstmserve.server.window import Stream, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
 class ManyCalls:
     """The handler; one for all calls."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, pending: PendingBytes) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._pending = pending
+        self._sizes = Sizes(engine.models, engine.config, has_states=False)
         self._reading = ManyReading(engine)
 
     async def step_many(self, context: Context, tenant: Tenant) -> None:
@@ -36,30 +41,54 @@ class ManyCalls:
         config = self._engine.config
         window = ManyWindow(config.stream_window)
         cohort = Cohort(tenant)
+        stream = Stream(context, self._pending, tenant.account, config.write_s_max)
 
-        async def accept(content: bytes) -> None:
+        async def accept(content: bytes) -> int:
             nonlocal cohort
-            cohort = await self.accept(tenant, content, cohort, window)
+            message = ManyMessage(tenant, cohort, answer)
+            request = self.read(content, message)
+            size = self._size(request, message, len(content))
+            del content
+            message.lease = await stream.admit(size)
+            window.add(message)
+            await self.submit(request, message)
+            cohort = message.cohort
+            return size
 
-        await converse(context, window, accept, config.write_s_max)
+        def answer(message: ManyMessage) -> None:
+            window.answer(message, self.render(message))
 
-    async def accept(
-        self, tenant: Tenant, content: bytes, cohort: Cohort, window: Window
-    ) -> Cohort:
-        """Submits one message; returns the sessions that the next one may leave out."""
-        message = ManyMessage(tenant, cohort, lambda each: window.answer(each, self._render(each)))
-        window.add(message)
+        await converse(stream, window, accept)
+
+    def read(self, content: bytes, message: ManyMessage) -> pb.StepManyRequest:
+        """The message's request, which may leave out the sessions of the one before."""
+        request = pb.StepManyRequest()
         try:
             request = parse(pb.StepManyRequest, content)
             message.tag = request.tag
             if request.session_ids:
                 message.cohort = self._cohort(message, request.session_ids)
-            await self._reading.submit(request, message)
         except ServeError as error:
             message.refusal = error.with_traceback(None)  # its frames hold the message
+        return request
+
+    async def submit(self, request: pb.StepManyRequest, message: ManyMessage) -> None:
+        """Hands an admitted message to the engine, or answers it."""
+        if message.refusal is None:
+            try:
+                await self._reading.submit(request, message)
+            except ServeError as error:
+                message.refusal = error.with_traceback(None)
         if message.block is None:
-            window.answer(message, self._render(message))
-        return message.cohort
+            message.answer()
+
+    def _size(self, request: pb.StepManyRequest, message: ManyMessage, length: int) -> int:
+        """The most bytes that a message of `length` will take with its reply."""
+        count = len(message.cohort)
+        rows = sum(request.lengths[:]) if request.lengths else count
+        if request.tokens:
+            length += INT64_BYTES * len(request.tokens)
+        return self._sizes.of(length, count if request.last_only else rows, None)
 
     def _cohort(self, message: ManyMessage, ids: Sequence[str]) -> Cohort:
         """Of the sessions that a message names. Raises TooLong, and then the stream has none.
@@ -70,7 +99,8 @@ class ManyCalls:
         check_count(len(ids), self._engine.config.pending_steps_max)
         return Cohort(message.tenant, list(ids))
 
-    def _render(self, message: ManyMessage) -> bytes:
+    def render(self, message: ManyMessage) -> bytes:
+        """The reply of a message that is over."""
         if message.refusal is not None:
             self._count(message, max(1, len(message.lengths)), message.refusal)
             status = to_status(message.refusal)

@@ -13,6 +13,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.native.cohort import Cohort
+from lstmserve.server.pending_bytes import Lease
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
@@ -23,11 +24,12 @@ class ManyMessage:
     """
 
     def __init__(
-        self, tenant: Tenant, cohort: Cohort, on_settled: Callable[[ManyMessage], None]
+        self, tenant: Tenant, cohort: Cohort, on_over: Callable[[ManyMessage], None]
     ) -> None:
         self.tenant = tenant
         self.cohort = cohort
-        self._on_settled = on_settled
+        self._on_over = on_over
+        self.lease: Lease  # once it was admitted
         self.tag = 0
         self.last_only = False
         self.numbers: Index | None = None
@@ -94,10 +96,16 @@ class ManyMessage:
     def settled(self, block: Block) -> None:
         """As BlockSink.settled."""
         self.tenant.pending_steps -= block.rows.size
+        self.lease.release()
         self.errors |= {int(self.members[i]): error for i, error in block.errors.items()}
-        self._on_settled(self)
+        self.answer()
+
+    def answer(self) -> None:
+        """It is over, whatever became of its sessions."""
+        self._on_over(self)
 
     def cancel(self) -> None:
         """The stream is gone."""
+        self.lease.release()
         if self.block is not None:
             self.block.cancel()

@@ -104,15 +104,21 @@ class ManyReading:
     def _submit_block(self, model: Model, block: Block, message: ManyMessage) -> None:
         tenant = message.tenant
         if tenant.is_limited:
-            tenant.check_block(block, self._engine.table.accepted(block.rows))
+            table = self._engine.table
+            tenant.check_block(block, table.step[block.rows], table.accepted(block.rows))
+        message.lease.grow(block.x.nbytes + block.y.nbytes)
+        message.lease.hold()
         tenant.pending_steps += block.rows.size
         message.block = block  # before it is submitted: one of repeats alone is settled at once
         try:
             self._engine.submit_block(model, block)
         except ServeError:
             tenant.pending_steps -= block.rows.size
+            message.lease.release()
             message.block = None
             raise
+        if not block.x.size:  # all of it joined others of their numbers
+            message.lease.resize(block.y.nbytes)
 
     def _find(self, message: ManyMessage) -> Index:
         """Rows of the sessions that are open; the others get their error."""

@@ -20,13 +20,21 @@ class ManyWindow(Window):
 
     def answer(self, message: Cancellable, reply: bytes) -> None:
         """As Window.answer, once those before it of its sessions are answered."""
+        if self._is_closed:
+            return
         if not self._held and not self._is_behind(message):
             super().answer(message, reply)
             return
+        message.lease.resize(len(reply))
         self._held[message] = reply
         for each in [each for each in self.unanswered if each in self._held]:
             if not self._is_behind(each):
                 super().answer(each, self._held.pop(each))
+
+    def close(self) -> None:
+        """As Window.close."""
+        super().close()
+        self._held.clear()
 
     def _is_behind(self, message: Cancellable) -> bool:
         cohort = cast(ManyMessage, message).cohort

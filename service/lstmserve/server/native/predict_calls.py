@@ -10,10 +10,14 @@ from lstmserve.server.codec import (
     check_finite,
     check_reply,
     input_rows,
+    parse,
     sequence_lengths,
     state_rows,
 )
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import Lease
+from lstmserve.server.rpc import Frame, Incoming
+from lstmserve.server.sizes import predict_bytes
 from lstmserve.server.status import code
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -21,11 +25,21 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 class PredictCalls:
     """The handler; one for all calls."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, frame: Frame) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._frame = frame
 
-    async def predict(self, request: pb.PredictRequest, tenant: Tenant) -> pb.PredictResponse:
+    async def answer(self, incoming: Incoming) -> bytes:
+        """The whole call. Raises what it ends with."""
+        request = parse(pb.PredictRequest, incoming.take())
+        work = self.predict(request, incoming.tenant, incoming.lease)
+        del request  # or it would be held while its input is computed
+        return (await self._frame.limited(incoming.context, work)).SerializeToString()
+
+    async def predict(
+        self, request: pb.PredictRequest, tenant: Tenant, lease: Lease
+    ) -> pb.PredictResponse:
         """y, (hn, cn) = head(lstm(x, (h0, c0))) of each sequence."""
         engine = self._engine
         engine.check_open()
@@ -34,9 +48,13 @@ class PredictCalls:
         start_ns = engine.clock().monotonic_ns
         try:
             job = self._job(model, request, start_ns)
+            del request
             tenant.check(job.lengths.size, len(job.x), start_ns)
+            height = job.lengths.size if job.last_only else len(job.x)
+            lease.grow(predict_bytes(model, job, height))
+            lease.hold()
             with tenant.using(job.lengths.size):
-                prediction = await engine.predicting.predict(model, job)
+                prediction = await engine.predicting.predict(model, job, lease.release)
         except ServeError as error:
             counters.failed("Predict", code(error), error.reason)
             raise
@@ -49,7 +67,7 @@ class PredictCalls:
             queue_ns=prediction.queue_ns,
             compute_ns=prediction.compute_ns,
         )
-        if request.with_state and prediction.hn is not None and prediction.cn is not None:
+        if job.with_state and prediction.hn is not None and prediction.cn is not None:
             response.hn, response.cn = prediction.hn.tobytes(), prediction.cn.tobytes()
         return response
 

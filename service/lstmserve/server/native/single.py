@@ -8,17 +8,26 @@ from lstmserve.engine import Model
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.pending_bytes import Lease
 from lstmserve.wire.v1 import lstm_pb2 as pb
+
+NOTHING = pb.StepRequest()  # in place of a request that is not needed any more
 
 
 class Single(Protocol):
-    """A Step, or a message of a StepStream, that was read; `tenant` is whose it is."""
+    """A Step, or a message of a StepStream, that was read; `tenant` is whose it is.
+
+    Its `lease` covers the message and a row of the reply, or all of both. Once it is submitted or
+    placed its `request` is empty: its input is the engine's.
+    """
 
     method: str
     tenant: Tenant
     request: pb.StepRequest
+    tag: int
     session_id: str
     arrival_ns: int
+    lease: Lease
 
     def submit(self) -> None:
         """Hands it to the engine by itself; what is wrong with it is its answer."""
@@ -40,6 +49,6 @@ def row_response(
     response = pb.StepResponse()
     response.step, response.length, response.y = number, 1, y
     response.queue_ns, response.compute_ns = start_ns - single.arrival_ns, compute_ns
-    if tag := single.request.tag:
+    if tag := single.tag:
         response.tag = tag
     return response

@@ -8,18 +8,16 @@ from lstmserve.engine import Model
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
-from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Message
-from lstmserve.server.native.single import row_response
+from lstmserve.server.native.single import NOTHING, row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.overtime import TooSlow
-from lstmserve.server.rpc import Context, Frame
+from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 METHOD = "Step"
-NOTHING = pb.StepRequest()
 
 
 class StepCalls:
@@ -31,12 +29,12 @@ class StepCalls:
         self.loop = asyncio.get_running_loop()
         self._inbox = inbox
 
-    async def step(self, content: bytes, context: Context) -> bytes:
+    async def step(self, incoming: Incoming) -> bytes:
         """The whole call. Raises what it ends with."""
-        call = StepCall(self, content, context)
+        call = StepCall(self, incoming)
         if self.steps.has_store:
-            return await self.frame.limited(context, call.fetched())
-        if context.time_remaining() is None:
+            return await self.frame.limited(incoming.context, call.fetched())
+        if incoming.context.time_remaining() is None:
             self.frame.overtime.watch(call)
         self._inbox.put(call)
         return await call.answered()
@@ -50,28 +48,30 @@ class StepCall:
     __slots__ = (
         "_block",
         "_calls",
-        "_content",
-        "_context",
+        "_incoming",
         "_index",
         "_step",
         "arrival_ns",
+        "lease",
         "reply",
         "request",
         "session_id",
+        "tag",
         "tenant",
     )
 
-    def __init__(self, calls: StepCalls, content: bytes, context: Context) -> None:
+    def __init__(self, calls: StepCalls, incoming: Incoming) -> None:
         self._calls = calls
-        self._content = content
-        self._context = context
+        self._incoming = incoming
         self._step: Step | None = None  # where its step is: by itself, or a row of a block
         self._block: Block | None = None
         self._index = 0
         self.arrival_ns = calls.steps.now_ns()
-        self.tenant: Tenant  # these three once it was read
-        self.request: pb.StepRequest
+        self.tenant = incoming.tenant
+        self.lease = incoming.lease
+        self.request: pb.StepRequest  # these three once it was read
         self.session_id: str
+        self.tag: int
         self.reply: asyncio.Future[bytes] = calls.loop.create_future()
 
     async def answered(self) -> bytes:
@@ -83,7 +83,8 @@ class StepCall:
             raise
         finally:
             self._step = self._block = None
-            self._content, self.request = b"", NOTHING  # frames and timers may still hold this
+            self._incoming.take()  # frames and timers may still hold this
+            self.request = NOTHING
 
     async def fetched(self) -> bytes:
         """The same, of a call that is submitted when its session has come from a store."""
@@ -109,16 +110,16 @@ class StepCall:
         return True
 
     def _open(self) -> None:
-        """Who calls, and with what. Raises ServeError."""
-        self.tenant = self._calls.frame.door.tenant(self._context)
-        self.request = parse(pb.StepRequest, self._content)
-        self.session_id = self.request.session_id
+        """What the message says. Raises Malformed."""
+        self.request = parse(pb.StepRequest, self._incoming.take())
+        self.session_id, self.tag = self.request.session_id, self.request.tag
 
     def submit(self) -> None:
         """As Single.submit."""
+        request, self.request = self.request, NOTHING
         try:
             self._step = self._calls.steps.submit(
-                self.tenant, self.request, self.session_id, self, self.arrival_ns
+                self.tenant, request, self.session_id, self, self.arrival_ns, self.lease
             )
         except Exception as error:
             self._refuse(error)
@@ -128,18 +129,21 @@ class StepCall:
     def placed(self, block: Block, index: int) -> None:
         """As Single.placed."""
         self._block, self._index = block, index
+        self.request = NOTHING
 
     def applied(self, step: Step) -> None:
         """As Sink.applied; a caller that went away has a cancelled reply."""
         self.tenant.pending_steps -= 1
+        self.lease.release()
         if not self.reply.done():
             self._calls.steps.count_applied(METHOD, step)
-            response = self._calls.steps.response(step, self.request.tag)
+            response = self._calls.steps.response(step, self.tag)
             self.reply.set_result(response.SerializeToString())
 
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
         self.tenant.pending_steps -= 1
+        self.lease.release()
         self.fail(error, self._calls.steps.model_of(step))
 
     def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:

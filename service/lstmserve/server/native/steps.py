@@ -16,10 +16,13 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
 from lstmserve.server.native.single import Single
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import Lease
+from lstmserve.server.sizes import Sizes, output_bytes
 from lstmserve.server.status import code, reason
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 MILLISECOND_NS = 1_000_000
+INT64_BYTES = 8
 
 
 class Steps:
@@ -28,6 +31,7 @@ class Steps:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
+        self.sizes = Sizes(engine.models, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
         self._counters = [metrics.model(each.name, each.version) for each in engine.models]
 
@@ -44,10 +48,29 @@ class Steps:
         key = tenant.key(session_id)
         await self._engine.lives.bring(key, request.incarnation, request.step)
 
+    def size(self, tenant: Tenant, request: pb.StepRequest, session_id: str, length: int) -> int:
+        """The most bytes that a request, a message of so many, will take with its reply."""
+        table = self._engine.table
+        row = table.find(tenant.prefix + session_id)
+        spec = None if row is None else self._engine.models[table.model.item(row)].spec
+        rows = min(max(1, request.length), self._engine.config.length_max)
+        if request.tokens:
+            length += INT64_BYTES * rows
+        return self.sizes.of(length, 1 if request.last_only else rows, spec)
+
     def submit(
-        self, tenant: Tenant, request: pb.StepRequest, session_id: str, sink: Sink, arrival_ns: int
+        self,
+        tenant: Tenant,
+        request: pb.StepRequest,
+        session_id: str,
+        sink: Sink,
+        arrival_ns: int,
+        lease: Lease,
     ) -> Step:
-        """Checks the request, and hands it to the engine. Raises ServeError."""
+        """Checks the request, and hands it to the engine. Raises ServeError.
+
+        The lease is then the step's too, who must release it when the step has ended.
+        """
         engine, table, now = self._engine, self._engine.table, self._engine.clock()
         number, incarnation = request.step, request.incarnation
         if is_numbered := request.HasField("step"):
@@ -58,8 +81,12 @@ class Steps:
         row = engine.sessions.find(key, incarnation, now)
         model = engine.models[table.model.item(row)]
         x = self._input(model, request)
-        if tenant.is_limited and not (is_numbered and number <= table.accepted(row)):
-            tenant.check(1, len(x), now.monotonic_ns)
+        if tenant.is_limited:
+            applied, accepted = table.step.item(row), table.accepted(row)
+            told = number if is_numbered else accepted + 1
+            tenant.check_step(told, applied, accepted, len(x), now.monotonic_ns)
+        reply_bytes = output_bytes(model.spec) * (1 if request.last_only else len(x))
+        lease.grow(x.nbytes + reply_bytes)
         step = Step(
             row,
             x,
@@ -70,8 +97,15 @@ class Steps:
             number=number,
             is_numbered=is_numbered,
         )
-        engine.submit(model, step)
+        lease.hold()
+        try:
+            engine.submit(model, step)
+        except BaseException:
+            lease.release()
+            raise
         tenant.pending_steps += 1
+        if not len(step.x):  # it joined another of its number
+            lease.resize(reply_bytes)
         return step
 
     def _input(self, model: Model, request: pb.StepRequest) -> Input:

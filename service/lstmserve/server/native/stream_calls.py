@@ -11,12 +11,13 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Message
-from lstmserve.server.native.single import row_response
+from lstmserve.server.native.single import NOTHING, row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.ordered import OrderedWindow
+from lstmserve.server.pending_bytes import SHORT_BYTES, Lease, PendingBytes
 from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
-from lstmserve.server.window import converse
+from lstmserve.server.window import Stream, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 METHOD = "StepStream"
@@ -30,26 +31,39 @@ class StreamCalls:
     """
 
     def __init__(
-        self, steps: Steps, inbox: Inbox[Message], window: int, write_s_max: float
+        self,
+        steps: Steps,
+        inbox: Inbox[Message],
+        pending: PendingBytes,
+        *,
+        window: int,
+        write_s_max: float,
     ) -> None:
         self._steps = steps
         self._inbox = inbox
+        self._pending = pending
         self._window = window
         self._write_s_max = write_s_max
 
     async def step_stream(self, context: Context, tenant: Tenant) -> None:
         """An empty session_id is that of the stream's previous message."""
         stream = _Stream(self._steps, tenant, OrderedWindow(self._window))
+        call = Stream(context, self._pending, tenant.account, self._write_s_max)
 
-        async def accept(content: bytes) -> None:
+        async def accept(content: bytes) -> int:
             message = _Message(stream, content)
+            del content
+            size = message.size()
+            lease = self._pending.take(tenant.account, size)
+            message.lease = await call.admit(size) if lease is None else lease
             stream.window.add(message)
             if self._steps.has_store:
                 await message.fetch()
             else:
                 self._inbox.put(message)
+            return size
 
-        await converse(context, stream.window, accept, self._write_s_max)
+        await converse(call, stream.window, accept)
 
 
 class _Stream:
@@ -75,8 +89,11 @@ class _Message:
         "_step",
         "_stream",
         "arrival_ns",
+        "lease",
+        "number",
         "request",
         "session_id",
+        "tag",
         "tenant",
     )
 
@@ -89,8 +106,27 @@ class _Message:
         self._is_cancelled = False
         self.tenant = stream.tenant
         self.arrival_ns = stream.steps.now_ns()
-        self.request = pb.StepRequest()  # until it was read
+        self.lease: Lease  # once it was admitted
+        self.request = NOTHING  # until it was read
+        self.tag = 0
+        self.number = 0  # as it was asked for
         self.session_id = ""
+
+    def size(self) -> int:
+        """The bytes to admit it with; a long message is read for that."""
+        steps, length = self._stream.steps, len(self._content)
+        if (bound := steps.sizes.bound(length)) <= SHORT_BYTES:
+            return bound
+        try:
+            self._parse()
+        except ServeError:
+            return length  # it is refused when its turn comes
+        session_id = self.request.session_id or self._stream.session_id
+        return steps.size(self.tenant, self.request, session_id, length)
+
+    def _parse(self) -> None:
+        self.request = parse(pb.StepRequest, self._content)
+        self.tag, self.number, self._content = self.request.tag, self.request.step, b""
 
     async def fetch(self) -> None:
         """Submits it when its session has come from a store."""
@@ -109,7 +145,8 @@ class _Message:
             return False
         stream = self._stream
         try:
-            self.request = parse(pb.StepRequest, self._content)
+            if self.request is NOTHING:
+                self._parse()
         except ServeError as error:
             # Whose it is it does not say: its answer comes after those of the newest session.
             stream.window.enter(self, stream.session_id)
@@ -121,9 +158,10 @@ class _Message:
 
     def submit(self) -> None:
         """As Single.submit."""
+        request, self.request = self.request, NOTHING
         try:
             self._step = self._stream.steps.submit(
-                self.tenant, self.request, self.session_id, self, self.arrival_ns
+                self.tenant, request, self.session_id, self, self.arrival_ns, self.lease
             )
         except Exception as error:
             self._refuse(error)
@@ -131,16 +169,19 @@ class _Message:
     def placed(self, block: Block, index: int) -> None:
         """As Single.placed."""
         self._block, self._index = block, index
+        self.request = NOTHING
 
     def applied(self, step: Step) -> None:
         """As Sink.applied."""
         self.tenant.pending_steps -= 1
+        self.lease.release()
         self._stream.steps.count_applied(METHOD, step)
-        self._tell(self._stream.steps.response(step, self.request.tag))
+        self._tell(self._stream.steps.response(step, self.tag))
 
     def failed(self, step: Step, error: ServeError) -> None:
         """As Sink.failed."""
         self.tenant.pending_steps -= 1
+        self.lease.release()
         self.fail(error, self._stream.steps.model_of(step))
 
     def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:
@@ -157,8 +198,7 @@ class _Message:
         self._tell_error(error)
 
     def _tell_error(self, error: Exception) -> None:
-        request = self.request
-        self._tell(pb.StepResponse(tag=request.tag, step=request.step, error=to_status(error)))
+        self._tell(pb.StepResponse(tag=self.tag, step=self.number, error=to_status(error)))
 
     def _tell(self, response: pb.StepResponse) -> None:
         # An id that is none may be long: no reply is longer than the limit of messages.
@@ -168,6 +208,8 @@ class _Message:
     def cancel(self) -> None:
         """The stream is gone."""
         self._is_cancelled = True
+        self._content, self.request = b"", NOTHING
+        self.lease.release()
         if self._step is not None:
             self._step.is_cancelled = True
         elif self._block is not None:

@@ -145,6 +145,7 @@ class Metrics:
         self.rpcs: dict[tuple[str, str, str], RpcMetrics] = {}
         self.loop_lag = Histogram(SECONDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
+        self.pending_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0)  # held, and the limit
         self.store_seconds: dict[str, Histogram] = {}
         self.store_errors: Counter[tuple[str, str]] = Counter()
         ProcessCollector(registry=registry)
@@ -279,6 +280,12 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
         MODEL,
         [(key, each.pending_steps) for key, each in now],
     )
+    pending, limit = metrics.pending_bytes()
+    for name, text, value in (
+        ("lstm_pending_bytes", "Bytes of messages, inputs and replies that wait.", pending),
+        ("lstm_pending_bytes_limit", "The most that may: --pending-bytes-max.", limit),
+    ):
+        yield gauge(name, text, (), [((), value)])
     for name, text, states in (
         ("slots", "Rows of the state pool.", ("used", "spare", "free")),
         ("sessions", "Live sessions; dirty: not yet in the store.", ("clean", "dirty")),

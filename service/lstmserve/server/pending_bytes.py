@@ -1,0 +1,328 @@
+"""Owns how many bytes of messages may wait in this server, over all calls. Knows no transport.
+
+Every message takes a lease before anything is done with it. The lease counts the message, then the
+input that was read from it and the reply that it will have, then the reply until it is sent. One
+budget for the server, and in it a share for each tenant. On the event loop's thread.
+
+A unary call is refused where its bytes do not fit. A stream waits: it is not read meanwhile. Those
+that wait have their turns in the order of their arrival, tenants one after the other. Whatever a
+message needs, it has its turn when nothing long is held: every message makes progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from lstmserve.engine.errors import PendingBytes as Refused
+from lstmserve.engine.errors import Quota
+
+RETRY_S = 0.2
+LOOK_AGAIN_S = 0.02  # after streams were told to read: there may be nothing to read
+SMALL_BYTES = 4 << 10  # a lease of so few bytes is not made smaller
+SHORT_BYTES = 64 << 10  # the longest short message, its reply included
+KEPT_PART = 16  # one in so many bytes is kept for short messages
+NO_LIMIT = 1 << 62
+
+
+class Room:
+    """So many bytes, and what is held of them: the whole budget, or a tenant's share of it.
+
+    A part is kept for short messages, so that long ones never keep them out: long ones do not fill
+    it, nor bar the way to it while they wait.
+    """
+
+    __slots__ = ("bytes_max", "held", "held_short")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held = 0
+        self.held_short = 0
+
+    @property
+    def kept(self) -> int:
+        """The part."""
+        return self.bytes_max // KEPT_PART
+
+    def fits(self, more: int, *, is_short: bool, is_blocked: bool) -> bool:
+        """Whether so many more are free; `is_blocked`: others wait for the room.
+
+        What would be alone fits, whatever its size.
+        """
+        if is_short:
+            if is_blocked:
+                return self.held_short + more <= self.kept
+            return self.held + more <= self.bytes_max or not self.held
+        return not is_blocked and (self.has(more) or self.held == self.held_short <= self.kept)
+
+    def has(self, more: int) -> bool:
+        """Whether so many are free for long messages."""
+        kept = max(0, self.kept - self.held_short)
+        return self.held + more + kept <= self.bytes_max
+
+
+class Account:
+    """What one tenant holds, and who of it waits. `share_bytes_max` None: all that there is."""
+
+    __slots__ = ("line", "share")
+
+    def __init__(self, share_bytes_max: int | None = None) -> None:
+        self.share = Room(NO_LIMIT)
+        self.line: deque[_Turn] = deque()
+        self.limit(share_bytes_max)
+
+    def limit(self, share_bytes_max: int | None) -> None:
+        """From now on."""
+        self.share.bytes_max = NO_LIMIT if share_bytes_max is None else share_bytes_max
+
+
+class Lease:
+    """The bytes of one message; they are given back when all who hold it have released it."""
+
+    __slots__ = ("_account", "_budget", "_holders", "size")
+
+    def __init__(self, budget: PendingBytes, account: Account, size: int) -> None:
+        self._budget = budget
+        self._account = account
+        self._holders = 1
+        self.size = size
+
+    def hold(self) -> None:
+        """One more holds it: a call and its step end at different times."""
+        assert self._holders, "a lease that ended is held again"
+        self._holders += 1
+
+    def release(self) -> None:
+        """One who held it is done; the last one gives the bytes back."""
+        self._holders -= 1
+        assert self._holders >= 0, "a lease is released twice"
+        if not self._holders:
+            self._budget.give_back(self, self._account)
+
+    def resize(self, size: int) -> None:
+        """The message is `size` bytes now: what it grows by is not asked for."""
+        if size <= self.size <= SMALL_BYTES:
+            return  # what it counts too much is less than what it costs to count it again
+        if self._holders and size != self.size:
+            self._budget.resize(self, self._account, size)
+
+    def grow(self, size: int) -> None:
+        """The message will be `size` bytes. Raises PendingBytes, Quota where they do not fit."""
+        if size > self.size:
+            self._budget.grow(self, self._account, size)
+        else:
+            self.resize(size)
+
+
+class _Turn:
+    """Who waits for so many bytes; with `takes` they are taken in his turn, else they may be."""
+
+    __slots__ = ("done", "size", "takes")
+
+    def __init__(self, size: int, *, takes: bool) -> None:
+        self.size = size
+        self.takes = takes
+        self.done: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
+
+
+class PendingBytes:
+    """The budget. `held` is what all leases have; only resize() may take it above `bytes_max`."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._room = Room(bytes_max)
+        self._leases: set[Lease] = set()
+        self._lines: dict[Account, None] = {}  # accounts with a line, whose turn is next first
+        self._is_blocked = False  # who is next waits for the budget, not for a share
+        self._again: asyncio.TimerHandle | None = None
+
+    @property
+    def bytes_max(self) -> int:
+        """The limit."""
+        return self._room.bytes_max
+
+    @property
+    def held(self) -> int:
+        """What all leases have."""
+        return self._room.held
+
+    def clipped(self, size: int) -> int:
+        """What a message of that size is counted as: no more than long ones may hold in all."""
+        return min(size, self._room.bytes_max - self._room.kept)
+
+    def has_room(self, account: Account, size: int) -> bool:
+        """Whether take() would give a lease."""
+        is_short = size <= SHORT_BYTES
+        if is_short and not self._lines and self._is_free(account, size):
+            return True
+        return self._has_room(account, size if is_short else self.clipped(size), is_short)
+
+    def take(self, account: Account, size: int) -> Lease | None:
+        """A lease, if the bytes are free and nobody waits for them."""
+        return self._take(account, size) if self.has_room(account, size) else None
+
+    def enter(self, account: Account, size: int) -> Lease:
+        """take(); raises PendingBytes, Quota instead of None."""
+        if not self.has_room(account, size):
+            self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
+        return self._take(account, size)
+
+    def check(self, account: Account, more: int, *, is_short: bool = True) -> None:
+        """Whether so many more bytes are free for a call that does not wait, whose message is
+        short. Raises PendingBytes, Quota."""
+        if is_short and not self._lines and self._is_free(account, more):
+            return
+        if self._has_room(account, more, is_short):
+            return
+        room, share = self._room, account.share
+        if not room.fits(more, is_short=is_short, is_blocked=self._is_blocked):
+            raise Refused(
+                f"{room.held} bytes of messages are waiting, the limit is {room.bytes_max}: "
+                "send it again later, or less at once",
+                metadata={"pending_bytes_max": str(room.bytes_max)},
+                retry_s=RETRY_S,
+            )
+        raise Quota(
+            f"{share.held} bytes of your messages are waiting, your limit is {share.bytes_max}: "
+            "send it again later, or less at once",
+            retry_s=RETRY_S,
+        )
+
+    async def admit(self, account: Account, size: int) -> Lease:
+        """A lease, when it is its turn and the bytes are free."""
+        lease = self.take(account, size) or await self._wait(account, size, takes=True)
+        assert lease is not None
+        return lease
+
+    async def vacancy(self, account: Account, size: int) -> None:
+        """Until so many bytes are free: a stream is read then. Nothing is taken."""
+        if not self.has_room(account, size):
+            await self._wait(account, size, takes=False)
+
+    def resize(self, lease: Lease, account: Account, size: int) -> None:
+        """The lease has `size` bytes from now on."""
+        before, lease.size = lease.size, size
+        self._change(account, before, size)
+        if size < before and self._lines:
+            self._serve()
+
+    def grow(self, lease: Lease, account: Account, size: int) -> None:
+        """The lease has so many more bytes, as if it were a new one. Raises PendingBytes, Quota."""
+        before, size = lease.size, self.clipped(size)
+        self._change(account, before, 0)
+        try:
+            self.check(account, size, is_short=size <= SHORT_BYTES)
+        except (Refused, Quota):
+            self._change(account, 0, before)
+            raise
+        self._change(account, 0, size)
+        lease.size = size
+
+    def give_back(self, lease: Lease, account: Account) -> None:
+        """The lease is over."""
+        self._leases.remove(lease)
+        self._change(account, lease.size, 0)
+        if self._lines:
+            self._serve()
+
+    def _has_room(self, account: Account, more: int, is_short: bool) -> bool:
+        return self._room.fits(
+            more, is_short=is_short, is_blocked=self._is_blocked
+        ) and account.share.fits(more, is_short=is_short, is_blocked=bool(account.line))
+
+    def _is_free(self, account: Account, size: int) -> bool:
+        """fits() of both rooms for a short message that nobody bars, as most are: in one call."""
+        room, share = self._room, account.share
+        return room.held + size <= room.bytes_max and share.held + size <= share.bytes_max
+
+    def _take(self, account: Account, size: int) -> Lease:
+        if size > SHORT_BYTES:
+            size = self.clipped(size)
+        lease = Lease(self, account, size)
+        self._leases.add(lease)
+        self._change(account, 0, size)
+        return lease
+
+    def _change(self, account: Account, before: int, after: int) -> None:
+        """A lease of `before` bytes has `after` now; 0: there was none, or it is over."""
+        room, share, change = self._room, account.share, after - before
+        room.held += change
+        share.held += change
+        short = (after if after <= SHORT_BYTES else 0) - (before if before <= SHORT_BYTES else 0)
+        room.held_short += short
+        share.held_short += short
+
+    async def _wait(self, account: Account, size: int, *, takes: bool) -> Lease | None:
+        turn = _Turn(self.clipped(size), takes=takes)
+        account.line.append(turn)
+        self._lines.setdefault(account)
+        self._serve()
+        try:
+            return await turn.done
+        except asyncio.CancelledError:
+            if turn in account.line:
+                account.line.remove(turn)
+                self._serve()
+            elif not turn.done.cancelled() and (lease := turn.done.result()) is not None:
+                lease.release()  # it was given while the cancellation was on its way
+            raise
+
+    def _serve(self) -> None:
+        """Gives turns, one for each tenant in a row, until the next one does not fit.
+
+        Who may read takes nothing yet. What he may take is kept for him until the next look only:
+        there may be nothing to read.
+        """
+        self._is_blocked = False
+        expected, shares = 0, dict.fromkeys(self._lines, 0)
+        while shares and not self._is_blocked:
+            for account in tuple(shares):
+                if not account.line:
+                    del shares[account]
+                    continue
+                turn = account.line[0]
+                if turn.done.cancelled():
+                    account.line.popleft()
+                elif not _fits(account.share, turn.size, shares[account]):
+                    del shares[account]  # others need not wait for a share that is not theirs
+                elif not _fits(self._room, turn.size, expected):
+                    self._is_blocked = True
+                    break
+                else:
+                    account.line.popleft()
+                    self._lines[account] = self._lines.pop(account)  # the others are next
+                    if not turn.takes:
+                        expected += turn.size
+                        shares[account] += turn.size
+                    turn.done.set_result(self._take(account, turn.size) if turn.takes else None)
+        for account in [each for each in self._lines if not each.line]:
+            del self._lines[account]
+        if expected and self._lines and self._again is None:
+            loop = asyncio.get_running_loop()
+            self._again = loop.call_later(LOOK_AGAIN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._again = None
+        self._serve()
+
+    def check_integrity(self) -> None:
+        """What is held is the sum of the leases, of each account too."""
+        sums: dict[Room, list[int]] = {self._room: [0, 0]}
+        for lease in self._leases:
+            assert lease._holders > 0, "a lease that nobody holds"
+            assert lease.size >= 0, "a lease of less than nothing"
+            for room in (self._room, lease._account.share):
+                total = sums.setdefault(room, [0, 0])
+                total[0] += lease.size
+                total[1] += lease.size if lease.size <= SHORT_BYTES else 0
+        for room, total in sums.items():
+            assert [room.held, room.held_short] == total, "bytes are held by no lease"
+        for account in self._lines:
+            assert account.line, "an empty line is kept"
+        assert self._room.held or not self._is_blocked, "they wait for bytes that are free"
+
+
+def _fits(room: Room, size: int, expected: int) -> bool:
+    """Whether a turn's bytes fit beside those that are expected."""
+    if expected:
+        return room.has(size + expected)
+    return room.fits(size, is_short=size <= SHORT_BYTES, is_blocked=False)
