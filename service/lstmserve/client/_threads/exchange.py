@@ -69,8 +69,7 @@ class Exchange(Generic[Request, Response]):
         except BaseException:
             lanes.give(self._lane)
             raise
-        self._reader = threading.Thread(target=self._read, name="lstmserve-replies", daemon=True)
-        self._reader.start()
+        threading.Thread(target=self._read, name="lstmserve-replies", daemon=True).start()
 
     @property
     def has_ended(self) -> bool:
@@ -95,11 +94,12 @@ class Exchange(Generic[Request, Response]):
         return late() if self._has_reply else crowded(late(), self._lane.streams)
 
     def close(self) -> None:
-        """Ends the stream; what is unanswered ends as Cancelled."""
+        """Ends the stream; what is unanswered ends as Cancelled, and so does the reader's thread.
+
+        It does not wait for that thread: the garbage collector may end an abandoned stream at any
+        moment, also in one at which this thread holds a lock of gRPC's that the reader needs.
+        """
         self._call.cancel()
-        # The garbage collector may end an abandoned stream in any thread, its reader too.
-        if threading.current_thread() is not self._reader:
-            self._reader.join()
 
     def _read(self) -> None:
         end = ended()
