@@ -49,6 +49,7 @@ class WriteBehind:
         self._is_due = asyncio.Event()
         self._since_ns = np.zeros(table.rows, np.int64)  # monotonic; nothing unstored is older
         self._flushing = asyncio.Lock()
+        self._is_lost = False  # the store, until this process ends
 
     def commit(self, model: Model, batch: Batch) -> None:
         """Nothing to wait for; the rows are flushed soon."""
@@ -67,6 +68,8 @@ class WriteBehind:
 
     def admit(self, rows: int | Index) -> None:
         """Refuses steps of sessions too far ahead of the store. Raises StoreUnavailable."""
+        if self._is_lost:
+            raise StoreUnavailable("the store is lost: this server must be restarted", retry_s=1.0)
         lag = self._table.accepted(rows) - self._table.durable_step[rows]
         if int(np.max(lag)) >= self._lag_steps_max:
             self._is_due.set()
@@ -78,7 +81,7 @@ class WriteBehind:
         """Flushes until nothing is dirty, or the time is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._dirty().size:
+                while self._dirty().size and not self._is_lost:
                     await self.flush()
                     if self._dirty().size:
                         await self._pause()
@@ -124,8 +127,12 @@ class WriteBehind:
         written: Sequence[Written | None]
         try:
             written = await self._store.put(writes)
-        except StoreTimeout:
+        except StoreTimeout as error:
+            self._is_lost = self._is_lost or error.is_final
             written = [None] * len(writes)
+        except StoreUnavailable as error:
+            self._is_lost = self._is_lost or error.is_final
+            return
         except ServeError:
             return
         doubtful = []

@@ -7,6 +7,7 @@ are times, not a count: a store that fails over may forget a claim, and must not
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -31,6 +32,8 @@ from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.store.record import CorruptRecord, Record, UnknownRecord, Version, decode
 from lstmserve.store.store import Store, Written
+
+EPOCHS_APART = 1 << 20  # about a second in microseconds
 
 
 class Residence:
@@ -94,8 +97,7 @@ class Residence:
                 raise
             await self._make_room(model)
             start = self._records.start(record, model)
-            epoch = max(record.epoch + 1, self._clock().wall_ns // 1000)
-            claimed = replace(record, epoch=epoch)
+            claimed = replace(record, epoch=self._epoch(record))
             written = await self.filing.put(key, record.version, claimed)
             if written is Written.FULL:
                 raise StoreFull(f"{FULL}: no session comes to this server")
@@ -106,6 +108,17 @@ class Residence:
                 self._sessions.open(key, model, start, record.ttl_ns, now)
                 return claimed.version
         raise Fenced("other servers are taking this session: repeat the call", retry_s=0.1)
+
+    def _epoch(self, record: Record) -> int:
+        """Of a claim: higher than the record's, and no other claim's.
+
+        Where a wall clock went back, chance keeps two servers apart: a store that fails over may
+        show both of them the same record.
+        """
+        stamp = self._sessions.stamp(self._clock())
+        if stamp > record.epoch:
+            return stamp
+        return record.epoch + 1 + secrets.randbelow(EPOCHS_APART)
 
     async def flush(self) -> None:
         """Writes what is ahead of the store, so that idle sessions can move out."""
