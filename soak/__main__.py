@@ -116,12 +116,9 @@ def _flood(folder: Path, minutes: float) -> Found:
     return flood.run(folder, seconds=minutes * 60 / (3 * len(kinds)), kinds=kinds)
 
 
-def _clock(mode: Mode) -> Callable[[Path, float], Found]:
-    def run(folder: Path, minutes: float) -> Found:
-        jumps = max(2, round(minutes * 60 / JUMP_S))
-        return clock.run(folder, mode, jumps=jumps, sessions=CLOCKED)
-
-    return run
+def _clock(folder: Path, minutes: float) -> Found:
+    jumps = max(2, round(minutes * 60 / (2 * JUMP_S)))
+    return clock.run_both(folder, jumps=jumps, sessions=CLOCKED)
 
 
 def _peers(folder: Path, minutes: float) -> Found:
@@ -149,8 +146,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "cancels": lambda folder, _: cancels.run(folder, cancels=CANCELS, slope_max=SLOPE_MAX),
     "peers": _peers,
     "flood": _flood,
-    "clock-through": _clock("through"),
-    "clock-behind": _clock("behind"),
+    "clock": _clock,
 }
 
 

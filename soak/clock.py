@@ -67,6 +67,28 @@ class Found:
         )
 
 
+@dataclass
+class Both:
+    """Of each mode."""
+
+    runs: list[Found]
+
+    def check(self) -> None:
+        """Raises AssertionError when a gate is not met."""
+        for each in self.runs:
+            each.check()
+
+    def figures(self) -> str:
+        """One line for people."""
+        return "; ".join(each.figures() for each in self.runs)
+
+
+def run_both(folder: Path, *, jumps: int, sessions: int) -> Both:
+    """Of so many jumps each."""
+    modes: tuple[Mode, ...] = ("through", "behind")
+    return Both([run(folder / mode, mode, jumps=jumps, sessions=sessions) for mode in modes])
+
+
 def run(folder: Path, mode: Mode, *, jumps: int, sessions: int) -> Found:
     """One server with `file:`, killed after every second jump."""
     found = Found(mode=mode)
