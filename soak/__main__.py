@@ -18,6 +18,7 @@ import click
 from soak import (
     amnesia,
     cancels,
+    clock,
     exactly_once,
     failover,
     failover_behind,
@@ -45,6 +46,7 @@ SESSIONS, CLIENTS = 24, 200
 FAILOVER_S = 10.0  # one in so many seconds
 AWAY_S = 30.0, 10.0
 PEER_S = 8.0
+JUMP_S, CLOCKED = 5.0, 20
 PHASE_S = 3.0  # many short pairs: a hiccup of the machine meets one of them
 RESCALE_S, MOVING = 15.0, 200
 CANCELS = 150_000
@@ -119,6 +121,11 @@ def _flood(folder: Path, minutes: float) -> Found:
     return flood.run(folder, seconds=minutes * 60 / (3 * len(kinds)), kinds=kinds)
 
 
+def _clock(folder: Path, minutes: float) -> Found:
+    jumps = max(2, round(minutes * 60 / (2 * JUMP_S)))
+    return clock.run_both(folder, jumps=jumps, sessions=CLOCKED)
+
+
 def _peers(folder: Path, minutes: float) -> Found:
     rounds = max(3, round(minutes * 60 / (PEER_S + 15)))  # each waits until the server lets go
     return peers.run(folder, rounds=rounds, each=2, phase_s=PEER_S / 2, is_short=False)
@@ -145,6 +152,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "cancels": lambda folder, _: cancels.run(folder, cancels=CANCELS, slope_max=SLOPE_MAX),
     "peers": _peers,
     "flood": _flood,
+    "clock": _clock,
 }
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Gets what tests need of Debian: Prometheus, unpacked into .venv/prometheus and not installed, so
-# that no service starts; and, for root, a headless Chromium. Does nothing when both are there.
+# that no service starts; and, for root, a headless Chromium and libfaketime. Does nothing when they
+# are there.
 # What cannot be had is said here; its tests skip then, and fail in CI.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,13 +20,16 @@ unpack_prometheus() {
     return $code
 }
 
-install_chromium() {
+install() {
     [ "$(id -u)" = 0 ] && get env DEBIAN_FRONTEND=noninteractive apt-get -qq -y \
-        -o DPkg::Lock::Timeout=300 install --no-install-recommends \
-        chromium-headless-shell fonts-dejavu-core
+        -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
 }
 
 [ -x "$root/.venv/prometheus/promtool" ] || unpack_prometheus ||
     echo "no Prometheus: neither apt-get nor its package; tests of dashboards and alerts will skip"
 command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null ||
-    install_chromium || echo "no Chromium, and not root or no apt-get; tests of the status page will skip"
+    install chromium-headless-shell fonts-dejavu-core ||
+    echo "no Chromium, and not root or no apt-get; tests of the status page will skip"
+
+[ -n "$(find /usr/lib -name libfaketime.so.1 2>/dev/null)" ] || install libfaketime ||
+    echo "no libfaketime, and not root or no apt-get; tests of clocks that jump will skip"

@@ -134,8 +134,8 @@ async def test_expired_is_gone(store: Store, key: str) -> None:
     assert await store.put(writes) == [OK] * 2
     while any(await store.load([f"{key}-dead", f"{key}-cut"])):
         pass
-    assert await store.put([write(f"{key}-dead", (1, 1, 0), (1, 1, 1))]) == [CONFLICT]
-    assert await store.put([write(f"{key}-dead", (1, 1, 0), None)]) == [CONFLICT]
+    assert await store.put([write(f"{key}-dead", (1, 1, 1), (1, 1, 2))]) == [CONFLICT]
+    assert await store.put([write(f"{key}-dead", (1, 1, 1), None)]) == [CONFLICT]
     assert await store.put([write(f"{key}-dead", None, (2, 1, 0))]) == [OK]
     assert await store.load([f"{key}-renewed"]) == [content(Version(1, 1, 1))]
 

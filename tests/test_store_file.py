@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,26 +16,34 @@ import pytest
 
 from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import StoreRefused, Version, Write, Written, open_store
+from lstmserve.store.clock import Reading
 from lstmserve.store.file import FILE_NAME, FileStore
 from lstmserve.store.rows import Rows
 from storing import content, write
 
 OK, FULL = Written.OK, Written.FULL
 FULL_BYTES = 256 << 10
+YEAR_S = 365 * 86_400.0
 
 
 class Clock:
-    """Seconds since 1970 as the test sets them; may be held, and with it the store's thread."""
+    """The machine's clocks as the test sets them; may be held, and with them the store's thread.
+
+    `now_s` passes; `moved_s` is what the wall clock was moved by besides.
+    """
 
     def __init__(self) -> None:
         self.now_s = 1_700_000_000.0
+        self.moved_s = 0.0
+        self.boot_id = "boot"
         self.going = threading.Event()
         self.going.set()
 
-    def __call__(self) -> float:
+    def __call__(self) -> Reading:
         """The time, once it goes on."""
         self.going.wait()
-        return self.now_s
+        wall_ms = round(1000 * (self.now_s + self.moved_s))
+        return Reading(wall_ms, round(1000 * self.now_s) - 1_600_000_000_000, self.boot_id)
 
 
 @pytest.fixture
@@ -45,7 +55,7 @@ def clock() -> Clock:
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[FileStore]:
     """A small file store with a clock of its own."""
-    store = FileStore(tmp_path, bytes_max=FULL_BYTES, timeout_s=20, now_s=clock)
+    store = FileStore(tmp_path, bytes_max=FULL_BYTES, timeout_s=20, read=clock)
     yield store
     await store.close()
 
@@ -64,7 +74,7 @@ async def test_one_owner_at_a_time(tmp_path: Path) -> None:
     """A second store on the same folder is refused in one line, until the first is closed."""
     first = FileStore(tmp_path)
     assert await first.put([write("/a", None, (1, 1, 0))]) == [OK]
-    with pytest.raises(StoreRefused, match=r"^another process has the store's folder open$"):
+    with pytest.raises(StoreRefused, match=r"^another process has .* open: stop it"):
         open_store(f"file:{tmp_path}")
     assert await first.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
     await first.close()
@@ -117,7 +127,7 @@ def no_file_grows(beyond: int) -> Iterator[None]:
 
 async def test_failing_disk_fails_closed_and_heals(tmp_path: Path, clock: Clock) -> None:
     """Writes that the kernel refuses are errors and change nothing; later ones succeed."""
-    store = FileStore(tmp_path, now_s=clock)
+    store = FileStore(tmp_path, read=clock)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     log_size = (tmp_path / f"{FILE_NAME}-wal").stat().st_size
     with no_file_grows(log_size + 100):
@@ -131,7 +141,7 @@ async def test_failing_disk_fails_closed_and_heals(tmp_path: Path, clock: Clock)
 
 async def test_hanging_disk_holds_nobody(tmp_path: Path, clock: Clock) -> None:
     """While the store's thread hangs, calls end in time with what is known, and the loop runs."""
-    store = FileStore(tmp_path, timeout_s=0.05, now_s=clock)
+    store = FileStore(tmp_path, timeout_s=0.05, read=clock)
     clock.going.clear()
     with pytest.raises(StoreTimeout, match="did not answer"):
         await store.put([write("/a", None, (1, 1, 0))])
@@ -156,7 +166,7 @@ async def answer(store: FileStore, keys: list[str]) -> list[bytes | None]:
 
 async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: Clock) -> None:
     """Close returns in time whatever the store's thread does."""
-    store = FileStore(tmp_path, timeout_s=0.05, now_s=clock)
+    store = FileStore(tmp_path, timeout_s=0.05, read=clock)
     clock.going.clear()
     with pytest.raises(StoreTimeout):
         await store.put([write("/a", None, (1, 1, 0))])
@@ -174,12 +184,14 @@ async def test_expiry_is_by_the_clock(store: FileStore, clock: Clock) -> None:
     assert await store.load(["/a"]) == [content(Version(1, 1, 1))]
     clock.now_s += 0.001
     assert await store.load(["/a"]) == [None]
-    assert await store.put([write("/a", (1, 1, 1), (1, 1, 2))]) == [Written.CONFLICT]
+    assert await store.put([write("/a", (1, 1, 0), (1, 1, 2))]) == [Written.CONFLICT]
+    assert await store.put([write("/a", (1, 1, 1), (1, 1, 2))]) == [OK]  # its owner knows better
+    assert await store.load(["/a"]) == [content(Version(1, 1, 2))]
 
 
 async def test_old_records_are_swept(tmp_path: Path, clock: Clock) -> None:
     """Creations sweep expired records, so that they stay a minority, and no living one."""
-    store = FileStore(tmp_path, now_s=clock)
+    store = FileStore(tmp_path, read=clock)
     living = [f"/old-{i}" for i in range(60)]
     assert await store.put([write(key, None, (1, 1, 0)) for key in living]) == [OK] * 60
     for generation in range(12):
@@ -201,7 +213,7 @@ async def test_old_records_are_swept(tmp_path: Path, clock: Clock) -> None:
 
 async def test_quarantine_is_for_the_operator(tmp_path: Path, clock: Clock) -> None:
     """A corrupt record is found again in the table `quarantine`, with its key and when."""
-    store = FileStore(tmp_path, now_s=clock)
+    store = FileStore(tmp_path, read=clock)
     assert await store.put([write("/a", None, (1, 1, 0)), write("/b", None, (1, 1, 0))]) == [OK] * 2
     await store.quarantine("/a", content(Version(1, 1, 0)))
     await store.close()
@@ -244,7 +256,7 @@ def namesake(folder: Path) -> None:
     [
         (foreign, "not a database"),
         (later, r"format 2, .*: start the release that wrote it, or name another folder"),
-        (folder_as_file, "cannot be used: unable to open"),
+        (folder_as_file, "is a folder: move it away"),
         (anothers, "another program's database: name another folder"),
         (namesake, "cannot be opened: no such column: key"),
     ],
@@ -258,7 +270,7 @@ def test_foreign_files_are_refused(
     for _ in range(2):  # refused for the same reason again: nothing stayed locked
         with pytest.raises(StoreRefused, match=what) as refused:
             FileStore(tmp_path)
-        assert str(tmp_path) not in str(refused.value)
+        assert str(tmp_path) in str(refused.value)
         assert "\n" not in str(refused.value)
     assert _bytes(tmp_path / FILE_NAME) == before
 
@@ -271,7 +283,7 @@ def _bytes(path: Path) -> bytes | None:
 def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
     """With sync every commit is flushed to the disk; without it the log is, when it is written
     back."""
-    rows = Rows(tmp_path / FILE_NAME, sync=sync, bytes_max=None, now_s=Clock())
+    rows = Rows(tmp_path / FILE_NAME, sync=sync, bytes_max=None, read=Clock())
     assert rows._database.execute("PRAGMA synchronous").fetchone() == (level,)
     assert rows._database.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
     rows.close()
@@ -281,4 +293,192 @@ async def test_the_folder_is_private(tmp_path: Path) -> None:
     """States are nobody else's: the folder is made for its owner alone."""
     store = FileStore(tmp_path / "new" / "store")
     assert (tmp_path / "new" / "store").stat().st_mode & 0o077 == 0
+    await store.close()
+
+
+async def test_a_moved_clock_expires_nothing(tmp_path: Path, clock: Clock) -> None:
+    """The wall clock goes years on, and back: what was stored is there, and so after a restart."""
+    store = FileStore(tmp_path, read=clock)
+    assert await store.put([write("/a", None, (1, 1, 0), ttl_s=60)]) == [OK]
+    for years in (30, -30, 5):
+        clock.moved_s = years * YEAR_S
+        assert await store.load(["/a"]) == [content(Version(1, 1, 0))]
+        assert await store.put([write(f"/{years}", None, (1, 1, 0), ttl_s=60)]) == [OK]
+        await store.check()
+        for boot_id in ("boot", f"boot after {years}"):
+            await store.close()
+            clock.boot_id = boot_id
+            store = FileStore(tmp_path, read=clock)
+            assert None not in await store.load(["/a", f"/{years}"])
+    clock.now_s += 61
+    assert await store.load(["/a", "/30", "/-30", "/5"]) == [None] * 4
+    await store.close()
+
+
+async def test_time_passes_while_the_store_is_closed(tmp_path: Path, clock: Clock) -> None:
+    """A minute is one between two processes and between two boots; before an earlier one, none."""
+    for boot_id, moved_s, is_there in (
+        ("boot", YEAR_S, False),
+        ("another", 0.0, False),
+        ("third", -YEAR_S, True),
+    ):
+        store = FileStore(tmp_path, read=clock)
+        key = f"/{boot_id}"
+        assert await store.put([write(key, None, (1, 1, 0), ttl_s=60)]) == [OK]
+        await store.close()
+        clock.now_s += 61
+        clock.moved_s += moved_s
+        clock.boot_id = boot_id
+        store = FileStore(tmp_path, read=clock)
+        assert (await store.load([key]) != [None]) is is_there
+        await store.close()
+
+
+async def test_a_damaged_mark_is_no_time(tmp_path: Path, clock: Clock) -> None:
+    """Bytes that were not written as the store's time do not set it: the wall clock does."""
+    for spoiled in (b"", b"\xff" * 64, None, "text"):
+        store = FileStore(tmp_path, read=clock)
+        assert await store.put([write(f"/{spoiled!r}", None, (1, 1, 0), ttl_s=60)]) == [OK]
+        await store.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
+            database.execute("UPDATE clock SET mark = coalesce(?, 7)", [spoiled])
+            database.commit()
+        store = FileStore(tmp_path, read=clock)
+        assert None not in await store.load([f"/{spoiled!r}"])
+        await store.close()
+
+
+async def test_what_is_held_does_not_expire(tmp_path: Path, clock: Clock) -> None:
+    """A session that lives here longer than its record is loaded, stepped and not swept."""
+    store = FileStore(tmp_path, read=clock)
+    store.spare(lambda key: key == "/held")
+    assert await store.put([write(key, None, (1, 1, 0)) for key in ("/held", "/free")]) == [OK] * 2
+    clock.now_s += 61
+    for number in range(8):  # a sweep, and what it found is dropped by the next put
+        assert await store.put([write(f"/{number}", None, (1, 1, 0))]) == [OK]
+    assert await store.load(["/held", "/free"]) == [content(Version(1, 1, 0)), None]
+    assert await store.put([write("/held", (1, 1, 0), (1, 1, 1))]) == [OK]
+    assert await store.put([write("/free", (1, 1, 0), (1, 1, 1))]) == [Written.CONFLICT]
+    await store.close()
+
+
+def removed(file: Path) -> None:
+    """Somebody cleans up."""
+    for each in file.parent.iterdir():
+        each.unlink()
+
+
+def log_removed(file: Path) -> None:
+    """The log alone."""
+    Path(f"{file}-wal").unlink()
+
+
+def moved(file: Path) -> None:
+    """The whole folder has another name."""
+    file.parent.rename(file.parent.with_name("elsewhere"))
+
+
+def replaced(file: Path) -> None:
+    """A copy takes its name."""
+    shutil.copy(file, file.with_name("copy"))
+    file.with_name("copy").rename(file)
+
+
+def cut(file: Path) -> None:
+    """Truncated to a part."""
+    os.truncate(file, 4096)
+
+
+def log_cut(file: Path) -> None:
+    """The log is emptied."""
+    os.truncate(f"{file}-wal", 0)
+
+
+def restored(file: Path) -> None:
+    """Written over in place, by what is no shorter."""
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+LOSSES = {
+    removed: "was removed or moved away",
+    log_removed: "-wal was removed or moved away",
+    moved: "was removed or moved away",
+    replaced: "was replaced by another file",
+    cut: "was truncated",
+    log_cut: "-wal was truncated",
+    restored: "was written by another program",
+}
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
+async def test_a_lost_file_is_noticed(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    """Nothing is said to be stored from then on, by any call, until another process opens it."""
+    folder = tmp_path / "store"
+    store = FileStore(folder)
+    big = [write(f"/{n}", None, (1, 1, 0), size=100_000) for n in range(50)]
+    assert await store.put(big) == [OK] * 50  # some of it is in the file, some in the log
+    await store.check()
+    lose(folder / FILE_NAME)
+    for call in (
+        store.put([write("/a", None, (1, 1, 0))]),
+        store.load(["/1"]),
+        store.quarantine("/1", b""),
+        store.check(),
+    ):
+        with pytest.raises(StoreUnavailable) as lost:
+            await call
+        assert lost.value.is_final
+        assert LOSSES[lose] in lost.value.cause
+    await store.close()
+
+
+@pytest.mark.parametrize("lose", [removed, moved, replaced], ids=lambda lose: lose.__name__)
+async def test_a_file_that_goes_in_a_flush_is_noticed(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    """A transaction that was committed to what is not there any more is not said to be stored."""
+    folder = tmp_path / "store"
+    store = FileStore(folder)
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+    store._thread.submit(
+        store._rows._database.set_trace_callback,
+        lambda text: lose(folder / FILE_NAME) if text == "COMMIT" else None,
+    ).result()
+    with pytest.raises(StoreTimeout) as lost:
+        await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+    assert lost.value.is_final
+    await store.close()
+
+
+async def test_closing_harms_no_successor(tmp_path: Path) -> None:
+    """Who lost its file does not remove the log of the store that is there now."""
+    lost = FileStore(tmp_path)
+    assert await lost.put([write("/a", None, (1, 1, 0))]) == [OK]
+    removed(tmp_path / FILE_NAME)
+    successor = FileStore(tmp_path)
+    assert await successor.put([write("/b", None, (1, 1, 0))]) == [OK]
+    await lost.close()
+    assert f"{FILE_NAME}-wal" in os.listdir(tmp_path)
+    await successor.check()
+    assert await successor.load(["/b"]) == [content(Version(1, 1, 0))]
+    await successor.close()
+
+
+async def test_a_place_that_cannot_be_seen_may_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nobody may look into the folder nothing is stored; it goes on when somebody may."""
+    store = FileStore(tmp_path)
+    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
+
+    def denied(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lstmserve.store.identity.os.stat", denied)
+        with pytest.raises(StoreUnavailable, match="cannot be reached") as unseen:
+            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+        assert not unseen.value.is_final
+        assert "Permission denied" in unseen.value.cause
+    assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
     await store.close()

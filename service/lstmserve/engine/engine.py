@@ -117,6 +117,10 @@ class Engine:
         """The session's last step that survives a crash; 0 without a store."""
         return max(0, int(self.table.durable_step[row])) if self.lives.has_store else 0
 
+    def holds(self, key: str) -> bool:
+        """Whether this server has the session: then it ends here, whatever a store's clock says."""
+        return self.table.find(key) is not None
+
     def durable_lag_s(self) -> float:
         """Age of the oldest step that a store does not have yet; 0 without one."""
         return self._stage.lag_s()

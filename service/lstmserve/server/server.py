@@ -28,9 +28,10 @@ from lstmserve.server.observe.gauges import read_gauges
 from lstmserve.server.observe.heartbeat import Heartbeat
 from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.observe.watch import Watch
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
-from lstmserve.store import Store, StoreRefused, open_store
+from lstmserve.store import StoreOfServer, StoreRefused, open_store
 
 EXIT_OK, EXIT_LOST, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 1, 3
 GRACE_S = 1.0
@@ -78,7 +79,7 @@ def run(config: Config) -> int:
 
 
 async def _serve(
-    config: Config, models: Sequence[Model], store: Store | None, refused: Sequence[Refused]
+    config: Config, models: Sequence[Model], store: StoreOfServer | None, refused: Sequence[Refused]
 ) -> int:
     try:
         server = Server(config, models, store, refused)
@@ -102,7 +103,7 @@ class Server:
         self,
         config: Config,
         models: Sequence[Model],
-        store: Store | None = None,
+        store: StoreOfServer | None = None,
         refused: Sequence[Refused] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -114,6 +115,10 @@ class Server:
         self._metrics.model_folders = {"served": len(models), "refused": len(refused)}
         measured = None if store is None else MeasuredStore(store, self._metrics)
         self._engine = Engine(config, models, self._metrics, store=measured)
+        if store is not None:
+            store.spare(self._engine.holds)
+        remarks = [f"model refused: {each.folder}: {each.reason}" for each in refused]
+        self._watch = Watch(store, remarks, self._tell_over)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
@@ -125,8 +130,8 @@ class Server:
             config.metrics,
             registry,
             self._heartbeat.is_alive,
-            lambda: self._is_ready,
-            [f"model refused: {each.folder}: {each.reason}" for each in refused],
+            lambda: self._is_ready and not self._watch.is_over,
+            remarks,
         )
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
@@ -162,6 +167,7 @@ class Server:
         """Until a signal or the engine's death; returns the exit code, with everything stopped."""
         engine = asyncio.create_task(self._engine.run(), name="engine")
         signalled = asyncio.create_task(self._signalled.wait(), name="signal")
+        watching = asyncio.create_task(self._watch.run(), name="watch")
         await asyncio.wait({engine, signalled}, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
         self._is_ready = False
@@ -171,6 +177,7 @@ class Server:
         await self._until_quiet()
         await self._ports.stop(GRACE_S)
         self._heartbeat.stop()
+        watching.cancel()
         if error := engine.exception():
             log.critical("engine died", exc_info=error)
             return EXIT_ENGINE_DIED
@@ -179,6 +186,11 @@ class Server:
             log.error("steps lost: the store did not take them in time", sessions=lost)
         log.info("stopped", sessions_lost=lost)
         return EXIT_LOST if is_failure else EXIT_OK
+
+    async def _tell_over(self) -> None:
+        """Routers go elsewhere, where there is an elsewhere."""
+        for name in transport.HEALTH_NAMES:
+            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
 
     def stop_http(self) -> None:
         """Last, so that the probes answer through the drain."""

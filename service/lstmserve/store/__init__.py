@@ -17,12 +17,13 @@ from lstmserve.store.record import (
     lstm_states,
     version_of,
 )
-from lstmserve.store.store import Store, StoreRefused, Write, Written
+from lstmserve.store.store import Store, StoreOfServer, StoreRefused, Write, Written
 
 __all__ = [
     "CorruptRecord",
     "Record",
     "Store",
+    "StoreOfServer",
     "StoreRefused",
     "Tensor",
     "UnknownRecord",
@@ -44,7 +45,7 @@ def open_store(
     sync: bool = False,
     bytes_max: int | None = None,
     connections_max: int = 4,
-) -> Store | None:
+) -> StoreOfServer | None:
     """The store that `url` names; None for "memory". Blocking.
 
     `file:DIR` takes `sync` and `bytes_max`, `redis://` and `rediss://` take `connections_max`.

@@ -9,13 +9,32 @@ class StoreFull(ServeError):
     reason = "STORE_FULL"
 
 
-class StoreUnavailable(ServeError):
+class _StoreAway(ServeError):
+    """`cause` tells the operator why, in plain words and without a secret; clients do not see it.
+
+    `is_final`: only a restart of this process can help.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str = "",
+        is_final: bool = False,
+        retry_s: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_s=retry_s)
+        self.cause = cause
+        self.is_final = is_final
+
+
+class StoreUnavailable(_StoreAway):
     """The store did not answer; the step was not applied."""
 
     reason = "STORE_UNAVAILABLE"
 
 
-class StoreTimeout(ServeError):
+class StoreTimeout(_StoreAway):
     """The store's answer was lost; whether the step was applied is unknown."""
 
     reason = "STORE_TIMEOUT"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
+from lstmserve.store.clock import Read, read_clocks
 from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store.rows import Rows
 from lstmserve.store.store import Write, Written
@@ -24,7 +24,7 @@ class FileStore:
 
     What was put survives kill -9; with `sync` also a power cut, as far as disk and file system keep
     what fsync promises. `bytes_max` bounds the file (its log apart); beyond it, as on a full disk,
-    writes are FULL. `now_s` is seconds since 1970.
+    writes are FULL. `read` reads the machine's clocks.
     """
 
     def __init__(
@@ -34,40 +34,58 @@ class FileStore:
         sync: bool = False,
         bytes_max: int | None = None,
         timeout_s: float = 5.0,
-        now_s: Callable[[], float] = time.time,
+        read: Read = read_clocks,
     ) -> None:
         """Opens or creates the folder; blocking. Raises StoreRefused."""
+        self._is_held: Callable[[str], bool] = lambda _: False
+        self._expired: list[str] = []  # what a sweep has found and not yet dropped
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, "lstmserve-store")
         try:
             opening = self._thread.submit(
-                Rows, folder / FILE_NAME, sync=sync, bytes_max=bytes_max, now_s=now_s
+                Rows, folder / FILE_NAME, sync=sync, bytes_max=bytes_max, read=read
             )
             self._rows = opening.result()
         except BaseException:
             self._thread.shutdown()
             raise
 
+    def spare(self, is_held: Callable[[str], bool]) -> None:
+        """As StoreOfServer.spare."""
+        self._is_held = is_held
+
+    async def check(self) -> str:
+        """As StoreOfServer.check: the file is still at its path, and the disk answers."""
+        try:
+            await self._run(self._rows.check)
+        except TimeoutError as error:
+            raise StoreUnavailable("the store did not answer", cause=self._slow) from error
+        return ""
+
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load."""
+        held = {key for key in keys if self._is_held(key)}
         try:
-            return await self._run(self._rows.load, keys)
+            return await self._run(self._rows.load, keys, held)
         except TimeoutError as error:
-            raise StoreUnavailable("the store did not answer") from error
+            raise StoreUnavailable("the store did not answer", cause=self._slow) from error
 
     async def put(self, writes: Sequence[Write]) -> list[Written]:
         """As Store.put; one transaction."""
+        doomed = [key for key in self._expired if not self._is_held(key)]
+        self._expired = []
         try:
-            return await self._run(self._rows.put, writes)
+            written, self._expired = await self._run(self._rows.put, writes, doomed)
         except TimeoutError as error:
-            raise StoreTimeout("the store did not answer") from error
+            raise StoreTimeout("the store did not answer", cause=self._slow) from error
+        return written
 
     async def quarantine(self, key: str, content: bytes) -> None:
         """As Store.quarantine; the record moves to the table `quarantine`."""
         try:
             await self._run(self._rows.quarantine, key, content)
         except TimeoutError as error:
-            raise StoreTimeout("the store did not answer") from error
+            raise StoreTimeout("the store did not answer", cause=self._slow) from error
 
     async def close(self) -> None:
         """As Store.close; a disk that hangs is not waited for."""
@@ -77,6 +95,10 @@ class FileStore:
             pass
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _slow(self) -> str:
+        return f"the disk has not answered for {self._timeout_s:g} s"
 
     async def _run(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """The work's result, once the work before it is done. Raises TimeoutError."""

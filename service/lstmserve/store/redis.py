@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -25,7 +26,8 @@ from redis.exceptions import (
 )
 
 from lstmserve.store.errors import StoreTimeout, StoreUnavailable
-from lstmserve.store.record import VERSION_SLICE, pack_version
+from lstmserve.store.record import VERSION_SLICE, Version, pack_version
+from lstmserve.store.redis_causes import Cause, cause_of
 from lstmserve.store.store import StoreRefused, Write, Written
 
 # KEYS[1]; ARGV: the packed version expected ('': none), the new content ('': delete), its ttl in
@@ -49,8 +51,20 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('RENAME', KEYS[1], KEYS[2])
 return redis.call('PERSIST', KEYS[2])
 """
+# What a record goes through, at once and without a trace: refused where one of these is.
+_TRIAL: Final = """
+redis.call('SET', KEYS[1], ARGV[1], 'PX', 10000)
+redis.call('RENAME', KEYS[1], KEYS[2])
+redis.call('PERSIST', KEYS[2])
+return redis.call('DEL', KEYS[2])
+"""
+_TRIAL_KEYS: Final = ("s:!:747269616c", "s:!:747269616c:corrupt:0")  # no tenant is called "!"
+_EVICTING: Final = (
+    "its maxmemory-policy is {}: it drops sessions in silence when it is full; set noeviction"
+)
 _PUT_SHA: Final = hashlib.sha1(_PUT.encode(), usedforsecurity=False).hexdigest()
 
+_LOST: Final = "the store's answer was lost: {}"
 # What the server answers instead of doing what it was told.
 _REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
@@ -59,6 +73,41 @@ def redis_key(key: str) -> str:
     """Of the engine's "TENANT/ID"; hex, so that no id can look like a hash tag or a pattern."""
     tenant, _, session_id = key.partition("/")
     return f"s:{tenant}:{session_id.encode().hex()}"
+
+
+class _Misconfigured(StoreUnavailable):
+    """Its operator, or ours, has to change something."""
+
+
+class _ByAddress(Connection):
+    """Looks the host's name up by itself, before it connects.
+
+    uvloop, cancelled while it does both, leaves a failed look-up that nothing retrieves.
+    """
+
+    _address = ""
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        arguments = {**super()._connection_arguments(), "host": self._address}
+        return {**arguments, "server_hostname": self.host} if "ssl" in arguments else arguments
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        failure: OSError | None = None
+        for self._address in dict.fromkeys(str(address[0]) for *_, address in found):
+            try:
+                await super()._connect()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
+            except OSError as error:
+                failure = error
+            else:
+                return
+        assert failure is not None
+        raise failure
+
+
+class _ByAddressTls(_ByAddress, SSLConnection):
+    """The same; the certificate is held to the name."""
 
 
 class RedisStore:
@@ -81,9 +130,55 @@ class RedisStore:
                 protocol=2,
                 driver_info=None,
             )
-            self._pool.connection_class(**self._pool.connection_kwargs)
+            kind = self._pool.connection_class
+            is_tls = issubclass(kind, SSLConnection)
+            self._pool.connection_class = _ByAddressTls if is_tls else _ByAddress
+            trial = self._pool.connection_class(**self._pool.connection_kwargs)
+            if isinstance(trial, SSLConnection):
+                trial.ssl_context.get()
+        except OSError as error:  # ssl.SSLError is one
+            why = error.strerror if isinstance(error.filename, str) else "they hold no certificate"
+            raise StoreRefused(
+                f"the certificate files that the store's URL names cannot be read: {why}"
+            ) from None
         except (ValueError, TypeError, RedisError):  # their texts may quote the URL
-            raise StoreRefused("the store's redis URL has an error") from None
+            raise StoreRefused(
+                "the store's redis URL has an error: redis://USER:PASSWORD@HOST:PORT/DB, with what "
+                "is no letter or digit in the password percent-encoded"
+            ) from None
+        self._is_proven = False  # since the last failure: a trial has passed
+
+    def spare(self, is_held: Callable[[str], bool]) -> None:
+        """As StoreOfServer.spare: the server expires records by itself."""
+
+    async def check(self) -> str:
+        """As StoreOfServer.check. Until a first trial has passed it tries every command."""
+        try:
+            advice = "" if self._is_proven else await self._try()
+            await self.load(["!/trial"])
+        except _Misconfigured as error:
+            raise StoreRefused(f"the store cannot be used: {error.cause}") from None
+        except StoreTimeout as error:
+            raise StoreUnavailable(error.message, cause=error.cause) from None
+        self._is_proven = True
+        return advice
+
+    async def _try(self) -> str:
+        expected = pack_version(Version(1, 1, 1))
+        replies = await self._exchange(
+            [
+                ("SCRIPT", "LOAD", _PUT),
+                ("EVAL", _TRIAL, 2, *_TRIAL_KEYS, b"trial"),
+                ("EVALSHA", _PUT_SHA, 1, _TRIAL_KEYS[0], expected, b"", 1),
+                ("MGET", *_TRIAL_KEYS),
+                ("INFO", "memory"),
+            ]
+        )
+        *needed, memory = replies
+        for reply in needed:
+            if isinstance(reply, Exception):
+                raise self._refused(reply)
+        return _advice(memory)
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load."""
@@ -92,9 +187,9 @@ class RedisStore:
         try:
             (reply,) = await self._exchange([("MGET", *map(redis_key, keys))])
         except StoreTimeout as error:
-            raise StoreUnavailable("the store did not answer") from error
+            raise StoreUnavailable("the store did not answer", cause=error.cause) from error
         if isinstance(reply, Exception):
-            raise _refused(reply)
+            raise self._refused(reply)
         found: list[bytes | None] = reply
         return found
 
@@ -108,10 +203,12 @@ class RedisStore:
             try:
                 _, *late = await self._exchange(again)
             except StoreUnavailable as error:
-                raise _lost(error) if len(unknown) < len(writes) else error from None
+                if len(unknown) == len(writes):
+                    raise
+                raise StoreTimeout(_LOST.format("StoreUnavailable"), cause=error.cause) from None
             for i, reply in zip(unknown, late, strict=True):
                 replies[i] = reply
-        return _outcomes(replies)
+        return self._outcomes(replies)
 
     async def quarantine(self, key: str, content: bytes) -> None:
         """As Store.quarantine; the record is renamed, and kept until somebody deletes it."""
@@ -119,7 +216,7 @@ class RedisStore:
         aside = f"{name}:corrupt:{hashlib.sha256(content).hexdigest()[:16]}"
         (reply,) = await self._exchange([("EVAL", _QUARANTINE, 2, name, aside, content)])
         if isinstance(reply, Exception):
-            raise _refused(reply)
+            raise self._refused(reply)
 
     async def close(self) -> None:
         """As Store.close."""
@@ -140,7 +237,7 @@ class RedisStore:
                 return [await _reply(connection) for _ in commands]
         except (RedisError, OSError) as error:  # OSError: TimeoutError is one
             await connection.disconnect(nowait=True)
-            raise _lost(error) from None
+            raise self._lost(error) from None
         except BaseException:  # cancelled: the replies must not meet the next caller
             await connection.disconnect(nowait=True)
             raise
@@ -153,9 +250,35 @@ class RedisStore:
                 found: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
                 return found
         except AuthenticationError as error:
-            raise _refused(error) from None
+            raise self._refused(error) from None
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"no way to the store: {type(error).__name__}") from None
+            raise self._unavailable(f"no way to the store: {type(error).__name__}", error) from None
+
+    def _outcomes(self, replies: list[Any]) -> list[Written]:
+        """Raises StoreUnavailable when every write was refused, StoreTimeout when some were."""
+        outcomes = [Written.FULL if isinstance(r, OutOfMemoryError) else r for r in replies]
+        refused = [reply for reply in outcomes if isinstance(reply, Exception)]
+        if refused and len(refused) == len(replies):
+            raise self._refused(refused[0])
+        if refused:
+            raise self._lost(refused[0])
+        return [Written[o.decode()] if isinstance(o, bytes) else o for o in outcomes]
+
+    def _refused(self, error: Exception) -> StoreUnavailable:
+        return self._unavailable(f"the store refuses: {type(error).__name__}", error)
+
+    def _unavailable(self, message: str, error: Exception) -> StoreUnavailable:
+        cause = self._cause(error)
+        kind = _Misconfigured if cause.is_misconfigured else StoreUnavailable
+        return kind(message, cause=cause.words)
+
+    def _lost(self, error: Exception) -> StoreTimeout:
+        cause = self._cause(error)
+        return StoreTimeout(_LOST.format(type(error).__name__), cause=cause.words)
+
+    def _cause(self, error: Exception) -> Cause:
+        self._is_proven = False
+        return cause_of(error)
 
 
 def _command(write: Write) -> tuple[Any, ...]:
@@ -173,20 +296,13 @@ async def _reply(connection: AbstractConnection) -> Any:
         return error
 
 
-def _outcomes(replies: list[Any]) -> list[Written]:
-    """Raises StoreUnavailable when every write was refused, StoreTimeout when only some were."""
-    outcomes = [Written.FULL if isinstance(reply, OutOfMemoryError) else reply for reply in replies]
-    refused = [reply for reply in outcomes if isinstance(reply, Exception)]
-    if refused and len(refused) == len(replies):
-        raise _refused(refused[0])
-    if refused:
-        raise _lost(refused[0])
-    return [Written[o.decode()] if isinstance(o, bytes) else o for o in outcomes]
-
-
-def _refused(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"the store refuses: {type(error).__name__}")
-
-
-def _lost(error: Exception) -> StoreTimeout:
-    return StoreTimeout(f"the store's answer was lost: {type(error).__name__}")
+def _advice(memory: Any) -> str:
+    """What of INFO memory endangers sessions; an ACL need not allow it."""
+    if not isinstance(memory, bytes):
+        return ""
+    lines = (line.partition(":") for line in memory.decode(errors="replace").splitlines())
+    facts = {name: value for name, _, value in lines}
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction" or facts.get("maxmemory", "0") == "0":
+        return ""
+    return _EVICTING.format(policy)

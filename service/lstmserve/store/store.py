@@ -5,7 +5,7 @@ Keys are the engine's, "TENANT/ID". A store knows of a record only its version, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -30,7 +30,9 @@ class Written(Enum):
 class Write:
     """One compare-and-set: replace the `expected` version (None: nothing) by `content`.
 
-    `content` is an encoded record, None deletes. It is gone `ttl_s` seconds later.
+    `content` is an encoded record, None deletes. It expires `ttl_s` seconds later by the store's
+    own clock: then load() finds it no more, and a creation may take its place. Until it is gone
+    for good, whoever knows its version may still write it.
     """
 
     key: str
@@ -71,3 +73,19 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Lets go of files and connections; nothing may be called after it."""
+
+
+class StoreOfServer(Store, Protocol):
+    """What a server asks of its store beside what its engine does."""
+
+    def spare(self, is_held: Callable[[str], bool]) -> None:
+        """Records of keys that are held here do not expire, where the store leaves that to us.
+
+        `is_held` is called on the loop's thread.
+        """
+
+    async def check(self) -> str:
+        """Whether it would serve; what there endangers sessions, "" when nothing is known to.
+
+        Raises StoreUnavailable, or StoreRefused for what only an operator can change.
+        """

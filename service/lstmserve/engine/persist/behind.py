@@ -58,6 +58,7 @@ class WriteBehind:
         self._is_leaving = False  # what is written from now on is the last of each session
         self._released = np.zeros(table.rows, np.int64)  # the lives whose release the store has
         self._let_go: deque[Write] = deque(maxlen=LET_GO_MAX)  # the rest is suspect elsewhere
+        self._is_lost = False  # the store, until this process ends
 
     def commit(self, model: Model, batch: Batch) -> None:
         """Nothing to wait for; the rows are flushed soon."""
@@ -76,6 +77,8 @@ class WriteBehind:
 
     def admit(self, rows: int | Index) -> None:
         """Refuses steps of sessions too far ahead of the store. Raises StoreUnavailable."""
+        if self._is_lost:
+            raise StoreUnavailable("the store is lost: this server must be restarted", retry_s=1.0)
         lag = self._table.accepted(rows) - self._table.durable_step[rows]
         if int(np.max(lag)) >= self._lag_steps_max:
             self._is_due.set()
@@ -99,7 +102,7 @@ class WriteBehind:
             async with asyncio.timeout(timeout_s):
                 for rows_left in (self._dirty, self._unreleased):
                     await self._flush_all(rows_left)
-                    while rows_left().size:
+                    while rows_left().size and not self._is_lost:
                         await self._pause()
                         await self._flush_all(rows_left)
 
@@ -167,8 +170,12 @@ class WriteBehind:
         written: Sequence[Written | None]
         try:
             written = await self._store.put(writes)
-        except StoreTimeout:
+        except StoreTimeout as error:
+            self._is_lost = self._is_lost or error.is_final
             written = [None] * len(writes)
+        except StoreUnavailable as error:
+            self._is_lost = self._is_lost or error.is_final
+            return
         except ServeError:
             return
         doubtful = []

@@ -7,6 +7,7 @@ are times, not a count: a store that fails over may forget a claim, and must not
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -30,6 +31,8 @@ from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.store.record import CorruptRecord, Record, UnknownRecord, Version, decode
 from lstmserve.store.store import Store, Written
+
+EPOCHS_APART = 1 << 20  # about a second in microseconds
 
 
 class Residence:
@@ -125,12 +128,20 @@ class Residence:
         return self._records.trust(record) if known is None else known
 
     def _claimed(self, record: Record, trust: int) -> Record:
-        """It is this server's: the owner before cannot write any more, and its release is over.
+        """It is this server's: the owner before cannot write any more, and its release is over."""
+        released = self._records.released(trust)
+        return replace(record, epoch=self._epoch(record), released=released)
 
-        Epochs are microseconds of the wall clock, see above.
+    def _epoch(self, record: Record) -> int:
+        """Of a claim: higher than the record's, and no other claim's.
+
+        Where a wall clock went back, chance keeps two servers apart: a store that fails over may
+        show both of them the same record.
         """
-        epoch = max(record.epoch + 1, self._clock().wall_ns // 1000)
-        return replace(record, epoch=epoch, released=self._records.released(trust))
+        stamp = self._sessions.stamp(self._clock())
+        if stamp > record.epoch:
+            return stamp
+        return record.epoch + 1 + secrets.randbelow(EPOCHS_APART)
 
     async def flush(self) -> None:
         """Writes what is ahead of the store, so that idle sessions can move out."""

@@ -73,7 +73,7 @@ class Sessions:
         row = table.add(key)
         model.sessions += 1
         table.model[row] = model.index
-        table.incarnation[row] = start.incarnation or self._next_incarnation(now)
+        table.incarnation[row] = start.incarnation or self.stamp(now)
         table.epoch[row] = start.epoch
         table.step[row] = start.step
         table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
@@ -197,8 +197,8 @@ class Sessions:
         else:
             self._end(row, "closed", now)
 
-    def _next_incarnation(self, now: Now) -> int:
-        """Microseconds of the wall clock, but never twice."""
+    def stamp(self, now: Now) -> int:
+        """Microseconds of the wall clock; higher than the last, also when that clock went back."""
         self._incarnation = max(self._incarnation + 1, now.wall_ns // 1000)
         return self._incarnation
 

@@ -1,0 +1,117 @@
+"""The look that the server takes every second, and numbers that outlive a clock that goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from lstmserve.engine.clock import Now
+from lstmserve.server.observe.watch import Watch
+from lstmserve.store import StoreOfServer, StoreRefused, Write, Written
+from lstmserve.store.errors import StoreTimeout, StoreUnavailable
+from wire import serving
+
+S = 1_000_000_000
+
+
+class Looked:
+    """A store whose look raises what a test says."""
+
+    def __init__(self) -> None:
+        self.trouble: BaseException | None = None
+        self.looks = 0
+
+    async def check(self) -> str:
+        """As StoreOfServer.check."""
+        self.looks += 1
+        if self.trouble is not None:
+            raise self.trouble
+        return ""
+
+    def spare(self, is_held: Callable[[str], bool]) -> None:
+        """Nothing."""
+
+    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Nothing."""
+        return [None for _ in keys]
+
+    async def put(self, writes: Sequence[Write]) -> list[Written]:
+        """All of it."""
+        return [Written.OK for _ in writes]
+
+    async def quarantine(self, key: str, content: bytes) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+class Clock:
+    """Both clocks, as a test sets them."""
+
+    def __init__(self) -> None:
+        self.now = Now(0, 1_700_000_000 * S)
+
+    def __call__(self) -> Now:
+        """The time."""
+        return self.now
+
+    def go(self, s: float, moved_s: float = 0) -> None:
+        """Time passes, and somebody moves the wall clock."""
+        passed = round(s * S)
+        wall_ns = self.now.wall_ns + passed + round(moved_s * S)
+        self.now = Now(self.now.monotonic_ns + passed, wall_ns)
+
+
+async def over() -> None:
+    """Told."""
+
+
+async def test_a_jump_is_told_once() -> None:
+    """Each jump has one line with its size; a clock that is slewed has none."""
+    clock = Clock()
+    watch = Watch(None, [], over, clock)
+    with capture_logs() as lines:
+        for moved_s in (0, 0.5, 86_400, 0, -86_400.5, 0):
+            clock.go(1, moved_s)
+            await watch.look()
+    assert [line["by_s"] for line in lines] == [86_400, -86_400.5]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [StoreUnavailable("away"), StoreTimeout("slow"), StoreRefused("wrong"), ValueError("bug")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_store_that_is_away_is_looked_at_again(trouble: Exception) -> None:
+    """Only what is final ends readiness, for good and once, with its cause as a remark."""
+    store, remarks, told = Looked(), list[str](), list[int]()
+
+    async def on_over() -> None:
+        told.append(1)
+
+    watched: StoreOfServer = store
+    watch = Watch(watched, remarks, on_over)
+    for each in (trouble, None, trouble):
+        store.trouble = each
+        await watch.look()
+        assert not watch.is_over
+    store.trouble = StoreTimeout("gone", cause="DIR/x was removed", is_final=True)
+    for _ in range(3):
+        await watch.look()
+        assert watch.is_over
+    assert store.looks == 4
+    assert told == [1]
+    assert remarks == ["store lost until a restart: DIR/x was removed"]
+
+
+async def test_stamps_never_go_back(tmp_path: Path) -> None:
+    """Incarnations rise though the wall clock goes back by years, or stands."""
+    async with serving(tmp_path) as wire:
+        sessions = wire.engine.sessions
+        walls = [5 * S, 5 * S, 2 * S, 6 * S, 1 * S]
+        stamps = [sessions.stamp(Now(0, (1 << 52) * 1000 + wall)) for wall in walls]
+    assert stamps == sorted(set(stamps))
