@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -101,10 +101,11 @@ def bind_http(
     registry: CollectorRegistry,
     is_live: Callable[[], bool],
     is_ready: Callable[[], bool],
+    remarks: Sequence[str] = (),
 ) -> HttpServer:
     """Bound, not started. Raises AddressUnavailable."""
     try:
-        return HttpServer(*host_port("metrics", address), registry, is_live, is_ready)
+        return HttpServer(*host_port("metrics", address), registry, is_live, is_ready, remarks)
     except OSError as error:
         raise AddressUnavailable(f"--metrics {address}: {_why_not(address, error)}") from error
 

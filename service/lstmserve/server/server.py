@@ -29,13 +29,16 @@ from lstmserve.server.observe.heartbeat import Heartbeat
 from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.ports import Ports
-from lstmserve.store import Store, StoreRefused, open_store
+from lstmserve.store import StoreOfServer, StoreRefused, open_store
+from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 
 EXIT_OK, EXIT_LOST, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 1, 3
 GRACE_S = 1.0
 SCRAPE_S_MAX = 5.0
 QUIET_S = 0.05
 QUIET_ROUNDS_MAX = 20
+TRIAL_S_MAX = 5.0  # of the store, before the server starts without its answer
+LOOK_S = 1.0  # between two looks at the store
 GC_THRESHOLDS = (50_000, 20, 20)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -66,7 +69,7 @@ def run(config: Config) -> int:
     return uvloop.run(_serve(config.resolved(model.spec for model in models), models, store))
 
 
-async def _serve(config: Config, models: Sequence[Model], store: Store | None) -> int:
+async def _serve(config: Config, models: Sequence[Model], store: StoreOfServer | None) -> int:
     try:
         server = Server(config, models, store)
         try:
@@ -85,21 +88,28 @@ class Server:
     Constructing binds the ports and reads the certificate: it raises what REFUSALS has.
     """
 
-    def __init__(self, config: Config, models: Sequence[Model], store: Store | None = None) -> None:
+    def __init__(
+        self, config: Config, models: Sequence[Model], store: StoreOfServer | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
         self._config = config
         self._models = models
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
-        measured = None if store is None else MeasuredStore(store, self._metrics)
-        self._engine = Engine(config, models, self._metrics, store=measured)
+        self._store = None if store is None else MeasuredStore(store, self._metrics)
+        self._engine = Engine(config, models, self._metrics, store=self._store)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
         self._ports = Ports(config, self._engine, self._metrics, self._health)
+        self._remarks: list[str] = []
         self._http = machine.bind_http(
-            config.metrics, registry, self._heartbeat.is_alive, lambda: self._is_ready
+            config.metrics,
+            registry,
+            self._heartbeat.is_alive,
+            self._may_serve,
+            self._remarks,
         )
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
@@ -107,18 +117,30 @@ class Server:
         self._forever: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
-        """Ready when it returns."""
+        """Answers when it returns; ready, unless it waits for its store.
+
+        Raises StoreRefused for a store that only an operator can mend.
+        """
         for model in self._models:
             self._metrics.model_info(model.name, model.version, model.fingerprint)
             gauges = functools.partial(read_gauges, self._engine, model)
             self._metrics.watch(model.name, model.version, gauges)
         self._http.start()
-        await self._ports.start()
+        is_there = await self._try_store()
         for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.SERVING)
+            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
+        await self._ports.start()
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         quiet_collector()
+        if is_there:
+            await self._become_ready()
+        else:
+            log.warning("waiting for the store", listen=self._ports.listen, metrics=self.metrics)
+
+    async def _become_ready(self) -> None:
+        for name in transport.HEALTH_NAMES:
+            await self._health.set(name, HealthCheckResponse.SERVING)
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
         log.info(
@@ -131,12 +153,46 @@ class Server:
             **({"admin": self._ports.admin} if self._ports.admin else {}),
         )
 
+    def _may_serve(self) -> bool:
+        return self._is_ready and not (self._store and self._store.is_over)
+
+    async def _try_store(self) -> bool:
+        """Whether it answers. Raises StoreRefused."""
+        if self._store is None:
+            return True
+        try:
+            async with asyncio.timeout(TRIAL_S_MAX):
+                await self._store.check()
+        except (StoreUnavailable, StoreTimeout, TimeoutError):
+            self._remark_store()
+            return False
+        return True
+
+    async def _watch_store(self, store: MeasuredStore) -> None:
+        """Looks at it again and again; the server is ready once it has answered."""
+        while True:
+            if await store.look() and not self._is_ready:
+                await self._become_ready()
+            self._remark_store()
+            await asyncio.wait({self._forever}, timeout=LOOK_S)
+
+    def _remark_store(self) -> None:
+        """Below the answer of /readyz, which another thread gives: never without the rest."""
+        others = [line for line in self._remarks if not line.startswith("store: ")]
+        cause = self._store.cause if self._store else ""
+        self._remarks[:] = [*others, f"store: {cause}"] if cause else others
+
     async def run(self) -> int:
         """Until a signal or the engine's death; returns the exit code, with everything stopped."""
         engine = asyncio.create_task(self._engine.run(), name="engine")
         signalled = asyncio.create_task(self._signalled.wait(), name="signal")
+        store = self._store
+        watch = asyncio.create_task(self._watch_store(store), name="store") if store else None
         await asyncio.wait({engine, signalled}, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait({watch})
         self._is_ready = False
         await self._health.enter_graceful_shutdown()
         if not engine.done():

@@ -10,7 +10,7 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from wsgiref import simple_server
@@ -85,7 +85,10 @@ class _Listener6(_Listener):
 
 
 class HttpServer:
-    """Bound when constructed; raises OSError when the address is taken or not ours."""
+    """Bound when constructed; raises OSError when the address is taken or not ours.
+
+    `remarks` are lines that /readyz shows below its answer.
+    """
 
     def __init__(
         self,
@@ -94,10 +97,11 @@ class HttpServer:
         registry: CollectorRegistry,
         is_live: Callable[[], bool],
         is_ready: Callable[[], bool],
+        remarks: Sequence[str] = (),
     ) -> None:
         kind = _Listener6 if ":" in host else _Listener
         self._listener = kind((host, port), _Request)
-        self._listener.set_app(_router(registry, is_live, is_ready))
+        self._listener.set_app(_router(registry, is_live, is_ready, remarks))
         self._thread = threading.Thread(
             target=self._listener.serve_forever, args=(POLL_S,), name="http", daemon=True
         )
@@ -116,7 +120,10 @@ class HttpServer:
 
 
 def _router(
-    registry: CollectorRegistry, is_live: Callable[[], bool], is_ready: Callable[[], bool]
+    registry: CollectorRegistry,
+    is_live: Callable[[], bool],
+    is_ready: Callable[[], bool],
+    remarks: Sequence[str],
 ) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
     probes = {"/livez": is_live, "/readyz": is_ready}
@@ -133,9 +140,8 @@ def _router(
             return _scrape(metrics, environ, start_response)
         if path in probes:
             passed = probes[path]()
-            return _text(
-                start_response, HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE
-            )
+            status = HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE
+            return _text(start_response, status, remarks if path == "/readyz" else ())
         return _text(start_response, HTTPStatus.NOT_FOUND)
 
     return route
@@ -150,8 +156,10 @@ def _scrape(
         return _text(start_response, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def _text(start_response: StartResponse, status: HTTPStatus) -> Iterable[bytes]:
-    body = f"{status.phrase}\n".encode()
-    headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+def _text(
+    start_response: StartResponse, status: HTTPStatus, remarks: Sequence[str] = ()
+) -> Iterable[bytes]:
+    body = "".join(f"{line}\n" for line in (status.phrase, *remarks)).encode(errors="replace")
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     start_response(f"{status.value} {status.phrase}", headers)
     return [body]
