@@ -47,7 +47,10 @@ def run_serve(
 
 
 class Serving:
-    """A server process that said Ready. `target` is for a gRPC channel; `log` grows."""
+    """A server process that said ready, or that it waits for its store.
+
+    `target` is for a gRPC channel; `log` grows.
+    """
 
     def __init__(self, arguments: tuple[str | Path, ...], command: list[str], **variables: str):
         self.process = subprocess.Popen(
@@ -118,7 +121,7 @@ class Serving:
 
     def _read_until_ready(self) -> dict[str, Any]:
         while (line := self._read_line()) is not None:
-            if line.get("event") == "ready":
+            if line.get("event") in ("ready", "waiting for the store"):
                 return line
         code = self.process.wait(timeout=WAIT_S_MAX)
         raise AssertionError(f"exit {code}, never ready: {self.log} {self.noise}")

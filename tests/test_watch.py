@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from lstmserve.engine.clock import Now
+from lstmserve.server.observe.measured_store import MeasuredStore
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.observe.watch import Watch
-from lstmserve.store import StoreOfServer, StoreRefused, Write, Written
+from lstmserve.store import StoreRefused, Write, Written
 from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 from wire import serving
 
@@ -73,7 +76,7 @@ async def over() -> None:
 async def test_a_jump_is_told_once() -> None:
     """Each jump has one line with its size; a clock that is slewed has none."""
     clock = Clock()
-    watch = Watch(None, [], over, clock)
+    watch = Watch(None, [], over, over, clock)
     with capture_logs() as lines:
         for moved_s in (0, 0.5, 86_400, 0, -86_400.5, 0):
             clock.go(1, moved_s)
@@ -88,24 +91,31 @@ async def test_a_jump_is_told_once() -> None:
 )
 async def test_a_store_that_is_away_is_looked_at_again(trouble: Exception) -> None:
     """Only what is final ends readiness, for good and once, with its cause as a remark."""
-    store, remarks, told = Looked(), list[str](), list[int]()
+    store, remarks, told, there = Looked(), ["model refused: x"], list[int](), list[int]()
 
     async def on_over() -> None:
         told.append(1)
 
-    watched: StoreOfServer = store
-    watch = Watch(watched, remarks, on_over)
-    for each in (trouble, None, trouble):
-        store.trouble = each
-        await watch.look()
-        assert not watch.is_over
+    async def on_there() -> None:
+        there.append(store.looks)
+
+    measured = MeasuredStore(store, Metrics(CollectorRegistry()))
+    watch = Watch(measured, remarks, on_there, on_over)
+    with capture_logs():
+        for each in (trouble, None, trouble):
+            store.trouble = each
+            await watch.look()
+            assert not watch.is_over
+            assert len(remarks) == (1 if each is None else 2)
+    assert there == [2]
+    remarks.pop()
     store.trouble = StoreTimeout("gone", cause="DIR/x was removed", is_final=True)
     for _ in range(3):
         await watch.look()
         assert watch.is_over
     assert store.looks == 4
     assert told == [1]
-    assert remarks == ["store lost until a restart: DIR/x was removed"]
+    assert remarks == ["model refused: x", "store lost until a restart: DIR/x was removed"]
 
 
 async def test_stamps_never_go_back(tmp_path: Path) -> None:

@@ -32,12 +32,14 @@ from lstmserve.server.observe.watch import Watch
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
 from lstmserve.store import StoreOfServer, StoreRefused, open_store
+from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 
 EXIT_OK, EXIT_LOST, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 1, 3
 GRACE_S = 1.0
 SCRAPE_S_MAX = 5.0
 QUIET_S = 0.05
 QUIET_ROUNDS_MAX = 20
+TRIAL_S_MAX = 5.0  # of the store, before the server starts without its answer
 GC_THRESHOLDS = (50_000, 20, 20)
 # Each ends the server, in order; sent again while it drains, it ends it at once. SIGHUP never does:
 # a terminal that closes sends it more than once, and systemd sends it after SIGTERM.
@@ -113,12 +115,12 @@ class Server:
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
         self._metrics.model_folders = {"served": len(models), "refused": len(refused)}
-        measured = None if store is None else MeasuredStore(store, self._metrics)
-        self._engine = Engine(config, models, self._metrics, store=measured)
-        if store is not None:
-            store.spare(self._engine.holds)
+        self._store = None if store is None else MeasuredStore(store, self._metrics)
+        self._engine = Engine(config, models, self._metrics, store=self._store)
+        if self._store is not None:
+            self._store.spare(self._engine.holds)
         remarks = [f"model refused: {each.folder}: {each.reason}" for each in refused]
-        self._watch = Watch(store, remarks, self._tell_over)
+        self._watch = Watch(self._store, remarks, self._on_store, self._tell_over)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
         self._health = health.aio.HealthServicer()
@@ -140,17 +142,29 @@ class Server:
         self._forever: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
-        """Ready when it returns."""
+        """Answers when it returns; ready, unless it waits for its store.
+
+        Raises StoreRefused for a store that only an operator can mend.
+        """
         for model in self._models:
             self._metrics.model_info(model.name, model.version, model.fingerprint)
             gauges = functools.partial(read_gauges, self._engine, model)
             self._metrics.watch(model.name, model.version, gauges)
         self._http.start()
-        await self._ports.start()
+        is_there = await self._try_store()
         for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.SERVING)
+            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
+        await self._ports.start()
         self._heed_signals()
         quiet_collector()
+        if is_there:
+            await self._become_ready()
+        else:
+            log.warning("waiting for the store", listen=self._ports.listen, metrics=self.metrics)
+
+    async def _become_ready(self) -> None:
+        for name in transport.HEALTH_NAMES:
+            await self._health.set(name, HealthCheckResponse.SERVING)
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
         log.info(
@@ -163,6 +177,17 @@ class Server:
             **({"admin": self._ports.admin} if self._ports.admin else {}),
         )
 
+    async def _try_store(self) -> bool:
+        """Whether it answers. Raises StoreRefused."""
+        if self._store is None:
+            return True
+        try:
+            async with asyncio.timeout(TRIAL_S_MAX):
+                await self._store.check()
+        except (StoreUnavailable, StoreTimeout, TimeoutError):
+            return False
+        return True
+
     async def run(self) -> int:
         """Until a signal or the engine's death; returns the exit code, with everything stopped."""
         engine = asyncio.create_task(self._engine.run(), name="engine")
@@ -170,6 +195,7 @@ class Server:
         watching = asyncio.create_task(self._watch.run(), name="watch")
         await asyncio.wait({engine, signalled}, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
+        watching.cancel()  # a server that leaves is not made ready again
         self._is_ready = False
         await self._health.enter_graceful_shutdown()
         if not engine.done():
@@ -177,7 +203,6 @@ class Server:
         await self._until_quiet()
         await self._ports.stop(GRACE_S)
         self._heartbeat.stop()
-        watching.cancel()
         if error := engine.exception():
             log.critical("engine died", exc_info=error)
             return EXIT_ENGINE_DIED
@@ -186,6 +211,11 @@ class Server:
             log.error("steps lost: the store did not take them in time", sessions=lost)
         log.info("stopped", sessions_lost=lost)
         return EXIT_LOST if is_failure else EXIT_OK
+
+    async def _on_store(self) -> None:
+        """The store has answered: the server is ready, if it waited for that."""
+        if not self._is_ready:
+            await self._become_ready()
 
     async def _tell_over(self) -> None:
         """Routers go elsewhere, where there is an elsewhere."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from lstmserve.extras import hint
 from lstmserve.store.file import FileStore
@@ -38,6 +39,14 @@ __all__ = [
 ]
 
 
+REDIS_KINDS: Final = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+}
+
+
 def open_store(
     url: str,
     *,
@@ -48,7 +57,8 @@ def open_store(
 ) -> StoreOfServer | None:
     """The store that `url` names; None for "memory". Blocking.
 
-    `file:DIR` takes `sync` and `bytes_max`, `redis://` and `rediss://` take `connections_max`.
+    `file:DIR` takes `sync` and `bytes_max`, `redis://` and `rediss://` (or `valkey://` and
+    `valkeys://`, which mean the same) take `connections_max`.
     Raises StoreRefused: one line for the operator, in which the URL does not occur.
     """
     kind, _, rest = url.partition(":")
@@ -56,10 +66,12 @@ def open_store(
         return None
     if kind == "file" and rest:
         return FileStore(Path(rest), sync=sync, bytes_max=bytes_max, timeout_s=timeout_s)
-    if kind in ("redis", "rediss") and rest.startswith("//"):
+    if kind in REDIS_KINDS and rest.startswith("//"):
         try:
             from lstmserve.store.redis import RedisStore
         except ImportError as error:
             raise StoreRefused(f"redis:// needs redis-py: {hint('store')}") from error
-        return RedisStore(url, timeout_s=timeout_s, connections_max=connections_max)
+        return RedisStore(
+            f"{REDIS_KINDS[kind]}:{rest}", timeout_s=timeout_s, connections_max=connections_max
+        )
     raise StoreRefused("a store is memory, file:DIR, redis://HOST or rediss://HOST")

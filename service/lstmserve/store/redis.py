@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
@@ -62,6 +64,7 @@ _TRIAL_KEYS: Final = ("s:!:747269616c", "s:!:747269616c:corrupt:0")  # no tenant
 _EVICTING: Final = (
     "its maxmemory-policy is {}: it drops sessions in silence when it is full; set noeviction"
 )
+_FULL: Final = "it is full: maxmemory is reached, and it takes no writes until there is room"
 _PUT_SHA: Final = hashlib.sha1(_PUT.encode(), usedforsecurity=False).hexdigest()
 
 _LOST: Final = "the store's answer was lost: {}"
@@ -121,6 +124,7 @@ class RedisStore:
         """`url` as redis-py reads it: redis:// or rediss:// (TLS). Raises StoreRefused."""
         self._timeout_s = timeout_s
         try:
+            _check_form(url)
             self._pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=connections_max,
@@ -131,8 +135,8 @@ class RedisStore:
                 driver_info=None,
             )
             kind = self._pool.connection_class
-            is_tls = issubclass(kind, SSLConnection)
-            self._pool.connection_class = _ByAddressTls if is_tls else _ByAddress
+            self._is_tls = issubclass(kind, SSLConnection)
+            self._pool.connection_class = _ByAddressTls if self._is_tls else _ByAddress
             trial = self._pool.connection_class(**self._pool.connection_kwargs)
             if isinstance(trial, SSLConnection):
                 trial.ssl_context.get()
@@ -176,6 +180,8 @@ class RedisStore:
         )
         *needed, memory = replies
         for reply in needed:
+            if isinstance(reply, OutOfMemoryError):
+                return _FULL  # it still answers what it has: refused writes say STORE_FULL
             if isinstance(reply, Exception):
                 raise self._refused(reply)
         return _advice(memory)
@@ -252,7 +258,8 @@ class RedisStore:
         except AuthenticationError as error:
             raise self._refused(error) from None
         except (RedisError, OSError) as error:
-            raise self._unavailable(f"no way to the store: {type(error).__name__}", error) from None
+            message = f"no way to the store: {type(error).__name__}"
+            raise self._unavailable(message, error, is_tls=self._is_tls) from None
 
     def _outcomes(self, replies: list[Any]) -> list[Written]:
         """Raises StoreUnavailable when every write was refused, StoreTimeout when some were."""
@@ -267,8 +274,10 @@ class RedisStore:
     def _refused(self, error: Exception) -> StoreUnavailable:
         return self._unavailable(f"the store refuses: {type(error).__name__}", error)
 
-    def _unavailable(self, message: str, error: Exception) -> StoreUnavailable:
-        cause = self._cause(error)
+    def _unavailable(
+        self, message: str, error: Exception, *, is_tls: bool = False
+    ) -> StoreUnavailable:
+        cause = self._cause(error, is_tls=is_tls)
         kind = _Misconfigured if cause.is_misconfigured else StoreUnavailable
         return kind(message, cause=cause.words)
 
@@ -276,9 +285,18 @@ class RedisStore:
         cause = self._cause(error)
         return StoreTimeout(_LOST.format(type(error).__name__), cause=cause.words)
 
-    def _cause(self, error: Exception) -> Cause:
+    def _cause(self, error: Exception, *, is_tls: bool = False) -> Cause:
         self._is_proven = False
-        return cause_of(error)
+        return cause_of(error, is_tls=is_tls)
+
+
+def _check_form(url: str) -> None:
+    """What redis-py would pass over in silence, and go elsewhere. Raises ValueError."""
+    parts = urlsplit(url)
+    if not parts.hostname or parts.fragment or not re.fullmatch(r"/?|/\d+/?", parts.path):
+        raise ValueError("no host, a fragment, or a path that is no database's number")
+    if parts.query:
+        parse_qs(parts.query, strict_parsing=True)
 
 
 def _command(write: Write) -> tuple[Any, ...]:

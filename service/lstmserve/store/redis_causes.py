@@ -27,6 +27,10 @@ _CERTIFICATE: Final = {
     62: "is of another host name than the URL's",
     64: "is of another address than the URL's",
 }
+_SILENT_TLS: Final = Cause(
+    "no answer to TLS within --store-timeout-s: a port without TLS (redis:// instead of rediss://),"
+    " a firewall, or it hangs"
+)
 _NO_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 _CLIENT_CERTIFICATE: Final = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
 _CLUSTER: Final = Cause("it is part of a cluster: one server, or a primary, is needed", True)
@@ -48,6 +52,9 @@ _TYPES: Final[dict[type[Exception], Cause]] = {
     redis.TimeoutError: Cause("no answer within --store-timeout-s: a firewall, or it hangs"),
 }
 _TEXTS: Final = {
+    r"ACL failure in script": Cause(
+        "its ACL denies what the store needs: docs/STORES.md has a rule that suffices", True
+    ),
     r"AUTH.* called without any password": Cause(
         "the URL gives a password, and the server's default user has none", True
     ),
@@ -74,9 +81,11 @@ _TEXTS: Final = {
 }
 
 
-def cause_of(error: BaseException) -> Cause:
-    """Of the first of the errors behind it that says something."""
+def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
+    """Of the first of the errors behind it that says something; `is_tls`: of a TLS handshake."""
     for each in _behind(error):
+        if is_tls and isinstance(each, TimeoutError | redis.TimeoutError):
+            return _SILENT_TLS
         if found := _cause(each):
             return found
     return Cause(f"it fails with {type(error).__name__}")

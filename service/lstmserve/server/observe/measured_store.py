@@ -1,31 +1,77 @@
-"""Owns what is seen of the store: times, errors and damaged records. Changes nothing of it."""
+"""Owns what is seen of the store: times, errors, outages, damaged records. Changes nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 import structlog
 
-from lstmserve.engine.errors import ServeError
+from lstmserve.engine.errors import ServeError, StoreTimeout, StoreUnavailable
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.store import Store, Write, Written
+from lstmserve.server.observe.outage import Outage
+from lstmserve.store import StoreOfServer, StoreRefused, Write, Written
 
 FULL_TOLD_S = 60.0  # between two lines of the log that say so
+REFUSED: Final = "the store cannot be used: "
 
 Result = TypeVar("Result")
 log = structlog.get_logger()
 
 
 class MeasuredStore:
-    """The store, counted: lstm_store_seconds and lstm_store_errors_total."""
+    """The store, counted: lstm_store_seconds and lstm_store_errors_total; its outages are logged.
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
+    `is_over`: it will not serve this process again.
+    """
+
+    def __init__(self, store: StoreOfServer, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         metrics.has_store()
         self._full_told_s = -FULL_TOLD_S
+        self._outage = Outage()
+        self._advice = ""
+        self.is_over = False
+
+    @property
+    def cause(self) -> str:
+        """Why it does not serve now; "" when nothing is known to be wrong."""
+        return self._outage.cause
+
+    def spare(self, is_held: Callable[[str], bool]) -> None:
+        """As StoreOfServer.spare()."""
+        self._store.spare(is_held)
+
+    async def check(self) -> str:
+        """As StoreOfServer.check(); StoreRefused is the caller's to tell."""
+        start_s = time.monotonic()
+        try:
+            advice = await self._store.check()
+        except (StoreUnavailable, StoreTimeout) as error:
+            self._failed("check", error, calls=0)
+            raise
+        self._outage.passed(time.monotonic(), start_s)
+        if advice and advice != self._advice:
+            log.warning("the store puts sessions at risk", why=advice)
+        self._advice = advice
+        return advice
+
+    async def look(self) -> bool:
+        """Whether it would serve now. Raises nothing: the log has it when that changes."""
+        try:
+            await self.check()
+        except StoreRefused as error:
+            cause = str(error).removeprefix(REFUSED)
+            self._outage.failed("check", cause, time.monotonic(), calls=0)
+        except (StoreUnavailable, StoreTimeout):
+            pass
+        except Exception as error:
+            self._bug("check", error)
+        else:
+            return True
+        return False
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
         """As Store.load()."""
@@ -57,16 +103,30 @@ class MeasuredStore:
             log.error("store full: writes are refused until there is room")
 
     async def _measure(self, op: str, call: Awaitable[Result]) -> Result:
-        start_ns = time.monotonic_ns()
+        start_s, start_ns = time.monotonic(), time.monotonic_ns()
         try:
-            return await call
+            result = await call
         except ServeError as error:
             self._metrics.store_failed(op, error.reason)
-            log.warning("store failed", op=op, reason=error.reason)
+            if isinstance(error, StoreUnavailable | StoreTimeout):
+                self._failed(op, error)
             raise
         except Exception as error:
             self._metrics.store_failed(op, ServeError.reason)
-            log.error("store failed by a bug", op=op, exc_info=error)
+            self._bug(op, error)
             raise
         finally:
             self._metrics.store_took(op, time.monotonic_ns() - start_ns)
+        self._outage.passed(time.monotonic(), start_s, op)
+        return result
+
+    def _failed(self, op: str, error: StoreUnavailable | StoreTimeout, *, calls: int = 1) -> None:
+        self.is_over = self.is_over or error.is_final
+        self._outage.failed(op, error.cause or error.message, time.monotonic(), calls=calls)
+
+    def _bug(self, op: str, error: Exception) -> None:
+        """The first of an outage has its traceback in the log."""
+        cause = f"a bug of ours: {type(error).__name__}"
+        if cause != self.cause:
+            log.error("store failed by a bug", op=op, exc_info=error)
+        self._outage.failed(op, cause, time.monotonic())

@@ -5,35 +5,50 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
 from lstmserve.engine.clock import Clock, Now, read_clocks
-from lstmserve.store import StoreOfServer, StoreRefused
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 
 LOOK_S: Final = 1.0
+STORE: Final = "store: "  # begins the remark
 JUMP_NS: Final = 1_000_000_000  # the wall clock was moved, not merely slewed
 
 log = structlog.get_logger()
 
 
+class Watched(Protocol):
+    """The store, as far as it is looked at."""
+
+    is_over: bool
+
+    @property
+    def cause(self) -> str:
+        """Why it does not serve now; "" when nothing is known to be wrong."""
+
+    async def look(self) -> bool:
+        """Whether it would serve now. Raises nothing: the log has it when that changes."""
+
+
 class Watch:
     """`is_over`: the store serves this process no more; `on_over()` is awaited once, then.
 
-    `remarks` grows by a line for /readyz.
+    `on_there()` is awaited whenever the store answers. `remarks` are lines of /readyz, among them
+    what is wrong with the store; another thread reads them.
     """
 
     def __init__(
         self,
-        store: StoreOfServer | None,
+        store: Watched | None,
         remarks: list[str],
+        on_there: Callable[[], Awaitable[None]],
         on_over: Callable[[], Awaitable[None]],
         clock: Clock = read_clocks,
     ) -> None:
         self._store = store
         self._remarks = remarks
+        self._on_there = on_there
         self._on_over = on_over
         self._clock = clock
         self._last = clock()
@@ -50,17 +65,17 @@ class Watch:
     async def look(self) -> None:
         """Once."""
         self._look_at_clocks(self._clock())
-        if self._store is None or self.is_over:
+        store = self._store
+        if store is None or self.is_over:
             return
-        try:
-            await self._store.check()
-        except (StoreUnavailable, StoreTimeout) as error:
-            if error.is_final:
-                await self._end(error.cause)
-        except StoreRefused:
-            pass  # it may be set right; each call says until then what is wrong
-        except Exception as error:
-            log.error("look at the store failed by a bug", exc_info=error)
+        is_there = await store.look()
+        if store.is_over:
+            await self._end(store.cause)
+            return
+        others = [line for line in self._remarks if not line.startswith(STORE)]
+        self._remarks[:] = [*others, f"{STORE}{store.cause}"] if store.cause else others
+        if is_there:
+            await self._on_there()
 
     async def _end(self, cause: str) -> None:
         self.is_over = True

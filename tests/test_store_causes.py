@@ -1,0 +1,320 @@
+"""Wrong setups of Redis: each is told by its cause, and none tells a secret."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from certificates import Authority
+from lstmserve.config import Config
+from lstmserve.store import StoreRefused, open_store
+from lstmserve.store.errors import StoreUnavailable
+from lstmserve.store.redis import RedisStore
+from serving import FREE_PORTS, Serve, run_serve
+from storing import Valkey
+
+SECRET = "correct-horse"
+ACL = [
+    "+mget",
+    "+evalsha",
+    "+eval",
+    "+script|load",
+    "+getrange",
+    "+exists",
+    "+get",
+    "+set",
+    "+del",
+    "+rename",
+    "+persist",
+]
+Options = tuple[str, ...]
+
+
+def user(*rules: str) -> Options:
+    """A Valkey's flags: one user besides the default one, with these rules."""
+    return ("--user", "lstm", "on", f">{SECRET}", *rules)
+
+
+# name: the server's flags, the URL (PORT is the server's), what the cause has in it.
+WRONG: dict[str, tuple[Options, str, str]] = {
+    "password missing": (("--requirepass", SECRET), "redis://127.0.0.1:PORT/0", "asks for a pass"),
+    "password wrong": (
+        ("--requirepass", SECRET),
+        "redis://:other-horse@127.0.0.1:PORT/0",
+        "does not know that user with that password",
+    ),
+    "password not set there": (
+        (),
+        f"redis://:{SECRET}@127.0.0.1:PORT/0",
+        "the server's default user has none",
+    ),
+    "user unknown": (
+        (),
+        f"redis://somebody:{SECRET}@127.0.0.1:PORT/0",
+        "does not know that user with that password",
+    ),
+    "no such database": ((), "redis://127.0.0.1:PORT/99", "no database of the URL's number"),
+    "ACL lacks a command": (
+        user("~s:*", *ACL, "-rename"),
+        f"redis://lstm:{SECRET}@127.0.0.1:PORT/0",
+        "its ACL denies",
+    ),
+    "ACL lacks scripts": (
+        user("~s:*", *ACL, "-evalsha"),
+        f"redis://lstm:{SECRET}@127.0.0.1:PORT/0",
+        "its ACL denies",
+    ),
+    "ACL lacks the keys": (
+        user("~other:*", "+@all"),
+        f"redis://lstm:{SECRET}@127.0.0.1:PORT/0",
+        "its ACL denies",
+    ),
+    "cluster": (("--cluster-enabled", "yes"), "redis://127.0.0.1:PORT/0", "part of a cluster"),
+}
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
+    """Starts servers with flags, each in a folder of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str) -> Valkey:
+            folder = tmp_path / f"valkey{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            return stack.enter_context(Valkey(folder, *options))
+
+        yield start
+
+
+async def cause_of(url: str, timeout_s: float = 5) -> str:
+    """What a check at the start says, of either kind."""
+    store = open_store(url, timeout_s=timeout_s)
+    assert store is not None
+    try:
+        await store.check()
+    except StoreRefused as error:
+        return f"refused: {error}"
+    except StoreUnavailable as error:
+        return f"away: {error.cause}"
+    finally:
+        await store.close()
+    return "serves"
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_setup_is_refused_with_its_cause(
+    valkey: Callable[..., Valkey], name: str
+) -> None:
+    """Time does not heal it, so the check refuses; it names the cause and quotes no secret."""
+    options, url, expected = WRONG[name]
+    found = await cause_of(url.replace("PORT", str(valkey(*options).port)))
+    assert found.startswith("refused: the store cannot be used: "), found
+    assert expected in found
+    assert "horse" not in found
+
+
+@contextlib.asynccontextmanager
+async def tls_front(server: Valkey, authority: Authority, host: str) -> AsyncIterator[int]:
+    """The port of a TLS front of the server (the test's has none); its certificate is for host."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.sign("valkey", host))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, on = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(copy(reader, on), copy(back, writer))
+
+    front = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+    async with front:
+        yield front.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "expected"),
+    [
+        ("127.0.0.1", "redis://127.0.0.1:PORT/0", "TLS needs rediss://"),
+        ("127.0.0.1", "rediss://127.0.0.1:PORT/0", "authority that is not trusted"),
+        ("127.0.0.1", "rediss://127.0.0.1:PORT/0?ssl_ca_certs=OTHER", "not trusted"),
+        ("10.1.2.3", "rediss://127.0.0.1:PORT/0?ssl_ca_certs=CA", "is of another address"),
+        ("127.0.0.1", "rediss://127.0.0.1:PORT/0?ssl_ca_certs=CA", "serves"),
+        ("localhost", "rediss://localhost:PORT/0?ssl_ca_certs=CA", "serves"),
+    ],
+)
+async def test_tls(tmp_path: Path, host: str, url: str, expected: str) -> None:
+    """TLS against plain, an unknown authority and another name are told; the right one serves."""
+    ours, other = Authority(tmp_path), Authority(tmp_path, "other")
+    with Valkey(tmp_path) as server:
+        async with tls_front(server, ours, host) as port:
+            await try_tls(url.replace("PORT", str(port)), ours, other, expected)
+
+
+async def try_tls(url: str, ours: Authority, other: Authority, expected: str) -> None:
+    """The cause that the URL gets, once the files are in it."""
+    url = url.replace("OTHER", str(other.path)).replace("CA", str(ours.path))
+    assert expected in await cause_of(url)
+
+
+async def test_a_sentinel_is_no_store(tmp_path: Path) -> None:
+    """A Sentinel's port is told as what it is."""
+    config = tmp_path / "sentinel.conf"
+    with Valkey(tmp_path) as primary:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        config.write_text(f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n")
+        process = subprocess.Popen(  # noqa: ASYNC220 -- a moment
+            [primary.binary, str(config), "--sentinel"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout
+            assert any("Sentinel ID" in line for line in process.stdout)
+            found = await cause_of(f"redis://127.0.0.1:{port}/0")
+        finally:
+            process.kill()
+            process.communicate()
+    assert found.startswith("refused: ")
+    assert "Sentinel" in found
+
+
+async def test_an_outage_is_no_misconfiguration(valkey: Callable[..., Valkey]) -> None:
+    """Nothing listens, no such name, a read-only replica, a frozen server: away, with the cause."""
+    server = valkey()
+    assert "away: nothing listens" in await cause_of("redis://127.0.0.1:1/0")
+    assert "away: DNS does not" in await cause_of("redis://store.invalid/0", 20)
+    replica = valkey("--replicaof", "127.0.0.1", "1", "--replica-serve-stale-data", "yes")
+    assert "away: it is a read-only replica" in await cause_of(replica.url)
+    assert "away: no answer to TLS" in await cause_of(server.url.replace("s:", "ss:"), 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert "no answer within" in await cause_of(f"redis://127.0.0.1:{port}/0", 0.2)
+    assert await cause_of(server.url) == "serves"
+
+
+async def test_a_policy_that_drops_sessions_is_told(valkey: Callable[..., Valkey]) -> None:
+    """An evicting policy under a limit is a warning; without a limit nothing is evicted."""
+    for options, expected in (
+        (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "allkeys-lru"),
+        (("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), "volatile-ttl"),
+        (("--maxmemory", "100mb"), ""),
+        (("--maxmemory-policy", "allkeys-lru"), ""),
+        (("--maxmemory", "1"), "it is full"),
+    ):
+        store = RedisStore(valkey(*options).url)
+        advice = await store.check()
+        assert (expected in advice) if expected else (advice == "")
+        await store.close()
+
+
+async def test_a_check_leaves_nothing(valkey: Callable[..., Valkey]) -> None:
+    """The trial's keys are gone, and the rule of docs/STORES.md is enough for it."""
+    server = valkey(*user("~s:*", *ACL))
+    store = RedisStore(server.url.replace("//", f"//lstm:{SECRET}@"))
+    assert await store.check() == ""
+    admin: Any = RedisStore(server.url)
+    assert await admin._exchange([("DBSIZE",)]) == [0]
+    await store.close()
+    await admin.close()
+
+
+MISTYPED = (
+    f"redis:/:{SECRET}@h",
+    f"redis:{SECRET}@h",
+    f"valkey:{SECRET}@h",
+    f"{SECRET}:x@h",
+    f"{SECRET}",
+    f"http://:{SECRET}@h/0",
+    f"REDIS://:{SECRET}@h",
+)
+UNREADABLE = (
+    f"valkey://h/0?password={SECRET}&no_such={SECRET}",
+    f"redis://:{SECRET}/x@h/0",
+    f"redis://:12#{SECRET}@h/0",
+    f"redis://:12?{SECRET}@h/0",
+    f"redis://h/{SECRET}",
+    f"redis:///{SECRET}",
+    f"rediss://h/0?ssl_ca_certs=/no/such/{SECRET}",
+)
+
+
+@pytest.mark.parametrize("url", [*MISTYPED, *UNREADABLE])
+def test_a_mistyped_url_tells_no_password(models: Path, url: str) -> None:
+    """The command line's error has the scheme at the most, however the URL is mistyped."""
+    ended = run_serve("--models", models, *FREE_PORTS, LSTMSERVE_STORE=url)
+    assert ended.returncode in (1, 2)
+    assert "Error: " in ended.stderr.splitlines()[-1]
+    assert SECRET not in ended.stderr + ended.stdout
+
+
+def test_valkey_is_another_name_of_redis() -> None:
+    """valkey:// and valkeys:// are taken, by the settings and by the store."""
+    for url in ("valkey://127.0.0.1/0", "valkeys://127.0.0.1/0"):
+        assert isinstance(open_store(Config(store=url).store), RedisStore)
+
+
+def test_a_wrong_setup_ends_the_start(models: Path, valkey: Callable[..., Valkey]) -> None:
+    """Exit 1 and one line with the cause; neither password is anywhere on stderr."""
+    port = valkey("--requirepass", SECRET).port
+    url = f"redis://:other-horse@127.0.0.1:{port}/0"
+    ended = run_serve("--models", models, *FREE_PORTS, LSTMSERVE_STORE=url)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "Error: the store cannot be used: it does not know that user with that password"
+    ]
+
+
+def test_a_start_waits_for_its_store(serve: Serve, tmp_path: Path) -> None:
+    """Away at the start: 503 with the cause until it has answered once, then ready by itself."""
+    with Valkey(tmp_path) as server:
+        server.kill()
+        serving = serve("--store", server.url)
+        assert serving.ready["event"] == "waiting for the store"
+        assert serving.get("/readyz") == (
+            503,
+            "Service Unavailable\nstore: nothing listens at its host and port\n",
+        )
+        assert serving.get("/livez")[0] == 200
+        server.start()
+        while serving.get("/readyz") != (200, "OK\n"):
+            pass
+        assert len(serving.events("store lost")) == len(serving.events("ready")) == 1
+        assert serving.stop() == 0
+        assert serving.noise == []
+
+
+def test_a_cancelled_look_up_leaves_nothing() -> None:
+    """A host name that is gone is told, and no error of its look-up is left to nobody."""
+    left: list[dict[str, Any]] = []
+
+    async def try_often() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: left.append(context))
+        store = RedisStore("redis://store.invalid:6379/0", timeout_s=0.0001)
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                await store.load(["/a"])
+        await loop.run_in_executor(None, socket.getfqdn)
+        await store.close()
+        with pytest.raises(socket.gaierror):
+            await loop.getaddrinfo("store.invalid", 1)
+        gc.collect()
+
+    uvloop.run(try_often())
+    gc.collect()
+    assert left == []
