@@ -28,8 +28,8 @@ _CERTIFICATE: Final = {
     64: "is of another address than the URL's",
 }
 _SILENT_TLS: Final = Cause(
-    "no answer to TLS within --store-timeout-s: a port without TLS (redis:// instead of rediss://)"
-    ", a firewall, or it hangs"
+    "no answer to TLS within --store-timeout-s: a port without TLS (redis:// instead of rediss://),"
+    " a firewall, or it hangs"
 )
 _NO_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 _CLIENT_CERTIFICATE: Final = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
