@@ -77,10 +77,12 @@ def test_replicas_have_ports_enough(stack: tuple[str, ...]) -> None:
 
 
 def test_every_service_is_bounded_and_watched(stack: tuple[str, ...]) -> None:
-    """A memory limit each; what lasts has a healthcheck, comes back, and gains no privilege."""
+    """Limits of memory and logs; what lasts has a healthcheck, comes back, gains no privilege."""
     for name, service in services(stack).items():
         assert re.fullmatch(r"\d+[MG]", service["deploy"]["resources"]["limits"]["memory"]), name
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["logging"]["driver"] == "json-file", name
+        assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}, name
     for name, service in lasting(stack).items():
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert service["restart"] == "unless-stopped"

@@ -14,12 +14,17 @@ from typing import Any
 
 import pytest
 import uvloop
+from structlog.testing import capture_logs
 
 from certificates import Authority
+from lstmserve.client import Client
 from lstmserve.config import Config
+from lstmserve.errors import LstmServeError
+from lstmserve.server.observe.outage import Outage
 from lstmserve.store import StoreRefused, open_store
 from lstmserve.store.errors import StoreUnavailable
 from lstmserve.store.redis import RedisStore
+from modelmaking import TINY, random_input
 from serving import FREE_PORTS, Serve, run_serve
 from storing import Valkey
 
@@ -285,10 +290,9 @@ def test_a_start_waits_for_its_store(serve: Serve, tmp_path: Path) -> None:
         server.kill()
         serving = serve("--store", server.url)
         assert serving.ready["event"] == "waiting for the store"
-        assert serving.get("/readyz") == (
-            503,
-            "Service Unavailable\nstore: nothing listens at its host and port\n",
-        )
+        waiting = "Service Unavailable\nstore: nothing listens at its host and port\n"
+        while serving.get("/readyz") != (503, waiting):  # the first look is made once it serves
+            pass
         assert serving.get("/livez")[0] == 200
         server.start()
         while serving.get("/readyz") != (200, "OK\n"):
@@ -296,6 +300,62 @@ def test_a_start_waits_for_its_store(serve: Serve, tmp_path: Path) -> None:
         assert len(serving.events("store lost")) == len(serving.events("ready")) == 1
         assert serving.stop() == 0
         assert serving.noise == []
+
+
+def test_an_outage_under_load_is_few_lines(serve: Serve, tmp_path: Path) -> None:
+    """Hundreds of failed calls are a line for each cause, and one with the count at the end."""
+    with Valkey(tmp_path) as server:
+        serving = serve("--store", server.url, "--store-timeout-s", "0.3")
+        with Client(serving.target, timeout_s=5, retry_s_max=0) as client:
+            sessions = [client.session("tiny", id=f"s{i}", keep=True) for i in range(8)]
+            server.kill()
+            for _ in range(40):
+                for session in sessions:
+                    with pytest.raises(LstmServeError):
+                        session.step(random_input(TINY, (1,), 0))
+            assert serving.get("/readyz")[0] == 200  # it was ready once: others are no better off
+            while "store: nothing listens" not in serving.get("/readyz")[1]:
+                pass
+            server.start()
+            while serving.get("/readyz") != (200, "OK\n"):
+                pass
+        assert serving.metric("lstm_store_errors_total") >= 320
+        (lost,), (back,) = serving.events("store lost"), serving.events("store back")
+        assert lost["cause"]
+        assert back["calls_failed"] >= 320
+        assert len(serving.events("store still away")) <= 2
+        assert len([line for line in serving.log if "store" in line["event"]]) <= 4
+        serving.stop()
+        assert serving.noise == []
+
+
+def test_a_store_that_comes_and_goes_is_no_flood() -> None:
+    """However often it changes: few lines a minute, then one that says how many were left out."""
+    outage = Outage()
+    with capture_logs() as lines:
+        for second in range(50):
+            outage.failed("put", "it hangs", second)
+            outage.passed(second + 0.5, second + 0.4, "put")
+        assert len(lines) == 8
+        outage.failed("put", "it hangs", 100)
+    assert lines[-1]["lines_left_out"] == 92
+    assert lines[-1]["cause"] == "it hangs"
+
+
+def test_a_long_outage_is_a_line_a_minute() -> None:
+    """While it lasts the log counts once a minute; only what began after the failure ends it."""
+    outage = Outage()
+    with capture_logs() as lines:
+        for second in range(200):
+            outage.failed("put", "it hangs", second)
+            outage.passed(second, second, "load")  # another kind of call proves nothing
+        outage.passed(201, 198, "put")
+        assert outage.cause == "it hangs"
+        outage.passed(201, 200, "put")
+    events = [line["event"] for line in lines]
+    assert events == ["store lost", *["store still away"] * 3, "store back"]
+    assert [line.get("calls_failed") for line in lines] == [None, 61, 121, 181, 200]
+    assert lines[-1]["after_s"] == 201
 
 
 def test_a_cancelled_look_up_leaves_nothing() -> None:

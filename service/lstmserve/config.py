@@ -87,7 +87,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Logs and the end": ("log", "debug", "drain_delay_s", "drain_s_max"),
 }
 STORE = re.compile(r"memory|file:.+|(redis|valkey)s?://.+", re.DOTALL)
-STORE_KINDS = ("memory", "file", "redis", "rediss", "valkey", "valkeys", "http", "https", "unix")
+STORE_SCHEME = re.compile(r"(memory|file|(redis|valkey)s?):|[a-z]{1,9}://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +198,9 @@ class Config:
         for name in ("listen", "metrics"):
             host_port(name, getattr(self, name))
         if not STORE.fullmatch(self.store):
-            kind, colon, _ = self.store.partition(":")  # no more of it: the rest may be a password
-            shown = f"{kind}{colon}..." if kind in STORE_KINDS else "what is shown nowhere"
-            raise ValueError(f"store is {shown}, must be memory, file:DIR or redis[s]://HOST")
+            scheme = STORE_SCHEME.match(self.store)  # no more of it: the rest may be a password
+            shown = f", which begins with {scheme[0]}," if scheme else ""
+            raise ValueError(f"store{shown} must be memory, file:DIR or redis[s]://HOST")
         if self.admin is not None and not is_loopback(host_port("admin", self.admin)[0]):
             raise ValueError(f"admin is {self.admin!r}, must be a loopback address: it asks nobody")
         self._together("tls_cert", "tls_key")
