@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 import numpy as np
 
+from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.spec import ModelSpec
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.v1 import lstm_pb2_grpc
@@ -81,6 +82,20 @@ def predictions(model: str, spec: ModelSpec, lengths: Sequence[int]) -> Iterator
         number += 1
         request.x = rows[number % INPUTS]
         yield request.SerializeToString()
+
+
+def inferences(model: str, spec: ModelSpec, sequence: int) -> Iterator[bytes]:
+    """ModelInferRequests of one row of a sequence; the first starts it."""
+    rows = _rows(spec, 1)
+    request = kserve.ModelInferRequest(model_name=model)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, spec.input_size])
+    request.parameters["sequence_id"].int64_param = sequence
+    request.parameters["sequence_start"].bool_param = True
+    for number in itertools.count():
+        del request.raw_input_contents[:]
+        request.raw_input_contents.append(rows[number % INPUTS])
+        yield request.SerializeToString()
+        request.parameters["sequence_start"].bool_param = False
 
 
 def _rows(spec: ModelSpec, count: int) -> list[bytes]:

@@ -157,7 +157,7 @@ def test_the_command_line_speaks_tls_and_tokens(
     flags = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ours.path)
     flags += ("--tokens", tmp_path / "tokens", "--admin", "127.0.0.1:0")
     serving = serve("--listen", "0.0.0.0:0", *flags)
-    shell = Shell(serving.target.replace("0.0.0.0", "127.0.0.1"))
+    shell = Shell(serving.target.replace("0.0.0.0", "127.0.0.1"), tmp_path)
     mine = ours.sign("client")
     known = ("--tls-root", ours.path, "--tls-client-cert", mine[0], "--tls-client-key", mine[1])
     assert shell.out("health", *known) == "SERVING\n"

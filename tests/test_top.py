@@ -42,9 +42,9 @@ def load(
 
 
 @pytest.fixture
-def shell() -> Shell:
+def shell(tmp_path: Path) -> Shell:
     """A shell without a server."""
-    return Shell("127.0.0.1:1")
+    return Shell("127.0.0.1:1", tmp_path)
 
 
 def metrics_of(serving: Serving) -> tuple[str, int]:

@@ -311,7 +311,7 @@ async def test_wrong_names(triton: Triton, folder: Path) -> None:
         for answer, text in zip(said, texts, strict=True):
             assert text in str(answer.error)
         codes = [str(answer.status).removeprefix("StatusCode.") for answer in said]
-        assert set(codes[3:5]) == {"NOT_FOUND"}
+        assert codes[3:5] == ["NOT_FOUND", "UNAVAILABLE"]  # m:2 may be on its way
         assert {*codes[:3], *codes[5:]} == {"INVALID_ARGUMENT"}
         assert len(wire.engine.table) == 0
 
