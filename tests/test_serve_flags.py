@@ -149,7 +149,7 @@ def test_what_may_not_be_read_is_told(models: Path, tmp_path: Path, place: str) 
     last = ended.stderr.splitlines()[-1]
     assert ended.returncode == 1
     assert last.startswith("Error: ")
-    assert ("the store's folder cannot be used" if place == ".store" else f"{locked}") in last
+    assert ("chown it to" if place == ".store" else f"{locked}") in last
     assert "Traceback" not in ended.stderr
 
 

@@ -87,7 +87,7 @@ async def test_no_call_destroys_a_later_record(
             if way == "evicted":
                 row = wire.engine.table.find(f"/{session.id}")
                 assert row is not None
-                wire.engine.sessions.evict(row, wire.engine.clock())
+                wire.engine.sessions.leave(row, "evicted", wire.engine.clock())
             stored = await take_over(gate, session.id, change)
             if way == "written":
                 await forget(wire, session, bool(settings))
