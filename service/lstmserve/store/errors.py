@@ -21,9 +21,10 @@ class _StoreAway(ServeError):
         *,
         cause: str = "",
         is_final: bool = False,
+        metadata: dict[str, str] | None = None,
         retry_s: float | None = None,
     ) -> None:
-        super().__init__(message, retry_s=retry_s)
+        super().__init__(message, metadata=metadata, retry_s=retry_s)
         self.cause = cause
         self.is_final = is_final
 
