@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.load import Sample
+from bench.load import Sample, measured
 from bench.machine import LOAD_CPU, ROOT, on_core
 from lstmserve import AsyncClient, Client
 from lstmserve.spec import ModelSpec
@@ -35,14 +35,7 @@ class ClientLoad:
 
     def measure(self, seconds: float, cpu_s: Callable[[], float]) -> Sample:
         """drive(), with what it cost by the server's clock of CPU time."""
-        start_s, start_cpu_s, start_own_s = time.perf_counter(), cpu_s(), time.process_time()
-        answers = self.drive(seconds)
-        return Sample(
-            answers,
-            time.perf_counter() - start_s,
-            cpu_s() - start_cpu_s,
-            time.process_time() - start_own_s,
-        )
+        return measured(self.drive, seconds, cpu_s)
 
 
 class Threads(ClientLoad):

@@ -32,6 +32,18 @@ class Sample:
         return self.answers / self.seconds
 
 
+def measured(drive: Callable[[float], int], seconds: float, cpu_s: Callable[[], float]) -> Sample:
+    """A call of `drive`, with what it cost by the server's clock of CPU time."""
+    start_s, start_cpu_s, start_own_s = time.perf_counter(), cpu_s(), time.process_time()
+    answers = drive(seconds)
+    return Sample(
+        answers,
+        time.perf_counter() - start_s,
+        cpu_s() - start_cpu_s,
+        time.process_time() - start_own_s,
+    )
+
+
 class Load:
     """Connections that send their next message as soon as one is answered."""
 
@@ -55,14 +67,7 @@ class Load:
 
     def measure(self, seconds: float, cpu_s: Callable[[], float]) -> Sample:
         """drive(), with what it cost by the server's clock of CPU time."""
-        start_s, start_cpu_s, start_own_s = time.perf_counter(), cpu_s(), time.process_time()
-        answers = self.drive(seconds)
-        return Sample(
-            answers,
-            time.perf_counter() - start_s,
-            cpu_s() - start_cpu_s,
-            time.process_time() - start_own_s,
-        )
+        return measured(self.drive, seconds, cpu_s)
 
     def close(self) -> None:
         """Ends the connections."""

@@ -198,6 +198,30 @@ async def test_a_sentinel_is_no_store(tmp_path: Path) -> None:
     assert "Sentinel" in found
 
 
+async def test_another_servers_port_is_no_store() -> None:
+    """What answers in another protocol is refused: time does not make a store of it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = await cause_of(f"redis://127.0.0.1:{port}/0")
+    assert found.startswith("refused: ")
+    assert "neither Valkey nor Redis" in found
+
+
+def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
+    """A missing file is told apart from one that holds no certificate."""
+    (tmp_path / "empty.pem").touch()
+    for name, why in (("none.pem", "No such file"), ("empty.pem", "they hold no certificate")):
+        with pytest.raises(StoreRefused, match=why):
+            RedisStore(f"rediss://127.0.0.1/0?ssl_ca_certs={tmp_path / name}")
+
+
 async def test_an_outage_is_no_misconfiguration(valkey: Callable[..., Valkey]) -> None:
     """Nothing listens, no such name, a read-only replica, a frozen server: away, with the cause."""
     server = valkey()

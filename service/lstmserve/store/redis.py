@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import re
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -82,6 +83,10 @@ class _Misconfigured(StoreUnavailable):
     """Its operator, or ours, has to change something."""
 
 
+class _MisconfiguredLate(StoreTimeout):
+    """The same, where it shows by what is answered."""
+
+
 class _ByAddress(Connection):
     """Looks the host's name up by itself, before it connects.
 
@@ -141,7 +146,8 @@ class RedisStore:
             if isinstance(trial, SSLConnection):
                 trial.ssl_context.get()
         except OSError as error:  # ssl.SSLError is one
-            why = error.strerror if isinstance(error.filename, str) else "they hold no certificate"
+            is_content = isinstance(error, ssl.SSLError)
+            why = "they hold no certificate" if is_content else error.strerror
             raise StoreRefused(
                 f"the certificate files that the store's URL names cannot be read: {why}"
             ) from None
@@ -160,7 +166,7 @@ class RedisStore:
         try:
             advice = "" if self._is_proven else await self._try()
             await self.load(["!/trial"])
-        except _Misconfigured as error:
+        except (_Misconfigured, _MisconfiguredLate) as error:
             raise StoreRefused(f"the store cannot be used: {error.cause}") from None
         except StoreTimeout as error:
             raise StoreUnavailable(error.message, cause=error.cause) from None
@@ -283,7 +289,8 @@ class RedisStore:
 
     def _lost(self, error: Exception) -> StoreTimeout:
         cause = self._cause(error)
-        return StoreTimeout(_LOST.format(type(error).__name__), cause=cause.words)
+        kind = _MisconfiguredLate if cause.is_misconfigured else StoreTimeout
+        return kind(_LOST.format(type(error).__name__), cause=cause.words)
 
     def _cause(self, error: Exception, *, is_tls: bool = False) -> Cause:
         self._is_proven = False
