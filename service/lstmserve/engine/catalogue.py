@@ -24,7 +24,7 @@ def find(models: Sequence[Model], name: str, version: int) -> Model:
     newest = _newest(models, name)
     if newest is None or version < 0:
         raise ModelNotFound(
-            f"no model {_shown(name, version)!r} is served here, but {_served(models, name)}",
+            f"no model {_shown(name, version)!r} is served here, but {_served(models)}",
             field="model",
         )
     raise _missing(name, version, newest)
@@ -56,11 +56,9 @@ def _missing(name: str, version: int, newest: int | None) -> ServeError:
     )
 
 
-def _served(models: Sequence[Model], name: str) -> str:
-    """What a caller that asked for `name` may have meant: its versions, else other models."""
-    versions = sorted(each.version for each in models if each.name == name)
-    known = [f"{name}:{version}" for version in reversed(versions)]
-    known = known or sorted({each.name for each in models})
+def _served(models: Sequence[Model]) -> str:
+    """What a caller may have meant."""
+    known = sorted({each.name for each in models})
     more = f" and {len(known) - SERVED_SHOWN_MAX} more" * (len(known) > SERVED_SHOWN_MAX)
     return ", ".join(each[:NAME_SHOWN_MAX] for each in known[:SERVED_SHOWN_MAX]) + more
 
