@@ -119,7 +119,7 @@ def test_an_unknown_model_says_what_is_served(made: Client) -> None:
         raised.value
     )
     with pytest.raises(
-        errors.Unavailable, match="'tiny:9' is not served here yet, .* version 2 at"
+        errors.Unavailable, match=r"'tiny:9' is not served here yet, .* version 2 at"
     ):
         made.predict("tiny", [np.zeros(3)], version=9)
     with pytest.raises(errors.ModelNotFound) as raised:
