@@ -1,7 +1,7 @@
-"""Owns which model a name and a version mean, and what is said of one that is not served here.
+"""Finds the model of a name and a version, and the error for one that is not served here.
 
 In a rolling update a router may lead a session of the new version to a server that has not got it
-yet: that is told apart from a version that is gone, because a repeat helps.
+yet: that error differs from the one for a version that is gone, because a repeat helps.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class PoolTooLarge(ValueError):
 def load_models(config: Config, on_refused: Callable[[Refused], None] | None = None) -> list[Model]:
     """Every (name, version) of the folder, with golden vectors replayed and the pool tested.
 
-    One that cannot be served is told to `on_refused`, and the others are served all the same; it
+    `on_refused` gets each one that cannot be served, and the others are served all the same; it
     is raised where that is None, or where nothing else is left.
     """
     refusals = _Refusals(on_refused is None)

@@ -1,4 +1,4 @@
-"""Owns how many bytes of messages may wait in this server, over all calls. Knows no transport.
+"""Limits the bytes of messages that wait in this server, over all calls. Knows no transport.
 
 Every message takes a lease before anything is done with it. The lease counts the message, then the
 input that was read from it and the reply that it will have, then the reply until it is sent. One
@@ -18,7 +18,7 @@ from lstmserve.engine.errors import PendingBytes as Refused
 from lstmserve.engine.errors import Quota
 
 RETRY_S = 0.2
-LOOK_AGAIN_S = 0.02  # after streams were told to read: there may be nothing to read
+LOOK_AGAIN_S = 0.02  # after streams were let read: there may be nothing to read
 SMALL_BYTES = 4 << 10  # a lease of so few bytes is not made smaller
 SHORT_BYTES = 64 << 10  # the longest short message, its reply included
 KEPT_PART = 16  # one in so many bytes is kept for short messages
@@ -115,7 +115,7 @@ class Lease:
 
 
 class _Turn:
-    """Who waits for so many bytes; with `takes` they are taken in his turn, else they may be."""
+    """A stream that waits for bytes. With `takes`, its turn takes them; else it may read then."""
 
     __slots__ = ("done", "size", "takes")
 
@@ -157,7 +157,7 @@ class PendingBytes:
         return self._has_room(account, size if is_short else self.clipped(size), is_short)
 
     def take(self, account: Account, size: int) -> Lease | None:
-        """A lease, if the bytes are free and nobody waits for them."""
+        """A lease, if the bytes are free and no stream waits for them."""
         return self._take(account, size) if self.has_room(account, size) else None
 
     def enter(self, account: Account, size: int) -> Lease:
@@ -230,7 +230,7 @@ class PendingBytes:
         ) and account.share.fits(more, is_short=is_short, is_blocked=bool(account.line))
 
     def _is_free(self, account: Account, size: int) -> bool:
-        """fits() of both rooms for a short message that nobody bars, as most are: in one call."""
+        """fits() of both rooms for a short message that none bars, as most are: in one call."""
         room, share = self._room, account.share
         return room.held + size <= room.bytes_max and share.held + size <= share.bytes_max
 
@@ -269,8 +269,8 @@ class PendingBytes:
     def _serve(self) -> None:
         """Gives turns, one for each tenant in a row, until the next one does not fit.
 
-        Who may read takes nothing yet. What he may take is kept for him until the next look only:
-        there may be nothing to read.
+        A stream that may read takes nothing yet. What it may take is kept for it until the next look
+        only: there may be nothing to read.
         """
         self._is_blocked = False
         expected, shares = 0, dict.fromkeys(self._lines, 0)
@@ -308,7 +308,7 @@ class PendingBytes:
         """What is held is the sum of the leases, of each account too."""
         sums: dict[Room, list[int]] = {self._room: [0, 0]}
         for lease in self._leases:
-            assert lease._holders > 0, "a lease that nobody holds"
+            assert lease._holders > 0, "a lease without a holder"
             assert lease.size >= 0, "a lease of less than nothing"
             for room in (self._room, lease._account.share):
                 total = sums.setdefault(room, [0, 0])

@@ -63,7 +63,7 @@ Refused = Callable[[Exception], None]
 
 
 def ignore(error: Exception) -> None:
-    """What nobody counts."""
+    """Not counted."""
 
 
 class Frame:
@@ -157,7 +157,7 @@ class Frame:
         return Incoming(content, context, tenant, lease)
 
     def _watch_sending(self, incoming: Incoming, response: bytes) -> None:
-        """Its bytes are held until the reply was sent; one that nobody reads ends its call."""
+        """Holds the bytes until the reply was sent; a reply that is not read ends its call."""
         incoming.lease.resize(len(response))
         unsent = WatchedTask()
         for end in (incoming.end, unsent.end):

@@ -21,7 +21,7 @@ class Cancellable(Protocol):
     lease: Lease
 
     def cancel(self) -> None:
-        """The stream is gone; nobody waits for the reply. It releases its lease."""
+        """The stream is gone: no reply reaches it. Releases the lease."""
 
 
 class Window:

@@ -1,4 +1,4 @@
-"""Owns whether the database at its path is still the one that is open. Writes nothing.
+"""Checks that the database at its path is still the one that is open. Writes nothing.
 
 An open file outlives its removal: SQLite would go on writing to what no later process can find.
 Only the store's own thread writes these files: what it did not write itself, another program did.
@@ -54,7 +54,7 @@ class FileIdentity:
         self.note()
 
     def check(self) -> None:
-        """Nobody else has touched the files since note(). Raises FileLost, FileUnseen."""
+        """Raises FileLost where another program touched the files since note(), and FileUnseen."""
         for file in self._files.values():
             _check_place(file)
             if os.fstat(file.fd).st_size < file.size:

@@ -1,4 +1,4 @@
-"""Owns the look that the server takes every second at what it stands on: its store, its clocks."""
+"""Looks every second at what the server stands on: its store and its clocks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Watch:
         await self._on_over()
 
     def _look_at_clocks(self, now: Now) -> None:
-        """A jump is told once, and changes nothing: sessions end by the monotonic clock."""
+        """Logs a jump once. It changes nothing: sessions end by the monotonic clock."""
         passed_ns = now.monotonic_ns - self._last.monotonic_ns
         moved_ns = now.wall_ns - self._last.wall_ns - passed_ns
         self._last = now
