@@ -269,7 +269,7 @@ class PendingBytes:
     def _serve(self) -> None:
         """Gives turns, one for each tenant in a row, until the next one does not fit.
 
-        A stream that may read takes nothing yet. What it may take is kept for it until the next look
+        A stream that may read takes nothing yet. What it may take is kept for it to the next look
         only: there may be nothing to read.
         """
         self._is_blocked = False
