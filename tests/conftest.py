@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from modelmaking import make_model
@@ -12,6 +13,12 @@ from router import router
 from serving import serve, server
 from tritonserving import triton
 from zoo import zoo
+
+# No time is pass or fail: an example may meet a collection of garbage, or a busy machine.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 # All servers of tests are this machine's: a developer's proxy is not asked for them.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,::1,localhost"
