@@ -41,7 +41,9 @@ class Found(Patronage):
 def run(folder: Path, *, away_s: Sequence[float], sessions: int) -> Found:
     """Outages of these lengths: by kill -9 and by a freeze, in turn."""
     found = Found(mode="through", kind="library", clients=sessions)
-    with Valkey(folder, "--appendonly", "yes") as valkey:
+    # With everysec Valkey acks before it writes while an fsync is slow: a kill takes steps back.
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with Valkey(folder, *options) as valkey:
         front = StoreFront(valkey.port)
         with fleet_of(folder, PODS, "--store", front.url) as fleet:
             asyncio.run(_run(fleet, found, front, valkey, away_s))
