@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index, Input, Output
 from lstmserve.engine.compute.pool import ZERO, Slots
-from lstmserve.engine.scheduling.work import NO_SESSION, Chunk, Outcome, Work
+from lstmserve.engine.scheduling.work import Chunk, Outcome
+
+ONES = np.ones(1024, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +36,30 @@ class Batch:
     """
 
     __slots__ = (
-        "_work",
+        "_slice_rows_max",
         "chunks",
-        "ids",
         "inputs",
         "length_max",
         "lengths",
         "outcomes",
         "read",
+        "size",
         "write",
         "y",
     )
 
-    def __init__(
-        self, work: Work, chunks: list[Chunk], slots: Slots, write: Slots, slice_rows_max: int
-    ) -> None:
-        """`slots` are those of the table's sessions, by row; `write` [B] are spare ones."""
-        self._work = work
+    def __init__(self, chunks: list[Chunk], slots: Slots, slice_rows_max: int) -> None:
+        """`slots` are those of the table's sessions, by row."""
         self.chunks = chunks
-        self.ids: Index = (
-            chunks[0].ids if len(chunks) == 1 else np.concatenate([each.ids for each in chunks])
-        )
-        left = work.length[self.ids] - work.done[self.ids]
-        self.lengths: npt.NDArray[np.int64] = np.minimum(left, slice_rows_max)
-        self.length_max = int(self.lengths.max())  # T
+        self._slice_rows_max = slice_rows_max
+        self.size = sum([chunk.size for chunk in chunks])
+        self.length_max = max([min(each.length - each.done, slice_rows_max) for each in chunks])
+        self.lengths: npt.NDArray[np.int64] = self._lengths()
         self.read: Slots = self._slots_to_read(slots)
-        self.write = write
-        self.outcomes = np.zeros(self.ids.size, np.uint8)
+        self.write: Slots  # [B], spare ones
+        self.outcomes = np.zeros(self.size, np.uint8)
         self.inputs: Input = self._inputs()
         self.y: Output
-
-    @property
-    def size(self) -> int:
-        """B"""
-        return self.ids.size
 
     @property
     def rows_count(self) -> int:
@@ -78,93 +70,131 @@ class Batch:
         """Every chunk with its columns of the batch."""
         start = 0
         for chunk in self.chunks:
-            stop = start + chunk.ids.size
+            stop = start + chunk.size
             yield chunk, slice(start, stop)
             start = stop
 
     def _slots_to_read(self, slots: Slots) -> Slots:
-        """Work that goes on reads its scratch slot, a Predict's sequence begins from zeros."""
-        scratch, sessions = self._work.scratch[self.ids], self._work.session[self.ids]
-        from_session = np.where(sessions == NO_SESSION, ZERO, slots[sessions])
-        found: Slots = np.where(scratch == ZERO, from_session, scratch)
-        return found
+        """A chunk that goes on reads its scratch slots, a Predict's sequence begins from zeros."""
+        if self.size == len(self.chunks):  # each of one row
+            return np.array([_slot_of(each, slots) for each in self.chunks])
+        return _joined([_slots_of(each, slots) for each in self.chunks])
+
+    def _lengths(self) -> Index:
+        if self.length_max == 1:
+            return ONES[: self.size] if self.size <= ONES.size else np.ones(self.size, np.int64)
+        return _joined([self._lengths_of(each) for each in self.chunks])
+
+    def _lengths_of(self, chunk: Chunk) -> Index:
+        if chunk.lengths is None:
+            return np.full(chunk.size, min(chunk.length - chunk.done, self._slice_rows_max))
+        return np.minimum(chunk.lengths - chunk.done, self._slice_rows_max)
 
     def _inputs(self) -> Input:
-        cells = self._work.first[self.ids] + self._work.done[self.ids]
         if self.length_max == 1:
-            if len(self.chunks) == 1:
-                return _rows(self.chunks[0].request.x, cells)[np.newaxis]
-            pieces = [_rows(each.request.x, cells[columns]) for each, columns in self.columns()]
-            return np.concatenate(pieces)[np.newaxis]
-        # Past its end a row repeats its last cell: any finite input of its own will do.
+            return _joined([_next_rows(chunk) for chunk in self.chunks])[np.newaxis]
+        # Past its end a row repeats its last time step: any finite input of its own will do.
         t = np.minimum(np.arange(self.length_max)[:, np.newaxis], self.lengths - 1)
-        pieces = [each.request.x[(cells + t)[:, columns]] for each, columns in self.columns()]
-        found: Input = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
-        return found
+        pieces = [each.request.x[each.cells() + t[:, cols]] for each, cols in self.columns()]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
     def no_output(self, output_size: int) -> Output:
         """y [T, B, O] before anything is computed."""
         return np.full((self.length_max, self.size, output_size), np.nan, np.float32)
 
     def absorb(self, y: Output) -> None:
-        """Puts y [T, B, O] where the requests want it, and counts the time steps as done."""
+        """Puts y [T, B, O] where the requests want it."""
         self.y = y
-        work, ids = self._work, self.ids
-        done = work.done[ids]
-        work.done[ids] = done + self.lengths
-        if self.length_max == 1 and not work.last_only[ids].any():
-            cells = work.out[ids] + done
-            for chunk, columns in self.columns():
-                _put_rows(chunk, cells[columns], y[0, columns])
-            return
         for chunk, columns in self.columns():
-            self._absorb_slice(chunk, columns, done[columns])
+            if chunk.length == 1:
+                _put_rows(chunk, y[0, columns])
+            else:
+                self._put_slices(chunk, y[:, columns], self.lengths[columns])
 
-    def _absorb_slice(self, chunk: Chunk, columns: slice, done: Index) -> None:
-        work, ids = self._work, chunk.ids
-        y, lengths = self.y[:, columns], self.lengths[columns]
-        outs, last_only = work.out[ids], work.last_only[ids]
-        outputs = chunk.request.outputs(y.shape[2])
-        ends = np.flatnonzero(last_only & (done + lengths == work.length[ids]))
-        outputs[outs[ends]] = y[lengths[ends] - 1, ends]
-        whole = np.flatnonzero(~last_only)
-        if whole.size:
-            t = np.arange(self.length_max)[:, np.newaxis]
-            is_inside = t < lengths[whole]
-            outputs[(outs[whole] + done[whole] + t)[is_inside]] = y[:, whole][is_inside]
+    def _put_slices(self, chunk: Chunk, y: Output, lengths: Index) -> None:
+        request, outs = chunk.request, chunk.outs()
+        outputs = request.outputs(y.shape[2])
+        if request.last_only:
+            ends = np.flatnonzero(self.is_end(chunk))
+            outputs[outs[ends]] = y[lengths[ends] - 1, ends]
+            return
+        t = np.arange(len(y))[:, np.newaxis]
+        is_inside = t < lengths
+        outputs[(outs + chunk.done + t)[is_inside]] = y[is_inside]
+
+    def is_last(self, chunk: Chunk) -> bool:
+        """Whether all its rows end with this batch."""
+        return chunk.length - chunk.done <= self._slice_rows_max
+
+    def is_end(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+        """Whether each of its rows [n] ends with this batch."""
+        if chunk.lengths is None:
+            return np.full(chunk.size, chunk.length - chunk.done <= self._slice_rows_max)
+        found: npt.NDArray[np.bool_] = chunk.lengths - chunk.done <= self._slice_rows_max
+        return found
 
     def endings(self) -> Endings:
         """The applied rows of sessions whose step ends with this batch: what a store must have."""
-        work, ids = self._work, self.ids
-        is_end = (self.outcomes == Outcome.APPLIED) & (work.done[ids] == work.length[ids])
-        rows = work.session[ids]
-        columns = np.flatnonzero(is_end & (rows != NO_SESSION))
-        return Endings(columns, rows[columns], self.write[columns])
+        found = [
+            np.arange(columns.start, columns.stop)[self.is_end(chunk)]
+            for chunk, columns in self.columns()
+            if chunk.request.plan is None
+        ]
+        columns = np.concatenate([NO_COLUMNS, *found])
+        columns = columns[self.outcomes[columns] == Outcome.APPLIED]
+        return Endings(columns, self.rows()[columns], self.write[columns])
+
+    def rows(self) -> Index:
+        """Rows of the table, [B]; -1 for the sequences of a Predict."""
+        return _joined(
+            [np.full(c.size, -1) if c.request.plan is not None else c.rows for c in self.chunks]
+        )
 
     def numbered(self, columns: Index) -> Iterator[tuple[int, Output | None]]:
         """Digest and reply of the steps that end in these columns; 0 and None without a number."""
-        work = self._work
-        for i in self.ids[columns].tolist():
-            digest = work.digest.item(i)
-            y = work.requests[i].output(work.place.item(i)) if digest else None
-            yield digest, y
+        for chunk, own in self.columns():
+            within = columns[(own.start <= columns) & (columns < own.stop)] - own.start
+            request = chunk.request
+            for place in chunk.places[within].tolist():
+                digest = request.digest(place)
+                yield digest, request.output(place) if digest else None
 
 
-def _rows(x: Input, cells: Index) -> Input:
-    """x[cells], as a view where that is possible."""
-    if cells.size == 1 or (cells[1:] - cells[:-1] == 1).all():
-        start = cells.item(0)
-        return x[start : start + cells.size]
-    found: Input = x[cells]
-    return found
+NO_COLUMNS = np.zeros(0, np.int64)
 
 
-def _put_rows(chunk: Chunk, cells: Index, y: Output) -> None:
-    """Rows of y [n, O], which the request may keep."""
+def _slot_of(chunk: Chunk, slots: Slots) -> int:
+    """Of a chunk of one row."""
+    if chunk.scratch.size:
+        return chunk.scratch.item()
+    return ZERO if chunk.request.plan is not None else slots.item(chunk.row(0))
+
+
+def _slots_of(chunk: Chunk, slots: Slots) -> Slots:
+    if chunk.scratch.size:
+        return chunk.scratch
+    return np.full(chunk.size, ZERO) if chunk.request.plan is not None else slots[chunk.rows]
+
+
+def _joined(pieces: list[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _next_rows(chunk: Chunk) -> Input:
+    """The next time step of each row, x [n, I] or tokens [n]; as a view where that is possible."""
     request = chunk.request
-    if request.y is None and cells.size == request.height and not cells[0]:
-        is_in_order = cells.size == 1 or bool((cells[1:] - cells[:-1] == 1).all())
-        if is_in_order:
-            request.y = y
-            return
-    request.outputs(y.shape[1])[cells] = y
+    if chunk.size == 1:
+        cell = request.first(chunk.place(0)) + chunk.done
+        return request.x[cell : cell + 1]
+    if request.firsts is None and chunk.is_whole:
+        return request.x
+    return request.x[chunk.cells()]
+
+
+def _put_rows(chunk: Chunk, y: Output) -> None:
+    """One row of y [n, O] for each, which the request may keep."""
+    request = chunk.request
+    if request.outs is None and request.y is None and chunk.is_whole and request.height == len(y):
+        request.y = y
+    else:
+        request.outputs(y.shape[1])[chunk.outs()] = y

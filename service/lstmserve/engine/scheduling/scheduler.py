@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Index
@@ -22,7 +23,7 @@ from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.ordering import Ordering
 from lstmserve.engine.scheduling.queues import ReadyQueues
 from lstmserve.engine.scheduling.settle import Settlement
-from lstmserve.engine.scheduling.work import NO_SESSION, Chunk, Request, Work
+from lstmserve.engine.scheduling.work import Chunk, Request
 from lstmserve.engine.table import SessionTable
 
 RETRY_S = 0.05
@@ -54,13 +55,9 @@ class Scheduler:
         self._config = config
         self._table = table
         self._pool = pool
-        # Steps and the sequences of Predict have the same limit, each its own.
-        self._work = Work(2 * config.pending_steps_max)
-        self._ready = ReadyQueues(config, self._work, pool)
-        self._ordering = Ordering(config, table, self._work, output_size, on_idle)
-        self._settlement = Settlement(
-            table, self._work, pool, self._ready, self._ordering, on_moved
-        )
+        self._ready = ReadyQueues(config, pool)
+        self._ordering = Ordering(config, table, output_size, on_idle)
+        self._settlement = Settlement(table, pool, self._ready, self._ordering, on_moved)
         self._pauses: dict[int, Pause] = {}  # by row
         self._in_flight: dict[Batch, list[Callable[[], None]]] = {}  # and who waits for its end
 
@@ -93,43 +90,31 @@ class Scheduler:
 
         Raises Overloaded for a request that is refused as a whole.
         """
-        ready = self._ordering.accept(request)
+        for chunk in self._ordering.accept(request):
+            self._ready.push(chunk)
         if not request.inputs_left:
             request.forget_input()
-        if ready.size == 1:
-            self._ready.push_one(request, ready.item())
-        elif ready.size:
-            self._ready.push_rows(request, ready)
 
     def accept_sequences(self, request: Request) -> None:
         """Accepts the sequences of a Predict, which has a plan; raises Overloaded.
 
         They have a limit of their own, so that they never refuse a session its step.
         """
-        plan = request.plan
-        assert plan is not None
         limit, pending = self._config.pending_steps_max, self._settlement.pending_sequences
         if pending + len(request) > limit:
             raise Overloaded(
                 f"{pending} sequences are waiting, the limit is {limit}", retry_s=RETRY_S
             )
-        self._settlement.pending_sequences += len(request)
-        plan.ids = self._work.add_rows(request, np.arange(len(request)), NO_SESSION, 0)
-        self._settlement.begin_group(Chunk(request, plan.ids))
+        self._settlement.begin_sequences(request)
 
     def schedule(self, now_ns: int) -> Batch | None:
         """The next batch, in flight until settle(); None when nothing is ready."""
         while chunks := self._ready.pop(self._pool.free_count):
-            kept = []
-            for chunk in chunks:
-                if self._pauses:
-                    self._keep_paused(chunk)
-                if chunk.size:
-                    self._end_lapsed(chunk, now_ns)
-                if chunk.size:
-                    kept.append(chunk)
-            if kept:
-                return self._begin(kept, now_ns)
+            if self._pauses:
+                chunks = [each for chunk in chunks if (each := self._unpaused(chunk)) is not None]
+            chunks = [chunk for chunk in chunks if self._end_lapsed(chunk, now_ns)]
+            if chunks:
+                return self._begin(chunks, now_ns)
         return None
 
     def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
@@ -145,7 +130,7 @@ class Scheduler:
         """
         pause = self._pauses[row] = Pause(row, self._table.life.item(row))
         for batch, waiting in self._in_flight.items():
-            if (self._work.session[batch.ids] == row).any():
+            if (batch.rows() == row).any():
                 waiting.append(on_rest)
                 return pause
         on_rest()
@@ -165,30 +150,28 @@ class Scheduler:
             self._settlement.fail(chunk, error, now_ns)
 
     def _begin(self, chunks: list[Chunk], now_ns: int) -> Batch:
-        write = self._pool.take(sum(chunk.size for chunk in chunks))
-        slots = self._table.slot
-        batch = Batch(self._work, chunks, slots, write, self._config.slice_rows_max)
-        starts_ns = self._work.start_ns[batch.ids]
-        self._work.start_ns[batch.ids] = np.where(starts_ns == 0, now_ns, starts_ns)
+        batch = Batch(chunks, self._table.slot, self._config.slice_rows_max)
+        batch.write = self._pool.take(batch.size)
+        for chunk in chunks:
+            chunk.start_ns = chunk.start_ns or now_ns
         self._in_flight[batch] = []
         return batch
 
-    def _keep_paused(self, chunk: Chunk) -> None:
-        """Takes the steps of held sessions out of the chunk."""
-        if chunk.request.plan is not None:
-            return
-        rows = self._work.session[chunk.ids].tolist()
-        is_held = np.array([self._is_held(row) for row in rows])
+    def _unpaused(self, chunk: Chunk) -> Chunk | None:
+        """The chunk without the steps of held sessions, which wait with their pauses."""
+        is_held = np.array([self._is_held(row) for row in chunk.rows.tolist()], np.bool_)
         if not is_held.any():
-            return
-        if chunk.size == 1:  # also a long one, which may have begun
-            own = Chunk(chunk.request, chunk.ids, chunk.held)
-            self._pauses[rows[0]].chunk = own
-        else:
-            for row, work in zip(rows, chunk.ids.tolist(), strict=True):
-                if self._is_held(row):
-                    self._pauses[row].chunk = Chunk(chunk.request, self._work.one(work))
-        chunk.ids = chunk.ids[~is_held]
+            return chunk
+        if chunk.size == 1:
+            self._pauses[chunk.row(0)].chunk = chunk
+            return None
+        for i in np.flatnonzero(is_held).tolist():
+            row = chunk.row(i)
+            self._pauses[row].chunk = Chunk(
+                chunk.request, chunk.place(i), row, chunk.request.length(chunk.place(i))
+            )
+        chunk.keep(~is_held)
+        return chunk if chunk.size else None
 
     def _is_held(self, row: int) -> bool:
         pause = self._pauses.get(row)
@@ -197,50 +180,59 @@ class Scheduler:
     def _give_back(self, pause: Pause) -> None:
         chunk, pause.chunk = pause.chunk, None
         if chunk is not None:
-            self._ready.push(chunk)
+            self._ready.push_again(chunk)
 
-    def _end_lapsed(self, chunk: Chunk, now_ns: int) -> None:
-        """Ends what nobody waits for any more and what is late; the chunk keeps the rest.
+    def _end_lapsed(self, chunk: Chunk, now_ns: int) -> bool:
+        """Ends what nobody waits for any more and what is late; whether anything is left.
 
         A step that a repeat waits for runs, even if its first caller cancelled or its time passed.
         """
-        request, work = chunk.request, self._work
+        request = chunk.request
         if request.plan is not None:
             if request.is_cancelled:
                 self._settlement.fail_sequences(chunk, _gone())
-                chunk.ids = chunk.ids[:0]
-            return
-        is_late = (work.deadline_ns[chunk.ids] < now_ns) & (work.done[chunk.ids] == 0)
-        if not (request.is_cancelled or request.cancelled or is_late.any()):
-            return
-        kept = []
-        own = Chunk(request, chunk.ids, chunk.held)
-        for each, late in zip(chunk.ids.tolist(), is_late.tolist(), strict=True):
-            is_gone = request.is_cancelled or work.place.item(each) in request.cancelled
-            if (is_gone or late) and not self._ordering.is_joined(each):
-                self._settlement.fail_step(own, each, _gone() if is_gone else _late(), now_ns)
-            else:
-                kept.append(each)
-        chunk.ids = np.array(kept, np.int64)
+            return not request.is_cancelled
+        if request.deadlines_ns is None and not request.is_cancelled and not request.cancelled:
+            return True
+        is_cancelled = request.is_cancelled or request.cancelled
+        if chunk.size == 1 and not is_cancelled and not self._is_late(chunk, now_ns):
+            return True
+        is_out = self._are_lapsed(chunk, now_ns)
+        if not is_out.any():
+            return True
+        for i in np.flatnonzero(is_out).tolist():
+            is_gone = self._is_gone(request, chunk.place(i))
+            self._settlement.fail_step(chunk, i, _gone() if is_gone else _late(), now_ns)
+        chunk.keep(~is_out)
+        return chunk.size > 0
+
+    def _are_lapsed(self, chunk: Chunk, now_ns: int) -> npt.NDArray[np.bool_]:
+        """[n]"""
+        request, places = chunk.request, chunk.places
+        is_out = np.zeros(chunk.size, np.bool_)
+        if request.is_cancelled or request.cancelled:
+            is_out |= [self._is_gone(request, place) for place in places.tolist()]
+        if request.deadlines_ns is not None and not chunk.done:
+            deadlines_ns = np.asarray(request.deadlines_ns)[places]
+            is_out |= (deadlines_ns > 0) & (deadlines_ns < now_ns)
+        for i in np.flatnonzero(is_out).tolist():
+            is_out[i] = not self._ordering.is_joined(chunk.row(i))
+        return is_out
+
+    @staticmethod
+    def _is_late(chunk: Chunk, now_ns: int) -> bool:
+        """Of a chunk of one row."""
+        return not chunk.done and 0 < chunk.request.deadline_ns(chunk.place(0)) < now_ns
+
+    @staticmethod
+    def _is_gone(request: Request, place: int) -> bool:
+        return request.is_cancelled or place in (request.cancelled or ())
 
     def check_integrity(self, rows: Index) -> None:
         """For tests and idle moments: `rows` are this model's used rows of the table."""
         assert not self._in_flight, "check when nothing is in flight"
-        self._ordering.check_integrity(rows)
-        paused = [pause.chunk.ids for pause in self._pauses.values() if pause.chunk is not None]
-        used = [self._ready.queued(), self._ordering.waiting(), *paused]
-        self._pool.check_integrity(
-            np.concatenate([self._table.slot[rows], self._work.scratch[np.concatenate(used)]])
-        )
-        self._check_work(np.concatenate(used))
-
-    def _check_work(self, used: Index) -> None:
-        """A Predict's rows wait as one, of which only a group is queued."""
-        requests = {id(each): each for each in self._work.requests[used]}
-        plans = [each.plan for each in requests.values() if each.plan is not None]
-        used = used[self._work.session[used] != NO_SESSION]
-        of_plans = [plan.ids for plan in plans if plan.ids is not None]
-        self._work.check_integrity(np.concatenate([used, *of_plans]))
+        self._ordering.check_integrity()
+        self._pool.check_integrity(np.concatenate([self._table.slot[rows], self._ready.held()]))
 
 
 def _late() -> DeadlineExpired:

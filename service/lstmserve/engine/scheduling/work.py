@@ -1,7 +1,7 @@
-"""The work table: one row per accepted step, or per sequence of a Predict, in columns.
+"""Accepted work: requests, whose rows are steps of sessions, and chunks of them that run together.
 
-A row lives from acceptance to its reply. It must not know who is answered or how: that is its
-request's responder.
+A request is what arrived together: one step, a message of many, the sequences of a Predict. It must
+not know who is answered or how: that is its responder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,9 @@ import numpy.typing as npt
 from lstmserve.engine.arrays import Digests, Index, Input, Output
 from lstmserve.engine.compute.pool import Rows, Slots
 from lstmserve.engine.errors import ServeError
-from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.scheduling.digest import digest, digests_of_rows
 
-NONE: Final = 0  # the id of no work
-NO_SESSION: Final = -1  # the session row of a Predict's sequence
-NEVER_NS: Final = int(np.iinfo(np.int64).max)
+NO_SLOTS: Slots = np.zeros(0, np.int64)
 
 
 class Outcome(IntEnum):
@@ -37,17 +34,17 @@ class Outcome(IntEnum):
 
 
 class Applied(NamedTuple):
-    """Rows of a request that were applied together, as lists of equal length.
+    """Rows of a request that were applied together; lists are of equal length.
 
-    `places` are their indices in the request, whose output() has y. Times are nanoseconds:
-    `starts_ns` on the engine's clock, `computes_ns` the sum over the batches a row ran in.
+    `places` are their indices in the request, whose output() has y. `start_ns` is on the engine's
+    clock, `compute_ns` the sum over the batches they ran in.
     """
 
     places: list[int]
     numbers: list[int]
     durable_steps: list[int]
-    starts_ns: list[int]
-    computes_ns: list[int]
+    start_ns: int
+    compute_ns: int
     is_replayed: bool = False  # answered from the session's record; nothing was computed
 
 
@@ -74,7 +71,6 @@ class _Answered:
 ANSWERED = _Answered()
 
 Column = Sequence[int] | Index
-Flags = bool | npt.NDArray[np.bool_]
 
 
 class Request:
@@ -89,7 +85,7 @@ class Request:
 
     __slots__ = (
         "_digests",
-        "arrivals_ns",
+        "arrival_ns",
         "cancelled",
         "deadlines_ns",
         "firsts",
@@ -116,34 +112,34 @@ class Request:
         rows: Column,
         responder: Responder,
         *,
-        height: int,
-        arrivals_ns: int | Column,
+        arrival_ns: int,
+        height: int = 1,
         numbers: Column | None = None,
         lengths: Column | None = None,
         firsts: Column | None = None,
         outs: Column | None = None,
-        last_only: Flags = False,
-        deadlines_ns: int | Column = 0,
+        last_only: bool = False,
+        deadlines_ns: Column | None = None,
         is_distinct: bool = False,
         is_whole: bool = False,
     ) -> None:
         self.x = x
         self.rows = rows
         self.responder = responder
+        self.arrival_ns = arrival_ns  # of the last message of it
         self.height = height
-        self.arrivals_ns = arrivals_ns
         self.numbers = numbers
         self.lengths = lengths
         self.firsts = firsts
         self.outs = outs
         self.last_only = last_only
-        self.deadlines_ns = deadlines_ns  # of the start of compute, of all or each; 0: none
+        self.deadlines_ns = deadlines_ns  # of the start of compute; 0: none
         self.is_distinct = is_distinct  # no session is twice among the rows
         self.is_whole = is_whole  # refused as one where there is no room for all rows
-        self.left = len(rows)  # not answered yet
+        self.left = len(rows)  # rows that are not answered yet
         self.inputs_left = 0  # rows that will read x
         self.is_cancelled = False
-        self.cancelled: set[int] = set()  # single rows that nobody waits for
+        self.cancelled: set[int] | None = None  # single rows that nobody waits for
         self.plan: Plan | None = None  # of a Predict's sequences, which have no session
         self.y: Output | None = None
         self._digests: Digests | None = None
@@ -151,26 +147,35 @@ class Request:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def are_numbered(self) -> bool:
+        """Whether every row has a number."""
+        return self.numbers is not None and all(self.numbers)
+
+    def as_arrays(self) -> Index:
+        """Turns columns that are lists into arrays; returns `rows`, [N]."""
+        self.rows = np.asarray(self.rows, np.int64)
+        for name in ("numbers", "lengths", "firsts", "outs", "deadlines_ns"):
+            column = getattr(self, name)
+            if column is not None:
+                setattr(self, name, np.asarray(column, np.int64))
+        return self.rows
+
     def length(self, i: int) -> int:
         """Time steps of row i."""
         return 1 if self.lengths is None else int(self.lengths[i])
-
-    def first(self, i: int) -> int:
-        """The first cell of row i in x."""
-        return i if self.firsts is None else int(self.firsts[i])
-
-    def out(self, i: int) -> int:
-        """The first row of row i in y."""
-        return i if self.outs is None else int(self.outs[i])
 
     def number(self, i: int) -> int:
         """Of row i's step; 0 where its client gave none."""
         return 0 if self.numbers is None else int(self.numbers[i])
 
-    def is_last_only(self, i: int) -> bool:
-        """Whether row i's output is that of its last time step."""
-        flags = self.last_only
-        return flags if isinstance(flags, bool) else bool(flags[i])
+    def deadline_ns(self, i: int) -> int:
+        """Of row i; 0 for none."""
+        return 0 if self.deadlines_ns is None else int(self.deadlines_ns[i])
+
+    def first(self, i: int) -> int:
+        """The first cell of row i in x."""
+        return i if self.firsts is None else int(self.firsts[i])
 
     def input(self, i: int) -> Input:
         """x [T, I] or tokens [T] of row i."""
@@ -180,8 +185,8 @@ class Request:
     def output(self, i: int) -> Output:
         """y [T, O] of row i, or [1, O] with last_only."""
         assert self.y is not None
-        start = self.out(i)
-        return self.y[start : start + (1 if self.is_last_only(i) else self.length(i))]
+        start = i if self.outs is None else int(self.outs[i])
+        return self.y[start : start + (1 if self.last_only else self.length(i))]
 
     def outputs(self, output_size: int) -> Output:
         """y [height, O], to be written to."""
@@ -191,27 +196,23 @@ class Request:
 
     def digest(self, i: int) -> int:
         """Of row i's input; 0 where its step has no number."""
-        if not self.number(i):
-            return 0
         if self._digests is not None:
             return self._digests.item(i)
-        return digest(self.input(i), self.is_last_only(i))
+        return digest(self.input(i), self.last_only) if self.number(i) else 0
 
-    def digests(self) -> Digests:
-        """digest() of all rows, [N]."""
-        if self._digests is None:
-            self._digests = self._all_digests()
+    def digests(self) -> Digests | None:
+        """digest() of all rows, [N]; None where none has a number."""
+        if self._digests is None and self.numbers is not None:
+            if self.lengths is None:
+                x = self.x if self.firsts is None else self.x[self.firsts]
+                digests = digests_of_rows(x, self.last_only)
+                numbers = np.asarray(self.numbers)
+                if not numbers.all():
+                    digests[numbers == 0] = 0
+            else:
+                digests = np.fromiter(map(self.digest, range(len(self))), np.uint64, len(self))
+            self._digests = digests
         return self._digests
-
-    def _all_digests(self) -> Digests:
-        if self.numbers is None:
-            return np.zeros(len(self), np.uint64)
-        if self.lengths is not None and not (np.asarray(self.lengths) == 1).all():
-            return np.fromiter(map(self.digest, range(len(self))), np.uint64, len(self))
-        x = self.x if self.firsts is None else self.x[self.firsts]
-        found = digests_of_rows(x, self.last_only)
-        found[np.asarray(self.numbers) == 0] = 0
-        return found
 
     def cancel(self) -> None:
         """Nobody waits for it any more: rows whose last slice has not been scheduled never run."""
@@ -219,12 +220,11 @@ class Request:
 
     def cancel_row(self, i: int) -> None:
         """The same for row i alone."""
-        self.cancelled.add(i)
+        self.cancelled = {*(self.cancelled or ()), i}
 
     def answer(self, rows: Applied) -> None:
         """Tells the responder of rows that were applied."""
-        responder = self._answered(len(rows.places))
-        responder.applied(self, rows)
+        self._answered(len(rows.places)).applied(self, rows)
 
     def fail(self, i: int, error: ServeError) -> None:
         """Tells the responder of a row that was not applied."""
@@ -238,7 +238,7 @@ class Request:
         return responder
 
     def forget_input(self) -> None:
-        """No row of it will read x again."""
+        """No row of it will read x."""
         self.x = self.x[:0].copy()
 
 
@@ -254,124 +254,138 @@ class Plan:
     left: int  # sequences whose last time step has not been computed
     initial: Rows | None = None
     finals: Rows | None = None
-    ids: Index | None = None  # in the work table, [N]
     turn: int = 0  # of the group that waits or runs
+    start_ns: int = 0  # when the first slice ran
+    compute_ns: int = 0  # of the groups that are over
 
 
-@dataclass(slots=True, eq=False)
 class Chunk:
-    """Work of one request that waits and runs together: ids [n], in the order of the request."""
+    """Rows of one request that wait and run together, at the same time step.
 
-    request: Request
-    ids: Index
-    held: int = 0  # scratch slots that it may hold between its batches
+    `places` [n] are in the order of the request, or, of a Predict, the longest first. `rows` [n]
+    are those of the session table, of a Predict none. `lengths` [n]; None: all are of `length`,
+    else that is the longest. A chunk that goes on after a batch keeps its states in `scratch` [n].
+    """
+
+    __slots__ = (
+        "_place",
+        "_places",
+        "_row",
+        "_rows",
+        "compute_ns",
+        "done",
+        "held",
+        "length",
+        "lengths",
+        "request",
+        "scratch",
+        "size",
+        "start_ns",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        places: Index | int,
+        rows: Index | int,
+        length: int,
+        lengths: Index | None = None,
+    ) -> None:
+        self.request = request
+        self._places: Index | None
+        self._rows: Index | None
+        if isinstance(places, int):  # arrays of one cost more than all else that it needs
+            self._place, self._row = places, rows
+            self._places = self._rows = None
+            self.size = 1
+        else:
+            self._places, self._rows = places, rows
+            self.size = places.size
+        self.length = length
+        self.lengths = lengths
+        self.done = 0  # time steps computed
+        self.scratch = NO_SLOTS
+        self.held = 0  # scratch slots that it may hold between its batches
+        self.start_ns = 0  # when its first slice ran
+        self.compute_ns = 0
+
+    def __repr__(self) -> str:
+        return f"Chunk({self.size} rows, done={self.done}/{self.length})"
 
     @property
-    def size(self) -> int:
-        """n"""
-        return self.ids.size
+    def places(self) -> Index:
+        """In the request, [n]."""
+        if self._places is None:
+            self._places = np.array((self._place,))
+        return self._places
+
+    @property
+    def rows(self) -> Index:
+        """Of the session table, [n]."""
+        if self._rows is None:
+            self._rows = np.array((self._row,))
+        return self._rows
+
+    def place(self, i: int) -> int:
+        """Of row i."""
+        return self._place if self._places is None else self._places.item(i)
+
+    def row(self, i: int) -> int:
+        """Of the session of row i."""
+        return self._row if self._rows is None else self._rows.item(i)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its request, in order."""
+        return self.size == len(self.request.rows) and self.request.plan is None
+
+    def keep(self, is_kept: npt.NDArray[np.bool_]) -> None:
+        """Only these rows [n] stay."""
+        self._places = self.places[is_kept]
+        self.size = self._places.size
+        if self.request.plan is None:
+            self._rows = self.rows[is_kept]
+        if self.lengths is not None and self.size:
+            self.lengths = self.lengths[is_kept]
+            self.length = int(self.lengths.max())
+        if self.scratch.size:
+            self.scratch = self.scratch[is_kept]
+
+    def split(self, count: int) -> Chunk:
+        """Keeps the first `count` rows, which have begun nothing; returns the others."""
+        is_first = np.arange(self.size) < count
+        others = Chunk(self.request, self.places, self.rows, self.length, self.lengths)
+        others.keep(~is_first)
+        self.keep(is_first)
+        return others
+
+    def cells(self) -> Index:
+        """Where the next time step of each row is in x, [n]."""
+        firsts = self.request.firsts
+        cells = self.places if firsts is None else np.asarray(firsts)[self.places]
+        return cells + self.done if self.done else cells
+
+    def outs(self) -> Index:
+        """Where the output of each row begins in y, [n]."""
+        outs = self.request.outs
+        return self.places if outs is None else np.asarray(outs)[self.places]
 
 
-class Work:
-    """Columns by id; ids are those of `capacity` rows at most, from 1 on."""
-
-    def __init__(self, capacity: int) -> None:
-        def column(dtype: type = np.int64) -> npt.NDArray[np.int64]:
-            return np.zeros(capacity + 1, dtype)
-
-        self.requests = np.empty(capacity + 1, object)
-        self.place = column()  # in the request
-        self.session = column()  # row of the session table, or NO_SESSION
-        self.number = column()
-        self.digest: Digests = np.zeros(capacity + 1, np.uint64)  # 0: the client gave no number
-        self.first = column()  # cell of the request's x
-        self.out = column()  # row of the request's y
-        self.length = column()
-        self.last_only = np.zeros(capacity + 1, np.bool_)
-        self.done = column()  # time steps computed
-        self.scratch: Slots = column()  # has the state after `done` time steps, between slices
-        self.arrival_ns = column()
-        self.deadline_ns = column()  # of the start of compute; NEVER_NS: none
-        self.start_ns = column()  # when its first slice ran
-        self.compute_ns = column()
-        self.next = column()  # the next work of the same session
-        self._all = np.arange(capacity + 1)
-        self._free = FreeList(1, capacity + 1)
-
-    def __len__(self) -> int:
-        """Rows in use."""
-        return self._all.size - 1 - len(self._free)
-
-    def one(self, work: int) -> Index:
-        """The id as an array, [1]."""
-        return self._all[work : work + 1]
-
-    def add(self, request: Request, i: int, session: int, number: int, digest: int) -> int:
-        """A row for row i of the request."""
-        work = self._free.take_one()
-        self.requests[work] = request
-        self.place[work] = i
-        self.session[work] = session
-        self.number[work] = number
-        self.digest[work] = digest
-        self.first[work] = request.first(i)
-        self.out[work] = request.out(i)
-        self.length[work] = request.length(i)
-        self.last_only[work] = request.is_last_only(i)
-        self.done[work] = self.scratch[work] = self.start_ns[work] = self.compute_ns[work] = 0
-        self.next[work] = NONE
-        self.arrival_ns[work] = _of(request.arrivals_ns, i)
-        self.deadline_ns[work] = _of(request.deadlines_ns, i) or NEVER_NS
-        return work
-
-    def add_rows(
-        self, request: Request, places: Index, sessions: Index | int, numbers: Index | int
-    ) -> Index:
-        """Rows for these of the request, [N]; digests are the request's where it has numbers."""
-        ids = self._free.take(places.size)
-        self.requests[ids] = request
-        self.place[ids] = places
-        self.session[ids] = sessions
-        self.number[ids] = numbers
-        self.digest[ids] = 0 if request.numbers is None else request.digests()[places]
-        self.first[ids] = _at(request.firsts, places, places)
-        self.out[ids] = _at(request.outs, places, places)
-        self.length[ids] = _at(request.lengths, places, 1)
-        flags = request.last_only
-        self.last_only[ids] = flags if isinstance(flags, bool) else flags[places]
-        for column in (self.done, self.scratch, self.start_ns, self.compute_ns, self.next):
-            column[ids] = 0
-        self.arrival_ns[ids] = _at(request.arrivals_ns, places, 0)
-        deadlines_ns = request.deadlines_ns
-        if isinstance(deadlines_ns, int):
-            self.deadline_ns[ids] = deadlines_ns or NEVER_NS
+def chunks_of(places: list[Place], rows: list[int]) -> list[Chunk]:
+    """Of rows of any requests, each first in its session; those of one request run together."""
+    chunks: list[Chunk] = []
+    start = 0
+    for stop in range(1, len(places) + 1):
+        request, i = places[start]
+        if request.lengths is None and stop < len(places) and places[stop][0] is request:
+            continue
+        if stop - start == 1:
+            chunks.append(Chunk(request, i, rows[start], request.length(i)))
         else:
-            found = np.asarray(deadlines_ns, np.int64)[places]
-            self.deadline_ns[ids] = np.where(found == 0, NEVER_NS, found)
-        return ids
-
-    def free_one(self, work: int) -> None:
-        """It is over and answered."""
-        self.requests[work] = None
-        self._free.give_one(work)
-
-    def free(self, ids: Index) -> None:
-        """They are over and answered."""
-        self.requests[ids] = None
-        self._free.give(ids)
-
-    def check_integrity(self, used: Index) -> None:
-        """Every row is free or in `used`, once."""
-        self._free.check_integrity(used)
+            own = np.array([place for _, place in places[start:stop]])
+            chunks.append(Chunk(request, own, np.array(rows[start:stop]), 1))
+        start = stop
+    return chunks
 
 
-def _of(column: int | Column, i: int) -> int:
-    return column if isinstance(column, int) else int(column[i])
-
-
-def _at(column: int | Column | None, places: Index, default: int | Index) -> int | Index:
-    if column is None:
-        return default
-    if isinstance(column, int):
-        return column
-    return np.asarray(column, np.int64)[places]
+Place = tuple[Request, int]  # a row of a request
