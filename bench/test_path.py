@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from lstmserve.server.window import Window
 from prometheus_client import CollectorRegistry
 
 from lstmserve.engine import Engine
@@ -32,7 +33,6 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.server.server import quiet_collector
-from lstmserve.server.window import Window
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb

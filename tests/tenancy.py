@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lstmserve import AsyncClient
@@ -99,10 +98,10 @@ async def tenancy(folder: Path, file: Path | None, **settings: Any) -> AsyncIter
     engine = Engine(config, models, metrics, clock=clock)
     pending = PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)
-    ports = Ports(config, engine, metrics, health.aio.HealthServicer(), pending)
+    ports = Ports(config, engine, metrics, pending)
     running = Tenancy(engine, ports, clock, registry)
     running.pending = pending
-    await ports.start()
+    ports.start()
     driving = asyncio.create_task(driven(engine, ports.stop))
     try:
         yield running

@@ -12,7 +12,7 @@ from grpc._cython import cygrpc
 
 from lstmserve.client.calls import Address
 from lstmserve.config import Config
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 from test_tidy import PRODUCT
 
 LIBRARY = Path(cygrpc.__file__).read_bytes()

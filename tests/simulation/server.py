@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc.aio
 import numpy as np
 
+from calling import Caller, CallerFrame, Sender, answered
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.server.access.doors import OpenDoor
-from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.crowd import Crowd
@@ -25,13 +24,12 @@ from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.native.stream_calls import StreamCalls
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.faults import Faults
 from simulation.kernel import make_model
 from simulation.loop import clock
-from simulation.network import Answer, Call, Network, Pipeline
+from simulation.network import Answer, Call, Network
 from simulation.store import Shelf, StoreLine
 
 MODELS = ("alpha", "beta")
@@ -61,44 +59,7 @@ class Sums:
     def ignore(self, *_: object, **__: object) -> None:
         """What the simulation does not look at."""
 
-    batch = steps = failed = replayed = ignore
-
-
-class Caller:
-    """What a handler asks of a call's context."""
-
-    def time_remaining(self) -> float:
-        """Its deadline is far."""
-        return 60.0
-
-    def invocation_metadata(self) -> tuple[()]:
-        """None."""
-        return ()
-
-
-class Pipe(Caller):
-    """What a handler asks of a stream's context: it sends all, and reads all, at once."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._contents = [each.SerializeToString() for each in pipeline.steps]
-        self.replies: list[bytes] = []
-
-    async def send_initial_metadata(self, metadata: object) -> None:
-        """Nothing."""
-
-    async def read(self) -> Any:
-        """The next message, or the end."""
-        return self._contents.pop(0) if self._contents else grpc.aio.EOF
-
-    async def write(self, reply: bytes) -> None:
-        """One more."""
-        self.replies.append(reply)
-
-
-def arrived(pending: PendingBytes, tenant: Tenant, content: bytes) -> Incoming:
-    """A message as the frame of a call hands it over; its end() is the call's."""
-    lease = pending.enter(tenant.account, len(content))
-    return Incoming(content, Caller(), tenant, lease)  # type: ignore[arg-type]  # less of one
+    batch = steps = steps_of = failed = replayed = rpc = ignore
 
 
 class Life:
@@ -122,7 +83,7 @@ class Life:
         self._door = OpenDoor(Limits())
         self._pending = PendingBytes(1 << 30)
         self.engine.add_check(self._pending.check_integrity)
-        frame = Frame(
+        frame = CallerFrame(
             self._door,
             self.sums,  # type: ignore[arg-type]  # as above
             self._pending,
@@ -131,16 +92,10 @@ class Life:
         )
         inbox = Inbox(self.engine.driver, Crowd(self.engine, steps).read)
         self._steps = StepCalls(steps, inbox, frame)
-        self._streams = StreamCalls(
-            steps,
-            inbox,
-            self._pending,
-            window=config.stream_window,
-            write_s_max=config.write_s_max,
-        )
+        self._streams = StreamCalls(steps, inbox, self._pending)
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
-        self._tenant = self._door.tenant(Caller())
+        self._tenant = self._door.tenant(None)  # type: ignore[arg-type]  # anyone
         self.is_dead = False
         self._is_awake = asyncio.Event()
         self._is_awake.set()
@@ -226,11 +181,8 @@ class Life:
         self._network.respond(call, answer)
 
     async def _step(self, request: Any) -> Any:
-        incoming = arrived(self._pending, self._tenant, request.SerializeToString())
-        try:
-            content = await self._steps.step(incoming)
-        finally:
-            incoming.end(None)
+        caller = Caller(request.SerializeToString(), self._tenant, self._pending)
+        content = await answered(self._steps.receive, caller)
         response = pb.StepResponse.FromString(content)
         self.faults.count["steps replayed"] += response.replayed
         return response
@@ -239,9 +191,10 @@ class Life:
         """By tag: native replies of one session may overtake each other."""
         for tag, each in enumerate(pipeline.steps, start=1):
             each.tag = tag
-        pipe = Pipe(pipeline)
-        await self._streams.step_stream(pipe, self._tenant)  # type: ignore[arg-type]  # asks less
-        replies = [pb.StepResponse.FromString(content) for content in pipe.replies]
+        sender = Sender()
+        contents = [each.SerializeToString() for each in pipeline.steps]
+        await sender.run(self._streams.begin, self._tenant, contents)
+        replies = [pb.StepResponse.FromString(content) for content in sender.replies]
         return sorted(replies, key=lambda reply: reply.tag)
 
     async def _many_steps(self, request: Any) -> Any:

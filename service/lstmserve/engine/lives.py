@@ -75,6 +75,13 @@ class Lives:
             return await self._residence.look(key)
         return None
 
+    def is_certain(self, key: str, incarnation: int, number: int) -> bool:
+        """Whether the session is here for such a step, and bring() would not wait."""
+        row = self._table.find(key)
+        if row is None or self.leaving is not None:
+            return False
+        return self._residence is None or not self._may_mislead(row, incarnation, number)
+
     async def bring(self, key: str, incarnation: int, number: int) -> bool:
         """Brings a session here that a store has, for a step; whether it is here.
 

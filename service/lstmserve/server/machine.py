@@ -10,13 +10,13 @@ import socket
 from collections.abc import Callable, Sequence
 
 import grpc
-import grpc.aio
 import structlog
 from prometheus_client import CollectorRegistry
 
 from lstmserve.address import host_port, is_loopback, join
 from lstmserve.config import Config
 from lstmserve.server.observe.http import HttpServer
+from lstmserve.server.transport import QueueServer
 
 log = structlog.get_logger()
 
@@ -82,17 +82,15 @@ def allow_open_files() -> None:
 
 
 def bind_grpc(
-    server: grpc.aio.Server,
+    server: QueueServer,
     name: str,
     address: str,
     credentials: grpc.ServerCredentials | None = None,
 ) -> str:
     """Binds, and returns the address with its real port. Raises AddressUnavailable."""
     host, _ = host_port(name, address)
-    with contextlib.suppress(RuntimeError):
-        if credentials is None:
-            return join(host, server.add_insecure_port(address))
-        return join(host, server.add_secure_port(address, credentials))
+    if port := server.bind(address, credentials):
+        return join(host, port)
     raise AddressUnavailable(f"--{name} {address}: {_why_not(address, _refusal(name, address))}")
 
 

@@ -12,8 +12,6 @@ from typing import TypeVar
 
 import structlog
 import uvloop
-from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import CollectorRegistry
 
 from lstmserve.address import host_port, join
@@ -22,7 +20,7 @@ from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
 from lstmserve.manifest import InvalidModelFolder, Refused
-from lstmserve.server import machine, transport
+from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile
 from lstmserve.server.observe.gauges import read_gauges
 from lstmserve.server.observe.heartbeat import Heartbeat
@@ -123,11 +121,10 @@ class Server:
         self._watch = Watch(self._store, remarks, self._on_store, self._tell_over)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
-        self._health = health.aio.HealthServicer()
         pending = PendingBytes(config.pending_bytes_max)
         self._metrics.pending_bytes = lambda: (pending.held, pending.bytes_max)
         self._engine.add_check(pending.check_integrity)
-        self._ports = Ports(config, self._engine, self._metrics, self._health, pending)
+        self._ports = Ports(config, self._engine, self._metrics, pending)
         self._http = machine.bind_http(
             config.metrics,
             registry,
@@ -152,19 +149,16 @@ class Server:
             self._metrics.watch(model.name, model.version, gauges)
         self._http.start()
         is_there = await self._try_store()
-        for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
-        await self._ports.start()
+        self._ports.start()
         self._heed_signals()
         quiet_collector()
         if is_there:
-            await self._become_ready()
+            self._become_ready()
         else:
             log.warning("waiting for the store", listen=self._ports.listen, metrics=self.metrics)
 
-    async def _become_ready(self) -> None:
-        for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.SERVING)
+    def _become_ready(self) -> None:
+        self._ports.health.set_all(is_serving=True)
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
         log.info(
@@ -197,7 +191,7 @@ class Server:
         signalled.cancel()
         watching.cancel()  # a server that leaves is not made ready again
         self._is_ready = False
-        await self._health.enter_graceful_shutdown()
+        self._ports.health.set_all(is_serving=False)
         if not engine.done():
             await self._drain(engine)
         await self._until_quiet()
@@ -215,12 +209,11 @@ class Server:
     async def _on_store(self) -> None:
         """The store has answered: the server is ready, if it waited for that."""
         if not self._is_ready:
-            await self._become_ready()
+            self._become_ready()
 
     async def _tell_over(self) -> None:
         """Routers go elsewhere, where there is an elsewhere."""
-        for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
+        self._ports.health.set_all(is_serving=False)
 
     def stop_http(self) -> None:
         """Last, so that the probes answer through the drain."""

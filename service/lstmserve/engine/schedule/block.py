@@ -60,7 +60,7 @@ class Block:
         shape: tuple[int, int],
         arrival_ns: int,
         last_only: bool,
-        deadline_ns: int,
+        deadline_ns: int | Index,
         numbers: Index | None = None,
         is_single: bool = False,
     ) -> None:
@@ -71,7 +71,7 @@ class Block:
         self.places = places
         self.sink = sink
         self.last_only = last_only
-        self.deadline_ns = deadline_ns
+        self.deadline_ns = deadline_ns  # of the start of compute, of all or [N]; 0: none
         self.arrival_ns = arrival_ns
         self.queue_ns = 0  # the longest
         self.compute_ns = 0  # the sum over the batches it ran in
@@ -97,6 +97,11 @@ class Block:
         """Row i's part of y."""
         start = int(self.places[i])
         return self.y[start : start + (1 if self.last_only else int(self.lengths[i]))]
+
+    def deadline_of(self, i: int) -> int:
+        """Of row i; 0: none."""
+        deadline_ns = self.deadline_ns
+        return deadline_ns if isinstance(deadline_ns, int) else deadline_ns.item(i)
 
     def cancel(self) -> None:
         """The caller went away: rows whose last slice has not been scheduled will not apply."""
@@ -143,7 +148,7 @@ class BlockRow:
             self,
             arrival_ns=block.arrival_ns,
             last_only=block.last_only,
-            deadline_ns=block.deadline_ns,
+            deadline_ns=block.deadline_of(i),
             number=int(block.numbers[i]),
             is_numbered=block.is_numbered,
             digest=0 if block.digests is None else int(block.digests[i]),

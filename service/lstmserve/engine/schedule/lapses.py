@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.errors import Cancelled, DeadlineExpired, ServeError
 from lstmserve.engine.schedule.failures import Failures
 from lstmserve.engine.schedule.numbering import Numbering
@@ -43,12 +48,13 @@ class Lapses:
         if block.is_cancelled or block.cancelled:
             gone = [block.is_cancelled or i in block.cancelled for i in part.indices.tolist()]
             left = self._without(part, gone, _gone(), now_ns)
-        if left is not None and _is_late(block.deadline_ns, now_ns):
-            left = self._without(left, [True] * left.size, _late(), now_ns)
+        if left is not None and np.any(_is_late(block.deadline_ns, now_ns)):
+            late = [_is_late(block.deadline_of(i), now_ns) for i in left.indices.tolist()]
+            left = self._without(left, late, _late(), now_ns)
         return left
 
     def _without(
-        self, part: Part, is_over: list[bool], error: ServeError, now_ns: int
+        self, part: Part, is_over: Sequence[Any], error: ServeError, now_ns: int
     ) -> Part | None:
         """The rows that are not over, or joined; the others have their error."""
         pairs = zip(is_over, part.rows.tolist(), strict=True)
@@ -58,8 +64,10 @@ class Lapses:
         return None if is_out.all() else Part(part.block, part.indices[~is_out])
 
 
-def _is_late(deadline_ns: int, now_ns: int) -> bool:
-    return 0 < deadline_ns < now_ns
+def _is_late(deadline_ns: int | Index, now_ns: int) -> bool | npt.NDArray[np.bool_]:
+    if isinstance(deadline_ns, int):
+        return 0 < deadline_ns < now_ns
+    return (deadline_ns > 0) & (deadline_ns < now_ns)
 
 
 def _late() -> DeadlineExpired:

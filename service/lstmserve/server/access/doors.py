@@ -1,6 +1,7 @@
 """Owns who a caller is, by its metadata alone, before anything of its request is read.
 
-One door a port: anyone, bearers of a token, or the operator. On the event loop's thread.
+One door a port: anyone, bearers of a token, or the operator. On the event loop's thread, but for
+knows(), which any thread may call.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ class Door(Protocol):
     def tenant(self, call: Call) -> Tenant:
         """Who calls. Raises BadToken, AdminOnly, Malformed."""
 
+    def knows(self, call: Call) -> bool:
+        """Whether the call's message may be read before tenant() was asked; False: not yet.
+
+        On any thread, and changes nothing.
+        """
+
 
 class OpenDoor:
     """Without --tokens: all callers are one tenant, whose name is empty."""
@@ -51,6 +58,10 @@ class OpenDoor:
     def tenant(self, call: Call) -> Tenant:
         """The one tenant."""
         return self._tenant
+
+    def knows(self, call: Call) -> bool:
+        """Anyone."""
+        return True
 
 
 class TokenDoor:
@@ -72,12 +83,7 @@ class TokenDoor:
     def tenant(self, call: Call) -> Tenant:
         """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
         self._look()
-        sent, is_admin = b"", False
-        for key, value in call.invocation_metadata() or ():
-            if key == _AUTHORIZATION:
-                sent = value.encode() if isinstance(value, str) else value
-            elif key == TENANT_KEY:
-                is_admin = True
+        sent, is_admin = _credentials(call)
         # The dict compares hashes of digests, keyed anew in every process: no time depends on
         # how much of a token is right.
         digest = tokens.digest(sent[len(_SCHEME) :])
@@ -88,6 +94,11 @@ class TokenDoor:
         if is_admin:
             raise AdminOnly(f"{TENANT_KEY} is for the operator's port (--admin)")
         return self._tenants[name]
+
+    def knows(self, call: Call) -> bool:
+        """Whether it has a token that was known at the last look."""
+        sent, _ = _credentials(call)
+        return tokens.digest(sent[len(_SCHEME) :]) in self._known
 
     def _look(self) -> None:
         now_ns = self._clock().monotonic_ns
@@ -113,8 +124,23 @@ class TokenDoor:
             tenant.limits = limits.over(self._limits)
 
 
+def _credentials(call: Call) -> tuple[bytes, bool]:
+    """The authorization that the call sent, and whether it names a tenant as the operator does."""
+    sent, is_admin = b"", False
+    for key, value in call.invocation_metadata() or ():
+        if key == _AUTHORIZATION:
+            sent = value.encode() if isinstance(value, str) else value
+        elif key == TENANT_KEY:
+            is_admin = True
+    return sent, is_admin
+
+
 class AdminDoor:
     """The operator acts as any tenant, the one that the call's metadata names, without limits."""
+
+    def knows(self, call: Call) -> bool:
+        """Whoever reaches this port is the operator."""
+        return True
 
     def tenant(self, call: Call) -> Tenant:
         """The tenant that the operator acts as. Raises Malformed."""

@@ -99,6 +99,10 @@ class _Noting:
         self._door = door
         self.peers: set[int] = set()
 
+    def knows(self, call: Call) -> bool:
+        """As Door.knows."""
+        return self._door.knows(call)
+
     def tenant(self, call: Call) -> Tenant:
         """As Door.tenant."""
         tenant = self._door.tenant(call)

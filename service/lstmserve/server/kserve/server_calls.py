@@ -7,7 +7,7 @@ from importlib import metadata
 from lstmserve.engine import Engine
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
-from lstmserve.server.rpc import Incoming
+from lstmserve.server.transport import UnaryCall
 
 EXTENSIONS = ("sequence", "sequence(string_id)", "statistics", "model_configuration")
 
@@ -18,11 +18,11 @@ class ServerCalls:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def live(self, incoming: Incoming) -> bytes:
+    def live(self, call: UnaryCall) -> bytes:
         """Who answers lives."""
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
-    async def ready(self, incoming: Incoming) -> bytes:
+    def ready(self, call: UnaryCall) -> bytes:
         """The port opens when all models are proved; a server that drains is not ready."""
         return pb.ServerReadyResponse(ready=not self._engine.is_draining).SerializeToString()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import grpc
-
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import NotImplementedYet
@@ -18,7 +16,8 @@ from lstmserve.server.kserve.server_calls import ServerCalls
 from lstmserve.server.kserve.stream_calls import StreamCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Call, Frame, Incoming
+from lstmserve.server.rpc import Answer, Frame, Methods
+from lstmserve.server.transport import UnaryCall
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 NO_LOADING = "models are those that its folder had when it started"
@@ -38,10 +37,10 @@ NOT_SERVED = {
 }
 
 
-def handlers(
+def methods(
     engine: Engine, metrics: Metrics, config: Config, door: Door, pending: PendingBytes
-) -> grpc.GenericRpcHandler:
-    """Handlers of raw bytes, as the native dialect's."""
+) -> Methods:
+    """By name, as the native dialect's."""
     frame = Frame(
         door,
         metrics,
@@ -60,20 +59,24 @@ def handlers(
         ("ModelStatistics", pb.ModelStatisticsRequest, models.statistics),
         ("RepositoryIndex", pb.RepositoryIndexRequest, models.index),
     )
-    methods = {name: frame.unary(name, kind, method) for name, kind, method in unaries}
     # Probes have no token; these two tell what the health service tells everybody.
-    probes: dict[str, Call] = {"ServerLive": server.live, "ServerReady": server.ready}
+    probes: dict[str, Answer] = {"ServerLive": server.live, "ServerReady": server.ready}
     probes |= {name: _refusal(name, why) for name, why in NOT_SERVED.items()}
-    methods |= {name: frame.call(name, each, is_probe=True) for name, each in probes.items()}
     unary = InferCalls(dialect, inbox, frame)
-    methods["ModelInfer"] = frame.call("ModelInfer", unary.infer, unary.count_failed)
-    streamed = StreamCalls(dialect, inbox, pending, config)
-    methods["ModelStreamInfer"] = frame.bidi("ModelStreamInfer", streamed.infer)
-    return grpc.method_handlers_generic_handler(SERVICE, methods)
+    streamed = StreamCalls(dialect, inbox, pending)
+    return Methods(
+        SERVICE,
+        {
+            **{name: frame.unary(name, kind, method) for name, kind, method in unaries},
+            **{name: frame.probes(name, answer) for name, answer in probes.items()},
+            "ModelInfer": frame.calls("ModelInfer", unary.receive, unary.count_failed),
+        },
+        {"ModelStreamInfer": frame.bidi("ModelStreamInfer", streamed.begin, config.stream_window)},
+    )
 
 
-def _refusal(name: str, why: str) -> Call:
-    async def refuse(incoming: Incoming) -> bytes:
+def _refusal(name: str, why: str) -> Answer:
+    def refuse(call: UnaryCall) -> bytes:
         raise NotImplementedYet(f"{name} is not served by lstmserve: {why}")
 
     return refuse

@@ -5,7 +5,6 @@ Errors are in band and the stream goes on, unless the client asked for Triton's 
 
 from __future__ import annotations
 
-from lstmserve.config import Config
 from lstmserve.engine.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
@@ -15,9 +14,8 @@ from lstmserve.server.kserve.inference import Inference
 from lstmserve.server.kserve.telling import SHOWN_MAX, facts, with_text
 from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.pending_bytes import Lease, PendingBytes
-from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
-from lstmserve.server.window import Stream, converse
+from lstmserve.server.transport import StreamCall
 
 METHOD = "ModelStreamInfer"
 GRPC_ERROR_KEY = "triton_grpc_error"
@@ -25,35 +23,38 @@ LINE = ""  # one for the whole stream, as clients of Triton expect
 
 
 class StreamCalls:
-    """The handler; one for all calls."""
+    """The method; one for all streams."""
 
-    def __init__(
-        self, dialect: Dialect, inbox: Inbox[Inference], pending: PendingBytes, config: Config
-    ) -> None:
-        self._dialect = dialect
-        self._inbox = inbox
-        self._pending = pending
-        self._config = config
+    def __init__(self, dialect: Dialect, inbox: Inbox[Inference], pending: PendingBytes) -> None:
+        self.dialect = dialect
+        self.inbox = inbox
+        self.pending = pending
 
-    async def infer(self, context: Context, tenant: Tenant) -> None:
-        """Answers come in the order of the requests."""
-        window = OrderedWindow(self._config.stream_window)
-        metadata = context.invocation_metadata() or ()
-        ends_at_error = (GRPC_ERROR_KEY, "true") in [(key, value) for key, value in metadata]
-        stream = Stream(context, self._pending, tenant.account, self._config.write_s_max)
+    def begin(self, stream: StreamCall, tenant: Tenant) -> _Stream:
+        """As Begin. Answers come in the order of the requests."""
+        return _Stream(self, stream, tenant)
 
-        async def accept(content: bytes) -> int:
-            message = _Message(window, ends_at_error)
-            inference = message.inference = Inference(self._dialect, message, content, tenant)
-            del content
-            size = inference.size()
-            message.lease = inference.lease = await stream.admit(size)
-            window.add(message)
-            window.enter(message, LINE)
-            self._inbox.put(inference)
-            return size
 
-        await converse(stream, window, accept)
+class _Stream(OrderedWindow["_Message"]):
+    """One stream."""
+
+    def __init__(self, calls: StreamCalls, stream: StreamCall, tenant: Tenant) -> None:
+        super().__init__(stream, calls.pending, tenant)
+        self._calls = calls
+        metadata = stream.invocation_metadata() or ()
+        self._ends_at_error = (GRPC_ERROR_KEY, "true") in [(key, value) for key, value in metadata]
+
+    def open(self, content: bytes) -> _Message:
+        """As Window.open."""
+        message = _Message(self, self._ends_at_error)
+        message.inference = Inference(self._calls.dialect, message, content, self.tenant)
+        return message
+
+    def accept(self, message: _Message) -> None:
+        """As Window.accept."""
+        message.inference.lease = message.lease
+        self.enter(message, LINE)
+        self._calls.inbox.put(message.inference)
 
 
 class _Message:
@@ -63,10 +64,14 @@ class _Message:
     inference: Inference
     lease: Lease
 
-    def __init__(self, window: OrderedWindow, ends_at_error: bool) -> None:
-        self._window = window
+    def __init__(self, stream: _Stream, ends_at_error: bool) -> None:
+        self._stream = stream
         self._ends_at_error = ends_at_error
         self.is_over = False
+
+    def size(self) -> int:
+        """As Message.size."""
+        return self.inference.size()
 
     def answer(self, response: pb.ModelInferResponse) -> None:
         """As Carrier.answer."""
@@ -79,7 +84,7 @@ class _Message:
             if isinstance(error, ServeError):
                 error = with_text(error, facts(request) + error.message)
             self.is_over = True
-            self._window.fail(self, error)
+            self._stream.fail(self, error)
             return
         response = pb.ModelInferResponse(id="" if request is None else request.id)
         if request is not None:
@@ -89,7 +94,7 @@ class _Message:
 
     def _answer(self, response: pb.ModelStreamInferResponse) -> None:
         self.is_over = True
-        self._window.answer(self, response.SerializeToString())
+        self._stream.answer(self, response.SerializeToString())
 
     def cancel(self) -> None:
         """The stream is gone."""

@@ -19,8 +19,8 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.table import OPEN
 from lstmserve.server.codec import FLOAT, is_finite
-from lstmserve.server.native.single import Single
-from lstmserve.server.native.steps import Steps
+from lstmserve.server.native.single import Applied, Single
+from lstmserve.server.native.steps import Steps, deadline_ns
 
 
 class Message(Single, Protocol):
@@ -47,7 +47,7 @@ class Crowd:
     def submit(self, singles: Sequence[Single]) -> None:
         """All of them; of each session in the order of arrival."""
         others: Sequence[Single] = singles
-        if len(singles) > FEW and not self._engine.lives.has_store:
+        if len(singles) > FEW:
             plain, others = self._sort_out(singles)
             for group in plain.values():
                 others = [*self._submit_group(group), *others]
@@ -83,7 +83,12 @@ class Crowd:
         that it takes as columns.
         """
         request, table = single.request, self._engine.table
-        if request.last_only or request.timeout_ms or request.tokens or single.tenant.is_limited:
+        if (
+            request.last_only
+            or request.timeout_ms < 0
+            or request.tokens
+            or single.tenant.is_limited
+        ):
             return False
         told, is_numbered = request.incarnation, request.HasField("step")
         spec = self._engine.models[table.model.item(row)].spec
@@ -123,7 +128,7 @@ class Crowd:
             shape=(count, group.model.output_size),
             arrival_ns=min(single.arrival_ns for single in singles),
             last_only=False,
-            deadline_ns=0,
+            deadline_ns=group.deadlines(),
             numbers=group.numbers() if group.is_numbered else None,
             is_single=True,
         )
@@ -164,6 +169,11 @@ class _Group:
         """[N]"""
         return np.array([single.request.step for single in self.singles], np.int64)
 
+    def deadlines(self) -> Index | int:
+        """[N], or 0 where none has one."""
+        found = [deadline_ns(single, single.request) for single in self.singles]
+        return np.array(found, np.int64) if any(found) else 0
+
     def input(self) -> Input:
         """x [N, I], not yet checked for finite."""
         content = b"".join([single.request.x for single in self.singles])
@@ -184,6 +194,7 @@ class _Together:
         start_ns, compute_ns = block.arrival_ns + block.queue_ns, block.compute_ns
         content, width = block.y.tobytes(), 4 * self._model.output_size
         self._steps.count_together(self._model, self._applied(block), start_ns)
+        durable_steps = self._durable_steps(block)
         for i, single in enumerate(self._singles):
             single.tenant.pending_steps -= 1
             single.lease.release()
@@ -191,7 +202,15 @@ class _Together:
                 single.fail(block.errors[i], self._model)
             else:
                 y = content[i * width : (i + 1) * width]
-                single.answer(block.numbers.item(i), y, start_ns, compute_ns)
+                number, durable = block.numbers.item(i), durable_steps[i]
+                single.answer(Applied(number, y, durable, start_ns, compute_ns))
+
+    def _durable_steps(self, block: Block) -> list[int]:
+        """0 where there is no store."""
+        if not self._engine.lives.has_store:
+            return [0] * len(self._singles)
+        found: list[int] = block.durable_steps.tolist()
+        return found
 
     def _applied(self, block: Block) -> list[Single]:
         if not block.errors:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,52 +14,36 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.many_columns import check_count
-from lstmserve.server.native.many_message import ManyMessage
+from lstmserve.server.native.many_message import NOTHING, ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.native.many_window import ManyWindow
 from lstmserve.server.native.steps import INT64_BYTES
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Context
 from lstmserve.server.sizes import Sizes
 from lstmserve.server.status import code, looks, to_status
-from lstmserve.server.window import Stream, converse
+from lstmserve.server.transport import StreamCall
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
 class ManyCalls:
-    """The handler; one for all calls."""
+    """The method; one for all streams."""
 
     def __init__(self, engine: Engine, metrics: Metrics, pending: PendingBytes) -> None:
+        self.pending = pending
         self._engine = engine
         self._metrics = metrics
-        self._pending = pending
         self._sizes = Sizes(engine.models, engine.config, has_states=False)
         self._reading = ManyReading(engine)
 
-    async def step_many(self, context: Context, tenant: Tenant) -> None:
-        """Messages of disjoint sessions may overtake one another; their tag tells them apart."""
-        config = self._engine.config
-        window = ManyWindow(config.stream_window)
-        cohort = Cohort(tenant)
-        stream = Stream(context, self._pending, tenant.account, config.write_s_max)
+    @property
+    def has_store(self) -> bool:
+        """Whether submit() may wait."""
+        return self._engine.lives.has_store
 
-        async def accept(content: bytes) -> int:
-            nonlocal cohort
-            message = ManyMessage(tenant, cohort, answer)
-            request = self.read(content, message)
-            size = self._size(request, message, len(content))
-            del content
-            message.lease = await stream.admit(size)
-            window.add(message)
-            await self.submit(request, message)
-            cohort = message.cohort
-            return size
-
-        def answer(message: ManyMessage) -> None:
-            window.answer(message, self.render(message))
-
-        await converse(stream, window, accept)
+    def begin(self, stream: StreamCall, tenant: Tenant) -> _Stream:
+        """As Begin. Messages of disjoint sessions may overtake each other: tags tell them apart."""
+        return _Stream(self, stream, tenant)
 
     def read(self, content: bytes, message: ManyMessage) -> pb.StepManyRequest:
         """The message's request, which may leave out the sessions of the one before."""
@@ -73,7 +58,7 @@ class ManyCalls:
         return request
 
     async def submit(self, request: pb.StepManyRequest, message: ManyMessage) -> None:
-        """Hands an admitted message to the engine, or answers it."""
+        """Hands an admitted message to the engine, or answers it. Waits only for a store."""
         if message.refusal is None:
             try:
                 await self._reading.submit(request, message)
@@ -82,7 +67,7 @@ class ManyCalls:
         if message.block is None:
             message.answer()
 
-    def _size(self, request: pb.StepManyRequest, message: ManyMessage, length: int) -> int:
+    def size(self, request: pb.StepManyRequest, message: ManyMessage, length: int) -> int:
         """The most bytes that a message of `length` will take with its reply."""
         count = len(message.cohort)
         rows = sum(request.lengths[:]) if request.lengths else count
@@ -153,3 +138,35 @@ class ManyCalls:
     def _count(self, message: ManyMessage, count: int, error: ServeError) -> None:
         name, version = (message.model.name, message.model.version) if message.model else ("", 0)
         self._metrics.model(name, version).failed("StepMany", code(error), error.reason, count)
+
+
+class _Stream(ManyWindow):
+    """One stream."""
+
+    def __init__(self, calls: ManyCalls, stream: StreamCall, tenant: Tenant) -> None:
+        super().__init__(stream, calls.pending, tenant)
+        self._calls = calls
+        self._cohort = Cohort(tenant)
+
+    def open(self, content: bytes) -> ManyMessage:
+        """As Window.open; a message may leave out the sessions of the one before it."""
+        message = ManyMessage(self.tenant, self._cohort, self._over)
+        message.request = self._calls.read(content, message)
+        message.size_bytes = self._calls.size(message.request, message, len(content))
+        self._cohort = message.cohort
+        return message
+
+    def accept(self, message: ManyMessage) -> Coroutine[Any, Any, None] | None:
+        """As Window.accept."""
+        request, message.request = message.request, NOTHING
+        submitting = self._calls.submit(request, message)
+        if self._calls.has_store:
+            return submitting
+        try:
+            submitting.send(None)  # a task would cost as much as the work
+        except StopIteration:
+            return None
+        raise AssertionError("a message waits, and there is no store")
+
+    def _over(self, message: ManyMessage) -> None:
+        self.answer(message, self._calls.render(message))

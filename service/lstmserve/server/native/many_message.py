@@ -16,6 +16,8 @@ from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
+NOTHING = pb.StepManyRequest()  # in place of a request that is not needed any more
+
 
 class ManyMessage:
     """The sink of its block. `members` [n] are those of its sessions that the block is of.
@@ -30,6 +32,8 @@ class ManyMessage:
         self.cohort = cohort
         self._on_over = on_over
         self.lease: Lease  # once it was admitted
+        self.request = NOTHING  # from when it was opened to when it is submitted
+        self.size_bytes = 0  # to admit it with
         self.tag = 0
         self.last_only = False
         self.numbers: Index | None = None
@@ -41,6 +45,10 @@ class ManyMessage:
         self.block: Block | None = None
         self.errors: dict[int, ServeError] = {}
         self.refusal: ServeError | None = None  # of the whole message
+
+    def size(self) -> int:
+        """As Message.size."""
+        return self.size_bytes
 
     def read(self, request: pb.StepManyRequest) -> None:
         """Takes over the columns, which were checked."""

@@ -14,7 +14,7 @@ from lstmserve.engine.schedule.part import ALL
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
 from lstmserve.server.native.many_columns import check_columns
 from lstmserve.server.native.many_message import ManyMessage
-from lstmserve.server.native.steps import check_number, deadline_ns
+from lstmserve.server.native.steps import check_number, timeout_ns
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 FETCHES_MAX = 3
@@ -95,7 +95,7 @@ class ManyReading:
             shape=(height, model.output_size),
             arrival_ns=now_ns,
             last_only=message.last_only,
-            deadline_ns=deadline_ns(now_ns, request.timeout_ms),
+            deadline_ns=timeout_ns(now_ns, request.timeout_ms),
             numbers=None if message.numbers is None else message.numbers[chosen],
             is_single=is_whole and message.are_single,
         )

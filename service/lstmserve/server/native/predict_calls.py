@@ -16,26 +16,25 @@ from lstmserve.server.codec import (
 )
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
-from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.server.sizes import predict_bytes
 from lstmserve.server.status import code
+from lstmserve.server.transport import UnaryCall
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
 class PredictCalls:
     """The handler; one for all calls."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, frame: Frame) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._frame = frame
 
-    async def answer(self, incoming: Incoming) -> bytes:
+    async def answer(self, call: UnaryCall) -> bytes:
         """The whole call. Raises what it ends with."""
-        request = parse(pb.PredictRequest, incoming.take())
-        work = self.predict(request, incoming.tenant, incoming.lease)
+        request = parse(pb.PredictRequest, call.take())
+        work = self.predict(request, call.tenant, call.lease)
         del request  # or it would be held while its input is computed
-        return (await self._frame.limited(incoming.context, work)).SerializeToString()
+        return (await work).SerializeToString()
 
     async def predict(
         self, request: pb.PredictRequest, tenant: Tenant, lease: Lease

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import grpc
-
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server.access.doors import Door
@@ -20,23 +18,19 @@ from lstmserve.server.native.steps import Steps
 from lstmserve.server.native.stream_calls import StreamCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Frame
+from lstmserve.server.rpc import Frame, Methods
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 SERVICE = "lstmserve.v1.LstmService"
 
 
-def handlers(
+def methods(
     engine: Engine, metrics: Metrics, config: Config, door: Door, pending: PendingBytes
-) -> grpc.GenericRpcHandler:
-    """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
+) -> Methods:
+    """By name. Parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
     steps = Steps(engine, metrics)
     inbox = Inbox(engine.driver, Crowd(engine, steps).read)
-    many = ManyCalls(engine, metrics, pending)
-    streamed = StreamCalls(
-        steps, inbox, pending, window=config.stream_window, write_s_max=config.write_s_max
-    )
     unaries = (
         ("ListModels", pb.ListModelsRequest, models.list_models),
         ("GetModel", pb.GetModelRequest, models.get_model),
@@ -46,7 +40,10 @@ def handlers(
         ("CloseSession", pb.CloseSessionRequest, sessions.close_session),
         ("GetState", pb.GetStateRequest, sessions.get_state),
     )
-    streams = (("StepStream", streamed.step_stream), ("StepMany", many.step_many))
+    streams = (
+        ("StepStream", StreamCalls(steps, inbox, pending).begin),
+        ("StepMany", ManyCalls(engine, metrics, pending).begin),
+    )
     frame = Frame(
         door,
         metrics,
@@ -55,9 +52,13 @@ def handlers(
         write_s_max=config.write_s_max,
         row_bytes=steps.sizes.reply_row_bytes,
     )
-    methods = {name: frame.unary(name, kind, method) for name, kind, method in unaries}
     count_failed = functools.partial(steps.count_failed, "Step")
-    methods["Step"] = frame.call("Step", StepCalls(steps, inbox, frame).step, count_failed)
-    methods["Predict"] = frame.call("Predict", PredictCalls(engine, metrics, frame).answer)
-    methods |= {name: frame.bidi(name, method) for name, method in streams}
-    return grpc.method_handlers_generic_handler(SERVICE, methods)
+    return Methods(
+        SERVICE,
+        {
+            "Step": frame.calls("Step", StepCalls(steps, inbox, frame).receive, count_failed),
+            "Predict": frame.served("Predict", PredictCalls(engine, metrics).answer),
+            **{name: frame.unary(name, kind, method) for name, kind, method in unaries},
+        },
+        {name: frame.bidi(name, begin, config.stream_window) for name, begin in streams},
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lstmserve.engine import Model
 from lstmserve.engine.errors import ServeError
@@ -28,6 +28,7 @@ class Single(Protocol):
     session_id: str
     arrival_ns: int
     lease: Lease
+    call_deadline_ns: int  # of the call, beside the message's timeout; 0: none
 
     def submit(self) -> None:
         """Hands it to the engine by itself; what is wrong with it is its answer."""
@@ -35,20 +36,31 @@ class Single(Protocol):
     def placed(self, block: Block, index: int) -> None:
         """It is row `index` of a block that the engine has accepted."""
 
-    def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:
-        """It was applied; y is one row."""
+    def answer(self, applied: Applied) -> None:
+        """It was applied."""
 
     def fail(self, error: ServeError, model: Model) -> None:
         """It was accepted, as a step of that model, and not applied."""
 
 
-def row_response(
-    single: Single, number: int, y: bytes, start_ns: int, compute_ns: int
-) -> pb.StepResponse:
-    """The reply of an applied step of one row, which was computed from `start_ns` on."""
+class Applied(NamedTuple):
+    """What became of a step of one row: its number and y, the last step that a store has."""
+
+    number: int
+    y: bytes
+    durable_step: int
+    start_ns: int  # of its computing
+    compute_ns: int
+
+
+def row_response(single: Single, applied: Applied) -> pb.StepResponse:
+    """The reply of an applied step of one row."""
     response = pb.StepResponse()
-    response.step, response.length, response.y = number, 1, y
-    response.queue_ns, response.compute_ns = start_ns - single.arrival_ns, compute_ns
+    response.step, response.length, response.y = applied.number, 1, applied.y
+    response.queue_ns = applied.start_ns - single.arrival_ns
+    response.compute_ns = applied.compute_ns
+    if applied.durable_step:
+        response.durable_step = applied.durable_step
     if tag := single.tag:
         response.tag = tag
     return response

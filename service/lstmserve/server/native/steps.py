@@ -16,7 +16,6 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
 from lstmserve.server.native.single import Single
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.sizes import Sizes, output_bytes
 from lstmserve.server.status import code, reason
 from lstmserve.wire.v1 import lstm_pb2 as pb
@@ -48,6 +47,12 @@ class Steps:
         key = tenant.key(session_id)
         await self._engine.lives.bring(key, request.incarnation, request.step)
 
+    def is_here(self, single: Single) -> bool:
+        """Whether its session can step at once: no store need be asked."""
+        key = single.tenant.prefix + single.session_id
+        request = single.request
+        return self._engine.lives.is_certain(key, request.incarnation, request.step)
+
     def size(self, tenant: Tenant, request: pb.StepRequest, session_id: str, length: int) -> int:
         """The most bytes that a request, a message of so many, will take with its reply."""
         table = self._engine.table
@@ -58,19 +63,12 @@ class Steps:
             length += INT64_BYTES * rows
         return self.sizes.of(length, 1 if request.last_only else rows, spec)
 
-    def submit(
-        self,
-        tenant: Tenant,
-        request: pb.StepRequest,
-        session_id: str,
-        sink: Sink,
-        arrival_ns: int,
-        lease: Lease,
-    ) -> Step:
+    def submit(self, single: Single, request: pb.StepRequest, sink: Sink) -> Step:
         """Checks the request, and hands it to the engine. Raises ServeError.
 
-        The lease is then the step's too, who must release it when the step has ended.
+        The lease is then the step's too: the sink releases it when the step has ended.
         """
+        tenant, session_id, lease = single.tenant, single.session_id, single.lease
         engine, table, now = self._engine, self._engine.table, self._engine.clock()
         number, incarnation = request.step, request.incarnation
         if is_numbered := request.HasField("step"):
@@ -91,9 +89,9 @@ class Steps:
             row,
             x,
             sink,
-            arrival_ns=arrival_ns,
+            arrival_ns=single.arrival_ns,
             last_only=request.last_only,
-            deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
+            deadline_ns=deadline_ns(single, request),
             number=number,
             is_numbered=is_numbered,
         )
@@ -167,8 +165,18 @@ def check_number(number: int, incarnation: int) -> None:
         )
 
 
-def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
-    """Of the start of compute; 0 for none. Raises Malformed."""
+def deadline_ns(single: Single, request: pb.StepRequest) -> int:
+    """Of the start of compute: the call's or the message's, whichever is first; 0 for none.
+
+    Raises Malformed.
+    """
+    own_ns = timeout_ns(single.arrival_ns, request.timeout_ms)
+    call_ns = single.call_deadline_ns
+    return min(own_ns, call_ns) if own_ns and call_ns else own_ns or call_ns
+
+
+def timeout_ns(arrival_ns: int, timeout_ms: int) -> int:
+    """When a message's timeout is over; 0 for none. Raises Malformed."""
     if timeout_ms < 0:
         raise Malformed("timeout_ms is negative", field="timeout_ms")
     return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0

@@ -9,77 +9,66 @@ from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
+from lstmserve.server.conversation import InTurn
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Message
-from lstmserve.server.native.single import NOTHING, row_response
+from lstmserve.server.native.single import NOTHING, Applied, row_response
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.pending_bytes import SHORT_BYTES, Lease, PendingBytes
-from lstmserve.server.rpc import Context
 from lstmserve.server.status import to_status
-from lstmserve.server.window import Stream, converse
+from lstmserve.server.transport import StreamCall
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 METHOD = "StepStream"
 
 
 class StreamCalls:
-    """The handler; one for all calls.
+    """The method; one for all streams.
 
     Replies of one session come in the order of its messages, errors too; those of different
     sessions may overtake one another.
     """
 
-    def __init__(
-        self,
-        steps: Steps,
-        inbox: Inbox[Message],
-        pending: PendingBytes,
-        *,
-        window: int,
-        write_s_max: float,
-    ) -> None:
-        self._steps = steps
-        self._inbox = inbox
-        self._pending = pending
-        self._window = window
-        self._write_s_max = write_s_max
-
-    async def step_stream(self, context: Context, tenant: Tenant) -> None:
-        """An empty session_id is that of the stream's previous message."""
-        stream = _Stream(self._steps, tenant, OrderedWindow(self._window))
-        call = Stream(context, self._pending, tenant.account, self._write_s_max)
-
-        async def accept(content: bytes) -> int:
-            message = _Message(stream, content)
-            del content
-            size = message.size()
-            lease = self._pending.take(tenant.account, size)
-            message.lease = await call.admit(size) if lease is None else lease
-            stream.window.add(message)
-            if self._steps.has_store:
-                await message.fetch()
-            else:
-                self._inbox.put(message)
-            return size
-
-        await converse(call, stream.window, accept)
-
-
-class _Stream:
-    """What the messages of one stream have in common."""
-
-    def __init__(self, steps: Steps, tenant: Tenant, window: OrderedWindow) -> None:
+    def __init__(self, steps: Steps, inbox: Inbox[Message], pending: PendingBytes) -> None:
         self.steps = steps
-        self.tenant = tenant
-        self.window = window
+        self.inbox = inbox
+        self.pending = pending
+
+    def begin(self, stream: StreamCall, tenant: Tenant) -> _Stream:
+        """As Begin."""
+        return _Stream(self, stream, tenant)
+
+
+class _Stream(OrderedWindow["_Message"]):
+    """One stream: what its messages have in common."""
+
+    def __init__(self, calls: StreamCalls, stream: StreamCall, tenant: Tenant) -> None:
+        super().__init__(stream, calls.pending, tenant)
+        self.steps = calls.steps
         self.session_id = ""  # of the newest message that was read
+        self.fetching = InTurn(self._end_if_done, self.end_by)
+        self._inbox = calls.inbox
+
+    def open(self, content: bytes) -> _Message:
+        """As Window.open."""
+        return _Message(self, content)
+
+    def accept(self, message: _Message) -> None:
+        """As Window.accept; an empty session_id is that of the message before it."""
+        self._inbox.put(message)
+
+    def gone(self) -> None:
+        """As Window.gone."""
+        self.fetching.cancel()
+        super().gone()
 
 
 class _Message:
     """A Message, and the sink of its step."""
 
     method = METHOD
+    call_deadline_ns = 0  # a stream's own deadline ends the stream
 
     __slots__ = (
         "_block",
@@ -128,10 +117,8 @@ class _Message:
         self.request = parse(pb.StepRequest, self._content)
         self.tag, self.number, self._content = self.request.tag, self.request.step, b""
 
-    async def fetch(self) -> None:
+    async def _fetch(self) -> None:
         """Submits it when its session has come from a store."""
-        if not self.read():
-            return
         try:
             await self._stream.steps.bring(self.tenant, self.request, self.session_id)
         except ServeError as error:
@@ -149,20 +136,21 @@ class _Message:
                 self._parse()
         except ServeError as error:
             # Whose it is it does not say: its answer comes after those of the newest session.
-            stream.window.enter(self, stream.session_id)
+            stream.enter(self, stream.session_id)
             self._refuse(error)
             return False
         self.session_id = stream.session_id = self.request.session_id or stream.session_id
-        stream.window.enter(self, self.session_id)
+        stream.enter(self, self.session_id)
+        if stream.steps.has_store and (stream.fetching.is_busy or not stream.steps.is_here(self)):
+            stream.fetching.put(self._fetch)
+            return False
         return True
 
     def submit(self) -> None:
         """As Single.submit."""
         request, self.request = self.request, NOTHING
         try:
-            self._step = self._stream.steps.submit(
-                self.tenant, request, self.session_id, self, self.arrival_ns, self.lease
-            )
+            self._step = self._stream.steps.submit(self, request, self)
         except Exception as error:
             self._refuse(error)
 
@@ -184,9 +172,9 @@ class _Message:
         self.lease.release()
         self.fail(error, self._stream.steps.model_of(step))
 
-    def answer(self, number: int, y: bytes, start_ns: int, compute_ns: int) -> None:
+    def answer(self, applied: Applied) -> None:
         """As Single.answer."""
-        self._tell(row_response(self, number, y, start_ns, compute_ns))
+        self._tell(row_response(self, applied))
 
     def fail(self, error: ServeError, model: Model) -> None:
         """As Single.fail."""
@@ -203,7 +191,7 @@ class _Message:
     def _tell(self, response: pb.StepResponse) -> None:
         # An id that is none may be long: no reply is longer than the limit of messages.
         response.session_id = self.session_id[:ID_LENGTH_MAX]
-        self._stream.window.answer(self, response.SerializeToString())
+        self._stream.answer(self, response.SerializeToString())
 
     def cancel(self) -> None:
         """The stream is gone."""

@@ -1,24 +1,8 @@
-"""Owns the gRPC server's options and what is registered with it. Translates no message."""
+"""The channel arguments of the gRPC server, each with its reason."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import grpc.aio
-from grpc_health.v1 import health
-
-from lstmserve.address import host_port, is_loopback
 from lstmserve.config import Config
-from lstmserve.kserve.v2 import inference_pb2
-from lstmserve.server import standard
-from lstmserve.v1 import lstm_pb2
-
-SERVICES = tuple(
-    service.full_name
-    for file in (lstm_pb2, inference_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-)
-HEALTH_NAMES = ("", *SERVICES)
 
 KEEPALIVE_MS = 30_000
 PING_TIMEOUT_MS = 10_000
@@ -66,26 +50,3 @@ def options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS_MAX),
         *age,
     ]
-
-
-def has_reflection(config: Config) -> bool:
-    """On --listen: as asked, else where only this machine can reach it."""
-    host, _ = host_port("listen", config.listen)
-    return is_loopback(host) if config.reflection is None else config.reflection
-
-
-def make_server(
-    config: Config,
-    handlers: Sequence[grpc.GenericRpcHandler],
-    health_servicer: health.aio.HealthServicer,
-    *,
-    has_reflection: bool,
-) -> grpc.aio.Server:
-    """A server that has not been bound or started."""
-    server = grpc.aio.server(options=options(config))
-    server.add_generic_rpc_handlers(handlers)
-    own = [standard.health_handlers(health_servicer)]
-    if has_reflection:
-        own.append(standard.reflection_handlers((*SERVICES, health.SERVICE_NAME)))
-    server.add_generic_rpc_handlers(own)
-    return server
