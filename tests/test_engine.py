@@ -33,8 +33,8 @@ from lstmserve.engine.errors import (
     StoreUnavailable,
 )
 from lstmserve.engine.keys import session_key
-from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.scheduling.batch import Batch
+from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.engine.session.opening import IfExists, OpenRequest
 from lstmserve.engine.session.room import EXPIRED_MAX
 from lstmserve.spec import Linear, ModelSpec
@@ -108,7 +108,7 @@ async def test_a_step_cancelled_at_any_moment_happens_wholly_or_not_at_all(
     step, reply = submit(running, a, x(5 * SLICE))
     _, neighbour = submit(running, b, x(3 * SLICE, seed=1))
     await passes(moment)
-    step.is_cancelled = True
+    step.cancel()
     try:
         await reply
         before = [x(5 * SLICE)]
@@ -125,12 +125,12 @@ async def test_cancelling_reaches_both_ends(running: Engine) -> None:
     """The moments of the test above include one before and one after the step ran."""
     row = open_session(running, "a")
     step, reply = submit(running, row, x())
-    step.is_cancelled = True
+    step.cancel()
     with pytest.raises(Cancelled):
         await reply
     step, reply = submit(running, row, x())
     await reply
-    step.is_cancelled = True
+    step.cancel()
     assert running.table.step[row] == 1
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.server.kserve.inference import Inference
 from lstmserve.v1 import lstm_pb2 as public

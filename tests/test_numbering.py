@@ -19,7 +19,7 @@ from lstmserve.engine.errors import (
     StepPayloadMismatch,
     StepSuperseded,
 )
-from lstmserve.engine.schedule.digest import digest, digests
+from lstmserve.engine.scheduling.digest import digest, digests
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import Oracle, number_of, open_session, start_engine, submit, submit_block
@@ -82,7 +82,7 @@ async def test_a_repeat_joins_the_step_that_is_in_flight(engine: Engine) -> None
     _, third = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
     with pytest.raises(StepPayloadMismatch):
         submit(engine, row, x(1, 9), **number_of(2, x(1, 9)))
-    leader.is_cancelled = True
+    leader.cancel()
     y = (await first).output()
     assert np.array_equal((await second).output(), y)
     assert (await second).is_replayed
@@ -111,7 +111,7 @@ async def test_those_behind_a_step_that_failed_are_told_its_number(engine: Engin
     leader, first = submit(engine, row, x(3 * SLICE, 1), **number_of(1, x(3 * SLICE, 1)))
     _, second = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
     _, joined = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
-    leader.is_cancelled = True
+    leader.cancel()
     with pytest.raises(Cancelled):
         await first
     for reply in (second, joined):
@@ -156,7 +156,7 @@ async def attempt(engine: Engine, rng: np.random.Generator, row: int, k: int, ea
         return (await reply).output()
     for _ in range(int(rng.integers(4))):
         await asyncio.sleep(0)
-    step.is_cancelled = True
+    step.cancel()
     reply.future.add_done_callback(lambda future: future.exception())
     return None
 

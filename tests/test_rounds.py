@@ -16,7 +16,7 @@ from lstmserve.engine.commit import InMemory
 from lstmserve.engine.compute.cost import Cost
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.errors import ServeError, StoreTimeout
-from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, submit

@@ -15,7 +15,7 @@ from lstmserve.engine.lives import Lives
 from lstmserve.engine.persist import records, residence, through
 from lstmserve.engine.persist.behind import WriteBehind
 from lstmserve.engine.schedule.numbering import Numbering
-from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.session.endings import Endings
 from lstmserve.engine.session.opening import IfExists

@@ -14,8 +14,7 @@ from dataclasses import replace
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Fenced, ServeError, SessionExists, SessionLimit
 from lstmserve.engine.persist import Residence
-from lstmserve.engine.schedule.holds import Hold
-from lstmserve.engine.schedule.scheduler import Scheduler
+from lstmserve.engine.scheduling.scheduler import Pause, Scheduler
 from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import TRUSTED, SessionTable
@@ -149,7 +148,7 @@ class Standstill:
     def __init__(self, table: SessionTable, sessions: Sessions) -> None:
         self._table = table
         self._sessions = sessions
-        self._holds: list[tuple[Scheduler, Hold]] = []
+        self._holds: list[tuple[Scheduler, Pause]] = []
         self.is_told = False  # by the store: who had to go has been replaced
 
     async def rest(self, key: str) -> None:

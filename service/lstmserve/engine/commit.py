@@ -7,7 +7,7 @@ from typing import Protocol
 
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.scheduling.batch import Batch
 
 
 class CommitStage(Protocol):

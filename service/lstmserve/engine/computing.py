@@ -18,8 +18,8 @@ from lstmserve.engine.arrays import Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.errors import Draining
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.scheduling.batch import Batch
+from lstmserve.engine.scheduling.work import Outcome
 
 Result = TypeVar("Result")
 

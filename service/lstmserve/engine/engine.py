@@ -22,8 +22,7 @@ from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
 from lstmserve.engine.persist import Records, Residence, make_stage
 from lstmserve.engine.predicting import Predicting
-from lstmserve.engine.schedule.block import Block
-from lstmserve.engine.schedule.step import Step
+from lstmserve.engine.scheduling.work import Request
 from lstmserve.engine.session.opening import Opening
 from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
@@ -96,21 +95,18 @@ class Engine:
         """The model of a session's row."""
         return self.models[int(self.table.model[row])]
 
-    def submit(self, model: Model, step: Step) -> None:
-        """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
+    def accept(self, model: Model, request: Request) -> None:
+        """Accepts the steps of a request, or answers them: its responder hears of each.
+
+        Raises Draining, StoreUnavailable where a session may not step now, and Overloaded for a
+        request that is refused as a whole; then no responder hears of anything.
+        """
         if self._is_closed:
             self.check_open()
         assert model.scheduler is not None
-        self._stage.admit(step.row)
-        model.scheduler.submit(step)
-        self.driver.notice()
-
-    def submit_block(self, model: Model, block: Block) -> None:
-        """Accepts a block whole or not at all; its sink is told the end. Raises as submit()."""
-        self.check_open()
-        assert model.scheduler is not None
-        self._stage.admit(block.rows)
-        model.scheduler.submit_block(block)
+        rows = request.rows
+        self._stage.admit(int(rows[0]) if len(rows) == 1 else np.asarray(rows))
+        model.scheduler.accept(request)
         self.driver.notice()
 
     def durable_step(self, row: int) -> int:

@@ -14,7 +14,7 @@ from lstmserve.engine.compute.device import Device
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import RESERVED, Pool, Rows
 from lstmserve.engine.compute.whole import WholeKernel
-from lstmserve.engine.schedule.scheduler import Scheduler
+from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
 from lstmserve.spec import ModelSpec
 

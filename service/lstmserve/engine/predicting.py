@@ -19,8 +19,8 @@ from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model, State
-from lstmserve.engine.schedule.sequences import Sequences
-from lstmserve.engine.schedule.slicing import slicing
+from lstmserve.engine.scheduling.plan import groups_of
+from lstmserve.engine.scheduling.work import Applied, Plan, Request
 
 RETRY_S = 0.2
 
@@ -58,16 +58,18 @@ class _Waiting:
 
     def __init__(self, on_over: Callable[[], None]) -> None:
         self._on_over = on_over
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
 
-    def settled(self, sequences: Sequences, error: ServeError | None) -> None:
+    def applied(self, request: Request, rows: Applied) -> None:
         self._on_over()
-        if self.done.done():
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
+        if not self.done.done():
+            self.done.set_result(rows)
+
+    def failed(self, request: Request, place: int, error: ServeError) -> None:
+        if place == 0:  # all sequences fail as one
+            self._on_over()
+            if not self.done.done():
+                self.done.set_exception(error)
 
 
 class Predicting:
@@ -126,28 +128,30 @@ class Predicting:
         assert model.scheduler is not None
         waiting = _Waiting(on_over)
         try:
-            sequences = self._sequences(model, job, waiting)
-            model.scheduler.submit_sequences(sequences)
+            request = self._request(model, job, waiting)
+            model.scheduler.accept_sequences(request)
         except BaseException:
             on_over()
             raise
         try:
             self._driver.notice()
-            await waiting.done
+            rows = await waiting.done
         finally:
             waiting.done.cancel()  # nobody waits any more: a late failure is no news
-            sequences.is_cancelled = True
+            request.cancel()
+        assert request.y is not None
+        assert request.plan is not None
         prediction = Prediction(
-            sequences.y,
+            request.y,
             _reply_lengths(job),
-            queue_ns=sequences.start_ns - sequences.arrival_ns,
-            compute_ns=sequences.compute_ns,
+            queue_ns=rows.start_ns - job.arrival_ns,
+            compute_ns=rows.compute_ns,
         )
-        if sequences.finals is not None:
-            prediction.hn, prediction.cn = model.state_from(sequences.finals)
+        if request.plan.finals is not None:
+            prediction.hn, prediction.cn = model.state_from(request.plan.finals)
         return prediction
 
-    def _sequences(self, model: Model, job: PredictJob, sink: _Waiting) -> Sequences:
+    def _request(self, model: Model, job: PredictJob, responder: _Waiting) -> Request:
         pool, kernel = model.pool, model.kernel
         assert pool is not None
         assert kernel is not None
@@ -157,17 +161,22 @@ class Predicting:
         if job.with_state:
             shape = job.lengths.size
             finals = {n: np.empty((shape, width), np.float32) for n, width in pool.widths.items()}
-        return Sequences(
+        lengths = job.lengths.astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        request = Request(
             job.x,
-            job.lengths,
-            slicing(job.lengths, self._config, kernel.cost),
-            sink,
-            output_size=model.output_size,
+            np.full(lengths.size, -1),
+            responder,
+            height=lengths.size if job.last_only else len(job.x),
             arrival_ns=job.arrival_ns,
+            lengths=lengths,
+            firsts=starts,
+            outs=None if job.last_only else starts,
             last_only=job.last_only,
-            initial=initial,
-            finals=finals,
         )
+        groups = groups_of(job.lengths, self._config, kernel.cost)
+        request.plan = Plan(groups, lengths.size, initial, finals)
+        return request
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
         """Sequence by sequence in the kernel thread, so that padding and memory stay bounded."""

@@ -15,8 +15,8 @@ from lstmserve.engine.clock import Clock, monotonic_of
 from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.computing import Computing
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.scheduling.batch import Batch
+from lstmserve.engine.scheduling.work import Outcome
 
 
 class Rounds:

@@ -24,7 +24,7 @@ from lstmserve.engine.arrays import Index
 from lstmserve.engine.errors import ServeError, StoreTimeout, StoreUnavailable
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
-from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.table import DETACHED, FREE, NOT_STORED, OPEN, TRUSTED, SessionTable
 from lstmserve.store.record import Record, Version
 from lstmserve.store.store import Store, Write, Written
