@@ -40,7 +40,7 @@ class Kernel:
     def run(
         self,
         x: npt.NDArray[Any],
-        lengths: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.integer[Any]],
         read: Slots,
         write: Slots,
     ) -> npt.NDArray[np.float32]:

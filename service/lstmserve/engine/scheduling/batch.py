@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,7 +177,7 @@ def _slots_of(chunk: Chunk, slots: Slots) -> Slots:
     return np.full(chunk.size, ZERO) if chunk.request.plan is not None else slots[chunk.rows]
 
 
-def _joined(pieces: list[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
+def _joined(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ class _Answered:
 
 ANSWERED = _Answered()
 
-Column = Sequence[int] | Index
+Column = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 class Request:
@@ -154,12 +154,13 @@ class Request:
 
     def as_arrays(self) -> Index:
         """Turns columns that are lists into arrays; returns `rows`, [N]."""
-        self.rows = np.asarray(self.rows, np.int64)
+        rows: Index = np.asarray(self.rows, np.int64)
+        self.rows = rows
         for name in ("numbers", "lengths", "firsts", "outs", "deadlines_ns"):
             column = getattr(self, name)
             if column is not None:
                 setattr(self, name, np.asarray(column, np.int64))
-        return self.rows
+        return rows
 
     def length(self, i: int) -> int:
         """Time steps of row i."""
@@ -292,15 +293,14 @@ class Chunk:
         lengths: Index | None = None,
     ) -> None:
         self.request = request
-        self._places: Index | None
-        self._rows: Index | None
-        if isinstance(places, int):  # arrays of one cost more than all else that it needs
-            self._place, self._row = places, rows
-            self._places = self._rows = None
-            self.size = 1
+        self._places: Index | None = None
+        self._rows: Index | None = None
+        self.size = 1
+        if isinstance(places, int) and isinstance(rows, int):
+            self._place, self._row = places, rows  # arrays of one cost more than all else here
         else:
-            self._places, self._rows = places, rows
-            self.size = places.size
+            self._places, self._rows = np.asarray(places), np.asarray(rows)
+            self.size = self._places.size
         self.length = length
         self.lengths = lengths
         self.done = 0  # time steps computed
@@ -362,13 +362,14 @@ class Chunk:
     def cells(self) -> Index:
         """Where the next time step of each row is in x, [n]."""
         firsts = self.request.firsts
-        cells = self.places if firsts is None else np.asarray(firsts)[self.places]
+        cells: Index = self.places if firsts is None else np.asarray(firsts)[self.places]
         return cells + self.done if self.done else cells
 
     def outs(self) -> Index:
         """Where the output of each row begins in y, [n]."""
         outs = self.request.outs
-        return self.places if outs is None else np.asarray(outs)[self.places]
+        found: Index = self.places if outs is None else np.asarray(outs)[self.places]
+        return found
 
 
 def chunks_of(places: list[Place], rows: list[int]) -> list[Chunk]:

@@ -14,7 +14,7 @@ from lstmserve.engine.arrays import Index
 from lstmserve.engine.errors import Quota
 from lstmserve.engine.keys import named_key, sequence_key, session_key
 from lstmserve.engine.memory import SECOND_NS
-from lstmserve.engine.schedule.block import Block
+from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.pending_bytes import Account
 from lstmserve.tokens import Limits
 
@@ -87,14 +87,16 @@ class Tenant:
                 retry_s=RETRY_S,
             )
 
-    def check_block(self, block: Block, applied: Index, accepted: Index) -> None:
-        """check() of a block; `applied` and `accepted` [N] are the last steps of its sessions."""
-        lengths = block.lengths
-        if block.is_numbered:
-            self.check_waiting(int(np.count_nonzero(block.numbers > applied)))
-            lengths = lengths[block.numbers > accepted]
+    def check_many(self, work: Request, applied: Index, accepted: Index) -> None:
+        """check() of many steps; `applied` and `accepted` [N] are the last of their sessions."""
+        count = len(work)
+        lengths = np.ones(count, np.int64) if work.lengths is None else np.asarray(work.lengths)
+        if work.numbers is not None:
+            numbers = np.asarray(work.numbers)
+            self.check_waiting(int(np.count_nonzero(numbers > applied)))
+            lengths = lengths[numbers > accepted]
         if lengths.size:
-            self.check(lengths.size, int(lengths.sum()), block.arrival_ns)
+            self.check(lengths.size, int(lengths.sum()), work.arrival_ns)
 
     @contextmanager
     def using(self, steps: int) -> Iterator[None]:

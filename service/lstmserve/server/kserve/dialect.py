@@ -8,6 +8,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.server.kserve.lines import Lines
 from lstmserve.server.observe.metrics import Metrics, ModelMetrics
 from lstmserve.server.sizes import Sizes
+from lstmserve.server.steps import Steps
 
 
 class Dialect:
@@ -16,6 +17,7 @@ class Dialect:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine = engine
         self.sizes = Sizes(engine.models, engine.config, has_states=True)
+        self.steps = Steps(engine, metrics)
         self.lines = Lines(engine.config.session_pending_max)
         self._metrics = metrics
         self._unrested: list[tuple[str, asyncio.Future[None]]] = []

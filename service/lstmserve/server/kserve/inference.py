@@ -73,10 +73,10 @@ class Inference:
             self._request = parse(pb.ModelInferRequest, content)
         return self._request
 
-    def read(self) -> None:
-        """Submits it; for a call that has ended there is nothing to do. Does not raise."""
+    def read(self) -> SequenceStep | None:
+        """Begins it; returns its step, where the engine may have that now. Does not raise."""
         if self.is_over:
-            return
+            return None
         try:
             request = self._parse()
             self._model = asked_model(self._dialect.engine, request)
@@ -84,10 +84,10 @@ class Inference:
             self._request = told_of(request)
             job = WholeSequences if ask.parameters.sequence is None else SequenceStep
             self._job = job(self._dialect, self, self._tenant, ask, self._now)
-            del request, ask  # or this frame holds them while the job runs here
-            self._job.begin()
+            return self._job.begin()
         except Exception as error:
             self.refuse(error)
+            return None
 
     @property
     def method(self) -> str:
@@ -130,7 +130,8 @@ class Inference:
             job.cancel()
 
 
-def read_all(messages: Sequence[Inference]) -> None:
-    """What has arrived together."""
-    for message in messages:
-        message.read()
+def read_all(dialect: Dialect, messages: Sequence[Inference]) -> None:
+    """What has arrived together: steps of sequences go to the engine together."""
+    steps = [step for message in messages if (step := message.read()) is not None]
+    if steps:
+        dialect.steps.accept(steps)

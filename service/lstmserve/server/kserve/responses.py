@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.model import State
-from lstmserve.engine.schedule.step import Step
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.kserve.tensors import Array
+from lstmserve.server.steps import AppliedStep
 
 
 def begin_response(ask: Ask, model: Model) -> pb.ModelInferResponse:
@@ -26,13 +26,12 @@ def put_outputs(response: pb.ModelInferResponse, outputs: Iterable[tuple[str, Ar
 
 
 def step_response(
-    engine: Engine, ask: Ask, step: Step, axes: tuple[int, ...]
+    engine: Engine, ask: Ask, row: int, step: AppliedStep, axes: tuple[int, ...]
 ) -> pb.ModelInferResponse:
-    """To a step that was just applied: called by its sink, while the state is still that after it.
+    """To a step that was just applied: called while the state is still that after it.
 
     `axes` are those that x came with before a row's.
     """
-    row = step.row
     model = engine.model_of(row)
     state = model.state_from(engine.sessions.state(row)) if ask.with_state else None
     response = begin_response(ask, model)
@@ -40,7 +39,7 @@ def step_response(
     response.parameters["incarnation"].int64_param = engine.table.incarnation.item(row)
     if step.is_replayed:
         response.parameters["replayed"].bool_param = True
-    put_outputs(response, _step_outputs(step.output(), axes, ask.wanted, state))
+    put_outputs(response, _step_outputs(step.y, axes, ask.wanted, state))
     return response
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import NotImplementedYet
@@ -49,7 +51,8 @@ def methods(
         write_s_max=config.write_s_max,
         service=SERVICE,
     )
-    dialect, inbox = Dialect(engine, metrics), Inbox(engine.driver, read_all)
+    dialect = Dialect(engine, metrics)
+    inbox = Inbox(engine.driver, functools.partial(read_all, dialect))
     server, models = ServerCalls(engine), ModelCalls(engine, dialect)
     unaries = (
         ("ModelReady", pb.ModelReadyRequest, models.ready),

@@ -11,9 +11,9 @@ import asyncio
 
 import structlog
 
+from lstmserve.engine import Model
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Cancelled, ServeError
-from lstmserve.engine.schedule.step import Step
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.answering import Answering
@@ -25,49 +25,52 @@ from lstmserve.server.kserve.rows import Rows, initial_state, step_rows
 from lstmserve.server.kserve.telling import told
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.sizes import output_bytes, state_bytes
+from lstmserve.server.steps import AppliedStep, PendingStep
 
 log = structlog.get_logger()
 
 Outcome = pb.ModelInferResponse | ServeError | None  # None: it was applied, and nobody waits
 
 
-class SequenceStep:
-    """A Turn of its sequence's line, and the sink of its step."""
+class SequenceStep(PendingStep):
+    """A Turn of its sequence's line, and a step of its session."""
 
     def __init__(
         self, dialect: Dialect, answering: Answering, tenant: Tenant, ask: Ask, now: Now
     ) -> None:
+        super().__init__(tenant, now.monotonic_ns, answering.method)
         assert ask.parameters.sequence is not None
         self._dialect = dialect
         self._engine = dialect.engine
         self._answering = answering
-        self._tenant = tenant
         self._ask = ask
-        self._lease = answering.lease
-        self._arrival_ns = now.monotonic_ns
+        self.lease = answering.lease
         self._sequence = ask.parameters.sequence
         self._key = tenant.sequence_key(ask.model.name, self._sequence)
         self._axes: tuple[int, ...] = ()
-        self._step: Step | None = None
         self._settled: asyncio.Future[Outcome] | None = None
 
-    def begin(self) -> None:
-        """Submits it, or lets it stand in line."""
-        asked, lines = self._ask.parameters, self._dialect.lines
-        must_wait = asked.is_start or asked.is_end or self._engine.lives.has_store
+    @property
+    def is_over(self) -> bool:
+        """As PendingStep.is_over; a START or END goes on without its caller."""
+        return self._settled is None and self._answering.is_over
+
+    def begin(self) -> SequenceStep | None:
+        """The step, where the engine may have it now; else it stands in line, or is answered."""
+        asked, lines, lives = self._ask.parameters, self._dialect.lines, self._engine.lives
+        must_wait = asked.is_start or asked.is_end or lines.has(self._key)
+        if lives.has_store and not must_wait:
+            must_wait = not lives.is_certain(self._key, asked.incarnation, asked.step or 0)
         try:
-            if must_wait or lines.has(self._key):
+            if must_wait:
                 lines.enter(self._key, self)
-                self._lease.hold()
-            else:
-                self._submit(find(self._engine, self._tenant, self._ask, self._key))
+                self.lease.hold()
+                return None
+            self._read(find(self._engine, self.tenant, self._ask, self._key))
         except ServeError as error:
             self._tell(error)
-
-    def cancel(self) -> None:
-        """The caller went away."""
-        if self._step is not None:
-            self._step.is_cancelled = True
+            return None
+        return self
 
     async def take(self) -> None:
         """As Turn.take."""
@@ -81,7 +84,7 @@ class SequenceStep:
         except Exception as error:
             self._answering.refuse(error)
         finally:
-            self._lease.release()
+            self.lease.release()
 
     async def _take(self) -> None:
         asked = self._ask.parameters
@@ -92,9 +95,10 @@ class SequenceStep:
             return
         else:
             await self._engine.lives.bring(self._key, asked.incarnation, asked.step or 0)
-            row, rows = find(self._engine, self._tenant, self._ask, self._key), None
+            row, rows = find(self._engine, self.tenant, self._ask, self._key), None
         if not (asked.is_start or asked.is_end):
-            self._submit(row, rows)
+            self._read(row)
+            self._dialect.steps.accept([self])
             return
         incarnation = self._engine.table.incarnation.item(row)
         outcome = await self._outcome(row, rows)
@@ -110,19 +114,20 @@ class SequenceStep:
         await self._dialect.rested(self._key)
         if self._answering.is_over:
             raise Cancelled("the caller went away before the sequence was started")
-        deadline_ns = ask.parameters.deadline_ns(self._arrival_ns)
+        deadline_ns = ask.parameters.deadline_ns(self.arrival_ns)
         row = await start(
-            self._engine, self._tenant, ask, self._key, state, len(rows.x), deadline_ns
+            self._engine, self.tenant, ask, self._key, state, len(rows.x), deadline_ns
         )
         return row, rows
 
     async def _outcome(self, row: int, rows: Rows | None) -> Outcome:
         """What became of the step."""
-        self._settled = asyncio.get_running_loop().create_future()
         try:
-            self._submit(row, rows)
+            self._read(row, rows)
         except ServeError as error:
             return error
+        self._settled = asyncio.get_running_loop().create_future()
+        self._dialect.steps.accept([self])
         return await self._settled
 
     async def _end(self, incarnation: int) -> None:
@@ -150,61 +155,31 @@ class SequenceStep:
             last_only=ask.last_only,
         )
 
-    def _submit(self, row: int, rows: Rows | None = None) -> None:
-        """Hands the step to the engine; `rows` where it was read and counted before."""
-        engine, asked, number = self._engine, self._ask.parameters, self._ask.parameters.step
-        model = engine.model_of(row)
+    def _read(self, row: int, rows: Rows | None = None) -> None:
+        """The step of that session; `rows` where they were read and counted before."""
+        model = self._engine.model_of(row)
+        self.is_counted = rows is not None
         if rows is None:
             rows = self._rows(model.index)
-            if self._tenant.is_limited:
-                table = engine.table
-                applied, accepted = table.step.item(row), table.accepted(row)
-                told = accepted + 1 if number is None else number
-                self._tenant.check_step(told, applied, accepted, len(rows.x), self._arrival_ns)
-        self._axes = rows.axes
-        self._step = Step(
-            row,
-            rows.x,
-            self,
-            arrival_ns=self._arrival_ns,
-            last_only=self._ask.last_only,
-            deadline_ns=asked.deadline_ns(self._arrival_ns),
-            number=number or 0,
-            is_numbered=number is not None,
-        )
-        height = 1 if self._ask.last_only else len(rows.x)
-        state = state_bytes(model.spec) if self._ask.with_state else 0
-        reply_bytes = height * output_bytes(model.spec) + state
-        self._ask.inputs = {}  # what the step needs of them it has
-        self._lease.grow(rows.x.nbytes + reply_bytes)
-        self._lease.hold()
-        try:
-            engine.submit(model, self._step)
-        except BaseException:
-            self._lease.release()
-            raise
-        self._tenant.pending_steps += 1
-        if not len(self._step.x):  # it joined another of its number
-            self._lease.resize(reply_bytes)
+        ask, self._axes = self._ask, rows.axes
+        self.row, self.x = row, rows.x
+        self.number, self.last_only = ask.parameters.step or 0, ask.last_only
+        self.deadline_ns = ask.parameters.deadline_ns(self.arrival_ns)
+        height = 1 if ask.last_only else len(rows.x)
+        state = state_bytes(model.spec) if ask.with_state else 0
+        self.reply_bytes = height * output_bytes(model.spec) + state
+        ask.inputs = {}  # what the step needs of them it has
 
-    def applied(self, step: Step) -> None:
-        """As Sink.applied."""
-        self._tenant.pending_steps -= 1
-        self._lease.release()
+    def applied(self, step: AppliedStep) -> None:
+        """As PendingStep.applied."""
         if self._answering.is_over:
             self._finish(None)
-            return
-        model = self._engine.model_of(step.row)
-        counters = self._dialect.counters(model)
-        counters.steps(self._answering.method, 1, step.end_ns - step.arrival_ns, step.queue_ns)
-        if step.is_replayed:
-            counters.replayed()
-        self._finish(step_response(self._engine, self._ask, step, self._axes))
+        else:
+            self._finish(step_response(self._engine, self._ask, self.row, step, self._axes))
 
-    def failed(self, step: Step, error: ServeError) -> None:
-        """As Sink.failed."""
-        self._tenant.pending_steps -= 1
-        self._lease.release()
+    def failed(self, error: Exception, model: Model | None) -> None:
+        """As PendingStep.failed; the request that it is of counts it."""
+        assert isinstance(error, ServeError)
         self._finish(error)
 
     def _finish(self, outcome: Outcome) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ServeError
-from lstmserve.engine.schedule.block import Block
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.native.cohort import Cohort
@@ -64,7 +63,7 @@ class ManyCalls:
                 await self._reading.submit(request, message)
             except ServeError as error:
                 message.refusal = error.with_traceback(None)
-        if message.block is None:
+        if not message.is_submitted:
             message.answer()
 
     def size(self, request: pb.StepManyRequest, message: ManyMessage, length: int) -> int:
@@ -90,26 +89,21 @@ class ManyCalls:
             self._count(message, max(1, len(message.lengths)), message.refusal)
             status = to_status(message.refusal)
             return pb.StepManyResponse(tag=message.tag, error=status).SerializeToString()
-        lengths, block = message.lengths, message.block
-        steps = durable_steps = [0] * lengths.size
-        if block is not None:
-            steps = message.spread(block.numbers)
-            if self._engine.lives.has_store:
-                durable_steps = message.spread(block.durable_steps)
+        lengths = message.lengths
+        steps, durable_steps = message.spread(message.steps), [0] * lengths.size
+        if self._engine.lives.has_store:
+            durable_steps = message.spread(message.durable_steps)
         response = pb.StepManyResponse(tag=message.tag, steps=steps, durable_steps=durable_steps)
         if message.errors:
             self._put_errors(response, message)
         if not (message.last_only or message.are_single):
             response.lengths.extend(lengths.tolist())
-        if block is not None:
-            if block.replayed:
-                response.replayed.extend(message.members[sorted(block.replayed)].tolist())
-            response.y = block.y.tobytes()
-            response.queue_ns, response.compute_ns = block.queue_ns, block.compute_ns
-            self._count_applied(message, block)
-        elif message.model is not None:
-            height = lengths.size if message.last_only else int(lengths.sum())
-            response.y = np.full(height * message.model.output_size, np.nan, "<f4").tobytes()
+        if message.model is not None:
+            response.y = self._y(message, message.model)
+            response.queue_ns, response.compute_ns = message.queue_ns, message.compute_ns
+            if message.replayed:
+                response.replayed.extend(sorted(message.replayed))
+            self._count_applied(message, message.model)
         return response.SerializeToString()
 
     def _put_errors(self, response: pb.StepManyResponse, message: ManyMessage) -> None:
@@ -126,14 +120,19 @@ class ManyCalls:
         for _, alike in found.values():
             self._count(message, len(alike), alike[0])
 
-    def _count_applied(self, message: ManyMessage, block: Block) -> None:
-        assert message.model is not None
-        applied = block.rows.size - len(block.errors)
-        total_ns = self._engine.clock().monotonic_ns - block.arrival_ns
-        model = message.model
-        counters = self._metrics.model(model.name, model.version)
-        counters.steps("StepMany", applied, total_ns, block.queue_ns)
-        counters.replayed(len(block.replayed))
+    def _y(self, message: ManyMessage, model: Model) -> bytes:
+        """NaN where nothing was applied."""
+        if message.y is None:
+            height = message.lengths.size if message.last_only else int(message.lengths.sum())
+            return np.full(height * model.output_size, np.nan, "<f4").tobytes()
+        return message.y.tobytes()
+
+    def _count_applied(self, message: ManyMessage, model: Model) -> None:
+        if message.applied_count:
+            total_ns = self._engine.clock().monotonic_ns - message.arrival_ns
+            counters = self._metrics.model(model.name, model.version)
+            counters.steps("StepMany", message.applied_count, total_ns, message.queue_ns)
+            counters.replayed(len(message.replayed))
 
     def _count(self, message: ManyMessage, count: int, error: ServeError) -> None:
         name, version = (message.model.name, message.model.version) if message.model else ("", 0)

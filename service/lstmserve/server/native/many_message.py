@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine import Model
-from lstmserve.engine.arrays import Index
+from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.errors import ServeError
-from lstmserve.engine.schedule.block import Block
+from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.pending_bytes import Lease
@@ -20,7 +20,7 @@ NOTHING = pb.StepManyRequest()  # in place of a request that is not needed any m
 
 
 class ManyMessage:
-    """The sink of its block. `members` [n] are those of its sessions that the block is of.
+    """The responder of its steps. `members` [n] are those of its sessions that step.
 
     Columns are arrays [N] over all its sessions, or None where the message has none.
     """
@@ -42,7 +42,16 @@ class ManyMessage:
         self.are_single = False  # each of one row
         self.model: Model | None = None
         self.members: Index = np.zeros(0, np.int64)
-        self.block: Block | None = None
+        self.work: Request | None = None  # while the engine has it
+        self.is_submitted = False  # the engine had it, and told what became of it
+        self.arrival_ns = 0
+        self.y: Output | None = None  # once it is over: [height, O]
+        self.steps: list[int] = []  # numbers of the steps that were applied, by member; 0: none
+        self.durable_steps: list[int] = []
+        self.replayed: list[int] = []
+        self.applied_count = 0
+        self.queue_ns = 0  # the longest
+        self.compute_ns = 0
         self.errors: dict[int, ServeError] = {}
         self.refusal: ServeError | None = None  # of the whole message
 
@@ -80,14 +89,14 @@ class ManyMessage:
         """That session i must have; 0 for any."""
         return 0 if self.incarnations is None else int(self.incarnations[i])
 
-    def spread(self, values: Index) -> list[int]:
+    def spread(self, values: list[int]) -> list[int]:
         """Of the members [n], over all sessions; 0 for the others."""
-        if values.size < len(self.cohort):
-            spread = np.zeros(len(self.cohort), np.int64)
-            spread[self.members] = values
-            values = spread
-        found: list[int] = values.tolist()
-        return found
+        if len(values) == len(self.cohort):
+            return values
+        spread = [0] * len(self.cohort)
+        for i, value in zip(self.members.tolist(), values, strict=bool(values)):
+            spread[i] = value
+        return spread
 
     def keep(self, rows: Index, check: Callable[[int], None]) -> Index:
         """The rows of those members that pass the check; the others get their error."""
@@ -101,11 +110,52 @@ class ManyMessage:
         self.members = self.members[is_good]
         return rows[is_good]
 
-    def settled(self, block: Block) -> None:
-        """As BlockSink.settled."""
-        self.tenant.pending_steps -= block.rows.size
+    def begin(self, work: Request) -> None:
+        """Its steps go to the engine now."""
+        self.work, self.is_submitted = work, True
+        self.arrival_ns = work.arrival_ns
+        self.tenant.pending_steps += len(work)
+
+    def give_up(self) -> None:
+        """The engine refused all of them."""
+        assert self.work is not None
+        self.tenant.pending_steps -= len(self.work)
+        self.work, self.is_submitted = None, False
+
+    def applied(self, request: Request, rows: Applied) -> None:
+        """As Responder.applied."""
+        count = len(rows.places)
+        if count == len(request):
+            self.steps, self.durable_steps = rows.numbers, rows.durable_steps
+        else:
+            self._fill(len(request))
+            for place, number, durable in zip(
+                rows.places, rows.numbers, rows.durable_steps, strict=True
+            ):
+                self.steps[place], self.durable_steps[place] = number, durable
+        if rows.is_replayed:
+            self.replayed += self.members[rows.places].tolist()
+        self.applied_count += count
+        self.queue_ns = max(self.queue_ns, rows.start_ns - request.arrival_ns)
+        self.compute_ns = max(self.compute_ns, rows.compute_ns)
+        self._over(request)
+
+    def failed(self, request: Request, place: int, error: ServeError) -> None:
+        """As Responder.failed."""
+        self._fill(len(request))
+        self.errors[self.members.item(place)] = error
+        self._over(request)
+
+    def _fill(self, count: int) -> None:
+        if not self.steps:
+            self.steps, self.durable_steps = [0] * count, [0] * count
+
+    def _over(self, request: Request) -> None:
+        if request.left:
+            return
+        self.y, self.work = request.y, None
+        self.tenant.pending_steps -= len(request)
         self.lease.release()
-        self.errors |= {int(self.members[i]): error for i, error in block.errors.items()}
         self.answer()
 
     def answer(self) -> None:
@@ -115,5 +165,5 @@ class ManyMessage:
     def cancel(self) -> None:
         """The stream is gone."""
         self.lease.release()
-        if self.block is not None:
-            self.block.cancel()
+        if self.work is not None:
+            self.work.cancel()

@@ -1,4 +1,4 @@
-"""Checks a StepMany message and makes a block of it: columns in, no Python per row. Submits it."""
+"""Checks a StepMany message and submits it: columns in, no Python per row."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
 from lstmserve.engine.errors import Fenced, MixedModels, ServeError
-from lstmserve.engine.schedule.block import Block
-from lstmserve.engine.schedule.part import ALL
+from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
 from lstmserve.server.native.many_columns import check_columns
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.steps import check_number, timeout_ns
+from lstmserve.server.sizes import output_bytes
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 FETCHES_MAX = 3
@@ -83,42 +83,43 @@ class ManyReading:
         if not rows.size:
             return
         now_ns = self._engine.clock().monotonic_ns
-        is_whole = rows.size == len(message.cohort)
-        chosen = ALL if is_whole else message.members
-        block = Block(
-            rows,
+        deadline_ns = timeout_ns(now_ns, request.timeout_ms)
+        chosen = slice(None) if rows.size == len(message.cohort) else message.members
+        firsts = None if message.are_single and rows.size == len(message.cohort) else starts[chosen]
+        work = Request(
             x,
-            starts[chosen],
-            message.lengths[chosen],
+            rows,
             message,
-            places=message.members if message.last_only else starts[chosen],
-            shape=(height, model.output_size),
             arrival_ns=now_ns,
-            last_only=message.last_only,
-            deadline_ns=timeout_ns(now_ns, request.timeout_ms),
+            height=height,
             numbers=None if message.numbers is None else message.numbers[chosen],
-            is_single=is_whole and message.are_single,
+            lengths=None if message.are_single else message.lengths[chosen],
+            firsts=firsts,
+            outs=message.members if message.last_only and firsts is not None else firsts,
+            last_only=message.last_only,
+            deadlines_ns=np.full(rows.size, deadline_ns) if deadline_ns else None,
+            is_distinct=True,
+            is_whole=True,
         )
-        self._submit_block(model, block, message)
+        self._submit_work(model, work, message)
 
-    def _submit_block(self, model: Model, block: Block, message: ManyMessage) -> None:
-        tenant = message.tenant
+    def _submit_work(self, model: Model, work: Request, message: ManyMessage) -> None:
+        tenant, table = message.tenant, self._engine.table
         if tenant.is_limited:
-            table = self._engine.table
-            tenant.check_block(block, table.step[block.rows], table.accepted(block.rows))
-        message.lease.grow(block.x.nbytes + block.y.nbytes)
+            rows = np.asarray(work.rows)
+            tenant.check_many(work, table.step[rows], table.accepted(rows))
+        y_bytes = work.height * output_bytes(model.spec)
+        message.lease.grow(work.x.nbytes + y_bytes)
         message.lease.hold()
-        tenant.pending_steps += block.rows.size
-        message.block = block  # before it is submitted: one of repeats alone is settled at once
+        message.begin(work)  # before it is accepted: one of repeats alone is over at once
         try:
-            self._engine.submit_block(model, block)
+            self._engine.accept(model, work)
         except ServeError:
-            tenant.pending_steps -= block.rows.size
+            message.give_up()
             message.lease.release()
-            message.block = None
             raise
-        if not block.x.size:  # all of it joined others of their numbers
-            message.lease.resize(block.y.nbytes)
+        if not work.inputs_left and message.work is not None:  # all of it joined other steps
+            message.lease.resize(y_bytes)
 
     def _find(self, message: ManyMessage) -> Index:
         """Rows of the sessions that are open; the others get their error."""

@@ -7,18 +7,15 @@ import functools
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server.access.doors import Door
-from lstmserve.server.inbox import Inbox
-from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.model_calls import ModelCalls
 from lstmserve.server.native.predict_calls import PredictCalls
 from lstmserve.server.native.session_calls import SessionCalls
-from lstmserve.server.native.step_calls import StepCalls
-from lstmserve.server.native.steps import Steps
-from lstmserve.server.native.stream_calls import StreamCalls
+from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame, Methods
+from lstmserve.server.steps import Steps
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 SERVICE = "lstmserve.v1.LstmService"
@@ -30,7 +27,7 @@ def methods(
     """By name. Parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
     steps = Steps(engine, metrics)
-    inbox = Inbox(engine.driver, Crowd(engine, steps).read)
+    calls = StepCalls(engine, steps, pending)
     unaries = (
         ("ListModels", pb.ListModelsRequest, models.list_models),
         ("GetModel", pb.GetModelRequest, models.get_model),
@@ -41,7 +38,7 @@ def methods(
         ("GetState", pb.GetStateRequest, sessions.get_state),
     )
     streams = (
-        ("StepStream", StreamCalls(steps, inbox, pending).begin),
+        ("StepStream", calls.begin),
         ("StepMany", ManyCalls(engine, metrics, pending).begin),
     )
     frame = Frame(
@@ -50,13 +47,13 @@ def methods(
         pending,
         call_s_max=config.call_s_max,
         write_s_max=config.write_s_max,
-        row_bytes=steps.sizes.reply_row_bytes,
+        row_bytes=calls.sizes.reply_row_bytes,
     )
     count_failed = functools.partial(steps.count_failed, "Step")
     return Methods(
         SERVICE,
         {
-            "Step": frame.calls("Step", StepCalls(steps, inbox, frame).receive, count_failed),
+            "Step": frame.calls("Step", functools.partial(calls.receive, frame), count_failed),
             "Predict": frame.served("Predict", PredictCalls(engine, metrics).answer),
             **{name: frame.unary(name, kind, method) for name, kind, method in unaries},
         },

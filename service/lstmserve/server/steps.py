@@ -1,0 +1,275 @@
+"""Steps on their way, of every dialect: those that arrive together are one request of the engine.
+
+A dialect finds the session of each and reads its input; here they are checked, counted against
+their tenants' limits and the budget of bytes, handed over, and answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.arrays import Input, Output
+from lstmserve.engine.errors import ServeError
+from lstmserve.engine.scheduling.work import Applied, Request
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.codec import check_finite, is_finite
+from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.pending_bytes import Lease
+from lstmserve.server.status import code, reason
+
+JOINED_BYTES_MAX = 16 << 10  # a longer input is no part of others' memory
+NO_INPUT: Input = np.zeros(0, np.float32)
+
+
+class AppliedStep(NamedTuple):
+    """What became of a step: its number, y [T, O] or [1, O], the last step that a store has.
+
+    `start_ns` is on the engine's clock.
+    """
+
+    number: int
+    y: Output
+    durable_step: int
+    start_ns: int
+    compute_ns: int
+    is_replayed: bool
+
+
+class PendingStep(ABC):
+    """One step of a session. Its `lease` covers its message and its reply."""
+
+    __slots__ = (
+        "arrival_ns",
+        "deadline_ns",
+        "is_counted",
+        "last_only",
+        "lease",
+        "method",
+        "number",
+        "place",
+        "reply_bytes",
+        "request",
+        "row",
+        "tenant",
+        "x",
+    )
+
+    def __init__(self, tenant: Tenant, arrival_ns: int, method: str) -> None:
+        self.method = method  # the label of its counts
+        self.tenant = tenant
+        self.arrival_ns = arrival_ns
+        self.lease: Lease  # once it was admitted
+        # These once its message was read.
+        self.row: int  # of the session table
+        self.x: Input  # [T, I] or tokens [T], not yet checked for finite; the engine's then
+        self.number = 0  # 0: the client gave none
+        self.last_only = False
+        self.is_counted = False  # its rows were taken of the tenant's rate before
+        self.reply_bytes = 0  # of its output, and what else its answer has
+        self.deadline_ns = 0  # of the start of compute; 0: none
+        # Where it is while the engine has it.
+        self.request: Request | None = None
+        self.place = 0
+
+    @property
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Whether nobody waits for its answer any more."""
+
+    @abstractmethod
+    def applied(self, step: AppliedStep) -> None:
+        """Answers it. Must not raise."""
+
+    @abstractmethod
+    def failed(self, error: Exception, model: Model | None) -> None:
+        """Answers that it was not applied, and counts that: as a step of the model, None where the
+        engine did not accept it. Must not raise."""
+
+    def cancel(self) -> None:
+        """Nobody waits any more: if its last slice has not been scheduled it never runs."""
+        request, self.request = self.request, None
+        if request is not None:
+            request.cancel_row(self.place)
+
+
+class Steps:
+    """One for all dialects of a port."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._counters = [metrics.model(each.name, each.version) for each in engine.models]
+
+    def accept(self, steps: Sequence[PendingStep]) -> None:
+        """Hands steps to the engine that arrived together; of each session in this order.
+
+        Every step is answered: those that cannot be accepted at once.
+        """
+        if len(steps) == 1:
+            self._accept(steps)
+            return
+        groups: dict[tuple[int, bool], list[PendingStep]] = {}
+        group_of: dict[int, tuple[int, bool]] = {}  # by session
+        models = self._engine.table.model
+        for step in steps:
+            key = models.item(step.row), step.last_only
+            is_joined = step.x.nbytes <= JOINED_BYTES_MAX
+            if not is_joined or group_of.get(step.row, key) != key:
+                for group in groups.values():  # what came before it in its session goes first
+                    self._accept(group)
+                groups.clear()
+                group_of.clear()
+            if is_joined:
+                groups.setdefault(key, []).append(step)
+                group_of[step.row] = key
+            else:
+                self._accept([step])
+        for group in groups.values():
+            self._accept(group)
+
+    def _accept(self, steps: Sequence[PendingStep]) -> None:
+        """Steps of one model, all with last_only or none."""
+        model = self._engine.model_of(steps[0].row)
+        x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
+        is_good = is_finite(x)
+        good = [step for step in steps if self._is_admitted(step, is_checked=is_good)]
+        if not good:
+            return
+        if len(good) < len(steps):
+            x = np.concatenate([step.x for step in good])
+        self._submit(model, good, x)
+
+    def _is_admitted(self, step: PendingStep, *, is_checked: bool) -> bool:
+        """Whether it may go on; else it is answered. From then on it counts for its tenant."""
+        tenant, table = step.tenant, self._engine.table
+        try:
+            if not is_checked:
+                check_finite(step.x, "x")
+            if tenant.is_limited and not step.is_counted:
+                applied, accepted = table.step.item(step.row), table.accepted(step.row)
+                number = step.number or accepted + 1
+                tenant.check_step(number, applied, accepted, len(step.x), step.arrival_ns)
+            step.lease.grow(step.x.nbytes + step.reply_bytes)
+        except ServeError as error:
+            refuse(step, error)
+            return False
+        tenant.pending_steps += 1
+        step.lease.hold()
+        return True
+
+    def _submit(self, model: Model, steps: Sequence[PendingStep], x: Input) -> None:
+        request = _request(steps, x, _Answers(self, model, steps))
+        for place, step in enumerate(steps):
+            step.request, step.place = request, place
+        try:
+            self._engine.accept(model, request)
+        except ServeError as error:
+            if len(steps) == 1:
+                self._refuse_held(steps[0], error)
+                return
+            for step in steps:  # it may be of one of them
+                self._submit(model, [step], step.x)
+            return
+        for step in steps:
+            step.x = NO_INPUT
+            if not request.inputs_left and step.request is not None:
+                step.lease.resize(step.reply_bytes)  # it joined another of its number
+
+    def _refuse_held(self, step: PendingStep, error: ServeError) -> None:
+        step.request = None
+        step.tenant.pending_steps -= 1
+        step.lease.release()
+        refuse(step, error)
+
+    def count_failed(self, method: str, error: Exception, model: Model | None = None) -> None:
+        """A step that the engine accepted as one of the model, or None for one that it did not."""
+        counters = self._metrics.model("", 0) if model is None else self._counters[model.index]
+        counters.failed(method, code(error), reason(error))
+
+    def count_applied(
+        self, model: Model, steps: Sequence[PendingStep], start_ns: int, *, is_replayed: bool
+    ) -> None:
+        """Steps that were computed together from `start_ns` on and have just ended."""
+        counters, now_ns = self._counters[model.index], self._engine.monotonic_ns()
+        if is_replayed:
+            counters.replayed(len(steps))
+        for method, group in itertools.groupby(steps, key=lambda each: each.method):
+            arrivals_ns = [step.arrival_ns for step in group]
+            counters.steps_of(method, arrivals_ns, start_ns, now_ns)
+
+
+class _Answers:
+    """The responder of a request of pending steps."""
+
+    def __init__(self, owner: Steps, model: Model, steps: Sequence[PendingStep]) -> None:
+        self._owner = owner
+        self._model = model
+        self._steps: list[PendingStep | None] = list(steps)  # None: answered
+
+    def applied(self, request: Request, rows: Applied) -> None:
+        """As Responder.applied."""
+        steps = [self._take(place) for place in rows.places]
+        waiting = [step for step in steps if not step.is_over]
+        start_ns, compute_ns, is_replayed = rows.start_ns, rows.compute_ns, rows.is_replayed
+        if waiting:
+            owner, model = self._owner, self._model
+            owner.count_applied(model, waiting, start_ns, is_replayed=is_replayed)
+        for step, number, durable in zip(steps, rows.numbers, rows.durable_steps, strict=True):
+            if not step.is_over:
+                y = request.output(step.place)
+                step.applied(AppliedStep(number, y, durable, start_ns, compute_ns, is_replayed))
+
+    def failed(self, request: Request, place: int, error: ServeError) -> None:
+        """As Responder.failed."""
+        step = self._take(place)
+        if not step.is_over:
+            step.failed(error, self._model)
+
+    def _take(self, place: int) -> PendingStep:
+        """The step, which the engine has no more."""
+        step, self._steps[place] = self._steps[place], None
+        assert step is not None
+        step.request = None
+        step.tenant.pending_steps -= 1
+        step.lease.release()
+        return step
+
+
+def refuse(step: PendingStep, error: Exception) -> None:
+    """Answers a step that the engine did not accept."""
+    if not step.is_over:
+        step.failed(error, None)
+
+
+def _request(steps: Sequence[PendingStep], x: Input, responder: _Answers) -> Request:
+    lengths = [len(step.x) for step in steps]
+    is_single = len(x) == len(steps)
+    last_only, height = steps[0].last_only, len(x)
+    firsts = outs = None
+    if not is_single:
+        firsts = np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64)
+        if last_only:
+            height = len(steps)
+        else:
+            outs = firsts
+    numbers = [step.number for step in steps]
+    deadlines_ns = [step.deadline_ns for step in steps]
+    return Request(
+        x,
+        [step.row for step in steps],
+        responder,
+        arrival_ns=steps[-1].arrival_ns,
+        height=height,
+        numbers=numbers if any(numbers) else None,
+        lengths=None if is_single else lengths,
+        firsts=firsts,
+        outs=outs,
+        last_only=last_only,
+        deadlines_ns=deadlines_ns if any(deadlines_ns) else None,
+    )
