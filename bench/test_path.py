@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from lstmserve.server.native.crowd import Crowd
+from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.window import Window
 from prometheus_client import CollectorRegistry
 
@@ -23,11 +25,9 @@ from lstmserve.engine import Engine
 from lstmserve.server.access.doors import OpenDoor
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
-from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.predict_calls import PredictCalls
-from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes

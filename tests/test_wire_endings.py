@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc import StatusCode
-
 from lstmserve.server.native.step_calls import StepCall
+
 from lstmserve.v1 import lstm_pb2 as pb
 from wire import Wire, serving
 

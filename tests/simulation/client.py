@@ -192,9 +192,8 @@ class Stepper:
         if refusal is not None:
             return talk.judge(number, refusal, talk.seen())
         place = message.members.tolist().index(i)
-        block = message.block
-        y = block.output(place).tobytes()
-        return talk.applied(number, int(block.numbers[place]), y, int(block.durable_steps[place]))
+        y = message.work.output(place).tobytes()
+        return talk.applied(number, message.steps[place], y, message.durable_steps[place])
 
     async def until_answered(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,16 +15,13 @@ from lstmserve.engine import Engine
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.server.access.doors import OpenDoor
-from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
-from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading
 from lstmserve.server.native.session_calls import SessionCalls
-from lstmserve.server.native.step_calls import StepCalls
-from lstmserve.server.native.steps import Steps
-from lstmserve.server.native.stream_calls import StreamCalls
+from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.steps import Steps
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.faults import Faults
@@ -83,16 +81,14 @@ class Life:
         self._door = OpenDoor(Limits())
         self._pending = PendingBytes(1 << 30)
         self.engine.add_check(self._pending.check_integrity)
-        frame = CallerFrame(
+        self._frame = CallerFrame(
             self._door,
             self.sums,  # type: ignore[arg-type]  # as above
             self._pending,
             call_s_max=60.0,
             write_s_max=60.0,
         )
-        inbox = Inbox(self.engine.driver, Crowd(self.engine, steps).read)
-        self._steps = StepCalls(steps, inbox, frame)
-        self._streams = StreamCalls(steps, inbox, self._pending)
+        self._steps = StepCalls(self.engine, steps, self._pending)
         self._sessions = SessionCalls(self.engine)
         self._many = ManyReading(self.engine)
         self._tenant = self._door.tenant(None)  # type: ignore[arg-type]  # anyone
@@ -182,7 +178,7 @@ class Life:
 
     async def _step(self, request: Any) -> Any:
         caller = Caller(request.SerializeToString(), self._tenant, self._pending)
-        content = await answered(self._steps.receive, caller)
+        content = await answered(functools.partial(self._steps.receive, self._frame), caller)
         response = pb.StepResponse.FromString(content)
         self.faults.count["steps replayed"] += response.replayed
         return response
@@ -193,7 +189,7 @@ class Life:
             each.tag = tag
         sender = Sender()
         contents = [each.SerializeToString() for each in pipeline.steps]
-        await sender.run(self._streams.begin, self._tenant, contents)
+        await sender.run(self._steps.begin, self._tenant, contents)
         replies = [pb.StepResponse.FromString(content) for content in sender.replies]
         return sorted(replies, key=lambda reply: reply.tag)
 
@@ -205,7 +201,7 @@ class Life:
         message.lease = self._pending.enter(self._tenant.account, request.ByteSize())
         try:
             await self._many.submit(request, message)
-            if message.block is not None:
+            if message.work is not None:
                 await is_settled.wait()
         except asyncio.CancelledError:
             message.cancel()

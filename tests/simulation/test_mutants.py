@@ -14,9 +14,9 @@ from lstmserve.engine.errors import StoreUnavailable
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.persist import records, residence, through
 from lstmserve.engine.persist.behind import WriteBehind
-from lstmserve.engine.schedule.numbering import Numbering
+from lstmserve.engine.scheduling import ordering
+from lstmserve.engine.scheduling.ordering import Ordering
 from lstmserve.engine.scheduling.work import Outcome
-from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.session.endings import Endings
 from lstmserve.engine.session.opening import IfExists
 from lstmserve.engine.session.sessions import Sessions
@@ -58,7 +58,18 @@ def gap_from_a_cached_copy(patch: Patch) -> None:
 
 def no_dedupe(patch: Patch) -> None:
     """A repeated number is the next step."""
-    patch.setattr(Numbering, "accept", lambda _self, _step: True)
+    accept = Ordering._accept_one
+
+    def unnumbered(self: Any, request: Any, i: int) -> Any:
+        if request.numbers is not None:
+            row = int(request.rows[i])
+            numbers = list(request.numbers)
+            numbers[i] = int(self._table.accepted(row)) + 1
+            request.numbers = numbers
+        return accept(self, request, i)
+
+    patch.setattr(ordering, "COLUMNS_FROM", 1 << 30)
+    patch.setattr(Ordering, "_accept_one", unnumbered)
 
 
 def slot_released_twice(patch: Patch) -> None:
@@ -120,7 +131,7 @@ def durable_before_it_is_stored(patch: Patch) -> None:
 
 def told_once_only(patch: Patch) -> None:
     """The first unnumbered step of a suspect session is refused, the next one runs."""
-    check = Scheduler._check_trust
+    check = Ordering._check_trust
 
     def once(self: Any, row: int) -> None:
         try:
@@ -128,7 +139,7 @@ def told_once_only(patch: Patch) -> None:
         finally:
             self._table.set_trust(row, TRUSTED)
 
-    patch.setattr(Scheduler, "_check_trust", once)
+    patch.setattr(Ordering, "_check_trust", once)
 
 
 def released_not_cleared(patch: Patch) -> None:

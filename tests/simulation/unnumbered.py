@@ -222,11 +222,11 @@ def _of_row(message: Any, i: int) -> Any:
         return message
     if i in message.errors:
         return message.errors[i]
-    place, block = message.members.tolist().index(i), message.block
+    place = message.members.tolist().index(i)
     return pb.StepResponse(
-        step=int(block.numbers[place]),
-        y=block.output(place).tobytes(),
-        durable_step=int(block.durable_steps[place]),
+        step=message.steps[place],
+        y=message.work.output(place).tobytes(),
+        durable_step=message.durable_steps[place],
     )
 
 

@@ -145,8 +145,8 @@ class Ordering:
             self._repeat(request, i, last, pending)
             self._hear(row)
             return None
-        if not number and table.suspects and table.trust.item(row) == SUSPECT:
-            raise _rolled_back(last)
+        if not number and table.suspects:
+            self._check_trust(row)
         self.check_room(1)
         if pending:
             self._check_session(row, pending)
@@ -160,6 +160,11 @@ class Ordering:
             return None
         table.pending_digest[row] = request.digest(i)
         return Chunk(request, i, row, request.length(i))
+
+    def _check_trust(self, row: int) -> None:
+        """Raises StateRolledBack: until its client has heard of it, however often it sends."""
+        if self._table.trust.item(row) == SUSPECT:
+            raise _rolled_back(self._table.step.item(row))
 
     def _repeat(self, request: Request, i: int, last: int, pending: int) -> None:
         """Answers row i from the record, or lets it join the pending step of its number.

@@ -228,7 +228,9 @@ class Request:
         self._answered(len(rows.places)).applied(self, rows)
 
     def fail(self, i: int, error: ServeError) -> None:
-        """Tells the responder of a row that was not applied."""
+        """Tells the responder of a row that was not applied; its output is NaN."""
+        if self.y is not None:
+            self.output(i)[:] = np.nan
         self._answered(1).failed(self, i, error)
 
     def _answered(self, count: int) -> Responder:

@@ -63,7 +63,7 @@ class ManyCalls:
                 await self._reading.submit(request, message)
             except ServeError as error:
                 message.refusal = error.with_traceback(None)
-        if not message.is_submitted:
+        if message.work is None:
             message.answer()
 
     def size(self, request: pb.StepManyRequest, message: ManyMessage, length: int) -> int:
@@ -122,14 +122,14 @@ class ManyCalls:
 
     def _y(self, message: ManyMessage, model: Model) -> bytes:
         """NaN where nothing was applied."""
-        if message.y is None:
+        if message.work is None or message.work.y is None:
             height = message.lengths.size if message.last_only else int(message.lengths.sum())
             return np.full(height * model.output_size, np.nan, "<f4").tobytes()
-        return message.y.tobytes()
+        return message.work.y.tobytes()
 
     def _count_applied(self, message: ManyMessage, model: Model) -> None:
-        if message.applied_count:
-            total_ns = self._engine.clock().monotonic_ns - message.arrival_ns
+        if message.work is not None and message.applied_count:
+            total_ns = self._engine.clock().monotonic_ns - message.work.arrival_ns
             counters = self._metrics.model(model.name, model.version)
             counters.steps("StepMany", message.applied_count, total_ns, message.queue_ns)
             counters.replayed(len(message.replayed))

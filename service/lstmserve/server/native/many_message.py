@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine import Model
-from lstmserve.engine.arrays import Index, Output
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.server.access.tenants import Tenant
@@ -42,10 +42,7 @@ class ManyMessage:
         self.are_single = False  # each of one row
         self.model: Model | None = None
         self.members: Index = np.zeros(0, np.int64)
-        self.work: Request | None = None  # while the engine has it
-        self.is_submitted = False  # the engine had it, and told what became of it
-        self.arrival_ns = 0
-        self.y: Output | None = None  # once it is over: [height, O]
+        self.work: Request | None = None  # that the engine has accepted; it has y
         self.steps: list[int] = []  # numbers of the steps that were applied, by member; 0: none
         self.durable_steps: list[int] = []
         self.replayed: list[int] = []
@@ -112,15 +109,14 @@ class ManyMessage:
 
     def begin(self, work: Request) -> None:
         """Its steps go to the engine now."""
-        self.work, self.is_submitted = work, True
-        self.arrival_ns = work.arrival_ns
+        self.work = work
         self.tenant.pending_steps += len(work)
 
     def give_up(self) -> None:
         """The engine refused all of them."""
         assert self.work is not None
         self.tenant.pending_steps -= len(self.work)
-        self.work, self.is_submitted = None, False
+        self.work = None
 
     def applied(self, request: Request, rows: Applied) -> None:
         """As Responder.applied."""
@@ -153,7 +149,6 @@ class ManyMessage:
     def _over(self, request: Request) -> None:
         if request.left:
             return
-        self.y, self.work = request.y, None
         self.tenant.pending_steps -= len(request)
         self.lease.release()
         self.answer()

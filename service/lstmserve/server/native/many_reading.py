@@ -118,7 +118,7 @@ class ManyReading:
             message.give_up()
             message.lease.release()
             raise
-        if not work.inputs_left and message.work is not None:  # all of it joined other steps
+        if not work.inputs_left and work.left:  # all of it joined other steps
             message.lease.resize(y_bytes)
 
     def _find(self, message: ManyMessage) -> Index:
