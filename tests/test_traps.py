@@ -88,7 +88,7 @@ async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Ch
             return Message()
 
         def accept(self, message: Message) -> Any:
-            return end()
+            return end
 
     metrics, pending = Metrics(CollectorRegistry(), lambda read: read()), PendingBytes(1 << 30)
     frame = Frame(OpenDoor(Limits()), metrics, pending, call_s_max=30, write_s_max=30)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
 
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.pending_bytes import Lease, PendingBytes
@@ -21,13 +21,16 @@ from lstmserve.server.transport import StreamCall
 _FIRST_BYTES = 1  # of the first message, whose size is not known
 
 
+Work = Callable[[], Awaitable[None]]
+
+
 class Message(Protocol):
     """A message that waits for its reply; `lease` is that of its bytes, until its reply is sent."""
 
     lease: Lease
 
     def size(self) -> int:
-        """The bytes to admit it with."""
+        """The bytes to admit it with; asked once."""
 
     def cancel(self) -> None:
         """The stream is gone: no reply reaches it. Releases the lease."""
@@ -61,40 +64,44 @@ class Window(ABC, Generic[Item]):
         """A message, whose size can be told."""
 
     @abstractmethod
-    def accept(self, message: Item) -> Coroutine[Any, Any, None] | None:
-        """Takes an admitted message on. What is left to wait for keeps the next ones waiting."""
+    def accept(self, message: Item) -> Work | None:
+        """Takes an admitted message on. What is left to do keeps the messages after it waiting."""
 
     # --- messages
 
     def receive(self, content: bytes) -> None:
         """The next message."""
         if self._turns.is_busy:
-            self._turns.put(lambda: self._enter(self.open(content), len(content)))
+            self._turns.put(lambda: self._open(content))
             return
-        message = self.open(content)
+        message, length = self.open(content), len(content)
         size, account = message.size(), self.tenant.account
         lease = self._pending.take(account, size)
         if lease is None:
-            self._turns.put(lambda: self._enter(message, len(content)))
+            self._turns.put(lambda: self._enter(message, size, length))
             return
         message.lease, self._size = lease, size
         self.unanswered[message] = None
         rest = self.accept(message)
         if rest is None and self._pending.has_room(account, size):
-            self.stream.admitted(len(content))
+            self.stream.admitted(length)
         else:
-            self._turns.put(lambda: self._make_room(len(content), rest))
+            self._turns.put(lambda: self._make_room(length, rest))
 
-    async def _enter(self, message: Item, length: int) -> None:
-        size = message.size()
+    async def _open(self, content: bytes) -> None:
+        message, length = self.open(content), len(content)
+        del content  # or it would be held while its message waits
+        await self._enter(message, message.size(), length)
+
+    async def _enter(self, message: Item, size: int, length: int) -> None:
         message.lease = await self._pending.admit(self.tenant.account, size)
         self.unanswered[message], self._size = None, size
         await self._make_room(length, self.accept(message))
 
-    async def _make_room(self, length: int, rest: Coroutine[Any, Any, None] | None) -> None:
+    async def _make_room(self, length: int, rest: Work | None) -> None:
         """Lets the stream be read when another message like the newest would be admitted."""
         if rest is not None:
-            await rest
+            await rest()
         await self._pending.vacancy(self.tenant.account, self._size)
         self.stream.admitted(length)
 
@@ -165,10 +172,10 @@ class InTurn:
     def __init__(self, on_idle: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
         self._on_idle = on_idle
         self._on_error = on_error
-        self._works: deque[Callable[[], Awaitable[None]]] = deque()
+        self._works: deque[Work] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def put(self, work: Callable[[], Awaitable[None]]) -> None:
+    def put(self, work: Work) -> None:
         """The last in the line."""
         self._works.append(work)
         if self._task is None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
+from lstmserve.server.conversation import Work
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.many_columns import check_count
 from lstmserve.server.native.many_message import NOTHING, ManyMessage
@@ -155,14 +155,13 @@ class _Stream(ManyWindow):
         self._cohort = message.cohort
         return message
 
-    def accept(self, message: ManyMessage) -> Coroutine[Any, Any, None] | None:
+    def accept(self, message: ManyMessage) -> Work | None:
         """As Window.accept."""
         request, message.request = message.request, NOTHING
-        submitting = self._calls.submit(request, message)
         if self._calls.has_store:
-            return submitting
+            return lambda: self._calls.submit(request, message)
         try:
-            submitting.send(None)  # a task would cost as much as the work
+            self._calls.submit(request, message).send(None)  # a task would cost as much as the work
         except StopIteration:
             return None
         raise AssertionError("a message waits, and there is no store")
