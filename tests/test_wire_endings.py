@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc import StatusCode
-from lstmserve.server.native.step_calls import StepCall
 
+from lstmserve.server.native.steps import UnaryStep
 from lstmserve.v1 import lstm_pb2 as pb
 from wire import Wire, serving
 
@@ -172,7 +172,7 @@ async def test_no_test_waits_for_an_engine_that_died(
             session = await wire.good()
             for _ in range(steps):
                 await session.step()
-            monkeypatch.setattr(StepCall, "applied", planted)
+            monkeypatch.setattr(UnaryStep, "applied", planted)
             step = asyncio.ensure_future(session.step())
             ends.append(step)
             await (step if is_calling else wire.until(lambda: False))
