@@ -109,7 +109,7 @@ class Ordering:
         if numbers is not None:
             numbers = np.asarray(numbers)
             is_next = numbers == table.step[rows] + 1
-            is_plain &= is_next if request.are_numbered else is_next | (numbers == 0)
+            is_plain &= is_next if numbers.all() else is_next | (numbers == 0)
         if table.suspects:
             is_plain &= ~table.is_suspect(rows) | (False if numbers is None else numbers != 0)
         if request.lengths is not None:

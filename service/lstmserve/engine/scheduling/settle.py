@@ -144,7 +144,8 @@ class Settlement:
         else:
             for row, place in zip(rows.tolist(), chunk.places.tolist(), strict=True):
                 self._ordering.save(row, chunk.request.output(place))
-        places, durable = chunk.places.tolist(), table.durable_step[rows].tolist()
+        places = range(chunk.size) if chunk.is_whole else chunk.places.tolist()
+        durable = table.durable_step[rows].tolist()
         chunk.request.answer(
             Applied(places, numbers.tolist(), durable, chunk.start_ns, chunk.compute_ns)
         )

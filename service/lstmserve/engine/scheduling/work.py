@@ -34,13 +34,13 @@ class Outcome(IntEnum):
 
 
 class Applied(NamedTuple):
-    """Rows of a request that were applied together; lists are of equal length.
+    """Rows of a request that were applied together; sequences are of equal length.
 
     `places` are their indices in the request, whose output() has y. `start_ns` is on the engine's
     clock, `compute_ns` the sum over the batches they ran in.
     """
 
-    places: list[int]
+    places: Sequence[int]
     numbers: list[int]
     durable_steps: list[int]
     start_ns: int
@@ -146,11 +146,6 @@ class Request:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def are_numbered(self) -> bool:
-        """Whether every row has a number."""
-        return self.numbers is not None and all(self.numbers)
 
     def as_arrays(self) -> Index:
         """Turns columns that are lists into arrays; returns `rows`, [N]."""
