@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lstmserve.engine.company import ALONE_MIN, LOOK_EVERY, Company
-from lstmserve.engine.compute.cost import Cost
+from lstmserve.engine.compute.kernel import Cost
 from lstmserve.engine.computing import Computing
 from lstmserve.engine.schedule.batch import Batch
 from modelmaking import TINY

@@ -18,7 +18,7 @@ from grpc import StatusCode
 from lstmserve.engine.errors import Malformed, Quota
 from lstmserve.engine.errors import PendingBytes as Refused
 from lstmserve.engine.keys import sequence_key
-from lstmserve.engine.session.start import Start
+from lstmserve.engine.session.live_sessions import Start
 from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.server import codec
 from lstmserve.server.pending_bytes import SHORT_BYTES, Account, Lease, PendingBytes
@@ -501,6 +501,6 @@ def sequence(wire: Wire) -> public.Session:
     engine = wire.engine
     (model,) = [each for each in engine.models if each.name == "m"]
     tenant_key = sequence_key("", "m", "s")
-    engine.room.make(model, engine.clock())
+    engine.capacity.make_room(model, engine.clock())
     row = engine.sessions.open(tenant_key, model, Start(), 3600 * 10**9, engine.clock())
     return public.Session(id="s", incarnation=engine.table.incarnation.item(row))

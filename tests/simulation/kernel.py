@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
-from lstmserve.engine.compute.cost import Cost
-from lstmserve.engine.compute.kernel import Kernel, KernelError
+from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
 from lstmserve.engine.compute.pool import ZERO, Pool, Rows, Slots
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.model import slots_for
@@ -110,6 +109,6 @@ def make_model(
         device="cpu",
         pool=pool,
         kernel=HashKernel(pool, name.encode(), random, failing),
-        whole=None,
+        portable=None,
         sessions_max=sessions_max,
     )

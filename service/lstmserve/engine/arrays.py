@@ -1,4 +1,4 @@
-"""Owns what arrays are called between the engine's parts. No code."""
+"""Types of the arrays that the engine's parts pass to each other. It has no code."""
 
 from __future__ import annotations
 

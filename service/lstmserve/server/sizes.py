@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lstmserve.config import MESSAGE_BYTES_LIMIT, Config
 from lstmserve.engine import Model
-from lstmserve.engine.predicting import PredictJob
+from lstmserve.engine.predict import PredictJob
 from lstmserve.spec import ModelSpec
 
 FLOAT_BYTES = 4

@@ -8,15 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine import catalogue
+from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index
+from lstmserve.engine.clock import SECOND_NS
 from lstmserve.engine.compute.pool import Rows, Slots
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
-from lstmserve.engine.replies import SavedReply
-from lstmserve.engine.session.start import Start
-from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
+from lstmserve.engine.session.live_sessions import Start
+from lstmserve.engine.table import SUSPECT, TRUSTED, SavedReply, SessionTable
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
@@ -153,7 +152,7 @@ class Records:
                 if bytes.fromhex(model.fingerprint) != record.fingerprint:
                     raise ModelMismatch("the stored session is of other weights than are served")
                 return model
-        raise catalogue.missing(self.models, record.model, record.model_version)
+        raise model_lookup.missing(self.models, record.model, record.model_version)
 
     def start(self, record: Record, model: Model) -> Start:
         """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""

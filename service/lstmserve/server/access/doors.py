@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from lstmserve import tokens
-from lstmserve.engine.clock import Now
+from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import AdminOnly, BadToken, Malformed
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.server.access.reloading import BadFile, Reloading, read_bytes
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.tokens import BadTokens, Limits, Tokens

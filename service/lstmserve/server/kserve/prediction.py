@@ -59,7 +59,7 @@ class WholeSequences:
             async with asyncio.timeout(self._left_s()):
                 with self._tenant.using(job.lengths.size):
                     lease.hold()
-                    work = engine.predicting.predict(ask.model, job, lease.release)
+                    work = engine.predictor.predict(ask.model, job, lease.release)
                     prediction = await work
         except TimeoutError as error:
             raise DeadlineExpired(

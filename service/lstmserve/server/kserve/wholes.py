@@ -14,7 +14,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.errors import BadTensor
 from lstmserve.engine.model import State
-from lstmserve.engine.predicting import Prediction, PredictJob
+from lstmserve.engine.predict import Prediction, PredictJob
 from lstmserve.server.codec import check_length, check_reply, sequence_lengths
 from lstmserve.server.kserve.reading import (
     STATES,

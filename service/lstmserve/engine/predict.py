@@ -1,7 +1,7 @@
-"""Owns Predict: whole sequences without a session, under a queue limit of their own.
+"""Predict: computes whole sequences without a session, within a queue limit of their own.
 
-The sequences of a model with a pool run beside the sessions' steps (schedule/sequences.py). A
-bidirectional model reads each whole.
+A model with a pool runs them in batches beside the sessions' steps (schedule/sequences.py). A
+bidirectional model reads each sequence whole, one after another, in the kernel thread.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RETRY_S = 0.2
 
 @dataclass(slots=True)
 class Prediction:
-    """What N sequences gave: y one after another, `lengths` [N] rows each, hn [L*D, N, state],
-    cn [L*D, N, H], and the times.
+    """The result for N sequences: y of all, one after another, `lengths` [N] rows each;
+    hn [L*D, N, state] and cn [L*D, N, H].
     """
 
     y: Output
@@ -41,8 +41,9 @@ class Prediction:
 
 @dataclass(slots=True)
 class PredictJob:
-    """Checked input: x of N sequences one after another, `lengths` [N] rows each; h0 [L*D, N,
-    state] and c0 or None for zeros."""
+    """Checked input of N sequences: x of all, one after another, `lengths` [N] rows each;
+    h0 [L*D, N, state] and c0 [L*D, N, H], None for zeros.
+    """
 
     x: Input
     lengths: npt.NDArray[np.int32]
@@ -53,8 +54,8 @@ class PredictJob:
     arrival_ns: int
 
 
-class _Waiting:
-    """The sink of a job; `on_over()` is called when nothing holds its arrays any more."""
+class _Completion:
+    """The sink of a job's sequences. It calls `on_over()` once the engine holds no array of it."""
 
     def __init__(self, on_over: Callable[[], None]) -> None:
         self._on_over = on_over
@@ -70,8 +71,8 @@ class _Waiting:
             self.done.set_exception(error)
 
 
-class Predicting:
-    """Counts the rows under way, and refuses beyond the limit."""
+class Predictor:
+    """Counts the rows that wait, and refuses jobs beyond --predict-rows-max."""
 
     def __init__(self, config: Config, driver: Driver) -> None:
         self._config = config
@@ -79,16 +80,16 @@ class Predicting:
         self.waiting_rows = 0
 
     def check_count(self, count: int) -> None:
-        """Of a job's sequences, before each of them is looked at. Raises TooLong."""
+        """Checks a job's number of sequences before they are parsed. Raises TooLong."""
         _check_alone(count, self._config.pending_steps_max, "sequences")
 
     async def predict(
         self, model: Model, job: PredictJob, on_over: Callable[[], None] = lambda: None
     ) -> Prediction:
-        """Raises Overloaded, TooLong for what would never fit, ModelError, Draining.
+        """Raises Overloaded, TooLong for a job that can never fit, ModelError and Draining.
 
-        `on_over()` is called once, when the engine holds nothing of the job any more: after a
-        cancellation that is later, when its turn comes.
+        It calls `on_over()` once, when the engine holds nothing of the job any more: for a
+        cancelled job that is after this call, when the scheduler reaches it.
         """
         try:
             rows = self._admit(job)
@@ -96,7 +97,7 @@ class Predicting:
             on_over()
             raise
         try:
-            if model.whole is None:
+            if model.portable is None:
                 return await self._sliced(model, job, on_over)
             try:
                 return await self._whole(model, job)
@@ -106,7 +107,7 @@ class Predicting:
             self.waiting_rows -= rows
 
     def _admit(self, job: PredictJob) -> int:
-        """Its rows, which wait from now on."""
+        """Counts the job's rows as waiting, and returns how many they are."""
         self.check_count(job.lengths.size)
         rows = len(job.x)
         limit = self._config.predict_rows_max
@@ -124,18 +125,18 @@ class Predicting:
         self, model: Model, job: PredictJob, on_over: Callable[[], None]
     ) -> Prediction:
         assert model.scheduler is not None
-        waiting = _Waiting(on_over)
+        completion = _Completion(on_over)
         try:
-            sequences = self._sequences(model, job, waiting)
+            sequences = self._sequences(model, job, completion)
             model.scheduler.submit_sequences(sequences)
         except BaseException:
             on_over()
             raise
         try:
             self._driver.notice()
-            await waiting.done
+            await completion.done
         finally:
-            waiting.done.cancel()  # nobody waits any more: a late failure is no news
+            completion.done.cancel()  # or asyncio would log a failure that comes later
             sequences.is_cancelled = True
         prediction = Prediction(
             sequences.y,
@@ -147,7 +148,7 @@ class Predicting:
             prediction.hn, prediction.cn = model.state_from(sequences.finals)
         return prediction
 
-    def _sequences(self, model: Model, job: PredictJob, sink: _Waiting) -> Sequences:
+    def _sequences(self, model: Model, job: PredictJob, sink: _Completion) -> Sequences:
         pool, kernel = model.pool, model.kernel
         assert pool is not None
         assert kernel is not None
@@ -170,7 +171,7 @@ class Predicting:
         )
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
-        """Sequence by sequence in the kernel thread, so that padding and memory stay bounded."""
+        """Runs one sequence after another, so that padding and memory stay bounded."""
         spec, count = model.spec, job.lengths.size
         layers = spec.num_layers * spec.num_directions
         h0 = np.zeros((layers, count, spec.state_size), np.float32) if job.h0 is None else job.h0
@@ -187,12 +188,12 @@ class Predicting:
     async def _run_whole(
         self, model: Model, x: Input, h0: State, c0: State
     ) -> tuple[Output, State, State]:
-        whole = model.whole
-        assert whole is not None
+        kernel = model.portable
+        assert kernel is not None
         lengths = np.array([len(x)], np.int32)
         try:
             y, hn, cn = await self._driver.rounds.computing.in_thread(
-                lambda: whole.run(x[np.newaxis], lengths, h0, c0)
+                lambda: kernel.run(x[np.newaxis], lengths, h0, c0)
             )
         except KernelError as error:
             raise ModelError("the model failed on this sequence") from error
@@ -204,7 +205,7 @@ def _reply_lengths(job: PredictJob) -> npt.NDArray[np.int32]:
 
 
 def _check_alone(count: int, limit: int, what: str) -> None:
-    """Refuses for good what no waiting would make room for."""
+    """Refuses what would not fit even into an empty queue."""
     if count > limit:
         raise TooLong(
             f"{count} {what}, at most {limit}: send them as several calls",
