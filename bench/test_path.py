@@ -19,7 +19,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lstmserve.engine import Engine
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.crowd import Crowd
@@ -40,7 +40,7 @@ from traffic import open_session, start_engine
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
 CONTEXT: Any = SimpleNamespace(time_remaining=lambda: 60.0)  # a call with a deadline of its own
-DOOR = OpenDoor(Limits())
+DOOR = AnonymousAuthenticator(Limits())
 PENDING = PendingBytes(1 << 30)
 MANY = 256
 

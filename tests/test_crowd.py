@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native import crowd
 from lstmserve.server.native.crowd import Crowd
@@ -44,7 +44,7 @@ class Port:
         self.crowd = Crowd(self.engine, steps)
         self.pending = PendingBytes(1 << 30)
         self.engine.add_check(self.pending.check_integrity)
-        door = OpenDoor(Limits())
+        door = AnonymousAuthenticator(Limits())
         self.tenant = door.tenant(Caller())
         frame = Frame(door, self.metrics, self.pending, call_s_max=30.0, write_s_max=30.0)
         self.calls = StepCalls(steps, Inbox(self.engine.driver, self.crowd.read), frame)

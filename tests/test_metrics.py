@@ -12,14 +12,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from lstmserve.server.observe.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
+from lstmserve.server.observe.counters import PENDING_MAX, SECONDS, SIZES, Histogram, go_code
 from lstmserve.server.observe.metrics import (
     SERVICE,
     STORE_OPS,
     WATCHED_CODES,
     Gauges,
     Metrics,
-    go_code,
 )
 
 LABELS = {
@@ -58,7 +57,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     model.opened("fork")
     model.closed("client")
     metrics.model_info("tiny", 1, "abc")
-    metrics.watch("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
+    metrics.add_gauges("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
     steps, streams = metrics.rpc("Step", "unary"), metrics.rpc("StepStream", "bidi_stream")
     steps.started = streams.started = 1
     steps.ended(grpc.StatusCode.NOT_FOUND, 0.002)
@@ -132,7 +131,7 @@ def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
     def gauges() -> Gauges:
         return Gauges(sessions_clean=live)
 
-    metrics.watch("tiny", 1, gauges)
+    metrics.add_gauges("tiny", 1, gauges)
     for _ in range(200):
         if rng.random() < 0.6:
             model.opened(rng.choice(["new", "import", "fork"]))

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from lstmserve.engine.errors import Malformed, Quota
-from lstmserve.engine.errors import PendingBytes as Refused
+from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.keys import sequence_key
 from lstmserve.engine.session.live_sessions import Start
 from lstmserve.kserve.v2 import inference_pb2 as kserve
@@ -374,7 +374,7 @@ def test_want_of_memory_is_not_told_as_the_clients_fault(monkeypatch: pytest.Mon
     def fail(_: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(codec, "_prove_memory", fail)
+    monkeypatch.setattr(codec, "_try_memory", fail)
     with pytest.raises(Refused):
         codec.parse(Failing, b"x")  # type: ignore[type-var]  # a part of one
 

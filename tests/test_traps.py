@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from lstmserve.config import Config
 from lstmserve.engine.errors import Malformed
 from lstmserve.server import transport
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame
@@ -76,7 +76,7 @@ async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Ch
         await end()
 
     metrics, pending = Metrics(CollectorRegistry(), lambda read: read()), PendingBytes(1 << 30)
-    frame = Frame(OpenDoor(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
+    frame = Frame(AnonymousAuthenticator(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
     methods = {
         "Unary": frame.unary("Unary", wire.ListModelsRequest, unary),
         "Stream": frame.bidi("Stream", stream),

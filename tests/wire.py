@@ -22,7 +22,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.server import transport
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics
@@ -220,7 +220,7 @@ async def serving(
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
     dialects = (servicer, kserve)
-    door, pending = OpenDoor(limits), PendingBytes(config.pending_bytes_max)
+    door, pending = AnonymousAuthenticator(limits), PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)
     calls = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
     well = health.aio.HealthServicer()

@@ -13,7 +13,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.cohort import Cohort
@@ -119,7 +119,7 @@ class Life:
             clock=clock(int(random.uniform(-2e9, 2e9))),
         )
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
-        self._door = OpenDoor(Limits())
+        self._door = AnonymousAuthenticator(Limits())
         self._pending = PendingBytes(1 << 30)
         self.engine.add_check(self._pending.check_integrity)
         frame = Frame(

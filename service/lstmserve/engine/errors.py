@@ -31,7 +31,7 @@ __all__ = [
     "NonFinite",
     "NotImplementedYet",
     "Overloaded",
-    "PendingBytes",
+    "PendingBytesFull",
     "PredecessorFailed",
     "Quota",
     "ServeError",
@@ -266,8 +266,8 @@ class Overloaded(ServeError):
     reason = "OVERLOADED"
 
 
-class PendingBytes(ServeError):
-    """Messages that wait take as many bytes as they may."""
+class PendingBytesFull(ServeError):
+    """Waiting messages take as many bytes as they may."""
 
     reason = "PENDING_BYTES"
 

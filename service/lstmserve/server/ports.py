@@ -12,7 +12,12 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.server import transport
 from lstmserve.server.access import tls
-from lstmserve.server.access.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server.access.auth import (
+    AdminAuthenticator,
+    AnonymousAuthenticator,
+    Authenticator,
+    TokenAuthenticator,
+)
 from lstmserve.server.access.flood_guard import FloodGuard
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
@@ -36,7 +41,7 @@ class Ports:
         health_servicer: health.aio.HealthServicer,
         pending: PendingBytes,
     ) -> None:
-        def make(door: Door, has_reflection: bool) -> grpc.aio.Server:
+        def make(door: Authenticator, has_reflection: bool) -> grpc.aio.Server:
             dialects = (servicer, kserve)
             handlers = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
             return transport.make_server(
@@ -44,12 +49,12 @@ class Ports:
             )
 
         self._guard = FloodGuard(_public_door(config, engine))
-        public = make(self._guard.door, transport.has_reflection(config))
+        public = make(self._guard.authenticator, transport.has_reflection(config))
         self.listen = bind_grpc(public, "listen", config.listen, tls.credentials(config))
         self.admin: str | None = None
         self._servers = [public]
         if config.admin is not None:
-            operator = make(AdminDoor(), True)
+            operator = make(AdminAuthenticator(), True)
             self.admin = bind_grpc(operator, "admin", config.admin)
             self._servers.append(operator)
 
@@ -72,7 +77,7 @@ def share_bytes_max(config: Config) -> int | None:
     return config.pending_bytes_max // 4
 
 
-def _public_door(config: Config, engine: Engine) -> Door:
+def _public_door(config: Config, engine: Engine) -> Authenticator:
     limits = Limits(
         config.tenant_sessions_max,
         config.tenant_pending_steps_max,
@@ -80,5 +85,5 @@ def _public_door(config: Config, engine: Engine) -> Door:
         share_bytes_max(config),
     )
     if config.tokens is None:
-        return OpenDoor(limits)
-    return TokenDoor(config.tokens, limits, engine.clock)
+        return AnonymousAuthenticator(limits)
+    return TokenAuthenticator(config.tokens, limits, engine.clock)

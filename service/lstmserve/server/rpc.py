@@ -16,7 +16,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from lstmserve.engine.errors import Malformed
-from lstmserve.server.access.doors import Door
+from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
 from lstmserve.server.observe.logs import session_hash
@@ -73,7 +73,7 @@ class Frame:
 
     def __init__(
         self,
-        door: Door,
+        door: Authenticator,
         metrics: Metrics,
         pending: PendingBytes,
         *,

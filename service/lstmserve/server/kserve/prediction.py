@@ -13,7 +13,7 @@ from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.responses import begin_response, put_outputs
 from lstmserve.server.kserve.wholes import whole_outputs, whole_sequences
-from lstmserve.server.sizes import predict_bytes
+from lstmserve.server.message_sizes import predict_bytes
 
 
 class WholeSequences:

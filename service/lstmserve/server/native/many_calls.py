@@ -11,6 +11,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.block import Block
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
+from lstmserve.server.message_sizes import MessageSizes
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.many_columns import check_count
 from lstmserve.server.native.many_message import ManyMessage
@@ -20,8 +21,7 @@ from lstmserve.server.native.steps import INT64_BYTES
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Context
-from lstmserve.server.sizes import Sizes
-from lstmserve.server.status import code, looks, to_status
+from lstmserve.server.status import code, status_key, to_status
 from lstmserve.server.window import Stream, converse
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -33,7 +33,7 @@ class ManyCalls:
         self._engine = engine
         self._metrics = metrics
         self._pending = pending
-        self._sizes = Sizes(engine.models, engine.config, has_states=False)
+        self._sizes = MessageSizes(engine.models, engine.config, has_states=False)
         self._reading = ManyReading(engine)
 
     async def step_many(self, context: Context, tenant: Tenant) -> None:
@@ -131,7 +131,7 @@ class ManyCalls:
         """Those that look alike are made once: thousands would keep all others waiting."""
         found: dict[Hashable, tuple[bytes, list[ServeError]]] = {}
         for i, error in sorted(message.errors.items()):
-            kind = looks(error)
+            kind = status_key(error)
             if kind not in found:
                 found[kind] = to_status(error).SerializeToString(), []
             content, alike = found[kind]

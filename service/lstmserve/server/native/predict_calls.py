@@ -14,10 +14,10 @@ from lstmserve.server.codec import (
     sequence_lengths,
     state_rows,
 )
+from lstmserve.server.message_sizes import predict_bytes
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.rpc import Frame, Incoming
-from lstmserve.server.sizes import predict_bytes
 from lstmserve.server.status import code
 from lstmserve.wire.v1 import lstm_pb2 as pb
 

@@ -8,7 +8,7 @@ import grpc
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
-from lstmserve.server.access.doors import Door
+from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.many_calls import ManyCalls
@@ -27,7 +27,7 @@ SERVICE = "lstmserve.v1.LstmService"
 
 
 def handlers(
-    engine: Engine, metrics: Metrics, config: Config, door: Door, pending: PendingBytes
+    engine: Engine, metrics: Metrics, config: Config, door: Authenticator, pending: PendingBytes
 ) -> grpc.GenericRpcHandler:
     """Handlers of raw bytes: parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)

@@ -14,10 +14,10 @@ from lstmserve.engine.errors import BadStep, Malformed
 from lstmserve.engine.schedule.step import Sink, Step
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
+from lstmserve.server.message_sizes import MessageSizes, output_bytes
 from lstmserve.server.native.single import Single
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
-from lstmserve.server.sizes import Sizes, output_bytes
 from lstmserve.server.status import code, reason
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -31,7 +31,7 @@ class Steps:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
-        self.sizes = Sizes(engine.models, engine.config, has_states=False)
+        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
         self._counters = [metrics.model(each.name, each.version) for each in engine.models]
 

@@ -1,6 +1,7 @@
-"""Owns who a caller is, by its metadata alone, before anything of its request is read.
+"""Authentication: which tenant a call belongs to, by its metadata alone.
 
-One door a port: anyone, bearers of a token, or the operator. On the event loop's thread.
+Each port has one authenticator: for anyone, for bearers of a token, or for the operator. It runs on
+the event loop's thread before the request is read, and never looks at the request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol
 from lstmserve import tokens
 from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import AdminOnly, BadToken, Malformed
-from lstmserve.server.access.reloading import BadFile, Reloading, read_bytes
+from lstmserve.server.access.reloading import BadFile, FileReloader, read_bytes
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.tokens import BadTokens, Limits, Tokens
 
@@ -21,66 +22,65 @@ TENANT_KEY: Final = "x-lstmserve-tenant"
 _AUTHORIZATION: Final = "authorization"
 _SCHEME: Final = b"bearer "
 _RELOAD_NS: Final = SECOND_NS
-_NOBODY: Final = (bytes(32), "")  # no token has this digest
+_UNKNOWN: Final = (bytes(32), "")  # no token has this digest
 
 
-class Call(Protocol):
-    """What a door looks at."""
+class IncomingCall(Protocol):
+    """What an authenticator reads of a call."""
 
     def invocation_metadata(self) -> Any:
-        """Pairs of a key and its value, str or bytes; None for none."""
+        """Pairs of a key and its value, str or bytes; None without metadata."""
 
     def peer(self) -> str:
-        """The connection's other end; with TCP it ends with a colon and a port."""
+        """The connection's remote address; over TCP it ends with a colon and a port."""
 
 
-class Door(Protocol):
-    """Where a port's callers come in."""
+class Authenticator(Protocol):
+    """Decides who calls on one port."""
 
-    def tenant(self, call: Call) -> Tenant:
-        """Who calls. Raises BadToken, AdminOnly, Malformed."""
+    def tenant(self, call: IncomingCall) -> Tenant:
+        """The tenant that calls. Raises BadToken, AdminOnly, Malformed."""
 
 
-class OpenDoor:
-    """Without --tokens: all callers are one tenant, whose name is empty."""
+class AnonymousAuthenticator:
+    """Without --tokens: all callers are one tenant with an empty name."""
 
     def __init__(self, limits: Limits) -> None:
         self._tenant = Tenant("", limits)
 
-    def tenant(self, call: Call) -> Tenant:
-        """The one tenant."""
+    def tenant(self, call: IncomingCall) -> Tenant:
         return self._tenant
 
 
-class TokenDoor:
-    """Tenants by bearer token, of a file that is looked at again when it changed.
+class TokenAuthenticator:
+    """Tenants by bearer token, from a file that is read again when it changes.
 
-    `limits` are those of a tenant for which the file has none. Raises BadFile.
+    `limits` apply to tenants for which the file has none. Raises BadFile.
     """
 
     def __init__(self, path: Path, limits: Limits, clock: Callable[[], Now]) -> None:
         self._path = path
         self._limits = limits
         self._clock = clock
-        self._file = Reloading([path], self._load)
-        self._looked_ns = clock().monotonic_ns
+        self._file = FileReloader([path], self._load)
+        self._checked_ns = clock().monotonic_ns
         self._tenants: dict[str, Tenant] = {}
         self._known: dict[bytes, tuple[bytes, str]] = {}
-        self._take()
+        self._use_file()
 
-    def tenant(self, call: Call) -> Tenant:
-        """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
-        self._look()
+    def tenant(self, call: IncomingCall) -> Tenant:
+        """The token's tenant. Raises AdminOnly, and one BadToken for missing and wrong tokens."""
+        self._reload()
         sent, is_admin = b"", False
         for key, value in call.invocation_metadata() or ():
             if key == _AUTHORIZATION:
                 sent = value.encode() if isinstance(value, str) else value
             elif key == TENANT_KEY:
                 is_admin = True
-        # The dict compares hashes of digests, keyed anew in every process: no time depends on
-        # how much of a token is right.
+        # The dict compares hashes of digests, whose key differs in every process: the time does not
+        # depend on how much of a token is right.
         digest = tokens.digest(sent[len(_SCHEME) :])
-        expected, name = self._known.get(digest, _NOBODY)
+        expected, name = self._known.get(digest, _UNKNOWN)
         is_known = hmac.compare_digest(digest, expected)
         if not (is_known and sent[: len(_SCHEME)].lower() == _SCHEME):
             raise BadToken("the call needs a valid token: metadata authorization: Bearer TOKEN")
@@ -88,12 +88,12 @@ class TokenDoor:
             raise AdminOnly(f"{TENANT_KEY} is for the operator's port (--admin)")
         return self._tenants[name]
 
-    def _look(self) -> None:
+    def _reload(self) -> None:
         now_ns = self._clock().monotonic_ns
-        if now_ns - self._looked_ns >= _RELOAD_NS:
-            self._looked_ns = now_ns
+        if now_ns - self._checked_ns >= _RELOAD_NS:
+            self._checked_ns = now_ns
             if self._file.refresh():
-                self._take()
+                self._use_file()
 
     def _load(self) -> Tokens:
         try:
@@ -103,8 +103,8 @@ class TokenDoor:
         except BadTokens as error:
             raise BadFile(f"--tokens {self._path}: {error}") from error
 
-    def _take(self) -> None:
-        """What a tenant uses outlives the file's versions."""
+    def _use_file(self) -> None:
+        """Takes tokens and limits from the file. What tenants have used so far stays counted."""
         file = self._file.value
         self._known = {digest: (digest, name) for digest, name in file.tenants.items()}
         for name, limits in file.limits.items():
@@ -112,11 +112,11 @@ class TokenDoor:
             tenant.limits = limits.over(self._limits)
 
 
-class AdminDoor:
-    """The operator acts as any tenant, the one that the call's metadata names, without limits."""
+class AdminAuthenticator:
+    """The operator acts as the tenant that the call's metadata names, without limits."""
 
-    def tenant(self, call: Call) -> Tenant:
-        """The tenant that the operator acts as. Raises Malformed."""
+    def tenant(self, call: IncomingCall) -> Tenant:
+        """The tenant that the operator names. Raises Malformed."""
         metadata = call.invocation_metadata() or ()
         name = next((value for key, value in metadata if key == TENANT_KEY), "")
         if name and not tokens.TENANT.fullmatch(name):
