@@ -18,7 +18,7 @@ from grpc import StatusCode
 from lstmserve.engine.errors import Malformed, Quota
 from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.keys import sequence_key
-from lstmserve.engine.session.live_sessions import Start
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.server import codec
 from lstmserve.server.pending_bytes import SHORT_BYTES, Account, Lease, PendingBytes
@@ -502,5 +502,5 @@ def sequence(wire: Wire) -> public.Session:
     (model,) = [each for each in engine.models if each.name == "m"]
     tenant_key = sequence_key("", "m", "s")
     engine.capacity.make_room(model, engine.clock())
-    row = engine.sessions.open(tenant_key, model, Start(), 3600 * 10**9, engine.clock())
+    row = engine.sessions.open(tenant_key, model, SessionStart(), 3600 * 10**9, engine.clock())
     return public.Session(id="s", incarnation=engine.table.incarnation.item(row))

@@ -20,7 +20,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
-from lstmserve.engine.session.live_sessions import Start
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.spec import ModelSpec
 from modelmaking import make_model
 
@@ -113,7 +113,7 @@ def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
     chosen = model or engine.models[0]
     key = session_key("", name)
     engine.capacity.make_room(chosen, engine.clock())
-    return engine.sessions.open(key, chosen, Start(), TTL_NS, engine.clock())
+    return engine.sessions.open(key, chosen, SessionStart(), TTL_NS, engine.clock())
 
 
 def submit(engine: Engine, row: int, x: npt.NDArray[Any], **options: Any) -> tuple[Step, Reply]:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Input = npt.NDArray[Any]
 """x float32 [T, I], or tokens int64 [T]."""
+Floats = npt.NDArray[np.float32]
+"""States and other values; each use says its axes."""
 Output = npt.NDArray[np.float32]
 """y [T, O]."""
 Index = npt.NDArray[np.int64]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Numbers = npt.NDArray[np.int64]
+from lstmserve.engine.arrays import Index
 
 
 class FreeList:
@@ -33,7 +32,7 @@ class FreeList:
         self._fresh += 1
         return self._fresh - 1
 
-    def take(self, count: int) -> Numbers:
+    def take(self, count: int) -> Index:
         """Takes `count` numbers, [count]."""
         assert count <= len(self), f"{count} wanted, {len(self)} free"
         used = min(count, self._given_count)
@@ -50,14 +49,14 @@ class FreeList:
         self._given[self._given_count] = number
         self._given_count += 1
 
-    def give(self, numbers: Numbers) -> None:
+    def give(self, numbers: Index) -> None:
         """Frees numbers [N]."""
         end = self._given_count + numbers.size
         assert end <= self._fresh - self._start, "given back twice"
         self._given[self._given_count : end] = numbers
         self._given_count = end
 
-    def check_integrity(self, used: Numbers) -> None:
+    def check_integrity(self, used: Index) -> None:
         """Asserts that every number is either free or in `used`, once."""
         given = self._given[: self._given_count]
         owned = np.concatenate([given, used])

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from lstmserve.config import Config
+from lstmserve.engine.arrays import Floats
 from lstmserve.engine.compute.device import Device
 from lstmserve.engine.compute.kernel import Kernel, PortableKernel
-from lstmserve.engine.compute.pool import RESERVED, Pool, Rows
+from lstmserve.engine.compute.pool import RESERVED, Pool, StateRows
 from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
 from lstmserve.spec import ModelSpec
-
-State = npt.NDArray[np.float32]
 
 SELF_TEST_SLOTS = 48  # the most that selftest.py takes at once
 
@@ -91,7 +89,7 @@ class Model:
                 config, table, self.pool, self.output_size, on_idle, on_moved
             )
 
-    def rows_from(self, h: State, c: State) -> Rows:
+    def rows_from(self, h: Floats, c: Floats) -> StateRows:
         """A client's h [L, N, state], c [L, N, H] as rows of the pool, each [N, width].
 
         Denormals become zero: one denormal makes its step up to 25 times as slow.
@@ -100,12 +98,12 @@ class Model:
         h, c = (np.where(np.abs(state) < tiny, np.float32(0), state) for state in (h, c))
         return self.rows_as_they_are(h, c)
 
-    def rows_as_they_are(self, h: State, c: State) -> Rows:
+    def rows_as_they_are(self, h: Floats, c: Floats) -> StateRows:
         """Converts like rows_from(), but keeps every bit: for states that this server computed."""
         layers = range(self.spec.num_layers)
         return {f"h.{i}": h[i] for i in layers} | {f"c.{i}": c[i] for i in layers}
 
-    def state_from(self, rows: Rows) -> tuple[State, State]:
+    def state_from(self, rows: StateRows) -> tuple[Floats, Floats]:
         """Rows of the pool, each [N, width], as h [L, N, state] and c [L, N, H]."""
         layers = range(self.spec.num_layers)
         h, c = (np.stack([rows[f"{kind}.{layer}"] for layer in layers]) for kind in ("h", "c"))

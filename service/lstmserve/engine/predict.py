@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Input, Output
+from lstmserve.engine.arrays import Floats, Input, Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
-from lstmserve.engine.model import Model, State
+from lstmserve.engine.model import Model
 from lstmserve.engine.schedule.sequences import Sequences
 from lstmserve.engine.schedule.slicing import slicing
 
@@ -33,8 +33,8 @@ class Prediction:
 
     y: Output
     lengths: npt.NDArray[np.int32]
-    hn: State | None = None
-    cn: State | None = None
+    hn: Floats | None = None
+    cn: Floats | None = None
     queue_ns: int = 0
     compute_ns: int = 0
 
@@ -47,8 +47,8 @@ class PredictJob:
 
     x: Input
     lengths: npt.NDArray[np.int32]
-    h0: State | None
-    c0: State | None
+    h0: Floats | None
+    c0: Floats | None
     last_only: bool
     with_state: bool
     arrival_ns: int
@@ -186,8 +186,8 @@ class Predictor:
         return Prediction(np.concatenate(ys), _reply_lengths(job), hn, cn)
 
     async def _run_whole(
-        self, model: Model, x: Input, h0: State, c0: State
-    ) -> tuple[Output, State, State]:
+        self, model: Model, x: Input, h0: Floats, c0: Floats
+    ) -> tuple[Output, Floats, Floats]:
         kernel = model.portable
         assert kernel is not None
         lengths = np.array([len(x)], np.int32)

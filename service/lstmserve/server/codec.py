@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from lstmserve.engine.arrays import Input
+from lstmserve.engine.arrays import Floats, Input
 from lstmserve.engine.errors import (
     BadTensor,
     EmptyInput,
@@ -26,7 +26,6 @@ from lstmserve.engine.errors import (
 from lstmserve.spec import ModelSpec
 
 Request = TypeVar("Request", bound=Message)
-Floats = npt.NDArray[np.float32]
 
 FLOAT = np.dtype("<f4")
 TRIAL_FACTOR, TRIAL_BYTES = 4, 16 << 20

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.engine.arrays import Floats
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.compute.pool import Pool, Slots
 from lstmserve.graph import Weights, build_pool, build_portable
@@ -22,7 +23,6 @@ from lstmserve.spec import ModelSpec
 
 BINDINGS_MAX = 1024  # shapes that stay bound, some KB each
 
-Floats = npt.NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
 Buffers = dict[str, npt.NDArray[Any]]
 

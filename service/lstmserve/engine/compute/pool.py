@@ -24,7 +24,7 @@ ZERO = 0
 RESERVED = 2
 
 Slots = npt.NDArray[np.int64]
-Rows = Mapping[str, npt.NDArray[np.float32]]
+StateRows = Mapping[str, npt.NDArray[np.float32]]
 """Pool tensor name -> [N, width]."""
 
 
@@ -76,7 +76,7 @@ class Pool:
         if slot != ZERO:
             self._free.give_one(slot)
 
-    def read(self, slots: Slots) -> Rows:
+    def read(self, slots: Slots) -> StateRows:
         """Copies the rows of these slots [N]: each array [N, width]."""
         binding = self._reader.io_binding()
         binding.bind_cpu_input("slots", slots)
@@ -88,7 +88,7 @@ class Pool:
         outputs = binding.get_outputs()  # in the order they were bound
         return {name: outputs[i].numpy() for i, name in enumerate(self.tensors)}
 
-    def write(self, slots: Slots, rows: Rows) -> None:
+    def write(self, slots: Slots, rows: StateRows) -> None:
         """Overwrites the rows of these slots [N] in place."""
         assert ZERO not in slots
         binding = self._writer.io_binding()

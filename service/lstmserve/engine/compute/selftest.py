@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.compute.kernel import Cost, Kernel, PortableKernel
-from lstmserve.engine.compute.pool import ZERO, Pool, Rows
+from lstmserve.engine.compute.pool import ZERO, Pool, StateRows
 from lstmserve.golden import Golden, excess
 from lstmserve.spec import ModelSpec
 
@@ -118,7 +118,7 @@ def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
         pool.give(slots)
 
 
-def _equal(a: Rows, b: Rows) -> bool:
+def _equal(a: StateRows, b: StateRows) -> bool:
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import SECOND_NS
-from lstmserve.engine.compute.pool import Rows, Slots
+from lstmserve.engine.compute.pool import Slots, StateRows
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
 from lstmserve.engine.model import Model
-from lstmserve.engine.session.live_sessions import Start
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.engine.table import SUSPECT, TRUSTED, SavedReply, SessionTable
 from lstmserve.store.record import (
     CorruptRecord,
@@ -154,7 +154,7 @@ class Records:
                 return model
         raise model_lookup.missing(self.models, record.model, record.model_version)
 
-    def start(self, record: Record, model: Model) -> Start:
+    def start(self, record: Record, model: Model) -> SessionStart:
         """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""
         spec = model.spec
         if [each.name for each in record.states] != ["h", "c"]:
@@ -167,7 +167,7 @@ class Records:
                 raise StateCorrupt("the stored reply has the wrong size")
             reply = SavedReply(record.reply_length, record.reply)
         is_zero = record.step == 0 and not h.any() and not c.any()
-        return Start(
+        return SessionStart(
             source="load",
             rows=None if is_zero else model.rows_as_they_are(h, c),
             step=record.step,
@@ -188,7 +188,7 @@ def _values(state: Tensor, layers: int, width: int) -> Floats:
     return np.frombuffer(state.data, "<f4").reshape(layers, width)
 
 
-def _joined(state: Rows, kind: str, layers: int) -> Floats:
+def _joined(state: StateRows, kind: str, layers: int) -> Floats:
     """[N, layers * width]"""
     return np.concatenate([state[f"{kind}.{layer}"] for layer in range(layers)], axis=1)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Input, Output
-from lstmserve.engine.compute.pool import Rows
+from lstmserve.engine.compute.pool import StateRows
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.schedule.slicing import Slice, Slicing
 
@@ -57,8 +57,8 @@ class Sequences:
         output_size: int,
         arrival_ns: int,
         last_only: bool = False,
-        initial: Rows | None = None,
-        finals: Rows | None = None,
+        initial: StateRows | None = None,
+        finals: StateRows | None = None,
     ) -> None:
         self._slices = slicing.slices
         self._cells = slicing.cells

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
-from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.engine.compute.pool import ZERO, StateRows
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.past_sessions import (
@@ -33,7 +33,7 @@ from lstmserve.engine.table import (
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class SessionStart:
     """What a session starts from: pool rows [1, width] (None: zeros) and the step they belong to.
 
     `request_id` is that of the OpenSession that creates the session. The fields above it are set
@@ -41,7 +41,7 @@ class Start:
     """
 
     source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
-    rows: Rows | None = None
+    rows: StateRows | None = None
     step: int = 0
     incarnation: int = 0
     epoch: int = 0
@@ -99,7 +99,7 @@ class LiveSessions:
     def model_of(self, row: int) -> Model:
         return self._models[int(self._table.model[row])]
 
-    def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
+    def open(self, key: str, model: Model, start: SessionStart, ttl_ns: int, now: Now) -> int:
         """Opens a session. The key must be free, and the model must have room (SessionCapacity)."""
         assert model.pool is not None
         table = self._table
@@ -126,10 +126,10 @@ class LiveSessions:
         model.metrics.opened(start.source)
         return row
 
-    def renewal(self, row: int) -> Start:
+    def renewal(self, row: int) -> SessionStart:
         """Everything that the session's next incarnation continues from."""
         table, model = self._table, self.model_of(row)
-        return Start(
+        return SessionStart(
             "resume",
             self.state(row) if table.slot[row] else None,
             int(table.step[row]),
@@ -139,7 +139,7 @@ class LiveSessions:
             request_id=table.request_ids.get(row, ""),
         )
 
-    def state(self, row: int) -> Rows:
+    def state(self, row: int) -> StateRows:
         """The session's rows [1, width] after its last applied step. It waits for nothing."""
         pool = self.model_of(row).pool
         assert pool is not None

@@ -11,12 +11,13 @@ from enum import Enum
 from typing import NamedTuple
 
 from lstmserve.config import Config
+from lstmserve.engine.arrays import Floats
 from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import Fenced, Malformed, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
-from lstmserve.engine.model import Model, State
+from lstmserve.engine.model import Model
 from lstmserve.engine.session.capacity import SessionCapacity
-from lstmserve.engine.session.live_sessions import LiveSessions, Start
+from lstmserve.engine.session.live_sessions import LiveSessions, SessionStart
 from lstmserve.engine.table import SessionTable
 from lstmserve.engine.ttl_cache import TtlCache
 
@@ -35,8 +36,8 @@ class IfExists(Enum):
 class ImportedState:
     """A state to start from: h [L, state], c [L, H] and the number of its last step."""
 
-    h: State
-    c: State
+    h: Floats
+    c: Floats
     step: int
 
 
@@ -60,7 +61,7 @@ class OpenRequest:
     request_id: str = ""
     asked: bytes = b""
     sessions_max: int | None = None
-    forked: Start | None = None
+    forked: SessionStart | None = None
     is_renewal: bool = False
 
     @property
@@ -183,17 +184,17 @@ class SessionOpener:
                 metadata={"model": f"{model.name}:{model.version}"},
             )
 
-    def _start(self, request: OpenRequest, now: Now) -> Start:
+    def _start(self, request: OpenRequest, now: Now) -> SessionStart:
         if request.state is not None:
             rows = request.model.rows_from(request.state.h[:, None], request.state.c[:, None])
-            return Start("import", rows, request.state.step)
+            return SessionStart("import", rows, request.state.step)
         if not request.fork_of:
-            return Start()
+            return SessionStart()
         if request.forked is not None and self._table.find(request.fork_of) is None:
             return request.forked
         return self.fork(request, now)
 
-    def fork(self, request: OpenRequest, now: Now) -> Start:
+    def fork(self, request: OpenRequest, now: Now) -> SessionStart:
         """The state of `fork_of` now. Raises ModelMismatch, and what LiveSessions.find() raises."""
         try:
             source = self._sessions.find(request.fork_of, 0, now)
@@ -202,4 +203,4 @@ class SessionOpener:
             raise
         if self._sessions.model_of(source) is not request.model:
             raise ModelMismatch("it is a session of another model or version", field="fork_of")
-        return Start("fork", self._sessions.state(source), int(self._table.step[source]))
+        return SessionStart("fork", self._sessions.state(source), int(self._table.step[source]))

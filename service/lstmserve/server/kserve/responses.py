@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Output
-from lstmserve.engine.model import State
+from lstmserve.engine.arrays import Floats, Output
 from lstmserve.engine.schedule.step import Step
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.kserve.asking import Ask
@@ -45,7 +44,7 @@ def step_response(
 
 
 def _step_outputs(
-    y: Output, axes: tuple[int, ...], wanted: Sequence[str], state: tuple[State, State] | None
+    y: Output, axes: tuple[int, ...], wanted: Sequence[str], state: tuple[Floats, Floats] | None
 ) -> list[tuple[str, Array]]:
     """Of y [T, O], or its last row [1, O] where y is not wanted, and h, c [L, 1, S] after it.
 

@@ -40,7 +40,7 @@ WATCHED_CODES = ("OK", "Unavailable", "Internal", "Unknown", "DataLoss")
 STORE_OPS = ("load", "put", "quarantine")
 
 Labels = tuple[str, ...]
-Read = Callable[[Callable[[], list[Metric]]], list[Metric]]
+ReadOnLoop = Callable[[Callable[[], list[Metric]]], list[Metric]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Metrics:
     """
 
     def __init__(
-        self, registry: CollectorRegistry, read: Read = lambda function: function()
+        self, registry: CollectorRegistry, read: ReadOnLoop = lambda function: function()
     ) -> None:
         self._read = read
         self.models: dict[tuple[str, str], ModelMetrics] = {}
