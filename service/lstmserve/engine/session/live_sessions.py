@@ -61,7 +61,7 @@ class LiveSessions:
         self._models = models
         self.past = PastSessions(config, boot_id)
         self._incarnation = 0
-        self._closers: dict[int, list[Callable[[int], None]]] = {}
+        self._on_closed: dict[int, list[Callable[[int], None]]] = {}
         self._on_quiet: dict[int, Callable[[], None]] = {}
 
     def find(self, key: str, incarnation: int, now: Now) -> int:
@@ -158,7 +158,7 @@ class LiveSessions:
         if self._table.phase[row] == OPEN:
             self.find(key, incarnation, now)
             self._table.set_phase(row, CLOSING)
-        self._closers.setdefault(row, []).append(on_closed)
+        self._on_closed.setdefault(row, []).append(on_closed)
         if not self._table.pending[row]:
             self.on_idle(row, now)
 
@@ -200,9 +200,8 @@ class LiveSessions:
         id another session takes (which may fail), and "moved" for any other.
         """
         if reason == "moved" and self._table.durable_step[row] == NOT_STORED:
-            key, version = self._key_and_version(
-                row
-            )  # the store may have its first write, whose answer was lost
+            # The store may have its first write, whose answer was lost.
+            key, version = self._key_and_version(row)
             self.past.add_claim(key, version, int(self._table.trust[row]), now.monotonic_ns)
         self._remember(row, now, is_evicted=reason == "evicted")
         self.detach(row, reason)
@@ -260,7 +259,7 @@ class LiveSessions:
     def _announce_closed(self, row: int) -> None:
         if row in self._on_quiet:
             self._on_quiet.pop(row)()
-        for on_closed in self._closers.pop(row, ()):
+        for on_closed in self._on_closed.pop(row, ()):
             on_closed(int(self._table.step[row]))
 
     def _release(self, row: int) -> None:
