@@ -20,7 +20,7 @@ X = [0.5, -1.0, 2.0]
 
 
 class Caller:
-    """A call as a door sees it."""
+    """A call as an authenticator sees it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._port = connection.getsockname()[1]

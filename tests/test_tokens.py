@@ -26,7 +26,7 @@ HEX = digest(b"a token").hex()
 
 
 class Call:
-    """A call, as far as a door looks at it."""
+    """What an authenticator reads of a call."""
 
     def __init__(self, *metadata: tuple[str, str]) -> None:
         self._metadata = metadata
@@ -124,7 +124,7 @@ def test_the_door_knows_tokens(tmp_path: Path) -> None:
 
 
 def test_a_token_withdrawn_in_place_is_refused(tmp_path: Path) -> None:
-    """The file keeps its inode, its size and even its mtime: the door looks at the ctime too."""
+    """The file keeps its inode, its size and even its mtime: the ctime counts too."""
     path, clock = tmp_path / "tokens", Seconds()
     made = write_tokens(path, acme="", other="")
     authenticator = TokenAuthenticator(path, Limits(), clock)

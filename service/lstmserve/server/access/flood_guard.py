@@ -71,9 +71,8 @@ class FloodGuard:
 
     def look(self, port: int) -> int:
         """Cuts connections that are over the limit for the second time. Returns how many."""
-        known = set(
-            self.authenticator.peers
-        )  # from before the look, so that a new connection is kept
+        # From before the look, so that a connection which opens meanwhile is kept.
+        known = set(self.authenticator.peers)
         before, self._sent = self._sent, {}
         loud, self._loud = self._loud, set()
         count = 0
