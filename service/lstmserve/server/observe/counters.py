@@ -19,12 +19,12 @@ NANOSECOND = 1e-9
 SOURCES = ("new", "import", "fork", "load", "resume")
 CLOSINGS = ("client", "expired", "replaced", "evicted", "moved", "drained")
 GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}
-SECONDS = (
+SECONDS_BOUNDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5),
 )
-SIZES = tuple(float(1 << power) for power in range(13))
-PENDING_MAX = 256
+SIZE_BOUNDS = tuple(float(1 << power) for power in range(13))
+UNSORTED_MAX = 256  # values that wait to be counted together
 
 
 class Histogram:
@@ -41,7 +41,7 @@ class Histogram:
         self._unit = unit
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
-        self._pending: list[float] = []
+        self._unsorted: list[float] = []
 
     def observe(self, value: float, count: int = 1) -> None:
         """Counts one value, `count` times."""
@@ -50,8 +50,8 @@ class Histogram:
             self._counts[bisect_left(self._sorted, value)] += count
             self._sum += count * value
             return
-        self._pending.append(value)
-        if len(self._pending) >= PENDING_MAX:
+        self._unsorted.append(value)
+        if len(self._unsorted) >= UNSORTED_MAX:
             self._fold()
 
     def read(self) -> tuple[list[tuple[str, float]], float]:
@@ -61,10 +61,10 @@ class Histogram:
         return list(zip(self._labels, cumulative, strict=True)), self._sum * self._unit
 
     def _fold(self) -> None:
-        if not self._pending:
+        if not self._unsorted:
             return
-        values = np.array(self._pending)
-        self._pending.clear()
+        values = np.array(self._unsorted)
+        self._unsorted.clear()
         slots = np.searchsorted(self._bounds, values, side="left")
         self._counts += np.bincount(slots, minlength=len(self._counts))
         self._sum += float(values.sum())
@@ -90,10 +90,10 @@ class ModelMetrics:
         self.padding_rows = 0
         self.runs: dict[int, tuple[int, int]] = {}  # by batch size: how many, and their ns
         self.last_run_ms = 0  # since 1970
-        self.batch_size = Histogram(SIZES)
-        self.compute = Histogram(SECONDS, NANOSECOND)
-        self.total = Histogram(SECONDS, NANOSECOND)
-        self.queue = Histogram(SECONDS, NANOSECOND)
+        self.batch_size = Histogram(SIZE_BOUNDS)
+        self.compute = Histogram(SECONDS_BOUNDS, NANOSECOND)
+        self.total = Histogram(SECONDS_BOUNDS, NANOSECOND)
+        self.queue = Histogram(SECONDS_BOUNDS, NANOSECOND)
 
     def batch(self, sessions: int, rows: int, padding_rows: int, compute_ns: int) -> None:
         """Counts one run of the kernel; padding rows only fill the batch."""
@@ -142,7 +142,7 @@ class RpcMetrics:
     def __init__(self) -> None:
         self.started = 0
         self.handled: Counter[str] = Counter()  # by code, as Go spells it
-        self.seconds = Histogram(SECONDS)  # of unary calls
+        self.seconds = Histogram(SECONDS_BOUNDS)  # of unary calls
 
     def ended(self, code: StatusCode | str, seconds: float | None = None) -> None:
         """Counts a call that ended; only unary calls have `seconds`."""

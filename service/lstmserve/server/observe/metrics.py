@@ -26,7 +26,7 @@ from lstmserve.engine.compute.pool import RESERVED
 from lstmserve.engine.table import CLOSING, OPEN
 from lstmserve.server.observe.counters import (
     NANOSECOND,
-    SECONDS,
+    SECONDS_BOUNDS,
     Histogram,
     ModelMetrics,
     RpcMetrics,
@@ -95,7 +95,7 @@ class Metrics:
         self.fingerprints: dict[tuple[str, str], str] = {}
         self.model_folders = {"served": 0, "refused": 0}
         self.rpcs: dict[tuple[str, str, str], RpcMetrics] = {}
-        self.loop_lag = Histogram(SECONDS)
+        self.loop_lag = Histogram(SECONDS_BOUNDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
         self.pending_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0)  # held, and the limit
         self.store_seconds: dict[str, Histogram] = {}
@@ -134,7 +134,7 @@ class Metrics:
 
     def has_store(self) -> None:
         """Shows the store's calls from now on, beginning at 0."""
-        self.store_seconds = {op: Histogram(SECONDS, NANOSECOND) for op in STORE_OPS}
+        self.store_seconds = {op: Histogram(SECONDS_BOUNDS, NANOSECOND) for op in STORE_OPS}
 
     def store_took(self, op: str, duration_ns: int) -> None:
         """Counts one call of the store; `op` is one of STORE_OPS."""
