@@ -185,7 +185,7 @@ def _steps(metrics: Metrics) -> Iterator[Metric]:
     for name, text, attribute in (
         ("lstm_steps_replayed", "Steps answered from the saved reply.", "replays"),
         ("lstm_rows", "Rows (time steps) computed.", "rows"),
-        ("lstm_padding_rows", "Rows computed for nobody, to fill a batch.", "padding_rows"),
+        ("lstm_padding_rows", "Rows computed only to fill a batch.", "padding_rows"),
     ):
         yield _counter(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
     for name, text, attribute in (
@@ -314,14 +314,16 @@ def _infos(metrics: Metrics) -> Iterator[Metric]:
 def _counter(
     name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]
 ) -> Metric:
-    family = CounterMetricFamily(name, text, labels=names)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
+    return _filled(CounterMetricFamily(name, text, labels=names), samples)
 
 
 def _gauge(name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=names)
+    return _filled(GaugeMetricFamily(name, text, labels=names), samples)
+
+
+def _filled(
+    family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[Labels, float]]
+) -> Metric:
     for labels, value in samples:
         family.add_metric(labels, value)
     return family
