@@ -36,7 +36,6 @@ from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.engine.session.opening import IfExists, OpenRequest
-from lstmserve.engine.session.room import EXPIRED_MAX
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, start_engine, submit, submit_block
@@ -287,7 +286,7 @@ def test_what_is_told_of_an_absent_session(engine: Engine) -> None:
         find(key, 0, now)
     with pytest.raises(SessionLost):
         find(key, 77, now)
-    row, _ = engine.lives._opening.open(open_request(engine, "a", ttl_ns=5), now)
+    row, _ = engine.lives._opener.open(open_request(engine, "a", ttl_ns=5), now)
     incarnation = int(engine.table.incarnation[row])
     with pytest.raises(SessionReplaced):
         find(key, incarnation + 1, now)
@@ -304,9 +303,9 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
     """Expired sessions give their rows back without being asked for."""
     now = engine.clock()
     for i in range(10):
-        engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
+        engine.lives._opener.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
     later = type(now)(now.monotonic_ns + 6, now.wall_ns)
-    assert engine.room.sweep(later)
+    assert engine.capacity.sweep(later)
     assert len(engine.table) == engine.models[0].sessions == 5
     engine.check_integrity()
 
@@ -315,7 +314,7 @@ def expire_some(engine: Engine, count: int) -> Now:
     """Opens so many sessions, and returns a time at which they have all expired."""
     now = engine.clock()
     for i in range(count):
-        engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5), now)
+        engine.lives._opener.open(open_request(engine, f"s{i}", ttl_ns=5), now)
     return Now(now.monotonic_ns + 6, now.wall_ns)
 
 
@@ -323,8 +322,8 @@ def test_the_sweep_walks_no_row_that_was_never_used(tmp_path: Path) -> None:
     """In a pool of a million slots too, one sweep finds what has expired since the last one."""
     engine = start_engine(tmp_path, SPEC, pool_bytes=128 << 20)
     assert engine.table.rows > 1_000_000
-    assert engine.room.sweep(engine.clock())
-    engine.room.sweep(expire_some(engine, 10))
+    assert engine.capacity.sweep(engine.clock())
+    engine.capacity.sweep(expire_some(engine, 10))
     assert len(engine.table) == 0
     engine.check_integrity()
 
@@ -334,10 +333,10 @@ def test_a_sweep_is_bounded(tmp_path: Path) -> None:
     engine = start_engine(tmp_path, SPEC, pool_bytes=4 << 20)
     later = expire_some(engine, 2 * EXPIRED_MAX + 1)
     for left in (EXPIRED_MAX + 1, 1):
-        assert not engine.room.sweep(later)
+        assert not engine.capacity.sweep(later)
         assert len(engine.table) == left
         engine.check_integrity()
-    assert engine.room.sweep(later)
+    assert engine.capacity.sweep(later)
     assert len(engine.table) == 0
 
 

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.engine import Engine
-from lstmserve.engine.compute.calls import Call
-from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.scheduling.queues import ReadyQueues
 from lstmserve.spec import Linear, ModelSpec
@@ -197,14 +196,14 @@ def _length_off_by_one(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 
 def _swap(patch: pytest.MonkeyPatch, a: str, b: str) -> None:
     """The state of `a` is written where that of `b` belongs, and the other way round."""
-    make = Call.__init__
+    make = ShapeBinding.__init__
 
-    def crossed(self: Call, session: Any, pool: Pool, *arguments: Any) -> None:
+    def crossed(self: ShapeBinding, session: Any, pool: Pool, *arguments: Any) -> None:
         make(self, session, pool, *arguments)
         for name, other in ((a, b), (b, a)):
-            self.binding.bind_ortvalue_output(f"{name}.next", pool.tensors[other])
+            self.io.bind_ortvalue_output(f"{name}.next", pool.tensors[other])
 
-    patch.setattr(Call, "__init__", crossed)
+    patch.setattr(ShapeBinding, "__init__", crossed)
 
 
 def _layers_swapped(engine: Engine, patch: pytest.MonkeyPatch) -> None:

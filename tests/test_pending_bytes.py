@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from lstmserve.engine.errors import Malformed, Quota
-from lstmserve.engine.errors import PendingBytes as Refused
+from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.keys import sequence_key
-from lstmserve.engine.session.start import Start
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.server import codec
 from lstmserve.server.pending_bytes import SHORT_BYTES, Account, Lease, PendingBytes
@@ -374,7 +374,7 @@ def test_want_of_memory_is_not_told_as_the_clients_fault(monkeypatch: pytest.Mon
     def fail(_: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(codec, "_prove_memory", fail)
+    monkeypatch.setattr(codec, "_try_memory", fail)
     with pytest.raises(Refused):
         codec.parse(Failing, b"x")  # type: ignore[type-var]  # a part of one
 
@@ -501,6 +501,6 @@ def sequence(wire: Wire) -> public.Session:
     engine = wire.engine
     (model,) = [each for each in engine.models if each.name == "m"]
     tenant_key = sequence_key("", "m", "s")
-    engine.room.make(model, engine.clock())
-    row = engine.sessions.open(tenant_key, model, Start(), 3600 * 10**9, engine.clock())
+    engine.capacity.make_room(model, engine.clock())
+    row = engine.sessions.open(tenant_key, model, SessionStart(), 3600 * 10**9, engine.clock())
     return public.Session(id="s", incarnation=engine.table.incarnation.item(row))

@@ -154,8 +154,8 @@ async def test_a_caller_that_goes_away_frees_its_rows(wire: Wire, model: str) ->
     many = pb.PredictRequest(model=model, x=[0.5] * 30_000, lengths=[1000] * 10)
     for _ in range(5):
         call = asyncio.create_task(wire.call("Predict", many))
-        await wire.until(lambda: wire.engine.predicting.waiting_rows > 0)
+        await wire.until(lambda: wire.engine.predictor.waiting_rows > 0)
         call.cancel()
-        await wire.until(lambda: wire.engine.predicting.waiting_rows == 0)
+        await wire.until(lambda: wire.engine.predictor.waiting_rows == 0)
     response = await wire.call("Predict", **batch.fields)
     assert same(response.y, np.concatenate(batch.ys))

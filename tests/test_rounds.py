@@ -13,8 +13,7 @@ import pytest
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.commit import InMemory
-from lstmserve.engine.compute.cost import Cost
-from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.kernel import Cost, Kernel
 from lstmserve.engine.errors import ServeError, StoreTimeout
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.spec import Linear, ModelSpec

@@ -102,7 +102,7 @@ async def test_last_only_sends_one_row(wire: Wire, stream: Stream) -> None:
 
 
 async def test_a_bad_step_in_a_pipeline_fails_alone(wire: Wire, stream: Stream) -> None:
-    """A step refused at the door takes no number; those before and behind it apply."""
+    """A step that is refused takes no number; those before and behind it apply."""
     a = await wire.good()
     bad = pb.StepRequest(session_id=a.id, x=[NAN] * 3, tag=99)
     for content in (a.request(tag=1), bad, a.request(tag=2)):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import structlog
 
-from lstmserve.engine.memory import SECOND_NS
+from lstmserve.engine.clock import SECOND_NS
 from lstmserve.v1 import lstm_pb2 as native
 from scenarios import check, folder, inputs, rows, sequence, shuffled, wanted
 from tritonserving import MODES, STREAMS, Triton, request

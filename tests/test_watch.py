@@ -123,5 +123,5 @@ async def test_stamps_never_go_back(tmp_path: Path) -> None:
     async with serving(tmp_path) as wire:
         sessions = wire.engine.sessions
         walls = [5 * S, 5 * S, 2 * S, 6 * S, 1 * S]
-        stamps = [sessions.stamp(Now(0, (1 << 52) * 1000 + wall)) for wall in walls]
+        stamps = [sessions.next_incarnation(Now(0, (1 << 52) * 1000 + wall)) for wall in walls]
     assert stamps == sorted(set(stamps))

@@ -165,8 +165,8 @@ def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
     """A new session's row."""
     chosen = model or engine.models[0]
     key = session_key("", name)
-    engine.room.make(chosen, engine.clock())
-    return engine.sessions.open(key, chosen, Start(), TTL_NS, engine.clock())
+    engine.capacity.make_room(chosen, engine.clock())
+    return engine.sessions.open(key, chosen, SessionStart(), TTL_NS, engine.clock())
 
 
 def submit(

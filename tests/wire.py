@@ -229,7 +229,7 @@ async def serving(
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
     dialects = (servicer, kserve)
-    door, pending = OpenDoor(limits), PendingBytes(config.pending_bytes_max)
+    door, pending = AnonymousAuthenticator(limits), PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)
     methods = [each.methods(engine, metrics, config, door, pending) for each in dialects]
     server = make_server(config, methods, Health(SERVICES), has_reflection=False)

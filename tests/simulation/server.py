@@ -78,7 +78,7 @@ class Life:
             clock=clock(int(random.uniform(-2e9, 2e9))),
         )
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
-        self._door = OpenDoor(Limits())
+        self._door = AnonymousAuthenticator(Limits())
         self._pending = PendingBytes(1 << 30)
         self.engine.add_check(self._pending.check_integrity)
         self._frame = CallerFrame(

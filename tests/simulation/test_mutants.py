@@ -19,7 +19,7 @@ from lstmserve.engine.scheduling.ordering import Ordering
 from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.engine.session.endings import Endings
 from lstmserve.engine.session.opening import IfExists
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.past_sessions import PastSessions
 from lstmserve.engine.table import NOT_STORED, OPEN, TRUSTED
 from lstmserve.store import lstm_states, version_of
 from simulation.world import simulate
@@ -74,15 +74,15 @@ def no_dedupe(patch: Patch) -> None:
 
 def slot_released_twice(patch: Patch) -> None:
     """A session that leaves gives its slot back, and again."""
-    release = Sessions._release
+    release = LiveSessions._release
 
-    def twice(self: Sessions, row: int) -> None:
+    def twice(self: LiveSessions, row: int) -> None:
         pool = self.model_of(row).pool
         assert pool is not None
         pool.give(np.array([self._table.slot[row]]))
         release(self, row)
 
-    patch.setattr(Sessions, "_release", twice)
+    patch.setattr(LiveSessions, "_release", twice)
 
 
 def h_and_c_swapped(patch: Patch) -> None:
@@ -178,7 +178,7 @@ def released_while_it_lives(patch: Patch) -> None:
 
 def older_store_not_noticed(patch: Patch) -> None:
     """What was here before is not compared with what the store has."""
-    patch.setattr(Endings, "trust_of", lambda *_: None)
+    patch.setattr(PastSessions, "trust_of", lambda *_: None)
 
 
 def resumed_under_the_same_incarnation(patch: Patch) -> None:

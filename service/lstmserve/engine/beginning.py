@@ -27,15 +27,15 @@ class Beginning:
     def __init__(
         self,
         table: SessionTable,
-        sessions: Sessions,
-        opening: Opening,
+        sessions: LiveSessions,
+        opener: SessionOpener,
         residence: Residence,
         clock: Callable[[], Now],
         on_ready: Callable[[], None],
     ) -> None:
         self._table = table
         self._sessions = sessions
-        self._opening = opening
+        self._opener = opener
         self._residence = residence
         self._clock = clock
         self._on_ready = on_ready
@@ -49,7 +49,7 @@ class Beginning:
         async with self._residence.alone(request.key):
             is_restart = request.if_exists is IfExists.RESTART
             before = await self._residence.refresh(request.key, is_restart)
-            if (row := self._opening.own(request, self._clock())) is not None:
+            if (row := self._opener.find_repeat(request, self._clock())) is not None:
                 return row, True
             request = replace(request, is_renewal=self._is_renewal(request))
             try:
@@ -60,17 +60,17 @@ class Beginning:
                 # The store has one that this server had not seen: perhaps an earlier try of this
                 # request, on another server or late.
                 await self._residence.refresh(request.key)
-                if (row := self._opening.own(request, self._clock())) is None:
+                if (row := self._opener.find_repeat(request, self._clock())) is None:
                     raise
                 return row, True
 
     async def _find_own(self, request: OpenRequest) -> int | None:
-        """As Opening.own, of a session that may be elsewhere."""
+        """As SessionOpener.find_repeat, of a session that may be elsewhere."""
         if not request.request_id:
             return None
         async with self._residence.alone(request.key):
             await self._residence.refresh(request.key, request.if_exists is IfExists.RESTART)
-            return self._opening.own(request, self._clock())
+            return self._opener.find_repeat(request, self._clock())
 
     async def _open(self, request: OpenRequest, before: Version | None) -> tuple[int, bool]:
         """The key's lock is held; `before` is what the store has under it."""
@@ -110,7 +110,7 @@ class Beginning:
             try:
                 await residence.filing.create(request.key, row, before)
             except BaseException:
-                self._opening.doubt(request, self._clock())
+                self._opener.mark_uncertain(request, self._clock())
                 raise
         here = self._table.find(request.key)
         if here is None:
@@ -122,7 +122,7 @@ class Beginning:
         """With the source's state: the pool may have no room for both. Errors are told later."""
         await self._residence.confirm(request.fork_of)
         with contextlib.suppress(ServeError):
-            return replace(request, forked=self._opening.fork(request, self._clock()))
+            return replace(request, forked=self._opener.fork(request, self._clock()))
         return request
 
     async def _make(
@@ -139,13 +139,13 @@ class Beginning:
             before = residence.version(request.key)
             if before is None:
                 raise Fenced("the session has just gone elsewhere: repeat the call", retry_s=0.0)
-        return *self._opening.open(request, self._clock()), before
+        return *self._opener.open(request, self._clock()), before
 
 
 class Standstill:
     """Of one call: the sessions whose steps wait for its end."""
 
-    def __init__(self, table: SessionTable, sessions: Sessions) -> None:
+    def __init__(self, table: SessionTable, sessions: LiveSessions) -> None:
         self._table = table
         self._sessions = sessions
         self._holds: list[tuple[Scheduler, Pause]] = []
@@ -172,5 +172,5 @@ class Standstill:
         """Their steps go on, or are told that their session was replaced, or may have been."""
         for scheduler, hold in self._holds:
             if not self.is_told and self._table.life[hold.row] == 0:
-                self._sessions.doubt(hold.row)
+                self._sessions.mark_moved(hold.row)
             scheduler.release(hold)

@@ -13,13 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine import catalogue
+from lstmserve.engine import model_lookup
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import Draining
 from lstmserve.engine.lives import Lives
-from lstmserve.engine.model import Model, ModelMetrics
+from lstmserve.engine.model import Model, ModelCounters
 from lstmserve.engine.persist import Records, Residence, make_stage
 from lstmserve.engine.predicting import Predicting
 from lstmserve.engine.scheduling.work import Request
@@ -33,10 +33,10 @@ SWEEP_S = 1.0
 SWEEP_ON_S = 0.02  # while more has expired than one sweep ends
 
 
-class Metrics(Protocol):
-    """Where the engine counts; server/metrics.py has the real one."""
+class EngineMetrics(Protocol):
+    """Where the engine counts; server/observe/metrics.py implements it."""
 
-    def model(self, name: str, version: int) -> ModelMetrics:
+    def model(self, name: str, version: int) -> ModelCounters:
         """The counters of one version."""
 
 
@@ -47,7 +47,7 @@ class Engine:
         self,
         config: Config,
         models: Sequence[Model],
-        metrics: Metrics,
+        metrics: EngineMetrics,
         *,
         store: Store | None = None,
         stage: CommitStage | None = None,
@@ -59,7 +59,7 @@ class Engine:
         self.monotonic_ns = monotonic_of(clock)
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
-        self.sessions = Sessions(config, self.table, self.models, self.boot_id)
+        self.sessions = LiveSessions(config, self.table, self.models, self.boot_id)
         self._stage = stage or InMemory()
         records = Records(
             self.table,
@@ -70,16 +70,16 @@ class Engine:
         if store is not None:
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
         on_evict = None if store is None else self._stage.let_go
-        self.room = Room(self.table, self.sessions, on_evict)
-        opening = Opening(config, self.table, self.sessions, self.room)
+        self.capacity = SessionCapacity(self.table, self.sessions, on_evict)
+        opener = SessionOpener(config, self.table, self.sessions, self.capacity)
         residence = None
         if store is not None:
             residence = Residence(
-                self.table, self.sessions, self.room, records, store, clock, self._stage.flush
+                self.table, self.sessions, self.capacity, records, store, clock, self._stage.flush
             )
         self.driver = Driver(config, self.models, self._stage, clock)
-        self.lives = Lives(self.table, self.sessions, opening, residence, clock, self.driver.notice)
-        self.predicting = Predicting(config, self.driver)
+        self.lives = Lives(self.table, self.sessions, opener, residence, clock, self.driver.notice)
+        self.predictor = Predictor(config, self.driver)
         self.is_draining = False
         self._is_closed = False
         self._checks: list[Callable[[], None]] = []
@@ -89,7 +89,7 @@ class Engine:
 
     def model(self, name: str, version: int) -> Model:
         """The version, 0 for the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
-        return catalogue.find(self.models, name, version)
+        return model_lookup.find(self.models, name, version)
 
     def model_of(self, row: int) -> Model:
         """The model of a session's row."""
@@ -192,7 +192,7 @@ class Engine:
     def _sweep(self) -> None:
         if self._is_closed:
             return
-        is_all = self.room.sweep(self.clock())
+        is_all = self.capacity.sweep(self.clock())
         if self.config.debug and not self.driver.pending_steps:
             self.check_integrity()
         asyncio.get_running_loop().call_later(SWEEP_S if is_all else SWEEP_ON_S, self._sweep)

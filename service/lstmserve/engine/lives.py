@@ -14,8 +14,8 @@ from lstmserve.engine.beginning import Beginning
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import NOT_SERVED, Draining, Fenced, StoreFull
 from lstmserve.engine.persist import Residence
-from lstmserve.engine.session.opening import Opening, OpenRequest
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.live_sessions import LiveSessions
+from lstmserve.engine.session.opening import OpenRequest, SessionOpener
 from lstmserve.engine.table import SUSPECT, SessionTable
 from lstmserve.store import Record
 
@@ -29,20 +29,20 @@ class Lives:
     def __init__(
         self,
         table: SessionTable,
-        sessions: Sessions,
-        opening: Opening,
+        sessions: LiveSessions,
+        opener: SessionOpener,
         residence: Residence | None,
         clock: Callable[[], Now],
         on_ready: Callable[[], None],
     ) -> None:
         self._table = table
         self._sessions = sessions
-        self._opening = opening
+        self._opener = opener
         self._residence = residence
         self._clock = clock
         self._beginning: Beginning | None = None
         if residence is not None:
-            self._beginning = Beginning(table, sessions, opening, residence, clock, on_ready)
+            self._beginning = Beginning(table, sessions, opener, residence, clock, on_ready)
         self.leaving: asyncio.Event | None = None  # since leave(); set: the store has everything
         self._closing: set[asyncio.Task[int]] = set()
 
@@ -110,13 +110,13 @@ class Lives:
         return is_uncertain or self._sessions.is_expired(row, self._clock())
 
     async def open(self, request: OpenRequest) -> tuple[int, bool]:
-        """The session's row, and whether it was created. Raises what Opening.open() raises."""
+        """The session's row, and whether it is new. Raises what SessionOpener.open() raises."""
         if self._beginning is None:
-            return self._opening.open(request, self._clock())
+            return self._opener.open(request, self._clock())
         return await self._beginning.open(request)
 
     async def close(self, key: str, incarnation: int) -> int:
-        """Ends a session after its pending steps; its last step. Raises as Sessions.close().
+        """Ends a session after its pending steps; its last step. Raises as LiveSessions.close().
 
         It goes on though its caller goes away: half a close would leave it in the store.
         """

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from lstmserve.engine.errors import PendingBytes as Refused
+from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.errors import Quota
 
 RETRY_S = 0.2
@@ -168,7 +168,7 @@ class PendingBytes:
         return self._take(account, size) if self.has_room(account, size) else None
 
     def enter(self, account: Account, size: int) -> Lease:
-        """take(); raises PendingBytes, Quota instead of None."""
+        """take(); raises PendingBytesFull, Quota instead of None."""
         if not self.has_room(account, size):
             self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
         return self._take(account, size)

@@ -10,7 +10,12 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.kserve.v2 import inference_pb2
 from lstmserve.server.access import tls
-from lstmserve.server.access.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server.access.auth import (
+    AdminAuthenticator,
+    AnonymousAuthenticator,
+    Authenticator,
+    TokenAuthenticator,
+)
 from lstmserve.server.access.flood_guard import FloodGuard
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
@@ -106,7 +111,7 @@ def share_bytes_max(config: Config) -> int | None:
     return config.pending_bytes_max // 4
 
 
-def _public_door(config: Config, engine: Engine) -> Door:
+def _public_door(config: Config, engine: Engine) -> Authenticator:
     limits = Limits(
         config.tenant_sessions_max,
         config.tenant_pending_steps_max,
@@ -114,5 +119,5 @@ def _public_door(config: Config, engine: Engine) -> Door:
         share_bytes_max(config),
     )
     if config.tokens is None:
-        return OpenDoor(limits)
-    return TokenDoor(config.tokens, limits, engine.clock)
+        return AnonymousAuthenticator(limits)
+    return TokenAuthenticator(config.tokens, limits, engine.clock)

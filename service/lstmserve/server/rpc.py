@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 
 from lstmserve.engine.errors import Malformed
-from lstmserve.server.access.doors import Door
+from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
 from lstmserve.server.observe.logs import session_hash
@@ -79,7 +79,7 @@ class Frame:
 
     def __init__(
         self,
-        door: Door,
+        door: Authenticator,
         metrics: Metrics,
         pending: PendingBytes,
         *,

@@ -22,10 +22,9 @@ from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
 from lstmserve.manifest import InvalidModelFolder, Refused
 from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile
-from lstmserve.server.observe.gauges import read_gauges
 from lstmserve.server.observe.heartbeat import Heartbeat
 from lstmserve.server.observe.measured_store import MeasuredStore
-from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.observe.metrics import Metrics, read_gauges
 from lstmserve.server.observe.watch import Watch
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
@@ -146,7 +145,7 @@ class Server:
         for model in self._models:
             self._metrics.model_info(model.name, model.version, model.fingerprint)
             gauges = functools.partial(read_gauges, self._engine, model)
-            self._metrics.watch(model.name, model.version, gauges)
+            self._metrics.add_gauges(model.name, model.version, gauges)
         self._http.start()
         is_there = await self._try_store()
         self._ports.start()

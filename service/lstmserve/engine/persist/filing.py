@@ -10,7 +10,7 @@ from collections.abc import Callable
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Fenced, SessionExists, StoreFull
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.table import SessionTable
 from lstmserve.store.record import Record, Version
 from lstmserve.store.store import Store, Write, Written
@@ -25,7 +25,7 @@ class Filing:
     def __init__(
         self,
         table: SessionTable,
-        sessions: Sessions,
+        sessions: LiveSessions,
         records: Records,
         store: Store,
         clock: Callable[[], Now],
@@ -50,7 +50,7 @@ class Filing:
         if written is Written.OK:
             if self._table.find(key) == row:
                 self._table.durable_step[row] = record.step
-                self._sessions.endings.settle(key)
+                self._sessions.past.drop_departure(key)
             return
         self._drop(key, row)
         if written is Written.FULL:

@@ -8,15 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine import catalogue
+from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.compute.pool import Rows, Slots
+from lstmserve.engine.clock import SECOND_NS
+from lstmserve.engine.compute.pool import Slots, StateRows
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
-from lstmserve.engine.replies import SavedReply
-from lstmserve.engine.session.start import Start
-from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
+from lstmserve.engine.session.live_sessions import SessionStart
+from lstmserve.engine.table import SUSPECT, TRUSTED, SavedReply, SessionTable
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
@@ -153,9 +152,9 @@ class Records:
                 if bytes.fromhex(model.fingerprint) != record.fingerprint:
                     raise ModelMismatch("the stored session is of other weights than are served")
                 return model
-        raise catalogue.missing(self.models, record.model, record.model_version)
+        raise model_lookup.missing(self.models, record.model, record.model_version)
 
-    def start(self, record: Record, model: Model) -> Start:
+    def start(self, record: Record, model: Model) -> SessionStart:
         """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""
         spec = model.spec
         if [each.name for each in record.states] != ["h", "c"]:
@@ -168,7 +167,7 @@ class Records:
                 raise StateCorrupt("the stored reply has the wrong size")
             reply = SavedReply(record.reply_length, record.reply)
         is_zero = record.step == 0 and not h.any() and not c.any()
-        return Start(
+        return SessionStart(
             source="load",
             rows=None if is_zero else model.rows_as_they_are(h, c),
             step=record.step,
@@ -189,7 +188,7 @@ def _values(state: Tensor, layers: int, width: int) -> Floats:
     return np.frombuffer(state.data, "<f4").reshape(layers, width)
 
 
-def _joined(state: Rows, kind: str, layers: int) -> Floats:
+def _joined(state: StateRows, kind: str, layers: int) -> Floats:
     """[N, layers * width]"""
     return np.concatenate([state[f"{kind}.{layer}"] for layer in range(layers)], axis=1)
 

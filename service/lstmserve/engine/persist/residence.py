@@ -25,9 +25,9 @@ from lstmserve.engine.model import Model
 from lstmserve.engine.persist.filing import FULL, TRIES_MAX, Filing
 from lstmserve.engine.persist.key_locks import KeyLocks
 from lstmserve.engine.persist.records import Records, found_version, is_same_life
-from lstmserve.engine.session.endings import Tombstone
-from lstmserve.engine.session.room import Room
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.capacity import SessionCapacity
+from lstmserve.engine.session.live_sessions import LiveSessions
+from lstmserve.engine.session.past_sessions import Tombstone
 from lstmserve.engine.table import SessionTable
 from lstmserve.store.record import CorruptRecord, Record, UnknownRecord, Version, decode
 from lstmserve.store.store import Store, Written
@@ -44,8 +44,8 @@ class Residence:
     def __init__(
         self,
         table: SessionTable,
-        sessions: Sessions,
-        room: Room,
+        sessions: LiveSessions,
+        capacity: SessionCapacity,
         records: Records,
         store: Store,
         clock: Callable[[], Now],
@@ -53,7 +53,7 @@ class Residence:
     ) -> None:
         self._table = table
         self._sessions = sessions
-        self._room = room
+        self._capacity = capacity
         self._records = records
         self._store = store
         self._clock = clock
@@ -98,13 +98,13 @@ class Residence:
             start = self._records.start(record, model)
             trust = self._trust(key, record)
             claimed = self._claimed(record, trust)
-            self._sessions.endings.claim(key, claimed.version, trust, self._clock().monotonic_ns)
+            self._sessions.past.add_claim(key, claimed.version, trust, self._clock().monotonic_ns)
             written = await self.filing.put(key, record.version, claimed)
             if written is Written.FULL:
                 raise StoreFull(f"{FULL}: no session comes to this server")
             if written is Written.OK:
                 now = self._clock()
-                self._room.make(model, now)
+                self._capacity.make_room(model, now)
                 start = replace(start, epoch=claimed.epoch)
                 row = self._sessions.open(key, model, start, record.ttl_ns, now)
                 self._table.set_trust(row, trust)
@@ -124,7 +124,7 @@ class Residence:
         it left, is as it was then; a record that is older than that shows a store that went back.
         """
         now_ns = self._clock().monotonic_ns
-        known = self._sessions.endings.trust_of(key, record.version, now_ns)
+        known = self._sessions.past.trust_of(key, record.version, now_ns)
         return self._records.trust(record) if known is None else known
 
     def _claimed(self, record: Record, trust: int) -> Record:
@@ -138,7 +138,7 @@ class Residence:
         Where a wall clock went back, chance keeps two servers apart: a store that fails over may
         show both of them the same record.
         """
-        stamp = self._sessions.stamp(self._clock())
+        stamp = self._sessions.next_incarnation(self._clock())
         if stamp > record.epoch:
             return stamp
         return record.epoch + 1 + secrets.randbelow(EPOCHS_APART)
@@ -149,10 +149,10 @@ class Residence:
 
     async def _make_room(self, model: Model) -> None:
         try:
-            self._room.make(model, self._clock())
+            self._capacity.make_room(model, self._clock())
         except SessionLimit:
             await self._flush()
-            self._room.make(model, self._clock())
+            self._capacity.make_room(model, self._clock())
 
     async def confirm(self, key: str) -> None:
         """Makes what is known of the key here what the store has. Raises as fetch().
@@ -176,7 +176,7 @@ class Residence:
     def is_expired(self, key: str, stored: Version) -> bool:
         """Whether this life of the id ended here by its TTL, and nobody has taken it since."""
         now_ns = self._clock().monotonic_ns
-        return self._sessions.endings.has_expired(key, stored.incarnation, stored.epoch, now_ns)
+        return self._sessions.past.has_expired(key, stored.incarnation, stored.epoch, now_ns)
 
     def bury(self, key: str, incarnation: int, stored: Version) -> None:
         """It is closed, though it is not here. Raises SessionReplaced."""
@@ -186,7 +186,7 @@ class Residence:
                 metadata={"incarnation": str(stored.incarnation)},
             )
         tombstone = Tombstone(stored.incarnation, "closed", stored.step, stored.epoch)
-        self._sessions.endings.put(key, tombstone, self._clock().monotonic_ns)
+        self._sessions.past.add_tombstone(key, tombstone, self._clock().monotonic_ns)
 
     def version(self, key: str) -> Version | None:
         """What the store has of a session that is here."""

@@ -11,7 +11,7 @@ from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.kserve.parameters import Parameters, read_parameters
 from lstmserve.server.kserve.reading import Inputs, input_name, wanted_outputs
 from lstmserve.server.kserve.tensors import inputs
-from lstmserve.server.sizes import output_bytes, state_bytes
+from lstmserve.server.message_sizes import output_bytes, state_bytes
 
 VERSION_DIGITS_MAX = 9
 

@@ -7,7 +7,7 @@ import contextlib
 import structlog
 
 from lstmserve.engine import Engine
-from lstmserve.engine.clock import Now
+from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import (
     NOT_SERVED,
     DeadlineExpired,
@@ -18,8 +18,7 @@ from lstmserve.engine.errors import (
     StateCorrupt,
     StepSuperseded,
 )
-from lstmserve.engine.memory import SECOND_NS
-from lstmserve.engine.session.opening import IfExists, Import, OpenRequest
+from lstmserve.engine.session.opening import IfExists, ImportedState, OpenRequest
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.observe.logs import session_hash
@@ -28,7 +27,7 @@ log = structlog.get_logger()
 
 
 def find(engine: Engine, tenant: Tenant, ask: Ask, key: str) -> int:
-    """The row of a sequence that lives here. Raises what Sessions.find() raises, ModelMismatch,
+    """The row of a sequence that lives here. Raises what LiveSessions.find() raises, ModelMismatch,
     and StepSuperseded for a numbered step of a sequence that ended after it."""
     now = engine.clock()
     try:
@@ -79,14 +78,14 @@ async def start(
     tenant: Tenant,
     ask: Ask,
     key: str,
-    state: Import | None,
+    state: ImportedState | None,
     row_count: int,
     deadline_ns: int,
 ) -> int:
     """The row of a new session, in place of the one that lives under the key, if any does.
 
     What is wrong with the request is said before. Raises Draining, DeadlineExpired, Quota, and what
-    Opening.open() raises.
+    SessionOpener.open() raises.
     """
     with contextlib.suppress(*NOT_SERVED, StateCorrupt):  # it may go all the same
         await engine.lives.bring(key, 0, 0)

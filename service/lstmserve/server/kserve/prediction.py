@@ -13,7 +13,7 @@ from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.responses import begin_response, put_outputs
 from lstmserve.server.kserve.wholes import whole_outputs, whole_sequences
-from lstmserve.server.sizes import predict_bytes
+from lstmserve.server.message_sizes import predict_bytes
 
 
 class WholeSequences:
@@ -59,7 +59,7 @@ class WholeSequences:
             async with asyncio.timeout(self._left_s()):
                 with self._tenant.using(job.lengths.size):
                     lease.hold()
-                    work = engine.predicting.predict(ask.model, job, lease.release)
+                    work = engine.predictor.predict(ask.model, job, lease.release)
                     prediction = await work
         except TimeoutError as error:
             raise DeadlineExpired(

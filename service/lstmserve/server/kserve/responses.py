@@ -44,7 +44,7 @@ def step_response(
 
 
 def _step_outputs(
-    y: Output, axes: tuple[int, ...], wanted: Sequence[str], state: tuple[State, State] | None
+    y: Output, axes: tuple[int, ...], wanted: Sequence[str], state: tuple[Floats, Floats] | None
 ) -> list[tuple[str, Array]]:
     """Of y [T, O], or its last row [1, O] where y is not wanted, and h, c [L, 1, S] after it.
 

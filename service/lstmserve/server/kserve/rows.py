@@ -12,7 +12,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.arrays import Input
 from lstmserve.engine.errors import BadTensor
-from lstmserve.engine.session.opening import Import
+from lstmserve.engine.session.opening import ImportedState
 from lstmserve.server.codec import check_length, check_reply
 from lstmserve.server.kserve.reading import (
     STATES,
@@ -62,7 +62,7 @@ def step_rows(
     return Rows(rows, axes)
 
 
-def initial_state(model: Model, inputs: Inputs) -> Import | None:
+def initial_state(model: Model, inputs: Inputs) -> ImportedState | None:
     """h0 and c0 of a START, [L, S] or [L, 1, S]; None: zeros. Raises BadTensor, NonFinite."""
     if (given := states(inputs)) is None:
         return None
@@ -72,4 +72,4 @@ def initial_state(model: Model, inputs: Inputs) -> Import | None:
         shaped(name, values, (layers, width), (layers, 1, width)).reshape(layers, width)
         for name, values, width in zip(STATES, given, widths, strict=True)
     )
-    return Import(h, c, 0)
+    return ImportedState(h, c, 0)

@@ -8,7 +8,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import NotImplementedYet
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.access.doors import Door
+from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.kserve.dialect import Dialect
 from lstmserve.server.kserve.infer_calls import InferCalls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lstmserve.engine import Model
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.observe.metrics import ModelMetrics
+from lstmserve.server.observe.counters import ModelMetrics
 
 OK = "OK"
 

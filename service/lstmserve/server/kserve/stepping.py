@@ -23,6 +23,7 @@ from lstmserve.server.kserve.lookup import find, start
 from lstmserve.server.kserve.responses import begin_response, step_response
 from lstmserve.server.kserve.rows import Rows, initial_state, step_rows
 from lstmserve.server.kserve.telling import told
+from lstmserve.server.message_sizes import output_bytes, state_bytes
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.sizes import output_bytes, state_bytes
 from lstmserve.server.steps import AppliedStep, PendingStep

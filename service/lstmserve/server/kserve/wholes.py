@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
+from lstmserve.engine.arrays import Floats
 from lstmserve.engine.errors import BadTensor
-from lstmserve.engine.model import State
-from lstmserve.engine.predicting import Prediction, PredictJob
+from lstmserve.engine.predict import Prediction, PredictJob
 from lstmserve.server.codec import check_length, check_reply, sequence_lengths
 from lstmserve.server.kserve.reading import (
     STATES,
@@ -101,7 +101,9 @@ def _lengths(inputs: Inputs, count: int, longest: int) -> Lengths:
     return sequence_lengths(values.tolist(), longest)
 
 
-def _initial_states(model: Model, inputs: Inputs, count: int) -> tuple[State | None, State | None]:
+def _initial_states(
+    model: Model, inputs: Inputs, count: int
+) -> tuple[Floats | None, Floats | None]:
     """[L*D, B, S] each; None: zeros."""
     if (given := states(inputs)) is None:
         return None, None

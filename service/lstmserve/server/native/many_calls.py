@@ -110,7 +110,7 @@ class ManyCalls:
         """Those that look alike are made once: thousands would keep all others waiting."""
         found: dict[Hashable, tuple[bytes, list[ServeError]]] = {}
         for i, error in sorted(message.errors.items()):
-            kind = looks(error)
+            kind = status_key(error)
             if kind not in found:
                 found[kind] = to_status(error).SerializeToString(), []
             content, alike = found[kind]

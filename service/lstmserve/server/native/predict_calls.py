@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import BadTensor, ServeError
-from lstmserve.engine.predicting import PredictJob
+from lstmserve.engine.predict import PredictJob
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import (
     check_finite,
@@ -14,6 +14,7 @@ from lstmserve.server.codec import (
     sequence_lengths,
     state_rows,
 )
+from lstmserve.server.message_sizes import predict_bytes
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.sizes import predict_bytes
@@ -53,7 +54,7 @@ class PredictCalls:
             lease.grow(predict_bytes(model, job, height))
             lease.hold()
             with tenant.using(job.lengths.size):
-                prediction = await engine.predicting.predict(model, job, lease.release)
+                prediction = await engine.predictor.predict(model, job, lease.release)
         except ServeError as error:
             counters.failed("Predict", code(error), error.reason)
             raise
@@ -72,7 +73,7 @@ class PredictCalls:
 
     def _job(self, model: Model, request: pb.PredictRequest, now_ns: int) -> PredictJob:
         spec = model.spec
-        self._engine.predicting.check_count(len(request.lengths))
+        self._engine.predictor.check_count(len(request.lengths))
         given = list(request.lengths) or [_single_length(model, request)]
         lengths = sequence_lengths(given, self._engine.config.length_max)
         total = int(lengths.sum())

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.clock import Now
+from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import (
     Draining,
     Malformed,
@@ -20,8 +20,7 @@ from lstmserve.engine.errors import (
     StateCorrupt,
 )
 from lstmserve.engine.keys import ID, session_id
-from lstmserve.engine.memory import SECOND_NS
-from lstmserve.engine.session.opening import IfExists, Import, OpenRequest
+from lstmserve.engine.session.opening import IfExists, ImportedState, OpenRequest
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import state_rows
 from lstmserve.store import Record
@@ -188,7 +187,7 @@ def _stored(key: str, record: Record, now: Now) -> pb.Session:
     return session
 
 
-def _state(state: pb.State, model: Model) -> Import:
+def _state(state: pb.State, model: Model) -> ImportedState:
     """A client's state, checked. Raises ModelMismatch, StateCorrupt, BadTensor, NonFinite."""
     if len(UnknownFieldSet(state)):
         raise Malformed(
@@ -205,7 +204,7 @@ def _state(state: pb.State, model: Model) -> Import:
     spec = model.spec
     h = state_rows(state.h, spec.num_layers, 1, spec.state_size, "state.h")
     c = state_rows(state.c, spec.num_layers, 1, spec.hidden_size, "state.c")
-    return Import(h[:, 0], c[:, 0], state.step)
+    return ImportedState(h[:, 0], c[:, 0], state.step)
 
 
 def _new_id(tenant: Tenant, request_id: str) -> str:

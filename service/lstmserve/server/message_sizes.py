@@ -1,4 +1,7 @@
-"""Owns how many bytes a message will take with its input and its reply, known before it is read."""
+"""Predicts how many bytes a message takes with its input and its reply, before it is parsed.
+
+It reads no message: it knows the models' sizes and the configured limits.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from collections.abc import Sequence
 
 from lstmserve.config import MESSAGE_BYTES_LIMIT, Config
 from lstmserve.engine import Model
-from lstmserve.engine.predicting import PredictJob
+from lstmserve.engine.predict import PredictJob
 from lstmserve.spec import ModelSpec
 
 FLOAT_BYTES = 4
 
 
-class Sizes:
-    """Of one dialect's messages; with `has_states` a reply may have the states of its rows too."""
+class MessageSizes:
+    """Sizes of one dialect's messages. With `has_states` a reply may contain states as well."""
 
     def __init__(self, models: Sequence[Model], config: Config, *, has_states: bool) -> None:
         self._message_bytes_max = config.message_bytes_max or MESSAGE_BYTES_LIMIT
@@ -28,30 +31,30 @@ class Sizes:
         )
 
     def bound(self, message_bytes: int) -> int:
-        """The most that a message of so many bytes will take, whatever it says."""
+        """The most that a message of `message_bytes` can take, whatever it contains."""
         reply = min(message_bytes * self._reply_factor, self._message_bytes_max)
         return message_bytes + max(reply, self.reply_row_bytes)
 
     def of(self, message_bytes: int, height: int, spec: ModelSpec | None) -> int:
-        """The same of a message whose reply has `height` rows of that model, None: any model."""
+        """The most for a message whose reply has `height` rows of a model; None: of any model."""
         row = self.reply_row_bytes if spec is None else output_bytes(spec)
         reply = min(max(1, height) * row, self._message_bytes_max)
         return message_bytes + max(reply, self.reply_row_bytes)
 
 
 def output_bytes(spec: ModelSpec) -> int:
-    """Of one row of y."""
+    """Bytes of one row of y."""
     return FLOAT_BYTES * spec.output_size
 
 
 def state_bytes(spec: ModelSpec) -> int:
-    """Of h and c of one session or sequence."""
+    """Bytes of h and c of one session or sequence."""
     layers = spec.num_layers * spec.num_directions
     return FLOAT_BYTES * layers * (spec.state_size + spec.hidden_size)
 
 
 def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
-    """Of a job's input, and of its reply, whose y has `height` rows."""
+    """Bytes of a job's input and of its reply, whose y has `height` rows."""
     spec, states = model.spec, 2 - (job.h0 is None) - (not job.with_state)
     return (
         job.x.nbytes + height * output_bytes(spec) + states * job.lengths.size * state_bytes(spec)
@@ -59,5 +62,5 @@ def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
 
 
 def row_bytes(spec: ModelSpec) -> int:
-    """The least that one row of input takes on the wire; a token takes a byte or more."""
+    """The fewest bytes that one row of input takes on the wire; a token takes at least one."""
     return 1 if spec.num_embeddings else FLOAT_BYTES * spec.input_size

@@ -1,7 +1,7 @@
-"""Finds the model of a name and a version, and the error for one that is not served here.
+"""Finds a model by name and version, or the error that says why it is not served here.
 
-In a rolling update a router may lead a session of the new version to a server that has not got it
-yet: that error differs from the one for a version that is gone, because a repeat helps.
+During a rolling update a router may send a session of the new version to a server that does not
+have it yet. That error differs from the one for a retired version, because a retry helps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RETRY_S = 1.0  # a server that loads the new version takes seconds
 
 
 def find(models: Sequence[Model], name: str, version: int) -> Model:
-    """The version, 0 for the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
+    """The model; version 0 is the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
     found = [each for each in models if each.name == name and version in (0, each.version)]
     if found:
         return max(found, key=lambda model: model.version)
@@ -31,7 +31,7 @@ def find(models: Sequence[Model], name: str, version: int) -> Model:
 
 
 def missing(models: Sequence[Model], name: str, version: int) -> ServeError:
-    """What to say of a stored session whose version is not served here."""
+    """The error for a stored session whose version is not served here."""
     return _missing(name, version, _newest(models, name))
 
 
@@ -40,7 +40,7 @@ def _newest(models: Sequence[Model], name: str) -> int | None:
 
 
 def _missing(name: str, version: int, newest: int | None) -> ServeError:
-    """`newest` is that of the name's versions here, None where there is none."""
+    """`newest` is the newest version of the name here, None where there is none."""
     shown = _shown(name, version)
     if newest is None or version > newest:
         here = "no version of it" if newest is None else f"version {newest} at most"
@@ -57,13 +57,13 @@ def _missing(name: str, version: int, newest: int | None) -> ServeError:
 
 
 def _served(models: Sequence[Model]) -> str:
-    """What a caller may have meant."""
+    """The names a caller may have meant, for the message."""
     known = sorted({each.name for each in models})
     more = f" and {len(known) - SERVED_SHOWN_MAX} more" * (len(known) > SERVED_SHOWN_MAX)
     return ", ".join(each[:NAME_SHOWN_MAX] for each in known[:SERVED_SHOWN_MAX]) + more
 
 
 def _shown(name: str, version: int) -> str:
-    """A message that repeats a long name would not fit the trailers it travels in."""
+    """The name, cut so that the message fits into gRPC's trailers."""
     name = name if len(name) <= NAME_SHOWN_MAX else f"{name[:NAME_SHOWN_MAX]}..."
     return f"{name}:{version}" if version else name

@@ -1,4 +1,4 @@
-"""Owns who a caller is, by its metadata alone, before anything of its request is read.
+"""Authentication: which tenant a call belongs to, by its metadata alone.
 
 One door a port: anyone, bearers of a token, or the operator. On the event loop's thread, but for
 knows(), which any thread may call.
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from lstmserve import tokens
-from lstmserve.engine.clock import Now
+from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import AdminOnly, BadToken, Malformed
-from lstmserve.engine.memory import SECOND_NS
-from lstmserve.server.access.reloading import BadFile, Reloading, read_bytes
+from lstmserve.server.access.reloading import BadFile, FileReloader, read_bytes
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.tokens import BadTokens, Limits, Tokens
 
@@ -23,24 +22,24 @@ TENANT_KEY: Final = "x-lstmserve-tenant"
 _AUTHORIZATION: Final = "authorization"
 _SCHEME: Final = b"bearer "
 _RELOAD_NS: Final = SECOND_NS
-_NOBODY: Final = (bytes(32), "")  # no token has this digest
+_UNKNOWN: Final = (bytes(32), "")  # no token has this digest
 
 
-class Call(Protocol):
-    """What a door looks at."""
+class IncomingCall(Protocol):
+    """What an authenticator reads of a call."""
 
     def invocation_metadata(self) -> Any:
-        """Pairs of a key and its value, str or bytes; None for none."""
+        """Pairs of a key and its value, str or bytes; None without metadata."""
 
     def peer(self) -> str:
-        """The connection's other end; with TCP it ends with a colon and a port."""
+        """The connection's remote address; over TCP it ends with a colon and a port."""
 
 
-class Door(Protocol):
-    """Where a port's callers come in."""
+class Authenticator(Protocol):
+    """Decides who calls on one port."""
 
-    def tenant(self, call: Call) -> Tenant:
-        """Who calls. Raises BadToken, AdminOnly, Malformed."""
+    def tenant(self, call: IncomingCall) -> Tenant:
+        """The tenant that calls. Raises BadToken, AdminOnly, Malformed."""
 
     def knows(self, call: Call) -> bool:
         """Whether the call's message may be read before tenant() was asked; False: not yet.
@@ -49,14 +48,13 @@ class Door(Protocol):
         """
 
 
-class OpenDoor:
-    """Without --tokens: all callers are one tenant, whose name is empty."""
+class AnonymousAuthenticator:
+    """Without --tokens: all callers are one tenant with an empty name."""
 
     def __init__(self, limits: Limits) -> None:
         self._tenant = Tenant("", limits)
 
-    def tenant(self, call: Call) -> Tenant:
-        """The one tenant."""
+    def tenant(self, call: IncomingCall) -> Tenant:
         return self._tenant
 
     def knows(self, call: Call) -> bool:
@@ -64,21 +62,21 @@ class OpenDoor:
         return True
 
 
-class TokenDoor:
-    """Tenants by bearer token, of a file that is looked at again when it changed.
+class TokenAuthenticator:
+    """Tenants by bearer token, from a file that is read again when it changes.
 
-    `limits` are those of a tenant for which the file has none. Raises BadFile.
+    `limits` apply to tenants for which the file has none. Raises BadFile.
     """
 
     def __init__(self, path: Path, limits: Limits, clock: Callable[[], Now]) -> None:
         self._path = path
         self._limits = limits
         self._clock = clock
-        self._file = Reloading([path], self._load)
-        self._looked_ns = clock().monotonic_ns
+        self._file = FileReloader([path], self._load)
+        self._checked_ns = clock().monotonic_ns
         self._tenants: dict[str, Tenant] = {}
         self._known: dict[bytes, tuple[bytes, str]] = {}
-        self._take()
+        self._use_file()
 
     def tenant(self, call: Call) -> Tenant:
         """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
@@ -87,7 +85,7 @@ class TokenDoor:
         # The dict compares hashes of digests, keyed anew in every process: no time depends on
         # how much of a token is right.
         digest = tokens.digest(sent[len(_SCHEME) :])
-        expected, name = self._known.get(digest, _NOBODY)
+        expected, name = self._known.get(digest, _UNKNOWN)
         is_known = hmac.compare_digest(digest, expected)
         if not (is_known and sent[: len(_SCHEME)].lower() == _SCHEME):
             raise BadToken("the call needs a valid token: metadata authorization: Bearer TOKEN")
@@ -102,10 +100,10 @@ class TokenDoor:
 
     def _look(self) -> None:
         now_ns = self._clock().monotonic_ns
-        if now_ns - self._looked_ns >= _RELOAD_NS:
-            self._looked_ns = now_ns
+        if now_ns - self._checked_ns >= _RELOAD_NS:
+            self._checked_ns = now_ns
             if self._file.refresh():
-                self._take()
+                self._use_file()
 
     def _load(self) -> Tokens:
         try:
@@ -115,8 +113,8 @@ class TokenDoor:
         except BadTokens as error:
             raise BadFile(f"--tokens {self._path}: {error}") from error
 
-    def _take(self) -> None:
-        """What a tenant uses outlives the file's versions."""
+    def _use_file(self) -> None:
+        """Takes tokens and limits from the file. What tenants have used so far stays counted."""
         file = self._file.value
         self._known = {digest: (digest, name) for digest, name in file.tenants.items()}
         for name, limits in file.limits.items():

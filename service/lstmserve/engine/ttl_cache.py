@@ -1,4 +1,7 @@
-"""Owns what is remembered for a while: bounded in number and age, the oldest goes first."""
+"""A cache that is bounded in number and age: the oldest entry goes first.
+
+It reads no clock: callers pass the time.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-SECOND_NS = 1_000_000_000
-SWEPT_MAX = 10_000  # at once: others wait meanwhile
+SWEPT_MAX = 10_000  # entries that one sweep drops: the event loop waits for it
 
 
-class Memory(Generic[Value]):
-    """key -> value, for `keep_ns` after it was put, at most `count_max` of them."""
+class TtlCache(Generic[Value]):
+    """Keeps at most `count_max` values, each for `keep_ns` after it was put."""
 
     def __init__(self, count_max: int, keep_ns: int) -> None:
         self._count_max = count_max
@@ -23,14 +25,13 @@ class Memory(Generic[Value]):
         return len(self._entries)
 
     def put(self, key: str, value: Value, now_ns: int) -> None:
-        """Remembers, and forgets the oldest beyond the limit."""
+        """Replaces what the key had, and drops the oldest entry beyond the limit."""
         self._entries.pop(key, None)
         self._entries[key] = (now_ns, value)
         if len(self._entries) > self._count_max:
             self._entries.popitem(last=False)
 
     def get(self, key: str, now_ns: int) -> Value | None:
-        """What was put under the key, if that is not too long ago."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -39,12 +40,11 @@ class Memory(Generic[Value]):
             return None
         return entry[1]
 
-    def forget(self, key: str) -> None:
-        """The key has a new life."""
+    def drop(self, key: str) -> None:
         self._entries.pop(key, None)
 
     def sweep(self, now_ns: int) -> None:
-        """Drops what is too old, some of it now."""
+        """Drops entries that are too old, at most SWEPT_MAX in one call."""
         for _ in range(min(SWEPT_MAX, len(self._entries))):
             key, (put_ns, _) = next(iter(self._entries.items()))
             if now_ns - put_ns <= self._keep_ns:

@@ -1,7 +1,7 @@
-"""Owns Predict: whole sequences without a session, under a queue limit of their own.
+"""Predict: computes whole sequences without a session, within a queue limit of their own.
 
-The sequences of a model with a pool run beside the sessions' steps (schedule/sequences.py). A
-bidirectional model reads each whole.
+A model with a pool runs them in batches beside the sessions' steps (schedule/sequences.py). A
+bidirectional model reads each sequence whole, one after another, in the kernel thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Input, Output
+from lstmserve.engine.arrays import Floats, Input, Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
@@ -27,34 +27,35 @@ RETRY_S = 0.2
 
 @dataclass(slots=True)
 class Prediction:
-    """What N sequences gave: y one after another, `lengths` [N] rows each, hn [L*D, N, state],
-    cn [L*D, N, H], and the times.
+    """The result for N sequences: y of all, one after another, `lengths` [N] rows each;
+    hn [L*D, N, state] and cn [L*D, N, H].
     """
 
     y: Output
     lengths: npt.NDArray[np.int32]
-    hn: State | None = None
-    cn: State | None = None
+    hn: Floats | None = None
+    cn: Floats | None = None
     queue_ns: int = 0
     compute_ns: int = 0
 
 
 @dataclass(slots=True)
 class PredictJob:
-    """Checked input: x of N sequences one after another, `lengths` [N] rows each; h0 [L*D, N,
-    state] and c0 or None for zeros."""
+    """Checked input of N sequences: x of all, one after another, `lengths` [N] rows each;
+    h0 [L*D, N, state] and c0 [L*D, N, H], None for zeros.
+    """
 
     x: Input
     lengths: npt.NDArray[np.int32]
-    h0: State | None
-    c0: State | None
+    h0: Floats | None
+    c0: Floats | None
     last_only: bool
     with_state: bool
     arrival_ns: int
 
 
-class _Waiting:
-    """The sink of a job; `on_over()` is called when nothing holds its arrays any more."""
+class _Completion:
+    """The sink of a job's sequences. It calls `on_over()` once the engine holds no array of it."""
 
     def __init__(self, on_over: Callable[[], None]) -> None:
         self._on_over = on_over
@@ -72,8 +73,8 @@ class _Waiting:
                 self.done.set_exception(error)
 
 
-class Predicting:
-    """Counts the rows under way, and refuses beyond the limit."""
+class Predictor:
+    """Counts the rows that wait, and refuses jobs beyond --predict-rows-max."""
 
     def __init__(self, config: Config, driver: Driver) -> None:
         self._config = config
@@ -81,16 +82,16 @@ class Predicting:
         self.waiting_rows = 0
 
     def check_count(self, count: int) -> None:
-        """Of a job's sequences, before each of them is looked at. Raises TooLong."""
+        """Checks a job's number of sequences before they are parsed. Raises TooLong."""
         _check_alone(count, self._config.pending_steps_max, "sequences")
 
     async def predict(
         self, model: Model, job: PredictJob, on_over: Callable[[], None] = lambda: None
     ) -> Prediction:
-        """Raises Overloaded, TooLong for what would never fit, ModelError, Draining.
+        """Raises Overloaded, TooLong for a job that can never fit, ModelError and Draining.
 
-        `on_over()` is called once, when the engine holds nothing of the job any more: after a
-        cancellation that is later, when its turn comes.
+        It calls `on_over()` once, when the engine holds nothing of the job any more: for a
+        cancelled job that is after this call, when the scheduler reaches it.
         """
         try:
             rows = self._admit(job)
@@ -98,7 +99,7 @@ class Predicting:
             on_over()
             raise
         try:
-            if model.whole is None:
+            if model.portable is None:
                 return await self._sliced(model, job, on_over)
             try:
                 return await self._whole(model, job)
@@ -108,7 +109,7 @@ class Predicting:
             self.waiting_rows -= rows
 
     def _admit(self, job: PredictJob) -> int:
-        """Its rows, which wait from now on."""
+        """Counts the job's rows as waiting, and returns how many they are."""
         self.check_count(job.lengths.size)
         rows = len(job.x)
         limit = self._config.predict_rows_max
@@ -126,7 +127,7 @@ class Predicting:
         self, model: Model, job: PredictJob, on_over: Callable[[], None]
     ) -> Prediction:
         assert model.scheduler is not None
-        waiting = _Waiting(on_over)
+        completion = _Completion(on_over)
         try:
             request = self._request(model, job, waiting)
             model.scheduler.accept_sequences(request)
@@ -179,7 +180,7 @@ class Predicting:
         return request
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
-        """Sequence by sequence in the kernel thread, so that padding and memory stay bounded."""
+        """Runs one sequence after another, so that padding and memory stay bounded."""
         spec, count = model.spec, job.lengths.size
         layers = spec.num_layers * spec.num_directions
         h0 = np.zeros((layers, count, spec.state_size), np.float32) if job.h0 is None else job.h0
@@ -194,14 +195,14 @@ class Predicting:
         return Prediction(np.concatenate(ys), _reply_lengths(job), hn, cn)
 
     async def _run_whole(
-        self, model: Model, x: Input, h0: State, c0: State
-    ) -> tuple[Output, State, State]:
-        whole = model.whole
-        assert whole is not None
+        self, model: Model, x: Input, h0: Floats, c0: Floats
+    ) -> tuple[Output, Floats, Floats]:
+        kernel = model.portable
+        assert kernel is not None
         lengths = np.array([len(x)], np.int32)
         try:
             y, hn, cn = await self._driver.rounds.computing.in_thread(
-                lambda: whole.run(x[np.newaxis], lengths, h0, c0)
+                lambda: kernel.run(x[np.newaxis], lengths, h0, c0)
             )
         except KernelError as error:
             raise ModelError("the model failed on this sequence") from error
@@ -213,7 +214,7 @@ def _reply_lengths(job: PredictJob) -> npt.NDArray[np.int32]:
 
 
 def _check_alone(count: int, limit: int, what: str) -> None:
-    """Refuses for good what no waiting would make room for."""
+    """Refuses what would not fit even into an empty queue."""
     if count > limit:
         raise TooLong(
             f"{count} {what}, at most {limit}: send them as several calls",

@@ -1,23 +1,57 @@
-"""Owns who a session is: its id, its life from open to end, what is told about one that is gone.
+"""The sessions that this server has: opens, finds, closes, expires and detaches them.
 
-Synchronous; times are arguments. Steps are the scheduler's; this only starts and ends sessions.
+It is synchronous and gets the time as an argument. It neither runs nor orders steps: that is the
+scheduler's work. It never asks a store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
-from lstmserve.engine.compute.pool import ZERO, Rows
+from lstmserve.engine.compute.pool import ZERO, StateRows
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
-from lstmserve.engine.session.endings import Ending, Endings, Held, Lifetime, Tombstone
-from lstmserve.engine.session.start import Start
-from lstmserve.engine.table import CLOSING, DETACHED, MOVED, NOT_STORED, OPEN, SessionTable
+from lstmserve.engine.session.past_sessions import (
+    Departure,
+    Ending,
+    Lifetime,
+    PastSessions,
+    Tombstone,
+)
+from lstmserve.engine.table import (
+    CLOSING,
+    DETACHED,
+    MOVED,
+    NOT_STORED,
+    OPEN,
+    SavedReply,
+    SessionTable,
+)
 
 
-class Sessions:
+@dataclass(frozen=True, slots=True)
+class SessionStart:
+    """What a session starts from: pool rows [1, width] (None: zeros) and the step they belong to.
+
+    `request_id` is that of the OpenSession that creates the session. The fields above it are set
+    for a session that continues one from a store, and are 0 or None for a new one.
+    """
+
+    source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
+    rows: StateRows | None = None
+    step: int = 0
+    incarnation: int = 0
+    epoch: int = 0
+    open_time_ns: int = 0
+    digest: int = 0
+    reply: SavedReply | None = None
+    request_id: str = ""
+
+
+class LiveSessions:
     """Writes the table's keys, phases, incarnations and TTLs, and the models' session counts."""
 
     def __init__(
@@ -25,17 +59,17 @@ class Sessions:
     ) -> None:
         self._table = table
         self._models = models
-        self.endings = Endings(config, boot_id)
+        self.past = PastSessions(config, boot_id)
         self._incarnation = 0
-        self._closers: dict[int, list[Callable[[int], None]]] = {}
-        self._quiet: dict[int, Callable[[], None]] = {}
+        self._on_closed: dict[int, list[Callable[[int], None]]] = {}
+        self._on_quiet: dict[int, Callable[[], None]] = {}
 
     def find(self, key: str, incarnation: int, now: Now) -> int:
         """The row of an open session. Raises SessionNotFound, SessionLost, SessionExpired,
         SessionClosed, SessionReplaced."""
         row = self._table.find(key)
         if row is None:
-            raise self.endings.error(key, incarnation, now.monotonic_ns)
+            raise self.past.error(key, incarnation, now.monotonic_ns)
         table = self._table
         if incarnation and incarnation != table.incarnation.item(row):
             self._check_incarnation(row, incarnation)
@@ -43,7 +77,7 @@ class Sessions:
             raise SessionClosed("the session was closed: open it again")
         if table.expiry_ns.item(row) <= now.monotonic_ns and self.is_expired(row, now):
             self._end(row, "expired", now)
-            raise self.endings.error(key, incarnation, now.monotonic_ns)
+            raise self.past.error(key, incarnation, now.monotonic_ns)
         return row
 
     def _check_incarnation(self, row: int, incarnation: int) -> None:
@@ -55,7 +89,7 @@ class Sessions:
             )
 
     def find_any(self, key: str, now: Now) -> int | None:
-        """The row under this key, also one that is closing; None when there is none."""
+        """The row of this key, open or closing, or None."""
         row = self._table.find(key)
         if row is not None and self.is_expired(row, now):
             self._end(row, "expired", now)
@@ -63,17 +97,16 @@ class Sessions:
         return row
 
     def model_of(self, row: int) -> Model:
-        """The session's model."""
         return self._models[int(self._table.model[row])]
 
-    def open(self, key: str, model: Model, start: Start, ttl_ns: int, now: Now) -> int:
-        """A session under a key that has none, of a model that has room (see Room)."""
+    def open(self, key: str, model: Model, start: SessionStart, ttl_ns: int, now: Now) -> int:
+        """Opens a session. The key must be free, and the model must have room (SessionCapacity)."""
         assert model.pool is not None
         table = self._table
         row = table.add(key)
         model.sessions += 1
         table.model[row] = model.index
-        table.incarnation[row] = start.incarnation or self.stamp(now)
+        table.incarnation[row] = start.incarnation or self.next_incarnation(now)
         table.epoch[row] = start.epoch
         table.step[row] = start.step
         table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
@@ -87,16 +120,16 @@ class Sessions:
         if start.rows is not None:
             table.slot[row] = model.pool.take_one()
             model.pool.write(table.slot[row : row + 1].copy(), start.rows)
-        self.endings.forget(key)
+        self.past.drop_tombstone(key)
         if start.source == "load":
-            self.endings.settle(key)
+            self.past.drop_departure(key)
         model.metrics.opened(start.source)
         return row
 
-    def renewal(self, row: int) -> Start:
-        """What a new life of the session goes on from: all that it is."""
+    def renewal(self, row: int) -> SessionStart:
+        """Everything that the session's next incarnation continues from."""
         table, model = self._table, self.model_of(row)
-        return Start(
+        return SessionStart(
             "resume",
             self.state(row) if table.slot[row] else None,
             int(table.step[row]),
@@ -106,48 +139,48 @@ class Sessions:
             request_id=table.request_ids.get(row, ""),
         )
 
-    def state(self, row: int) -> Rows:
-        """The rows [1, width] after the last applied step; it never waits."""
+    def state(self, row: int) -> StateRows:
+        """The session's rows [1, width] after its last applied step. It waits for nothing."""
         pool = self.model_of(row).pool
         assert pool is not None
         return pool.read(self._table.slot[row : row + 1].copy())
 
     def close(self, key: str, incarnation: int, now: Now, on_closed: Callable[[int], None]) -> None:
-        """Ends a session after its pending steps; on_closed(step) is called then, or at once.
+        """Ends a session after its pending steps, and then calls on_closed(step).
 
-        Twice is fine. Raises what find() raises for a session that was never closed.
+        A second close gets the same answer. Raises what find() raises for any other session.
         """
         row = self._table.find(key)
         if row is None:
-            on_closed(self.endings.closed_step(key, incarnation, now.monotonic_ns))
+            on_closed(self.past.closed_step(key, incarnation, now.monotonic_ns))
             return
         self._check_incarnation(row, incarnation)
         if self._table.phase[row] == OPEN:
             self.find(key, incarnation, now)
             self._table.set_phase(row, CLOSING)
-        self._closers.setdefault(row, []).append(on_closed)
+        self._on_closed.setdefault(row, []).append(on_closed)
         if not self._table.pending[row]:
             self.on_idle(row, now)
 
     def quieten(self, key: str, incarnation: int, now: Now, on_quiet: Callable[[], None]) -> None:
-        """It takes no more steps; on_quiet() is called when none is pending. Raises as find()."""
+        """Accepts no more steps, and calls on_quiet() once none is pending. Raises as find()."""
         row = self.find(key, incarnation, now)
         self._table.set_phase(row, CLOSING)
-        self._quiet[row] = on_quiet
+        self._on_quiet[row] = on_quiet
         if not self._table.pending[row]:
             self.on_idle(row, now)
 
     def reopen(self, key: str) -> None:
-        """What was to end goes on, if it is still here."""
+        """Undoes quieten(), if the session is still here."""
         if (row := self._table.find(key)) is not None:
             self._table.set_phase(row, OPEN)
 
     def detach(self, row: int, reason: str) -> None:
-        """Frees the id without a word.
+        """Frees the key at once, without a tombstone.
 
-        Pending steps end as the settlement says, and only then the row is spare.
+        Pending steps end when their batch settles; the row is freed after the last of them.
         """
-        if reason == "replaced":  # by a life that must be known for a later one
+        if reason == "replaced":  # its successor's incarnation must be higher
             self._incarnation = max(self._incarnation, self._table.incarnation.item(row))
         self._announce_closed(row)
         self._table.detach(row, DETACHED if reason == "replaced" else MOVED)
@@ -155,50 +188,52 @@ class Sessions:
         if not self._table.pending[row]:
             self._release(row)
 
-    def doubt(self, row: int) -> None:
-        """Who was replaced in this row, and has steps left, may live on."""
+    def mark_moved(self, row: int) -> None:
+        """Marks a replaced session that still has steps: it may live on elsewhere."""
         if self._table.phase[row] == DETACHED:
             self._table.set_phase(row, MOVED)
 
     def leave(self, row: int, reason: str, now: Now) -> None:
-        """Detaches a session that a store has, or another server, and remembers what it was.
+        """Detaches a session that the store or another server has, and remembers its version.
 
-        `reason`: "evicted" for an idle one that moves out, "replaced" for one whose id is to be
-        another session's, which may come to nothing, "moved" for any other.
+        `reason` is "evicted" for an idle session that moves to the store, "replaced" for one whose
+        id another session takes (which may fail), and "moved" for any other.
         """
         if reason == "moved" and self._table.durable_step[row] == NOT_STORED:
-            key, version = self._named(row)  # its first write may be there, without an answer
-            self.endings.claim(key, version, int(self._table.trust[row]), now.monotonic_ns)
+            # The store may have its first write, whose answer was lost.
+            key, version = self._key_and_version(row)
+            self.past.add_claim(key, version, int(self._table.trust[row]), now.monotonic_ns)
         self._remember(row, now, is_evicted=reason == "evicted")
         self.detach(row, reason)
 
     def _remember(self, row: int, now: Now, *, is_evicted: bool = False) -> None:
-        """What a session was that a store has: it may come back, and so may an older copy."""
+        """Notes the version of a session that the store has: an older copy may come back."""
         durable, trust = int(self._table.durable_step[row]), int(self._table.trust[row])
         if durable != NOT_STORED:
-            key, version = self._named(row)
-            self.endings.hold(key, Held(version, durable, trust, is_evicted), now.monotonic_ns)
+            key, version = self._key_and_version(row)
+            departure = Departure(version, durable, trust, is_evicted)
+            self.past.add_departure(key, departure, now.monotonic_ns)
 
-    def _named(self, row: int) -> tuple[str, Lifetime]:
+    def _key_and_version(self, row: int) -> tuple[str, Lifetime]:
         table, key = self._table, self._table.keys[row]
         assert key is not None
         return key, (int(table.incarnation[row]), int(table.epoch[row]), int(table.step[row]))
 
     def expire(self, row: int, now: Now) -> None:
-        """Ends an idle session whose time ran out."""
+        """Ends an idle session whose TTL has passed."""
         self._end(row, "expired", now)
 
     def on_idle(self, row: int, now: Now) -> None:
-        """A session that is no longer open has no step left."""
+        """Finishes what waited for the last pending step of a session that is no longer open."""
         if self._table.phase[row] >= DETACHED:
             self._release(row)
-        elif row in self._quiet:
-            self._quiet.pop(row)()
+        elif row in self._on_quiet:
+            self._on_quiet.pop(row)()
         else:
             self._end(row, "closed", now)
 
-    def stamp(self, now: Now) -> int:
-        """Microseconds of the wall clock; higher than the last, also when that clock went back."""
+    def next_incarnation(self, now: Now) -> int:
+        """The wall clock in microseconds, or one above the last if that clock went back."""
         self._incarnation = max(self._incarnation + 1, now.wall_ns // 1000)
         return self._incarnation
 
@@ -211,20 +246,20 @@ class Sessions:
         self._announce_closed(row)
         self._remember(row, now)
         key = table.detach(row)
-        self.endings.put(key, tombstone, now.monotonic_ns)
+        self.past.add_tombstone(key, tombstone, now.monotonic_ns)
         model.metrics.closed("client" if ending == "closed" else "expired")
         self._release(row)
 
     def is_expired(self, row: int, now: Now) -> bool:
-        """Whether its time ran out, though it is still here."""
+        """Whether an idle session's TTL has passed and it was not swept yet."""
         table = self._table
         is_idle = table.phase.item(row) == OPEN and not table.pending.item(row)
         return is_idle and table.expiry_ns.item(row) <= now.monotonic_ns
 
     def _announce_closed(self, row: int) -> None:
-        if row in self._quiet:
-            self._quiet.pop(row)()
-        for on_closed in self._closers.pop(row, ()):
+        if row in self._on_quiet:
+            self._on_quiet.pop(row)()
+        for on_closed in self._on_closed.pop(row, ()):
             on_closed(int(self._table.step[row]))
 
     def _release(self, row: int) -> None:

@@ -1,6 +1,7 @@
-"""Owns who leaves so that others fit: sessions whose time ran out, and idle ones a store has.
+"""Makes room for sessions: ends expired ones, evicts idle ones to the store, and keeps the limits.
 
-Without a store only expiry makes room; with one the pool is a cache: the idle longest moves out.
+Without a store only expiry makes room. With one the pool is a cache: the sessions that were idle
+longest move to the store. It decides who leaves; LiveSessions ends them.
 """
 
 from __future__ import annotations
@@ -10,28 +11,28 @@ from collections.abc import Callable
 import numpy as np
 
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.clock import Now
+from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import ModelNotSteppable, Quota, SessionLimit
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.table import SessionTable
 
-# Of one sweep, so that steps do not wait for it.
+# Limits of one sweep, because steps wait for it.
 EXPIRED_MAX = 512
 BLOCKS_MAX = 128
 FULL_SWEEP_NS = SECOND_NS // 10
-EVICTED_PART = 100  # one in so many leaves at once, so that looking for them costs little
+EVICTED_PART = 100  # one session in 100 leaves at once, because looking for them is costly
 
 
-class Room:
-    """`on_evict(model, rows)` is called for sessions that are about to move out to the store, which
-    has every session whose durable_step is its step; None: there is no store."""
+class SessionCapacity:
+    """`on_evict(model, rows)` gets sessions that are about to move to the store, which has their
+    last step; None without a store.
+    """
 
     def __init__(
         self,
         table: SessionTable,
-        sessions: Sessions,
+        sessions: LiveSessions,
         on_evict: Callable[[Model, Index], None] | None,
     ) -> None:
         self._table = table
@@ -39,8 +40,8 @@ class Room:
         self._on_evict = on_evict
         self._full_sweep_ns = 0
 
-    def make(self, model: Model, now: Now, replaced: int | None = None) -> None:
-        """Room for one more session, which may be in place of the session `replaced`.
+    def make_room(self, model: Model, now: Now, replaced: int | None = None) -> None:
+        """Makes room for one more session, which may take the place of the session `replaced`.
 
         Raises SessionLimit, ModelNotSteppable.
         """
@@ -54,7 +55,7 @@ class Room:
             and not self._table.pending[replaced]
         )
         if is_making_room:
-            return  # before anybody is evicted: it could be the replaced one itself
+            return  # before an eviction, which could take the replaced session itself
         if model.sessions >= model.sessions_max:
             self._sweep_until(lambda: model.sessions < model.sessions_max, now)
         if model.sessions >= model.sessions_max and self._on_evict is not None:
@@ -68,9 +69,9 @@ class Room:
             )
 
     def check_tenant(self, tenant: str, sessions_max: int | None, now: Now) -> None:
-        """Whether the tenant may have one more. Raises Quota; to wait helps nothing, to close does.
+        """Raises Quota, without a retry delay, if the tenant has as many sessions as it may.
 
-        Sessions that moved out to a store do not count: they take no room here.
+        Sessions that moved to the store do not count: they take no room here.
         """
         if sessions_max is None or self._table.count_of(tenant) < sessions_max:
             return
@@ -79,7 +80,7 @@ class Room:
             raise Quota(f"your limit is {sessions_max} sessions, and so many are open: close some")
 
     def _sweep_until(self, has_room: Callable[[], bool], now: Now) -> None:
-        """Ends what expired until there is room. Not for every one who is refused."""
+        """Ends expired sessions until there is room; after a vain try, not again for a while."""
         if now.monotonic_ns < self._full_sweep_ns:
             return
         while not self._sweep(now, self._table.rows) and not has_room():
@@ -88,9 +89,9 @@ class Room:
             self._full_sweep_ns = now.monotonic_ns + FULL_SWEEP_NS
 
     def sweep(self, now: Now) -> bool:
-        """Ends some of what expired, and returns whether it was all."""
+        """Ends some expired sessions. Returns whether none is left."""
         is_all = self._sweep(now, BLOCKS_MAX)
-        self._sessions.endings.sweep(now.monotonic_ns)
+        self._sessions.past.sweep(now.monotonic_ns)
         return is_all
 
     def _sweep(self, now: Now, blocks_max: int) -> bool:
@@ -100,7 +101,7 @@ class Room:
         return expired.is_all
 
     def _evict(self, model: Model, now: Now, on_evict: Callable[[Model, Index], None]) -> None:
-        """The sessions of the model that are idle longest; the store has them."""
+        """Moves the model's sessions that were idle longest to the store, which has them."""
         table = self._table
         idle = table.evictable(model.index)
         if not idle.size:
