@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from calling import Caller, CallerFrame, Sender
 from lstmserve.engine import Engine
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.predict_calls import PredictCalls
 from lstmserve.server.native.steps import StepCalls
@@ -33,7 +33,7 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 from traffic import open_session, start_engine
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
-TENANT = OpenDoor(Limits()).tenant(None)  # type: ignore[arg-type]  # anyone
+TENANT = AnonymousAuthenticator(Limits()).tenant(None)  # type: ignore[arg-type]  # anyone
 PENDING = PendingBytes(1 << 30)
 MANY = 256
 
@@ -103,7 +103,9 @@ def _rounds(engine: Engine, count: int) -> Iterator[list[bytes]]:
 def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
     """So many unary Steps that arrive together, bytes in, bytes out."""
     with running(tmp_path) as (engine, metrics, do):
-        frame = CallerFrame(OpenDoor(Limits()), metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
+        frame = CallerFrame(
+            AnonymousAuthenticator(Limits()), metrics, PENDING, call_s_max=60.0, write_s_max=60.0
+        )
         calls = do(_started(lambda: StepCalls(engine, Steps(engine, metrics), PENDING)))
         rounds = _rounds(engine, count)
 

@@ -35,6 +35,7 @@ from lstmserve.engine.errors import (
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
+from lstmserve.engine.session.capacity import EXPIRED_MAX
 from lstmserve.engine.session.opening import IfExists, OpenRequest
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmserve.config import Config
-from lstmserve.engine.compute.cost import Cost, cost_of
+from lstmserve.engine.compute.kernel import Cost, cost_of
 from lstmserve.engine.scheduling.plan import BATCH_NS, groups_of
 from lstmserve.engine.scheduling.queues import batch_max, length_class
 

@@ -16,7 +16,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling import ordering, settle
 from lstmserve.engine.scheduling.work import Request
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.native.steps import StepCalls, UnaryStep
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
@@ -40,7 +40,7 @@ class Port:
         steps = Steps(self.engine, self.metrics)
         self.pending = PendingBytes(1 << 30)
         self.engine.add_check(self.pending.check_integrity)
-        door = OpenDoor(Limits())
+        door = AnonymousAuthenticator(Limits())
         self.tenant = door.tenant(None)  # type: ignore[arg-type]  # anyone
         limits = {"call_s_max": 30.0, "write_s_max": 30.0}
         self.frame = CallerFrame(door, self.metrics, self.pending, **limits)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from lstmserve.config import Config
 from lstmserve.engine.errors import Malformed
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.conversation import Window
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
@@ -91,7 +91,7 @@ async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Ch
             return end
 
     metrics, pending = Metrics(CollectorRegistry(), lambda read: read()), PendingBytes(1 << 30)
-    frame = Frame(OpenDoor(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
+    frame = Frame(AnonymousAuthenticator(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
 
     def begin(stream: StreamCall, tenant: Any) -> Stream:
         return Stream(stream, pending, tenant)

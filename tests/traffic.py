@@ -20,7 +20,7 @@ from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.work import Applied, Request
-from lstmserve.engine.session.start import Start
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.spec import ModelSpec
 from modelmaking import make_model
 

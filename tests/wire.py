@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.native import servicer
 from lstmserve.server.observe.metrics import Metrics

@@ -14,7 +14,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.many_reading import ManyReading

@@ -17,7 +17,7 @@ from lstmserve.engine.persist.behind import WriteBehind
 from lstmserve.engine.scheduling import ordering
 from lstmserve.engine.scheduling.ordering import Ordering
 from lstmserve.engine.scheduling.work import Outcome
-from lstmserve.engine.session.endings import Endings
+from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.session.opening import IfExists
 from lstmserve.engine.session.past_sessions import PastSessions
 from lstmserve.engine.table import NOT_STORED, OPEN, TRUSTED

@@ -15,8 +15,8 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Fenced, ServeError, SessionExists, SessionLimit
 from lstmserve.engine.persist import Residence
 from lstmserve.engine.scheduling.scheduler import Pause, Scheduler
-from lstmserve.engine.session.opening import IfExists, Opening, OpenRequest
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.live_sessions import LiveSessions
+from lstmserve.engine.session.opening import IfExists, OpenRequest, SessionOpener
 from lstmserve.engine.table import TRUSTED, SessionTable
 from lstmserve.store import Version
 

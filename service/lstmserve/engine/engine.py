@@ -21,11 +21,11 @@ from lstmserve.engine.errors import Draining
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelCounters
 from lstmserve.engine.persist import Records, Residence, make_stage
-from lstmserve.engine.predicting import Predicting
+from lstmserve.engine.predict import Predictor
 from lstmserve.engine.scheduling.work import Request
-from lstmserve.engine.session.opening import Opening
-from lstmserve.engine.session.room import Room
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.capacity import SessionCapacity
+from lstmserve.engine.session.live_sessions import LiveSessions
+from lstmserve.engine.session.opening import SessionOpener
 from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
 from lstmserve.store import Store
 

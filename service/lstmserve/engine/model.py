@@ -14,9 +14,8 @@ import numpy as np
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Floats
 from lstmserve.engine.compute.device import Device
-from lstmserve.engine.compute.kernel import Kernel
-from lstmserve.engine.compute.pool import RESERVED, Pool, Rows
-from lstmserve.engine.compute.whole import WholeKernel
+from lstmserve.engine.compute.kernel import Kernel, PortableKernel
+from lstmserve.engine.compute.pool import RESERVED, Pool, StateRows
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
 from lstmserve.spec import ModelSpec

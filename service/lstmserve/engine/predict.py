@@ -18,7 +18,7 @@ from lstmserve.engine.arrays import Floats, Input, Output
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
-from lstmserve.engine.model import Model, State
+from lstmserve.engine.model import Model
 from lstmserve.engine.scheduling.plan import groups_of
 from lstmserve.engine.scheduling.work import Applied, Plan, Request
 
@@ -55,7 +55,7 @@ class PredictJob:
 
 
 class _Completion:
-    """The sink of a job's sequences. It calls `on_over()` once the engine holds no array of it."""
+    """The responder of a job. It calls `on_over()` once the engine holds no array of it."""
 
     def __init__(self, on_over: Callable[[], None]) -> None:
         self._on_over = on_over
@@ -129,16 +129,16 @@ class Predictor:
         assert model.scheduler is not None
         completion = _Completion(on_over)
         try:
-            request = self._request(model, job, waiting)
+            request = self._request(model, job, completion)
             model.scheduler.accept_sequences(request)
         except BaseException:
             on_over()
             raise
         try:
             self._driver.notice()
-            rows = await waiting.done
+            rows = await completion.done
         finally:
-            waiting.done.cancel()  # nobody waits any more: a late failure is no news
+            completion.done.cancel()  # a late failure is no news to a caller that has left
             request.cancel()
         assert request.y is not None
         assert request.plan is not None
@@ -152,7 +152,7 @@ class Predictor:
             prediction.hn, prediction.cn = model.state_from(request.plan.finals)
         return prediction
 
-    def _request(self, model: Model, job: PredictJob, responder: _Waiting) -> Request:
+    def _request(self, model: Model, job: PredictJob, responder: _Completion) -> Request:
         pool, kernel = model.pool, model.kernel
         assert pool is not None
         assert kernel is not None

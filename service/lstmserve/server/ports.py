@@ -51,7 +51,7 @@ class Ports:
     ) -> None:
         self.health = health.Health(("", *SERVICES))
 
-        def make(door: Door, *, has_reflection: bool) -> QueueServer:
+        def make(door: Authenticator, *, has_reflection: bool) -> QueueServer:
             methods = [
                 dialect.methods(engine, metrics, config, door, pending)
                 for dialect in (native, kserve)
@@ -59,12 +59,12 @@ class Ports:
             return make_server(config, methods, self.health, has_reflection=has_reflection)
 
         self._guard = FloodGuard(_public_door(config, engine))
-        public = make(self._guard.door, has_reflection=_has_reflection(config))
+        public = make(self._guard.authenticator, has_reflection=_has_reflection(config))
         self.listen = bind_grpc(public, "listen", config.listen, tls.credentials(config))
         self.admin: str | None = None
         self._servers = [public]
         if config.admin is not None:
-            operator = make(AdminDoor(), has_reflection=True)
+            operator = make(AdminAuthenticator(), has_reflection=True)
             self.admin = bind_grpc(operator, "admin", config.admin)
             self._servers.append(operator)
 

@@ -18,8 +18,9 @@ from lstmserve.engine.errors import Malformed
 from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
+from lstmserve.server.observe.counters import RpcMetrics
 from lstmserve.server.observe.logs import session_hash
-from lstmserve.server.observe.metrics import SERVICE, Metrics, RpcMetrics
+from lstmserve.server.observe.metrics import SERVICE, Metrics
 from lstmserve.server.overtime import Overtime
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.status import Abort, to_abort

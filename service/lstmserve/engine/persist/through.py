@@ -14,10 +14,9 @@ from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.errors import StoreUnavailable
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import LastStep, Records, store_ttl_s
-from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
-from lstmserve.engine.table import DETACHED, SessionTable
+from lstmserve.engine.table import DETACHED, SavedReply, SessionTable
 from lstmserve.store.store import Store, Write, Written
 
 OUTCOMES = {

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.compute.cost import Cost
+from lstmserve.engine.compute.kernel import Cost
 from lstmserve.engine.scheduling.queues import group_max
 
 BATCH_NS = 100_000  # what a batch costs besides its run

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Digests, Index, Input, Output
-from lstmserve.engine.compute.pool import Rows, Slots
+from lstmserve.engine.compute.pool import Slots, StateRows
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.digest import digest, digests_of_rows
 
@@ -250,8 +250,8 @@ class Plan:
 
     groups: list[Index]
     left: int  # sequences whose last time step has not been computed
-    initial: Rows | None = None
-    finals: Rows | None = None
+    initial: StateRows | None = None
+    finals: StateRows | None = None
     turn: int = 0  # of the group that waits or runs
     start_ns: int = 0  # when the first slice ran
     compute_ns: int = 0  # of the groups that are over

@@ -1,7 +1,7 @@
 """Authentication: which tenant a call belongs to, by its metadata alone.
 
-One door a port: anyone, bearers of a token, or the operator. On the event loop's thread, but for
-knows(), which any thread may call.
+Each port has one authenticator: for anyone, bearers of a token, or the operator. All but knows()
+runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Authenticator(Protocol):
     def tenant(self, call: IncomingCall) -> Tenant:
         """The tenant that calls. Raises BadToken, AdminOnly, Malformed."""
 
-    def knows(self, call: Call) -> bool:
+    def knows(self, call: IncomingCall) -> bool:
         """Whether the call's message may be read before tenant() was asked; False: not yet.
 
         On any thread, and changes nothing.
@@ -57,7 +57,7 @@ class AnonymousAuthenticator:
     def tenant(self, call: IncomingCall) -> Tenant:
         return self._tenant
 
-    def knows(self, call: Call) -> bool:
+    def knows(self, call: IncomingCall) -> bool:
         """Anyone."""
         return True
 
@@ -78,7 +78,7 @@ class TokenAuthenticator:
         self._known: dict[bytes, tuple[bytes, str]] = {}
         self._use_file()
 
-    def tenant(self, call: Call) -> Tenant:
+    def tenant(self, call: IncomingCall) -> Tenant:
         """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
         self._look()
         sent, is_admin = _credentials(call)
@@ -93,7 +93,7 @@ class TokenAuthenticator:
             raise AdminOnly(f"{TENANT_KEY} is for the operator's port (--admin)")
         return self._tenants[name]
 
-    def knows(self, call: Call) -> bool:
+    def knows(self, call: IncomingCall) -> bool:
         """Whether it has a token that was known at the last look."""
         sent, _ = _credentials(call)
         return tokens.digest(sent[len(_SCHEME) :]) in self._known
@@ -122,7 +122,7 @@ class TokenAuthenticator:
             tenant.limits = limits.over(self._limits)
 
 
-def _credentials(call: Call) -> tuple[bytes, bool]:
+def _credentials(call: IncomingCall) -> tuple[bytes, bool]:
     """The authorization that the call sent, and whether it names a tenant as the operator does."""
     sent, is_admin = b"", False
     for key, value in call.invocation_metadata() or ():
@@ -133,14 +133,14 @@ def _credentials(call: Call) -> tuple[bytes, bool]:
     return sent, is_admin
 
 
-class AdminDoor:
+class AdminAuthenticator:
     """The operator acts as any tenant, the one that the call's metadata names, without limits."""
 
-    def knows(self, call: Call) -> bool:
+    def knows(self, call: IncomingCall) -> bool:
         """Whoever reaches this port is the operator."""
         return True
 
-    def tenant(self, call: Call) -> Tenant:
+    def tenant(self, call: IncomingCall) -> Tenant:
         """The tenant that the operator acts as. Raises Malformed."""
         metadata = call.invocation_metadata() or ()
         name = next((value for key, value in metadata if key == TENANT_KEY), "")

@@ -100,13 +100,13 @@ class _PeerRecorder:
         self._authenticator = authenticator
         self.peers: set[int] = set()
 
-    def knows(self, call: Call) -> bool:
-        """As Door.knows."""
-        return self._door.knows(call)
+    def knows(self, call: IncomingCall) -> bool:
+        """As Authenticator.knows."""
+        return self._authenticator.knows(call)
 
-    def tenant(self, call: Call) -> Tenant:
-        """As Door.tenant."""
-        tenant = self._door.tenant(call)
+    def tenant(self, call: IncomingCall) -> Tenant:
+        """As Authenticator.tenant."""
+        tenant = self._authenticator.tenant(call)
         port = call.peer().rpartition(":")[2]
         if port.isdigit():
             self.peers.add(int(port))

@@ -14,7 +14,6 @@ from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import SECOND_NS
 from lstmserve.engine.errors import Quota
 from lstmserve.engine.keys import named_key, sequence_key, session_key
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.pending_bytes import Account
 from lstmserve.tokens import Limits

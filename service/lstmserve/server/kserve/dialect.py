@@ -6,8 +6,9 @@ import asyncio
 
 from lstmserve.engine import Engine, Model
 from lstmserve.server.kserve.lines import Lines
-from lstmserve.server.observe.metrics import Metrics, ModelMetrics
-from lstmserve.server.sizes import Sizes
+from lstmserve.server.message_sizes import MessageSizes
+from lstmserve.server.observe.counters import ModelMetrics
+from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.steps import Steps
 
 
@@ -16,7 +17,7 @@ class Dialect:
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine = engine
-        self.sizes = Sizes(engine.models, engine.config, has_states=True)
+        self.sizes = MessageSizes(engine.models, engine.config, has_states=True)
         self.steps = Steps(engine, metrics)
         self.lines = Lines(engine.config.session_pending_max)
         self._metrics = metrics

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Output
-from lstmserve.engine.model import State
+from lstmserve.engine.arrays import Floats, Output
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.kserve.asking import Ask
 from lstmserve.server.kserve.tensors import Array

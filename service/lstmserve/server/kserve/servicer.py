@@ -40,7 +40,7 @@ NOT_SERVED = {
 
 
 def methods(
-    engine: Engine, metrics: Metrics, config: Config, door: Door, pending: PendingBytes
+    engine: Engine, metrics: Metrics, config: Config, door: Authenticator, pending: PendingBytes
 ) -> Methods:
     """By name, as the native dialect's."""
     frame = Frame(

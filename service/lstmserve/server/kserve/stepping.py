@@ -25,7 +25,6 @@ from lstmserve.server.kserve.rows import Rows, initial_state, step_rows
 from lstmserve.server.kserve.telling import told
 from lstmserve.server.message_sizes import output_bytes, state_bytes
 from lstmserve.server.observe.logs import session_hash
-from lstmserve.server.sizes import output_bytes, state_bytes
 from lstmserve.server.steps import AppliedStep, PendingStep
 
 log = structlog.get_logger()

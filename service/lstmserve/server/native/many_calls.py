@@ -11,6 +11,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import parse
 from lstmserve.server.conversation import Work
+from lstmserve.server.message_sizes import MessageSizes
 from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.many_columns import check_count
 from lstmserve.server.native.many_message import NOTHING, ManyMessage
@@ -19,8 +20,7 @@ from lstmserve.server.native.many_window import ManyWindow
 from lstmserve.server.native.steps import INT64_BYTES
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.sizes import Sizes
-from lstmserve.server.status import code, looks, to_status
+from lstmserve.server.status import code, status_key, to_status
 from lstmserve.server.transport import StreamCall
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -32,7 +32,7 @@ class ManyCalls:
         self.pending = pending
         self._engine = engine
         self._metrics = metrics
-        self._sizes = Sizes(engine.models, engine.config, has_states=False)
+        self._sizes = MessageSizes(engine.models, engine.config, has_states=False)
         self._reading = ManyReading(engine)
 
     @property

@@ -11,10 +11,10 @@ from lstmserve.engine.arrays import Index, Input
 from lstmserve.engine.errors import Fenced, MixedModels, ServeError
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
+from lstmserve.server.message_sizes import output_bytes
 from lstmserve.server.native.many_columns import check_columns
 from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.steps import check_number, timeout_ns
-from lstmserve.server.sizes import output_bytes
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 FETCHES_MAX = 3

@@ -17,7 +17,6 @@ from lstmserve.server.codec import (
 from lstmserve.server.message_sizes import predict_bytes
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
-from lstmserve.server.sizes import predict_bytes
 from lstmserve.server.status import code
 from lstmserve.server.transport import UnaryCall
 from lstmserve.wire.v1 import lstm_pb2 as pb

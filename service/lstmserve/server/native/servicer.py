@@ -6,7 +6,7 @@ import functools
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
-from lstmserve.server.access.doors import Door
+from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.native.many_calls import ManyCalls
 from lstmserve.server.native.model_calls import ModelCalls
 from lstmserve.server.native.predict_calls import PredictCalls
@@ -22,7 +22,7 @@ SERVICE = "lstmserve.v1.LstmService"
 
 
 def methods(
-    engine: Engine, metrics: Metrics, config: Config, door: Door, pending: PendingBytes
+    engine: Engine, metrics: Metrics, config: Config, door: Authenticator, pending: PendingBytes
 ) -> Methods:
     """By name. Parsing is theirs, so that a bad message gets our error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)

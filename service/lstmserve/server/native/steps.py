@@ -15,10 +15,10 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_length, check_reply, input_rows, parse
 from lstmserve.server.conversation import InTurn
 from lstmserve.server.inbox import Inbox
+from lstmserve.server.message_sizes import MessageSizes, output_bytes
 from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.pending_bytes import SHORT_BYTES, PendingBytes
 from lstmserve.server.rpc import Frame
-from lstmserve.server.sizes import Sizes, output_bytes
 from lstmserve.server.status import to_status
 from lstmserve.server.steps import AppliedStep, PendingStep, Steps, refuse
 from lstmserve.server.transport import StreamCall, UnaryCall
@@ -35,7 +35,7 @@ class StepCalls:
 
     def __init__(self, engine: Engine, steps: Steps, pending: PendingBytes) -> None:
         self.pending = pending
-        self.sizes = Sizes(engine.models, engine.config, has_states=False)
+        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
         self.steps = steps
         self.inbox: Inbox[NativeStep] = Inbox(engine.driver, self.read)
