@@ -18,7 +18,7 @@ from lstmserve.engine.model import Model, slots_for, spare_slots
 from lstmserve.manifest import (
     InvalidModelFolder,
     ModelFiles,
-    Refused,
+    RefusedFolder,
     find_versions,
     read_model,
 )
@@ -32,7 +32,9 @@ class PoolTooLarge(ValueError):
     """--pool-bytes is more than the machine gives."""
 
 
-def load_models(config: Config, on_refused: Callable[[Refused], None] | None = None) -> list[Model]:
+def load_models(
+    config: Config, on_refused: Callable[[RefusedFolder], None] | None = None
+) -> list[Model]:
     """Every (name, version) of the folder, with golden vectors replayed and the pool tested.
 
     `on_refused` gets each one that cannot be served, and the others are served all the same; it
@@ -58,7 +60,7 @@ def load_models(config: Config, on_refused: Callable[[Refused], None] | None = N
         raise refusals.error()
     for folder, reason in refusals.errors.items():
         assert on_refused is not None
-        on_refused(Refused(folder, str(reason)))
+        on_refused(RefusedFolder(folder, str(reason)))
     return models
 
 
