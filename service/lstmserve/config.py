@@ -164,7 +164,7 @@ class Config:
         None, "Serve gRPC reflection [default: on for loopback].", kind=bool
     )
     tls_cert: Path | None = field(
-        default=None, metadata=_path("Certificate chain in PEM; read anew when it changes.")
+        default=None, metadata=_path("Certificate chain in PEM; reloaded when it changes.")
     )
     tls_key: Path | None = field(default=None, metadata=_path("The certificate's key in PEM."))
     tls_client_ca: Path | None = field(
@@ -215,9 +215,11 @@ class Config:
         4096, 1, 1_000_000, "Most connections of one gRPC port; more are closed at once."
     )
     call_s_max: float = _float(30, 0.001, 3600, "Longest unary call without a deadline.")
-    write_s_max: float = _float(10, 0.001, 3600, "A stream whose replies nobody reads ends.")
+    write_s_max: float = _float(
+        10, 0.001, 3600, "A stream ends when its client reads no reply for this long."
+    )
     connection_age_s_max: float | None = _float(
-        None, 1, 30 * DAY_S, "Age at which a connection is to be made anew, streams included."
+        None, 1, 30 * DAY_S, "Age at which clients must reconnect, streams included."
     )
     tombstones_max: int = _int(100_000, 0, 10_000_000, "Ended sessions remembered.")
     tombstone_s: float = _float(600, 0, DAY_S, "How long an ended session is remembered.")
@@ -256,7 +258,9 @@ class Config:
             shown = f", which begins with {scheme[0]}," if scheme else ""
             raise ValueError(f"store{shown} must be memory, file:DIR or redis[s]://HOST")
         if self.admin is not None and not is_loopback(host_port("admin", self.admin)[0]):
-            raise ValueError(f"admin is {self.admin!r}, must be a loopback address: it asks nobody")
+            raise ValueError(
+                f"admin is {self.admin!r}, must be a loopback address: it checks no token"
+            )
         self._together("tls_cert", "tls_key")
         self._together("tls_key", "tls_cert")
         self._together("tls_client_ca", "tls_cert")
