@@ -14,9 +14,9 @@ import grpc
 from lstmserve.cli.csvrows import BadRow
 from lstmserve.client import Client, LstmServeError
 from lstmserve.client.channels import Endpoint
+from lstmserve.client.checks import VERSION_MAX
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-VERSION_MAX = 2**31 - 1
 _ADVICE = {
     "BAD_TOKEN": "give yours with --token or LSTMSERVE_TOKEN",
     "UNAVAILABLE": "--target or LSTMSERVE_TARGET names the server",

@@ -1,7 +1,7 @@
-"""`lstmserve serve` and `lstmserve token`: the commands of whoever runs a server.
+"""`lstmserve serve` and `lstmserve token`: the commands of a server's operator.
 
 Every setting of Config is one flag and one environment variable. The server is imported only when
-it runs, because it is not in the base install; the token is kept nowhere.
+it runs, because it is not in the base install. No command here calls a server or keeps a token.
 """
 
 from __future__ import annotations
