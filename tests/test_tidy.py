@@ -246,5 +246,25 @@ def test_layers_do_not_reach_up(folder: str, banned: tuple[str, ...]) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize(
+    ("package", "unknown"),
+    [
+        ("client", "server engine store graph cli top config"),
+        ("engine", "server client cli top errors reasons"),
+        ("graph", "server engine store client config errors reasons"),
+        ("server", "client cli top errors"),
+        ("store", "server engine client config errors reasons"),
+        ("top", "server engine client cli config errors reasons"),
+    ],
+)
+def test_packages_do_not_know_each_other(package: str, unknown: str) -> None:
+    """No package imports one that its place forbids, not even by way of others."""
+    graph = import_graph()
+    own = [name for name in graph if f"{name}.".startswith(f"lstmserve.{package}.")]
+    known = {name.split(".")[1] for each in own for name in reachable(graph, each)}
+    assert own
+    assert known & set(unknown.split()) == set()
+
+
 # The console script offers `export`, and imports it only when it is called.
 LAZY = {"service/lstmserve/cli/__init__.py"}
