@@ -23,12 +23,8 @@ DIALECTS = ("server/native/", "server/kserve/")
 # Names that have two meanings still, and the folder or file that is to lose its own.
 DOUBLE_CLASSES = {
     "ModelCalls": "server/kserve/",
-    "Patience": "server/window.py",
     "Rows": "store/",
-    "Sequences": "engine/schedule/",
-    "StreamCalls": "server/kserve/",
     "Tensor": "server/kserve/",
-    "Turn": "server/kserve/",
 }
 
 

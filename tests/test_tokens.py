@@ -9,7 +9,7 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from lstmserve.cli.token import token as token_command
+from lstmserve.cli.serve import token as token_command
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import AdminOnly, BadToken, Malformed, Quota
 from lstmserve.server.access.auth import (

@@ -18,7 +18,7 @@ from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
 from lstmserve.engine.compute.pool import ZERO, Pool, Slots, StateRows
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.model import slots_for
-from lstmserve.graph.pool import state_widths
+from lstmserve.graph.forms import state_widths
 from lstmserve.spec import Linear, ModelSpec
 
 SPEC = ModelSpec(1, 2, 2, head=(Linear(2),))

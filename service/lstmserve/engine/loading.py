@@ -17,7 +17,7 @@ from lstmserve.engine.model import Model, slots_for, spare_slots
 from lstmserve.manifest import (
     InvalidModelFolder,
     ModelFiles,
-    Refused,
+    RefusedFolder,
     find_versions,
     read_model,
 )
@@ -31,7 +31,9 @@ class PoolTooLarge(ValueError):
     """--pool-bytes is more memory than this machine has."""
 
 
-def load_models(config: Config, on_refused: Callable[[Refused], None] | None = None) -> list[Model]:
+def load_models(
+    config: Config, on_refused: Callable[[RefusedFolder], None] | None = None
+) -> list[Model]:
     """Loads and tests every (name, version) of the folder.
 
     `on_refused` receives each version that cannot be served, and the others are served. Where it is
@@ -57,7 +59,7 @@ def load_models(config: Config, on_refused: Callable[[Refused], None] | None = N
         raise refusals.error()
     for folder, reason in refusals.errors.items():
         assert on_refused is not None
-        on_refused(Refused(folder, str(reason)))
+        on_refused(RefusedFolder(folder, str(reason)))
     return models
 
 

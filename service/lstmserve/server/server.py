@@ -19,7 +19,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
-from lstmserve.manifest import InvalidModelFolder, Refused
+from lstmserve.manifest import InvalidModelFolder, RefusedFolder
 from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile
 from lstmserve.server.observe.heartbeat import Heartbeat
@@ -65,7 +65,7 @@ def run(config: Config) -> int:
     machine.allow_open_files()
     if config.cpu is not None:
         machine.pin(config.cpu)
-    refused: list[Refused] = []
+    refused: list[RefusedFolder] = []
     models = load_models(config, None if config.strict_models else refused.append)
     for each in refused:
         log.error("model refused, the others are served", folder=each.folder, reason=each.reason)
@@ -78,7 +78,10 @@ def run(config: Config) -> int:
 
 
 async def _serve(
-    config: Config, models: Sequence[Model], store: StoreOfServer | None, refused: Sequence[Refused]
+    config: Config,
+    models: Sequence[Model],
+    store: StoreOfServer | None,
+    refused: Sequence[RefusedFolder],
 ) -> int:
     try:
         server = Server(config, models, store, refused)
@@ -103,7 +106,7 @@ class Server:
         config: Config,
         models: Sequence[Model],
         store: StoreOfServer | None = None,
-        refused: Sequence[Refused] = (),
+        refused: Sequence[RefusedFolder] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.free_list import FreeList
-from lstmserve.graph.pool import state_widths
-from lstmserve.graph.rows import build_read, build_write
+from lstmserve.graph.forms import build_read, build_write, state_widths
 from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 

@@ -1,7 +1,7 @@
-"""Owns what this user's shell has opened: the incarnation of each session that a command named.
+"""Remembers the incarnation of each session that a command of this user named, in a file.
 
-A file of the user's, as ssh's known_hosts is: without it a first use and a lost session look the
-same to a server that keeps its sessions in memory. It holds no state, no token and no row.
+The file is like ssh's known_hosts: without it a first use and a lost session look the same to a
+server that keeps its sessions in memory. It holds no state, no token and no row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-SESSIONS_MAX: Final = 10_000  # the ones used last
+SESSIONS_MAX: Final = 10_000  # the most recently used ones
 WAIT_S: Final = 5.0  # for another command that writes
 _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS sessions (target TEXT, id TEXT, incarnation INTEGER, "
@@ -26,26 +26,24 @@ _PRUNE: Final = (
 )
 
 
-class Remembered:
-    """Of one server, named as the user names it. A file that cannot be used is warned about."""
+class KnownSessions:
+    """The sessions of one server, by the target that the user typed. Warns if the file fails."""
 
     def __init__(self, target: str) -> None:
         self._target = target
 
     def get(self, session_id: str) -> int | None:
-        """The incarnation that the shell had last; None: it never had one."""
+        """The incarnation that the shell had last, or None."""
         query = "SELECT incarnation FROM sessions WHERE target = ? AND id = ?"
         found = _execute((query, (self._target, session_id)))
         return int(found[0][0]) if found else None
 
     def put(self, session_id: str, incarnation: int) -> None:
-        """The shell has this one now."""
         insert = "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)"
         row = self._target, session_id, incarnation
         _execute((insert, row), (_PRUNE, (SESSIONS_MAX,)))
 
     def forget(self, session_id: str) -> None:
-        """The shell has ended it."""
         delete = "DELETE FROM sessions WHERE target = ? AND id = ?"
         _execute((delete, (self._target, session_id)))
 
@@ -58,7 +56,7 @@ def path() -> Path:
 
 
 def _execute(*statements: tuple[str, tuple[Any, ...]]) -> list[Any]:
-    """The rows of a transaction's last statement; none, after a warning, when it fails."""
+    """The rows of a transaction's last statement. A failure gives a warning and no rows."""
     rows: list[Any] = []
     try:
         file = path()
@@ -75,7 +73,7 @@ def _execute(*statements: tuple[str, tuple[Any, ...]]) -> list[Any]:
 
 @functools.cache
 def _warn(why: str) -> None:
-    """Once in a command, for a cause."""
+    """Warns once in a command for each cause."""
     click.echo(
         f"Warning: cannot remember sessions in $XDG_STATE_HOME/lstmserve ({why}): "
         "a lost one will not be noticed",
