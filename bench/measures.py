@@ -1,0 +1,117 @@
+"""The loads that versions of the server are compared under, by raw connections and by clients.
+
+Must not know how turns are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench import requests
+from bench.checkout import STORES
+from bench.clients import Messages, Predictions, Tasks, Threads, Triton
+from bench.http2 import Connection
+from bench.load import Load
+from bench.rounds import MODEL
+from lstmserve.spec import Linear, ModelSpec
+from serving import Serving
+
+SPEC = ModelSpec(16, 128, head=(Linear(8),))
+MANY = 256
+RAGGED = np.random.default_rng(0).integers(1, 65, 64).tolist()
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One load: how it is made for a server, and how many steps an answer holds."""
+
+    name: str
+    load: Callable[[Serving], Any]
+    steps: int = 1
+    stores: tuple[str, ...] = ("memory",)
+
+
+def raw(method: str, count: int, *, streamed: bool) -> Callable[[Serving], Load]:
+    """Connections of one session each, numbered steps, nothing else set."""
+
+    def load(serving: Serving) -> Load:
+        sessions = requests.open_sessions(serving.target, MODEL, count)
+        return _load(
+            serving,
+            requests.PATH + method,
+            [requests.steps(each, SPEC) for each in sessions],
+            streamed=streamed,
+        )
+
+    return load
+
+
+def many(serving: Serving) -> Load:
+    """Two streams of StepMany, so that the server never waits for the load."""
+    cohorts = [requests.open_sessions(serving.target, MODEL, MANY) for _ in range(2)]
+    messages = [requests.blocks(each, SPEC) for each in cohorts]
+    return _load(serving, requests.PATH + "StepMany", messages, streamed=True)
+
+
+def predict(serving: Serving) -> Load:
+    """Ragged sequences, all in one call."""
+    messages = [requests.predictions(MODEL, SPEC, RAGGED)]
+    return _load(serving, requests.PATH + "Predict", messages, streamed=False)
+
+
+def infer(count: int) -> Callable[[Serving], Load]:
+    """ModelInfer: a connection per sequence, as stock clients number nothing."""
+
+    def load(serving: Serving) -> Load:
+        messages = [requests.inferences(MODEL, SPEC, i + 1) for i in range(count)]
+        return _load(serving, INFER, messages, streamed=False)
+
+    return load
+
+
+def _load(
+    serving: Serving, path: str, messages: Sequence[Iterator[bytes]], *, streamed: bool
+) -> Load:
+    address = ("127.0.0.1", int(serving.target.rpartition(":")[2]))
+    return Load([Connection(address, path, each, streamed=streamed) for each in messages])
+
+
+def client(kind: Callable[..., Any], count: int, **options: Any) -> Callable[[Serving], Any]:
+    """A load by one of the clients."""
+    return lambda serving: kind(serving.target, MODEL, SPEC, count, **options)
+
+
+def whole(serving: Serving) -> Predictions:
+    """The same by Client."""
+    return Predictions(serving.target, MODEL, SPEC, RAGGED)
+
+
+def _raw(method: str, counts: Sequence[int], *, streamed: bool = False) -> list[Measure]:
+    return [
+        Measure(f"{method}, raw, {n}", raw(method, n, streamed=streamed), stores=STORES)
+        for n in counts
+    ]
+
+
+MEASURES = (
+    *_raw("Step", (1, 8, 32, 64)),
+    *_raw("StepStream", (8, 64), streamed=True),
+    Measure(f"StepMany, raw, {MANY}", many, MANY, STORES),
+    Measure(f"Predict, raw, {len(RAGGED)} ragged", predict, len(RAGGED)),
+    *(Measure(f"ModelInfer, raw, {n}", infer(n), stores=STORES) for n in (1, 8, 32)),
+    *(Measure(f"Client.step, {n}", client(Threads, n)) for n in (1, 32)),
+    *(Measure(f"AsyncClient.step, {n}", client(Tasks, n)) for n in (1, 8)),
+    Measure("AsyncClient.step, 32", client(Tasks, 32), stores=STORES),
+    Measure("AsyncClient.step, 64", client(Tasks, 64)),
+    *(Measure(f"AsyncClient.stream, {n}", client(Tasks, n, streamed=True)) for n in (8, 64)),
+    Measure(f"Client.step_many, {MANY}", client(Messages, MANY), stores=STORES),
+    Measure(f"Client.predict, {len(RAGGED)} ragged", whole),
+    *(Measure(f"tritonclient.infer, {n}", client(Triton, n, mode="unary")) for n in (1, 8)),
+    Measure("tritonclient.infer, 32", client(Triton, 32, mode="unary"), stores=STORES),
+    Measure("tritonclient stream, 8", client(Triton, 8, mode="stream")),
+)
