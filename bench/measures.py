@@ -22,6 +22,7 @@ from serving import Serving
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
 MANY = 256
+CLIENT_MS = 10_000  # of a step by our clients, which always set one
 RAGGED = np.random.default_rng(0).integers(1, 65, 64).tolist()
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -36,15 +37,17 @@ class Measure:
     stores: tuple[str, ...] = ("memory",)
 
 
-def raw(method: str, count: int, *, streamed: bool) -> Callable[[Serving], Load]:
-    """Connections of one session each, numbered steps, nothing else set."""
+def raw(
+    method: str, count: int, *, streamed: bool, timeout_ms: int = 0
+) -> Callable[[Serving], Load]:
+    """Connections of one session each, numbered steps, nothing else set but the time limit."""
 
     def load(serving: Serving) -> Load:
         sessions = requests.open_sessions(serving.target, MODEL, count)
         return _load(
             serving,
             requests.PATH + method,
-            [requests.steps(each, SPEC) for each in sessions],
+            [requests.steps(each, SPEC, timeout_ms=timeout_ms) for each in sessions],
             streamed=streamed,
         )
 
@@ -100,6 +103,9 @@ def _raw(method: str, counts: Sequence[int], *, streamed: bool = False) -> list[
 
 MEASURES = (
     *_raw("Step", (1, 8, 32, 64)),
+    Measure(
+        "Step with a time limit, raw, 32", raw("Step", 32, streamed=False, timeout_ms=CLIENT_MS)
+    ),
     *_raw("StepStream", (8, 64), streamed=True),
     Measure(f"StepMany, raw, {MANY}", many, MANY, STORES),
     Measure(f"Predict, raw, {len(RAGGED)} ragged", predict, len(RAGGED)),
