@@ -1,8 +1,8 @@
 """Versions of the server by name, each served from a checkout of its own on the server's core.
 
 A version is a folder, or a commit that is checked out beside this one for the run. The flag
-`listener` turns gRPC's event_engine_listener on, `no-listener` off, whatever the version does.
-Must not know what load comes.
+`listener` turns gRPC's event_engine_listener on, `no-listener` off, whatever the version does;
+VARIABLE=VALUE sets a variable of its environment. Must not know what load comes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from bench.machine import LOAD_CPU, ROOT, SERVER_CPU
 from serving import COMMAND, Serving
 from storing import Valkey
 
+# gRPC reads the list of experiments at its start, and the last word on one counts.
+LISTENER = {"listener": "event_engine_listener", "no-listener": "-event_engine_listener"}
 STORES = ("memory", "file", "valkey")
 
 
@@ -41,13 +43,7 @@ def checked_out(text: str) -> Iterator[Version]:
     place, *flags = rest.split(",")
     if not (name and is_named and place):
         raise click.BadParameter(f"{text!r} is not NAME=CHECKOUT[,FLAG...]")
-    variables = {}
-    for flag in flags:
-        if flag not in ("listener", "no-listener"):
-            raise click.BadParameter(f"{flag!r} is no flag of a version")
-        on = flag == "listener"
-        # gRPC reads the list of experiments at its start, and the last word on one counts.
-        variables["GRPC_EXPERIMENTS"] = f"{'' if on else '-'}event_engine_listener"
+    variables = dict(map(_variable, flags))
     if Path(place).is_dir():
         yield Version(name, Path(place).resolve(), variables)
         return
@@ -59,6 +55,15 @@ def checked_out(text: str) -> Iterator[Version]:
             yield Version(name, checkout, variables)
         finally:
             subprocess.run([*git, "remove", "--force", str(checkout)], check=True)
+
+
+def _variable(flag: str) -> tuple[str, str]:
+    variable, is_set, value = flag.partition("=")
+    if is_set:
+        return variable, value
+    if flag not in LISTENER:
+        raise click.BadParameter(f"{flag!r} is no flag of a version")
+    return "GRPC_EXPERIMENTS", LISTENER[flag]
 
 
 @contextmanager
@@ -89,7 +94,7 @@ def serving_of(
             flags = ("--store", f"file:{folder / 'store'}")
         elif store == "valkey":
             flags = ("--store", stack.enter_context(Valkey(folder)).url)
-        arguments = ("--models", models, "--cpu", str(SERVER_CPU), *flags)
-        serving = Serving(arguments, pinned, PYTHONPATH=path, **version.variables)
+        arguments = ("--models", models, "--cpu", str(SERVER_CPU))
+        serving = Serving((*arguments, *flags), pinned, PYTHONPATH=path, **version.variables)
         stack.callback(serving.kill)
         yield serving

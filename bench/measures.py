@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from bench.http2 import Connection
 from bench.load import Load
 from bench.rounds import MODEL
 from lstmserve.spec import Linear, ModelSpec
-from serving import Serving
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
 MANY = 256
@@ -27,22 +26,30 @@ RAGGED = np.random.default_rng(0).integers(1, 65, 64).tolist()
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
+class Target(Protocol):
+    """A server that serves MODEL, whoever made it."""
+
+    @property
+    def target(self) -> str:
+        """Its address, HOST:PORT."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """One load: how it is made for a server, and how many steps an answer holds."""
 
     name: str
-    load: Callable[[Serving], Any]
+    load: Callable[[Target], Any]
     steps: int = 1
     stores: tuple[str, ...] = ("memory",)
 
 
 def raw(
     method: str, count: int, *, streamed: bool, timeout_ms: int = 0
-) -> Callable[[Serving], Load]:
+) -> Callable[[Target], Load]:
     """Connections of one session each, numbered steps, nothing else set but the time limit."""
 
-    def load(serving: Serving) -> Load:
+    def load(serving: Target) -> Load:
         sessions = requests.open_sessions(serving.target, MODEL, count)
         return _load(
             serving,
@@ -54,23 +61,23 @@ def raw(
     return load
 
 
-def many(serving: Serving) -> Load:
+def many(serving: Target) -> Load:
     """Two streams of StepMany, so that the server never waits for the load."""
     cohorts = [requests.open_sessions(serving.target, MODEL, MANY) for _ in range(2)]
     messages = [requests.blocks(each, SPEC) for each in cohorts]
     return _load(serving, requests.PATH + "StepMany", messages, streamed=True)
 
 
-def predict(serving: Serving) -> Load:
+def predict(serving: Target) -> Load:
     """Ragged sequences, all in one call."""
     messages = [requests.predictions(MODEL, SPEC, RAGGED)]
     return _load(serving, requests.PATH + "Predict", messages, streamed=False)
 
 
-def infer(count: int) -> Callable[[Serving], Load]:
+def infer(count: int) -> Callable[[Target], Load]:
     """ModelInfer: a connection per sequence, as stock clients number nothing."""
 
-    def load(serving: Serving) -> Load:
+    def load(serving: Target) -> Load:
         messages = [requests.inferences(MODEL, SPEC, i + 1) for i in range(count)]
         return _load(serving, INFER, messages, streamed=False)
 
@@ -78,18 +85,18 @@ def infer(count: int) -> Callable[[Serving], Load]:
 
 
 def _load(
-    serving: Serving, path: str, messages: Sequence[Iterator[bytes]], *, streamed: bool
+    serving: Target, path: str, messages: Sequence[Iterator[bytes]], *, streamed: bool
 ) -> Load:
     address = ("127.0.0.1", int(serving.target.rpartition(":")[2]))
     return Load([Connection(address, path, each, streamed=streamed) for each in messages])
 
 
-def client(kind: Callable[..., Any], count: int, **options: Any) -> Callable[[Serving], Any]:
+def client(kind: Callable[..., Any], count: int, **options: Any) -> Callable[[Target], Any]:
     """A load by one of the clients."""
     return lambda serving: kind(serving.target, MODEL, SPEC, count, **options)
 
 
-def whole(serving: Serving) -> Predictions:
+def whole(serving: Target) -> Predictions:
     """The same by Client."""
     return Predictions(serving.target, MODEL, SPEC, RAGGED)
 

@@ -8,6 +8,7 @@ now and then does not. Only frames of the package count: not gRPC, not generated
 - entries: into functions; a coroutine that goes on is entered again.
 - across files: entries whose caller in the package is in another file.
 - classes: whose methods were entered, a part of the concepts that one must hold.
+- threads: that entered the package.
 """
 
 from __future__ import annotations
