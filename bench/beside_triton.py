@@ -2,7 +2,7 @@
 
 TRITON is a virtual environment that holds the server, as NVIDIA's wheel brings it:
 
-    python3 -m venv TRITON && TRITON/bin/pip install nvidia-pytriton==0.7.0 onnxruntime
+    python3 -m venv TRITON && TRITON/bin/pip install nvidia-pytriton==0.7.0 onnxruntime==1.31.1
 
 Triton runs the same network behind its sequence batcher (bench/triton_model). Its tree of processes
 and each version of ours have the same core, one after the other, and get the same ModelInfer bodies
