@@ -66,7 +66,7 @@ async def waiting(folder: Path, place: str) -> AsyncIterator[tuple[Wire, Good]]:
         async with serving(folder, is_running=False) as wire:
             good = await wire.good()
             step = asyncio.create_task(good.step())
-            await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+            await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
             yield wire, good
             if not hasattr(wire, "running"):
                 wire.run()

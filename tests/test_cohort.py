@@ -304,7 +304,7 @@ async def test_sessions_that_leave_while_they_wait(
         else:
             sent = [each.SerializeToString() for each in steps]
             calls = [asyncio.create_task(wire.send("Step", each)) for each in sent]
-        await wire.until(lambda: wire.engine.driver.pending_steps == len(goods))
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == len(goods))
         closing = asyncio.create_task(wire.call("CloseSession", session_id=goods[2].id))
         await wire.until(lambda: wire.engine.table.leaving == 1)
         anew = Good(wire, "m", await wire.open(session_id=goods[5].id, if_exists=2))
@@ -317,7 +317,9 @@ async def test_sessions_that_leave_while_they_wait(
         xs = [np.ones(3) if i == 2 else good.rows().reshape(-1) for i, good in enumerate(nexts)]
         request = pb.StepManyRequest(session_ids=[good.id for good in nexts], x=np.concatenate(xs))
         await behind.write(request.SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == len(goods) + len(nexts) - 1)
+        await wire.until(
+            lambda: wire.engine.batch_loop.pending_steps == len(goods) + len(nexts) - 1
+        )
         wire.run()
         lost = {5: "SESSION_REPLACED", 6: "FENCED"}
         if is_many:

@@ -218,7 +218,7 @@ async def test_limits_hold_at_the_limit_and_one_above(tmp_path: Path) -> None:
     task = asyncio.create_task(engine.run())
     for reply in replies:
         await reply
-    assert engine.driver.pending_steps == 0
+    assert engine.batch_loop.pending_steps == 0
     await engine.close(1)
     await task
 

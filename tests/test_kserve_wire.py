@@ -257,7 +257,7 @@ async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
     async with serving(folder, is_running=False, **limits) as wire:
         call = wire.channel.unary_unary(PATH + "ModelInfer")
         late = call(infer(rows(1, 0), sequence_id=1, sequence_start=True).SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         said = await refused(wire, infer(rows(1, 1), sequence_id=2, sequence_start=True))
         assert (said.reason, said.code) == ("OVERLOADED", StatusCode.RESOURCE_EXHAUSTED)
         assert said.retry_s is not None

@@ -160,7 +160,7 @@ async def test_a_message_that_nobody_reads_is_freed(
     """Its caller goes away while a batch is computed and it waits: it is gone with him."""
     async with serving(tmp_path) as wire:
         session, busy, going = await wire.good(), asyncio.Event(), asyncio.Event()
-        computing = wire.engine.driver.rounds.computing
+        computing = wire.engine.batch_loop.executor
         run = computing.run
 
         async def slow(model: Model, batch: Batch) -> Output:
@@ -169,7 +169,7 @@ async def test_a_message_that_nobody_reads_is_freed(
             return await run(model, batch)
 
         monkeypatch.setattr(computing, "run", slow)
-        monkeypatch.setattr(wire.engine.driver, "run_now", lambda: False)
+        monkeypatch.setattr(wire.engine.batch_loop, "run_now", lambda: False)
         stepping = asyncio.create_task(session.step())
         await busy.wait()
         gc.collect()

@@ -279,7 +279,7 @@ async def test_a_call_that_is_cancelled_gives_its_bytes_back(tmp_path: Path, sen
     """While its step waits they are held; cancelled, they are free once its turn has come."""
     async with serving(tmp_path, is_running=False) as wire:
         calls = [await send(wire, await wire.good()) for _ in range(3)]
-        await wire.until(lambda: wire.engine.driver.pending_steps == 3)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
         each = X.nbytes + ROWS * 2 * 4
         assert 3 * each <= wire.pending.held <= 3 * (each + 100)
         for call in calls:
@@ -295,7 +295,7 @@ async def test_a_unary_call_whose_bytes_do_not_fit_is_refused(tmp_path: Path, se
     fitting = (2 * MESSAGE - 2 * MESSAGE // 16) // (X.nbytes + ROWS * 2 * 4)
     async with serving(tmp_path, is_running=False, **settings) as wire:
         calls = [await send(wire, await wire.good()) for _ in range(fitting)]
-        await wire.until(lambda: wire.engine.driver.pending_steps == fitting)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == fitting)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await (await send(wire, await wire.good()))
         said = refusal(failure.value)
@@ -314,11 +314,11 @@ async def test_a_stream_is_not_read_while_its_bytes_do_not_fit(tmp_path: Path, s
     async with serving(tmp_path, is_running=False, **settings) as wire:
         short = await wire.good()
         streams = [await send(wire, await wire.good()) for _ in range(fitting + 5)]
-        await wire.until(lambda: wire.engine.driver.pending_steps >= fitting - 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps >= fitting - 1)
         for _ in range(200):
             await asyncio.sleep(0)
             assert wire.pending.held <= 2 * MESSAGE
-        assert wire.engine.driver.pending_steps <= fitting
+        assert wire.engine.batch_loop.pending_steps <= fitting
         wire.run()
         await short.step()
         for stream in streams:
@@ -331,7 +331,7 @@ async def test_a_tenants_share_is_its_own(tmp_path: Path) -> None:
     limits = Limits(pending_bytes_max=2 * (X.nbytes + ROWS * 2 * 4))
     async with serving(tmp_path, is_running=False, limits=limits) as wire:
         calls = [await predict(wire, None)]  # type: ignore[arg-type]  # of no session
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await (await predict(wire, None))  # type: ignore[arg-type]  # of no session
         said = refusal(failure.value)
@@ -400,7 +400,7 @@ async def repeats_by_step(wire: Wire, good: Good) -> list[str]:
 async def refusals(wire: Wire, calls: list[Any]) -> list[str]:
     """Once as many as may are waiting, and the others were refused."""
     await wire.until(lambda: any(call.done() for call in calls))
-    assert wire.engine.driver.pending_steps == LIMIT
+    assert wire.engine.batch_loop.pending_steps == LIMIT
     await wire.until(lambda: wire.pending.held <= X.nbytes + LIMIT * (ROWS * 2 * 4 + 100))
     wire.run()
     ends = await asyncio.gather(*calls, return_exceptions=True)
@@ -419,7 +419,7 @@ async def told(wire: Wire, stream: Any, kind: type[Any]) -> list[str]:
     """The reasons in all replies. The refusal waits, too: a session's replies keep their order."""
     counts = wire.metrics.models.values()
     await wire.until(lambda: sum(each.errors.total() for each in counts) == 1)
-    assert wire.engine.driver.pending_steps == LIMIT
+    assert wire.engine.batch_loop.pending_steps == LIMIT
     assert wire.pending.held <= X.nbytes + (LIMIT + 1) * (ROWS * 2 * 4 + 100)
     wire.run()
     replies = [kind.FromString(await stream.read()) for _ in range(LIMIT + 1)]

@@ -38,7 +38,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     await engine.close(5)
     await task
     engine.check_integrity()
-    assert engine.driver.pending_steps == 0
+    assert engine.batch_loop.pending_steps == 0
 
 
 def job(engine: Engine, lengths: Any, seed: int, **options: Any) -> PredictJob:
@@ -129,10 +129,10 @@ async def test_a_call_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
     ]
     await asyncio.wait(calls, timeout=0.1)
     assert isinstance(calls[1].exception(), Overloaded)
-    assert engine.driver.pending_steps == 10
-    engine.driver.fail_pending(Draining("closed"))
+    assert engine.batch_loop.pending_steps == 10
+    engine.batch_loop.fail_pending(Draining("closed"))
     for each in (calls[0], calls[2]):
         with pytest.raises(Draining):
             await each
-    assert engine.driver.pending_steps == 0
+    assert engine.batch_loop.pending_steps == 0
     engine.check_integrity()

@@ -203,7 +203,7 @@ async def test_a_step_sent_while_a_restart_makes_room_is_not_lost(tmp_path: Path
             call = asyncio.ensure_future(reason(wire, "OpenSession", again))
             await wire.until(lambda: len(gate.puts) > count)
             step = asyncio.ensure_future(session.step())
-            await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+            await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
             gate.only(is_same_life)
         assert await call == "STORE_UNAVAILABLE"
         gate.only(None)

@@ -231,9 +231,9 @@ async def test_steps_of_a_new_life_wait_for_it(
         x = session.rows().reshape(-1)
         request = pb.StepManyRequest(session_ids=[session.id], x=x)
         await stream.write(request.SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         await passes()
-        assert wire.engine.driver.pending_steps == 1
+        assert wire.engine.batch_loop.pending_steps == 1
         beginnings.going.set()
         reply = pb.StepManyResponse.FromString(await stream.read())
         await stream.done_writing()
@@ -267,7 +267,7 @@ async def test_a_neighbour_in_a_message_does_not_stand_still(tmp_path: Path) -> 
             request = pb.StepManyRequest(session_ids=[replaced.id, other.id], x=x)
             await stream.write(request.SerializeToString())
             await wire.until(lambda: wire.engine.table.step[row] == 1)
-            assert wire.engine.driver.pending_steps == 1
+            assert wire.engine.batch_loop.pending_steps == 1
         await call
         reply = pb.StepManyResponse.FromString(await stream.read())
         assert [error.index for error in reply.errors] == [0]
@@ -286,7 +286,7 @@ async def test_a_shutdown_does_not_wait_for_those_that_stand_still(tmp_path: Pat
             call = asyncio.create_task(restarted(wire, session.id))
             await wire.until(lambda: len(gate.puts) > count)
             step = asyncio.create_task(wire.refused("Step", session.request().SerializeToString()))
-            await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+            await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
             ending = asyncio.create_task(wire.engine.close(0.01))
             assert (await step).reason == "DRAINING"
         await asyncio.gather(ending, call)

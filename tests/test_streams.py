@@ -164,7 +164,7 @@ async def deadline_in_the_queue(wire: Wire, stream: Stream) -> None:
     for tag, timeout_ms in ((1, 5), (2, 0)):
         request = pb.StepRequest(session_id=a.id, x=[0.0] * 3, timeout_ms=timeout_ms, tag=tag)
         await stream.write(request.SerializeToString())
-    await wire.until(lambda: wire.engine.driver.pending_steps == 2)
+    await wire.until(lambda: wire.engine.batch_loop.pending_steps == 2)
     wire.clock.ahead_ns += 10**7
     wire.run()
     replies = [pb.StepResponse.FromString(await stream.read()) for _ in range(2)]

@@ -150,7 +150,7 @@ def stalled(running: Tenancy) -> Any:
     slots = pool.take(pool.free_count)
     yield
     pool.give(slots)
-    running.engine.driver.notice()
+    running.engine.batch_loop.notice()
 
 
 async def test_a_slow_reader_loses_its_stream_only(models: Path) -> None:

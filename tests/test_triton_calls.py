@@ -92,7 +92,7 @@ async def test_statistics_are_true_counts(triton: Triton, folder: Path) -> None:
     async with serving(folder, is_running=False) as wire:
         starts = [request(rows(1, n), n, start=True) for n in range(1, 7)]
         running = asyncio.create_task(triton.run("stream", wire.target, starts))
-        await wire.until(lambda: wire.engine.driver.pending_steps == 6)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 6)
         wire.run()
         await running
         await triton.run(

@@ -135,7 +135,7 @@ class Wire:
     async def settled(self, session_id: str) -> int:
         """The last step of a session, once none is pending and no call is under way."""
         await self.until(lambda: self.metrics.rpcs_started == self.metrics.rpcs_handled)
-        await self.until(lambda: self.engine.driver.pending_steps == 0)
+        await self.until(lambda: self.engine.batch_loop.pending_steps == 0)
         return int((await self.call("GetSession", session_id=session_id)).session.step)
 
     def run(self) -> None:

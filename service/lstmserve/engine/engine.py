@@ -1,4 +1,4 @@
-"""The engine's front: what servicers call. Owns nothing but its parts; see driver.py for the loop.
+"""The engine's front, which the dialects call. It owns its parts; batch_loop.py runs them.
 
 Everything here runs on the event loop's thread.
 """
@@ -14,9 +14,9 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine import model_lookup
+from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.commit import CommitStage, InMemory
-from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import Draining
 from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelCounters
@@ -77,9 +77,11 @@ class Engine:
             residence = Residence(
                 self.table, self.sessions, self.capacity, records, store, clock, self._stage.flush
             )
-        self.driver = Driver(config, self.models, self._stage, clock)
-        self.lives = Lives(self.table, self.sessions, opener, residence, clock, self.driver.notice)
-        self.predictor = Predictor(config, self.driver)
+        self.batch_loop = BatchLoop(config, self.models, self._stage, clock)
+        self.lives = Lives(
+            self.table, self.sessions, opener, residence, clock, self.batch_loop.notice
+        )
+        self.predictor = Predictor(config, self.batch_loop)
         self.is_draining = False
         self._is_closed = False
         self._checks: list[Callable[[], None]] = []
@@ -107,7 +109,7 @@ class Engine:
         rows = request.rows
         self._stage.admit(int(rows[0]) if len(rows) == 1 else np.asarray(rows))
         model.scheduler.accept(request)
-        self.driver.notice()
+        self.batch_loop.notice()
 
     def durable_step(self, row: int) -> int:
         """The session's last step that survives a crash; 0 without a store."""
@@ -130,12 +132,12 @@ class Engine:
         """Drives until close(). Raises what it died of; every step has been failed then."""
         self._sweep()
         writing = asyncio.create_task(self._stage.run(), name="store")
-        self.driver.rounds.watch(writing)
+        self.batch_loop.watch(writing)
         try:
-            await self.driver.run()
+            await self.batch_loop.run()
         finally:
             self._is_closed = True
-            self.driver.take_in()
+            self.batch_loop.take_in()
             writing.cancel()
 
     def drain(self) -> None:
@@ -150,7 +152,7 @@ class Engine:
         if self.config.store_mode == "through":
             flushed.set()
         try:
-            await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
+            await self.batch_loop.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
             await self._stage.drain(timeout_s)
             await self.lives.finish(timeout_s)
         finally:
@@ -193,7 +195,7 @@ class Engine:
         if self._is_closed:
             return
         is_all = self.capacity.sweep(self.clock())
-        if self.config.debug and not self.driver.pending_steps:
+        if self.config.debug and not self.batch_loop.pending_steps:
             self.check_integrity()
         asyncio.get_running_loop().call_later(SWEEP_S if is_all else SWEEP_ON_S, self._sweep)
 

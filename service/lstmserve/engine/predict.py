@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Floats, Input, Output
+from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.compute.kernel import KernelError
-from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model
 from lstmserve.engine.scheduling.plan import groups_of
@@ -76,9 +76,9 @@ class _Completion:
 class Predictor:
     """Counts the rows that wait, and refuses jobs beyond --predict-rows-max."""
 
-    def __init__(self, config: Config, driver: Driver) -> None:
+    def __init__(self, config: Config, batch_loop: BatchLoop) -> None:
         self._config = config
-        self._driver = driver
+        self._batch_loop = batch_loop
         self.waiting_rows = 0
 
     def check_count(self, count: int) -> None:
@@ -135,7 +135,7 @@ class Predictor:
             on_over()
             raise
         try:
-            self._driver.notice()
+            self._batch_loop.notice()
             rows = await completion.done
         finally:
             completion.done.cancel()  # a late failure is no news to a caller that has left
@@ -201,7 +201,7 @@ class Predictor:
         assert kernel is not None
         lengths = np.array([len(x)], np.int32)
         try:
-            y, hn, cn = await self._driver.rounds.computing.in_thread(
+            y, hn, cn = await self._batch_loop.executor.in_thread(
                 lambda: kernel.run(x[np.newaxis], lengths, h0, c0)
             )
         except KernelError as error:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from lstmserve.engine.driver import Driver
+from lstmserve.engine.batch_loop import BatchLoop
 
 Message = TypeVar("Message")
 
@@ -18,15 +18,15 @@ UNREAD_MAX = 256  # more are read at once: what is refused must not be held firs
 
 
 class Inbox(Generic[Message]):
-    """A source of the driver. `read(messages)` submits their steps, and must not raise."""
+    """A source of the batch loop. `read(messages)` submits their steps, and must not raise."""
 
-    def __init__(self, driver: Driver, read: Callable[[list[Message]], None]) -> None:
-        self._driver = driver
+    def __init__(self, batch_loop: BatchLoop, read: Callable[[list[Message]], None]) -> None:
+        self._batch_loop = batch_loop
         self._read = read
         self._unread: list[Message] = []
         self._is_due = False
         self._loop = asyncio.get_running_loop()
-        driver.add_source(self.take_in)
+        batch_loop.add_source(self.take_in)
 
     def put(self, message: Message) -> None:
         """The message is read soon, with the others that the transport hands over now."""
@@ -43,8 +43,8 @@ class Inbox(Generic[Message]):
 
     def _run(self) -> None:
         self._is_due = False
-        if not self._driver.run_now():
-            self._driver.notice()
+        if not self._batch_loop.run_now():
+            self._batch_loop.notice()
 
     def take_in(self) -> None:
         """Reads them all."""

@@ -22,7 +22,7 @@ class Dialect:
         self.lines = Lines(engine.config.session_pending_max)
         self._metrics = metrics
         self._unrested: list[tuple[str, asyncio.Future[None]]] = []
-        engine.driver.add_source(self._look)
+        engine.batch_loop.add_source(self._look)
 
     def counters(self, model: Model | None) -> ModelMetrics:
         """Of a model version; None: the request was for none that is served."""
@@ -40,7 +40,7 @@ class Dialect:
         return row is not None and self.engine.table.pending.item(row) > 0
 
     def _look(self) -> None:
-        """Called by the driver before every batch."""
+        """Called by the batch loop before every batch."""
         if not self._unrested:
             return
         unrested, self._unrested = self._unrested, []

@@ -52,7 +52,7 @@ def methods(
         service=SERVICE,
     )
     dialect = Dialect(engine, metrics)
-    inbox = Inbox(engine.driver, functools.partial(read_all, dialect))
+    inbox = Inbox(engine.batch_loop, functools.partial(read_all, dialect))
     server, models = ServerCalls(engine), ModelCalls(engine, dialect)
     unaries = (
         ("ModelReady", pb.ModelReadyRequest, models.ready),

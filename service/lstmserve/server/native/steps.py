@@ -38,7 +38,7 @@ class StepCalls:
         self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
         self.steps = steps
-        self.inbox: Inbox[NativeStep] = Inbox(engine.driver, self.read)
+        self.inbox: Inbox[NativeStep] = Inbox(engine.batch_loop, self.read)
         self._engine = engine
 
     def receive(self, frame: Frame, calls: list[UnaryCall]) -> None:

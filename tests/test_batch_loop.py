@@ -86,7 +86,7 @@ async def test_a_bug_ends_the_engine_and_every_step(
 
         monkeypatch.setattr(Kernel, "run", broken)
     replies = [submit(engine, row, x())[1] for row in rows]
-    engine.driver.run_now()
+    engine.batch_loop.run_now()
     for reply in replies:
         with pytest.raises(ServeError):
             await reply
@@ -134,7 +134,7 @@ async def test_commits_in_flight_have_a_limit(engine: Engine, stage: Stage, seed
         if waiting and rng.random() < 0.4:
             waiting[int(rng.integers(len(waiting)))].set_result(None)
         await passes(int(rng.integers(60)))
-    while engine.driver.pending_steps:
+    while engine.batch_loop.pending_steps:
         for each in stage.waiting:
             if not each.done():
                 each.set_result(None)
