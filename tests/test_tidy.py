@@ -246,5 +246,19 @@ def test_layers_do_not_reach_up(folder: str, banned: tuple[str, ...]) -> None:
     assert found == []
 
 
+def test_one_folder_knows_the_inside_of_grpc() -> None:
+    """The server's transport alone imports grpc._cython; the server does without grpc.aio."""
+    inside = {
+        path
+        for path, tree in PRODUCT_TREES.items()
+        if any(name.startswith("grpc._cython") for name in imports(tree))
+    }
+    folder = "service/lstmserve/server/transport/"
+    assert inside
+    assert {path for path in inside if not path.startswith(folder)} == set()
+    server = [path for path in PRODUCT if path.startswith("service/lstmserve/server/")]
+    assert [path for path in server if "grpc.aio" in PRODUCT[path]] == []
+
+
 # The console script offers `export`, and imports it only when it is called.
 LAZY = {"service/lstmserve/cli/__init__.py"}

@@ -7,7 +7,6 @@ import logging
 import secrets
 import sys
 
-import grpc.aio
 import structlog
 
 BOOT_KEY = secrets.token_bytes(16)
@@ -16,15 +15,6 @@ BOOT_KEY = secrets.token_bytes(16)
 def session_hash(session_id: str) -> str:
     """What stands for a session in the log: the same within one run of the server only."""
     return hashlib.blake2b(session_id.encode(), digest_size=8, key=BOOT_KEY).hexdigest()
-
-
-def is_event(record: logging.LogRecord) -> bool:
-    """Whether a line is to be written: not that of a reply whose client's connection was cut.
-
-    gRPC logs it with a traceback; a client may end its connection whenever it likes.
-    """
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, grpc.aio.InternalError)
 
 
 def configure(form: str) -> None:
@@ -44,7 +34,6 @@ def configure(form: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(is_event)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
