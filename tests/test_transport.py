@@ -25,6 +25,7 @@ from lstmserve.server.transport.stream import READ_AHEAD_BYTES
 
 UNARY, STREAM = "/test.Test/Unary", "/test.Test/Stream"
 MESSAGE_BYTES_MAX = 1 << 20
+STREAMS_MAX = 8
 DEADLINE_S = 30
 NOTHING = Abort(grpc.StatusCode.INVALID_ARGUMENT, "no message", ())
 
@@ -118,7 +119,7 @@ class Running:
     def __init__(self) -> None:
         self.unary, self.stream, self.health = Unary(), Stream(), Health(("", "a"))
         self.server = QueueServer(
-            options(Config(message_bytes_max=MESSAGE_BYTES_MAX)),
+            options(Config(message_bytes_max=MESSAGE_BYTES_MAX, streams_max=STREAMS_MAX)),
             {UNARY: self.unary},
             {STREAM: self.stream, WATCH: self.health.watch},
         )
@@ -382,6 +383,21 @@ def test_who_has_gone_is_asked_before_who_sends_no_more() -> None:
     arrivals.deliver()
     assert heard == ["opened", "messages [1, 2]", "sent", "gone", "half-closed"]
     assert not arrivals.is_due
+
+
+async def test_calls_that_are_over_count_no_more(running: Running) -> None:
+    """Though they are still named here, a connection has room for as many as it may have open."""
+    for _ in range(3):
+        streams = [running.channel.stream_stream(STREAM)(timeout=DEADLINE_S) for _ in range(4)]
+        for stream in streams:
+            await stream.write(b"x")
+        calls = [running.call(b"x") for _ in range(4)]
+        assert await asyncio.gather(*calls) == 4 * [b"x"]
+        for stream in streams:
+            stream.cancel()
+        await until(lambda: running.stream.heard.count("closed") == len(running.stream.streams))
+    assert len(running.stream.streams) == 12
+    assert len(running.unary.calls) == 12
 
 
 async def test_a_server_stops_once_and_what_is_under_way_has_the_grace() -> None:
