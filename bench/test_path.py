@@ -11,27 +11,24 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from lstmserve.server.window import Window
 from prometheus_client import CollectorRegistry
 
+from calling import Caller, CallerFrame, Sender, answered
 from lstmserve.engine import Engine
 from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.inbox import Inbox
-from lstmserve.server.native.cohort import Cohort
 from lstmserve.server.native.crowd import Crowd
 from lstmserve.server.native.many_calls import ManyCalls
-from lstmserve.server.native.many_message import ManyMessage
 from lstmserve.server.native.predict_calls import PredictCalls
 from lstmserve.server.native.step_calls import StepCalls
 from lstmserve.server.native.steps import Steps
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.server.server import quiet_collector
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.tokens import Limits
@@ -39,8 +36,7 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 from traffic import open_session, start_engine
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
-CONTEXT: Any = SimpleNamespace(time_remaining=lambda: 60.0)  # a call with a deadline of its own
-DOOR = OpenDoor(Limits())
+TENANT = Tenant("", Limits())
 PENDING = PendingBytes(1 << 30)
 MANY = 256
 
@@ -67,7 +63,8 @@ def running(folder: Path) -> Iterator[tuple[Engine, Metrics, Do[Any]]]:
 
 def _step_calls(engine: Engine, metrics: Metrics) -> StepCalls:
     steps = Steps(engine, metrics)
-    frame = Frame(DOOR, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
+    door = OpenDoor(Limits())
+    frame = CallerFrame(door, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
     return StepCalls(steps, Inbox(engine.driver, Crowd(engine, steps).read), frame)
 
 
@@ -101,7 +98,9 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
         rounds = _rounds(engine, count)
 
         async def answer(messages: list[bytes]) -> list[bytes]:
-            return await asyncio.gather(*(answer_one(calls, each) for each in messages))
+            return await asyncio.gather(
+                *(answered(calls.receive, Caller(each, TENANT, PENDING)) for each in messages)
+            )
 
         replies = benchmark.pedantic(
             lambda messages: do(answer(messages)),
@@ -115,23 +114,16 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
 def test_step_many(tmp_path: Path, benchmark: Any) -> None:
     """A StepMany message of 256 sessions, the first of which named them."""
     with running(tmp_path) as (engine, metrics, do):
-        calls, tenant = ManyCalls(engine, metrics, PENDING), DOOR.tenant(CONTEXT)
-        window = do(_started(lambda: Window(1)))
+        sender = do(_started(Sender))
+        sender.conversation = ManyCalls(engine, metrics, PENDING).begin(sender, TENANT)
         ids, incarnations = _sessions(engine, MANY)
         request = pb.StepManyRequest(session_ids=ids, incarnations=incarnations, x=_input(MANY))
-        cohort = Cohort(tenant)
 
-        async def answer(content: bytes) -> bytes | None:
-            nonlocal cohort
-            message = ManyMessage(
-                tenant, cohort, lambda each: window.answer(each, calls.render(each))
-            )
-            read = calls.read(content, message)
-            message.lease = PENDING.enter(tenant.account, len(content))
-            window.add(message)
-            await calls.submit(read, message)
-            cohort = message.cohort
-            return await window.next()
+        async def answer(content: bytes) -> bytes:
+            sender.conversation.receive(content)
+            while not sender.replies:  # noqa: ASYNC110 -- the engine takes a pass or two
+                await asyncio.sleep(0)
+            return sender.replies.pop()
 
         def message() -> Any:
             number = request.steps[0] + 1 if request.steps else 1
@@ -152,23 +144,12 @@ def test_predict(tmp_path: Path, benchmark: Any) -> None:
     lengths = np.random.default_rng(0).integers(1, 65, 64).tolist()
     request = pb.PredictRequest(model="m", lengths=lengths, x=_input(sum(lengths)))
     with running(tmp_path) as (engine, metrics, do):
-        frame = Frame(DOOR, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
-        calls, tenant = PredictCalls(engine, metrics, frame), DOOR.tenant(CONTEXT)
-        lease = PENDING.enter(tenant.account, request.ByteSize())
+        calls = PredictCalls(engine, metrics)
+        lease = PENDING.enter(TENANT.account, request.ByteSize())
         reply = benchmark.pedantic(
-            lambda: do(calls.predict(request, tenant, lease)), rounds=200, warmup_rounds=5
+            lambda: do(calls.predict(request, TENANT, lease)), rounds=200, warmup_rounds=5
         )
     assert len(reply.y) == 4 * sum(lengths) * SPEC.output_size
-
-
-async def answer_one(calls: StepCalls, content: bytes) -> bytes:
-    """As the frame of a call does it."""
-    tenant = DOOR.tenant(CONTEXT)
-    incoming = Incoming(content, CONTEXT, tenant, PENDING.enter(tenant.account, len(content)))
-    try:
-        return await calls.step(incoming)
-    finally:
-        incoming.end(None)
 
 
 async def _started(make: Callable[[], T]) -> T:
