@@ -355,6 +355,54 @@ async def test_a_reply_that_nobody_reads_ends_its_unary_call(tmp_path: Path) -> 
             call.cancel()
 
 
+def unsent(wire: Wire, method: str, **options: Any) -> grpc.aio.StreamUnaryCall[Any, Any]:
+    """A unary call whose message has not been sent, and never is."""
+    call = wire.channel.stream_unary(f"/lstmserve.v1.LstmService/{method}")
+    return call(timeout=30, **options)
+
+
+@pytest.mark.parametrize("full", ["PENDING_BYTES", "QUOTA"])
+async def test_a_unary_call_is_refused_before_its_message_is_read(
+    tmp_path: Path, full: str
+) -> None:
+    """While the budget, or its tenant's share, is used up: a client that sends nothing hears it."""
+    share = 100 if full == "QUOTA" else None
+    async with serving(tmp_path, limits=Limits(pending_bytes_max=share)) as wire:
+        good = await wire.good()
+        account = wire.door.tenant(None).account  # type: ignore[arg-type]  # anyone
+        size = share or wire.pending.bytes_max
+        lease = wire.pending.take(account, SHORT_BYTES if share is None else size)
+        assert lease is not None
+        lease.resize(size)
+        if share is not None:  # the first refusal of a tenant is after its message was read
+            assert (await wire.refused("Step", b"")).reason == "QUOTA"
+        for method in ("Step", "GetSession"):
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await unsent(wire, method)
+            assert refusal(failure.value).reason == full
+        lease.release()
+        call = unsent(wire, "Step")
+        await call.write(good.request().SerializeToString())
+        await call.done_writing()
+        good.check(public.StepResponse.FromString(await call).y)
+
+
+async def test_a_stream_whose_client_reads_nothing_and_sends_no_more(tmp_path: Path) -> None:
+    """Its replies are dropped after write_s_max though it has ended its side, and hold no bytes."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 5)]
+    async with serving(tmp_path, write_s_max=0.1) as wire:
+        good = await wire.good()
+        async with grpc.aio.insecure_channel(wire.target, options) as channel:
+            stream = channel.stream_stream("/lstmserve.v1.LstmService/StepStream")()
+            for _ in range(3):
+                await stream.write(long_step(good.id))
+            await stream.done_writing()
+            await wire.until(lambda: wire.pending.held > 0)
+            await wire.until(lambda: wire.pending.held == 0)
+            await wire.until(lambda: wire.metrics.rpcs_started == wire.metrics.rpcs_handled)
+            stream.cancel()
+
+
 class Failing:
     """A message type that cannot be parsed, for want of memory or not."""
 

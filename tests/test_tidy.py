@@ -266,5 +266,19 @@ def test_packages_do_not_know_each_other(package: str, unknown: str) -> None:
     assert known & set(unknown.split()) == set()
 
 
+def test_one_folder_knows_the_inside_of_grpc() -> None:
+    """The server's transport alone imports grpc._cython; the server does without grpc.aio."""
+    inside = {
+        path
+        for path, tree in PRODUCT_TREES.items()
+        if any(name.startswith("grpc._cython") for name in imports(tree))
+    }
+    folder = "service/lstmserve/server/transport/"
+    assert inside
+    assert {path for path in inside if not path.startswith(folder)} == set()
+    server = [path for path in PRODUCT if path.startswith("service/lstmserve/server/")]
+    assert [path for path in server if "grpc.aio" in PRODUCT[path]] == []
+
+
 # The console script offers `export`, and imports it only when it is called.
 LAZY = {"service/lstmserve/cli/__init__.py"}

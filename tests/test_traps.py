@@ -180,10 +180,10 @@ async def read_on(stream: Any) -> None:
 
 
 async def test_metadata_has_a_limit(models: Path) -> None:
-    """8 kB pass, 17 kB are refused by gRPC itself, and the connection goes on."""
+    """8 KiB pass, 17 kB are refused by gRPC itself, and the connection goes on."""
     async with tenancy(models, None) as running, running.channel() as channel:
         call = channel.unary_unary(path("ListModels"))
-        await call(b"", metadata=(("x", "y" * 7_900),))
+        await call(b"", metadata=(("x", "y" * 7_600),))
         error, _ = await refusal(call(b"", metadata=(("x", "y" * 17_000),)))
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         await call(b"")

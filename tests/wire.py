@@ -77,6 +77,7 @@ class Wire:
         self.channel = channel
         self.target = ""  # for other clients
         self.pending: PendingBytes
+        self.door: AnonymousAuthenticator
         self.failure: BaseException | None = None  # what the engine died of
         self.running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.folder = engine.config.models
@@ -237,7 +238,7 @@ async def serving(
     server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
         wire = Wire(engine, metrics, clock, channel, server)
-        wire.pending = pending
+        wire.pending, wire.door = pending, door
         wire.target = f"127.0.0.1:{port}"
         if is_running:
             wire.run()

@@ -27,7 +27,7 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 
 
 class Abort(NamedTuple):
-    """The arguments of grpc.aio's context.abort()."""
+    """How a call ends: its status, and the trailing metadata that say more."""
 
     code: StatusCode
     details: str

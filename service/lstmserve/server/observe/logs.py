@@ -7,7 +7,6 @@ import logging
 import secrets
 import sys
 
-import grpc.aio
 import structlog
 
 BOOT_KEY = secrets.token_bytes(16)
@@ -16,12 +15,6 @@ BOOT_KEY = secrets.token_bytes(16)
 def session_hash(session_id: str) -> str:
     """Names a session in the log. Another run of the server gives it another name."""
     return hashlib.blake2b(session_id.encode(), digest_size=8, key=BOOT_KEY).hexdigest()
-
-
-def is_event(record: logging.LogRecord) -> bool:
-    """Drops what gRPC logs, with a traceback, when a client cuts its connection before a reply."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, grpc.aio.InternalError)
 
 
 def configure(form: str) -> None:
@@ -41,7 +34,6 @@ def configure(form: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(is_event)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

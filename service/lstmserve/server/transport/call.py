@@ -42,6 +42,27 @@ class UnaryMethod(Protocol):
         """The call was answered, or its client has gone (CANCELLED)."""
 
 
+class EndedCall:
+    """In place of gRPC's call when it is over: on it nothing is done.
+
+    gRPC counts a stream among its connection's until its call is freed, so whoever still holds a
+    call of ours, a timer or a cycle, must not hold gRPC's.
+    """
+
+    def start_server_batch(self, operations: object, tag: object) -> None:
+        """Does nothing."""
+
+    def cancel(self) -> None:
+        """Does nothing."""
+
+    def peer(self) -> bytes:
+        """Unknown."""
+        return b""
+
+
+ENDED: Final = EndedCall()
+
+
 def ignore_event(event: cygrpc.BatchOperationEvent) -> None:
     """For operations whose end changes nothing."""
 
@@ -132,6 +153,7 @@ class UnaryCall:
         if not self._is_over:
             on_gone = self.on_gone
             self._end(grpc.StatusCode.CANCELLED)
+            self._call = ENDED
             if on_gone is not None:
                 on_gone()
 
@@ -171,11 +193,14 @@ class UnaryCall:
             ),
             ignore_event if on_sent is None else self._sent_event,
         )
+        if on_sent is None:
+            self._call = ENDED
 
     def _sent_event(self, event: cygrpc.BatchOperationEvent) -> None:
         self._arrivals.endings.append(self._sent)
 
     def _sent(self) -> None:
+        self._call = ENDED
         on_sent, self.on_sent = self.on_sent, None
         if on_sent is not None:
             on_sent()
@@ -189,6 +214,7 @@ class UnaryCall:
             (cygrpc.SendInitialMetadataOperation(None, NO_FLAGS), status_operation(abort)),
             ignore_event,
         )
+        self._call = ENDED
 
     def cut(self) -> None:
         """Resets the call: what was written and not read is dropped."""

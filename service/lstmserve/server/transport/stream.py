@@ -21,7 +21,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # has no types
 
 from lstmserve.server.status import Abort
 from lstmserve.server.transport.arrivals import Arrivals
-from lstmserve.server.transport.call import NO_FLAGS, status_operation
+from lstmserve.server.transport.call import ENDED, NO_FLAGS, status_operation
 
 FINISHED: Final = Abort(grpc.StatusCode.OK, "", ())
 READ_AHEAD_BYTES: Final = 64 << 10
@@ -266,6 +266,8 @@ class StreamCall:
         """The call is over on the wire, too."""
         self._outgoing.clear()
         self.method.closed(self)
+        self.conversation = None
+        self._call = ENDED
 
     @property
     def is_over(self) -> bool:
