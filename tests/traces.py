@@ -1,4 +1,4 @@
-"""Random traces of one model's work, and all that a scheduler made of them: the same for old and new.
+"""Random traces of one model's work, and all that its scheduler, old or new, makes of them.
 
 A trace is a seed: single steps, steps that arrived together, messages of many sessions, Predicts,
 cancels, deadlines, holds, sessions that are replaced, moved or closed, a store that fails. Only the
@@ -278,7 +278,7 @@ class Trace:
         for _ in range(self.sessions_max):
             self._open()
         self._note("begin")
-        events = 24 + self.rng.below(36)
+        events = 30 + self.rng.below(70)
         for _ in range(events):
             self._note(self._event())
         self._end()
@@ -307,8 +307,8 @@ class Trace:
     def _note(self, event: str) -> None:
         scheduler = self.scheduler
         answers, self.answers = self.answers, []
-        # Stable: in order per session. A message of many is answered whole, after the others.
-        answers.sort(key=lambda each: (each[0], each[1] in self.messages))
+        # Stable: in order per session. Messages of many are answered whole, after the others.
+        answers.sort(key=lambda each: (each[0], each[1] if each[1] in self.messages else 0))
         counts = [scheduler.pending_steps, scheduler.in_flight_steps, scheduler.has_ready]
         self.log.append([event, *counts, answers])
 
@@ -316,7 +316,8 @@ class Trace:
         self.answers.append([uid, *what])
 
     def _open(self) -> None:
-        names = [f"s{i}" for i in range(self.sessions_max) if f"s{i}" not in self.open]
+        every = (f"s{i}" for i in range(self.sessions_max))
+        names = [name for name in every if self.table.find(name) is None]
         if not names or len(self.at_row) > 50:
             return
         table, rng, key = self.table, self.rng, names[0]
@@ -640,7 +641,9 @@ class Trace:
         table, row = self.table, session.row
         columns = (table.step, table.digest, table.durable_step, table.trust, table.expiry_ns)
         saved = table.replies.get(row, OUTPUT_SIZE)
-        reply = None if saved is None else [saved.length, saved.y.hex()]
+        reply = None
+        if saved is not None and table.digest[row]:  # else nothing is ever answered with it
+            reply = [saved.length, saved.y.hex()]
         state = [each.item() for each in self.pool.read(table.slot[row : row + 1]).values()]
         assert table.phase[row] == OPEN
         return [session.uid, *(column.item(row) for column in columns), state, reply]
