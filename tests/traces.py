@@ -278,7 +278,7 @@ class Trace:
         for _ in range(self.sessions_max):
             self._open()
         self._note("begin")
-        events = 30 + self.rng.below(70)
+        events = 24 + self.rng.below(50)
         for _ in range(events):
             self._note(self._event())
         self._end()
@@ -287,6 +287,8 @@ class Trace:
     def _event(self) -> str:
         rng = self.rng
         work: tuple[Any, ...] = (self._step, self._step, self._list, self._many, self._predict)
+        if self.mode == "wide":
+            work = (*work, self._list)
         if self.mode == "narrow":
             work = (self._step,)
         if self.mode == "predict":
@@ -348,7 +350,7 @@ class Trace:
             return
         rng, count = self.rng, 2 + self.rng.below(2 + 2 * len(self.open))
         sessions = [rng.pick(list(self.open.values())) for _ in range(count)]
-        if rng.chance(0.5):
+        if rng.chance(0.7):
             sessions = rng.sample(self.open.values(), count)
         pending = self.scheduler.pending_steps - self.side.pending_sequences
         room = self.config.pending_steps_max - pending
@@ -365,11 +367,12 @@ class Trace:
         rng = self.rng
         is_numbered, is_wild = rng.chance(self.is_numbered), rng.chance(0.4)
         is_single, last_only = rng.chance(0.6), rng.chance(0.2)
+        is_plain = rng.chance(0.5)  # of a list: what most are
         deadline_ns = self._deadline()
         ahead: dict[int, int] = {}  # steps of this call by session
         numbers, inputs, lasts, deadlines = [], [], [], []
         for session in sessions:
-            if kind == "list":
+            if kind == "list" and not is_plain:
                 is_numbered = rng.chance(self.is_numbered)
                 last_only = rng.chance(0.1)
                 deadline_ns = self._deadline()
