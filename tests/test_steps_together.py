@@ -225,6 +225,17 @@ async def test_a_busy_session_is_no_column(port: Port) -> None:
     assert ends[3].y == wanted.tobytes()
 
 
+async def test_those_that_waited_together_keep_their_inputs(port: Port) -> None:
+    """Steps that wait behind others keep their inputs, in whatever order sessions come free."""
+    sessions, xs = [port.open(f"s{i}") for i in range(6)], rows(12)
+    port.arrive(*(request(s, 1, x) for s, x in zip(sessions, xs[:6], strict=True)))
+    later = [request(s, 2, x) for s, x in zip(sessions, xs[6:], strict=True)]
+    ends = await port.ends(port.arrive(*reversed(later)))
+    for end, first, second in zip(reversed(ends), xs[:6], xs[6:], strict=True):
+        assert isinstance(end, pb.StepResponse)
+        assert end.y == port.oracle.run(np.concatenate([first, second]))[0][1:].tobytes()
+
+
 @pytest.mark.parametrize("few", [1, 1000])
 async def test_columns_or_singly_is_the_same(
     port: Port, few: int, monkeypatch: pytest.MonkeyPatch

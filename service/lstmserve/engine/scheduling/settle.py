@@ -61,7 +61,7 @@ class Settlement:
             chunk.compute_ns += compute_ns
             if chunk.request.plan is not None:
                 self._settle_group(batch, chunk, columns)
-            elif chunk.size < COLUMNS_FROM:
+            elif chunk.size < COLUMNS_FROM or chunk.held:  # a long step, which is alone
                 self.settle_each(batch, chunk, range(chunk.size), columns.start, now_ns)
             else:
                 self.settle_columns(batch, chunk, columns, now_ns)

@@ -260,9 +260,10 @@ class Plan:
 class Chunk:
     """Rows of one request that wait and run together, at the same time step.
 
-    `places` [n] are in the order of the request, or, of a Predict, the longest first. `rows` [n]
-    are those of the session table, of a Predict none. `lengths` [n]; None: all are of `length`,
-    else that is the longest. A chunk that goes on after a batch keeps its states in `scratch` [n].
+    `places` [n] are in the order of the request (is_whole relies on it), or, of a Predict, the
+    longest first. `rows` [n] are those of the session table, of a Predict none. `lengths` [n];
+    None: all are of `length`, else that is the longest. A chunk that goes on keeps its states in
+    `scratch` [n] between its batches.
     """
 
     __slots__ = (
@@ -381,7 +382,8 @@ def chunks_of(places: list[Place], rows: list[int]) -> list[Chunk]:
             chunks.append(Chunk(request, i, rows[start], request.length(i)))
         else:
             own = np.array([place for _, place in places[start:stop]])
-            chunks.append(Chunk(request, own, np.array(rows[start:stop]), 1))
+            order = np.argsort(own)  # sessions come free in any order
+            chunks.append(Chunk(request, own[order], np.array(rows[start:stop])[order], 1))
         start = stop
     return chunks
 
