@@ -22,8 +22,8 @@ from lstmserve.config import Config
 from lstmserve.errors import LstmServeError
 from lstmserve.server.observe.outage import Outage
 from lstmserve.store import StoreRefused, open_store
-from lstmserve.store.errors import StoreUnavailable
 from lstmserve.store.redis import RedisStore
+from lstmserve.store.store import StoreUnavailable
 from modelmaking import TINY, random_input
 from serving import FREE_PORTS, Serve, run_serve
 from storing import Valkey

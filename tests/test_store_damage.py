@@ -14,7 +14,7 @@ import pytest
 from lstmserve.engine.errors import StoreFull, StoreTimeout, StoreUnavailable
 from lstmserve.store import CorruptRecord, StoreRefused, Written, decode
 from lstmserve.store.clock import read_clocks
-from lstmserve.store.rows import Rows
+from lstmserve.store.database import RecordDatabase
 from storing import write
 
 SESSIONS = 40
@@ -32,9 +32,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def open_rows(path: Path) -> Rows:
+def open_rows(path: Path) -> RecordDatabase:
     """The store on it."""
-    return Rows(path, sync=False, bytes_max=None, read=read_clocks)
+    return RecordDatabase(path, sync=False, bytes_max=None, read=read_clocks)
 
 
 def flipped(content: bytes, dice: random.Random) -> bytes:
@@ -79,7 +79,7 @@ def test_damage_is_the_stores_own_error(
     assert ends["refused"] == 120 or ends["read"] > SESSIONS
 
 
-def _use(rows: Rows) -> Counter[str]:
+def _use(rows: RecordDatabase) -> Counter[str]:
     ends = Counter[str]()
     for n in range(SESSIONS):
         try:

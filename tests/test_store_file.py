@@ -17,8 +17,8 @@ import pytest
 from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import StoreRefused, Version, Write, Written, open_store
 from lstmserve.store.clock import Reading
+from lstmserve.store.database import RecordDatabase
 from lstmserve.store.file import FILE_NAME, FileStore
-from lstmserve.store.rows import Rows
 from storing import content, write
 
 OK, FULL = Written.OK, Written.FULL
@@ -283,7 +283,7 @@ def _bytes(path: Path) -> bytes | None:
 def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
     """With sync every commit is flushed to the disk; without it the log is, when it is written
     back."""
-    rows = Rows(tmp_path / FILE_NAME, sync=sync, bytes_max=None, read=Clock())
+    rows = RecordDatabase(tmp_path / FILE_NAME, sync=sync, bytes_max=None, read=Clock())
     assert rows._database.execute("PRAGMA synchronous").fetchone() == (level,)
     assert rows._database.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
     rows.close()
@@ -441,7 +441,7 @@ async def test_a_file_that_goes_in_a_flush_is_noticed(
     store = FileStore(folder)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     store._thread.submit(
-        store._rows._database.set_trace_callback,
+        store._database._database.set_trace_callback,
         lambda text: lose(folder / FILE_NAME) if text == "COMMIT" else None,
     ).result()
     with pytest.raises(StoreTimeout) as lost:

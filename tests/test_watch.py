@@ -14,7 +14,7 @@ from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.observe.watch import Watch
 from lstmserve.store import StoreRefused, Write, Written
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store.store import StoreTimeout, StoreUnavailable
 from wire import serving
 
 S = 1_000_000_000

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmserve.engine.beginning import Beginning
 from lstmserve.engine.errors import StoreUnavailable
-from lstmserve.engine.lives import Lives
-from lstmserve.engine.persist import records, residence, through
-from lstmserve.engine.persist.behind import WriteBehind
+from lstmserve.engine.persist import ownership, records
+from lstmserve.engine.persist.write_behind import WriteBehind
+from lstmserve.engine.persist.write_through import WriteThrough
 from lstmserve.engine.schedule.numbering import Numbering
 from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.schedule.scheduler import Scheduler
 from lstmserve.engine.session.endings import Endings
+from lstmserve.engine.session.lifecycle import StoredLifecycle
 from lstmserve.engine.session.opening import IfExists
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import NOT_STORED, OPEN, TRUSTED
@@ -29,7 +29,7 @@ Patch = pytest.MonkeyPatch
 
 def no_compare_and_set(patch: Patch) -> None:
     """A step is written over whatever is there."""
-    put = through.WriteThrough._put
+    put = WriteThrough._put
 
     async def blind(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
         try:
@@ -43,17 +43,17 @@ def no_compare_and_set(patch: Patch) -> None:
         ]
         await put(self, batch, columns, rows, writes)
 
-    patch.setattr(through.WriteThrough, "_put", blind)
+    patch.setattr(WriteThrough, "_put", blind)
 
 
 def no_epoch(patch: Patch) -> None:
     """A load claims nothing."""
-    patch.setattr(residence, "replace", lambda record, **_: record)
+    patch.setattr(ownership, "replace", lambda record, **_: record)
 
 
 def gap_from_a_cached_copy(patch: Patch) -> None:
     """The store is not asked before a refusal."""
-    patch.setattr(Lives, "_may_mislead", lambda *_: False)
+    patch.setattr(StoredLifecycle, "_may_mislead", lambda *_: False)
 
 
 def no_dedupe(patch: Patch) -> None:
@@ -87,23 +87,23 @@ def h_and_c_swapped(patch: Patch) -> None:
 
 def reply_not_stored(patch: Patch) -> None:
     """A record has the step, but not its reply."""
-    last = through.WriteThrough._last
+    last = WriteThrough._last
 
     def bare(*arguments: Any) -> Any:
         return last(*arguments)._replace(reply=None)
 
-    patch.setattr(through.WriteThrough, "_last", bare)
+    patch.setattr(WriteThrough, "_last", bare)
 
 
 def lost_reply_taken_for_stored(patch: Patch) -> None:
     """A step whose store reply was lost is acked."""
-    put = through.WriteThrough._put
+    put = WriteThrough._put
 
     async def trusting(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
         await put(self, batch, columns, rows, writes)
         batch.outcomes[batch.outcomes == Outcome.UNKNOWN] = Outcome.APPLIED
 
-    patch.setattr(through.WriteThrough, "_put", trusting)
+    patch.setattr(WriteThrough, "_put", trusting)
 
 
 def durable_before_it_is_stored(patch: Patch) -> None:
@@ -133,12 +133,12 @@ def told_once_only(patch: Patch) -> None:
 
 def released_not_cleared(patch: Patch) -> None:
     """A claim leaves the record as the owner before has left it."""
-    claimed = residence.Residence._claimed
+    claimed = ownership.Ownership._claimed
 
     def as_it_was(self: Any, record: Any, trust: int) -> Any:
         return dataclasses.replace(claimed(self, record, trust), released=record.released)
 
-    patch.setattr(residence.Residence, "_claimed", as_it_was)
+    patch.setattr(ownership.Ownership, "_claimed", as_it_was)
 
 
 def suspects_released(patch: Patch) -> None:
@@ -179,7 +179,7 @@ def resumed_under_the_same_incarnation(patch: Patch) -> None:
             self._table.set_trust(row, TRUSTED)
         return False
 
-    patch.setattr(Beginning, "_is_renewal", trusting)
+    patch.setattr(StoredLifecycle, "_is_renewal", trusting)
 
 
 MUTANT_SEEDS = range(600)  # some need a crash in the one moment between two writes

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Clock
-from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.company import Company
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.model import Model
+from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.rounds import Rounds
 
 # Passes of the event loop before a run, and how many in a row that bring nothing end the look:

@@ -15,15 +15,14 @@ import numpy as np
 from lstmserve.config import Config
 from lstmserve.engine import catalogue
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
-from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import Draining
-from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelMetrics
-from lstmserve.engine.persist import Records, Residence, make_stage
+from lstmserve.engine.persist import CommitStage, Ownership, Records, make_stage
 from lstmserve.engine.predicting import Predicting
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.step import Step
+from lstmserve.engine.session.lifecycle import SessionLifecycle, StoredLifecycle
 from lstmserve.engine.session.opening import Opening
 from lstmserve.engine.session.room import Room
 from lstmserve.engine.session.sessions import Sessions
@@ -61,7 +60,7 @@ class Engine:
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = Sessions(config, self.table, self.models, self.boot_id)
-        self._stage = stage or InMemory()
+        self._stage = stage or CommitStage()
         records = Records(
             self.table,
             self.models,
@@ -73,13 +72,15 @@ class Engine:
         on_evict = None if store is None else self._stage.let_go
         self.room = Room(self.table, self.sessions, on_evict)
         opening = Opening(config, self.table, self.sessions, self.room)
-        residence = None
+        self.driver = Driver(config, self.models, self._stage, clock)
+        self.lifecycle = SessionLifecycle(self.table, self.sessions, opening, clock)
         if store is not None:
-            residence = Residence(
+            ownership = Ownership(
                 self.table, self.sessions, self.room, records, store, clock, self._stage.flush
             )
-        self.driver = Driver(config, self.models, self._stage, clock)
-        self.lives = Lives(self.table, self.sessions, opening, residence, clock, self.driver.notice)
+            self.lifecycle = StoredLifecycle(
+                self.table, self.sessions, opening, clock, ownership, self.driver.notice
+            )
         self.predicting = Predicting(config, self.driver)
         self.is_draining = False
         self._is_closed = False
@@ -115,7 +116,7 @@ class Engine:
 
     def durable_step(self, row: int) -> int:
         """The session's last step that survives a crash; 0 without a store."""
-        return max(0, int(self.table.durable_step[row])) if self.lives.has_store else 0
+        return max(0, int(self.table.durable_step[row])) if self.lifecycle.has_store else 0
 
     def holds(self, key: str) -> bool:
         """Whether this server has the session: then it ends here, whatever a store's clock says."""
@@ -150,13 +151,13 @@ class Engine:
         """Takes no more steps, finishes those it has within `timeout_s`, fails the rest."""
         self.drain()
         self._is_closed = True
-        flushed = self.lives.leave()
+        flushed = self.lifecycle.leave()
         if self.config.store_mode == "through":
             flushed.set()
         try:
             await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
             await self._stage.drain(timeout_s)
-            await self.lives.finish(timeout_s)
+            await self.lifecycle.finish(timeout_s)
         finally:
             flushed.set()
 
@@ -167,7 +168,7 @@ class Engine:
         used = slice(table.used)
         phase = table.phase[used]
         is_live = is_lost = (phase == OPEN) | (phase == CLOSING)
-        if self.lives.has_store:
+        if self.lifecycle.has_store:
             is_lost = is_live & (table.step[used] > table.durable_step[used])
         for row in np.flatnonzero(is_live).tolist():
             self.sessions.detach(row, "drained")

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.clock import Clock, monotonic_of
-from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.computing import Computing
 from lstmserve.engine.model import Model
+from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.outcome import Outcome
 

@@ -102,7 +102,7 @@ class Window:
             self._writer.set_result(None)
 
 
-class Patience:
+class WriteTimeout:
     """`over` fails with TooSlow when one write lasts `seconds`.
 
     A timer a write would cost as much as an eighth of the message; this one looks now and then.
@@ -181,19 +181,19 @@ async def converse(
 
     async def write() -> None:
         while (reply := await window.next()) is not None:
-            patience.begin()
+            timeout.begin()
             await context.write(reply)
-            patience.end()
+            timeout.end()
             del reply  # or it would be held until there is another
-        patience.stop()
+        timeout.stop()
 
     await _begin(context)
-    patience = Patience(stream.write_s_max)
-    sides = {asyncio.create_task(read()), asyncio.create_task(write()), patience.over}
+    timeout = WriteTimeout(stream.write_s_max)
+    sides = {asyncio.create_task(read()), asyncio.create_task(write()), timeout.over}
     try:
         await _until_one_fails(sides)
     finally:
-        patience.stop()
+        timeout.stop()
         window.close()
         for side in sides:
             side.cancel()

@@ -1,7 +1,8 @@
-"""Owns the store of many machines: Valkey or Redis. Never retries a write, never shows its URL.
+"""The store of many machines: Valkey or Redis.
 
-One Lua script call per row is one fenced compare-and-set; all rows of a put go out in one flush.
-What the server promises is what holds: acknowledged writes survive us, not the server's failover.
+One call of a Lua script is one fenced compare-and-set; all writes of a put go out in one flush. The
+promises are the server's: acknowledged writes survive this process, but not the server's failover.
+This module must not retry a write whose answer was lost, and must not show its URL.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store.record import VERSION_SLICE, Version, pack_version
 from lstmserve.store.redis_causes import Cause, cause_of
-from lstmserve.store.store import StoreRefused, Write, Written
+from lstmserve.store.store import StoreRefused, StoreTimeout, StoreUnavailable, Write, Written
 
 # KEYS[1]; ARGV: the packed version expected ('': none), the new content ('': delete), its ttl in
 # ms. The version lies in the record's header (record.py); '<i8' is exact below 2^53.
@@ -54,7 +54,7 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('RENAME', KEYS[1], KEYS[2])
 return redis.call('PERSIST', KEYS[2])
 """
-# What a record goes through, at once and without a trace: refused where one of these is.
+# What a record goes through, at once and without a trace; refused where one of these is refused.
 _TRIAL: Final = """
 redis.call('SET', KEYS[1], ARGV[1], 'PX', 10000)
 redis.call('RENAME', KEYS[1], KEYS[2])
@@ -69,28 +69,28 @@ _FULL: Final = "it is full: maxmemory is reached, and it takes no writes until t
 _PUT_SHA: Final = hashlib.sha1(_PUT.encode(), usedforsecurity=False).hexdigest()
 
 _LOST: Final = "the store's answer was lost: {}"
-# What the server answers instead of doing what it was told.
+# What the server answers instead of executing the command.
 _REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
 
 def redis_key(key: str) -> str:
-    """Of the engine's "TENANT/ID"; hex, so that no id can look like a hash tag or a pattern."""
+    """The key of "TENANT/ID"; hex, so that no id can look like a hash tag or a pattern."""
     tenant, _, session_id = key.partition("/")
     return f"s:{tenant}:{session_id.encode().hex()}"
 
 
 class _Misconfigured(StoreUnavailable):
-    """Its operator, or ours, has to change something."""
+    """The operator of the store, or of this server, has to change something."""
 
 
 class _MisconfiguredLate(StoreTimeout):
-    """The same, where it shows by what is answered."""
+    """A wrong setup that shows only after a command was sent."""
 
 
 class _ByAddress(Connection):
-    """Looks the host's name up by itself, before it connects.
+    """A connection that resolves the host's name itself, before it connects.
 
-    uvloop, cancelled while it does both, leaves a failed look-up that nothing retrieves.
+    When uvloop is cancelled while it does both, it leaves a failed look-up that nothing retrieves.
     """
 
     _address = ""
@@ -115,13 +115,13 @@ class _ByAddress(Connection):
 
 
 class _ByAddressTls(_ByAddress, SSLConnection):
-    """The same; the certificate is held to the name."""
+    """The same with TLS; the certificate must match the name."""
 
 
 class RedisStore:
     """A Store on one Valkey (8 or later) or Redis (7.0 or later) server, not a cluster.
 
-    `connections_max` calls run at once, more wait their turn. `timeout_s` bounds first the way to a
+    `connections_max` calls run at once; further calls wait. `timeout_s` limits first the wait for a
     ready connection, then the exchange on it. Nothing is sent before the first call.
     """
 
@@ -159,10 +159,10 @@ class RedisStore:
         self._is_proven = False  # since the last failure: a trial has passed
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
-        """As StoreOfServer.spare: the server expires records by itself."""
+        """Does nothing: the server expires records by itself."""
 
     async def check(self) -> str:
-        """As StoreOfServer.check. Until a first trial has passed it tries every command."""
+        """Tries every command until a first trial has passed, then one load."""
         try:
             advice = "" if self._is_proven else await self._try()
             await self.load(["!/trial"])
@@ -193,7 +193,7 @@ class RedisStore:
         return _advice(memory)
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As Store.load."""
+        """Raises what Store.load() raises."""
         if not keys:
             return []
         try:
@@ -206,7 +206,7 @@ class RedisStore:
         return found
 
     async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """As Store.put."""
+        """Raises what Store.put() raises."""
         commands = [_command(write) for write in writes]
         replies = await self._exchange(commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -223,7 +223,7 @@ class RedisStore:
         return self._outcomes(replies)
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """As Store.quarantine; the record is renamed, and kept until somebody deletes it."""
+        """Renames the record, which stays until the operator deletes it."""
         name = redis_key(key)
         aside = f"{name}:corrupt:{hashlib.sha256(content).hexdigest()[:16]}"
         (reply,) = await self._exchange([("EVAL", _QUARANTINE, 2, name, aside, content)])
@@ -231,7 +231,6 @@ class RedisStore:
             raise self._refused(reply)
 
     async def close(self) -> None:
-        """As Store.close."""
         await self._pool.disconnect()
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -298,7 +297,7 @@ class RedisStore:
 
 
 def _check_form(url: str) -> None:
-    """What redis-py would pass over in silence, and go elsewhere. Raises ValueError."""
+    """Raises ValueError for what redis-py would ignore silently, and connect elsewhere."""
     parts = urlsplit(url)
     if not parts.hostname or parts.fragment or not re.fullmatch(r"/?|/\d+/?", parts.path):
         raise ValueError("no host, a fragment, or a path that is no database's number")
@@ -307,7 +306,7 @@ def _check_form(url: str) -> None:
 
 
 def _command(write: Write) -> tuple[Any, ...]:
-    """EVALSHA of the compare-and-set."""
+    """The EVALSHA command of one compare-and-set."""
     expected = b"" if write.expected is None else pack_version(write.expected)
     ttl_ms = max(1, round(write.ttl_s * 1000))
     return ("EVALSHA", _PUT_SHA, 1, redis_key(write.key), expected, write.content or b"", ttl_ms)
@@ -322,7 +321,7 @@ async def _reply(connection: AbstractConnection) -> Any:
 
 
 def _advice(memory: Any) -> str:
-    """What of INFO memory endangers sessions; an ACL need not allow it."""
+    """What in INFO memory endangers sessions; "" where the ACL does not allow INFO."""
     if not isinstance(memory, bytes):
         return ""
     lines = (line.partition(":") for line in memory.decode(errors="replace").splitlines())

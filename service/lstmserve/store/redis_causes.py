@@ -1,4 +1,4 @@
-"""Owns why a Redis store does not serve, in words for its operator. Quotes no URL."""
+"""Why a Redis store does not serve, in words for its operator. It must not quote the URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis import exceptions as redis
 
 
 class Cause(NamedTuple):
-    """`is_misconfigured`: time does not heal it, somebody has to change something."""
+    """`is_misconfigured` says that waiting does not help: an operator has to change something."""
 
     words: str
     is_misconfigured: bool = False
@@ -82,7 +82,7 @@ _TEXTS: Final = {
 
 
 def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
-    """Of the first of the errors behind it that says something; `is_tls`: of a TLS handshake."""
+    """The cause of the first error in the chain that tells one; `is_tls`: of a TLS handshake."""
     for each in _behind(error):
         if is_tls and isinstance(each, TimeoutError | redis.TimeoutError):
             return _SILENT_TLS
@@ -92,7 +92,7 @@ def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The roots first: what redis-py makes of them says less."""
+    """The chain of errors, its root first: what redis-py makes of the root says less."""
     inner = error.__cause__ or error.__context__
     if inner is not None:
         yield from _behind(inner)

@@ -54,7 +54,7 @@ class SequenceStep:
     def begin(self) -> None:
         """Submits it, or lets it stand in line."""
         asked, lines = self._ask.parameters, self._dialect.lines
-        must_wait = asked.is_start or asked.is_end or self._engine.lives.has_store
+        must_wait = asked.is_start or asked.is_end or self._engine.lifecycle.has_store
         try:
             if must_wait or lines.has(self._key):
                 lines.enter(self._key, self)
@@ -91,7 +91,7 @@ class SequenceStep:
             await self._end_alone()
             return
         else:
-            await self._engine.lives.bring(self._key, asked.incarnation, asked.step or 0)
+            await self._engine.lifecycle.bring(self._key, asked.incarnation, asked.step or 0)
             row, rows = find(self._engine, self._tenant, self._ask, self._key), None
         if not (asked.is_start or asked.is_end):
             self._submit(row, rows)
@@ -128,13 +128,13 @@ class SequenceStep:
     async def _end(self, incarnation: int) -> None:
         """The session; where the store does not let it go, its time to live will."""
         try:
-            await self._engine.lives.close(self._key, incarnation)
+            await self._engine.lifecycle.close(self._key, incarnation)
         except ServeError as error:
             log.warning("sequence not ended", reason=error.reason, session=session_hash(self._key))
 
     async def _end_alone(self) -> None:
         """END without inputs: no step, and twice is fine."""
-        number = await self._engine.lives.close(self._key, self._ask.parameters.incarnation)
+        number = await self._engine.lifecycle.close(self._key, self._ask.parameters.incarnation)
         response = begin_response(self._ask, self._ask.model)
         response.parameters["step"].int64_param = number
         self._tell(response)

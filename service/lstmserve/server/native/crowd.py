@@ -47,7 +47,7 @@ class Crowd:
     def submit(self, singles: Sequence[Single]) -> None:
         """All of them; of each session in the order of arrival."""
         others: Sequence[Single] = singles
-        if len(singles) > FEW and not self._engine.lives.has_store:
+        if len(singles) > FEW and not self._engine.lifecycle.has_store:
             plain, others = self._sort_out(singles)
             for group in plain.values():
                 others = [*self._submit_group(group), *others]

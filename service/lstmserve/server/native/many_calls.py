@@ -109,7 +109,7 @@ class ManyCalls:
         steps = durable_steps = [0] * lengths.size
         if block is not None:
             steps = message.spread(block.numbers)
-            if self._engine.lives.has_store:
+            if self._engine.lifecycle.has_store:
                 durable_steps = message.spread(block.durable_steps)
         response = pb.StepManyResponse(tag=message.tag, steps=steps, durable_steps=durable_steps)
         if message.errors:

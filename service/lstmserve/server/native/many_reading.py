@@ -33,7 +33,7 @@ class ManyReading:
         """
         check_columns(request, message.cohort)
         message.read(request)
-        if self._engine.lives.has_store and not self._are_here(message):
+        if self._engine.lifecycle.has_store and not self._are_here(message):
             await self._fetch(message)
         self._submit(request, message)
 
@@ -41,7 +41,7 @@ class ManyReading:
         """Whether every session is here for its next step: no store need be asked of any."""
         engine, numbers = self._engine, message.numbers
         rows = self._find_all(message)
-        if rows is None or engine.lives.leaving:
+        if rows is None or engine.lifecycle.leaving:
             return False
         if numbers is None:
             return not (engine.table.suspects and engine.table.is_suspect(rows).any())
@@ -57,7 +57,7 @@ class ManyReading:
         async def fetch(i: int) -> bool:
             try:
                 incarnation, number = message.incarnation(i), message.number(i)
-                return await self._engine.lives.bring(tenant.key(ids[i]), incarnation, number)
+                return await self._engine.lifecycle.bring(tenant.key(ids[i]), incarnation, number)
             except ServeError as error:
                 message.errors[i] = error.with_traceback(None)  # its frames hold the message
                 return False

@@ -38,7 +38,7 @@ class Steps:
     @property
     def has_store(self) -> bool:
         """Whether bring() may wait."""
-        return self._engine.lives.has_store
+        return self._engine.lifecycle.has_store
 
     async def bring(self, tenant: Tenant, request: pb.StepRequest, session_id: str) -> None:
         """Brings the session here from the store, or makes certain of a refusal.
@@ -46,7 +46,7 @@ class Steps:
         What follows must be submitted before anything else is waited for. Raises ServeError.
         """
         key = tenant.key(session_id)
-        await self._engine.lives.bring(key, request.incarnation, request.step)
+        await self._engine.lifecycle.bring(key, request.incarnation, request.step)
 
     def size(self, tenant: Tenant, request: pb.StepRequest, session_id: str, length: int) -> int:
         """The most bytes that a request, a message of so many, will take with its reply."""

@@ -1,4 +1,7 @@
-"""Owns what is seen of the store: times, errors, outages, damaged records. Changes nothing."""
+"""Counts and logs what the store does: times, errors, outages, damaged records.
+
+It must not change what the store answers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.observe.outage import Outage
 from lstmserve.store import StoreOfServer, StoreRefused, Write, Written
 
-FULL_TOLD_S = 60.0  # between two lines of the log that say so
+FULL_LOG_S = 60.0  # at least, between two lines of the log that say "store full"
 REFUSED: Final = "the store cannot be used: "
 
 Result = TypeVar("Result")
@@ -21,31 +24,33 @@ log = structlog.get_logger()
 
 
 class MeasuredStore:
-    """The store, counted: lstm_store_seconds and lstm_store_errors_total; its outages are logged.
+    """A store whose calls are counted (lstm_store_seconds, lstm_store_errors_total) and logged.
 
-    `is_over`: it will not serve this process again.
+    `is_over` says that it will not serve this process again.
     """
 
     def __init__(self, store: StoreOfServer, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
         metrics.has_store()
-        self._full_told_s = -FULL_TOLD_S
+        self._full_logged_s = -FULL_LOG_S
         self._outage = Outage()
         self._advice = ""
         self.is_over = False
 
     @property
     def cause(self) -> str:
-        """Why it does not serve now; "" when nothing is known to be wrong."""
+        """Why the store does not serve now; "" when nothing is known to be wrong."""
         return self._outage.cause
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
-        """As StoreOfServer.spare()."""
         self._store.spare(is_held)
 
     async def check(self) -> str:
-        """As StoreOfServer.check(); StoreRefused is the caller's to tell."""
+        """Checks the store, and logs a warning when sessions are at risk.
+
+        Raises what StoreOfServer.check() raises; the caller logs StoreRefused.
+        """
         start_s = time.monotonic()
         try:
             advice = await self._store.check()
@@ -59,7 +64,7 @@ class MeasuredStore:
         return advice
 
     async def look(self) -> bool:
-        """Whether it would serve now. Raises nothing: the log has it when that changes."""
+        """Whether the store serves now. It raises nothing, and logs a change."""
         try:
             await self.check()
         except StoreRefused as error:
@@ -74,32 +79,29 @@ class MeasuredStore:
         return False
 
     async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As Store.load()."""
         return await self._measure("load", self._store.load(keys))
 
     async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """As Store.put()."""
         written = await self._measure("put", self._store.put(writes))
         for each in written:
             if each is not Written.OK:
                 self._metrics.store_failed("put", each.name)
         if Written.FULL in written:
-            self._tell_full(time.monotonic())
+            self._log_full(time.monotonic())
         return written
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """As Store.quarantine(); an operator is to look at it."""
+        """Quarantines a record, and asks the operator by a line of the log to look at it."""
         log.error("damaged record put aside", bytes=len(content))
         await self._measure("quarantine", self._store.quarantine(key, content))
 
     async def close(self) -> None:
-        """As Store.close()."""
         await self._store.close()
 
-    def _tell_full(self, now_s: float) -> None:
-        """An operator is to make room; every step refused until then is in the metrics."""
-        if now_s - self._full_told_s >= FULL_TOLD_S:
-            self._full_told_s = now_s
+    def _log_full(self, now_s: float) -> None:
+        """Asks the operator to make room; the metrics count every step refused until then."""
+        if now_s - self._full_logged_s >= FULL_LOG_S:
+            self._full_logged_s = now_s
             log.error("store full: writes are refused until there is room")
 
     async def _measure(self, op: str, call: Awaitable[Result]) -> Result:
@@ -125,7 +127,7 @@ class MeasuredStore:
         self._outage.failed(op, error.cause or error.message, time.monotonic(), calls=calls)
 
     def _bug(self, op: str, error: Exception) -> None:
-        """The first of an outage has its traceback in the log."""
+        """Logs the traceback of the first bug of an outage."""
         cause = f"a bug of ours: {type(error).__name__}"
         if cause != self.cause:
             log.error("store failed by a bug", op=op, exc_info=error)

@@ -1,7 +1,9 @@
-"""Writes every step to the store before it is answered: acked means stored.
+"""What a batch waits for between its run and its settling: the commit stage, and write-through.
 
-One flush per batch. Nothing is retried: a step that was not stored was not applied, and one whose
-answer was lost is looked up anew when its client repeats it.
+Write-through stores every step before it is answered: acknowledged means stored. It makes one flush
+per batch and retries nothing: a step that was not stored was not applied, and where the store's
+answer was lost, the client's repeat of the step finds out in the store. This module must not know
+what becomes of a step that was not stored: it only marks the batch's outcomes.
 """
 
 from __future__ import annotations
@@ -28,8 +30,45 @@ OUTCOMES = {
 }
 
 
-class WriteThrough:
-    """The commit stage of `--store-mode through`; writes the table's `durable_step`."""
+class CommitStage:
+    """The commit stage of `--store memory`, where a batch's slots are the state: it never waits.
+
+    The stages of the other modes override what they do differently.
+    """
+
+    def commit(self, model: Model, batch: Batch) -> Awaitable[None] | None:
+        """Stores the steps that end with the batch; marks in `outcomes` what could not be stored.
+
+        None: nothing to wait for. Otherwise the engine runs batches of other sessions meanwhile
+        and settles this one when the awaitable ends; one that raises leaves it unknown.
+        """
+        return None
+
+    def admit(self, rows: int | Index) -> None:
+        """Raises StoreUnavailable when these sessions, or this one, may not step now."""
+
+    async def run(self) -> None:
+        """The stage's work between batches, until cancelled."""
+
+    async def flush(self) -> None:
+        """Writes what is ahead of the store, as far as the store takes it."""
+
+    def let_go(self, model: Model, rows: Index) -> None:
+        """Says that these idle sessions move out to the store, which has their last steps."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """Writes what is not yet written, after the last batch."""
+
+    def lag_s(self) -> float:
+        """The age of the oldest step that was answered and is not stored yet."""
+        return 0.0
+
+
+class WriteThrough(CommitStage):
+    """The commit stage of `--store-mode through`; writes the table's `durable_step`.
+
+    No session is ever ahead of the store, so there is nothing to admit, flush, drain or release.
+    """
 
     def __init__(
         self, table: SessionTable, records: Records, store: Store, reply_bytes_max: int
@@ -40,7 +79,7 @@ class WriteThrough:
         self._reply_bytes_max = reply_bytes_max
 
     def commit(self, model: Model, batch: Batch) -> Awaitable[None] | None:
-        """None when no step of a session ends with the batch."""
+        """Returns None when no step of a session ends with the batch."""
         ended = batch.endings()
         is_here = self._table.phase[ended.rows] < DETACHED
         columns, rows = ended.columns[is_here], ended.rows[is_here]
@@ -49,38 +88,19 @@ class WriteThrough:
         lasts = [self._last(digest, y) for digest, y in batch.numbered(columns)]
         records = self._records.stepped(model, rows, ended.slots[is_here], lasts)
         writes = [
-            self.write(row, self._records.encode(record))
+            self._write(row, self._records.encode(record))
             for row, record in zip(rows.tolist(), records, strict=True)
         ]
         return self._put(batch, columns, rows, writes)
 
     def _last(self, digest: int, y: Output | None) -> LastStep:
-        """As the scheduler will save it when the step is settled."""
+        """The step's digest and reply as the scheduler will save them when it settles the step."""
         if y is None or y.nbytes > self._reply_bytes_max:
             return LastStep(digest, None)
         return LastStep(digest, SavedReply(len(y), y.tobytes()))
 
-    def admit(self, rows: int | Index) -> None:
-        """Every session: none is ever ahead of the store."""
-
-    async def run(self) -> None:
-        """Nothing to do between batches."""
-
-    def lag_s(self) -> float:
-        """None is answered before it is stored."""
-        return 0.0
-
-    async def flush(self) -> None:
-        """Nothing is ever ahead."""
-
-    def let_go(self, model: Model, rows: Index) -> None:
-        """Their records are never older than what was acked, and need not say so."""
-
-    async def drain(self, timeout_s: float) -> None:
-        """Nothing is ever dirty."""
-
-    def write(self, row: int, content: bytes) -> Write:
-        """In place of what the store had when it last answered."""
+    def _write(self, row: int, content: bytes) -> Write:
+        """Replaces what the store had when it last answered."""
         table = self._table
         key = table.keys[row]
         assert key is not None
