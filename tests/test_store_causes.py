@@ -26,7 +26,7 @@ from lstmserve.store.redis import RedisStore
 from lstmserve.store.store import StoreUnavailable
 from modelmaking import TINY, random_input
 from serving import FREE_PORTS, Serve, run_serve
-from storing import Valkey
+from storing import Valkey, raised
 
 SECRET = "correct-horse"
 ACL = [
@@ -392,7 +392,7 @@ def test_a_cancelled_look_up_leaves_nothing() -> None:
         store = RedisStore("redis://store.invalid:6379/0", timeout_s=0.0001)
         for _ in range(20):
             with pytest.raises(StoreUnavailable):
-                await store.load(["/a"])
+                raised(await store.load(["/a"]))
         await loop.run_in_executor(None, socket.getfqdn)
         await store.close()
         with pytest.raises(socket.gaierror):

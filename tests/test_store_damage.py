@@ -15,7 +15,7 @@ from lstmserve.engine.errors import StoreFull, StoreTimeout, StoreUnavailable
 from lstmserve.store import CorruptRecord, StoreRefused, Written, decode
 from lstmserve.store.clock import read_clocks
 from lstmserve.store.database import RecordDatabase
-from storing import write
+from storing import raised, write
 
 SESSIONS = 40
 TOLD = (StoreRefused, StoreFull, StoreTimeout, StoreUnavailable)
@@ -83,12 +83,12 @@ def _use(rows: RecordDatabase) -> Counter[str]:
     ends = Counter[str]()
     for n in range(SESSIONS):
         try:
-            (content,) = rows.load([f"/{n}"])
+            (content,) = raised(rows.load([f"/{n}"]))
             if content is not None:
                 decode(content)
             ends["read"] += 1
-            rows.put([write(f"/{n}", (1, 1, 0), (1, 1, 1), size=2000)])
-            rows.put([write(f"/new-{n}", None, (1, 1, 0))])  # sweeps
+            raised(rows.put([write(f"/{n}", (1, 1, 0), (1, 1, 1), size=2000)])[0])
+            raised(rows.put([write(f"/new-{n}", None, (1, 1, 0))])[0])  # sweeps
         except CorruptRecord:
             ends["corrupt"] += 1
             assert content is not None
@@ -116,13 +116,12 @@ def test_a_column_of_another_type_is_damage(file: Path, value: object) -> None:
         )
         database.commit()
     rows = open_rows(file)
-    (content,) = rows.load(["/a"])
-    assert content is not None
+    (content,) = raised(rows.load(["/a"]))
     with pytest.raises(CorruptRecord):
         decode(content)
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
-            rows.put([write("/a", (1, 1, 0), (1, 1, 1))])
+            raised(rows.put([write("/a", (1, 1, 0), (1, 1, 1))])[0])
     rows.quarantine("/a", content)
     assert rows.load(["/a"]) == [None]
     assert rows.put([write("/c", None, (1, 1, 0))])[0] == [Written.OK]

@@ -19,7 +19,7 @@ from lstmserve.store import StoreRefused, Version, Write, Written, open_store
 from lstmserve.store.clock import Reading
 from lstmserve.store.database import RecordDatabase
 from lstmserve.store.file import FILE_NAME, FileStore
-from storing import content, write
+from storing import content, raised, write
 
 OK, FULL = Written.OK, Written.FULL
 FULL_BYTES = 256 << 10
@@ -133,7 +133,7 @@ async def test_failing_disk_fails_closed_and_heals(tmp_path: Path, clock: Clock)
     with no_file_grows(log_size + 100):
         for _ in range(3):
             with pytest.raises((StoreUnavailable, StoreTimeout)):
-                await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)])
+                raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)]))
         assert await store.load(["/a"]) == [content(Version(1, 1, 0))]
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)]) == [OK]
     await store.close()
@@ -144,11 +144,11 @@ async def test_hanging_disk_holds_nobody(tmp_path: Path, clock: Clock) -> None:
     store = FileStore(tmp_path, timeout_s=0.05, read=clock)
     clock.going.clear()
     with pytest.raises(StoreTimeout, match="did not answer"):
-        await store.put([write("/a", None, (1, 1, 0))])
+        raised(await store.put([write("/a", None, (1, 1, 0))]))
     with pytest.raises(StoreUnavailable, match="did not answer"):
-        await store.load(["/a"])
+        raised(await store.load(["/a"]))
     with pytest.raises(StoreTimeout):
-        await store.put([write("/late", None, (1, 1, 0))])
+        raised(await store.put([write("/late", None, (1, 1, 0))]))
     with pytest.raises(StoreTimeout):
         await store.quarantine("/a", b"")
     clock.going.set()
@@ -161,7 +161,7 @@ async def answer(store: FileStore, keys: list[str]) -> list[bytes | None]:
     """What the store answers as soon as it does again."""
     while True:
         with contextlib.suppress(StoreUnavailable):
-            return await store.load(keys)
+            return raised(await store.load(keys))
 
 
 async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: Clock) -> None:
@@ -169,7 +169,7 @@ async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: C
     store = FileStore(tmp_path, timeout_s=0.05, read=clock)
     clock.going.clear()
     with pytest.raises(StoreTimeout):
-        await store.put([write("/a", None, (1, 1, 0))])
+        raised(await store.put([write("/a", None, (1, 1, 0))]))
     await store.close()
     clock.going.set()
 
@@ -426,7 +426,7 @@ async def test_a_lost_file_is_noticed(tmp_path: Path, lose: Callable[[Path], Non
         store.check(),
     ):
         with pytest.raises(StoreUnavailable) as lost:
-            await call
+            raised(await call or [])
         assert lost.value.is_final
         assert LOSSES[lose] in lost.value.cause
     await store.close()
@@ -445,7 +445,7 @@ async def test_a_file_that_goes_in_a_flush_is_noticed(
         lambda text: lose(folder / FILE_NAME) if text == "COMMIT" else None,
     ).result()
     with pytest.raises(StoreTimeout) as lost:
-        await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+        raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
     assert lost.value.is_final
     await store.close()
 
@@ -477,7 +477,7 @@ async def test_a_place_that_cannot_be_seen_may_come_back(
     with monkeypatch.context() as patch:
         patch.setattr("lstmserve.store.identity.os.stat", denied)
         with pytest.raises(StoreUnavailable, match="cannot be reached") as unseen:
-            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+            raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
         assert not unseen.value.is_final
         assert "Permission denied" in unseen.value.cause
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]

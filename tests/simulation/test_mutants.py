@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmserve.engine.errors import StoreUnavailable
 from lstmserve.engine.persist import ownership, records
 from lstmserve.engine.persist.write_behind import WriteBehind
 from lstmserve.engine.persist.write_through import WriteThrough
@@ -21,7 +20,7 @@ from lstmserve.engine.session.lifecycle import StoredLifecycle
 from lstmserve.engine.session.opening import IfExists
 from lstmserve.engine.session.sessions import Sessions
 from lstmserve.engine.table import NOT_STORED, OPEN, TRUSTED
-from lstmserve.store import lstm_states, version_of
+from lstmserve.store import StoreTimeout, Written, lstm_states, version_of
 from simulation.world import simulate
 
 Patch = pytest.MonkeyPatch
@@ -32,11 +31,8 @@ def no_compare_and_set(patch: Patch) -> None:
     put = WriteThrough._put
 
     async def blind(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
-        try:
-            found = await self._store.load([write.key for write in writes])
-        except StoreUnavailable:
-            found = [None] * len(writes)
-        there = [None if content is None else version_of(content) for content in found]
+        found = await self._store.load([write.key for write in writes])
+        there = [version_of(content) if isinstance(content, bytes) else None for content in found]
         writes = [
             dataclasses.replace(write, expected=version)
             for write, version in zip(writes, there, strict=True)
@@ -104,6 +100,40 @@ def lost_reply_taken_for_stored(patch: Patch) -> None:
         batch.outcomes[batch.outcomes == Outcome.UNKNOWN] = Outcome.APPLIED
 
     patch.setattr(WriteThrough, "_put", trusting)
+
+
+def outcomes_of_neighbours(patch: Patch) -> None:
+    """Each step of a flush is settled by the outcome of the next key."""
+    put = WriteThrough._put
+
+    async def turned(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
+        await put(self, batch, columns, rows, writes)
+        batch.outcomes[columns] = np.roll(batch.outcomes[columns], 1)
+
+    patch.setattr(WriteThrough, "_put", turned)
+
+
+def lost_keys_taken_for_stored(patch: Patch) -> None:
+    """Behind the store a key whose answer was lost counts as stored."""
+    flush = WriteBehind._flush_rows
+
+    async def trusting(self: Any, model: Any, rows: Any, lives: Any) -> None:
+        store = self._store
+
+        class Trusting:
+            async def put(self, writes: Any) -> Any:
+                outcomes = await store.put(writes)
+                return [Written.OK if isinstance(o, StoreTimeout) else o for o in outcomes]
+
+            load = store.load
+
+        self._store = Trusting()
+        try:
+            await flush(self, model, rows, lives)
+        finally:
+            self._store = store
+
+    patch.setattr(WriteBehind, "_flush_rows", trusting)
 
 
 def durable_before_it_is_stored(patch: Patch) -> None:
@@ -194,6 +224,8 @@ MUTANTS = [
     (h_and_c_swapped, "through"),
     (reply_not_stored, "through"),
     (lost_reply_taken_for_stored, "through"),
+    (outcomes_of_neighbours, "through"),
+    (lost_keys_taken_for_stored, "behind"),
     (durable_before_it_is_stored, "behind"),
     (told_once_only, "behind"),
     (released_not_cleared, "behind"),

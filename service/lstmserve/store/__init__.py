@@ -22,6 +22,7 @@ from lstmserve.store.record import (
     version_of,
 )
 from lstmserve.store.store import (
+    LoadOutcome,
     Store,
     StoreFull,
     StoreOfServer,
@@ -29,11 +30,13 @@ from lstmserve.store.store import (
     StoreTimeout,
     StoreUnavailable,
     Write,
+    WriteOutcome,
     Written,
 )
 
 __all__ = [
     "CorruptRecord",
+    "LoadOutcome",
     "Record",
     "Store",
     "StoreFull",
@@ -45,6 +48,7 @@ __all__ = [
     "UnknownRecord",
     "Version",
     "Write",
+    "WriteOutcome",
     "Written",
     "decode",
     "encode",

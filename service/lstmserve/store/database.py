@@ -24,13 +24,15 @@ from typing import Final, TypeVar
 from lstmserve.refusal import ServeError
 from lstmserve.store.clock import Mark, Read, StoreClock
 from lstmserve.store.identity import FileIdentity, FileLost, FileUnseen
-from lstmserve.store.record import VERSION_SLICE, Version, pack_version, unpack_version
+from lstmserve.store.record import VERSION_SLICE, pack_version, unpack_version
 from lstmserve.store.store import (
+    LoadOutcome,
     StoreFull,
     StoreRefused,
     StoreTimeout,
     StoreUnavailable,
     Write,
+    WriteOutcome,
     Written,
     refusal,
 )
@@ -103,37 +105,33 @@ class RecordDatabase:
             self._commit(lambda: self._database.execute(_CLOCK))
         self._write_mark()
 
-    def load(self, keys: Sequence[str], held: Set[str] = frozenset()) -> list[bytes | None]:
+    def load(self, keys: Sequence[str], held: Set[str] = frozenset()) -> list[LoadOutcome]:
         """Does what Store.load() does; keys that are `held` do not expire."""
-        self._check()
-        now_ms = self._clock.now_ms()
-        asked = [(key, ALWAYS_MS if key in held else now_ms) for key in keys]
         try:
-            rows = [self._database.execute(_LOAD, each).fetchone() for each in asked]
-        except sqlite3.Error as error:
-            raise StoreUnavailable("the store cannot be read", cause=_error_words(error)) from error
-        return [row and row[0] for row in rows]
+            self._check()
+        except StoreUnavailable as error:
+            return [error] * len(keys)
+        now_ms = self._clock.now_ms()
+        return [self._read(key, ALWAYS_MS if key in held else now_ms) for key in keys]
 
     def put(
         self, writes: Sequence[Write], doomed: Sequence[str] = ()
-    ) -> tuple[list[Written], list[str]]:
-        """Does what Store.put() does, in one transaction, or in one each when all do not fit.
+    ) -> tuple[list[WriteOutcome], list[str]]:
+        """Does what Store.put() does, in one transaction; if that fails as a whole, in one each.
 
         Drops those of the `doomed` keys that have expired. Also returns keys that have expired: the
         caller decides which of them are doomed.
         """
+        outcomes: list[WriteOutcome]
         try:
-            result = self._commit(lambda: self._write_all(writes, doomed))
-        except StoreFull:
-            try:
-                result = [self._write_alone(write) for write in writes], []
-            except StoreUnavailable as error:
-                raise StoreTimeout(
-                    "the store was lost half-way", cause=error.cause, is_final=error.is_final
-                ) from error
+            outcomes, expired = self._commit(lambda: self._write_all(writes, doomed))
+        except StoreTimeout as error:
+            return [error] * len(writes), []
+        except (StoreFull, StoreUnavailable):  # rolled back: perhaps one write is at fault
+            outcomes, expired = self._write_each(writes), []
         if self._clock.mark().store_ms - self._mark.store_ms >= MARK_MS:
             self._write_mark()
-        return result
+        return outcomes, expired
 
     def quarantine(self, key: str, content: bytes) -> None:
         """Does what Store.quarantine() does."""
@@ -216,20 +214,33 @@ class RecordDatabase:
 
     def _write_all(
         self, writes: Sequence[Write], doomed: Sequence[str]
-    ) -> tuple[list[Written], list[str]]:
+    ) -> tuple[list[WriteOutcome], list[str]]:
         now_ms = self._clock.now_ms()
         self._database.executemany(_DROP, [(key, now_ms) for key in doomed])
         outcomes = [self._write(write) for write in writes]
         creations = sum(write.expected is None for write in writes)
         return outcomes, self._expired(SWEPT_PER_CREATION * creations)
 
-    def _write_alone(self, write: Write) -> Written:
+    def _write_each(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        """Each write in a transaction of its own.
+
+        When the file is lost half-way, no earlier write of the put counts as stored.
+        """
+        outcomes = [self._write_alone(write) for write in writes]
+        if not self._lost:
+            return outcomes
+        gone = StoreTimeout("the store's file is gone", cause=self._lost, is_final=True)
+        return [gone if each is Written.OK else each for each in outcomes]
+
+    def _write_alone(self, write: Write) -> WriteOutcome:
         try:
             return self._commit(lambda: self._write(write))
         except StoreFull:
             return Written.FULL
+        except (StoreUnavailable, StoreTimeout) as error:
+            return error.with_traceback(None)
 
-    def _write(self, write: Write) -> Written:
+    def _write(self, write: Write) -> WriteOutcome:
         now_ms = self._clock.now_ms()
         expiry_ms = now_ms + max(1, round(write.ttl_s * 1000))
         if write.expected is None:
@@ -246,7 +257,20 @@ class RecordDatabase:
         if cursor.rowcount:
             return Written.OK
         found = self._database.execute(_VERSION, (write.key,)).fetchone()
-        return refusal(write.expected, _version(found[0]) if found else None)
+        try:
+            version = unpack_version(found[0] or b"") if found else None
+        except struct.error:
+            cause = "the version in a record is damaged"
+            return StoreUnavailable("the store's record is damaged", cause=cause, is_of_key=True)
+        return refusal(write.expected, version)
+
+    def _read(self, key: str, now_ms: int) -> LoadOutcome:
+        try:
+            row = self._database.execute(_LOAD, (key, now_ms)).fetchone()
+        except sqlite3.Error as error:
+            return StoreUnavailable("the store cannot be read", cause=_error_words(error))
+        content: bytes | None = row and row[0]
+        return content
 
     def _expired(self, count: int) -> list[str]:
         """Looks at the next `count` rows, round and round; returns the keys that have expired."""
@@ -270,14 +294,6 @@ class RecordDatabase:
         with suppress(ServeError):
             self._commit(lambda: self._database.execute(_MARK, (mark.pack(),)))
             self._mark = mark
-
-
-def _version(raw: bytes | None) -> Version:
-    """The version in a row. Raises StoreUnavailable where damage left none."""
-    try:
-        return unpack_version(raw or b"")
-    except struct.error as error:
-        raise StoreUnavailable("the store's record is damaged") from error
 
 
 def _open(

@@ -13,7 +13,13 @@ from typing import TypeVar, TypeVarTuple
 
 from lstmserve.store.clock import Read, read_clocks
 from lstmserve.store.database import RecordDatabase
-from lstmserve.store.store import StoreTimeout, StoreUnavailable, Write, Written
+from lstmserve.store.store import (
+    LoadOutcome,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -63,23 +69,21 @@ class FileStore:
             raise StoreUnavailable("the store did not answer", cause=self._slow) from error
         return ""
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Raises what Store.load() raises."""
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         held = {key for key in keys if self._is_held(key)}
         try:
             return await self._run(self._database.load, keys, held)
-        except TimeoutError as error:
-            raise StoreUnavailable("the store did not answer", cause=self._slow) from error
+        except TimeoutError:
+            return [StoreUnavailable("the store did not answer", cause=self._slow)] * len(keys)
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """Raises what Store.put() raises."""
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         doomed = [key for key in self._expired if not self._is_held(key)]
         self._expired = []
         try:
-            written, self._expired = await self._run(self._database.put, writes, doomed)
-        except TimeoutError as error:
-            raise StoreTimeout("the store did not answer", cause=self._slow) from error
-        return written
+            outcomes, self._expired = await self._run(self._database.put, writes, doomed)
+        except TimeoutError:
+            return [StoreTimeout("the store did not answer", cause=self._slow)] * len(writes)
+        return outcomes
 
     async def quarantine(self, key: str, content: bytes) -> None:
         """Moves the record to the table `quarantine`."""

@@ -31,7 +31,15 @@ from redis.exceptions import (
 
 from lstmserve.store.record import VERSION_SLICE, Version, pack_version
 from lstmserve.store.redis_causes import Cause, cause_of
-from lstmserve.store.store import StoreRefused, StoreTimeout, StoreUnavailable, Write, Written
+from lstmserve.store.store import (
+    LoadOutcome,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+    Written,
+)
 
 # KEYS[1]; ARGV: the packed version expected ('': none), the new content ('': delete), its ttl in
 # ms. The version lies in the record's header (record.py); '<i8' is exact below 2^53.
@@ -165,7 +173,9 @@ class RedisStore:
         """Tries every command until a first trial has passed, then one load."""
         try:
             advice = "" if self._is_proven else await self._try()
-            await self.load(["!/trial"])
+            (trial,) = await self.load(["!/trial"])
+            if isinstance(trial, StoreUnavailable):
+                raise trial
         except (_Misconfigured, _MisconfiguredLate) as error:
             raise StoreRefused(f"the store cannot be used: {error.cause}") from None
         except StoreTimeout as error:
@@ -189,38 +199,33 @@ class RedisStore:
             if isinstance(reply, OutOfMemoryError):
                 return _FULL  # it still answers what it has: refused writes say STORE_FULL
             if isinstance(reply, Exception):
-                raise self._refused(reply)
+                raise self._error(reply)
         return _advice(memory)
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Raises what Store.load() raises."""
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         if not keys:
             return []
-        try:
-            (reply,) = await self._exchange([("MGET", *map(redis_key, keys))])
-        except StoreTimeout as error:
-            raise StoreUnavailable("the store did not answer", cause=error.cause) from error
-        if isinstance(reply, Exception):
-            raise self._refused(reply)
-        found: list[bytes | None] = reply
-        return found
+        names = [redis_key(key) for key in keys]
+        (reply,) = await self._exchange([("MGET", *names)])
+        if isinstance(reply, list):
+            return reply
+        replies = [reply]
+        if isinstance(reply, RedisError) and len(keys) > 1:  # perhaps one key is at fault
+            replies = await self._exchange([("GET", name) for name in names])
+        elif len(keys) > 1:
+            replies = [reply] * len(keys)
+        return [self._loaded(each) for each in replies]
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """Raises what Store.put() raises."""
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         commands = [_command(write) for write in writes]
         replies = await self._exchange(commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # a restarted server has forgotten the script, and did nothing
             again = [("SCRIPT", "LOAD", _PUT), *(commands[i] for i in unknown)]
-            try:
-                _, *late = await self._exchange(again)
-            except StoreUnavailable as error:
-                if len(unknown) == len(writes):
-                    raise
-                raise StoreTimeout(_LOST.format("StoreUnavailable"), cause=error.cause) from None
+            _, *late = await self._exchange(again)
             for i, reply in zip(unknown, late, strict=True):
                 replies[i] = reply
-        return self._outcomes(replies)
+        return [self._written(reply) for reply in replies]
 
     async def quarantine(self, key: str, content: bytes) -> None:
         """Renames the record, which stays until the operator deletes it."""
@@ -228,32 +233,39 @@ class RedisStore:
         aside = f"{name}:corrupt:{hashlib.sha256(content).hexdigest()[:16]}"
         (reply,) = await self._exchange([("EVAL", _QUARANTINE, 2, name, aside, content)])
         if isinstance(reply, Exception):
-            raise self._refused(reply)
+            raise self._error(reply)
 
     async def close(self) -> None:
         await self._pool.disconnect()
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """One reply per command, in order; where one was refused, its exception in its place.
+        """One reply per command, in order.
 
-        Raises StoreUnavailable before anything was sent, StoreTimeout from then on.
+        In place of a reply there may be an exception: StoreUnavailable where nothing was sent,
+        StoreTimeout where the answer was lost, redis-py's where the server refused the command.
         """
         if not commands:
             return []
-        connection = await self._connected()
+        try:
+            connection = await self._connected()
+        except StoreUnavailable as error:
+            return [error] * len(commands)
+        replies: list[Any] = []
         try:
             async with asyncio.timeout(self._timeout_s):
                 packed = connection.pack_commands(commands)
                 await connection.send_packed_command(packed, check_health=False)
-                return [await _reply(connection) for _ in commands]
+                for _ in commands:
+                    replies.append(await _reply(connection))  # noqa: PERF401 -- an error keeps them
         except (RedisError, OSError) as error:  # OSError: TimeoutError is one
             await connection.disconnect(nowait=True)
-            raise self._lost(error) from None
+            replies += [self._lost(error)] * (len(commands) - len(replies))
         except BaseException:  # cancelled: the replies must not meet the next caller
             await connection.disconnect(nowait=True)
             raise
         finally:
             await self._pool.release(connection)
+        return replies
 
     async def _connected(self) -> AbstractConnection:
         try:
@@ -266,15 +278,26 @@ class RedisStore:
             message = f"no way to the store: {type(error).__name__}"
             raise self._unavailable(message, error, is_tls=self._is_tls) from None
 
-    def _outcomes(self, replies: list[Any]) -> list[Written]:
-        """Raises StoreUnavailable when every write was refused, StoreTimeout when some were."""
-        outcomes = [Written.FULL if isinstance(r, OutOfMemoryError) else r for r in replies]
-        refused = [reply for reply in outcomes if isinstance(reply, Exception)]
-        if refused and len(refused) == len(replies):
-            raise self._refused(refused[0])
-        if refused:
-            raise self._lost(refused[0])
-        return [Written[o.decode()] if isinstance(o, bytes) else o for o in outcomes]
+    def _loaded(self, reply: Any) -> LoadOutcome:
+        """The outcome of a key whose MGET or GET had this reply."""
+        if isinstance(reply, StoreTimeout):
+            return StoreUnavailable("the store did not answer", cause=reply.cause)
+        if isinstance(reply, Exception):
+            return reply if isinstance(reply, StoreUnavailable) else self._refused(reply)
+        found: bytes | None = reply
+        return found
+
+    def _written(self, reply: Any) -> WriteOutcome:
+        """The outcome of a write: where the server refused it, its script wrote nothing."""
+        if isinstance(reply, OutOfMemoryError):
+            return Written.FULL
+        if isinstance(reply, Exception):
+            return self._error(reply)
+        return Written[reply.decode()]
+
+    def _error(self, reply: Exception) -> StoreUnavailable | StoreTimeout:
+        """The store's error for an exception in place of a reply."""
+        return reply if isinstance(reply, StoreUnavailable | StoreTimeout) else self._refused(reply)
 
     def _refused(self, error: Exception) -> StoreUnavailable:
         return self._unavailable(f"the store refuses: {type(error).__name__}", error)
@@ -284,7 +307,7 @@ class RedisStore:
     ) -> StoreUnavailable:
         cause = self._cause(error, is_tls=is_tls)
         kind = _Misconfigured if cause.is_misconfigured else StoreUnavailable
-        return kind(message, cause=cause.words)
+        return kind(message, cause=cause.words, is_of_key=cause.is_of_key)
 
     def _lost(self, error: Exception) -> StoreTimeout:
         cause = self._cause(error)

@@ -13,10 +13,14 @@ from redis import exceptions as redis
 
 
 class Cause(NamedTuple):
-    """`is_misconfigured` says that waiting does not help: an operator has to change something."""
+    """`is_misconfigured` says that waiting does not help: an operator has to change something.
+
+    `is_of_key` says that one key alone is at fault.
+    """
 
     words: str
     is_misconfigured: bool = False
+    is_of_key: bool = False
 
 
 _CERTIFICATE: Final = {
@@ -74,7 +78,7 @@ _TEXTS: Final = {
     r"NOREPLICAS": Cause("it takes no writes, because it has too few replicas"),
     r"max number of clients": Cause("it has as many clients as it allows (maxclients)"),
     r"No connection available": Cause("all connections to it are busy"),
-    r"WRONGTYPE": Cause("a key of the store holds another program's value", True),
+    r"WRONGTYPE": Cause("a key of the store holds another program's value", True, is_of_key=True),
     r"[Cc]losed by server|reset by peer|Connection lost|Broken pipe": Cause(
         "it closes the connection: a port for TLS needs rediss://, a proxy needs a server behind it"
     ),

@@ -28,7 +28,8 @@ class StoreFull(ServeError):
 class _StoreAway(ServeError):
     """`cause` tells the operator why, in plain words and without a secret; clients do not see it.
 
-    `is_final` says that only a restart of this process can help.
+    `is_final` says that only a restart of this process can help, `is_of_key` that the store serves,
+    but cannot use what it has under this one key.
     """
 
     def __init__(
@@ -37,33 +38,41 @@ class _StoreAway(ServeError):
         *,
         cause: str = "",
         is_final: bool = False,
+        is_of_key: bool = False,
         metadata: dict[str, str] | None = None,
         retry_s: float | None = None,
     ) -> None:
         super().__init__(message, metadata=metadata, retry_s=retry_s)
         self.cause = cause
         self.is_final = is_final
+        self.is_of_key = is_of_key
 
 
 class StoreUnavailable(_StoreAway):
-    """The store did not answer; the step was not applied."""
+    """The store did not do it: nothing was read, or surely nothing was written."""
 
     reason = "STORE_UNAVAILABLE"
 
 
 class StoreTimeout(_StoreAway):
-    """The store's answer was lost; whether the step was applied is unknown."""
+    """The store's answer was lost: whether it was written is unknown."""
 
     reason = "STORE_TIMEOUT"
 
 
 class Written(Enum):
-    """The outcome of one write; all but OK changed nothing."""
+    """What the store answered to one write; all but OK changed nothing."""
 
     OK = auto()
     CONFLICT = auto()  # another version is there, or none where one was expected
     FENCED = auto()  # the same session under a higher epoch: another server owns it now
     FULL = auto()  # no room; the record that was there is intact
+
+
+# What became of one key of a call. An error is returned in its key's place, and not raised, so that
+# a key that fails leaves the others their outcomes.
+LoadOutcome = bytes | None | StoreUnavailable
+WriteOutcome = Written | StoreUnavailable | StoreTimeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +102,19 @@ def refusal(expected: Version | None, found: Version | None) -> Written:
 
 
 class Store(Protocol):
-    """Where sessions outlive the process. Called on the loop's thread, and never blocks it."""
+    """Where sessions outlive the process. Called on the loop's thread, and never blocks it.
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The raw record of each key, None where there is none. Raises StoreUnavailable."""
+    `load` and `put` return one outcome per key, in order, and raise no error of the store.
+    """
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """All writes in one flush, in order, each atomic by itself; one outcome each.
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
+        """The raw record of each key, None where there is none, or StoreUnavailable."""
 
-        Raises StoreUnavailable (surely nothing was written) or StoreTimeout (unknown, for each).
-        A cancelled call is as unknown as a timed-out one.
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        """Sends all writes in one flush, in order; each is atomic by itself.
+
+        StoreUnavailable: surely not written. StoreTimeout: unknown. A call that is cancelled, or
+        raises because of a bug, leaves each of its writes unknown.
         """
 
     async def quarantine(self, key: str, content: bytes) -> None:

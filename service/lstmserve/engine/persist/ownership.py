@@ -26,6 +26,7 @@ from lstmserve.engine.errors import (
     SessionReplaced,
     StateCorrupt,
     StoreFull,
+    StoreTimeout,
     StoreUnavailable,
 )
 from lstmserve.engine.model import Model
@@ -198,7 +199,7 @@ class Ownership:
 
         Raises Fenced, and StoreFull where a disk has no room even for a deletion.
         """
-        (written,) = await self._store.put([Write(key, version, None, 1.0)])
+        written = await self._write(Write(key, version, None, 1.0))
         if written is Written.FULL:
             raise StoreFull(f"{FULL}: the session is still stored, close it again then")
         if written is not Written.OK:
@@ -305,13 +306,25 @@ class Ownership:
 
     async def _load(self, key: str) -> bytes | None:
         (content,) = await self._store.load([key])
-        return content
+        try:
+            if isinstance(content, StoreUnavailable):
+                raise content
+            return content
+        finally:
+            del content  # an error would keep this frame, and the frame the error
 
     async def _put(self, key: str, expected: Version | None, record: Record) -> Written:
         content = self._records.encode(record)
-        write = Write(key, expected, content, store_ttl_s(record.ttl_ns))
+        return await self._write(Write(key, expected, content, store_ttl_s(record.ttl_ns)))
+
+    async def _write(self, write: Write) -> Written:
         (written,) = await self._store.put([write])
-        return written
+        try:
+            if isinstance(written, StoreUnavailable | StoreTimeout):
+                raise written
+            return written
+        finally:
+            del written  # an error would keep this frame, and the frame the error
 
     async def _decode(self, key: str, content: bytes) -> Record:
         try:

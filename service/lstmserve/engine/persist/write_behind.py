@@ -16,13 +16,13 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.errors import ServeError, StoreTimeout, StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import Records, found_version, is_same_life, store_ttl_s
 from lstmserve.engine.persist.write_through import CommitStage
@@ -155,8 +155,7 @@ class WriteBehind(CommitStage):
         while self._let_go:
             count = min(len(self._let_go), FLUSH_ROWS_MAX)
             writes = [self._let_go.popleft() for _ in range(count)]
-            with contextlib.suppress(ServeError):
-                await self._store.put(writes)
+            await self._store.put(writes)
 
     async def _flush_rows(self, model: Model, rows: Index, lives: list[Version]) -> None:
         """Writes the rows that still have the session they had when the flush began."""
@@ -169,24 +168,16 @@ class WriteBehind(CommitStage):
         slots = self._table.slot[rows]
         records = self._records.make(model, rows, slots, is_leaving=is_leaving)
         writes = [self._write(row, each) for row, each in zip(rows.tolist(), records, strict=True)]
-        written: Sequence[Written | None]
-        try:
-            written = await self._store.put(writes)
-        except StoreTimeout as error:
-            self._is_lost = self._is_lost or error.is_final
-            written = [None] * len(writes)
-        except StoreUnavailable as error:
-            self._is_lost = self._is_lost or error.is_final
-            return
-        except ServeError:
-            return
+        written = await self._store.put(writes)
         doubtful = []
         for row, record, each in zip(rows.tolist(), records, written, strict=True):
+            if isinstance(each, StoreUnavailable | StoreTimeout):
+                self._is_lost = self._is_lost or each.is_final
             if each is Written.OK:
                 self._note(row, record.version, made_ns)
                 if record.released and self._is_same(row, record.version):
                     self._released[row] = self._table.life[row]
-            elif each is not Written.FULL:
+            elif each is not Written.FULL and not isinstance(each, StoreUnavailable):
                 doubtful.append((row, record.version))
         await self._look_up(doubtful)
 
@@ -205,15 +196,15 @@ class WriteBehind(CommitStage):
         keys = [key for row, life, key in asked if key is not None and self._is_same(row, life)]
         if not keys:
             return
-        try:
-            found = dict(zip(keys, await self._store.load(keys), strict=True))
-        except ServeError:
-            return
+        found = dict(zip(keys, await self._store.load(keys), strict=True))
         older = []
         for row, life, key in asked:
             if key not in found or not self._is_same(row, life):
                 continue
-            version = found_version(found[key])
+            content = found[key]
+            if isinstance(content, StoreUnavailable):
+                continue  # still dirty: the next flush asks again
+            version = found_version(content)
             if version is None or not is_same_life(version, life):
                 self._on_moved(row)
             elif version.step < self._table.durable_step[row]:
@@ -231,10 +222,7 @@ class WriteBehind(CommitStage):
             replace(self._write(row, record), expected=version)
             for (row, version), record in zip(older, records, strict=True)
         ]
-        try:
-            written = await self._store.put(writes)
-        except ServeError:
-            return  # the next flush meets the same
+        written = await self._store.put(writes)  # what fails, the next flush meets again
         for (row, _), record, each in zip(older, records, written, strict=True):
             if each is Written.OK:
                 self._note(row, record.version, made_ns)

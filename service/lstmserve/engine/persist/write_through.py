@@ -13,14 +13,14 @@ from collections.abc import Awaitable
 import numpy as np
 
 from lstmserve.engine.arrays import Index, Output
-from lstmserve.engine.errors import StoreUnavailable
+from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import LastStep, Records, store_ttl_s
 from lstmserve.engine.replies import SavedReply
 from lstmserve.engine.schedule.batch import Batch
 from lstmserve.engine.schedule.outcome import Outcome
 from lstmserve.engine.table import DETACHED, SessionTable
-from lstmserve.store.store import Store, Write, Written
+from lstmserve.store.store import Store, Write, WriteOutcome, Written
 
 OUTCOMES = {
     Written.OK: Outcome.APPLIED,
@@ -28,6 +28,14 @@ OUTCOMES = {
     Written.FENCED: Outcome.FENCED,
     Written.FULL: Outcome.STORE_FULL,
 }
+
+
+def _outcome(written: WriteOutcome) -> Outcome:
+    if isinstance(written, StoreUnavailable):
+        return Outcome.NOT_STORED
+    if isinstance(written, StoreTimeout):
+        return Outcome.UNKNOWN
+    return OUTCOMES[written]
 
 
 class CommitStage:
@@ -111,13 +119,10 @@ class WriteThrough(CommitStage):
         steps = self._table.step[rows] + 1
         try:
             written = await self._store.put(writes)
-        except StoreUnavailable:
-            batch.outcomes[columns] = Outcome.NOT_STORED
-            return
-        except Exception:  # a lost answer, or a bug: what was written is looked up at the repeat
+        except Exception:  # a bug: the repeat of each step looks up what was written
             batch.outcomes[columns] = Outcome.UNKNOWN
             return
-        outcomes = np.array([OUTCOMES[each] for each in written], np.uint8)
+        outcomes = np.array([_outcome(each) for each in written], np.uint8)
         batch.outcomes[columns] = outcomes
         is_stored = (outcomes == Outcome.APPLIED) & (self._table.phase[rows] < DETACHED)
         self._table.durable_step[rows[is_stored]] = steps[is_stored]

@@ -14,9 +14,16 @@ import structlog
 from lstmserve.engine.errors import ServeError, StoreTimeout, StoreUnavailable
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.observe.outage import Outage
-from lstmserve.store import StoreOfServer, StoreRefused, Write, Written
+from lstmserve.store import (
+    LoadOutcome,
+    StoreOfServer,
+    StoreRefused,
+    Write,
+    WriteOutcome,
+    Written,
+)
 
-FULL_LOG_S = 60.0  # at least, between two lines of the log that say "store full"
+LOG_S = 60.0  # at least, between two equal lines of the log
 REFUSED: Final = "the store cannot be used: "
 
 Result = TypeVar("Result")
@@ -33,7 +40,7 @@ class MeasuredStore:
         self._store = store
         self._metrics = metrics
         metrics.has_store()
-        self._full_logged_s = -FULL_LOG_S
+        self._logged_s: dict[str, float] = {}  # when each line was last written
         self._outage = Outage()
         self._advice = ""
         self.is_over = False
@@ -78,40 +85,68 @@ class MeasuredStore:
             return True
         return False
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await self._measure("load", self._store.load(keys))
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
+        start_s = time.monotonic()
+        loaded = await self._timed("load", self._store.load(keys))
+        self._note_outcomes("load", loaded, start_s)
+        return loaded
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        written = await self._measure("put", self._store.put(writes))
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        start_s = time.monotonic()
+        written = await self._timed("put", self._store.put(writes))
         for each in written:
-            if each is not Written.OK:
+            if isinstance(each, Written) and each is not Written.OK:
                 self._metrics.store_failed("put", each.name)
         if Written.FULL in written:
-            self._log_full(time.monotonic())
+            self._log_rarely("store full: writes are refused until there is room")
+        self._note_outcomes("put", written, start_s)
         return written
 
     async def quarantine(self, key: str, content: bytes) -> None:
         """Quarantines a record, and asks the operator by a line of the log to look at it."""
         log.error("damaged record put aside", bytes=len(content))
-        await self._measure("quarantine", self._store.quarantine(key, content))
+        start_s = time.monotonic()
+        try:
+            await self._timed("quarantine", self._store.quarantine(key, content))
+        except ServeError as error:
+            self._metrics.store_failed("quarantine", error.reason)
+            if isinstance(error, StoreUnavailable | StoreTimeout):
+                self._failed("quarantine", error)
+            raise
+        self._outage.passed(time.monotonic(), start_s, "quarantine")
 
     async def close(self) -> None:
         await self._store.close()
 
-    def _log_full(self, now_s: float) -> None:
-        """Asks the operator to make room; the metrics count every step refused until then."""
-        if now_s - self._full_logged_s >= FULL_LOG_S:
-            self._full_logged_s = now_s
-            log.error("store full: writes are refused until there is room")
-
-    async def _measure(self, op: str, call: Awaitable[Result]) -> Result:
-        start_s, start_ns = time.monotonic(), time.monotonic_ns()
-        try:
-            result = await call
-        except ServeError as error:
+    def _note_outcomes(
+        self, op: str, outcomes: Sequence[LoadOutcome | WriteOutcome], start_s: float
+    ) -> None:
+        """Counts the keys that failed. The store is away when it served none of a call's keys."""
+        failed = [each for each in outcomes if isinstance(each, StoreUnavailable | StoreTimeout)]
+        for error in failed:
             self._metrics.store_failed(op, error.reason)
-            if isinstance(error, StoreUnavailable | StoreTimeout):
-                self._failed(op, error)
+        away = [error for error in failed if not error.is_of_key]
+        final = [error for error in away if error.is_final]
+        if final or (away and len(failed) == len(outcomes)):
+            self._failed(op, (final or away)[0])
+            return
+        if failed:
+            cause = failed[0].cause or failed[0].message
+            self._log_rarely("store fails some keys", op=op, keys=len(failed), cause=cause)
+        self._outage.passed(time.monotonic(), start_s, op)
+
+    def _log_rarely(self, event: str, **facts: str | int) -> None:
+        """Asks the operator to act, at most once in LOG_S; the metrics count every failure."""
+        now_s = time.monotonic()
+        if now_s - self._logged_s.get(event, -LOG_S) >= LOG_S:
+            self._logged_s[event] = now_s
+            log.error(event, **facts)
+
+    async def _timed(self, op: str, call: Awaitable[Result]) -> Result:
+        start_ns = time.monotonic_ns()
+        try:
+            return await call
+        except ServeError:
             raise
         except Exception as error:
             self._metrics.store_failed(op, ServeError.reason)
@@ -119,8 +154,6 @@ class MeasuredStore:
             raise
         finally:
             self._metrics.store_took(op, time.monotonic_ns() - start_ns)
-        self._outage.passed(time.monotonic(), start_s, op)
-        return result
 
     def _failed(self, op: str, error: StoreUnavailable | StoreTimeout, *, calls: int = 1) -> None:
         self.is_over = self.is_over or error.is_final
