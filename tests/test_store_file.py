@@ -450,6 +450,40 @@ async def test_a_file_that_goes_in_a_flush_is_noticed(
     await store.close()
 
 
+@pytest.mark.parametrize("commits", [1, 2])
+async def test_a_file_that_goes_between_two_writes_is_noticed(tmp_path: Path, commits: int) -> None:
+    """Of a put that is written one by one, nothing counts as stored when the file goes meanwhile;
+    what was not tried is surely not written."""
+    folder = tmp_path / "store"
+    store = FileStore(folder, bytes_max=FULL_BYTES)
+    stored = await fill(store)
+    left = [commits]
+
+    def trace(text: str) -> None:
+        left[0] -= text == "COMMIT"
+        if text == "COMMIT" and not left[0]:
+            removed(folder / FILE_NAME)
+
+    store._thread.submit(store._database._database.set_trace_callback, trace).result()
+    outcomes = await store.put(
+        [
+            write(stored[0].key, (1, 1, 0), None),
+            write("/huge", None, (1, 1, 0), size=FULL_BYTES),
+            write(stored[1].key, (1, 1, 0), None),
+        ]
+    )
+    for each, kind in zip(outcomes, LOST_BETWEEN[commits], strict=True):
+        assert each is kind or (isinstance(kind, type) and isinstance(each, kind))
+        assert each is FULL or (isinstance(each, StoreUnavailable | StoreTimeout) and each.is_final)
+    await store.close()
+
+
+LOST_BETWEEN = {
+    1: [StoreTimeout, StoreUnavailable, StoreUnavailable],
+    2: [StoreTimeout, FULL, StoreTimeout],
+}
+
+
 async def test_closing_harms_no_successor(tmp_path: Path) -> None:
     """Who lost its file does not remove the log of the store that is there now."""
     lost = FileStore(tmp_path)

@@ -13,7 +13,7 @@ from lstmserve.store.file import FileStore
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
-    Tensor,
+    StoredState,
     UnknownRecord,
     Version,
     decode,
@@ -44,7 +44,7 @@ __all__ = [
     "StoreRefused",
     "StoreTimeout",
     "StoreUnavailable",
-    "Tensor",
+    "StoredState",
     "UnknownRecord",
     "Version",
     "Write",

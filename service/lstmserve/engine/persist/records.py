@@ -23,7 +23,7 @@ from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
-    Tensor,
+    StoredState,
     Version,
     encode,
     lstm_states,
@@ -184,7 +184,7 @@ class Records:
         )
 
 
-def _values(state: Tensor, layers: int, width: int) -> Floats:
+def _values(state: StoredState, layers: int, width: int) -> Floats:
     """[layers, width]; a record of format 1 does not say its shape. Raises StateCorrupt."""
     is_flat = state.shape == (layers * width,)
     if state.dtype != "float32" or not (is_flat or state.shape == (layers, width)):
