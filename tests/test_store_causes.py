@@ -30,7 +30,6 @@ from storing import Valkey, raised
 
 SECRET = "correct-horse"
 ACL = [
-    "+mget",
     "+evalsha",
     "+eval",
     "+script|load",

@@ -32,6 +32,7 @@ from lstmserve.store import (
     Write,
     WriteOutcome,
     Written,
+    decode,
     version_of,
 )
 from lstmserve.store.file import FILE_NAME, FileStore
@@ -194,6 +195,29 @@ async def test_a_bad_record_holds_up_no_other_flush(tmp_path: Path, spoiler: Spo
         for session in sessions:
             await session.check_state()
         await stream.done_writing()
+
+
+async def test_a_session_that_is_held_up_holds_up_no_other(
+    tmp_path: Path, spoiler: Spoiler
+) -> None:
+    """Behind the store, the session whose record is useless is refused once it is as far ahead as
+    it may be; the others that share its messages step on, and a drain releases them."""
+    settings = {"store_mode": "behind", "behind_s_max": 3600, "behind_steps_max": 4}
+    async with served(tmp_path, spoiler.store, **settings, drain_s_max=2) as (wire, gate):
+        sessions = [await wire.good() for _ in range(4)]
+        bad, stream = sessions[1], wire.stream("StepMany")
+        spoiler.spoil(f"/{bad.id}")
+        for number in range(1, 9):
+            reply = await step_all(stream, sessions)
+            reasons = {each.index: in_band(each.status).reason for each in reply.errors}
+            assert reasons == ({} if number <= 4 else {1: "STORE_UNAVAILABLE"})
+            assert [reply.steps[i] for i in (0, 2, 3)] == [number] * 3
+            await wire.engine._stage.flush()
+            assert [durable_step(wire, sessions[i]) for i in (0, 2, 3)] == [number] * 3
+        stream.cancel()
+        await wire.engine._stage.drain(0.3)
+        found = [(await gate.behind.load([f"/{sessions[i].id}"]))[0] for i in (0, 2, 3)]
+        assert [isinstance(each, bytes) and decode(each).released for each in found] == [True] * 3
 
 
 def durable_step(wire: Wire, session: Good) -> int:

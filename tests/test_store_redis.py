@@ -178,15 +178,18 @@ async def test_refusing_server(store: RedisStore, admin: Redis) -> None:
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
 
 
-async def test_a_refusal_is_of_one_write(store: RedisStore, admin: Redis) -> None:
-    """When a write is refused, surely nothing was written there, and the others have theirs."""
+async def test_a_foreign_value_fails_one_key(store: RedisStore, admin: Redis) -> None:
+    """A key that holds a list is neither overwritten nor taken for none; the others are served."""
     await admin.lpush(redis_key("/b"), "another program's list")
     ok, refused, last = await store.put([write(f"/{name}", None, (1, 1, 0)) for name in "abc"])
     assert (ok, last) == (OK, OK)
     assert isinstance(refused, StoreUnavailable)
     assert refused.is_of_key
     assert refused.cause == "a key of the store holds another program's value"
-    assert await store.load(["/a", "/c"]) == [FIRST, FIRST]
+    first, foreign, third = await store.load(["/a", "/b", "/c"])
+    assert (first, third) == (FIRST, FIRST)
+    assert isinstance(foreign, StoreUnavailable)
+    assert foreign.is_of_key
     assert await admin.lrange(redis_key("/b"), 0, -1) == [b"another program's list"]
 
 
@@ -195,7 +198,7 @@ async def test_a_refused_key_fails_no_other_load(
 ) -> None:
     """A user who may read one tenant's keys alone gets those, and the others are unavailable."""
     assert await store.put([write(f"acme/{name}", None, (1, 1, 0)) for name in "ab"]) == [OK] * 2
-    rule = ("on", f">{SECRET}", "~s:acme:*", "+mget", "+get")
+    rule = ("on", f">{SECRET}", "~s:acme:*", "+get")
     await admin.execute_command("ACL", "SETUSER", "acme", *rule)
     limited = RedisStore(server.url.replace("//", f"//acme:{SECRET}@"))
     first, other, second = await limited.load(["acme/a", "else/a", "acme/b"])
@@ -209,7 +212,7 @@ async def test_a_refused_key_fails_no_other_load(
 
 async def test_least_privilege(store: RedisStore, admin: Redis, server: Valkey) -> None:
     """The commands that the documentation grants suffice, and other keys stay out of reach."""
-    commands = "+mget +evalsha +eval +script|load +getrange +exists +get +set +del +rename +persist"
+    commands = "+evalsha +eval +script|load +getrange +exists +get +set +del +rename +persist"
     await admin.execute_command(
         "ACL", "SETUSER", "lstm", "on", f">{SECRET}", "~s:*", *commands.split()
     )

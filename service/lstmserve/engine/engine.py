@@ -14,6 +14,7 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine import catalogue
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
 from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import Draining
@@ -97,12 +98,16 @@ class Engine:
         """The model of a session's row."""
         return self.models[int(self.table.model[row])]
 
+    def admit(self, rows: int | Index) -> None:
+        """Raises StoreUnavailable when one of these sessions may not step now, for the store."""
+        self._stage.admit(rows)
+
     def submit(self, model: Model, step: Step) -> None:
         """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
         if self._is_closed:
             self.check_open()
         assert model.scheduler is not None
-        self._stage.admit(step.row)
+        self.admit(step.row)
         model.scheduler.submit(step)
         self.driver.notice()
 
@@ -110,7 +115,7 @@ class Engine:
         """Accepts a block whole or not at all; its sink is told the end. Raises as submit()."""
         self.check_open()
         assert model.scheduler is not None
-        self._stage.admit(block.rows)
+        self.admit(block.rows)
         model.scheduler.submit_block(block)
         self.driver.notice()
 

@@ -190,7 +190,7 @@ class RedisStore:
                 ("SCRIPT", "LOAD", _PUT),
                 ("EVAL", _TRIAL, 2, *_TRIAL_KEYS, b"trial"),
                 ("EVALSHA", _PUT_SHA, 1, _TRIAL_KEYS[0], expected, b"", 1),
-                ("MGET", *_TRIAL_KEYS),
+                ("GET", _TRIAL_KEYS[0]),
                 ("INFO", "memory"),
             ]
         )
@@ -203,18 +203,8 @@ class RedisStore:
         return _advice(memory)
 
     async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
-        if not keys:
-            return []
-        names = [redis_key(key) for key in keys]
-        (reply,) = await self._exchange([("MGET", *names)])
-        if isinstance(reply, list):
-            return reply
-        replies = [reply]
-        if isinstance(reply, RedisError) and len(keys) > 1:  # perhaps one key is at fault
-            replies = await self._exchange([("GET", name) for name in names])
-        elif len(keys) > 1:
-            replies = [reply] * len(keys)
-        return [self._loaded(each) for each in replies]
+        replies = await self._exchange([("GET", redis_key(key)) for key in keys])
+        return [self._loaded(reply) for reply in replies]
 
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         commands = [_command(write) for write in writes]
@@ -279,7 +269,7 @@ class RedisStore:
             raise self._unavailable(message, error, is_tls=self._is_tls) from None
 
     def _loaded(self, reply: Any) -> LoadOutcome:
-        """The outcome of a key whose MGET or GET had this reply."""
+        """The outcome of a key whose GET had this reply; MGET would say nil for a foreign type."""
         if isinstance(reply, StoreTimeout):
             return StoreUnavailable("the store did not answer", cause=reply.cause)
         if isinstance(reply, Exception):

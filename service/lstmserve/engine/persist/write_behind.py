@@ -102,11 +102,12 @@ class WriteBehind(CommitStage):
         self._is_leaving = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                for rows_left in (self._dirty, self._unreleased):
-                    await self._flush_all(rows_left)
-                    while rows_left().size and not self._is_lost:
-                        await self._pause()
-                        await self._flush_all(rows_left)
+                while True:  # a session that the store does not take holds up no other's release
+                    await self._flush_all(self._dirty)
+                    await self._flush_all(self._unreleased)
+                    if self._is_lost or not (self._dirty().size or self._unreleased().size):
+                        return
+                    await self._pause()
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):

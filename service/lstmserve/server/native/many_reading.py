@@ -8,7 +8,7 @@ import numpy as np
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
-from lstmserve.engine.errors import Fenced, MixedModels, ServeError
+from lstmserve.engine.errors import Fenced, MixedModels, ServeError, StoreUnavailable
 from lstmserve.engine.schedule.block import Block
 from lstmserve.engine.schedule.part import ALL
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
@@ -131,7 +131,13 @@ class ManyReading:
     def _find_all(self, message: ManyMessage) -> Index | None:
         """The same where nobody can have an error; None where that is not certain."""
         engine, incarnations = self._engine, message.incarnations
-        return message.cohort.find(engine.table, incarnations, message.numbers, engine.clock())
+        rows = message.cohort.find(engine.table, incarnations, message.numbers, engine.clock())
+        if rows is not None:
+            try:
+                engine.admit(rows)
+            except StoreUnavailable:
+                return None  # of some, and the others go on
+        return rows
 
     def _find_each(self, message: ManyMessage) -> Index:
         now = self._engine.clock()
@@ -144,7 +150,9 @@ class ManyReading:
                 if message.numbers is not None:
                     check_number(message.number(i), incarnation)
                 key = message.tenant.key(session_id)
-                rows.append(self._engine.sessions.find(key, incarnation, now))
+                row = self._engine.sessions.find(key, incarnation, now)
+                self._engine.admit(row)
+                rows.append(row)
                 members.append(i)
             except ServeError as error:
                 message.errors[i] = error.with_traceback(None)
