@@ -12,9 +12,9 @@ import pytest
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
-from lstmserve.engine.commit import InMemory
 from lstmserve.engine.compute.kernel import Cost, Kernel
 from lstmserve.engine.errors import ServeError, StoreTimeout
+from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import make_model, random_input
@@ -24,7 +24,7 @@ SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
 IN_FLIGHT_MAX = 2
 
 
-class Stage(InMemory):
+class Stage(CommitStage):
     """Counts the commits that wait, and breaks when it is told to."""
 
     def __init__(self) -> None:

@@ -250,7 +250,7 @@ async def test_a_replaced_session_ends_its_pending_steps(running: Engine) -> Non
     replies = [submit(running, row, x(3 * SLICE))[1] for _ in range(3)]
     await passes(2)
     request = open_request(running, "a", if_exists=IfExists.RESTART)
-    new, created = await running.lives.open(request)
+    new, created = await running.lifecycle.open(request)
     assert created
     assert new != row
     for reply in replies:
@@ -287,7 +287,7 @@ def test_what_is_told_of_an_absent_session(engine: Engine) -> None:
         find(key, 0, now)
     with pytest.raises(SessionLost):
         find(key, 77, now)
-    row, _ = engine.lives._opener.open(open_request(engine, "a", ttl_ns=5), now)
+    row, _ = engine.lifecycle._opener.open(open_request(engine, "a", ttl_ns=5), now)
     incarnation = int(engine.table.incarnation[row])
     with pytest.raises(SessionReplaced):
         find(key, incarnation + 1, now)
@@ -304,7 +304,9 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
     """Expired sessions give their rows back without being asked for."""
     now = engine.clock()
     for i in range(10):
-        engine.lives._opener.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
+        engine.lifecycle._opener.open(
+            open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now
+        )
     later = type(now)(now.monotonic_ns + 6, now.wall_ns)
     assert engine.capacity.sweep(later)
     assert len(engine.table) == engine.models[0].sessions == 5
@@ -315,7 +317,7 @@ def expire_some(engine: Engine, count: int) -> Now:
     """Opens so many sessions, and returns a time at which they have all expired."""
     now = engine.clock()
     for i in range(count):
-        engine.lives._opener.open(open_request(engine, f"s{i}", ttl_ns=5), now)
+        engine.lifecycle._opener.open(open_request(engine, f"s{i}", ttl_ns=5), now)
     return Now(now.monotonic_ns + 6, now.wall_ns)
 
 

@@ -115,7 +115,7 @@ async def test_a_close_goes_on_without_its_caller(tmp_path: Path, passes: int) -
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
                 await call
             await wire.until(lambda: wire.metrics.rpcs_started == wire.metrics.rpcs_handled)
-        await wire.engine.lives.finish(20)
+        await wire.engine.lifecycle.finish(20)
         assert await gate.version(session.id) is None
         assert await reason(wire, "Step", session.request()) == "SESSION_CLOSED"
         assert (await wire.call("CloseSession", closing(session))).step == 3

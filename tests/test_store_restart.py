@@ -12,9 +12,9 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from gated import Gate, Trouble, gated
+from gated import Gate, Trouble, failed, gated
 from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
-from lstmserve.store import Store, Write, Written, version_of
+from lstmserve.store import Store, Write, WriteOutcome, version_of
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, refusal
 from wire import Wire
@@ -46,23 +46,23 @@ class Beginnings:
         self.count = 0
         self.going = asyncio.Event()
         self.going.set()
-        self.before: Trouble | None = None  # raised in place of it
-        self.after: Trouble | None = None  # raised though it was put
+        self.before: Trouble | None = None  # happens in place of it
+        self.after: Trouble | None = None  # happens though it was put
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """As Store.put."""
         if not any(map(is_beginning, writes)):
             return await self._store.put(writes)
         self.count += 1
         await self.going.wait()
         if self.before is not None:
-            raise self.before()
+            return failed(self.before, writes)
         written = await self._store.put(writes)
         if self.after is not None:
-            raise self.after()
+            return failed(self.after, writes)
         return written
 
 

@@ -13,8 +13,15 @@ from lstmserve.engine.clock import Now
 from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.observe.watch import Watch
-from lstmserve.store import StoreRefused, Write, Written
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store import (
+    LoadOutcome,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+    Written,
+)
 from wire import serving
 
 S = 1_000_000_000
@@ -37,11 +44,11 @@ class Looked:
     def spare(self, is_held: Callable[[str], bool]) -> None:
         """Nothing."""
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         """Nothing."""
         return [None for _ in keys]
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """All of it."""
         return [Written.OK for _ in writes]
 

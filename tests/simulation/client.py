@@ -85,15 +85,21 @@ class Stepper:
             talk.check_ended(response, talk.seen())
             raise SessionOver
         session = response.session
-        is_other = session.incarnation != talk.incarnation and self.faults.is_store_older
-        is_new = response.created or is_other
+        is_older = session.incarnation != talk.incarnation and self.faults.is_store_older
+        is_new = response.created or is_older or self._is_successor(talk, session)
         if is_new:
             talk.check_ended(SessionLost("a new one was opened"), talk.seen())
             talk.begin(0, ZERO_STATE)
         talk.opened(session)
-        if is_new and not response.created:
+        if is_older and not response.created:
             raise SessionOver  # a store that went back may have an older life of the id
         return None if is_new else session
+
+    @staticmethod
+    def _is_successor(talk: Conversation, session: Any) -> bool:
+        """Whether an attempt whose answer was lost may have opened it when the old one was over."""
+        is_from_zeros = session.incarnation != talk.incarnation and session.step == 0
+        return is_from_zeros and talk.may_be_over(talk.seen())
 
     async def call(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False

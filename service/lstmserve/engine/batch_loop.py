@@ -20,10 +20,10 @@ import numpy as np
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.clock import Clock, monotonic_of
-from lstmserve.engine.commit import CommitStage
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.errors import Draining, ServeError
 from lstmserve.engine.model import Model
+from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
 

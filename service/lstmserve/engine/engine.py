@@ -14,16 +14,16 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.engine import model_lookup
+from lstmserve.engine.arrays import Index
 from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
-from lstmserve.engine.commit import CommitStage, InMemory
 from lstmserve.engine.errors import Draining
-from lstmserve.engine.lives import Lives
 from lstmserve.engine.model import Model, ModelCounters
-from lstmserve.engine.persist import Records, Residence, make_stage
+from lstmserve.engine.persist import CommitStage, Ownership, Records, make_stage
 from lstmserve.engine.predict import Predictor
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.engine.session.capacity import SessionCapacity
+from lstmserve.engine.session.lifecycle import SessionLifecycle, StoredLifecycle
 from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.session.opening import SessionOpener
 from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
@@ -60,7 +60,7 @@ class Engine:
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
         self.sessions = LiveSessions(config, self.table, self.models, self.boot_id)
-        self._stage = stage or InMemory()
+        self._stage = stage or CommitStage()
         records = Records(
             self.table,
             self.models,
@@ -72,15 +72,15 @@ class Engine:
         on_evict = None if store is None else self._stage.let_go
         self.capacity = SessionCapacity(self.table, self.sessions, on_evict)
         opener = SessionOpener(config, self.table, self.sessions, self.capacity)
-        residence = None
+        self.batch_loop = BatchLoop(config, self.models, self._stage, clock)
+        self.lifecycle = SessionLifecycle(self.table, self.sessions, opener, clock)
         if store is not None:
-            residence = Residence(
+            ownership = Ownership(
                 self.table, self.sessions, self.capacity, records, store, clock, self._stage.flush
             )
-        self.batch_loop = BatchLoop(config, self.models, self._stage, clock)
-        self.lives = Lives(
-            self.table, self.sessions, opener, residence, clock, self.batch_loop.notice
-        )
+            self.lifecycle = StoredLifecycle(
+                self.table, self.sessions, opener, clock, ownership, self.batch_loop.notice
+            )
         self.predictor = Predictor(config, self.batch_loop)
         self.is_draining = False
         self._is_closed = False
@@ -97,6 +97,10 @@ class Engine:
         """The model of a session's row."""
         return self.models[int(self.table.model[row])]
 
+    def admit(self, rows: int | Index) -> None:
+        """Raises StoreUnavailable when one of these sessions may not step now, for the store."""
+        self._stage.admit(rows)
+
     def accept(self, model: Model, request: Request) -> None:
         """Accepts the steps of a request, or answers them: its responder hears of each.
 
@@ -107,13 +111,13 @@ class Engine:
             self.check_open()
         assert model.scheduler is not None
         rows = request.rows
-        self._stage.admit(int(rows[0]) if len(rows) == 1 else np.asarray(rows))
+        self.admit(int(rows[0]) if len(rows) == 1 else np.asarray(rows))
         model.scheduler.accept(request)
         self.batch_loop.notice()
 
     def durable_step(self, row: int) -> int:
         """The session's last step that survives a crash; 0 without a store."""
-        return max(0, int(self.table.durable_step[row])) if self.lives.has_store else 0
+        return max(0, int(self.table.durable_step[row])) if self.lifecycle.has_store else 0
 
     def holds(self, key: str) -> bool:
         """Whether this server has the session: then it ends here, whatever a store's clock says."""
@@ -148,13 +152,13 @@ class Engine:
         """Takes no more steps, finishes those it has within `timeout_s`, fails the rest."""
         self.drain()
         self._is_closed = True
-        flushed = self.lives.leave()
+        flushed = self.lifecycle.leave()
         if self.config.store_mode == "through":
             flushed.set()
         try:
             await self.batch_loop.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
             await self._stage.drain(timeout_s)
-            await self.lives.finish(timeout_s)
+            await self.lifecycle.finish(timeout_s)
         finally:
             flushed.set()
 
@@ -165,7 +169,7 @@ class Engine:
         used = slice(table.used)
         phase = table.phase[used]
         is_live = is_lost = (phase == OPEN) | (phase == CLOSING)
-        if self.lives.has_store:
+        if self.lifecycle.has_store:
             is_lost = is_live & (table.step[used] > table.durable_step[used])
         for row in np.flatnonzero(is_live).tolist():
             self.sessions.detach(row, "drained")

@@ -5,7 +5,7 @@ codes, lstmserve/errors.py the exceptions that the client library makes of them.
 """
 
 from lstmserve.refusal import ServeError
-from lstmserve.store.errors import StoreFull, StoreTimeout, StoreUnavailable
+from lstmserve.store.store import StoreFull, StoreTimeout, StoreUnavailable
 
 __all__ = [
     "NOT_SERVED",

@@ -29,7 +29,7 @@ from lstmserve.server.observe.watch import Watch
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
 from lstmserve.store import StoreOfServer, StoreRefused, open_store
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store.store import StoreTimeout, StoreUnavailable
 
 EXIT_OK, EXIT_LOST, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 1, 3
 GRACE_S = 1.0
@@ -203,7 +203,7 @@ class Server:
             log.critical("engine died", exc_info=error)
             return EXIT_ENGINE_DIED
         lost = self._engine.end_sessions()
-        if is_failure := bool(lost and self._engine.lives.has_store):
+        if is_failure := bool(lost and self._engine.lifecycle.has_store):
             log.error("steps lost: the store did not take them in time", sessions=lost)
         log.info("stopped", sessions_lost=lost)
         return EXIT_LOST if is_failure else EXIT_OK

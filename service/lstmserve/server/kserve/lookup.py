@@ -88,7 +88,7 @@ async def start(
     SessionOpener.open() raises.
     """
     with contextlib.suppress(*NOT_SERVED, StateCorrupt):  # it may go all the same
-        await engine.lives.bring(key, 0, 0)
+        await engine.lifecycle.bring(key, 0, 0)
     now = engine.clock()
     if deadline_ns and now.monotonic_ns > deadline_ns:
         raise DeadlineExpired("the timeout passed before the sequence was started")
@@ -107,7 +107,7 @@ async def start(
         fork_of="",
         sessions_max=tenant.limits.sessions_max,
     )
-    row, _ = await engine.lives.open(request)
+    row, _ = await engine.lifecycle.open(request)
     if is_live:
         log.warning(
             "sequence replaced: START came before END",

@@ -57,10 +57,10 @@ class SequenceStep(PendingStep):
 
     def begin(self) -> SequenceStep | None:
         """The step, where the engine may have it now; else it stands in line, or is answered."""
-        asked, lines, lives = self._ask.parameters, self._dialect.lines, self._engine.lives
+        asked, lines, lifecycle = self._ask.parameters, self._dialect.lines, self._engine.lifecycle
         must_wait = asked.is_start or asked.is_end or lines.has(self._key)
-        if lives.has_store and not must_wait:
-            must_wait = not lives.is_certain(self._key, asked.incarnation, asked.step or 0)
+        if not must_wait:
+            must_wait = not lifecycle.is_certain(self._key, asked.incarnation, asked.step or 0)
         try:
             if must_wait:
                 lines.enter(self._key, self)
@@ -94,7 +94,7 @@ class SequenceStep(PendingStep):
             await self._end_alone()
             return
         else:
-            await self._engine.lives.bring(self._key, asked.incarnation, asked.step or 0)
+            await self._engine.lifecycle.bring(self._key, asked.incarnation, asked.step or 0)
             row, rows = find(self._engine, self.tenant, self._ask, self._key), None
         if not (asked.is_start or asked.is_end):
             self._read(row)
@@ -133,13 +133,13 @@ class SequenceStep(PendingStep):
     async def _end(self, incarnation: int) -> None:
         """The session; where the store does not let it go, its time to live will."""
         try:
-            await self._engine.lives.close(self._key, incarnation)
+            await self._engine.lifecycle.close(self._key, incarnation)
         except ServeError as error:
             log.warning("sequence not ended", reason=error.reason, session=session_hash(self._key))
 
     async def _end_alone(self) -> None:
         """END without inputs: no step, and twice is fine."""
-        number = await self._engine.lives.close(self._key, self._ask.parameters.incarnation)
+        number = await self._engine.lifecycle.close(self._key, self._ask.parameters.incarnation)
         response = begin_response(self._ask, self._ask.model)
         response.parameters["step"].int64_param = number
         self._tell(response)

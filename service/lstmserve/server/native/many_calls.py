@@ -38,7 +38,7 @@ class ManyCalls:
     @property
     def has_store(self) -> bool:
         """Whether submit() may wait."""
-        return self._engine.lives.has_store
+        return self._engine.lifecycle.has_store
 
     def begin(self, stream: StreamCall, tenant: Tenant) -> _Stream:
         """As Begin. Messages of disjoint sessions may overtake each other: tags tell them apart."""
@@ -91,7 +91,7 @@ class ManyCalls:
             return pb.StepManyResponse(tag=message.tag, error=status).SerializeToString()
         lengths = message.lengths
         steps, durable_steps = message.spread(message.steps), [0] * lengths.size
-        if self._engine.lives.has_store:
+        if self._engine.lifecycle.has_store:
             durable_steps = message.spread(message.durable_steps)
         response = pb.StepManyResponse(tag=message.tag, steps=steps, durable_steps=durable_steps)
         if message.errors:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
-from lstmserve.engine.errors import Fenced, MixedModels, ServeError
+from lstmserve.engine.errors import Fenced, MixedModels, ServeError, StoreUnavailable
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows, is_finite
 from lstmserve.server.message_sizes import output_bytes
@@ -33,7 +33,7 @@ class ManyReading:
         """
         check_columns(request, message.cohort)
         message.read(request)
-        if self._engine.lives.has_store and not self._are_here(message):
+        if self._engine.lifecycle.has_store and not self._are_here(message):
             await self._fetch(message)
         self._submit(request, message)
 
@@ -41,7 +41,7 @@ class ManyReading:
         """Whether every session is here for its next step: no store need be asked of any."""
         engine, numbers = self._engine, message.numbers
         rows = self._find_all(message)
-        if rows is None or engine.lives.leaving:
+        if rows is None or engine.lifecycle.leaving:
             return False
         if numbers is None:
             return not (engine.table.suspects and engine.table.is_suspect(rows).any())
@@ -57,7 +57,7 @@ class ManyReading:
         async def fetch(i: int) -> bool:
             try:
                 incarnation, number = message.incarnation(i), message.number(i)
-                return await self._engine.lives.bring(tenant.key(ids[i]), incarnation, number)
+                return await self._engine.lifecycle.bring(tenant.key(ids[i]), incarnation, number)
             except ServeError as error:
                 message.errors[i] = error.with_traceback(None)  # its frames hold the message
                 return False
@@ -132,7 +132,13 @@ class ManyReading:
     def _find_all(self, message: ManyMessage) -> Index | None:
         """The same where nobody can have an error; None where that is not certain."""
         engine, incarnations = self._engine, message.incarnations
-        return message.cohort.find(engine.table, incarnations, message.numbers, engine.clock())
+        rows = message.cohort.find(engine.table, incarnations, message.numbers, engine.clock())
+        if rows is not None:
+            try:
+                engine.admit(rows)
+            except StoreUnavailable:
+                return None  # of some, and the others go on
+        return rows
 
     def _find_each(self, message: ManyMessage) -> Index:
         now = self._engine.clock()
@@ -145,7 +151,9 @@ class ManyReading:
                 if message.numbers is not None:
                     check_number(message.number(i), incarnation)
                 key = message.tenant.key(session_id)
-                rows.append(self._engine.sessions.find(key, incarnation, now))
+                row = self._engine.sessions.find(key, incarnation, now)
+                self._engine.admit(row)
+                rows.append(row)
                 members.append(i)
             except ServeError as error:
                 message.errors[i] = error.with_traceback(None)

@@ -53,7 +53,7 @@ class SessionCalls:
             model = engine.model(request.model, request.version)
         except ModelNotFound:
             if request.session_id and IfExists(request.if_exists) is IfExists.RESUME:
-                await engine.lives.confirm(tenant.key(request.session_id))  # a stored one is known
+                await engine.lifecycle.confirm(tenant.key(request.session_id))  # it may be stored
             raise
         opened = OpenRequest(
             key=tenant.key(request.session_id or _new_id(tenant, request.request_id)),
@@ -67,7 +67,7 @@ class SessionCalls:
             asked=_asked(request) if request.request_id else b"",
             sessions_max=tenant.limits.sessions_max,
         )
-        row, is_created = await engine.lives.open(opened)
+        row, is_created = await engine.lifecycle.open(opened)
         return pb.OpenSessionResponse(session=self._session(row), created=is_created)
 
     async def get_session(
@@ -76,7 +76,7 @@ class SessionCalls:
         """What is known of one session; it renews nothing."""
         engine = self._engine
         key = tenant.named_key(request.session_id)
-        record = await engine.lives.look(key)
+        record = await engine.lifecycle.look(key)
         if record is not None:
             return pb.GetSessionResponse(session=_stored(key, record, engine.clock()))
         row = engine.sessions.find(key, 0, engine.clock())
@@ -109,7 +109,7 @@ class SessionCalls:
         """Answers when its pending steps have run; twice is fine."""
         key = tenant.named_key(request.session_id)
         return pb.CloseSessionResponse(
-            step=await self._engine.lives.close(key, request.incarnation)
+            step=await self._engine.lifecycle.close(key, request.incarnation)
         )
 
     async def get_state(self, request: pb.GetStateRequest, tenant: Tenant) -> pb.GetStateResponse:
@@ -117,8 +117,8 @@ class SessionCalls:
         engine = self._engine
         key = tenant.named_key(request.session_id)
         if request.incarnation:  # of somebody who steps it, and needs it where it can be stepped
-            await engine.lives.confirm(key)
-        elif (record := await engine.lives.look(key)) is not None:
+            await engine.lifecycle.confirm(key)
+        elif (record := await engine.lifecycle.look(key)) is not None:
             return pb.GetStateResponse(state=_stored_state(record))
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)

@@ -68,11 +68,8 @@ class StepCalls:
 
     def is_here(self, message: NativeStep) -> bool:
         """Whether its session can step at once: no store need be asked."""
-        lives, asked = self._engine.lives, message.message
-        if not lives.has_store:
-            return True
-        key = message.tenant.prefix + message.session_id
-        return lives.is_certain(key, asked.incarnation, asked.step)
+        asked, key = message.message, message.tenant.prefix + message.session_id
+        return self._engine.lifecycle.is_certain(key, asked.incarnation, asked.step)
 
     async def bring(self, message: NativeStep) -> None:
         """Brings the session here from the store, or makes certain of a refusal.
@@ -80,7 +77,7 @@ class StepCalls:
         What follows must be submitted before anything else is waited for. Raises ServeError.
         """
         asked, key = message.message, message.tenant.key(message.session_id)
-        await self._engine.lives.bring(key, asked.incarnation, asked.step)
+        await self._engine.lifecycle.bring(key, asked.incarnation, asked.step)
 
     def size(self, tenant: Tenant, asked: pb.StepRequest, session_id: str, length: int) -> int:
         """The most bytes that a message of `length` will take with its reply."""

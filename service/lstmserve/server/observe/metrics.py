@@ -68,7 +68,7 @@ def read_gauges(engine: Engine, model: Model) -> Gauges:
     is_live = ((phase == OPEN) | (phase == CLOSING)) & (table.model[used] == model.index)
     sessions = int(np.count_nonzero(is_live))
     is_dirty = is_live & (table.step[used] > table.durable_step[used])
-    dirty = int(np.count_nonzero(is_dirty)) if engine.lives.has_store else 0
+    dirty = int(np.count_nonzero(is_dirty)) if engine.lifecycle.has_store else 0
     return Gauges(
         pending_steps=model.scheduler.pending_steps,
         slots_used=model.sessions,
