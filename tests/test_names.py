@@ -23,7 +23,6 @@ DIALECTS = ("server/native/", "server/kserve/")
 # Names that have two meanings still, and the folder or file that is to lose its own.
 DOUBLE_CLASSES = {
     "ModelCalls": "server/kserve/",
-    "Rows": "server/kserve/",
 }
 
 
