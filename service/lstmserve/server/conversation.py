@@ -55,6 +55,7 @@ class Window(ABC, Generic[Item]):
         self._sending: deque[Lease] = deque()  # of replies that were written and not yet sent
         self._size = _FIRST_BYTES  # of the newest message, with its reply
         self._is_half_closed = False
+        self._is_stalled = False  # the stream is not read before its read_on()
         self._turns = InTurn(self._end_if_done, self.end_by)
 
     # --- what a dialect has
@@ -104,10 +105,17 @@ class Window(ABC, Generic[Item]):
             await rest()
         await self._pending.vacancy(self.tenant.account, self._size)
         self.stream.admitted(length)
+        self._read_on()
 
-    async def _read_on(self) -> None:
-        await self._pending.vacancy(self.tenant.account, self._size)
-        self.stream.read_on()
+    async def _make_room_again(self) -> None:
+        if self._is_stalled:
+            await self._pending.vacancy(self.tenant.account, self._size)
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._is_stalled:
+            self._is_stalled = False
+            self.stream.read_on()
 
     # --- replies
 
@@ -152,8 +160,9 @@ class Window(ABC, Generic[Item]):
             self._sending.popleft().release()
 
     def stalled(self) -> None:
-        """Reads on in its turn."""
-        self._turns.put(self._read_on)
+        """Reads on in its turn, unless the message before it makes room first."""
+        self._is_stalled = True
+        self._turns.put(self._make_room_again)
 
     def closed(self) -> None:
         """No reply is sent any more."""

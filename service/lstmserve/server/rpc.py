@@ -314,13 +314,17 @@ class Streams:
 
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
         """As StreamMethod.receive."""
-        for stream, content in messages:
-            if stream.is_over:
-                continue
-            try:
-                stream.conversation.receive(content)  # type: ignore[union-attr]  # a Talk
-            except Exception as error:
-                self.fail(stream, error)
+        messages.reverse()
+        while messages:  # one that was read is not held until the others are
+            self._receive(*messages.pop())
+
+    def _receive(self, stream: StreamCall, content: bytes) -> None:
+        if stream.is_over:
+            return
+        try:
+            stream.conversation.receive(content)  # type: ignore[union-attr]  # a Talk
+        except Exception as error:
+            self.fail(stream, error)
 
     def fail(self, stream: StreamCall, error: Exception) -> None:
         """Ends the stream with the error; what it still waits for is cancelled."""

@@ -49,14 +49,19 @@ class Arrivals:
                 groups[method].append(message)
             else:
                 groups[method] = [message]
-        for method, group in groups.items():
-            try:
-                method.receive(group)
-            except Exception:  # a bug of ours: the other methods' messages must not be lost
-                log.exception("a method failed on its messages")
+        del messages  # or all of them would be held until the last one was received
+        for method in tuple(groups):
+            _receive(method, groups.pop(method))
         _run(notices)
         _run(endings)
         _run(half_closes)
+
+
+def _receive(method: Any, messages: list[Any]) -> None:
+    try:
+        method.receive(messages)
+    except Exception:  # a bug of ours: the other methods' messages must not be lost
+        log.exception("a method failed on its messages")
 
 
 def _take(items: list[Any]) -> list[Any]:

@@ -47,7 +47,7 @@ class StreamMethod(Protocol):
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
         """Messages of any streams, in the order of each; some of streams that are over.
 
-        Whoever takes one calls the stream's admitted().
+        The list is the method's, who takes them out of it, and calls admitted() for each.
         """
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
@@ -120,26 +120,23 @@ class StreamCall:
 
     # --- reading
 
-    def _read_next(self) -> bool:
-        """Asks for a message, if the credit allows it and no other is asked for.
-
-        False: may_read() said no, and the caller must see to stalled().
-        """
-        while self._has_credit() and _claim(self._idle_reader):
-            if not self._has_credit():  # it was used meanwhile: whoever gives more looks again
-                self._idle_reader.append(None)
-            elif self.method.may_read(self):
-                self.read_on()
-                return True
-            else:
-                return False
-        return True
-
     def _read_ahead(self) -> None:
-        """On the poller's thread."""
-        if not self._read_next():
+        """On the poller's thread: asks for a message, unless it may not be read or one is due."""
+        if not self._claim_reader():
+            return
+        if self.method.may_read(self):
+            self.read_on()
+        else:
             self._arrivals.notices.append(self._stall)
             self._arrivals.is_urgent = True
+
+    def _claim_reader(self) -> bool:
+        """Claims it, if there is credit to read with."""
+        while self._has_credit() and _claim(self._idle_reader):
+            if self._has_credit():
+                return True
+            self._idle_reader.append(None)  # used up meanwhile: whoever gives more looks again
+        return False
 
     def _has_credit(self) -> bool:
         return (
@@ -153,10 +150,10 @@ class StreamCall:
         self._call.start_server_batch(operations, self._message_event)
 
     def admitted(self, size: int) -> None:
-        """A message of so many bytes has its place: others may be read ahead for it."""
+        """A message of so many bytes has its place, and there is room for the next one."""
         self._admitted_bytes += size
-        if self._idle_reader and not self._read_next():
-            self._stall()
+        if self._idle_reader and self._claim_reader():
+            self.read_on()
 
     def _message_event(self, event: cygrpc.BatchOperationEvent) -> None:
         content = event.batch_operations[0].message()
