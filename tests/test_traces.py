@@ -209,6 +209,10 @@ class NewSide:
         """As the engine's end does."""
         self.scheduler.fail_all(Draining("this server shut down", retry_s=1.0), now_ns)
 
+    def check(self) -> None:
+        """What waits is counted."""
+        self.scheduler._ordering.check_integrity()
+
     def columns(self, batch: Any) -> list[tuple[int, int, int]]:
         """As Side.columns."""
         found: list[tuple[int, int, int]] = []

@@ -105,6 +105,9 @@ class Side(Protocol):
     def cancel(self, call: Call, place: int) -> None:
         """Nobody waits for this row of a list or a step; of other kinds, for all of it."""
 
+    def check(self) -> None:
+        """Asserts what holds also while something waits or runs."""
+
     def columns(self, batch: Any) -> list[tuple[int, int, int]]:
         """Of each column (row of the table, 0, 0), or (-1, uid, place) of a Predict's."""
 
@@ -311,6 +314,7 @@ class Trace:
         answers, self.answers = self.answers, []
         # Stable: in order per session. Messages of many are answered whole, after the others.
         answers.sort(key=lambda each: (each[0], each[1] if each[1] in self.messages else 0))
+        self.side.check()
         counts = [scheduler.pending_steps, scheduler.in_flight_steps, scheduler.has_ready]
         self.log.append([event, *counts, answers])
 
