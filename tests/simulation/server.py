@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -209,11 +210,11 @@ class Life:
         response = pb.StepManyResponse.FromString(sender.replies[0])
         if response.HasField("error"):
             raise _error(response.error)
-        y, starts = rows(response.y), np.cumsum([0, *request.lengths])
+        y, edges = rows(response.y), np.cumsum([0, *request.lengths])
         answers: list[Any] = [
             pb.StepResponse(step=number, y=y[start:stop].tobytes(), durable_step=durable_step)
-            for number, start, stop, durable_step in zip(
-                response.steps, starts, starts[1:], response.durable_steps, strict=True
+            for number, (start, stop), durable_step in zip(
+                response.steps, pairwise(edges), response.durable_steps, strict=True
             )
         ]
         for each in response.errors:
