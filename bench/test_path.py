@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry
 from calling import Caller, CallerFrame, Sender
 from lstmserve.engine import Engine
 from lstmserve.server.access.auth import AnonymousAuthenticator
-from lstmserve.server.native.many_calls import ManyCalls
-from lstmserve.server.native.predict_calls import PredictCalls
+from lstmserve.server.native.predict import PredictCalls
+from lstmserve.server.native.step_many import StepManyCalls
 from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
@@ -126,7 +126,7 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
 def test_step_many(tmp_path: Path, benchmark: Any) -> None:
     """A StepMany message of 256 sessions, the first of which named them."""
     with running(tmp_path) as (engine, metrics, do):
-        calls, replies = ManyCalls(engine, metrics, PENDING), do(_started(Replies))
+        calls, replies = StepManyCalls(engine, metrics, PENDING), do(_started(Replies))
         stream = do(_started(lambda: calls.begin(replies, TENANT)))  # type: ignore[arg-type]
         replies.conversation = stream
         ids, incarnations = _sessions(engine, MANY)

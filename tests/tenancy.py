@@ -18,7 +18,7 @@ from lstmserve.client.status import from_rpc
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
-from lstmserve.server.native import servicer
+from lstmserve.server.native import service
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
@@ -147,7 +147,7 @@ async def refusal(call: grpc.aio.Call) -> tuple[LstmServeError, str | None]:
 
 def path(method: str) -> str:
     """Of a call on the wire."""
-    return f"/{servicer.SERVICE}/{method}"
+    return f"/{service.SERVICE}/{method}"
 
 
 def step_bytes(session_id: str, **fields: Any) -> bytes:

@@ -23,7 +23,7 @@ from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.kserve import servicer as kserve
-from lstmserve.server.native import servicer
+from lstmserve.server.native import service
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import SERVICES, make_server
@@ -89,12 +89,12 @@ class Wire:
 
     async def send(self, method: str, content: bytes, **options: Any) -> bytes:
         """A unary call; raises AioRpcError."""
-        call = self.channel.unary_unary(f"/{servicer.SERVICE}/{method}")
+        call = self.channel.unary_unary(f"/{service.SERVICE}/{method}")
         return await call(content, **{"timeout": DEADLINE_S, **options})
 
     def stream(self, method: str, **options: Any) -> Stream:
         """A call in both directions."""
-        call = self.channel.stream_stream(f"/{servicer.SERVICE}/{method}")
+        call = self.channel.stream_stream(f"/{service.SERVICE}/{method}")
         return call(**{"timeout": DEADLINE_S, **options})
 
     async def call(self, method: str, request: Any = None, /, **fields: Any) -> Any:
@@ -229,7 +229,7 @@ async def serving(
     config = config.resolved(SPECS.values())
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
-    dialects = (servicer, kserve)
+    dialects = (service, kserve)
     door, pending = AnonymousAuthenticator(limits), PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)
     methods = [each.methods(engine, metrics, config, door, pending) for each in dialects]

@@ -172,14 +172,12 @@ class Stepper:
             lengths=[len(x) // 4 for x in xs],
             x=b"".join(xs),
         )
-        message: Any = await self.call(talk, "many_steps", request)
+        answer: Any = await self.call(talk, "many_steps", request)
+        answers = answer if isinstance(answer, list) else [answer] * len(talks)
         over, rolled_back = [], []
-        for i, (each, number) in enumerate(zip(talks, numbers, strict=True)):
+        for each, number, answer in zip(talks, numbers, answers, strict=True):
             try:
-                next_number = number
-                if message is not None:
-                    next_number = self._judge_row(each, number, message, i)
-                await self._until_applied(each, number, next_number)
+                await self._until_applied(each, number, self._judge(each, number, answer))
             except RolledBack:
                 rolled_back.append(each)
             except SessionOver:
@@ -192,14 +190,6 @@ class Stepper:
         self.open = [each for each in self.open if each not in over or each is talk]
         if talk in over:
             raise SessionOver
-
-    def _judge_row(self, talk: Conversation, number: int, message: Any, i: int) -> int:
-        refusal = message if isinstance(message, ServeError) else message.errors.get(i)
-        if refusal is not None:
-            return talk.judge(number, refusal, talk.seen())
-        place = message.members.tolist().index(i)
-        y = message.work.output(place).tobytes()
-        return talk.applied(number, message.steps[place], y, message.durable_steps[place])
 
     async def until_answered(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False

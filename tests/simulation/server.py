@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from calling import Caller, CallerFrame, Sender, answered
 from lstmserve.config import Config
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, errors
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
 from lstmserve.server.access.auth import AnonymousAuthenticator
-from lstmserve.server.native.cohort import Cohort
-from lstmserve.server.native.many_message import ManyMessage
-from lstmserve.server.native.many_reading import ManyReading
-from lstmserve.server.native.session_calls import SessionCalls
+from lstmserve.server.native.sessions import SessionCalls
+from lstmserve.server.native.step_many import StepManyCalls
 from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.steps import Steps
@@ -31,6 +32,11 @@ from simulation.network import Answer, Call, Network
 from simulation.store import Shelf, StoreLine
 
 MODELS = ("alpha", "beta")
+ERRORS = {
+    kind.reason: kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, ServeError)
+}
 
 
 class Sums:
@@ -90,7 +96,11 @@ class Life:
         )
         self._steps = StepCalls(self.engine, steps, self._pending)
         self._sessions = SessionCalls(self.engine)
-        self._many = ManyReading(self.engine)
+        self._many = StepManyCalls(
+            self.engine,
+            self.sums,  # type: ignore[arg-type]  # as above
+            self._pending,
+        )
         self._tenant = self._door.tenant(None)  # type: ignore[arg-type]  # anyone
         self.is_dead = False
         self._is_awake = asyncio.Event()
@@ -193,26 +203,24 @@ class Life:
         replies = [pb.StepResponse.FromString(content) for content in sender.replies]
         return sorted(replies, key=lambda reply: reply.tag)
 
-    async def _many_steps(self, request: Any) -> Any:
-        """The answered message; whether its stream waits is not looked at."""
-        is_settled = asyncio.Event()
-        cohort = Cohort(self._tenant, list(request.session_ids))
-        message = ManyMessage(self._tenant, cohort, lambda _: is_settled.set())
-        message.lease = self._pending.enter(self._tenant.account, request.ByteSize())
-        try:
-            await self._many.submit(request, message)
-            if message.work is not None:
-                await is_settled.wait()
-        except asyncio.CancelledError:
-            message.cancel()
-            raise
-        except ServeError:
-            message.lease.release()
-            raise
-        message.lease.release()
-        for error in message.errors.values():
+    async def _many_steps(self, request: Any) -> list[Any]:
+        """A StepResponse or an error for each session, as if it had been stepped by itself."""
+        sender = Sender()
+        await sender.run(self._many.begin, self._tenant, [request.SerializeToString()])
+        response = pb.StepManyResponse.FromString(sender.replies[0])
+        if response.HasField("error"):
+            raise _error(response.error)
+        y, edges = rows(response.y), np.cumsum([0, *request.lengths])
+        answers: list[Any] = [
+            pb.StepResponse(step=number, y=y[start:stop].tobytes(), durable_step=durable_step)
+            for number, (start, stop), durable_step in zip(
+                response.steps, pairwise(edges), response.durable_steps, strict=True
+            )
+        ]
+        for each in response.errors:
+            answers[each.index] = error = _error(each.status)
             self.faults.count[f"answered {error.reason}"] += 1
-        return message
+        return answers
 
     async def _open(self, request: Any) -> Any:
         return await self._sessions.open_session(request, self._tenant)
@@ -227,3 +235,10 @@ class Life:
 def rows(values: bytes) -> Any:
     """y [T, O] from the wire."""
     return np.frombuffer(values, "<f4").reshape(-1, 2)
+
+
+def _error(status: Any) -> ServeError:
+    """What the engine raised, from the status that the server made of it."""
+    info = ErrorInfo()
+    assert any(detail.Unpack(info) for detail in status.details), "an error without a reason"
+    return ERRORS[info.reason](status.message, metadata=dict(info.metadata))

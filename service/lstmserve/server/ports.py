@@ -19,7 +19,7 @@ from lstmserve.server.access.auth import (
 from lstmserve.server.access.flood_guard import FloodGuard
 from lstmserve.server.kserve import servicer as kserve
 from lstmserve.server.machine import bind_grpc
-from lstmserve.server.native import servicer as native
+from lstmserve.server.native import service as native
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Methods

@@ -1,16 +1,19 @@
-"""The table of calls: which function answers which method of lstmserve.v1.LstmService."""
+"""lstmserve.v1.LstmService: which function answers which method, and the calls about models.
+
+It must not know how any other method is answered.
+"""
 
 from __future__ import annotations
 
 import functools
 
 from lstmserve.config import Config
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, Model
 from lstmserve.server.access.auth import Authenticator
-from lstmserve.server.native.many_calls import ManyCalls
-from lstmserve.server.native.model_calls import ModelCalls
-from lstmserve.server.native.predict_calls import PredictCalls
-from lstmserve.server.native.session_calls import SessionCalls
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.native.predict import PredictCalls
+from lstmserve.server.native.sessions import SessionCalls
+from lstmserve.server.native.step_many import StepManyCalls
 from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
@@ -39,7 +42,7 @@ def methods(
     )
     streams = (
         ("StepStream", calls.begin),
-        ("StepMany", ManyCalls(engine, metrics, pending).begin),
+        ("StepMany", StepManyCalls(engine, metrics, pending).begin),
     )
     frame = Frame(
         door,
@@ -59,3 +62,40 @@ def methods(
         },
         {name: frame.bidi(name, begin, config.stream_window) for name, begin in streams},
     )
+
+
+class ModelCalls:
+    """The calls about models; one for all of a port."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def list_models(
+        self, request: pb.ListModelsRequest, tenant: Tenant
+    ) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[self._model(model) for model in self._engine.models])
+
+    async def get_model(self, request: pb.GetModelRequest, tenant: Tenant) -> pb.GetModelResponse:
+        """One version, the newest unless it is named."""
+        model = self._engine.model(request.model, request.version)
+        return pb.GetModelResponse(model=self._model(model))
+
+    def _model(self, model: Model) -> pb.Model:
+        spec, config = model.spec, self._engine.config
+        return pb.Model(
+            name=model.name,
+            version=model.version,
+            fingerprint=model.fingerprint,
+            device=model.device,
+            length_max=config.length_max,
+            message_bytes_max=config.message_bytes_max or 0,
+            spec=pb.ModelSpec(
+                input_size=spec.input_size,
+                hidden_size=spec.hidden_size,
+                num_layers=spec.num_layers,
+                proj_size=spec.proj_size,
+                bidirectional=spec.bidirectional,
+                output_size=spec.output_size,
+                num_embeddings=spec.num_embeddings,
+            ),
+        )
