@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from lstmserve.engine.schedule.outcome import Outcome
 from prometheus_client import CollectorRegistry
 from redis import Redis
 from structlog.testing import capture_logs
@@ -21,6 +20,7 @@ from structlog.testing import capture_logs
 from gated import Gate
 from lstmserve.engine.persist import write_through
 from lstmserve.engine.persist.write_behind import WriteBehind
+from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.store import (
