@@ -108,31 +108,29 @@ class InferMessage(ABC):
 
     def parse(self) -> pb.ModelInferRequest:
         """The message, whose bytes are not kept. Raises Malformed, PendingBytesFull."""
-        content, self._content = self._content, b""
-        return parse(pb.ModelInferRequest, content)
+        message = parse(pb.ModelInferRequest, self._content)
+        self._content = b""
+        return message
 
     def read(self) -> SequenceStep | None:
         """Begins the work; returns its step where the engine may have that now. Does not raise."""
         if self.is_over:
             return None
+        calls, engine = self._calls, self._calls.engine
         try:
-            return self._read()
+            message = self.parse() if self._message is None else self._message
+            self._model = find_model(engine, message.model_name, message.model_version)
+            request = read_request(self._model, message)
+            self._message = None
+            if request.parameters.sequence is None:
+                work = predict(engine, calls.metrics, self, request)
+                self._work = asyncio.create_task(work, name="whole sequences")
+                return None
+            self._work = step = SequenceStep(calls.sequences, self, request)
+            return step if step.begin() else None
         except Exception as error:
             self.refuse(error)
             return None
-
-    def _read(self) -> SequenceStep | None:
-        message = self.parse() if self._message is None else self._message
-        calls, engine = self._calls, self._calls.engine
-        self._model = find_model(engine, message.model_name, message.model_version)
-        request = read_request(self._model, message)
-        self._message = None
-        if request.parameters.sequence is None:
-            work = predict(engine, calls.metrics, self, request)
-            self._work = asyncio.create_task(work, name="whole sequences")
-            return None
-        self._work = step = SequenceStep(calls.sequences, self, request)
-        return step if step.begin() else None
 
     def refuse(self, error: Exception) -> None:
         """As InferResponder.refuse."""

@@ -129,7 +129,8 @@ class SequenceStep(PendingStep):
         self._request = request
         self._key = self.tenant.sequence_key(request.model.name, sequence)
         self._axes: tuple[int, ...] = ()
-        self._outcome: asyncio.Future[Outcome] | None = None  # of a START's or END's step
+        # Of the step, while a START or END waits for it.
+        self._outcome: asyncio.Future[Outcome] | None = None
 
     @property
     def is_over(self) -> bool:
@@ -149,9 +150,9 @@ class SequenceStep(PendingStep):
                 self._sequences.enqueue(self._key, self)
                 self.lease.hold()
                 return False
-            self._find()
+            self._read(self._find())
         except ServeError as error:
-            self._respond(error)
+            self._refuse(error)
             return False
         return True
 
@@ -161,7 +162,7 @@ class SequenceStep(PendingStep):
             if not self._responder.is_over:
                 await self._run()
         except ServeError as error:
-            self._respond(error)
+            self._refuse(error)
         except asyncio.CancelledError:  # a bug: whoever leaves cancels no queue
             self._responder.refuse(RuntimeError("a request was cancelled in its queue"))
         except Exception as error:
@@ -178,17 +179,17 @@ class SequenceStep(PendingStep):
             return
         else:
             await self._engine.lives.bring(self._key, asked.incarnation, asked.step or 0)
-            self._find()
+            self._read(self._find())
             if not asked.is_end:
                 steps.accept([self])
                 return
         incarnation = self._engine.table.incarnation.item(self.row)
         self._outcome = asyncio.get_running_loop().create_future()
         steps.accept([self])
-        outcome = await self._outcome
+        outcome, self._outcome = await self._outcome, None
         if asked.is_start if isinstance(outcome, ServeError) else asked.is_end:
             await self._end(incarnation)
-        self._respond(outcome)
+        self._settle(outcome)
 
     def _read(self, model: Model) -> ImportedState | None:
         """The input of the step; returns the state that a START gives, None for zeros.
@@ -215,11 +216,11 @@ class SequenceStep(PendingStep):
 
     # --- a sequence that lives
 
-    def _find(self) -> None:
-        """Its session, which is here, and its input.
+    def _find(self) -> Model:
+        """Finds its session, which is here, and returns the model of that.
 
-        Raises what LiveSessions.find() and step_input() raise, ModelMismatch, and StepSuperseded
-        for a numbered step of a sequence that ended after it.
+        Raises what LiveSessions.find() raises, ModelMismatch, and StepSuperseded for a numbered
+        step of a sequence that ended after it.
         """
         engine, asked, now = self._engine, self._request.parameters, self._engine.clock()
         try:
@@ -236,7 +237,7 @@ class SequenceStep(PendingStep):
                 f"the sequence runs on version {model.version} of model '{model.name}', and stays "
                 f"there until it is started anew; version {version} was asked for"
             )
-        self._read(model)
+        return model
 
     def _check_elsewhere(self) -> None:
         """Raises ModelMismatch when the id is a sequence of another model of the tenant's."""
@@ -325,16 +326,16 @@ class SequenceStep(PendingStep):
         number = await self._engine.lives.close(self._key, request.parameters.incarnation)
         response = begin_response(request, request.model)
         response.parameters["step"].int64_param = number
-        self._respond(response)
+        self._responder.answer(response)
 
     # --- its answer
 
     def applied(self, step: AppliedStep) -> None:
         """As PendingStep.applied."""
-        outcome = None
-        if not self._responder.is_over:
-            outcome = step_response(self._engine, self._request, self.row, step, self._axes)
-        self._settle(outcome)
+        if self._responder.is_over:
+            self._settle(None)
+        else:
+            self._settle(step_response(self._engine, self._request, self.row, step, self._axes))
 
     def failed(self, error: Exception, model: Model | None) -> None:
         """As PendingStep.failed; the responder counts it."""
@@ -342,16 +343,16 @@ class SequenceStep(PendingStep):
         self._settle(error)
 
     def _settle(self, outcome: Outcome) -> None:
-        if self._outcome is None:
-            self._respond(outcome)
-        elif not self._outcome.done():
-            self._outcome.set_result(outcome)
-
-    def _respond(self, outcome: Outcome) -> None:
-        if isinstance(outcome, ServeError):
-            request = self._request
-            sequence = request.parameters.sequence
-            assert sequence is not None
-            self._responder.refuse(sequence_error(outcome, sequence, request.model.name))
+        if self._outcome is not None:
+            if not self._outcome.done():
+                self._outcome.set_result(outcome)
+        elif isinstance(outcome, ServeError):
+            self._refuse(outcome)
         elif outcome is not None:
             self._responder.answer(outcome)
+
+    def _refuse(self, error: ServeError) -> None:
+        request = self._request
+        sequence = request.parameters.sequence
+        assert sequence is not None
+        self._responder.refuse(sequence_error(error, sequence, request.model.name))
