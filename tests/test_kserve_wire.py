@@ -16,6 +16,7 @@ import pytest
 from grpc import StatusCode
 
 from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.pending_bytes import SHORT_BYTES
 from refusals import Refusal, leaks, refusal
 from scenarios import Array, folder, rows, wanted
 from serving import ROOT, environment
@@ -196,11 +197,12 @@ async def test_wrong_tensors(wire: Wire, change: Change, reason: str, text: str)
     assert len(wire.engine.table) == 0
 
 
-async def test_not_a_message(wire: Wire) -> None:
-    """Bytes that are no request are refused; in a stream in band, and it goes on."""
-    assert (await refused(wire, b"\xff" * 9)).reason == "MALFORMED"
+@pytest.mark.parametrize("length", [9, 2 * SHORT_BYTES])
+async def test_not_a_message(wire: Wire, length: int) -> None:
+    """Bytes that are no request are refused, however many; in a stream in band, and it goes on."""
+    assert (await refused(wire, b"\xff" * length)).reason == "MALFORMED"
     stream = wire.channel.stream_stream(PATH + "ModelStreamInfer")(timeout=30)
-    await stream.write(b"\xff" * 9)
+    await stream.write(b"\xff" * length)
     said = pb.ModelStreamInferResponse.FromString(await stream.read())
     assert said.error_message == "not a ModelInferRequest"
     await stream.write(infer(rows(1, 0), sequence_id=1, sequence_start=True).SerializeToString())

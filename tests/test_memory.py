@@ -21,7 +21,7 @@ from lstmserve.engine.arrays import Output
 from lstmserve.engine.model import Model
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.kserve.v2 import inference_pb2 as kserve
-from lstmserve.server.kserve.inference import Inference
+from lstmserve.server.kserve.infer import StreamInfer, UnaryInfer
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from wire import Wire, serving
@@ -149,8 +149,9 @@ async def test_a_call_frees_its_memory_at_once(tmp_path: Path, end: str) -> None
 def messages_held() -> int:
     """Requests of the other dialect that somebody has whole, the collector apart."""
     # Not isinstance(): that asks every object for its __class__, and some of torch's warn of it.
-    inferences = [each for each in gc.get_objects() if type(each) is Inference]
-    return sum(bool(each._content or each._request is not None) for each in inferences)
+    kinds = (UnaryInfer, StreamInfer)
+    messages = [each for each in gc.get_objects() if type(each) in kinds]
+    return sum(bool(each._content or each._message is not None) for each in messages)
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])

@@ -20,11 +20,6 @@ SYNC = PACKAGE + "client/_sync/"  # generated from _async
 # The two dialects have one part each for every kind of call.
 DIALECTS = ("server/native/", "server/kserve/")
 
-# Names that have two meanings still, and the folder or file that is to lose its own.
-DOUBLE_CLASSES = {
-    "ModelCalls": "server/kserve/",
-}
-
 
 def trees() -> dict[str, ast.Module]:
     """The hand-written modules of the package, by their path below it."""
@@ -75,14 +70,7 @@ def test_a_class_name_has_one_meaning() -> None:
     double = dict(DOUBLE)
     for name in raised_on_both_sides():
         assert double.pop(name) == {"engine/errors.py", "errors.py"}
-    assert {name: paths for name, paths in double.items() if name not in DOUBLE_CLASSES} == {}
-
-
-@pytest.mark.parametrize("name", sorted(DOUBLE_CLASSES))
-def test_every_exception_is_needed(name: str) -> None:
-    """A name on the list is double, and one of its classes is where the list says."""
-    paths = DOUBLE.get(name, set())
-    assert any(path.startswith(DOUBLE_CLASSES[name]) for path in paths), f"take {name} off the list"
+    assert double == {}
 
 
 def test_a_second_meaning_would_be_found() -> None:

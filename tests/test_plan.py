@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmserve.config import Config
-from lstmserve.engine.compute.kernel import Cost, cost_of
+from lstmserve.engine.compute.kernel import Cost
 from lstmserve.engine.scheduling.plan import BATCH_NS, groups_of
 from lstmserve.engine.scheduling.queues import batch_max, length_class
 
@@ -56,5 +56,5 @@ def test_padding_is_weighed_against_a_batch() -> None:
 def test_the_cost_is_that_of_the_model_that_was_timed() -> None:
     """From three timings, its parts; noise gives no negative one."""
     cost = Cost(1000, 500, 30)
-    assert cost_of(cost.of(1, 1), cost.of(1, 16), cost.of(16, 1), 16) == cost
-    assert cost_of(100, 90, 80, 16) == Cost(99, 0, 1)
+    assert Cost.measured(cost.of(1, 1), cost.of(1, 16), cost.of(16, 1), 16) == cost
+    assert Cost.measured(100, 90, 80, 16) == Cost(99, 0, 1)

@@ -22,7 +22,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
 from lstmserve.server.access.auth import AnonymousAuthenticator
-from lstmserve.server.kserve import servicer as kserve
+from lstmserve.server.kserve import service as kserve
 from lstmserve.server.native import service
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes

@@ -17,7 +17,7 @@ from lstmserve.server.access.auth import (
     TokenAuthenticator,
 )
 from lstmserve.server.access.flood_guard import FloodGuard
-from lstmserve.server.kserve import servicer as kserve
+from lstmserve.server.kserve import service as kserve
 from lstmserve.server.machine import bind_grpc
 from lstmserve.server.native import service as native
 from lstmserve.server.observe.metrics import Metrics

@@ -1,15 +1,29 @@
-"""Reads the parameters of a request: which sequence it is for, and how it is meant. No arrays."""
+"""Reads what a ModelInferRequest asks for: model, sequence, parameters, inputs and outputs.
+
+It must not know any session; the tensors' values are read later, by whoever needs them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import BadSessionId, BadStep, Malformed
 from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.kserve.tensors import (
+    SHOWN_MAX,
+    Inputs,
+    input_tensors,
+    model_input,
+    output_names,
+)
+from lstmserve.server.message_sizes import output_bytes, state_bytes
 
+VERSION_DIGITS_MAX: Final = 9
 INTEGERS: Final = ("int64_param", "uint64_param")
 BOOL: Final = ("bool_param",)
 KINDS: Final = {
@@ -23,15 +37,14 @@ KINDS: Final = {
     "restart": BOOL,
     "triton_enable_empty_final_response": BOOL,
 }
-TRITON: Final = "triton_"  # what begins so is not the user's own
-SHOWN_MAX: Final = 64
+TRITON: Final = "triton_"  # no parameter of the user's own begins so
 MICROSECOND_NS: Final = 1000
 
 
 @dataclass(slots=True)
 class Parameters:
-    """Read once, never changed. `sequence` None: whole sequences, nothing is kept; `timeout_us` and
-    `incarnation` 0: none."""
+    """The parameters that mean something here. `sequence` None: the request has whole sequences,
+    and nothing is kept; `timeout_us` and `incarnation` 0: none."""
 
     sequence: int | str | None = None
     is_start: bool = False
@@ -46,9 +59,75 @@ class Parameters:
         return arrival_ns + self.timeout_us * MICROSECOND_NS if self.timeout_us else 0
 
 
+@dataclass(slots=True)
+class InferRequest:
+    """What one message asks for. `model` is the newest where it names no version (0).
+
+    Nothing of it changes, except that whoever has read the `inputs` lets them go.
+    """
+
+    model: Model
+    version: int
+    id: str
+    parameters: Parameters
+    inputs: Inputs
+    outputs: tuple[str, ...]  # in the order of the response
+
+    @property
+    def last_only(self) -> bool:
+        """Whether y is needed for the last row alone."""
+        return "y" not in self.outputs
+
+    @property
+    def with_state(self) -> bool:
+        """Whether the state is an output."""
+        return "hn" in self.outputs or "cn" in self.outputs
+
+
+def find_model(engine: Engine, name: str, version: str) -> Model:
+    """Raises Malformed, and what Engine.model() raises."""
+    return engine.model(name, read_version(version))
+
+
+def read_version(text: str) -> int:
+    """Of a model; 0 for an empty one. Raises Malformed."""
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= VERSION_DIGITS_MAX and int(text)):
+        raise Malformed("the model's version must be a number from 1 on, or empty for the newest")
+    return int(text)
+
+
+def read_request(model: Model, message: pb.ModelInferRequest) -> InferRequest:
+    """`model` is the one that the message names. Raises Malformed, BadSessionId, BadStep,
+    BadTensor, NotImplementedYet."""
+    return InferRequest(
+        model,
+        read_version(message.model_version),
+        message.id,
+        read_parameters(message.parameters),
+        input_tensors(message),
+        output_names(message, model),
+    )
+
+
+def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
+    """The most bytes of outputs that a reply can have: a row for each of the input, and states."""
+    spec = model.spec
+    wanted = model_input(spec)
+    rows = sequences = 0
+    for tensor in message.inputs:
+        if tensor.name == wanted.name:
+            shape = tensor.shape[:]
+            rows = math.prod(max(0, size) for size in shape[: len(shape) - len(wanted.row)])
+            sequences = shape[0] if len(shape) > 1 else 1
+    if not {"hn", "cn"} & {output.name for output in message.outputs}:
+        sequences = 0
+    return max(1, rows) * output_bytes(spec) + max(0, sequences) * state_bytes(spec)
+
+
 def read_parameters(sent: Mapping[str, pb.InferParameter]) -> Parameters:
-    """Those that mean something; a user's own are let through. Raises Malformed, BadSessionId,
-    BadStep."""
+    """Lets a user's own parameters through. Raises Malformed, BadSessionId, BadStep."""
     values = _values(sent)
     parameters = Parameters(
         sequence=_sequence(values.get("sequence_id", 0)),
@@ -59,7 +138,7 @@ def read_parameters(sent: Mapping[str, pb.InferParameter]) -> Parameters:
         step=values.get("step"),
         incarnation=values.get("incarnation", 0),
     )
-    _check_meaning(parameters)
+    _check(parameters)
     return parameters
 
 
@@ -93,8 +172,8 @@ def _sequence(value: int | str) -> int | str | None:
     return value or None
 
 
-def _check_meaning(parameters: Parameters) -> None:
-    """Raises Malformed, BadStep."""
+def _check(parameters: Parameters) -> None:
+    """Whether they make sense together. Raises Malformed, BadStep."""
     step = parameters.step
     if parameters.timeout_us < 0 or parameters.incarnation < 0:
         name = "timeout" if parameters.timeout_us < 0 else "incarnation"

@@ -1,27 +1,28 @@
-"""The table of calls: which function answers which method of inference.GRPCInferenceService."""
+"""The service inference.GRPCInferenceService: which function answers which method.
+
+The calls about the server are answered here; this module must not know what a request has in it.
+"""
 
 from __future__ import annotations
 
 import functools
+from importlib import metadata
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.errors import NotImplementedYet
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.auth import Authenticator
-from lstmserve.server.inbox import Inbox
-from lstmserve.server.kserve.dialect import Dialect
-from lstmserve.server.kserve.infer_calls import InferCalls
-from lstmserve.server.kserve.inference import read_all
-from lstmserve.server.kserve.model_calls import ModelCalls
-from lstmserve.server.kserve.server_calls import ServerCalls
-from lstmserve.server.kserve.stream_calls import StreamCalls
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.kserve.infer import STREAM, UNARY, InferCalls
+from lstmserve.server.kserve.models import ModelQueries
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Answer, Frame, Methods
 from lstmserve.server.transport import UnaryCall
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+EXTENSIONS = ("sequence", "sequence(string_id)", "statistics", "model_configuration")
 NO_LOADING = "models are those that its folder had when it started"
 NO_SHARED_MEMORY = "tensors travel in the messages"
 NO_SETTINGS = "it is set by the server's flags"
@@ -42,7 +43,7 @@ NOT_SERVED = {
 def methods(
     engine: Engine, metrics: Metrics, config: Config, door: Authenticator, pending: PendingBytes
 ) -> Methods:
-    """By name, as the native dialect's."""
+    """The service's methods; they parse their messages, so that a bad one gets an error of ours."""
     frame = Frame(
         door,
         metrics,
@@ -51,9 +52,7 @@ def methods(
         write_s_max=config.write_s_max,
         service=SERVICE,
     )
-    dialect = Dialect(engine, metrics)
-    inbox = Inbox(engine.batch_loop, functools.partial(read_all, dialect))
-    server, models = ServerCalls(engine), ModelCalls(engine, dialect)
+    server, models = _ServerQueries(engine), ModelQueries(engine, metrics)
     unaries = (
         ("ModelReady", pb.ModelReadyRequest, models.ready),
         ("ServerMetadata", pb.ServerMetadataRequest, server.metadata),
@@ -62,20 +61,41 @@ def methods(
         ("ModelStatistics", pb.ModelStatisticsRequest, models.statistics),
         ("RepositoryIndex", pb.RepositoryIndexRequest, models.index),
     )
-    # Probes have no token; these two tell what the health service tells everybody.
+    # Probes need no token: these two say what the health service says to everybody.
     probes: dict[str, Answer] = {"ServerLive": server.live, "ServerReady": server.ready}
     probes |= {name: _refusal(name, why) for name, why in NOT_SERVED.items()}
-    unary = InferCalls(dialect, inbox, frame)
-    streamed = StreamCalls(dialect, inbox, pending)
+    infer = InferCalls(engine, metrics, pending)
+    receive = functools.partial(infer.receive, frame)
+    count_failed = functools.partial(infer.steps.count_failed, UNARY)
     return Methods(
         SERVICE,
         {
             **{name: frame.unary(name, kind, method) for name, kind, method in unaries},
             **{name: frame.probes(name, answer) for name, answer in probes.items()},
-            "ModelInfer": frame.calls("ModelInfer", unary.receive, unary.count_failed),
+            UNARY: frame.calls(UNARY, receive, count_failed),
         },
-        {"ModelStreamInfer": frame.bidi("ModelStreamInfer", streamed.begin, config.stream_window)},
+        {STREAM: frame.bidi(STREAM, infer.begin, config.stream_window)},
     )
+
+
+class _ServerQueries:
+    """Is the server alive, is it ready, and what does it speak."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def live(self, call: UnaryCall) -> bytes:
+        return pb.ServerLiveResponse(live=True).SerializeToString()
+
+    def ready(self, call: UnaryCall) -> bytes:
+        """The port opens when all models are proved; a server that drains is not ready."""
+        return pb.ServerReadyResponse(ready=not self._engine.is_draining).SerializeToString()
+
+    async def metadata(
+        self, request: pb.ServerMetadataRequest, tenant: Tenant
+    ) -> pb.ServerMetadataResponse:
+        version = metadata.version("lstmserve")
+        return pb.ServerMetadataResponse(name="lstmserve", version=version, extensions=EXTENSIONS)
 
 
 def _refusal(name: str, why: str) -> Answer:
