@@ -1,17 +1,19 @@
-"""Steps on their way, of every dialect: those that arrive together are one request of the engine.
+"""Steps of every dialect, joined: those that arrive together are one request of the engine.
 
-A dialect finds the session of each and reads its input; here they are checked, counted against
-their tenants' limits and the budget of bytes, handed over, and answered.
+A dialect finds each step's session and reads its input. Here the steps are checked, counted against
+their tenants' limits and the budget of bytes, submitted, and answered from the request's outcome.
+It must not know how a dialect's messages look.
 """
 
 from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Input, Output
@@ -28,9 +30,9 @@ NO_INPUT: Input = np.zeros(0, np.float32)
 
 
 class AppliedStep(NamedTuple):
-    """What became of a step: its number, y [T, O] or [1, O], the last step that a store has.
+    """A step's outcome: its number, y [T, O] (or [1, O]), the session's last step in a store.
 
-    `start_ns` is on the engine's clock.
+    `start_ns`, when its batch started, is on the engine's clock.
     """
 
     number: int
@@ -42,7 +44,10 @@ class AppliedStep(NamedTuple):
 
 
 class PendingStep(ABC):
-    """One step of a session. Its `lease` covers its message and its reply."""
+    """One step of a session, from its arrival to its answer.
+
+    Its `lease` covers the bytes of its message and its reply.
+    """
 
     __slots__ = (
         "arrival_ns",
@@ -67,20 +72,20 @@ class PendingStep(ABC):
         self.lease: Lease  # once it was admitted
         # These once its message was read.
         self.row: int  # of the session table
-        self.x: Input  # [T, I] or tokens [T], not yet checked for finite; the engine's then
+        self.x: Input  # [T, I] or tokens [T], not checked for NaN; empty once the engine has it
         self.number = 0  # 0: the client gave none
         self.last_only = False
-        self.is_counted = False  # its rows were taken of the tenant's rate before
-        self.reply_bytes = 0  # of its output, and what else its answer has
+        self.is_counted = False  # the tenant's rate has paid for its rows already
+        self.reply_bytes = 0  # of its whole answer
         self.deadline_ns = 0  # of the start of compute; 0: none
-        # Where it is while the engine has it.
+        # Which row of which request it is, while the engine has it.
         self.request: Request | None = None
         self.place = 0
 
     @property
     @abstractmethod
     def is_over(self) -> bool:
-        """Whether nobody waits for its answer any more."""
+        """Whether its call has ended, so that no answer would be read."""
 
     @abstractmethod
     def applied(self, step: AppliedStep) -> None:
@@ -88,11 +93,11 @@ class PendingStep(ABC):
 
     @abstractmethod
     def failed(self, error: Exception, model: Model | None) -> None:
-        """Answers that it was not applied, and counts that: as a step of the model, None where the
-        engine did not accept it. Must not raise."""
+        """Answers that it was not applied, and counts that as the model's; None where the engine
+        did not accept it. Must not raise."""
 
     def cancel(self) -> None:
-        """Nobody waits any more: if its last slice has not been scheduled it never runs."""
+        """Its call has ended: unless its last slice has been scheduled it never runs."""
         request, self.request = self.request, None
         if request is not None:
             request.cancel_row(self.place)
@@ -107,34 +112,18 @@ class Steps:
         self._counters = [metrics.model(each.name, each.version) for each in engine.models]
 
     def accept(self, steps: Sequence[PendingStep]) -> None:
-        """Hands steps to the engine that arrived together; of each session in this order.
+        """Submits steps that arrived together; those of one session run in this order.
 
-        Every step is answered: those that cannot be accepted at once.
+        Every step is answered: at once where it cannot be accepted.
         """
         if len(steps) == 1:
             self._accept(steps)
             return
-        groups: dict[tuple[int, bool], list[PendingStep]] = {}
-        group_of: dict[int, tuple[int, bool]] = {}  # by session
-        models = self._engine.table.model
-        for step in steps:
-            key = models.item(step.row), step.last_only
-            is_joined = step.x.nbytes <= JOINED_BYTES_MAX
-            if not is_joined or group_of.get(step.row, key) != key:
-                for group in groups.values():  # what came before it in its session goes first
-                    self._accept(group)
-                groups.clear()
-                group_of.clear()
-            if is_joined:
-                groups.setdefault(key, []).append(step)
-                group_of[step.row] = key
-            else:
-                self._accept([step])
-        for group in groups.values():
+        for group in _groups(steps, self._engine.table.model):
             self._accept(group)
 
     def _accept(self, steps: Sequence[PendingStep]) -> None:
-        """Steps of one model, all with last_only or none."""
+        """Steps of one group."""
         model = self._engine.model_of(steps[0].row)
         x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
         is_good = is_finite(x)
@@ -146,7 +135,10 @@ class Steps:
         self._submit(model, good, x)
 
     def _is_admitted(self, step: PendingStep, *, is_checked: bool) -> bool:
-        """Whether it may go on; else it is answered. From then on it counts for its tenant."""
+        """Whether it may be submitted: then it counts as pending. Else it has been answered.
+
+        `is_checked`: its input is known to be finite.
+        """
         tenant, table = step.tenant, self._engine.table
         try:
             if not is_checked:
@@ -173,13 +165,13 @@ class Steps:
             if len(steps) == 1:
                 self._refuse_held(steps[0], error)
                 return
-            for step in steps:  # it may be of one of them
+            for step in steps:  # the cause may be a single one
                 self._submit(model, [step], step.x)
             return
         for step in steps:
             step.x = NO_INPUT
             if not request.inputs_left and step.request is not None:
-                step.lease.resize(step.reply_bytes)  # it joined another of its number
+                step.lease.resize(step.reply_bytes)  # it joined a pending step of its number
 
     def _refuse_held(self, step: PendingStep, error: ServeError) -> None:
         step.request = None
@@ -188,14 +180,14 @@ class Steps:
         refuse(step, error)
 
     def count_failed(self, method: str, error: Exception, model: Model | None = None) -> None:
-        """A step that the engine accepted as one of the model, or None for one that it did not."""
+        """Counts a failed step as the model's; None where the engine did not accept it."""
         counters = self._metrics.model("", 0) if model is None else self._counters[model.index]
         counters.failed(method, code(error), reason(error))
 
     def count_applied(
         self, model: Model, steps: Sequence[PendingStep], start_ns: int, *, is_replayed: bool
     ) -> None:
-        """Steps that were computed together from `start_ns` on and have just ended."""
+        """Counts steps that started together at `start_ns` and have just been applied."""
         counters, now_ns = self._counters[model.index], self._engine.monotonic_ns()
         if is_replayed:
             counters.replayed(len(steps))
@@ -213,7 +205,6 @@ class _Answers:
         self._steps: list[PendingStep | None] = list(steps)  # None: answered
 
     def applied(self, request: Request, rows: Applied) -> None:
-        """As Responder.applied."""
         steps = [self._take(place) for place in rows.places]
         waiting = [step for step in steps if not step.is_over]
         start_ns, compute_ns, is_replayed = rows.start_ns, rows.compute_ns, rows.is_replayed
@@ -226,13 +217,12 @@ class _Answers:
                 step.applied(AppliedStep(number, y, durable, start_ns, compute_ns, is_replayed))
 
     def failed(self, request: Request, place: int, error: ServeError) -> None:
-        """As Responder.failed."""
         step = self._take(place)
         if not step.is_over:
             step.failed(error, self._model)
 
     def _take(self, place: int) -> PendingStep:
-        """The step, which the engine has no more."""
+        """Takes the step back from the engine, which is done with it."""
         step, self._steps[place] = self._steps[place], None
         assert step is not None
         step.request = None
@@ -245,6 +235,31 @@ def refuse(step: PendingStep, error: Exception) -> None:
     """Answers a step that the engine did not accept."""
     if not step.is_over:
         step.failed(error, None)
+
+
+def _groups(
+    steps: Sequence[PendingStep], models: npt.NDArray[np.int16]
+) -> Iterator[list[PendingStep]]:
+    """Steps that may be one request: of one model, all with last_only or none.
+
+    A long input is alone, so that it is not copied. Steps of one session stay in order: a group
+    ends where a step of one of its sessions cannot join it. `models` is a column of the table.
+    """
+    groups: dict[tuple[int, bool], list[PendingStep]] = {}
+    group_of: dict[int, tuple[int, bool]] = {}  # by session
+    for step in steps:
+        key = models.item(step.row), step.last_only
+        is_long = step.x.nbytes > JOINED_BYTES_MAX
+        if is_long or group_of.get(step.row, key) != key:
+            yield from groups.values()
+            groups.clear()
+            group_of.clear()
+        if is_long:
+            yield [step]
+        else:
+            groups.setdefault(key, []).append(step)
+            group_of[step.row] = key
+    yield from groups.values()
 
 
 def _request(steps: Sequence[PendingStep], x: Input, responder: _Answers) -> Request:

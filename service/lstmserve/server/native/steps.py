@@ -1,11 +1,14 @@
-"""Step and StepStream: one step of one session for each message. Decides nothing.
+"""Step and StepStream: each message is one step of one session.
 
-Replies of a stream come in the order of each session's messages, errors too; those of different
-sessions may overtake one another.
+A message is parsed, its session found and its input read; then `server/steps.py` joins it with the
+others that arrived together. Replies of a stream, errors too, keep the order of each session's
+messages; those of different sessions may overtake one another. It must not know how steps are
+ordered, batched or stored.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from lstmserve.engine import Engine, Model
@@ -27,11 +30,11 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 UNARY, STREAM = "Step", "StepStream"
 MILLISECOND_NS = 1_000_000
 INT64_BYTES = 8
-NOTHING = pb.StepRequest()  # in place of a message that is not needed any more
+NOTHING = pb.StepRequest()  # in place of one that is not needed any more
 
 
 class StepCalls:
-    """Both methods of one port. Messages that arrive together are read together."""
+    """Both methods of one port. Messages that arrive together are read and submitted together."""
 
     def __init__(self, engine: Engine, steps: Steps, pending: PendingBytes) -> None:
         self.pending = pending
@@ -50,37 +53,38 @@ class StepCalls:
         return StepStream(self, stream, tenant)
 
     def read(self, messages: Sequence[NativeStep]) -> None:
-        """Messages that arrived together go to the engine, or wait for their sessions."""
+        """Submits messages, but for those that are over, malformed, or need a store first."""
         self.submit([message for message in messages if message.read()])
 
     def submit(self, messages: Sequence[NativeStep]) -> None:
-        """Their sessions are here, or nowhere."""
-        found = []
+        """Hands messages to the engine, or refuses them. No store is asked for their sessions."""
+        ready = []
         for message in messages:
             try:
-                self._find(message)
+                self._prepare(message)
             except Exception as error:
                 refuse(message, error)
             else:
-                found.append(message)
-        if found:
-            self.steps.accept(found)
+                ready.append(message)
+        if ready:
+            self.steps.accept(ready)
 
     def is_here(self, message: NativeStep) -> bool:
-        """Whether its session can step at once: no store need be asked."""
+        """Whether no store need be asked before its session can be stepped or refused."""
         asked, key = message.message, message.tenant.prefix + message.session_id
         return self._engine.lifecycle.is_certain(key, asked.incarnation, asked.step)
 
     async def bring(self, message: NativeStep) -> None:
-        """Brings the session here from the store, or makes certain of a refusal.
+        """Brings its session here from the store, or makes certain of a refusal.
 
-        What follows must be submitted before anything else is waited for. Raises ServeError.
+        The caller submits the message before it awaits anything else: the session may leave again.
+        Raises ServeError.
         """
         asked, key = message.message, message.tenant.key(message.session_id)
         await self._engine.lifecycle.bring(key, asked.incarnation, asked.step)
 
     def size(self, tenant: Tenant, asked: pb.StepRequest, session_id: str, length: int) -> int:
-        """The most bytes that a message of `length` will take with its reply."""
+        """The most bytes that a message of `length` bytes will take with its reply."""
         table = self._engine.table
         row = table.find(tenant.prefix + session_id)
         spec = None if row is None else self._engine.models[table.model.item(row)].spec
@@ -89,17 +93,16 @@ class StepCalls:
             length += INT64_BYTES * rows
         return self.sizes.of(length, 1 if asked.last_only else rows, spec)
 
-    def _find(self, message: NativeStep) -> None:
-        """Its session and its input. Raises ServeError."""
+    def _prepare(self, message: NativeStep) -> None:
+        """Finds its session and reads its input. Raises ServeError."""
         engine, table, config = self._engine, self._engine.table, self._engine.config
         asked, message.message = message.message, NOTHING
-        number, incarnation = asked.step, asked.incarnation
         if asked.HasField("step"):
-            check_number(number, incarnation)
+            check_number(asked.step, asked.incarnation)
         key = message.tenant.prefix + message.session_id
         if table.find(key) is None:
             key = message.tenant.key(message.session_id)  # an id that is found was checked before
-        message.row = engine.sessions.find(key, incarnation, engine.clock())
+        message.row = engine.sessions.find(key, asked.incarnation, engine.clock())
         model = engine.models[table.model.item(message.row)]
         length = asked.length or 1
         if length != 1:
@@ -107,7 +110,7 @@ class StepCalls:
         message.x = input_rows(model.spec, asked.x, asked.tokens, length)
         height = 1 if asked.last_only else length
         check_reply(height, model.output_size, config.message_bytes_max, "length")
-        message.number, message.last_only = number, asked.last_only
+        message.last_only = asked.last_only
         message.reply_bytes = height * output_bytes(model.spec)
         message.deadline_ns = _earlier(
             timeout_ns(message.arrival_ns, asked.timeout_ms), message.deadline_ns
@@ -115,7 +118,7 @@ class StepCalls:
 
 
 class NativeStep(PendingStep):
-    """A message of Step or StepStream."""
+    """A message of Step or StepStream, from its bytes to its reply."""
 
     __slots__ = ("calls", "message", "session_id", "tag")
 
@@ -126,17 +129,27 @@ class NativeStep(PendingStep):
         self.session_id = ""
         self.tag = 0
 
+    @abstractmethod
     def read(self) -> bool:
-        """Whether it is to be submitted now; else it is answered, or comes when its session has."""
-        raise NotImplementedError
+        """Parses it. Returns whether to submit it now: else it is over or has been answered, or
+        fetch() submits it later."""
 
     def parse(self, content: bytes) -> None:
         """Raises Malformed."""
-        self.message = parse(pb.StepRequest, content)
-        self.session_id, self.tag = self.message.session_id, self.message.tag
+        self.message = message = parse(pb.StepRequest, content)
+        self.session_id, self.tag, self.number = message.session_id, message.tag, message.step
+
+    async def fetch(self) -> None:
+        """Submits it when its session has come from a store."""
+        try:
+            await self.calls.bring(self)
+        except Exception as error:
+            refuse(self, error)
+        else:
+            if not self.is_over:
+                self.calls.submit([self])
 
     def cancel(self) -> None:
-        """As PendingStep.cancel."""
         self.message = NOTHING
         super().cancel()
 
@@ -157,11 +170,9 @@ class UnaryStep(NativeStep):
 
     @property
     def is_over(self) -> bool:
-        """As PendingStep.is_over."""
         return self._call.is_over
 
     def read(self) -> bool:
-        """As NativeStep.read."""
         if self.is_over:
             return False
         try:
@@ -175,65 +186,51 @@ class UnaryStep(NativeStep):
         return False
 
     async def _fetch(self, call: UnaryCall) -> None:
-        """Submits it when its session has come from a store."""
-        try:
-            await self.calls.bring(self)
-        except ServeError as error:
-            self.calls.steps.count_failed(self.method, error)
-            raise
+        await self.fetch()
         if not call.is_over:
-            call.on_gone = self.cancel
-            self.calls.submit([self])
+            call.on_gone = self.cancel  # in place of this task's
 
     def applied(self, step: AppliedStep) -> None:
-        """As PendingStep.applied."""
         self._frame.reply(self._call, step_response(self, step).SerializeToString())
 
     def failed(self, error: Exception, model: Model | None) -> None:
-        """As PendingStep.failed."""
         self.calls.steps.count_failed(self.method, error, model)
         self._frame.abort(self._call, error, self.method)
 
 
 class StepStream(OrderedWindow["StreamStep"]):
-    """One stream: what its messages have in common."""
+    """One stream. Its replies have a line for each session."""
 
     def __init__(self, calls: StepCalls, stream: StreamCall, tenant: Tenant) -> None:
         super().__init__(stream, calls.pending, tenant)
         self.calls = calls
         self.session_id = ""  # of the newest message that was read
-        self.fetching = InTurn(self._end_if_done, self.end_by)
+        self.fetching = InTurn(self._end_if_done, self.end_by)  # of sessions that a store has
 
     def open(self, content: bytes) -> StreamStep:
-        """As Window.open."""
         return StreamStep(self, content)
 
     def accept(self, message: StreamStep) -> None:
-        """As Window.accept."""
         self.calls.inbox.put(message)
 
     def gone(self) -> None:
-        """As Window.gone."""
         self.fetching.cancel()
         super().gone()
 
 
 class StreamStep(NativeStep):
-    """A message of a StepStream; an empty session_id is that of the message before it."""
+    """A message of a StepStream. An empty session_id means that of the message before it."""
 
-    __slots__ = ("_content", "_is_cancelled", "_number", "_stream")
+    __slots__ = ("_content", "_stream")
 
     def __init__(self, stream: StepStream, content: bytes) -> None:
         super().__init__(stream.calls, stream.tenant, STREAM)
         self._stream = stream
-        self._content = content
-        self._number = 0  # as it was asked for
-        self._is_cancelled = False
+        self._content = content  # until it was parsed
 
     @property
     def is_over(self) -> bool:
-        """As PendingStep.is_over."""
-        return self._is_cancelled
+        return self._stream.is_closed
 
     def size(self) -> int:
         """The bytes to admit it with; a long message is read for that."""
@@ -249,12 +246,11 @@ class StreamStep(NativeStep):
         )
 
     def parse(self, content: bytes) -> None:
-        """As NativeStep.parse."""
+        """Raises Malformed."""
         super().parse(content)
-        self._content, self._number = b"", self.message.step
+        self._content = b""
 
     def read(self) -> bool:
-        """As NativeStep.read."""
         if self.is_over:
             return False
         stream = self._stream
@@ -262,7 +258,7 @@ class StreamStep(NativeStep):
             if self.message is NOTHING:
                 self.parse(self._content)
         except ServeError as error:
-            # It does not say whose it is: its answer comes after those of the newest session.
+            # Its session is unknown: its answer comes after those of the newest session.
             stream.enter(self, stream.session_id)
             refuse(self, error)
             return False
@@ -270,35 +266,23 @@ class StreamStep(NativeStep):
         stream.enter(self, self.session_id)
         if not stream.fetching.is_busy and self.calls.is_here(self):
             return True
-        stream.fetching.put(self._fetch)
+        stream.fetching.put(self.fetch)
         return False
 
-    async def _fetch(self) -> None:
-        """Submits it when its session has come from a store."""
-        try:
-            await self.calls.bring(self)
-        except ServeError as error:
-            refuse(self, error)
-        else:
-            self.calls.submit([self])
-
     def applied(self, step: AppliedStep) -> None:
-        """As PendingStep.applied."""
         self._answer(step_response(self, step))
 
     def failed(self, error: Exception, model: Model | None) -> None:
-        """As PendingStep.failed."""
         self.calls.steps.count_failed(self.method, error, model)
-        self._answer(pb.StepResponse(tag=self.tag, step=self._number, error=to_status(error)))
+        self._answer(pb.StepResponse(tag=self.tag, step=self.number, error=to_status(error)))
 
     def _answer(self, response: pb.StepResponse) -> None:
-        # An id that is none may be long: no reply is longer than the limit of messages.
+        # A malformed id may be as long as a message: the reply must not be.
         response.session_id = self.session_id[:ID_LENGTH_MAX]
         self._stream.answer(self, response.SerializeToString())
 
     def cancel(self) -> None:
         """The stream is gone."""
-        self._is_cancelled = True
         self._content = b""
         self.lease.release()
         super().cancel()
@@ -320,7 +304,7 @@ def step_response(message: NativeStep, step: AppliedStep) -> pb.StepResponse:
 
 
 def check_number(number: int, incarnation: int) -> None:
-    """Of a numbered step. Raises BadStep."""
+    """Raises BadStep."""
     if number < 1:
         raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
     if not incarnation:
