@@ -238,7 +238,7 @@ async def test_which_sequence_is_told(triton: Triton, tmp_path: Path) -> None:
         texts = (
             "sequence 5 is one of model 'm'; on model 'letters' it was never started",
             "the sequence runs on version 1 of model 'm'",
-            "sequence 5 of model 'm' was started anew",
+            "sequence 5 of model 'm' was started again",
             "sequence 6 of model 'm' is lost",
         )
         for answer, text in zip(said, texts, strict=True):

@@ -148,7 +148,7 @@ def _values(sent: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
         kinds = KINDS.get(name)
         if kinds is None:
             if name.startswith(TRITON):
-                raise Malformed(f"parameter '{name[:SHOWN_MAX]}' is none that is known")
+                raise Malformed(f"parameter '{name[:SHOWN_MAX]}' is unknown")
             continue
         parameter = sent[name]
         kind = parameter.WhichOneof("parameter_choice")

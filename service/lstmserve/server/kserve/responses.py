@@ -33,10 +33,10 @@ SHOWN_MAX: Final = 128
 # What follows "sequence S of model 'M' " in an error. A sequence that was never started gets
 # Triton's own sentence, because clients look for it.
 SENTENCES: Final[dict[type[ServeError], str]] = {
-    SessionExpired: "has expired: it was idle for longer than its time to live; START begins anew",
-    SessionClosed: "has ended, by END, a close, or a START that failed; START begins anew",
-    SessionReplaced: "was started anew: the incarnation that you mean has ended",
-    SessionExists: "is live, and restart=false forbids to end it by another START",
+    SessionExpired: "has expired: it was idle for longer than its time to live; send START",
+    SessionClosed: "has ended, by END, a close, or a START that failed; send START",
+    SessionReplaced: "was started again: the request's incarnation has ended",
+    SessionExists: "is live, and restart=false forbids another START to end it",
 }
 NEVER_STARTED: Final = (
     "inference request for sequence {sequence} to model '{model}' must specify the START flag on "

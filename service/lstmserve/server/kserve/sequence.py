@@ -235,7 +235,7 @@ class SequenceStep(PendingStep):
         if version not in (0, model.version):
             raise ModelMismatch(
                 f"the sequence runs on version {model.version} of model '{model.name}', and stays "
-                f"there until it is started anew; version {version} was asked for"
+                f"there until another START; version {version} was asked for"
             )
         return model
 

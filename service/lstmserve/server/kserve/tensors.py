@@ -143,7 +143,7 @@ def to_array(tensor: InputTensor, *datatypes: str) -> Array:
         )
     shape = tuple(header.shape)
     if len(shape) > RANK_MAX or min(shape, default=0) < 0:
-        raise BadTensor(f"input '{name}' has a shape that none can have", field=name)
+        raise BadTensor(f"input '{name}' has an impossible shape", field=name)
     dtype, values = DATATYPES[datatype]
     if tensor.raw is not None:
         size, rest = divmod(len(tensor.raw), dtype.itemsize)
@@ -153,7 +153,8 @@ def to_array(tensor: InputTensor, *datatypes: str) -> Array:
         size = len(getattr(header.contents, values))
     if size != math.prod(shape):
         raise BadTensor(
-            f"input '{name}' has {size} values, its shape {list(shape)} another number", field=name
+            f"input '{name}' has {size} values, which do not fill its shape {list(shape)}",
+            field=name,
         )
     if tensor.raw is not None:
         return np.frombuffer(tensor.raw, dtype).reshape(shape)
