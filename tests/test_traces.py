@@ -29,7 +29,7 @@ from lstmserve.engine.scheduling.plan import groups_of
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.scheduling.settle import Settlement
 from lstmserve.engine.scheduling.work import Applied, Chunk, Outcome, Plan, Request, chunks_of
-from traces import OUTPUT_SIZE, Call, Trace, bits, canonical, failure, result
+from traces import MODES, OUTPUT_SIZE, Call, Trace, bits, canonical, failure, result
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "traces.json").read_text())
 HASHES: list[str] = RECORDED["sha256"]
@@ -235,10 +235,13 @@ def test_all_is_as_before(
     start: int, columns_from: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replies, bits, counters and sessions are the old scheduler's, in columns and row by row."""
+    seeds = list(range(start, min(start + PART, len(HASHES))))
     if columns_from is not None:
         monkeypatch.setattr(ordering, "COLUMNS_FROM", columns_from)
         monkeypatch.setattr(settle, "COLUMNS_FROM", columns_from)
-    assert _differ(range(start, min(start + PART, len(HASHES)))) == []
+        if columns_from > 1:  # rows that wait one by one are no message that is split
+            seeds = [seed for seed in seeds if MODES[seed % len(MODES)] != "split"]
+    assert _differ(seeds) == []
 
 
 @pytest.mark.parametrize("seed", EVENTS)
@@ -393,6 +396,18 @@ def begins_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(batch_module, "_slot_of", slot)
 
 
+def badly_split(patch: pytest.MonkeyPatch) -> None:
+    """What a full batch leaves over is of sessions in another order."""
+    split = Chunk.split
+
+    def others(self: Any, count: int) -> Chunk:
+        found = split(self, count)
+        found._rows = found.rows[::-1]
+        return found
+
+    patch.setattr(Chunk, "split", others)
+
+
 BUGS: list[Callable[[pytest.MonkeyPatch], None]] = [
     other_reply,
     state_stays,
@@ -409,6 +424,7 @@ BUGS: list[Callable[[pytest.MonkeyPatch], None]] = [
     mixed_up,
     other_finals,
     begins_again,
+    badly_split,
 ]
 
 

@@ -11,7 +11,8 @@ commit stored; after every event the pending steps and those in flight; the sess
 
 What is left out, because old and new differ on purpose, or nobody was promised it:
 - the order of answers of different sessions, and of slots and columns: therefore batches are large
-  enough for all that is ready, but for traces of single steps or of one Predict at a time;
+  enough for all that is ready, but for traces of single steps alone, of one Predict at a time, or
+  of messages of idle sessions, whose rows wait as columns ("split");
 - a list of steps that finds room (pending_steps_max) for some of its rows only: which of them are
   refused. It is cut to the room that there is. A message of many, which is refused whole, is in;
 - times in a message of many and in a list (the old ones had the latest of their rows'): those of
@@ -52,7 +53,7 @@ MS = 10**6
 TTL_NS = 3600 * 10**9
 APPLIED, FAILED = 0, 1  # the first two outcomes of a batch's row
 STORE_OUTCOMES = (2, 2, 3, 4, 5, 5)  # not stored, store full, fenced, unknown
-NO_ROWS = np.zeros(0, np.int64)
+MODES = ("wide", "deep", "wide", "tight", "narrow", "predict", "split")
 
 Array = npt.NDArray[Any]
 
@@ -232,13 +233,14 @@ class Trace:
     def __init__(self, seed: int, make_side: Callable[..., Side]) -> None:
         self.seed = seed
         self.rng = rng = Random(seed)
-        self.mode = ("wide", "deep", "wide", "tight", "narrow", "predict")[seed % 6]
+        self.mode = MODES[seed % len(MODES)]
         self.store = rng.pick(("memory", "memory", "through", "through", "behind"))
         self.fault = rng.pick((0.0, 0.03, 0.2))
         self.is_tokens = rng.chance(0.15)
         self.is_numbered = rng.pick((0.2, 0.8, 1.0))  # share of steps
         self.config = self._config()
         counts = {"wide": 6 + rng.below(14), "deep": 2, "tight": 3 + rng.below(6), "narrow": 5}
+        counts["split"] = 4 + rng.below(12)
         self.sessions_max = counts.get(self.mode, 0)
         self.table = SessionTable(64)
         self.pool = ArrayPool(2048)
@@ -265,7 +267,7 @@ class Trace:
         if self.mode == "deep" and rng.chance(0.5):
             limits = {"session_pending_max": 2 + rng.below(8)}
         batch = {"batch_sessions_max": 1024, "batch_cells_max": 1 << 14, "long_steps_max": 512}
-        if self.mode in ("narrow", "predict"):
+        if self.mode in ("narrow", "predict", "split"):
             batch = {
                 "batch_sessions_max": 1 + rng.below(4),
                 "batch_cells_max": 4 + rng.below(12),
@@ -291,9 +293,11 @@ class Trace:
         rng = self.rng
         work: tuple[Any, ...] = (self._step, self._step, self._list, self._many, self._predict)
         if self.mode == "wide":
-            work = (*work, self._list)
+            work = (*work, self._lists)
         if self.mode == "narrow":
             work = (self._step,)
+        if self.mode == "split":
+            work = (self._many,)
         if self.mode == "predict":
             work = (self._predict_alone,)
         others = (self._cancel, self._cancel, self._hold, self._release, self._leave, self._trust)
@@ -362,16 +366,26 @@ class Trace:
             sessions = sessions[:room]
         self._submit("list", sessions)
 
+    def _lists(self) -> None:
+        """Of most sessions, one behind the other: what the second has waits together."""
+        for _ in range(2):
+            sessions = self.rng.sample(self.open.values(), 3 + self.rng.below(12))
+            if sessions:
+                self._submit("list", sessions, is_simple=True)
+
     def _many(self) -> None:
         sessions = self.rng.sample(self.open.values(), 1 + self.rng.below(len(self.open) + 2))
+        if self.mode == "split":  # what waits behind others is taken out in another order
+            sessions = [each for each in sessions if not self.table.pending[each.row]]
+            sessions = sessions if len(sessions) >= 4 else []  # fewer wait one by one
         if sessions:
             self._submit("many", sessions)
 
-    def _submit(self, kind: str, sessions: list[Session]) -> None:
+    def _submit(self, kind: str, sessions: list[Session], *, is_simple: bool = False) -> None:
         rng = self.rng
-        is_numbered, is_wild = rng.chance(self.is_numbered), rng.chance(0.4)
-        is_single, last_only = rng.chance(0.6), rng.chance(0.2)
-        is_plain = rng.chance(0.5)  # of a list: what most are
+        is_numbered, is_wild = rng.chance(self.is_numbered), rng.chance(0.4) and not is_simple
+        is_single, last_only = rng.chance(0.6) or is_simple, rng.chance(0.2) and not is_simple
+        is_plain = rng.chance(0.5) or is_simple  # of a list: all alike
         deadline_ns = self._deadline()
         ahead: dict[int, int] = {}  # steps of this call by session
         numbers, inputs, lasts, deadlines = [], [], [], []
