@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,6 +27,7 @@ from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.server.kserve.infer import StreamInfer, UnaryInfer
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.wire.v1 import lstm_pb2 as pb
+from serving import environment
 from wire import Wire, serving
 
 SERVICE = "inference.GRPCInferenceService"
@@ -190,3 +194,38 @@ async def test_a_message_that_nobody_reads_is_freed(
             gc.enable()
             going.set()
         await stepping
+
+
+HEAPS = """
+import ctypes, sys, threading
+from lstmserve.server import machine
+
+if sys.argv[1] == "shared":
+    machine.share_one_heap()
+barrier = threading.Barrier(4)
+
+def allocate():
+    barrier.wait()
+    kept = [bytes(5000) for _ in range(100)]
+    barrier.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_all_threads_share_one_heap() -> None:
+    """Where each has its own, what one allocates and another frees stays in use."""
+    counts = {}
+    for how in ("shared", "own"):
+        command = [sys.executable, "-c", HEAPS, how]
+        done = subprocess.run(command, env=environment(), capture_output=True, check=True)
+        counts[how] = done.stdout.count(b"<heap nr")
+    assert counts["shared"] == 1 < counts["own"]

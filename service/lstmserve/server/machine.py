@@ -6,6 +6,7 @@ It raises errors that say which setting the machine refuses and why. It starts n
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
@@ -20,6 +21,8 @@ from lstmserve.address import host_port, is_loopback, join
 from lstmserve.config import Config
 from lstmserve.server.observe.http import HttpServer
 from lstmserve.server.transport import QueueServer
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 log = structlog.get_logger()
 
@@ -83,6 +86,16 @@ def allow_open_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # the kernel's own limit may be below it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def share_one_heap() -> None:
+    """Lets all threads allocate from one heap, where the C library is glibc. Call it first of all.
+
+    A message is allocated on the transport's thread and freed on the loop's. With a heap for each
+    thread, as is glibc's way, a flood of long messages left a third more memory in use.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library: it has its own way
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def bind_grpc(

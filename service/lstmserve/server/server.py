@@ -61,6 +61,7 @@ def run(config: Config) -> int:
 
     Raises BadSetting, or one of REFUSALS, whose message is one line for the operator.
     """
+    machine.share_one_heap()
     machine.check_plain_text(config)
     machine.allow_open_files()
     if config.cpu is not None:
