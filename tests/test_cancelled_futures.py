@@ -141,3 +141,20 @@ async def test_every_future_in_turn(tmp_path: Path, place: str, method: str) -> 
             other = await wire.good()
             await other.step()
         turn += 1
+
+
+@pytest.mark.parametrize("method", STREAMS)
+async def test_a_wait_for_bytes_that_is_cancelled(tmp_path: Path, method: str) -> None:
+    """A stream is not read while the budget is used up: if that wait fails, its client hears."""
+    async with serving(tmp_path) as wire:
+        good, other = await wire.good(), await wire.good()
+        account = wire.door.tenant(None).account  # type: ignore[arg-type]  # anyone
+        lease = wire.pending.enter(account, 1)
+        lease.resize(wire.pending.bytes_max)
+        before = asyncio.all_tasks()
+        call = asyncio.create_task(heard(wire, method, good.id))
+        await wire.until(lambda: len(waits_of(before)) == 1)
+        waits_of(before)[0].cancel()
+        assert await call is StatusCode.INTERNAL
+        lease.release()
+        await other.step()
