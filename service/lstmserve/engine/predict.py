@@ -1,6 +1,6 @@
 """Predict: computes whole sequences without a session, within a queue limit of their own.
 
-A model with a pool runs them in batches beside the sessions' steps (schedule/sequences.py). A
+A model with a pool runs them in batches beside the sessions' steps (scheduling/settle.py). A
 bidirectional model reads each sequence whole, one after another, in the kernel thread.
 """
 
