@@ -261,6 +261,18 @@ async def test_columns_or_singly_is_the_same(
             assert end.y == y[-each.length :].tobytes()
 
 
+async def test_a_deadline_of_centuries_is_none(port: Port) -> None:
+    """Steps whose deadline is farther away than a clock counts run together like others."""
+    sessions, x = [port.open(f"s{i}") for i in range(6)], rows(1)[0]
+    contents = [request(s, 1, x).SerializeToString() for s in sessions]
+    callers = [Caller(content, port.tenant, port.pending) for content in contents]
+    for each in callers:
+        each.deadline_ns = 10**21
+    port.calls.read([UnaryStep(port.calls, port.frame, each) for each in callers])
+    ends = await port.ends(callers)
+    assert all(isinstance(end, pb.StepResponse) for end in ends), ends
+
+
 async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of another size, without x, with NaN or unknown leaves the others one request."""
     sessions, sizes = [port.open(f"s{i}") for i in range(9)], []

@@ -19,6 +19,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.work import Applied, Request
+from lstmserve.engine.table import NEVER_NS
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, is_finite
 from lstmserve.server.observe.metrics import Metrics
@@ -135,11 +136,14 @@ class Steps:
         self._submit(model, good, x)
 
     def _is_admitted(self, step: PendingStep, *, is_checked: bool) -> bool:
-        """Whether it may be submitted: then it counts as pending. Else it has been answered.
+        """Whether it may be submitted: then it counts as pending. Else it has been answered, or
+        is over.
 
         `is_checked`: its input is known to be finite.
         """
         tenant, table = step.tenant, self._engine.table
+        if step.is_over:  # the error of a step before it has ended their stream
+            return False
         try:
             if not is_checked:
                 check_finite(step.x, "x")
@@ -162,11 +166,11 @@ class Steps:
         try:
             self._engine.accept(model, request)
         except ServeError as error:
-            if len(steps) == 1:
-                self._refuse_held(steps[0], error)
-                return
             for step in steps:  # the cause may be a single one
-                self._submit(model, [step], step.x)
+                if len(steps) == 1 or step.is_over:
+                    self._refuse_held(step, error)
+                else:
+                    self._submit(model, [step], step.x)
             return
         for step in steps:
             step.x = NO_INPUT
@@ -274,7 +278,7 @@ def _request(steps: Sequence[PendingStep], x: Input, responder: _Answers) -> Req
         else:
             outs = firsts
     numbers = [step.number for step in steps]
-    deadlines_ns = [step.deadline_ns for step in steps]
+    deadlines_ns = [min(step.deadline_ns, NEVER_NS) for step in steps]  # a client may send any
     return Request(
         x,
         [step.row for step in steps],
