@@ -36,7 +36,7 @@ class Port:
         self.engine: Engine = start_engine(folder, SPEC, 3, self.metrics)
         self.pending = PendingBytes(1 << 30)
         self.engine.add_check(self.pending.check_integrity)
-        self.tenant = AnonymousAuthenticator(Limits()).tenant(None)  # type: ignore[arg-type]
+        self.tenant = AnonymousAuthenticator(Limits()).tenant(None)  # type: ignore[arg-type]  # anyone
         self.calls = InferCalls(self.engine, self.metrics, self.pending)
         self.running = asyncio.create_task(self.engine.run())
 
@@ -44,9 +44,7 @@ class Port:
         self, *messages: pb.ModelInferRequest, ends_at_error: bool = False
     ) -> list[pb.ModelStreamInferResponse]:
         """The replies to a stream of messages that arrive together. Raises what ends it."""
-        sender = Sender()
-        metadata = [("triton_grpc_error", "true")] if ends_at_error else []
-        sender.invocation_metadata = lambda: metadata  # type: ignore[method-assign,assignment]
+        sender = Sender([("triton_grpc_error", "true")] if ends_at_error else [])
         sent = [message.SerializeToString() for message in messages]
         stream = asyncio.ensure_future(sender.run(self.calls.begin, self.tenant, sent))
         await asyncio.wait({stream, self.running}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,6 +125,5 @@ async def test_a_stream_that_ends_by_an_error_takes_its_others_along(
         messages[0] = infer(1, step=9)
     with pytest.raises((Quota, StoreUnavailable, StepGap)):
         await port.arrive(*messages, ends_at_error=True)
-    while port.engine.batch_loop.pending_steps:
-        await asyncio.sleep(0)
+    await port.engine.close(5)  # what is pending runs before
     assert port.engine.table.step[:count].tolist() == [1] * count
