@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from calling import Sender
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Quota, StepGap, StoreUnavailable
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.kserve.v2 import inference_pb2 as pb
@@ -96,6 +98,18 @@ async def test_numbers_that_no_column_holds(port: Port, parameter: str, text: st
     for reply in await port.arrive(*messages):
         assert bool(reply.error_message) == bool(text)
         assert text in reply.error_message
+
+
+async def test_a_sequence_does_not_end_between_two_of_its_steps(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence that lives for the first of the steps that arrive together lives for all."""
+    await begun(port, 1)
+    times = itertools.count(int(port.engine.table.expiry_ns[0]) - 1)
+    monkeypatch.setattr(port.engine, "clock", lambda: Now(next(times), 0))
+    replies = await port.arrive(infer(1), infer(1), infer(1))
+    numbers = [reply.infer_response.parameters["step"].int64_param for reply in replies]
+    assert numbers == [2, 3, 4]
 
 
 @pytest.mark.parametrize("count", [2, 6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from calling import Caller, CallerFrame
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling import ordering, settle
 from lstmserve.engine.scheduling.work import Request
@@ -271,6 +273,21 @@ async def test_a_deadline_of_centuries_is_none(port: Port) -> None:
     port.calls.read([UnaryStep(port.calls, port.frame, each) for each in callers])
     ends = await port.ends(callers)
     assert all(isinstance(end, pb.StepResponse) for end in ends), ends
+
+
+async def test_a_session_does_not_end_between_two_of_its_steps(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that arrive together are found at one time: a session that lives for the first of its
+    steps lives for the second, too."""
+    session, xs = port.open("s"), rows(2)
+    ends_ns = int(port.engine.table.expiry_ns[0])
+    times = itertools.count(ends_ns - 1)  # it expires between two looks at the clock
+    monkeypatch.setattr(port.engine, "clock", lambda: Now(next(times), 0))
+    calls = port.arrive(*(request(session, n + 1, x) for n, x in enumerate(xs)))
+    monkeypatch.undo()
+    ends = await port.ends(calls)
+    assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1, 2]
 
 
 async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import BadStep, Malformed, ServeError
 from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.server.access.tenants import Tenant
@@ -59,9 +60,10 @@ class StepCalls:
     def submit(self, messages: Sequence[NativeStep]) -> None:
         """Hands messages to the engine, or refuses them. No store is asked for their sessions."""
         ready = []
+        now = self._engine.clock()  # one for all: no session ends between two of its steps
         for message in messages:
             try:
-                self._prepare(message)
+                self._prepare(message, now)
             except Exception as error:
                 refuse(message, error)
             else:
@@ -93,7 +95,7 @@ class StepCalls:
             length += INT64_BYTES * rows
         return self.sizes.of(length, 1 if asked.last_only else rows, spec)
 
-    def _prepare(self, message: NativeStep) -> None:
+    def _prepare(self, message: NativeStep, now: Now) -> None:
         """Finds its session and reads its input. Raises ServeError."""
         engine, table, config = self._engine, self._engine.table, self._engine.config
         asked, message.message = message.message, NOTHING
@@ -102,7 +104,7 @@ class StepCalls:
         key = message.tenant.prefix + message.session_id
         if table.find(key) is None:
             key = message.tenant.key(message.session_id)  # an id that is found was checked before
-        message.row = engine.sessions.find(key, asked.incarnation, engine.clock())
+        message.row = engine.sessions.find(key, asked.incarnation, now)
         model = engine.models[table.model.item(message.row)]
         length = asked.length or 1
         if length != 1:
