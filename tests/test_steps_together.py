@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from calling import Caller, CallerFrame
+from calling import Caller, CallerFrame, Sender
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import ServeError
@@ -288,6 +288,41 @@ async def test_a_session_does_not_end_between_two_of_its_steps(
     monkeypatch.undo()
     ends = await port.ends(calls)
     assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1, 2]
+
+
+async def test_a_repeat_never_waits_less_than_nothing(port: Port) -> None:
+    """A repeat spends no time in the queue, whatever arrived with it and when."""
+    x, sessions = rows(1)[0], [port.open("s"), port.open("t")]
+    await port.ends(port.arrive(request(sessions[0], 1, x)))
+    contents = [request(s, 1, x).SerializeToString() for s in sessions]
+    callers = [Caller(content, port.tenant, port.pending) for content in contents]
+    steps = [UnaryStep(port.calls, port.frame, each) for each in callers]
+    steps[1].arrival_ns -= 1_000_000  # a message of a stream may have waited before it is read
+    port.calls.read(steps)
+    again, _ = await port.ends(callers)
+    assert isinstance(again, pb.StepResponse)
+    assert (again.replayed, again.queue_ns) == (True, 0)
+
+
+@pytest.mark.parametrize("kind", ["malformed", "not finite", "gap", "no session"])
+async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -> None:
+    """An error that waits for the replies before it in a stream keeps nothing of its message."""
+    session, x = port.open("s"), np.ones((2000, 3), np.float32)
+    bad = {
+        "malformed": b"\xff" * x.nbytes,
+        "not finite": request(session, 2, np.full_like(x, np.nan)).SerializeToString(),
+        "gap": request(session, 9, x).SerializeToString(),
+        "no session": request((session[0], 7), 2, x).SerializeToString(),
+    }[kind]
+    sender = Sender()
+    sender.conversation = stream = port.calls.begin(sender, port.tenant)  # type: ignore[arg-type]
+    stream.receive(request(session, 1, rows(1)[0]).SerializeToString())
+    stream.receive(bad)
+    port.calls.inbox.take_in()
+    first, second = stream.unanswered
+    held = [first.x, second.x, second.message.x, second._content]
+    assert [len(each) for each in held] == [0] * 4
+    stream.gone()
 
 
 async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ class PendingStep(ABC):
         self.lease: Lease  # once it was admitted
         # These once its message was read.
         self.row: int  # of the session table
-        self.x: Input  # [T, I] or tokens [T], not checked for NaN; empty once the engine has it
+        # [T, I] or tokens [T], not checked for NaN; empty once the engine has it.
+        self.x: Input = NO_INPUT
         self.number = 0  # 0: the client gave none
         self.last_only = False
         self.is_counted = False  # the tenant's rate has paid for its rows already
@@ -96,6 +97,10 @@ class PendingStep(ABC):
     def failed(self, error: Exception, model: Model | None) -> None:
         """Answers that it was not applied, and counts that as the model's; None where the engine
         did not accept it. Must not raise."""
+
+    def drop_input(self) -> None:
+        """It is refused: its answer may have to wait, and holds nothing of its message."""
+        self.x = NO_INPUT
 
     def cancel(self) -> None:
         """Its call has ended: unless its last slice has been scheduled it never runs."""
@@ -212,6 +217,9 @@ class _Answers:
         steps = [self._take(place) for place in rows.places]
         waiting = [step for step in steps if not step.is_over]
         start_ns, compute_ns, is_replayed = rows.start_ns, rows.compute_ns, rows.is_replayed
+        if is_replayed:
+            (step,) = steps
+            start_ns = step.arrival_ns  # the request's is that of another step
         if waiting:
             owner, model = self._owner, self._model
             owner.count_applied(model, waiting, start_ns, is_replayed=is_replayed)
@@ -237,6 +245,7 @@ class _Answers:
 
 def refuse(step: PendingStep, error: Exception) -> None:
     """Answers a step that the engine did not accept."""
+    step.drop_input()
     if not step.is_over:
         step.failed(error, None)
 

@@ -151,6 +151,10 @@ class NativeStep(PendingStep):
             if not self.is_over:
                 self.calls.submit([self])
 
+    def drop_input(self) -> None:
+        self.message = NOTHING
+        super().drop_input()
+
     def cancel(self) -> None:
         self.message = NOTHING
         super().cancel()
@@ -282,6 +286,10 @@ class StreamStep(NativeStep):
         # A malformed id may be as long as a message: the reply must not be.
         response.session_id = self.session_id[:ID_LENGTH_MAX]
         self._stream.answer(self, response.SerializeToString())
+
+    def drop_input(self) -> None:
+        self._content = b""
+        super().drop_input()
 
     def cancel(self) -> None:
         """The stream is gone."""
