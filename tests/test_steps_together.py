@@ -315,7 +315,7 @@ async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -
         "no session": request((session[0], 7), 2, x).SerializeToString(),
     }[kind]
     sender = Sender()
-    sender.conversation = stream = port.calls.begin(sender, port.tenant)  # type: ignore[arg-type]
+    sender.conversation = stream = port.calls.begin(sender, port.tenant)  # type: ignore[arg-type]  # a Sender
     stream.receive(request(session, 1, rows(1)[0]).SerializeToString())
     stream.receive(bad)
     port.calls.inbox.take_in()

@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 RETRY_S = 0.05
 
-Outcome = pb.ModelInferResponse | ServeError | None  # None: it was applied for a caller who left
+Outcome = pb.ModelInferResponse | ServeError | None  # None: it was applied, and its caller has left
 
 
 class Sequences:
@@ -166,7 +166,7 @@ class SequenceStep(PendingStep):
                 await self._run()
         except ServeError as error:
             self._refuse(error)
-        except asyncio.CancelledError:  # a bug: whoever leaves cancels no queue
+        except asyncio.CancelledError:  # a bug: a caller that leaves cancels no queue
             self._responder.refuse(RuntimeError("a request was cancelled in its queue"))
         except Exception as error:
             self._responder.refuse(error)

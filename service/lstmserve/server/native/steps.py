@@ -319,7 +319,7 @@ def check_number(number: int, incarnation: int) -> None:
         raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
     if not incarnation:
         raise BadStep(
-            "a numbered step needs its session's incarnation (OpenSession tells it)",
+            "a numbered step needs its session's incarnation (OpenSession returns it)",
             field="incarnation",
         )
 
