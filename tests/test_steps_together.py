@@ -304,6 +304,19 @@ async def test_a_repeat_never_waits_less_than_nothing(port: Port) -> None:
     assert (again.replayed, again.queue_ns) == (True, 0)
 
 
+async def test_a_step_that_waited_is_charged_when_it_is_accepted(port: Port) -> None:
+    """A step that waited for room in its stream, or for a store, finds the rate as it is now."""
+    sessions, x = [port.open(f"s{i}") for i in range(4)], rows(1)[0]
+    port.tenant.limits = Limits(rows_per_s=4)
+    contents = [request(s, 1, x).SerializeToString() for s in sessions]
+    callers = [Caller(content, port.tenant, port.pending) for content in contents]
+    steps = [UnaryStep(port.calls, port.frame, each) for each in callers]
+    steps[2].arrival_ns -= 60_000_000_000
+    port.calls.read(steps)
+    ends = await port.ends(callers)
+    assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1] * 4, ends
+
+
 @pytest.mark.parametrize("kind", ["malformed", "not finite", "gap", "no session"])
 async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -> None:
     """An error that waits for the replies before it in a stream keeps nothing of its message."""

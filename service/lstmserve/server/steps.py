@@ -155,7 +155,8 @@ class Steps:
             if tenant.is_limited and not step.is_counted:
                 applied, accepted = table.step.item(step.row), table.accepted(step.row)
                 number = step.number or accepted + 1
-                tenant.check_step(number, applied, accepted, len(step.x), step.arrival_ns)
+                now_ns = self._engine.monotonic_ns()  # the step may have waited for a store
+                tenant.check_step(number, applied, accepted, len(step.x), now_ns)
             step.lease.grow(step.x.nbytes + step.reply_bytes)
         except ServeError as error:
             refuse(step, error)
