@@ -19,6 +19,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling import ordering, settle
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.access.auth import AnonymousAuthenticator
+from lstmserve.server.native.step_many import StepManyCalls
 from lstmserve.server.native.steps import StepCalls, UnaryStep
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
@@ -99,6 +100,12 @@ def request(session: tuple[str, int], number: int, x: Any, **fields: Any) -> pb.
     """A numbered step."""
     values = {"session_id": session[0], "incarnation": session[1], "step": number} | fields
     return pb.StepRequest(**values, length=len(x), x=x.astype("<f4").tobytes())
+
+
+async def passes(count: int = 50) -> None:
+    """So many passes of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def rows(count: int, seed: int = 0) -> Any:
@@ -336,6 +343,39 @@ async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -
     held = [first.x, second.x, second.message.x, second._content]
     assert [len(each) for each in held] == [0] * 4
     stream.gone()
+
+
+async def test_a_message_of_many_that_waits_for_its_turn_holds_its_reply_alone(
+    port: Port,
+) -> None:
+    """A StepMany message that is over before one that it shares a session with holds no input."""
+    a, b = port.open("a"), port.open("b")
+    calls = StepManyCalls(port.engine, port.metrics, port.pending)
+    sender = Sender()
+    stream = calls.begin(sender, port.tenant)  # type: ignore[arg-type]  # a Sender
+    sender.conversation = stream
+    row = port.engine.table.find("/b")
+    assert row is not None
+    scheduler = port.engine.models[0].scheduler
+    assert scheduler is not None
+    pause = scheduler.hold(row, lambda: None)
+    long = np.ones((500, 3), np.float32)
+    for ids, lengths in (((a, b), [1, 1]), ((a,), [500])):
+        x = long[: sum(lengths)].tobytes()
+        names = [each[0] for each in ids]
+        message = pb.StepManyRequest(session_ids=names, lengths=lengths, x=x, last_only=True)
+        stream.receive(message.SerializeToString())
+    port.run()
+    first, second = stream.unanswered
+    await passes()
+    assert list(stream._held) == [second]
+    assert second._request is None
+    assert first._request is not None
+    scheduler.release(pause)
+    port.engine.batch_loop.notice()
+    await passes()
+    assert len(sender.replies) == 2
+    stream.closed()
 
 
 async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
