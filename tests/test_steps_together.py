@@ -324,6 +324,15 @@ async def test_a_step_that_waited_is_charged_when_it_is_accepted(port: Port) -> 
     assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1] * 4, ends
 
 
+async def test_a_repeat_that_comes_with_its_step_is_charged_once(port: Port) -> None:
+    """The rows of a numbered step are taken from the rate once, however often it is in a list."""
+    session, x = port.open("s"), rows(2)
+    port.tenant.limits = Limits(rows_per_s=2)
+    asked = [request(session, n + 1, x[n]) for n in (0, 0, 1, 1, 0)]
+    ends = await port.ends(port.arrive(*asked))
+    assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1, 1, 2, 2, 1], ends
+
+
 @pytest.mark.parametrize("kind", ["malformed", "not finite", "gap", "no session"])
 async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -> None:
     """An error that waits for the replies before it in a stream keeps nothing of its message."""

@@ -132,18 +132,19 @@ class Steps:
         """Steps of one group."""
         model = self._engine.model_of(steps[0].row)
         x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
-        is_good = is_finite(x)
-        good = [step for step in steps if self._is_admitted(step, is_checked=is_good)]
+        is_good, ahead = is_finite(x), dict[int, int]()
+        good = [step for step in steps if self._is_admitted(step, ahead, is_checked=is_good)]
         if not good:
             return
         if len(good) < len(steps):
             x = np.concatenate([step.x for step in good])
         self._submit(model, good, x)
 
-    def _is_admitted(self, step: PendingStep, *, is_checked: bool) -> bool:
+    def _is_admitted(self, step: PendingStep, ahead: dict[int, int], *, is_checked: bool) -> bool:
         """Whether it may be submitted: then it counts as pending. Else it has been answered, or
         is over.
 
+        `ahead` has the last number of each limited session's steps before it in the list;
         `is_checked`: its input is known to be finite.
         """
         tenant, table = step.tenant, self._engine.table
@@ -153,10 +154,13 @@ class Steps:
             if not is_checked:
                 check_finite(step.x, "x")
             if tenant.is_limited and not step.is_counted:
-                applied, accepted = table.step.item(step.row), table.accepted(step.row)
+                applied = table.step.item(step.row)
+                accepted = ahead.get(step.row, table.accepted(step.row))
                 number = step.number or accepted + 1
                 now_ns = self._engine.monotonic_ns()  # the step may have waited for a store
                 tenant.check_step(number, applied, accepted, len(step.x), now_ns)
+                if number == accepted + 1:
+                    ahead[step.row] = number
             step.lease.grow(step.x.nbytes + step.reply_bytes)
         except ServeError as error:
             refuse(step, error)
