@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lstmserve.server.access.tenants import Tenant
@@ -86,16 +86,17 @@ async def answered(receive: Callable[[list[Any]], None], caller: Caller) -> byte
 class Sender:
     """A StreamCall whose client sends all its messages at once, and reads all replies at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, metadata: Sequence[tuple[str, str]] = ()) -> None:
+        self._metadata = metadata
         self.conversation: Any = None
         self.method = self
         self.replies: list[bytes] = []
         self.is_over = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def invocation_metadata(self) -> tuple[()]:
-        """None."""
-        return ()
+    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
+        """As StreamCall.invocation_metadata."""
+        return self._metadata
 
     def admitted(self, size: int) -> None:
         """All is read already."""

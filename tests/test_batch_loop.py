@@ -95,6 +95,48 @@ async def test_a_bug_ends_the_engine_and_every_step(
     engine.check_integrity()
 
 
+async def test_an_engine_that_dies_answers_the_batch_that_it_left_to_the_next_round(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long batch that was scheduled between two rounds fails with everything else."""
+    monkeypatch.setattr(Cost, "of", lambda *_: 10**9)
+    running = asyncio.create_task(engine.run())
+    row = open_session(engine, "s", engine.models[0])
+    await passes()
+    bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    engine.batch_loop.watch(bug)  # type: ignore[arg-type]  # a future has what it asks of a task
+    bug.set_exception(RuntimeError("a bug"))
+    _, reply = submit(engine, row, x())
+    engine.batch_loop.run_now()
+    with pytest.raises(RuntimeError, match="a bug"):
+        await running
+    assert engine.batch_loop.pending_steps == 0
+    with pytest.raises(ServeError):
+        await reply
+    engine.check_integrity()
+
+
+async def test_an_engine_that_died_answers_what_waits_behind_a_commit(
+    engine: Engine, stage: Stage
+) -> None:
+    """The step in flight ends as its store says, and the one behind it fails."""
+    running = asyncio.create_task(engine.run())
+    row = open_session(engine, "s", engine.models[0])
+    (_, first), (_, second) = submit(engine, row, x(1)), submit(engine, row, x(2))
+    await passes()
+    bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    engine.batch_loop.watch(bug)  # type: ignore[arg-type]  # a future has what it asks of a task
+    bug.set_exception(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        await running
+    stage.waiting[0].set_result(None)
+    await first
+    assert engine.batch_loop.pending_steps == 0
+    with pytest.raises(ServeError):
+        await second
+    engine.check_integrity()
+
+
 async def test_a_commit_that_raises_leaves_its_sessions_unknown(
     engine: Engine, stage: Stage
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from calling import Caller, CallerFrame
+from calling import Caller, CallerFrame, Sender
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling import ordering, settle
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.access.auth import AnonymousAuthenticator
+from lstmserve.server.native.step_many import StepManyCalls
 from lstmserve.server.native.steps import StepCalls, UnaryStep
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
@@ -97,6 +100,12 @@ def request(session: tuple[str, int], number: int, x: Any, **fields: Any) -> pb.
     """A numbered step."""
     values = {"session_id": session[0], "incarnation": session[1], "step": number} | fields
     return pb.StepRequest(**values, length=len(x), x=x.astype("<f4").tobytes())
+
+
+async def passes(count: int = 50) -> None:
+    """So many passes of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def rows(count: int, seed: int = 0) -> Any:
@@ -259,6 +268,123 @@ async def test_columns_or_singly_is_the_same(
             assert isinstance(end, pb.StepResponse), end
             y = port.oracle.run(np.concatenate(histories[i][: each.step]))[0]
             assert end.y == y[-each.length :].tobytes()
+
+
+async def test_a_deadline_of_centuries_is_none(port: Port) -> None:
+    """Steps whose deadline is farther away than a clock counts run together like others."""
+    sessions, x = [port.open(f"s{i}") for i in range(6)], rows(1)[0]
+    contents = [request(s, 1, x).SerializeToString() for s in sessions]
+    callers = [Caller(content, port.tenant, port.pending) for content in contents]
+    for each in callers:
+        each.deadline_ns = 10**21
+    port.calls.read([UnaryStep(port.calls, port.frame, each) for each in callers])
+    ends = await port.ends(callers)
+    assert all(isinstance(end, pb.StepResponse) for end in ends), ends
+
+
+async def test_a_session_does_not_end_between_two_of_its_steps(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that arrive together are found at one time: a session that lives for the first of its
+    steps lives for the second, too."""
+    session, xs = port.open("s"), rows(2)
+    ends_ns = int(port.engine.table.expiry_ns[0])
+    times = itertools.count(ends_ns - 1)  # it expires between two looks at the clock
+    monkeypatch.setattr(port.engine, "clock", lambda: Now(next(times), 0))
+    calls = port.arrive(*(request(session, n + 1, x) for n, x in enumerate(xs)))
+    monkeypatch.undo()
+    ends = await port.ends(calls)
+    assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1, 2]
+
+
+async def test_a_repeat_never_waits_less_than_nothing(port: Port) -> None:
+    """A repeat spends no time in the queue, whatever arrived with it and when."""
+    x, sessions = rows(1)[0], [port.open("s"), port.open("t")]
+    await port.ends(port.arrive(request(sessions[0], 1, x)))
+    contents = [request(s, 1, x).SerializeToString() for s in sessions]
+    callers = [Caller(content, port.tenant, port.pending) for content in contents]
+    steps = [UnaryStep(port.calls, port.frame, each) for each in callers]
+    steps[1].arrival_ns -= 1_000_000  # a message of a stream may have waited before it is read
+    port.calls.read(steps)
+    again, _ = await port.ends(callers)
+    assert isinstance(again, pb.StepResponse)
+    assert (again.replayed, again.queue_ns) == (True, 0)
+
+
+async def test_a_step_that_waited_is_charged_when_it_is_accepted(port: Port) -> None:
+    """A step that waited for room in its stream, or for a store, finds the rate as it is now."""
+    sessions, x = [port.open(f"s{i}") for i in range(4)], rows(1)[0]
+    port.tenant.limits = Limits(rows_per_s=4)
+    contents = [request(s, 1, x).SerializeToString() for s in sessions]
+    callers = [Caller(content, port.tenant, port.pending) for content in contents]
+    steps = [UnaryStep(port.calls, port.frame, each) for each in callers]
+    steps[2].arrival_ns -= 60_000_000_000
+    port.calls.read(steps)
+    ends = await port.ends(callers)
+    assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1] * 4, ends
+
+
+async def test_a_repeat_that_comes_with_its_step_is_charged_once(port: Port) -> None:
+    """The rows of a numbered step are taken from the rate once, however often it is in a list."""
+    session, x = port.open("s"), rows(2)
+    port.tenant.limits = Limits(rows_per_s=2)
+    asked = [request(session, n + 1, x[n]) for n in (0, 0, 1, 1, 0)]
+    ends = await port.ends(port.arrive(*asked))
+    assert [end.step for end in ends if isinstance(end, pb.StepResponse)] == [1, 1, 2, 2, 1], ends
+
+
+@pytest.mark.parametrize("kind", ["malformed", "not finite", "gap", "no session"])
+async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -> None:
+    """An error that waits for the replies before it in a stream keeps nothing of its message."""
+    session, x = port.open("s"), np.ones((2000, 3), np.float32)
+    bad = {
+        "malformed": b"\xff" * x.nbytes,
+        "not finite": request(session, 2, np.full_like(x, np.nan)).SerializeToString(),
+        "gap": request(session, 9, x).SerializeToString(),
+        "no session": request((session[0], 7), 2, x).SerializeToString(),
+    }[kind]
+    sender = Sender()
+    sender.conversation = stream = port.calls.begin(sender, port.tenant)  # type: ignore[arg-type]  # a Sender
+    stream.receive(request(session, 1, rows(1)[0]).SerializeToString())
+    stream.receive(bad)
+    port.calls.inbox.take_in()
+    first, second = stream.unanswered
+    held = [first.x, second.x, second.message.x, second._content]
+    assert [len(each) for each in held] == [0] * 4
+    stream.gone()
+
+
+async def test_a_message_of_many_that_waits_for_its_turn_holds_its_reply_alone(
+    port: Port,
+) -> None:
+    """A StepMany message that is over before one that it shares a session with holds no input."""
+    a, b = port.open("a"), port.open("b")
+    calls = StepManyCalls(port.engine, port.metrics, port.pending)
+    sender = Sender()
+    stream = calls.begin(sender, port.tenant)  # type: ignore[arg-type]  # a Sender
+    sender.conversation = stream
+    row = port.engine.table.find("/b")
+    assert row is not None
+    scheduler = port.engine.models[0].scheduler
+    assert scheduler is not None
+    pause = scheduler.hold(row, lambda: None)
+    long = np.ones((500, 3), np.float32)
+    for ids, lengths in (((a, b), [1, 1]), ((a,), [500])):
+        x = long[: sum(lengths)].tobytes()
+        names = [each[0] for each in ids]
+        message = pb.StepManyRequest(session_ids=names, lengths=lengths, x=x, last_only=True)
+        stream.receive(message.SerializeToString())
+    port.run()
+    first, second = stream.unanswered
+    await passes()
+    assert list(stream._held) == [second]
+    assert second._request is None
+    assert first._request is not None
+    scheduler.release(pause)
+    port.engine.batch_loop.notice()
+    await passes()
+    assert len(sender.replies) == 2
+    stream.closed()
 
 
 async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,14 @@ def test_a_bad_file_is_refused_at_start(tmp_path: Path) -> None:
             TokenAuthenticator(file, Limits(), Seconds())
 
 
+def test_a_limiter_does_not_run_backwards() -> None:
+    """Rows that are taken at an older time than the last find what is left since."""
+    limiter, now_ns = RateLimiter(), 5 * 10**9
+    for _ in range(10):
+        limiter.take(1, 10, now_ns)
+        now_ns -= 10**9
+
+
 def test_an_limiter_holds_one_second() -> None:
     """The rate's rows of one second pass at once, one more waits for as long as it takes."""
     limiter, now_ns = RateLimiter(), 5 * 10**9

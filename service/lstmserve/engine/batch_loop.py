@@ -159,7 +159,6 @@ class BatchLoop:
 
     async def run(self) -> None:
         """Until stop(). Raises what it died of."""
-        error = ServeError("the server failed; whether the step was applied is unknown")
         self._is_running = True
         try:
             while True:
@@ -177,7 +176,10 @@ class BatchLoop:
                     await self._wake.wait()
         finally:
             self._is_running = False
-            self.fail_pending(error)
+            for model, batch in self._begun:
+                self._abandon(model, batch)
+            self._begun.clear()
+            self.fail_pending(_died())
             self.executor.stop()
             self._stopped.set()
 
@@ -281,6 +283,8 @@ class BatchLoop:
         except (Exception, asyncio.CancelledError):  # only a bug cancels it
             batch.outcomes[batch.outcomes == Outcome.APPLIED] = Outcome.UNKNOWN
         self._settle(model, batch, compute_ns)
+        if self._stopped.is_set():  # it died: what waited behind the batch never runs
+            self.fail_pending(_died())
 
     def _settle(self, model: Model, batch: Batch, compute_ns: int) -> None:
         assert model.scheduler is not None
@@ -290,3 +294,7 @@ class BatchLoop:
         """The engine dies, but every caller is answered."""
         batch.outcomes[:] = Outcome.FAILED
         self._settle(model, batch, 0)
+
+
+def _died() -> ServeError:
+    return ServeError("the server failed; whether the step was applied is unknown")

@@ -197,12 +197,6 @@ class SessionTable:
         for row in rows[self.is_suspect(rows)].tolist():
             self.set_trust(row, CONTESTED)
 
-    def are_next(self, rows: Index, numbers: Index | None) -> bool:
-        """Whether these sessions are idle and `numbers`, if any, are those of their next steps."""
-        if self.pending[rows].any():
-            return False
-        return numbers is None or bool((self.step[rows] + 1 == numbers).all())
-
     def accepted(self, rows: int | Index) -> Any:
         """The number of the last step that each session accepted, applied or pending."""
         return self.step[rows] + self.pending[rows]

@@ -19,6 +19,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.work import Applied, Request
+from lstmserve.engine.table import NEVER_NS
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, is_finite
 from lstmserve.server.observe.metrics import Metrics
@@ -72,7 +73,8 @@ class PendingStep(ABC):
         self.lease: Lease  # once it was admitted
         # These once its message was read.
         self.row: int  # of the session table
-        self.x: Input  # [T, I] or tokens [T], not checked for NaN; empty once the engine has it
+        # [T, I] or tokens [T], not checked for NaN; empty once the engine has it.
+        self.x: Input = NO_INPUT
         self.number = 0  # 0: the client gave none
         self.last_only = False
         self.is_counted = False  # the tenant's rate has paid for its rows already
@@ -95,6 +97,10 @@ class PendingStep(ABC):
     def failed(self, error: Exception, model: Model | None) -> None:
         """Answers that it was not applied, and counts that as the model's; None where the engine
         did not accept it. Must not raise."""
+
+    def drop_input(self) -> None:
+        """It is refused: its answer may have to wait, and holds nothing of its message."""
+        self.x = NO_INPUT
 
     def cancel(self) -> None:
         """Its call has ended: unless its last slice has been scheduled it never runs."""
@@ -126,27 +132,35 @@ class Steps:
         """Steps of one group."""
         model = self._engine.model_of(steps[0].row)
         x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
-        is_good = is_finite(x)
-        good = [step for step in steps if self._is_admitted(step, is_checked=is_good)]
+        is_good, ahead = is_finite(x), dict[int, int]()
+        good = [step for step in steps if self._is_admitted(step, ahead, is_checked=is_good)]
         if not good:
             return
         if len(good) < len(steps):
             x = np.concatenate([step.x for step in good])
         self._submit(model, good, x)
 
-    def _is_admitted(self, step: PendingStep, *, is_checked: bool) -> bool:
-        """Whether it may be submitted: then it counts as pending. Else it has been answered.
+    def _is_admitted(self, step: PendingStep, ahead: dict[int, int], *, is_checked: bool) -> bool:
+        """Whether it may be submitted: then it counts as pending. Else it has been answered, or
+        is over.
 
+        `ahead` has the last number of each limited session's steps before it in the list;
         `is_checked`: its input is known to be finite.
         """
         tenant, table = step.tenant, self._engine.table
+        if step.is_over:  # the error of a step before it has ended their stream
+            return False
         try:
             if not is_checked:
                 check_finite(step.x, "x")
             if tenant.is_limited and not step.is_counted:
-                applied, accepted = table.step.item(step.row), table.accepted(step.row)
+                applied = table.step.item(step.row)
+                accepted = ahead.get(step.row, table.accepted(step.row))
                 number = step.number or accepted + 1
-                tenant.check_step(number, applied, accepted, len(step.x), step.arrival_ns)
+                now_ns = self._engine.monotonic_ns()  # the step may have waited for a store
+                tenant.check_step(number, applied, accepted, len(step.x), now_ns)
+                if number == accepted + 1:
+                    ahead[step.row] = number
             step.lease.grow(step.x.nbytes + step.reply_bytes)
         except ServeError as error:
             refuse(step, error)
@@ -162,11 +176,11 @@ class Steps:
         try:
             self._engine.accept(model, request)
         except ServeError as error:
-            if len(steps) == 1:
-                self._refuse_held(steps[0], error)
-                return
             for step in steps:  # the cause may be a single one
-                self._submit(model, [step], step.x)
+                if len(steps) == 1 or step.is_over:
+                    self._refuse_held(step, error)
+                else:
+                    self._submit(model, [step], step.x)
             return
         for step in steps:
             step.x = NO_INPUT
@@ -208,6 +222,9 @@ class _Answers:
         steps = [self._take(place) for place in rows.places]
         waiting = [step for step in steps if not step.is_over]
         start_ns, compute_ns, is_replayed = rows.start_ns, rows.compute_ns, rows.is_replayed
+        if is_replayed:
+            (step,) = steps
+            start_ns = step.arrival_ns  # the request's is that of another step
         if waiting:
             owner, model = self._owner, self._model
             owner.count_applied(model, waiting, start_ns, is_replayed=is_replayed)
@@ -233,6 +250,7 @@ class _Answers:
 
 def refuse(step: PendingStep, error: Exception) -> None:
     """Answers a step that the engine did not accept."""
+    step.drop_input()
     if not step.is_over:
         step.failed(error, None)
 
@@ -274,7 +292,7 @@ def _request(steps: Sequence[PendingStep], x: Input, responder: _Answers) -> Req
         else:
             outs = firsts
     numbers = [step.number for step in steps]
-    deadlines_ns = [step.deadline_ns for step in steps]
+    deadlines_ns = [min(step.deadline_ns, NEVER_NS) for step in steps]  # a client may send any
     return Request(
         x,
         [step.row for step in steps],

@@ -1,16 +1,16 @@
 """Computes the digest by which a repeated step is known to have the same input. Pure.
 
 A multilinear hash over the input's 32-bit words (Dietzfelbinger 1996): sum of word * odd key, mod
-2^64. It is no defence against an adversary, who could only deceive himself: it tells a client's
-bug from its retry. Keys come from splitmix64, so that every server has the same ones.
+2^64. It distinguishes a client's bug from its retry; it is no defence against an adversary, who
+would damage only a session of its own. Keys come from splitmix64, so that every server has the
+same ones.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from lstmserve.engine.arrays import Digests, Index, Input
+from lstmserve.engine.arrays import Digests, Input
 
 KEYS_MIN = 1024
 TWO = np.uint64(2)
@@ -48,21 +48,12 @@ def digest(x: Input, last_only: bool) -> int:
     return _finish(total, len(x), last_only)
 
 
-def digests(x: Input, offsets: Index, lengths: npt.NDArray[np.int32], last_only: bool) -> Digests:
-    """digest() of each sequence x[offsets[i] : offsets[i] + lengths[i]], [N]."""
-    if (lengths == 1).all():
-        return digests_of_rows(x[offsets], last_only)
-    each = (digest(x[o : o + n], last_only) for o, n in zip(offsets, lengths, strict=True))
-    return np.fromiter(each, np.uint64, len(offsets))
-
-
-def digests_of_rows(x: Input, last_only: bool | npt.NDArray[np.bool_]) -> Digests:
-    """digest() of each x[i], each of one row: x [N, I] or tokens [N]; last_only [N] or of all."""
+def digests_of_rows(x: Input, last_only: bool) -> Digests:
+    """digest() of each x[i], each of one row: x [N, I] or tokens [N]."""
     words = x.reshape(len(x), -1).view(np.uint32).astype(np.uint64)
     totals: Digests = words.dot(_KEYS.first(words.shape[1]))
     totals <<= TWO
-    totals += np.uint64(_tail(1, False))
-    totals += TWO * last_only
+    totals += np.uint64(_tail(1, last_only))
     return totals
 
 

@@ -256,7 +256,7 @@ class Ordering:
             table.replies.forget_rows(rows)
 
     def is_joined(self, row: int) -> bool:
-        """Whether a repeat waits for the session's first step: it must run, whoever sent it."""
+        """Whether a repeat waits for the session's first step: then it must run."""
         return bool(self._joined) and (row, self._table.step.item(row) + 1) in self._joined
 
     @property

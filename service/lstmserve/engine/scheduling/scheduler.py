@@ -59,7 +59,7 @@ class Scheduler:
         self._ordering = Ordering(config, table, output_size, on_idle)
         self._settlement = Settlement(table, pool, self._ready, self._ordering, on_moved)
         self._pauses: dict[int, Pause] = {}  # by row
-        self._in_flight: dict[Batch, list[Callable[[], None]]] = {}  # and who waits for its end
+        self._in_flight: dict[Batch, list[Callable[[], None]]] = {}  # with the callbacks of its end
 
     def __repr__(self) -> str:
         return (
@@ -183,7 +183,7 @@ class Scheduler:
             self._ready.push_again(chunk)
 
     def _end_lapsed(self, chunk: Chunk, now_ns: int) -> bool:
-        """Ends what nobody waits for any more and what is late; whether anything is left.
+        """Ends rows whose clients have left and rows that are late; whether any are left.
 
         A step that a repeat waits for runs, even if its first caller cancelled or its time passed.
         """

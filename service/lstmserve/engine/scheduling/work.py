@@ -1,7 +1,7 @@
 """Accepted work: requests, whose rows are steps of sessions, and chunks of them that run together.
 
-A request is what arrived together: one step, a message of many, the sequences of a Predict. It must
-not know who is answered or how: that is its responder.
+A request is what arrived together: one step, a message of many, the sequences of a Predict. Its
+responder answers; this module must not know how.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Request:
         self.left = len(rows)  # rows that are not answered yet
         self.inputs_left = 0  # rows that will read x
         self.is_cancelled = False
-        self.cancelled: set[int] | None = None  # single rows that nobody waits for
+        self.cancelled: set[int] | None = None  # single rows whose clients have left
         self.plan: Plan | None = None  # of a Predict's sequences, which have no session
         self.y: Output | None = None
         self._digests: Digests | None = None
@@ -211,7 +211,7 @@ class Request:
         return self._digests
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: rows whose last slice has not been scheduled never run."""
+        """Its client has left: rows whose last slice has not been scheduled never run."""
         self.is_cancelled = True
 
     def cancel_row(self, i: int) -> None:
@@ -245,7 +245,8 @@ class Plan:
     """How the sequences of a Predict run: one group after the other, each of like lengths.
 
     `groups` are their places, the longest first. `initial` and `finals` have a row per sequence for
-    every tensor of the pool; None: they begin from zeros, nobody wants their final states.
+    every tensor of the pool. Without `initial` the states begin from zeros; without `finals` the
+    final states are dropped.
     """
 
     groups: list[Index]

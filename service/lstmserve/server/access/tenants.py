@@ -117,7 +117,11 @@ class RateLimiter:
         self._at_ns = 0
 
     def take(self, rows: int, rows_per_s: int, now_ns: int) -> None:
-        """Takes rows out. Raises Quota with the time until there are enough."""
+        """Takes rows out. Raises Quota with the time until there are enough.
+
+        A message that waited may come with an older time than one before it.
+        """
+        now_ns = max(now_ns, self._at_ns)
         refill = (now_ns - self._at_ns) * rows_per_s / SECOND_NS
         self._rows = min(self._rows + refill, rows_per_s)
         self._at_ns = now_ns

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import ServeError
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
@@ -61,7 +62,8 @@ class InferCalls:
 
     def read(self, messages: Sequence[InferMessage]) -> None:
         """Messages that arrived together."""
-        steps = [step for message in messages if (step := message.read()) is not None]
+        now = self.engine.clock()
+        steps = [step for message in messages if (step := message.read(now)) is not None]
         if steps:
             self.steps.accept(steps)
 
@@ -112,7 +114,7 @@ class InferMessage(ABC):
         self._content = b""
         return message
 
-    def read(self) -> SequenceStep | None:
+    def read(self, now: Now) -> SequenceStep | None:
         """Begins the work; returns its step where the engine may have that now. Does not raise."""
         if self.is_over:
             return None
@@ -127,7 +129,7 @@ class InferMessage(ABC):
                 self._work = asyncio.create_task(work, name="whole sequences")
                 return None
             self._work = step = SequenceStep(calls.sequences, self, request)
-            return step if step.begin() else None
+            return step if step.begin(now) else None
         except Exception as error:
             self.refuse(error)
             return None

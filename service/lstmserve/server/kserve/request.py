@@ -39,6 +39,7 @@ KINDS: Final = {
 }
 TRITON: Final = "triton_"  # no parameter of the user's own begins so
 MICROSECOND_NS: Final = 1000
+STEP_MAX: Final = (1 << 63) - 1  # a parameter may be a uint64
 
 
 @dataclass(slots=True)
@@ -186,8 +187,8 @@ def _check(parameters: Parameters) -> None:
                 field="sequence_id",
             )
         return
-    if step is not None and step < 1:
-        raise BadStep(f"step is {step}, must be 1 or more, or unset", field="step")
+    if step is not None and not 1 <= step <= STEP_MAX:
+        raise BadStep(f"step is {step}, must be in [1, {STEP_MAX}], or unset", field="step")
     if parameters.is_start:
         if step not in (None, 1):
             raise BadStep(f"step is {step}, and a sequence starts with step 1", field="step")

@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 RETRY_S = 0.05
 
-Outcome = pb.ModelInferResponse | ServeError | None  # None: it was applied for a caller who left
+Outcome = pb.ModelInferResponse | ServeError | None  # None: it was applied, and its caller has left
 
 
 class Sequences:
@@ -139,8 +139,11 @@ class SequenceStep(PendingStep):
 
     # --- its way to the engine
 
-    def begin(self) -> bool:
-        """Whether the engine may have the step now; else it waits in its queue, or is answered."""
+    def begin(self, now: Now) -> bool:
+        """Whether the engine may have the step now; else it waits in its queue, or is answered.
+
+        `now` is the same for all that arrived together: no sequence ends between two of its steps.
+        """
         asked, lifecycle = self._request.parameters, self._engine.lifecycle
         must_wait = asked.is_start or asked.is_end or self._sequences.has_queue(self._key)
         if not must_wait:
@@ -150,7 +153,7 @@ class SequenceStep(PendingStep):
                 self._sequences.enqueue(self._key, self)
                 self.lease.hold()
                 return False
-            self._read(self._find())
+            self._read(self._find(now))
         except ServeError as error:
             self._refuse(error)
             return False
@@ -163,7 +166,7 @@ class SequenceStep(PendingStep):
                 await self._run()
         except ServeError as error:
             self._refuse(error)
-        except asyncio.CancelledError:  # a bug: whoever leaves cancels no queue
+        except asyncio.CancelledError:  # a bug: a caller that leaves cancels no queue
             self._responder.refuse(RuntimeError("a request was cancelled in its queue"))
         except Exception as error:
             self._responder.refuse(error)
@@ -179,7 +182,7 @@ class SequenceStep(PendingStep):
             return
         else:
             await self._engine.lifecycle.bring(self._key, asked.incarnation, asked.step or 0)
-            self._read(self._find())
+            self._read(self._find(self._engine.clock()))
             if not asked.is_end:
                 steps.accept([self])
                 return
@@ -216,13 +219,13 @@ class SequenceStep(PendingStep):
 
     # --- a sequence that lives
 
-    def _find(self) -> Model:
+    def _find(self, now: Now) -> Model:
         """Finds its session, which is here, and returns the model of that.
 
         Raises what LiveSessions.find() raises, ModelMismatch, and StepSuperseded for a numbered
         step of a sequence that ended after it.
         """
-        engine, asked, now = self._engine, self._request.parameters, self._engine.clock()
+        engine, asked = self._engine, self._request.parameters
         try:
             self.row = engine.sessions.find(self._key, asked.incarnation, now)
         except SessionNotFound:

@@ -347,6 +347,7 @@ class StepManyMessage:
         else:
             self._count_failed(max(1, self._lengths.size), self._refusal)
             response.error.CopyFrom(to_status(self._refusal))
+        self._request = None  # the reply may have to wait, and is all that is counted then
         self._stream.answer(self, response.SerializeToString())
 
     def _render(self, response: pb.StepManyResponse) -> None:

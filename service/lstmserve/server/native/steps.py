@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from lstmserve.engine import Engine, Model
+from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import BadStep, Malformed, ServeError
 from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.server.access.tenants import Tenant
@@ -59,9 +60,10 @@ class StepCalls:
     def submit(self, messages: Sequence[NativeStep]) -> None:
         """Hands messages to the engine, or refuses them. No store is asked for their sessions."""
         ready = []
+        now = self._engine.clock()  # one for all: no session ends between two of its steps
         for message in messages:
             try:
-                self._prepare(message)
+                self._prepare(message, now)
             except Exception as error:
                 refuse(message, error)
             else:
@@ -93,7 +95,7 @@ class StepCalls:
             length += INT64_BYTES * rows
         return self.sizes.of(length, 1 if asked.last_only else rows, spec)
 
-    def _prepare(self, message: NativeStep) -> None:
+    def _prepare(self, message: NativeStep, now: Now) -> None:
         """Finds its session and reads its input. Raises ServeError."""
         engine, table, config = self._engine, self._engine.table, self._engine.config
         asked, message.message = message.message, NOTHING
@@ -102,7 +104,7 @@ class StepCalls:
         key = message.tenant.prefix + message.session_id
         if table.find(key) is None:
             key = message.tenant.key(message.session_id)  # an id that is found was checked before
-        message.row = engine.sessions.find(key, asked.incarnation, engine.clock())
+        message.row = engine.sessions.find(key, asked.incarnation, now)
         model = engine.models[table.model.item(message.row)]
         length = asked.length or 1
         if length != 1:
@@ -148,6 +150,10 @@ class NativeStep(PendingStep):
         else:
             if not self.is_over:
                 self.calls.submit([self])
+
+    def drop_input(self) -> None:
+        self.message = NOTHING
+        super().drop_input()
 
     def cancel(self) -> None:
         self.message = NOTHING
@@ -281,6 +287,10 @@ class StreamStep(NativeStep):
         response.session_id = self.session_id[:ID_LENGTH_MAX]
         self._stream.answer(self, response.SerializeToString())
 
+    def drop_input(self) -> None:
+        self._content = b""
+        super().drop_input()
+
     def cancel(self) -> None:
         """The stream is gone."""
         self._content = b""
@@ -309,7 +319,7 @@ def check_number(number: int, incarnation: int) -> None:
         raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
     if not incarnation:
         raise BadStep(
-            "a numbered step needs its session's incarnation (OpenSession tells it)",
+            "a numbered step needs its session's incarnation (OpenSession returns it)",
             field="incarnation",
         )
 
