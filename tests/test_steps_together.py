@@ -375,15 +375,38 @@ async def test_a_message_of_many_that_waits_for_its_turn_holds_its_reply_alone(
         message = pb.StepManyRequest(session_ids=names, lengths=lengths, x=x, last_only=True)
         stream.receive(message.SerializeToString())
     port.run()
-    first, second = stream.unanswered
+    _, second = stream.unanswered
     await passes()
     assert list(stream._held) == [second]
-    assert second._request is None
-    assert first._request is not None
+    assert second._request is not None
+    assert (len(second._request.x), second._request.y) == (0, None)
     scheduler.release(pause)
     port.engine.batch_loop.notice()
     await passes()
     assert len(sender.replies) == 2
+    stream.closed()
+
+
+async def test_a_message_of_repeats_alone_is_answered_once(port: Port) -> None:
+    """A StepMany message that is over as soon as it is accepted has one reply, with its y."""
+    sessions = [port.open(f"s{i}") for i in range(5)]
+    calls = StepManyCalls(port.engine, port.metrics, port.pending)
+    sender, x = Sender(), np.ones((5, 3), np.float32)
+    stream = calls.begin(sender, port.tenant)  # type: ignore[arg-type]  # a Sender
+    sender.conversation = stream
+    message = pb.StepManyRequest(
+        session_ids=[each[0] for each in sessions],
+        incarnations=[each[1] for each in sessions],
+        steps=[1] * 5,
+        x=x.tobytes(),
+    )
+    port.run()
+    for _ in range(2):
+        stream.receive(message.SerializeToString())
+        await passes()
+    first, second = map(pb.StepManyResponse.FromString, sender.replies)
+    assert (list(first.replayed), list(second.replayed)) == ([], [0, 1, 2, 3, 4])
+    assert first.y == second.y == port.oracle.run(x[:1])[0].tobytes() * 5
     stream.closed()
 
 

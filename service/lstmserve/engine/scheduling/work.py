@@ -239,6 +239,12 @@ class Request:
         """No row of it will read x."""
         self.x = self.x[:0].copy()
 
+    def forget_arrays(self) -> None:
+        """All rows are answered, and the responder has read y."""
+        assert not self.left
+        self.forget_input()
+        self.y = None
+
 
 @dataclass(slots=True)
 class Plan:

@@ -347,7 +347,8 @@ class StepManyMessage:
         else:
             self._count_failed(max(1, self._lengths.size), self._refusal)
             response.error.CopyFrom(to_status(self._refusal))
-        self._request = None  # the reply may have to wait, and is all that is counted then
+        if self._request is not None:
+            self._request.forget_arrays()  # the reply may have to wait, and is all that is counted
         self._stream.answer(self, response.SerializeToString())
 
     def _render(self, response: pb.StepManyResponse) -> None:
