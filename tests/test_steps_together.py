@@ -435,3 +435,23 @@ async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.M
     for end in await port.ends(port.arrive(*(request(s, 1, x) for s in sessions[2:5]))):
         assert isinstance(end, pb.StepResponse)
         assert end.y == wanted
+
+
+async def test_a_step_that_waits_holds_no_others_input(port: Port) -> None:
+    """Steps behind others of their sessions are requests of their own, whatever comes with them."""
+    sessions, sizes = [port.open(f"s{i}") for i in range(8)], []
+    accept = port.engine.accept
+
+    def counting(model: Model, work: Request) -> None:
+        sizes.append((len(work), len(work.x)))
+        accept(model, work)
+
+    port.engine.accept = counting  # type: ignore[method-assign]  # of this engine alone
+    first, second = rows(2)
+    busy = port.arrive(request(sessions[0], 1, first))
+    asked = [request(s, 2 if i == 0 else 1, second) for i, s in enumerate(sessions)]
+    asked.append(request(sessions[3], 2, first))
+    calls = port.arrive(*asked)
+    assert sizes == [(1, 1), (1, 1), (7, 7), (1, 1)]
+    ends = await port.ends([*busy, *calls])
+    assert all(isinstance(end, pb.StepResponse) for end in ends)

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.work import Applied, Request
-from lstmserve.engine.table import NEVER_NS
+from lstmserve.engine.table import NEVER_NS, SessionTable
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, is_finite
 from lstmserve.server.observe.metrics import Metrics
@@ -125,7 +124,7 @@ class Steps:
         if len(steps) == 1:
             self._accept(steps)
             return
-        for group in _groups(steps, self._engine.table.model):
+        for group in _groups(steps, self._engine.table):
             self._accept(group)
 
     def _accept(self, steps: Sequence[PendingStep]) -> None:
@@ -255,28 +254,24 @@ def refuse(step: PendingStep, error: Exception) -> None:
         step.failed(error, None)
 
 
-def _groups(
-    steps: Sequence[PendingStep], models: npt.NDArray[np.int16]
-) -> Iterator[list[PendingStep]]:
+def _groups(steps: Sequence[PendingStep], table: SessionTable) -> Iterator[list[PendingStep]]:
     """Steps that may be one request: of one model, all with last_only or none.
 
-    A long input is alone, so that it is not copied. Steps of one session stay in order: a group
-    ends where a step of one of its sessions cannot join it. `models` is a column of the table.
+    A long input is alone, so that it is not copied. A step that will wait behind another one of its
+    session is alone too: a request keeps the inputs of all its rows until the last one has run.
     """
     groups: dict[tuple[int, bool], list[PendingStep]] = {}
-    group_of: dict[int, tuple[int, bool]] = {}  # by session
+    grouped: set[int] = set()  # sessions
     for step in steps:
-        key = models.item(step.row), step.last_only
-        is_long = step.x.nbytes > JOINED_BYTES_MAX
-        if is_long or group_of.get(step.row, key) != key:
+        if step.row in grouped:  # what comes before it in its session is accepted first
             yield from groups.values()
             groups.clear()
-            group_of.clear()
-        if is_long:
+            grouped.clear()
+        if step.x.nbytes > JOINED_BYTES_MAX or table.pending.item(step.row):
             yield [step]
         else:
-            groups.setdefault(key, []).append(step)
-            group_of[step.row] = key
+            groups.setdefault((table.model.item(step.row), step.last_only), []).append(step)
+            grouped.add(step.row)
     yield from groups.values()
 
 
@@ -305,4 +300,5 @@ def _request(steps: Sequence[PendingStep], x: Input, responder: _Answers) -> Req
         outs=outs,
         last_only=last_only,
         deadlines_ns=deadlines_ns if any(deadlines_ns) else None,
+        is_distinct=True,
     )
