@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -124,6 +124,27 @@ class Messages(ClientLoad):
         count, end_s = 0, time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             count += len(self._client.step_many(self._steps))
+        return count
+
+    def close(self) -> None:
+        """As ClientLoad.close."""
+        self._client.close()
+
+
+class Predictions(ClientLoad):
+    """Client.predict: whole sequences of these lengths in each call."""
+
+    def __init__(self, target: str, model: str, spec: ModelSpec, lengths: Sequence[int]) -> None:
+        self._client, self._model = Client(target), model
+        rng = np.random.default_rng(0)
+        shapes = [(length, spec.input_size) for length in lengths]
+        self._sequences = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+    def drive(self, seconds: float) -> int:
+        """Whole sequences for so long; how many were answered."""
+        count, end_s = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end_s:
+            count += len(self._client.predict(self._model, self._sequences))
         return count
 
     def close(self) -> None:

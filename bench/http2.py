@@ -59,6 +59,7 @@ class Connection:
         self._waiting: deque[tuple[int, bytes, bool]] = deque()  # what a window has no room for
         self._received = bytearray()
         self._bodies: dict[int, bytearray] = {}
+        self._unanswered: set[int] = set()  # unary calls
         self._out = [
             PREFACE,
             _frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, WINDOW_MAX)),
@@ -123,11 +124,13 @@ class Connection:
             self.last = bytes(body[5:end])
             del body[:end]
             self.answered += 1
+            self._unanswered.discard(stream)
             if self._streamed and not self._is_paced:
                 self._send_next()
 
     def _take_end(self, stream: int) -> None:
-        if self._streamed or self._bodies.pop(stream, None) != b"":
+        is_whole = self._bodies.pop(stream, None) == b"" and stream not in self._unanswered
+        if self._streamed or not is_whole:
             raise Failed("a call ended without its answer")
         self._windows.pop(stream, None)
         if not self._is_paced:
@@ -150,6 +153,8 @@ class Connection:
             self._stream += 2
             block, self._headers = self._headers[0], self._headers[-1:]
             self._bodies[self._stream] = bytearray()
+            if not self._streamed:
+                self._unanswered.add(self._stream)
             self._windows[self._stream] = self._stream_window_start
             self._out.append(_frame(HEADERS, END_HEADERS, self._stream, block))
         content = struct.pack(">BI", 0, len(message)) + message

@@ -31,10 +31,14 @@ def open_sessions(target: str, model: str, count: int) -> list[public.Session]:
         ]
 
 
-def steps(session: public.Session, spec: ModelSpec, *, numbered: bool = True) -> Iterator[bytes]:
+def steps(
+    session: public.Session, spec: ModelSpec, *, numbered: bool = True, timeout_ms: int = 0
+) -> Iterator[bytes]:
     """StepRequests of one row."""
     rows = _rows(spec, 1)
     request = pb.StepRequest(session_id=session.id, incarnation=session.incarnation)
+    if timeout_ms:
+        request.timeout_ms = timeout_ms
     number = session.step
     while True:
         number += 1

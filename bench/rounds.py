@@ -35,12 +35,12 @@ class Side:
 
 
 def take_turns(sides: Sequence[Side], effort: Effort) -> dict[str, list[Sample]]:
-    """The samples of each side; the loads are closed."""
+    """The samples of each side; the loads are closed. Every other round goes backwards."""
     for side in sides:
         side.load.drive(WARM_UP_S)
     samples: dict[str, list[Sample]] = {side.name: [] for side in sides}
-    for _ in range(effort.rounds):
-        for side in sides:
+    for number in range(effort.rounds):
+        for side in sides[:: -1 if number % 2 else 1]:
             taken = side.load.measure(effort.seconds, lambda pid=side.pid: cpu_s(pid))
             samples[side.name].append(taken)
     for side in sides:
@@ -51,6 +51,15 @@ def take_turns(sides: Sequence[Side], effort: Effort) -> dict[str, list[Sample]]
 def ratios(ours: Sequence[Sample], floor: Sequence[Sample]) -> list[float]:
     """Answers per CPU second, round by round."""
     return [a.per_cpu_s / b.per_cpu_s for a, b in zip(ours, floor, strict=True)]
+
+
+def require_applied(serving: Serving) -> None:
+    """Raises when steps failed, other than those that a stream's end takes back."""
+    failed, cut = (
+        serving.metric("lstm_step_errors_total", **labels)
+        for labels in ({}, {"reason": "CANCELLED"})
+    )
+    assert failed <= cut, f"{failed - cut:g} steps failed: the figures are not what they say"
 
 
 @contextmanager
@@ -64,12 +73,6 @@ def served(
     serving = Serving(("--models", folder, "--cpu", str(cpu), *flags), command)
     try:
         yield serving
-        # A stream that ends takes back what it still had under way.
-        failed, cut = (
-            serving.metric("lstm_step_errors_total", **labels)
-            for labels in ({}, {"reason": "CANCELLED"})
-        )
-        failed -= cut
-        assert failed <= 0, f"{failed:g} steps failed: the figures are not what they say"
+        require_applied(serving)
     finally:
         serving.kill()

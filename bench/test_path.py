@@ -11,36 +11,29 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from calling import Caller, CallerFrame, Sender
 from lstmserve.engine import Engine
-from lstmserve.server.access.doors import OpenDoor
-from lstmserve.server.inbox import Inbox
-from lstmserve.server.native.cohort import Cohort
-from lstmserve.server.native.crowd import Crowd
-from lstmserve.server.native.many_calls import ManyCalls
-from lstmserve.server.native.many_message import ManyMessage
-from lstmserve.server.native.predict_calls import PredictCalls
-from lstmserve.server.native.step_calls import StepCalls
-from lstmserve.server.native.steps import Steps
+from lstmserve.server.access.auth import AnonymousAuthenticator
+from lstmserve.server.native.predict import PredictCalls
+from lstmserve.server.native.step_many import StepManyCalls
+from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Frame, Incoming
 from lstmserve.server.server import quiet_collector
-from lstmserve.server.window import Window
+from lstmserve.server.steps import Steps
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from traffic import open_session, start_engine
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
-CONTEXT: Any = SimpleNamespace(time_remaining=lambda: 60.0)  # a call with a deadline of its own
-DOOR = OpenDoor(Limits())
+TENANT = AnonymousAuthenticator(Limits()).tenant(None)  # type: ignore[arg-type]  # anyone
 PENDING = PendingBytes(1 << 30)
 MANY = 256
 
@@ -65,10 +58,23 @@ def running(folder: Path) -> Iterator[tuple[Engine, Metrics, Do[Any]]]:
     loop.close()
 
 
-def _step_calls(engine: Engine, metrics: Metrics) -> StepCalls:
-    steps = Steps(engine, metrics)
-    frame = Frame(DOOR, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
-    return StepCalls(steps, Inbox(engine.driver, Crowd(engine, steps).read), frame)
+class Replies(Sender):
+    """A stream whose replies are read one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_one = asyncio.Event()
+
+    def write(self, content: bytes) -> None:
+        """As StreamCall.write."""
+        super().write(content)
+        self._has_one.set()
+
+    async def next(self) -> bytes:
+        """The next reply."""
+        await self._has_one.wait()
+        self._has_one.clear()
+        return self.replies.pop()
 
 
 def _sessions(engine: Engine, count: int) -> tuple[list[str], list[int]]:
@@ -97,11 +103,16 @@ def _rounds(engine: Engine, count: int) -> Iterator[list[bytes]]:
 def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
     """So many unary Steps that arrive together, bytes in, bytes out."""
     with running(tmp_path) as (engine, metrics, do):
-        calls = do(_started(lambda: _step_calls(engine, metrics)))
+        frame = CallerFrame(
+            AnonymousAuthenticator(Limits()), metrics, PENDING, call_s_max=60.0, write_s_max=60.0
+        )
+        calls = do(_started(lambda: StepCalls(engine, Steps(engine, metrics), PENDING)))
         rounds = _rounds(engine, count)
 
         async def answer(messages: list[bytes]) -> list[bytes]:
-            return await asyncio.gather(*(answer_one(calls, each) for each in messages))
+            callers = [Caller(each, TENANT, PENDING) for each in messages]
+            calls.receive(frame, callers)  # type: ignore[arg-type]  # Callers are what it sees
+            return [await caller.done for caller in callers]
 
         replies = benchmark.pedantic(
             lambda messages: do(answer(messages)),
@@ -115,23 +126,15 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
 def test_step_many(tmp_path: Path, benchmark: Any) -> None:
     """A StepMany message of 256 sessions, the first of which named them."""
     with running(tmp_path) as (engine, metrics, do):
-        calls, tenant = ManyCalls(engine, metrics, PENDING), DOOR.tenant(CONTEXT)
-        window = do(_started(lambda: Window(1)))
+        calls, replies = StepManyCalls(engine, metrics, PENDING), do(_started(Replies))
+        stream = do(_started(lambda: calls.begin(replies, TENANT)))  # type: ignore[arg-type]
+        replies.conversation = stream
         ids, incarnations = _sessions(engine, MANY)
         request = pb.StepManyRequest(session_ids=ids, incarnations=incarnations, x=_input(MANY))
-        cohort = Cohort(tenant)
 
-        async def answer(content: bytes) -> bytes | None:
-            nonlocal cohort
-            message = ManyMessage(
-                tenant, cohort, lambda each: window.answer(each, calls.render(each))
-            )
-            read = calls.read(content, message)
-            message.lease = PENDING.enter(tenant.account, len(content))
-            window.add(message)
-            await calls.submit(read, message)
-            cohort = message.cohort
-            return await window.next()
+        async def answer(content: bytes) -> bytes:
+            stream.receive(content)
+            return await replies.next()
 
         def message() -> Any:
             number = request.steps[0] + 1 if request.steps else 1
@@ -152,23 +155,11 @@ def test_predict(tmp_path: Path, benchmark: Any) -> None:
     lengths = np.random.default_rng(0).integers(1, 65, 64).tolist()
     request = pb.PredictRequest(model="m", lengths=lengths, x=_input(sum(lengths)))
     with running(tmp_path) as (engine, metrics, do):
-        frame = Frame(DOOR, metrics, PENDING, call_s_max=60.0, write_s_max=60.0)
-        calls, tenant = PredictCalls(engine, metrics, frame), DOOR.tenant(CONTEXT)
-        lease = PENDING.enter(tenant.account, request.ByteSize())
+        calls, lease = PredictCalls(engine, metrics), PENDING.enter(TENANT.account, 1)
         reply = benchmark.pedantic(
-            lambda: do(calls.predict(request, tenant, lease)), rounds=200, warmup_rounds=5
+            lambda: do(calls.predict(request, TENANT, lease)), rounds=200, warmup_rounds=5
         )
     assert len(reply.y) == 4 * sum(lengths) * SPEC.output_size
-
-
-async def answer_one(calls: StepCalls, content: bytes) -> bytes:
-    """As the frame of a call does it."""
-    tenant = DOOR.tenant(CONTEXT)
-    incoming = Incoming(content, CONTEXT, tenant, PENDING.enter(tenant.account, len(content)))
-    try:
-        return await calls.step(incoming)
-    finally:
-        incoming.end(None)
 
 
 async def _started(make: Callable[[], T]) -> T:

@@ -15,17 +15,16 @@ SYNC = ROOT / "service/lstmserve/client/_sync"
 NAMES = {
     "AsyncClient": "Client",
     "AsyncSession": "Session",
-    "AsyncCatalog": "Catalog",
     "AsyncConnection": "Connection",
-    "AsyncCourse": "Course",
-    "AsyncGroups": "Groups",
-    "AsyncLine": "Line",
-    "AsyncSend": "Send",
-    "_aio": "_threads",
+    "AsyncGroupStreams": "GroupStreams",
+    "AsyncReconnectingStream": "ReconnectingStream",
+    "AsyncSendOnce": "SendOnce",
+    "AsyncStepDelivery": "StepDelivery",
+    "aio": "threads",
     "_async": "_sync",
     "aclosing": "closing",
 }
-BANNER = '"""Owns the client for threads, generated from _async by `make proto`: edit that."""\n'
+BANNER = '"""The client for threads, generated from _async by `make proto`: edit that."""\n'
 
 
 def generate(out: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 from serving import COMMAND, Serving
 from soak.calls import Calls
 from soak.conversation import Conversation
@@ -34,7 +34,7 @@ NOTICE_S_MAX = 120  # of a wait that ends as a failure
 KINDS = {"frozen": signal.SIGSTOP, "deaf": signal.SIGSTOP, "dead": signal.SIGKILL}
 WRITE_S = 3600  # of a server with a short keepalive: nothing else may cut its peers
 SHORT = """
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 transport.KEEPALIVE_MS = transport.PING_TIMEOUT_MS = 1000
 from lstmserve.cli.serve import serve
 serve()

@@ -18,7 +18,7 @@ def count(phase, info):
     freed += info.get("collected", 0) if phase == "stop" else 0
 def is_of_a_call(each):
     kind = type(each)
-    of = ("lstmserve.server", "lstmserve.engine.schedule", "grpc", "asyncio", "_asyncio")
+    of = ("lstmserve.server", "lstmserve.engine.scheduling", "grpc", "asyncio", "_asyncio")
     is_of = str(kind.__module__).startswith(of)
     return is_of or kind.__name__ in ("coroutine", "frame", "traceback")
 def tell(*_):

@@ -1,4 +1,4 @@
-"""Owns a store that a test may hold up, cut or break; behind it is the real file store."""
+"""A store that a test may hold up, cut or break; behind it is the real file store."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lstmserve.engine.errors import StoreUnavailable
-from lstmserve.store import Store, Version, Write, Written, open_store, version_of
+from lstmserve.store import (
+    LoadOutcome,
+    Store,
+    StoreTimeout,
+    StoreUnavailable,
+    Version,
+    Write,
+    WriteOutcome,
+    Written,
+    open_store,
+    version_of,
+)
+from storing import raised
 from wire import Wire, serving
 
 Trouble = Callable[[], BaseException]
@@ -26,31 +37,31 @@ class Gate:
         self.answering = asyncio.Event()  # cleared: what is put is answered later
         for each in (self.going, self.loading, self.answering):
             each.set()
-        self.not_sent: Trouble | None = None  # raised in place of a put
-        self.lost: Trouble | None = None  # raised after a put
+        self.not_sent: Trouble | None = None  # happens in place of a put
+        self.lost: Trouble | None = None  # happens after a put
         self.is_full = False  # takes nothing but deletions
         self._is_taken: Callable[[Write], bool] | None = None
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         """As Store.load."""
         self.loads += 1
         await self.loading.wait()
         return await self.behind.load(keys)
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """As Store.put."""
         self.puts.append(writes)
         await self.going.wait()
         if self.not_sent is not None:
-            raise self.not_sent()
+            return failed(self.not_sent, writes)
         if self._is_taken is not None and not all(map(self._is_taken, writes)):
-            raise StoreUnavailable("away")
+            return failed(lambda: StoreUnavailable("away"), writes)
         if self.is_full and any(write.content for write in writes):
             return [Written.FULL] * len(writes)
         written = await self.behind.put(writes)
         await self.answering.wait()
         if self.lost is not None:
-            raise self.lost()
+            return failed(self.lost, writes)
         return written
 
     async def quarantine(self, key: str, content: bytes) -> None:
@@ -63,7 +74,7 @@ class Gate:
 
     async def version(self, session_id: str) -> Version | None:
         """What is stored of a session without a tenant."""
-        (content,) = await self.behind.load([f"/{session_id}"])
+        (content,) = raised(await self.behind.load([f"/{session_id}"]))
         return None if content is None else version_of(content)
 
     def only(self, is_taken: Callable[[Write], bool] | None) -> None:
@@ -97,6 +108,14 @@ class Gate:
             yield
         finally:
             self.lost = None
+
+
+def failed(trouble: Trouble, writes: Sequence[Write]) -> list[WriteOutcome]:
+    """The outcome of writes that met the trouble; a bug is raised."""
+    error = trouble()
+    if isinstance(error, StoreUnavailable | StoreTimeout):
+        return [error] * len(writes)
+    raise error
 
 
 @contextlib.asynccontextmanager

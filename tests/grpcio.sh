@@ -18,9 +18,10 @@ for wanted in "$oldest" "$bounds"; do
     rest=$(.venv/bin/python -c "$folder")
     echo "import site; site.addsitedir('$rest')" >"$("$venv/bin/python" -c "$folder")/rest.pth"
     "$venv/bin/python" -c 'import grpc; print("grpcio", grpc.__version__)'
-    "$venv/bin/python" -m pytest -q tests/test_traps.py tests/test_peers.py tests/test_server.py \
+    "$venv/bin/python" -m pytest -q tests/test_traps.py tests/test_transport.py tests/test_peers.py tests/test_server.py \
         tests/test_streams.py tests/test_stream_order.py tests/test_channel_arguments.py \
         tests/test_flood_guard.py tests/test_client*.py tests/test_wire_*.py \
+        tests/test_pending_bytes.py \
         --deselect tests/test_client_sync.py::test_sync_client_is_generated "$@" || code=1
 done
 exit $code

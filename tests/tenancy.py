@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lstmserve import AsyncClient
@@ -19,7 +18,7 @@ from lstmserve.client.status import from_rpc
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
-from lstmserve.server.native import servicer
+from lstmserve.server.native import service
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
@@ -99,10 +98,10 @@ async def tenancy(folder: Path, file: Path | None, **settings: Any) -> AsyncIter
     engine = Engine(config, models, metrics, clock=clock)
     pending = PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)
-    ports = Ports(config, engine, metrics, health.aio.HealthServicer(), pending)
+    ports = Ports(config, engine, metrics, pending)
     running = Tenancy(engine, ports, clock, registry)
     running.pending = pending
-    await ports.start()
+    ports.start()
     driving = asyncio.create_task(driven(engine, ports.stop))
     try:
         yield running
@@ -148,7 +147,7 @@ async def refusal(call: grpc.aio.Call) -> tuple[LstmServeError, str | None]:
 
 def path(method: str) -> str:
     """Of a call on the wire."""
-    return f"/{servicer.SERVICE}/{method}"
+    return f"/{service.SERVICE}/{method}"
 
 
 def step_bytes(session_id: str, **fields: Any) -> bytes:

@@ -223,5 +223,5 @@ async def test_the_whole_catalogue_beside_sessions_at_work(wire: Wire) -> None:
         await each.step()
         await each.check_state()
     assert len(wire.engine.table) == sessions
-    assert wire.engine.driver.pending_steps == wire.engine.predicting.waiting_rows == 0
+    assert wire.engine.batch_loop.pending_steps == wire.engine.predictor.waiting_rows == 0
     assert not wire.running.done()

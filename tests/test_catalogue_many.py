@@ -14,7 +14,7 @@ from grpc import StatusCode
 from badmessages import BAD_SESSIONS, GARBAGE, TOO_MANY, WHOLE, Whole, among
 from badsteps import INT64_MIN, NAN, Row, X
 from lstmserve.engine.errors import ServeError
-from lstmserve.server.native import many_calls
+from lstmserve.server.native import step_many
 from lstmserve.server.status import to_status
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, leaks
@@ -181,7 +181,7 @@ async def test_errors_that_look_alike_are_made_once(
         made.append(error.reason)
         return to_status(error)
 
-    monkeypatch.setattr(many_calls, "to_status", counting)
+    monkeypatch.setattr(step_many, "to_status", counting)
     a = await wire.good()
     ids = [a.id, *(f"{'bad/' * (i % 3 == 0)}p{i}" for i in range(290))]
     x = [*a.rows().reshape(-1), *X * 290]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from grpc._cython import cygrpc
 
-from lstmserve.client.calls import Address
+from lstmserve.client.channels import Endpoint
 from lstmserve.config import Config
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 from test_tidy import PRODUCT
 
 LIBRARY = Path(cygrpc.__file__).read_bytes()
@@ -40,7 +40,7 @@ def test_every_channel_argument_is_one_that_grpc_reads() -> None:
     config = Config(connection_age_s_max=60).resolved([])
     client = Flavour()
     for target in ("127.0.0.1:1", "example.org:1"):
-        Address(target, None, False).open(client)
+        Endpoint(target, None, False).open_channel(client)
     written = {name for text in PRODUCT.values() for name in ARGUMENT.findall(text)}
     names = written | client.names | set(dict(transport.options(config)))
     assert len(names) > 15

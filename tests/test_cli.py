@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from lstmserve import Client
-from lstmserve.cli import commands, remembered
+from lstmserve.cli import commands, known_sessions
 from serving import ROOT, WAIT_S_MAX, Serve, environment
 from zoo import TOLERANCE, Zoo
 
@@ -183,15 +183,15 @@ def test_a_shell_remembers_so_many_sessions(
 ) -> None:
     """The file keeps those used last, at the limit all of them and above it no more."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(remembered, "SESSIONS_MAX", 3)
-    known = remembered.Remembered("h:1")
+    monkeypatch.setattr(known_sessions, "SESSIONS_MAX", 3)
+    known = known_sessions.KnownSessions("h:1")
     for name in ("a", "b", "c"):
         known.put(name, 1)
     assert [known.get(name) for name in ("a", "b", "c")] == [1, 1, 1]
     known.put("a", 2)
     known.put("d", 1)
     assert [known.get(name) for name in ("a", "b", "c", "d")] == [2, None, 1, 1]
-    assert remembered.Remembered("h:2").get("a") is None
+    assert known_sessions.KnownSessions("h:2").get("a") is None
     known.forget("a")
     assert known.get("a") is None
 

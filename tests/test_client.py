@@ -360,19 +360,19 @@ def test_threads_share_a_client(client: Client) -> None:
 def test_the_same_x_from_two_threads_is_two_steps(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that is interrupted between its turn and its y gets that y, and no other's."""
+    """A thread that is interrupted between its step and taking y gets that y, and no other."""
     with client.session("tiny") as session, client.session("tiny") as alone:
         ys: list[Any] = []
         thread = threading.Thread(target=lambda: ys.append(session.step([1, 2, 3])))
-        give = session._course.turn.give
+        release = session._delivery.lock.release
 
         def interrupted() -> None:
-            give()
+            release()
             if not thread.ident:
                 thread.start()
                 thread.join()
 
-        monkeypatch.setattr(session._course.turn, "give", interrupted)
+        monkeypatch.setattr(session._delivery.lock, "release", interrupted)
         first = session.step([1, 2, 3])
         np.testing.assert_array_equal([first, *ys], alone.step([[1, 2, 3]] * 2))
         assert session.info().step == 2

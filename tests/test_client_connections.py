@@ -15,8 +15,7 @@ import pytest
 
 from lstmserve import AsyncClient, Client
 from lstmserve.client import DeadlineExceeded
-from lstmserve.client.calls import Address
-from lstmserve.client.lanes import STREAMS_MAX, Lanes
+from lstmserve.client.channels import STREAMS_MAX, ChannelPool, Endpoint
 from serving import COMMAND as SERVE
 from serving import ROOT, Serve, environment
 
@@ -96,19 +95,19 @@ def test_a_call_beyond_the_servers_limit_names_it(serve: Serve, is_unary: bool) 
 
 
 def test_places_on_connections() -> None:
-    """A connection has so many streams and no more; the first with room is taken, and kept."""
+    """A connection carries so many streams, and the first one with room gets the next."""
     made = itertools.count()
-    lanes = Lanes(lambda: next(made))
-    taken = [lanes.take() for _ in range(STREAMS_MAX)]
-    assert {lane.channel for lane in taken} == {0}
-    beyond = lanes.take()
+    pool = ChannelPool(lambda: next(made))
+    taken = [pool.acquire() for _ in range(STREAMS_MAX)]
+    assert {pooled.channel for pooled in taken} == {0}
+    beyond = pool.acquire()
     assert beyond.channel == 1
-    lanes.give(taken[0])
-    assert lanes.take().channel == 0
-    assert lanes.take().channel == 1
-    assert lanes.close() == [0, 1]
+    pool.release(taken[0])
+    assert pool.acquire().channel == 0
+    assert pool.acquire().channel == 1
+    assert pool.close() == [0, 1]
     with pytest.raises(Exception, match="closed"):
-        lanes.take()
+        pool.acquire()
 
 
 @pytest.mark.parametrize("arguments", [["health"], ["models"], ["step", "tiny"]])
@@ -177,9 +176,9 @@ class Flavour:
 )
 def test_a_proxy_is_asked_for_other_machines_alone(target: str, may_ask: int) -> None:
     """Other targets keep to the environment's proxy, but for `lstmserve health`."""
-    address = Address(target, None, False)
-    assert address.open(Flavour())["grpc.enable_http_proxy"] == may_ask
-    assert address.open(Flavour(), is_direct=True)["grpc.enable_http_proxy"] == 0
+    endpoint = Endpoint(target, None, False)
+    assert endpoint.open_channel(Flavour())["grpc.enable_http_proxy"] == may_ask
+    assert endpoint.open_channel(Flavour(), uses_proxy=False)["grpc.enable_http_proxy"] == 0
 
 
 def test_another_machine_is_reached_by_the_proxy() -> None:

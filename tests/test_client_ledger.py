@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from lstmserve.client import LstmServeError, ModelInfo, packing
-from lstmserve.client.ledger import Ledger, Remedy
-from lstmserve.client.packing import Piece
-from lstmserve.client.records import Floats, Rows
+from lstmserve.client.ledger import Ledger, Recovery
+from lstmserve.client.packing import NumberedStep
+from lstmserve.client.records import Floats, StepInput
 from lstmserve.errors import Unavailable
 from lstmserve.reasons import REASONS
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, 1, 1, 1, 0, False, 1, 0)
-ROWS_MAX = 4  # of a piece, in these tests
+ROWS_MAX = 4  # of a step, in these tests
 CALLS_MAX = 5000
-LAST = Rows(np.array([7], np.float32).tobytes(), [], 1, single=False)
+LAST = StepInput(np.array([7], np.float32).tobytes(), [], 1, single=False)
 
 
 def refusal(reason: str, **metadata: object) -> LstmServeError:
@@ -53,7 +53,7 @@ class Server:
     fails_over: bool = False
     incarnation: int = 1
     durable: int = 0
-    steps: list[tuple[Rows, bool]] = field(default_factory=list)
+    steps: list[tuple[StepInput, bool]] = field(default_factory=list)
 
     def session(self) -> wire.Session:
         """As OpenSession tells it."""
@@ -67,21 +67,21 @@ class Server:
         if not self.is_stored or (self.fails_over and not self.durable):
             self.incarnation += 1
 
-    def step(self, incarnation: int, piece: Piece) -> tuple[Floats, int]:
+    def step(self, incarnation: int, step: NumberedStep) -> tuple[Floats, int]:
         """y and durable_step."""
         if incarnation != self.incarnation:
             raise refusal("SESSION_LOST")
-        last, sent = len(self.steps), (piece.rows, piece.last_only)
-        if piece.number > last + 1:
+        last, sent = len(self.steps), (step.rows, step.last_only)
+        if step.number > last + 1:
             raise refusal("STEP_GAP", expected_step=last + 1)
-        if piece.number < last:
+        if step.number < last:
             raise refusal("STEP_SUPERSEDED", last_step=last)
-        if piece.number == last and self.steps[-1] != sent:
+        if step.number == last and self.steps[-1] != sent:
             raise refusal("STEP_PAYLOAD_MISMATCH")
-        if piece.number == last + 1:
+        if step.number == last + 1:
             self.steps.append(sent)
-        y = chain(self.rows())[-piece.rows.length :]
-        return np.array(y[-1:] if piece.last_only else y, np.float32)[:, None], self.durable
+        y = chain(self.rows())[-step.rows.length :]
+        return np.array(y[-1:] if step.last_only else y, np.float32)[:, None], self.durable
 
     def rows(self) -> bytes:
         """All that it has seen."""
@@ -100,54 +100,54 @@ class Caller:
         self.is_calm = False
         self.calls = 0
 
-    def call(self, rows: Rows, last_only: bool) -> Floats:
-        """As a course does it, without the waiting."""
+    def call(self, rows: StepInput, last_only: bool) -> Floats:
+        """Delivers the rows as StepDelivery does, without the waiting."""
         self.calls += 1
         assert self.calls < CALLS_MAX, f"no progress: {self.seen}"
         try:
-            claim = self.ledger.begin(rows, last_only)
-            while (piece := self.ledger.next()) is not None:
+            output = self.ledger.begin(rows, last_only)
+            while (step := self.ledger.next()) is not None:
                 try:
-                    self.ledger.applied(piece, *self.send(piece))
+                    self.ledger.applied(step, *self.send(step))
                 except LstmServeError as error:
-                    self.mend(piece, error)
-            y = claim.take(rows.length)
+                    self.recover(step, error)
+            y = output.take(rows.length)
         except LstmServeError as error:
             raise self.ledger.explain(error) from None
         finally:
             self.ledger.end()
         return y
 
-    def mend(self, piece: Piece, error: LstmServeError) -> None:
-        """The remedy, unless patience is at its end."""
-        remedy = self.ledger.failed(piece, error)
-        self.seen[f"{error.reason} {remedy.name}"] += 1
-        if remedy is Remedy.NONE or (not self.is_calm and self.rng.random() < 0.2):
+    def recover(self, step: NumberedStep, error: LstmServeError) -> None:
+        """The recovery, unless the caller gives up."""
+        recovery = self.ledger.failed(step, error)
+        self.seen[f"{error.reason} {recovery.name}"] += 1
+        if recovery is Recovery.NONE or (not self.is_calm and self.rng.random() < 0.2):
             raise error
-        if remedy is Remedy.REOPEN:
+        if recovery is Recovery.REOPEN:
             self.ledger.reopened(self.server.session())
 
-    def send(self, piece: Piece) -> tuple[Floats, int]:
+    def send(self, step: NumberedStep) -> tuple[Floats, int]:
         """Half of the time something happens."""
         server, incarnation = self.server, self.ledger.session.incarnation
         match 15 if self.is_calm else self.rng.integers(16):
             case 0 | 1:
                 raise lost()
             case 2 | 3:
-                server.step(incarnation, piece)
+                server.step(incarnation, step)
                 raise lost()
             case 4:
                 server.crash(int(self.rng.integers(1 << 30)))
-            case 5 if piece.number == len(server.steps) + 1 and incarnation == server.incarnation:
+            case 5 if step.number == len(server.steps) + 1 and incarnation == server.incarnation:
                 raise refusal("OVERLOADED")
-            case 6 if piece.number == len(server.steps) + 1 and incarnation == server.incarnation:
+            case 6 if step.number == len(server.steps) + 1 and incarnation == server.incarnation:
                 raise refusal("MODEL_ERROR")
             case 7:
-                server.step(incarnation, piece)
-                return server.step(incarnation, piece)
+                server.step(incarnation, step)
+                return server.step(incarnation, step)
             case 8 if server.is_stored:
                 server.durable = int(self.rng.integers(server.durable, len(server.steps) + 1))
-        return server.step(incarnation, piece)
+        return server.step(incarnation, step)
 
 
 @pytest.mark.parametrize("kind", ["memory", "store", "failover"])
@@ -165,7 +165,7 @@ def test_whatever_happens_each_row_counts_once(
         if not last_only:
             some = xs[done : done + int(rng.integers(1, 9))]
         try:
-            y = caller.call(Rows(some.tobytes(), [], len(some), single=False), last_only)
+            y = caller.call(StepInput(some.tobytes(), [], len(some), single=False), last_only)
         except LstmServeError as error:
             if error.applied is False:  # so it may be dropped
                 xs = np.delete(xs, slice(done, done + len(some)))

@@ -138,7 +138,7 @@ def test_a_lost_session_names_the_store(serve: Serve) -> None:
     with Client(second.target, retry_s_max=0) as client:
         assert lost == (session.id, session.incarnation)
         session._connection = client._connection
-        session._course._connection = client._connection
+        session._delivery._connection = client._connection
         with pytest.raises(errors.SessionLost) as raised:
             session.step([1, 2, 3])
     assert "--store" in raised.value.message

@@ -8,7 +8,7 @@ import pytest
 from grpc import StatusCode
 
 from lstmserve.client import LstmServeError, Unavailable
-from lstmserve.client.retries import BACKOFF_S, BACKOFF_S_MAX, Patience, is_transient
+from lstmserve.client.retries import BACKOFF_S, BACKOFF_S_MAX, RetryPolicy, is_transient
 from lstmserve.reasons import REASONS
 
 
@@ -22,11 +22,11 @@ class Clock:
         return self.now_s
 
 
-def known(retry_s_max: float, clock: Clock | None = None, uniform: float = 1.0) -> Patience:
+def known(retry_s_max: float, clock: Clock | None = None, uniform: float = 1.0) -> RetryPolicy:
     """Of a client whose server has answered before."""
-    patience = Patience(1.0, retry_s_max, clock or Clock(), lambda: uniform)
-    patience.is_met = True
-    return patience
+    policy = RetryPolicy(1.0, retry_s_max, clock or Clock(), lambda: uniform)
+    policy.was_reached = True
+    return policy
 
 
 def unavailable(retry_delay_s: float | None = None) -> LstmServeError:
@@ -57,96 +57,96 @@ def test_a_broken_stream_is_tried_again() -> None:
 
 def test_waits_grow_to_a_limit() -> None:
     """Twice as long each time, up to the limit; something that got through starts it over."""
-    tries = known(math.inf).tries()
-    waits = [tries.wait_s(unavailable()) for _ in range(40)]
+    attempts = known(math.inf).attempts()
+    waits = [attempts.wait_s(unavailable()) for _ in range(40)]
     assert waits == [min(BACKOFF_S_MAX, BACKOFF_S * 2**n) for n in range(40)]
-    tries.progress()
-    assert tries.wait_s(unavailable()) == BACKOFF_S
+    attempts.succeeded()
+    assert attempts.wait_s(unavailable()) == BACKOFF_S
 
 
 def test_waits_are_spread() -> None:
     """The dice choose between nothing and the whole wait, on top of what the server asks for."""
     dice = iter([0.0, 0.5, 0.25])
-    patience = Patience(1.0, 60.0, Clock(), lambda: next(dice))
-    patience.is_met = True
-    tries = patience.tries()
-    assert tries.wait_s(unavailable()) == 0.0
-    assert tries.wait_s(unavailable()) == BACKOFF_S
-    assert tries.wait_s(unavailable(3.0)) == 3.0 + BACKOFF_S
+    policy = RetryPolicy(1.0, 60.0, Clock(), lambda: next(dice))
+    policy.was_reached = True
+    attempts = policy.attempts()
+    assert attempts.wait_s(unavailable()) == 0.0
+    assert attempts.wait_s(unavailable()) == BACKOFF_S
+    assert attempts.wait_s(unavailable(3.0)) == 3.0 + BACKOFF_S
 
 
 def test_at_once_is_at_once_only_once() -> None:
     """A server that says 0 is believed the first time."""
-    tries = known(60.0).tries()
-    assert [tries.wait_s(unavailable(0.0)) for _ in range(2)] == [0.0, 2 * BACKOFF_S]
+    attempts = known(60.0).attempts()
+    assert [attempts.wait_s(unavailable(0.0)) for _ in range(2)] == [0.0, 2 * BACKOFF_S]
 
 
 def test_patience_ends() -> None:
     """retry_s_max after the first failure, or at the deadline, the last error is raised."""
     for retry_s_max, timeout_s in ((5.0, None), (60.0, 5.0), (5.0, 60.0)):
         clock = Clock()
-        tries = known(retry_s_max, clock, 0.0).tries(timeout_s)
-        tries.wait_s(unavailable())
+        attempts = known(retry_s_max, clock, 0.0).attempts(timeout_s)
+        attempts.wait_s(unavailable())
         clock.now_s += 4.9
-        tries.wait_s(unavailable())
+        attempts.wait_s(unavailable())
         with pytest.raises(Unavailable):
-            tries.wait_s(unavailable(0.2))
+            attempts.wait_s(unavailable(0.2))
         clock.now_s += 0.1
         with pytest.raises(Unavailable):
-            tries.wait_s(unavailable())
+            attempts.wait_s(unavailable())
 
 
 def test_no_patience_is_one_try() -> None:
     """With retry_s_max 0 the first error is raised, also one whose cause was mended."""
-    tries = Patience(1.0, 0.0, Clock()).tries()
-    for is_mended in (False, True):
+    attempts = RetryPolicy(1.0, 0.0, Clock()).attempts()
+    for is_recovered in (False, True):
         with pytest.raises(Unavailable):
-            tries.wait_s(unavailable(), is_mended=is_mended)
+            attempts.wait_s(unavailable(), is_recovered=is_recovered)
 
 
 def test_a_stranger_is_given_up_soon() -> None:
-    """Where no server ever answered patience is short; any answer, an error too, is one."""
+    """Where no server ever answered policy is short; any answer, an error too, is one."""
     for answer in (None, "DRAINING"):
         clock = Clock()
-        patience = Patience(1.0, 60.0, clock, lambda: 0.0)
-        tries = patience.tries()
+        policy = RetryPolicy(1.0, 60.0, clock, lambda: 0.0)
+        attempts = policy.attempts()
         error = Unavailable("why", code=StatusCode.UNAVAILABLE, reason=answer or "")
-        tries.wait_s(error)
+        attempts.wait_s(error)
         clock.now_s += 2
         if answer is None:
             with pytest.raises(Unavailable):
-                tries.wait_s(error)
-            tries.progress()
-        assert patience.retry_s_max == 60.0
-        tries.wait_s(error)
+                attempts.wait_s(error)
+            attempts.succeeded()
+        assert policy.retry_s_max == 60.0
+        attempts.wait_s(error)
 
 
 def test_what_will_not_help_is_raised() -> None:
     """An error that no try can change ends it, unless its cause is mended."""
-    tries = Patience(1.0, 60.0, Clock()).tries()
+    attempts = RetryPolicy(1.0, 60.0, Clock()).attempts()
     error = LstmServeError("why", code=StatusCode.INVALID_ARGUMENT)
     with pytest.raises(LstmServeError, match="why"):
-        tries.wait_s(error)
-    assert tries.wait_s(error, is_mended=True) <= BACKOFF_S
+        attempts.wait_s(error)
+    assert attempts.wait_s(error, is_recovered=True) <= BACKOFF_S
 
 
 def test_a_try_is_shorter_than_the_callers_deadline() -> None:
     """A lost message is noticed in time for another try, and a long step is not cut short."""
     clock = Clock()
-    patience = Patience(10.0, 60.0, clock)
-    assert patience.tries().timeout_s == 10.0
-    assert patience.tries(2.0).timeout_s == 2.0
-    assert patience.tries(60.0).timeout_s == 20.0
-    tries = patience.tries(25.0)
-    assert tries.timeout_s == 10.0
+    policy = RetryPolicy(10.0, 60.0, clock)
+    assert policy.attempts().timeout_s == 10.0
+    assert policy.attempts(2.0).timeout_s == 2.0
+    assert policy.attempts(60.0).timeout_s == 20.0
+    attempts = policy.attempts(25.0)
+    assert attempts.timeout_s == 10.0
     clock.now_s += 20
-    assert tries.timeout_s == 5.0
+    assert attempts.timeout_s == 5.0
     clock.now_s += 20
-    assert tries.timeout_s == tries.left_s == 0.0
+    assert attempts.timeout_s == attempts.left_s == 0.0
 
 
 @pytest.mark.parametrize("bad", [{"timeout_s": 0.0}, {"timeout_s": math.nan}, {"retry_s_max": -1}])
 def test_a_bad_setting_is_named(bad: dict[str, float]) -> None:
     """With its value and what is allowed."""
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*, must be"):
-        Patience(**{"timeout_s": 1.0, "retry_s_max": 1.0, **bad})
+        RetryPolicy(**{"timeout_s": 1.0, "retry_s_max": 1.0, **bad})

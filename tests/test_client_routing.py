@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from lstmserve import AsyncClient, Client
-from lstmserve.client import DeadlineExceeded, StepManyFailed, ids
+from lstmserve.client import DeadlineExceeded, StepManyFailed, protocol
 from router import Router
 from zoo import Zoo
 
@@ -39,7 +39,7 @@ def test_every_call_names_its_session(router: Router) -> None:
             ("GetState", session.id),
             ("OpenSession", fork.id),
         ]
-        group = ids.group(session.id)
+        group = protocol.group(session.id)
         for _ in range(2):
             client.step_many({session: X, fork: X})
         assert list(session.stream([X]))
@@ -94,7 +94,7 @@ def test_groups_are_spread(router: Router) -> None:
     """Ids are made in each group in turn; step_many opens one stream for each."""
     with Client(router.target, groups=3) as client:
         sessions = [client.session("tiny") for _ in range(9)]
-        groups = [ids.group(session.id) for session in sessions]
+        groups = [protocol.group(session.id) for session in sessions]
         assert len(set(groups)) == 3
         assert groups == groups[:3] * 3
         router.keys()
@@ -117,14 +117,18 @@ def test_an_id_without_a_group_travels_alone(router: Router) -> None:
 
 def test_what_the_group_of_an_id_is() -> None:
     """The part before the first colon, unless that is empty: Envoy's rule in the contract."""
-    assert [ids.group(each) for each in ("a", "a:b", "a:b:c", ":b", "a:")] == [
+    assert [protocol.group(each) for each in ("a", "a:b", "a:b:c", ":b", "a:")] == [
         "a",
         "a",
         "a",
         ":b",
         "a",
     ]
-    assert ids.group(ids.beside("a")) == ids.group(ids.beside("a:b")) == "a"
+    assert (
+        protocol.group(protocol.sibling_id("a"))
+        == protocol.group(protocol.sibling_id("a:b"))
+        == "a"
+    )
 
 
 async def test_the_token_goes_with_every_call(router: Router) -> None:

@@ -18,7 +18,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from gated import Gate, gated
-from lstmserve.server.native import crowd
+from lstmserve.engine.scheduling import ordering, settle
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, refusal
 from wire import Good, Stream, Wire, serving
@@ -171,7 +171,7 @@ class Lives:
         y = np.array(response.y, np.float32).reshape(-1, 2)
         self.check(reasons(response), list(response.steps), y, members, verdicts)
 
-    async def crowd(self) -> None:
+    async def together(self) -> None:
         """The same as calls that come together."""
         steps, verdicts = self.asked(self.ids)
         sent = [self.wire.send("Step", step.SerializeToString()) for step in steps]
@@ -227,16 +227,17 @@ class Lives:
         elif chance < 0.4:
             await self.step(each)
         elif chance < 0.6:
-            await self.crowd()
+            await self.together()
         else:
             await self.message(int(self.rng.integers(2)))
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_any_order_of_lives(wire: Wire, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random opens, closes, restarts, pauses and steps between messages and crowds: every answer
+    """Random opens, closes, restarts, pauses and steps between messages and calls: every answer
     is right."""
-    monkeypatch.setattr(crowd, "FEW", 0)
+    monkeypatch.setattr(ordering, "COLUMNS_FROM", 1)
+    monkeypatch.setattr(settle, "COLUMNS_FROM", 1)
     lives = Lives(wire, seed)
     for each in lives.ids[1:]:
         await lives.open(each)
@@ -303,7 +304,7 @@ async def test_sessions_that_leave_while_they_wait(
         else:
             sent = [each.SerializeToString() for each in steps]
             calls = [asyncio.create_task(wire.send("Step", each)) for each in sent]
-        await wire.until(lambda: wire.engine.driver.pending_steps == len(goods))
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == len(goods))
         closing = asyncio.create_task(wire.call("CloseSession", session_id=goods[2].id))
         await wire.until(lambda: wire.engine.table.leaving == 1)
         anew = Good(wire, "m", await wire.open(session_id=goods[5].id, if_exists=2))
@@ -316,7 +317,9 @@ async def test_sessions_that_leave_while_they_wait(
         xs = [np.ones(3) if i == 2 else good.rows().reshape(-1) for i, good in enumerate(nexts)]
         request = pb.StepManyRequest(session_ids=[good.id for good in nexts], x=np.concatenate(xs))
         await behind.write(request.SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == len(goods) + len(nexts) - 1)
+        await wire.until(
+            lambda: wire.engine.batch_loop.pending_steps == len(goods) + len(nexts) - 1
+        )
         wire.run()
         lost = {5: "SESSION_REPLACED", 6: "FENCED"}
         if is_many:

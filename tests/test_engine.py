@@ -33,10 +33,10 @@ from lstmserve.engine.errors import (
     StoreUnavailable,
 )
 from lstmserve.engine.keys import session_key
-from lstmserve.engine.schedule.batch import Batch
-from lstmserve.engine.schedule.outcome import Outcome
+from lstmserve.engine.scheduling.batch import Batch
+from lstmserve.engine.scheduling.work import Outcome
+from lstmserve.engine.session.capacity import EXPIRED_MAX
 from lstmserve.engine.session.opening import IfExists, OpenRequest
-from lstmserve.engine.session.room import EXPIRED_MAX
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, start_engine, submit, submit_block
@@ -108,7 +108,7 @@ async def test_a_step_cancelled_at_any_moment_happens_wholly_or_not_at_all(
     step, reply = submit(running, a, x(5 * SLICE))
     _, neighbour = submit(running, b, x(3 * SLICE, seed=1))
     await passes(moment)
-    step.is_cancelled = True
+    step.cancel()
     try:
         await reply
         before = [x(5 * SLICE)]
@@ -125,12 +125,12 @@ async def test_cancelling_reaches_both_ends(running: Engine) -> None:
     """The moments of the test above include one before and one after the step ran."""
     row = open_session(running, "a")
     step, reply = submit(running, row, x())
-    step.is_cancelled = True
+    step.cancel()
     with pytest.raises(Cancelled):
         await reply
     step, reply = submit(running, row, x())
     await reply
-    step.is_cancelled = True
+    step.cancel()
     assert running.table.step[row] == 1
 
 
@@ -218,7 +218,7 @@ async def test_limits_hold_at_the_limit_and_one_above(tmp_path: Path) -> None:
     task = asyncio.create_task(engine.run())
     for reply in replies:
         await reply
-    assert engine.driver.pending_steps == 0
+    assert engine.batch_loop.pending_steps == 0
     await engine.close(1)
     await task
 
@@ -250,7 +250,7 @@ async def test_a_replaced_session_ends_its_pending_steps(running: Engine) -> Non
     replies = [submit(running, row, x(3 * SLICE))[1] for _ in range(3)]
     await passes(2)
     request = open_request(running, "a", if_exists=IfExists.RESTART)
-    new, created = await running.lives.open(request)
+    new, created = await running.lifecycle.open(request)
     assert created
     assert new != row
     for reply in replies:
@@ -287,7 +287,7 @@ def test_what_is_told_of_an_absent_session(engine: Engine) -> None:
         find(key, 0, now)
     with pytest.raises(SessionLost):
         find(key, 77, now)
-    row, _ = engine.lives._opening.open(open_request(engine, "a", ttl_ns=5), now)
+    row, _ = engine.lifecycle._opener.open(open_request(engine, "a", ttl_ns=5), now)
     incarnation = int(engine.table.incarnation[row])
     with pytest.raises(SessionReplaced):
         find(key, incarnation + 1, now)
@@ -304,9 +304,11 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
     """Expired sessions give their rows back without being asked for."""
     now = engine.clock()
     for i in range(10):
-        engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now)
+        engine.lifecycle._opener.open(
+            open_request(engine, f"s{i}", ttl_ns=5 if i % 2 else 10**9), now
+        )
     later = type(now)(now.monotonic_ns + 6, now.wall_ns)
-    assert engine.room.sweep(later)
+    assert engine.capacity.sweep(later)
     assert len(engine.table) == engine.models[0].sessions == 5
     engine.check_integrity()
 
@@ -315,7 +317,7 @@ def expire_some(engine: Engine, count: int) -> Now:
     """Opens so many sessions, and returns a time at which they have all expired."""
     now = engine.clock()
     for i in range(count):
-        engine.lives._opening.open(open_request(engine, f"s{i}", ttl_ns=5), now)
+        engine.lifecycle._opener.open(open_request(engine, f"s{i}", ttl_ns=5), now)
     return Now(now.monotonic_ns + 6, now.wall_ns)
 
 
@@ -323,8 +325,8 @@ def test_the_sweep_walks_no_row_that_was_never_used(tmp_path: Path) -> None:
     """In a pool of a million slots too, one sweep finds what has expired since the last one."""
     engine = start_engine(tmp_path, SPEC, pool_bytes=128 << 20)
     assert engine.table.rows > 1_000_000
-    assert engine.room.sweep(engine.clock())
-    engine.room.sweep(expire_some(engine, 10))
+    assert engine.capacity.sweep(engine.clock())
+    engine.capacity.sweep(expire_some(engine, 10))
     assert len(engine.table) == 0
     engine.check_integrity()
 
@@ -334,10 +336,10 @@ def test_a_sweep_is_bounded(tmp_path: Path) -> None:
     engine = start_engine(tmp_path, SPEC, pool_bytes=4 << 20)
     later = expire_some(engine, 2 * EXPIRED_MAX + 1)
     for left in (EXPIRED_MAX + 1, 1):
-        assert not engine.room.sweep(later)
+        assert not engine.capacity.sweep(later)
         assert len(engine.table) == left
         engine.check_integrity()
-    assert engine.room.sweep(later)
+    assert engine.capacity.sweep(later)
     assert len(engine.table) == 0
 
 

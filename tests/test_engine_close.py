@@ -21,7 +21,7 @@ async def test_close_is_heard_at_every_pass(models: Path, passes: int) -> None:
     running = asyncio.create_task(engine.run())
     for _ in range(20):
         await asyncio.sleep(0)
-    engine.driver.notice()
+    engine.batch_loop.notice()
     for _ in range(passes):
         await asyncio.sleep(0)
     await asyncio.wait_for(engine.close(timeout_s=3600), timeout=30)

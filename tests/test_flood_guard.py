@@ -10,7 +10,7 @@ import pytest
 
 from flooding import Flood
 from lstmserve import Client
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.access.flood_guard import SENT_BYTES_MAX, FloodGuard
 from lstmserve.tokens import Limits
 from serving import Serve
@@ -20,7 +20,7 @@ X = [0.5, -1.0, 2.0]
 
 
 class Caller:
-    """A call as a door sees it."""
+    """A call as an authenticator sees it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._port = connection.getsockname()[1]
@@ -76,9 +76,9 @@ def listener() -> Iterator[socket.socket]:
 @pytest.mark.parametrize(("count", "is_cut"), [(SENT_BYTES_MAX, False), (SENT_BYTES_MAX + 1, True)])
 def test_much_to_one_without_a_call(listener: socket.socket, count: int, is_cut: bool) -> None:
     """At the limit twice it stays, a byte more cuts it; one that was let in stays in any case."""
-    guard, port = FloodGuard(OpenDoor(Limits())), listener.getsockname()[1]
+    guard, port = FloodGuard(AnonymousAuthenticator(Limits())), listener.getsockname()[1]
     stranger, guest, quiet = (Pair(listener) for _ in range(3))
-    guard.door.tenant(Caller(guest.client))
+    guard.authenticator.tenant(Caller(guest.client))
     assert guard.look(port) == 0
     for cut in (0, int(is_cut)):
         stranger.send(count)
@@ -88,7 +88,7 @@ def test_much_to_one_without_a_call(listener: socket.socket, count: int, is_cut:
     for pair in (stranger, guest, quiet):
         pair.close()
     guard.look(port)
-    assert guard.door.peers == set()
+    assert guard.authenticator.peers == set()
 
 
 @pytest.mark.parametrize("kind", ["ping", "settings"])

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from lstmserve.graph import build_pool, build_portable, weight_shapes
-from lstmserve.graph.pool import state_widths
+from lstmserve.graph.forms import state_widths
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input, random_state, random_weights
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pytest
 
-from lstmserve.engine.persist.key_locks import KeyLocks
+from lstmserve.engine.persist.ownership import KeyLocks
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -20,7 +20,7 @@ async def test_one_at_a_time_whoever_goes_away(seed: int) -> None:
 
     async def use(number: int, key: str) -> None:
         asked[key].append(number)
-        async with locks.alone(key):
+        async with locks.lock(key):
             served[key].append(number)
             inside[key] += 1
             assert inside[key] == 1
@@ -50,6 +50,6 @@ async def test_one_at_a_time_whoever_goes_away(seed: int) -> None:
 async def test_keys_do_not_wait_for_each_other() -> None:
     """While one key is held another one is free."""
     locks = KeyLocks()
-    async with locks.alone("a"), locks.alone("b"):
+    async with locks.lock("a"), locks.lock("b"):
         assert len(locks) == 2
     assert len(locks) == 0

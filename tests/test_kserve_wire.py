@@ -16,6 +16,7 @@ import pytest
 from grpc import StatusCode
 
 from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.server.pending_bytes import SHORT_BYTES
 from refusals import Refusal, leaks, refusal
 from scenarios import Array, folder, rows, wanted
 from serving import ROOT, environment
@@ -113,7 +114,7 @@ async def test_typed_contents(wire: Wire) -> None:
         ("incarnation", True, "expected int64_param"),
         ("priority", True, "expected int64_param or uint64_param"),
         ("step", pb.InferParameter(), "invalid value type for 'step' parameter"),
-        ("triton_speed", 1, "'triton_speed' is none that is known"),
+        ("triton_speed", 1, "'triton_speed' is unknown"),
         ("timeout", -1, "'timeout' is negative"),
         ("incarnation", -1, "'incarnation' is negative"),
     ],
@@ -171,8 +172,8 @@ Change = Callable[[pb.ModelInferRequest], object]
         ),
         (lambda m: put(m, "x", rows(1, 0)), "MALFORMED", "input 'x' is sent twice"),
         (lambda m: put(m, "h0", np.zeros((2, 8), np.float32)), "BAD_TENSOR", "c0 is missing"),
-        (lambda m: m.inputs[0].shape.append(-1), "BAD_TENSOR", "a shape that none can have"),
-        (lambda m: m.inputs[0].shape.extend([1] * 7), "BAD_TENSOR", "a shape that none can have"),
+        (lambda m: m.inputs[0].shape.append(-1), "BAD_TENSOR", "an impossible shape"),
+        (lambda m: m.inputs[0].shape.extend([1] * 7), "BAD_TENSOR", "an impossible shape"),
         (lambda m: m.inputs[0].shape.append(2**62), "BAD_TENSOR", "input 'x' has 3 values"),
         (lambda m: m.raw_input_contents.extend([m.raw_input_contents.pop() + b"\0"]),
          "BAD_TENSOR", "input 'x' ends within a value"),
@@ -196,11 +197,12 @@ async def test_wrong_tensors(wire: Wire, change: Change, reason: str, text: str)
     assert len(wire.engine.table) == 0
 
 
-async def test_not_a_message(wire: Wire) -> None:
-    """Bytes that are no request are refused; in a stream in band, and it goes on."""
-    assert (await refused(wire, b"\xff" * 9)).reason == "MALFORMED"
+@pytest.mark.parametrize("length", [9, 2 * SHORT_BYTES])
+async def test_not_a_message(wire: Wire, length: int) -> None:
+    """Bytes that are no request are refused, however many; in a stream in band, and it goes on."""
+    assert (await refused(wire, b"\xff" * length)).reason == "MALFORMED"
     stream = wire.channel.stream_stream(PATH + "ModelStreamInfer")(timeout=30)
-    await stream.write(b"\xff" * 9)
+    await stream.write(b"\xff" * length)
     said = pb.ModelStreamInferResponse.FromString(await stream.read())
     assert said.error_message == "not a ModelInferRequest"
     await stream.write(infer(rows(1, 0), sequence_id=1, sequence_start=True).SerializeToString())
@@ -257,7 +259,7 @@ async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
     async with serving(folder, is_running=False, **limits) as wire:
         call = wire.channel.unary_unary(PATH + "ModelInfer")
         late = call(infer(rows(1, 0), sequence_id=1, sequence_start=True).SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         said = await refused(wire, infer(rows(1, 1), sequence_id=2, sequence_start=True))
         assert (said.reason, said.code) == ("OVERLOADED", StatusCode.RESOURCE_EXHAUSTED)
         assert said.retry_s is not None

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from grpc._cython import cygrpc
 
 from lstmserve.server.observe import logs
 
@@ -53,12 +52,3 @@ def test_session_ids_are_hashed() -> None:
     assert logs.session_hash("abc") == logs.session_hash("abc")
     assert logs.session_hash("abc") != logs.session_hash("abd")
     assert "abc" not in logs.session_hash("abc")
-
-
-def test_a_reply_that_could_not_be_sent_is_no_event(capsys: pytest.CaptureFixture[str]) -> None:
-    """gRPC's traceback of a connection that was cut is left out, anybody else's is not."""
-    logs.configure("json")
-    for error in (cygrpc.InternalError("cut"), RuntimeError("a bug")):
-        logging.getLogger("grpc._cython.cygrpc").error("raised", exc_info=error)
-    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert "RuntimeError: a bug" in line["exception"]

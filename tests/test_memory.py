@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,11 +22,12 @@ import pytest
 
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.model import Model
-from lstmserve.engine.schedule.batch import Batch
+from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.kserve.v2 import inference_pb2 as kserve
-from lstmserve.server.kserve.inference import Inference
+from lstmserve.server.kserve.infer import StreamInfer, UnaryInfer
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.wire.v1 import lstm_pb2 as pb
+from serving import environment
 from wire import Wire, serving
 
 SERVICE = "inference.GRPCInferenceService"
@@ -149,8 +153,9 @@ async def test_a_call_frees_its_memory_at_once(tmp_path: Path, end: str) -> None
 def messages_held() -> int:
     """Requests of the other dialect that somebody has whole, the collector apart."""
     # Not isinstance(): that asks every object for its __class__, and some of torch's warn of it.
-    inferences = [each for each in gc.get_objects() if type(each) is Inference]
-    return sum(bool(each._content or each._request is not None) for each in inferences)
+    kinds = (UnaryInfer, StreamInfer)
+    messages = [each for each in gc.get_objects() if type(each) in kinds]
+    return sum(bool(each._content or each._message is not None) for each in messages)
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
@@ -160,7 +165,7 @@ async def test_a_message_that_nobody_reads_is_freed(
     """Its caller goes away while a batch is computed and it waits: it is gone with him."""
     async with serving(tmp_path) as wire:
         session, busy, going = await wire.good(), asyncio.Event(), asyncio.Event()
-        computing = wire.engine.driver.rounds.computing
+        computing = wire.engine.batch_loop.executor
         run = computing.run
 
         async def slow(model: Model, batch: Batch) -> Output:
@@ -169,7 +174,7 @@ async def test_a_message_that_nobody_reads_is_freed(
             return await run(model, batch)
 
         monkeypatch.setattr(computing, "run", slow)
-        monkeypatch.setattr(wire.engine.driver, "run_now", lambda: False)
+        monkeypatch.setattr(wire.engine.batch_loop, "run_now", lambda: False)
         stepping = asyncio.create_task(session.step())
         await busy.wait()
         gc.collect()
@@ -189,3 +194,38 @@ async def test_a_message_that_nobody_reads_is_freed(
             gc.enable()
             going.set()
         await stepping
+
+
+HEAPS = """
+import ctypes, sys, threading
+from lstmserve.server import machine
+
+if sys.argv[1] == "shared":
+    machine.share_one_heap()
+barrier = threading.Barrier(4)
+
+def allocate():
+    barrier.wait()
+    kept = [bytes(5000) for _ in range(100)]
+    barrier.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_all_threads_share_one_heap() -> None:
+    """Where each has its own, what one allocates and another frees stays in use."""
+    counts = {}
+    for how in ("shared", "own"):
+        command = [sys.executable, "-c", HEAPS, how]
+        done = subprocess.run(command, env=environment(), capture_output=True, check=True)
+        counts[how] = done.stdout.count(b"<heap nr")
+    assert counts["shared"] == 1 < counts["own"]

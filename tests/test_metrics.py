@@ -12,14 +12,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from lstmserve.server.observe.histogram import PENDING_MAX, SECONDS, SIZES, Histogram
+from lstmserve.server.observe.counters import (
+    SECONDS_BOUNDS,
+    SIZE_BOUNDS,
+    UNSORTED_MAX,
+    Histogram,
+    go_code,
+)
 from lstmserve.server.observe.metrics import (
     SERVICE,
     STORE_OPS,
     WATCHED_CODES,
     Gauges,
     Metrics,
-    go_code,
 )
 
 LABELS = {
@@ -58,7 +63,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     model.opened("fork")
     model.closed("client")
     metrics.model_info("tiny", 1, "abc")
-    metrics.watch("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
+    metrics.add_gauges("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
     steps, streams = metrics.rpc("Step", "unary"), metrics.rpc("StepStream", "bidi_stream")
     steps.started = streams.started = 1
     steps.ended(grpc.StatusCode.NOT_FOUND, 0.002)
@@ -132,7 +137,7 @@ def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
     def gauges() -> Gauges:
         return Gauges(sessions_clean=live)
 
-    metrics.watch("tiny", 1, gauges)
+    metrics.add_gauges("tiny", 1, gauges)
     for _ in range(200):
         if rng.random() < 0.6:
             model.opened(rng.choice(["new", "import", "fork"]))
@@ -149,14 +154,14 @@ def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
         assert opened - closed == sessions == live
 
 
-@pytest.mark.parametrize("bounds", [SECONDS, SIZES], ids=["seconds", "sizes"])
+@pytest.mark.parametrize("bounds", [SECONDS_BOUNDS, SIZE_BOUNDS], ids=["seconds", "sizes"])
 def test_histogram_counts_as_plain_python_does(bounds: tuple[float, ...]) -> None:
     """Numpy's buckets equal bisect's, also on a bound itself and over several foldings."""
     seed = 3
     print(f"seed {seed}")
     rng = random.Random(seed)
     histogram, counts, total = Histogram(bounds), [0] * (len(bounds) + 1), 0.0
-    for _ in range(2 * PENDING_MAX + 7):
+    for _ in range(2 * UNSORTED_MAX + 7):
         value, count = rng.choice([*bounds, 10 ** rng.uniform(-5, 4)]), rng.randint(0, 4)
         histogram.observe(value, count)
         counts[bisect.bisect_left(bounds, value)] += count
@@ -170,10 +175,10 @@ def test_histogram_counts_as_plain_python_does(bounds: tuple[float, ...]) -> Non
 
 def test_bounds_hold_in_nanoseconds() -> None:
     """A value of exactly a bound counts below it when values are in nanoseconds too."""
-    histogram = Histogram(SECONDS, 1e-9)
-    for bound in SECONDS:
+    histogram = Histogram(SECONDS_BOUNDS, 1e-9)
+    for bound in SECONDS_BOUNDS:
         histogram.observe(round(bound * 1e9))
-    assert [count for _, count in histogram.read()[0]] == [*range(1, len(SECONDS) + 1), 14]
+    assert [count for _, count in histogram.read()[0]] == [*range(1, len(SECONDS_BOUNDS) + 1), 14]
 
 
 def test_codes_are_spelt_as_go_does() -> None:

@@ -19,7 +19,14 @@ from lstmserve import Client
 from lstmserve.config import Config
 from lstmserve.engine import load_models
 from lstmserve.golden import dump_golden, load_golden
-from lstmserve.manifest import GOLDEN, MANIFEST, MODEL, InvalidModelFolder, Refused, read_model
+from lstmserve.manifest import (
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    InvalidModelFolder,
+    RefusedFolder,
+    read_model,
+)
 from modelmaking import TINY, make_golden, make_model, random_input, random_weights
 from serving import COMMAND, FREE_PORTS, Serve, run_serve
 from test_manifest import edit_manifest, replace_file
@@ -88,7 +95,7 @@ def test_strangers_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "README.md").touch()
     for stranger in ("lost+found", ".git/1", "docs/img", "tiny/latest"):
         (tmp_path / stranger).mkdir(parents=True)
-    refused: list[Refused] = []
+    refused: list[RefusedFolder] = []
     assert len(load_models(Config(models=tmp_path, pool_bytes=1 << 20), refused.append)) == 1
     assert refused == []
 
@@ -106,7 +113,7 @@ def test_a_model_too_large_for_its_share_stops_no_other(tmp_path: Path) -> None:
     """The pool is divided; what does not fit is refused with what it needs."""
     make_model(tmp_path)
     make_model(tmp_path, replace(TINY, hidden_size=300), name="wide")
-    refused: list[Refused] = []
+    refused: list[RefusedFolder] = []
     config = Config(models=tmp_path, pool_bytes=1 << 20)
     (model,) = load_models(config, refused.append)
     assert model.name == "tiny"

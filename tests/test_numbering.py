@@ -19,7 +19,8 @@ from lstmserve.engine.errors import (
     StepPayloadMismatch,
     StepSuperseded,
 )
-from lstmserve.engine.schedule.digest import digest, digests
+from lstmserve.engine.scheduling.digest import digest
+from lstmserve.engine.scheduling.work import ANSWERED, Request
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import Oracle, number_of, open_session, start_engine, submit, submit_block
@@ -82,7 +83,7 @@ async def test_a_repeat_joins_the_step_that_is_in_flight(engine: Engine) -> None
     _, third = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
     with pytest.raises(StepPayloadMismatch):
         submit(engine, row, x(1, 9), **number_of(2, x(1, 9)))
-    leader.is_cancelled = True
+    leader.cancel()
     y = (await first).output()
     assert np.array_equal((await second).output(), y)
     assert (await second).is_replayed
@@ -111,7 +112,7 @@ async def test_those_behind_a_step_that_failed_are_told_its_number(engine: Engin
     leader, first = submit(engine, row, x(3 * SLICE, 1), **number_of(1, x(3 * SLICE, 1)))
     _, second = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
     _, joined = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
-    leader.is_cancelled = True
+    leader.cancel()
     with pytest.raises(Cancelled):
         await first
     for reply in (second, joined):
@@ -156,7 +157,7 @@ async def attempt(engine: Engine, rng: np.random.Generator, row: int, k: int, ea
         return (await reply).output()
     for _ in range(int(rng.integers(4))):
         await asyncio.sleep(0)
-    step.is_cancelled = True
+    step.cancel()
     reply.future.add_done_callback(lambda future: future.exception())
     return None
 
@@ -194,20 +195,29 @@ async def test_any_mixture_counts_each_step_once(engine: Engine, seed: int) -> N
         assert engine.table.step[row] == len(each)
 
 
+def digests(x: Any, last_only: bool, **columns: list[int]) -> list[int]:
+    """Of numbered steps that are one request."""
+    count = len(columns.get("lengths", x))
+    numbers, rows = [1] * count, list(range(count))
+    request = Request(
+        x, rows, ANSWERED, arrival_ns=0, numbers=numbers, last_only=last_only, **columns
+    )
+    found = request.digests()
+    assert found is not None
+    return found.tolist()
+
+
 def test_a_digest_is_the_same_however_it_is_computed() -> None:
     """One by one or as columns, of x or tokens; another value, length or layout differs."""
-    many = x(40, 7)
-    lengths = np.array([1, 5, 1, 33], np.int32)
-    offsets = np.array([0, 1, 6, 7])
+    many, lengths, firsts = x(40, 7), [1, 5, 1, 33], [0, 1, 6, 7]
     for last_only in (False, True):
-        columns = digests(many, offsets, lengths, last_only)
-        singles = [
-            digest(many[o : o + n], last_only) for o, n in zip(offsets, lengths, strict=True)
+        columns = digests(many, last_only, lengths=lengths, firsts=firsts)
+        assert columns == [
+            digest(many[o : o + n], last_only) for o, n in zip(firsts, lengths, strict=True)
         ]
-        assert columns.tolist() == singles
-        ones = digests(many, np.arange(40), np.ones(40, np.int32), last_only)
-        assert ones.tolist() == [digest(many[i : i + 1], last_only) for i in range(40)]
-        assert len({*columns.tolist(), *ones.tolist()}) == 42  # rows 0 and 6 are in both
+        ones = digests(many, last_only)
+        assert ones == [digest(many[i : i + 1], last_only) for i in range(40)]
+        assert len({*columns, *ones}) == 42  # rows 0 and 6 are in both
     tokens = np.arange(1000) % 26
     assert digest(tokens, False) != digest(tokens[::-1].copy(), False)
     assert digest(x(2000, 1), False) != digest(x(2000, 2), False)

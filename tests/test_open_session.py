@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
 from lstmserve.client import State
-from lstmserve.engine.memory import SECOND_NS
+from lstmserve.engine.clock import SECOND_NS
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import make_model
 from wire import SPECS, Good, Wire, serving

@@ -13,10 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.engine import Engine
-from lstmserve.engine.compute.calls import Call
-from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
-from lstmserve.engine.schedule.long_steps import LongSteps
+from lstmserve.engine.scheduling.queues import ReadyQueues
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input
 from traffic import Oracle, Reply, open_session, start_engine, submit, submit_block
@@ -128,8 +127,8 @@ class Traffic:
             output: npt.NDArray[np.float32] = ended.output()
             return output
         assert not ended.errors
-        start = ended.places[i]
-        return ended.y[start : start + (1 if ended.last_only else ended.lengths[i])]
+        found: npt.NDArray[np.float32] = ended.output(i)
+        return found
 
 
 async def drive(
@@ -197,14 +196,14 @@ def _length_off_by_one(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 
 def _swap(patch: pytest.MonkeyPatch, a: str, b: str) -> None:
     """The state of `a` is written where that of `b` belongs, and the other way round."""
-    make = Call.__init__
+    make = ShapeBinding.__init__
 
-    def crossed(self: Call, session: Any, pool: Pool, *arguments: Any) -> None:
+    def crossed(self: ShapeBinding, session: Any, pool: Pool, *arguments: Any) -> None:
         make(self, session, pool, *arguments)
         for name, other in ((a, b), (b, a)):
-            self.binding.bind_ortvalue_output(f"{name}.next", pool.tensors[other])
+            self.io.bind_ortvalue_output(f"{name}.next", pool.tensors[other])
 
-    patch.setattr(Call, "__init__", crossed)
+    patch.setattr(ShapeBinding, "__init__", crossed)
 
 
 def _layers_swapped(engine: Engine, patch: pytest.MonkeyPatch) -> None:
@@ -216,13 +215,13 @@ def _h_and_c_swapped(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 
 
 def _scratch_reused_too_early(engine: Engine, patch: pytest.MonkeyPatch) -> None:
-    keep = LongSteps.keep
+    keep = ReadyQueues.keep
 
-    def give_back(self: LongSteps, step: Any, slot: int) -> None:
-        keep(self, step, slot)
-        self._pool.give_one(slot)
+    def give_back(self: ReadyQueues, chunk: Any, slots: Any) -> None:
+        keep(self, chunk, slots)
+        self._pool.give(slots)
 
-    patch.setattr(LongSteps, "keep", give_back)
+    patch.setattr(ReadyQueues, "keep", give_back)
 
 
 def _y_not_copied(engine: Engine, patch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""Calls without a deadline of their own: one timer ends each when its time is over."""
+"""Calls that are watched for their time: one timer ends each when its time is over."""
 
 from __future__ import annotations
 
 import asyncio
 
-from lstmserve.server.overtime import Overtime, TooSlow, WatchedTask
+from lstmserve.server.overtime import Overtime
 
 SECONDS = 0.05
 
@@ -16,16 +16,21 @@ class Call:
         self.is_over = False
         self.expired: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    def expire(self, error: TooSlow) -> None:
-        """As Watched.expire."""
+    def expire(self) -> None:
+        """Its time is over."""
         self.is_over = True
         self.expired.set_result(asyncio.get_running_loop().time())
+
+
+def watching() -> Overtime[Call]:
+    """Of such calls."""
+    return Overtime(SECONDS, lambda call: call.is_over, Call.expire)
 
 
 async def test_each_has_its_own_time() -> None:
     """None is ended before its time, all are, and those that are over are left in peace."""
     loop = asyncio.get_running_loop()
-    overtime = Overtime(SECONDS)
+    overtime = watching()
     begun = []
     for number in range(100):
         call = Call()
@@ -40,30 +45,8 @@ async def test_each_has_its_own_time() -> None:
 
 async def test_a_later_call_is_watched_too() -> None:
     """The timer that ran out starts again with the next call."""
-    overtime = Overtime(SECONDS)
+    overtime = watching()
     for _ in range(2):
         call = Call()
         overtime.watch(call)
         await call.expired
-
-
-async def test_a_task_tells_its_end_from_its_callers_going() -> None:
-    """A task that ran out of time has the error; one that was cancelled from outside has none."""
-    ends: list[TooSlow | None] = []
-
-    async def work(overtime: Overtime) -> None:
-        watched = WatchedTask()
-        overtime.watch(watched)
-        try:
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            ends.append(watched.expired())
-        watched.is_over = True
-
-    await asyncio.create_task(work(Overtime(SECONDS)))
-    cancelled = asyncio.create_task(work(Overtime(60)))
-    await asyncio.sleep(0)
-    cancelled.cancel()
-    await asyncio.gather(cancelled, return_exceptions=True)
-    assert isinstance(ends[0], TooSlow)
-    assert ends[1] is None

@@ -17,12 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import flooding
 from lstmserve import Client
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 from lstmserve.v1 import lstm_pb2 as pb
 from serving import COMMAND, Serve, environment
 
 SHORT = """
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 transport.KEEPALIVE_MS = transport.PING_TIMEOUT_MS = 1000
 from lstmserve.cli.serve import serve
 serve()
@@ -36,7 +36,7 @@ with Client(sys.argv[1]) as client:
         print("stepped", flush=True)
 """
 SHORT_PINGS = """
-from lstmserve.server import transport
+from lstmserve.server.transport import arguments as transport
 transport.PING_INTERVAL_MS_MIN = {}
 from lstmserve.cli.serve import serve
 serve()

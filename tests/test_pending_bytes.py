@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from lstmserve.engine.errors import Malformed, Quota
-from lstmserve.engine.errors import PendingBytes as Refused
+from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.keys import sequence_key
-from lstmserve.engine.session.start import Start
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.server import codec
 from lstmserve.server.pending_bytes import SHORT_BYTES, Account, Lease, PendingBytes
@@ -279,7 +279,7 @@ async def test_a_call_that_is_cancelled_gives_its_bytes_back(tmp_path: Path, sen
     """While its step waits they are held; cancelled, they are free once its turn has come."""
     async with serving(tmp_path, is_running=False) as wire:
         calls = [await send(wire, await wire.good()) for _ in range(3)]
-        await wire.until(lambda: wire.engine.driver.pending_steps == 3)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
         each = X.nbytes + ROWS * 2 * 4
         assert 3 * each <= wire.pending.held <= 3 * (each + 100)
         for call in calls:
@@ -295,7 +295,7 @@ async def test_a_unary_call_whose_bytes_do_not_fit_is_refused(tmp_path: Path, se
     fitting = (2 * MESSAGE - 2 * MESSAGE // 16) // (X.nbytes + ROWS * 2 * 4)
     async with serving(tmp_path, is_running=False, **settings) as wire:
         calls = [await send(wire, await wire.good()) for _ in range(fitting)]
-        await wire.until(lambda: wire.engine.driver.pending_steps == fitting)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == fitting)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await (await send(wire, await wire.good()))
         said = refusal(failure.value)
@@ -314,11 +314,11 @@ async def test_a_stream_is_not_read_while_its_bytes_do_not_fit(tmp_path: Path, s
     async with serving(tmp_path, is_running=False, **settings) as wire:
         short = await wire.good()
         streams = [await send(wire, await wire.good()) for _ in range(fitting + 5)]
-        await wire.until(lambda: wire.engine.driver.pending_steps >= fitting - 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps >= fitting - 1)
         for _ in range(200):
             await asyncio.sleep(0)
             assert wire.pending.held <= 2 * MESSAGE
-        assert wire.engine.driver.pending_steps <= fitting
+        assert wire.engine.batch_loop.pending_steps <= fitting
         wire.run()
         await short.step()
         for stream in streams:
@@ -331,7 +331,7 @@ async def test_a_tenants_share_is_its_own(tmp_path: Path) -> None:
     limits = Limits(pending_bytes_max=2 * (X.nbytes + ROWS * 2 * 4))
     async with serving(tmp_path, is_running=False, limits=limits) as wire:
         calls = [await predict(wire, None)]  # type: ignore[arg-type]  # of no session
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await (await predict(wire, None))  # type: ignore[arg-type]  # of no session
         said = refusal(failure.value)
@@ -355,6 +355,54 @@ async def test_a_reply_that_nobody_reads_ends_its_unary_call(tmp_path: Path) -> 
             call.cancel()
 
 
+def unsent(wire: Wire, method: str, **options: Any) -> grpc.aio.StreamUnaryCall[Any, Any]:
+    """A unary call whose message has not been sent, and never is."""
+    call = wire.channel.stream_unary(f"/lstmserve.v1.LstmService/{method}")
+    return call(timeout=30, **options)
+
+
+@pytest.mark.parametrize("full", ["PENDING_BYTES", "QUOTA"])
+async def test_a_unary_call_is_refused_before_its_message_is_read(
+    tmp_path: Path, full: str
+) -> None:
+    """While the budget, or its tenant's share, is used up: a client that sends nothing hears it."""
+    share = 100 if full == "QUOTA" else None
+    async with serving(tmp_path, limits=Limits(pending_bytes_max=share)) as wire:
+        good = await wire.good()
+        account = wire.door.tenant(None).account  # type: ignore[arg-type]  # anyone
+        size = share or wire.pending.bytes_max
+        lease = wire.pending.take(account, SHORT_BYTES if share is None else size)
+        assert lease is not None
+        lease.resize(size)
+        if share is not None:  # the first refusal of a tenant is after its message was read
+            assert (await wire.refused("Step", b"")).reason == "QUOTA"
+        for method in ("Step", "GetSession"):
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await unsent(wire, method)
+            assert refusal(failure.value).reason == full
+        lease.release()
+        call = unsent(wire, "Step")
+        await call.write(good.request().SerializeToString())
+        await call.done_writing()
+        good.check(public.StepResponse.FromString(await call).y)
+
+
+async def test_a_stream_whose_client_reads_nothing_and_sends_no_more(tmp_path: Path) -> None:
+    """Its replies are dropped after write_s_max though it has ended its side, and hold no bytes."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 5)]
+    async with serving(tmp_path, write_s_max=0.1) as wire:
+        good = await wire.good()
+        async with grpc.aio.insecure_channel(wire.target, options) as channel:
+            stream = channel.stream_stream("/lstmserve.v1.LstmService/StepStream")()
+            for _ in range(3):
+                await stream.write(long_step(good.id))
+            await stream.done_writing()
+            await wire.until(lambda: wire.pending.held > 0)
+            await wire.until(lambda: wire.pending.held == 0)
+            await wire.until(lambda: wire.metrics.rpcs_started == wire.metrics.rpcs_handled)
+            stream.cancel()
+
+
 class Failing:
     """A message type that cannot be parsed, for want of memory or not."""
 
@@ -374,7 +422,7 @@ def test_want_of_memory_is_not_told_as_the_clients_fault(monkeypatch: pytest.Mon
     def fail(_: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(codec, "_prove_memory", fail)
+    monkeypatch.setattr(codec, "_try_memory", fail)
     with pytest.raises(Refused):
         codec.parse(Failing, b"x")  # type: ignore[type-var]  # a part of one
 
@@ -400,7 +448,7 @@ async def repeats_by_step(wire: Wire, good: Good) -> list[str]:
 async def refusals(wire: Wire, calls: list[Any]) -> list[str]:
     """Once as many as may are waiting, and the others were refused."""
     await wire.until(lambda: any(call.done() for call in calls))
-    assert wire.engine.driver.pending_steps == LIMIT
+    assert wire.engine.batch_loop.pending_steps == LIMIT
     await wire.until(lambda: wire.pending.held <= X.nbytes + LIMIT * (ROWS * 2 * 4 + 100))
     wire.run()
     ends = await asyncio.gather(*calls, return_exceptions=True)
@@ -419,7 +467,7 @@ async def told(wire: Wire, stream: Any, kind: type[Any]) -> list[str]:
     """The reasons in all replies. The refusal waits, too: a session's replies keep their order."""
     counts = wire.metrics.models.values()
     await wire.until(lambda: sum(each.errors.total() for each in counts) == 1)
-    assert wire.engine.driver.pending_steps == LIMIT
+    assert wire.engine.batch_loop.pending_steps == LIMIT
     assert wire.pending.held <= X.nbytes + (LIMIT + 1) * (ROWS * 2 * 4 + 100)
     wire.run()
     replies = [kind.FromString(await stream.read()) for _ in range(LIMIT + 1)]
@@ -501,6 +549,6 @@ def sequence(wire: Wire) -> public.Session:
     engine = wire.engine
     (model,) = [each for each in engine.models if each.name == "m"]
     tenant_key = sequence_key("", "m", "s")
-    engine.room.make(model, engine.clock())
-    row = engine.sessions.open(tenant_key, model, Start(), 3600 * 10**9, engine.clock())
+    engine.capacity.make_room(model, engine.clock())
+    row = engine.sessions.open(tenant_key, model, SessionStart(), 3600 * 10**9, engine.clock())
     return public.Session(id="s", incarnation=engine.table.incarnation.item(row))

@@ -119,7 +119,7 @@ async def test_waiting_rows_are_bounded(tmp_path: Path) -> None:
         good = await wire.good()
         ten = pb.PredictRequest(model="m", x=[0.5] * 30)
         waiting = [asyncio.create_task(wire.call("Predict", ten)) for _ in range(2)]
-        await wire.until(lambda: wire.engine.driver.pending_steps == 2)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 2)
         said = await wire.refused(
             "Predict", pb.PredictRequest(model="m", x=[0.5] * 3).SerializeToString()
         )
@@ -139,9 +139,9 @@ async def test_sequences_that_wait_refuse_no_session_its_step(tmp_path: Path) ->
         good = await wire.good()
         request = pb.PredictRequest(model="m", x=[0.5] * 9, lengths=[1, 1, 1])
         waiting = asyncio.create_task(wire.call("Predict", request))
-        await wire.until(lambda: wire.engine.driver.pending_steps == 3)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
         stepping = asyncio.create_task(good.step())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 4)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 4)
         wire.run()
         await stepping
         await waiting
@@ -154,8 +154,8 @@ async def test_a_caller_that_goes_away_frees_its_rows(wire: Wire, model: str) ->
     many = pb.PredictRequest(model=model, x=[0.5] * 30_000, lengths=[1000] * 10)
     for _ in range(5):
         call = asyncio.create_task(wire.call("Predict", many))
-        await wire.until(lambda: wire.engine.predicting.waiting_rows > 0)
+        await wire.until(lambda: wire.engine.predictor.waiting_rows > 0)
         call.cancel()
-        await wire.until(lambda: wire.engine.predicting.waiting_rows == 0)
+        await wire.until(lambda: wire.engine.predictor.waiting_rows == 0)
     response = await wire.call("Predict", **batch.fields)
     assert same(response.y, np.concatenate(batch.ys))

@@ -13,7 +13,7 @@ import pytest
 from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.errors import Draining, ModelError, Overloaded
-from lstmserve.engine.predicting import Prediction, PredictJob
+from lstmserve.engine.predict import Prediction, PredictJob
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import random_input, random_state
 from traffic import Oracle, open_session, start_engine, submit
@@ -38,7 +38,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     await engine.close(5)
     await task
     engine.check_integrity()
-    assert engine.driver.pending_steps == 0
+    assert engine.batch_loop.pending_steps == 0
 
 
 def job(engine: Engine, lengths: Any, seed: int, **options: Any) -> PredictJob:
@@ -77,7 +77,7 @@ async def test_a_crowd_of_calls(engine: Engine) -> None:
         h0, c0 = random_state(SPEC, lengths.size, i) if rng.random() < 0.5 else (None, None)
         flags = {"last_only": bool(rng.random() < 0.5), "with_state": bool(rng.random() < 0.5)}
         call = job(engine, lengths, i, h0=h0, c0=c0, **flags)
-        running = asyncio.create_task(engine.predicting.predict(model, call))
+        running = asyncio.create_task(engine.predictor.predict(model, call))
         if rng.random() < 0.3:
             for _ in range(rng.integers(0, 60)):
                 await asyncio.sleep(0)
@@ -93,7 +93,7 @@ async def test_a_crowd_of_calls(engine: Engine) -> None:
     y = np.concatenate([(await each.future).output() for each in steps])
     wanted, *_ = Oracle(engine.config.models / "m" / "1", SPEC).run(np.concatenate(xs))
     assert np.array_equal(y, wanted)
-    assert engine.predicting.waiting_rows == 0
+    assert engine.predictor.waiting_rows == 0
 
 
 async def test_one_bad_sequence_fails_its_call_alone(
@@ -110,7 +110,7 @@ async def test_one_bad_sequence_fails_its_call_alone(
 
     monkeypatch.setattr(Kernel, "run", failing)
     replies = await asyncio.gather(
-        *(engine.predicting.predict(model, each) for each in (good, bad, good)),
+        *(engine.predictor.predict(model, each) for each in (good, bad, good)),
         return_exceptions=True,
     )
     assert isinstance(replies[1], ModelError)
@@ -124,15 +124,15 @@ async def test_a_call_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
     engine = start_engine(tmp_path, SPEC, seed=3, pending_steps_max=10, **LIMITS)
     model = engine.models[0]
     calls = [
-        asyncio.create_task(engine.predicting.predict(model, job(engine, [9] * count, count)))
+        asyncio.create_task(engine.predictor.predict(model, job(engine, [9] * count, count)))
         for count in (6, 5, 4)
     ]
     await asyncio.wait(calls, timeout=0.1)
     assert isinstance(calls[1].exception(), Overloaded)
-    assert engine.driver.pending_steps == 10
-    engine.driver.fail_pending(Draining("closed"))
+    assert engine.batch_loop.pending_steps == 10
+    engine.batch_loop.fail_pending(Draining("closed"))
     for each in (calls[0], calls[2]):
         with pytest.raises(Draining):
             await each
-    assert engine.driver.pending_steps == 0
+    assert engine.batch_loop.pending_steps == 0
     engine.check_integrity()

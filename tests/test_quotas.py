@@ -84,7 +84,7 @@ async def test_steps_are_counted_out_however_they_end(models: Path, tmp_path: Pa
             call = stream(metadata=running.metadata("acme"))
             await call.write(step_bytes("g:0"))
             call.cancel()
-        while running.engine.driver.pending_steps:  # noqa: ASYNC110 -- a loop pass, no clock
+        while running.engine.batch_loop.pending_steps:  # noqa: ASYNC110 -- a loop pass, no clock
             await asyncio.sleep(0)
         # The stream may have stepped one of them: attached anew, they have the server's numbers.
         await acme.step_many({await acme.attach(each.id): X for each in sessions})

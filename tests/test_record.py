@@ -27,7 +27,7 @@ from lstmserve.store.record import (
     VERSION_SLICE,
     CorruptRecord,
     Record,
-    Tensor,
+    StoredState,
     UnknownRecord,
     Version,
     decode,
@@ -55,10 +55,10 @@ EXAMPLE = Record(
     reply_length=4,
 )
 WINDOW = (
-    Tensor("x", "float32", (2, 1), bytes(8)),
-    Tensor("tokens", "int64", (2,), struct.pack("<2q", -1, 2**62)),
-    Tensor("is_full", "bool", (), b"\1"),
-    Tensor("none", "float32", (0, 3), b""),
+    StoredState("x", "float32", (2, 1), bytes(8)),
+    StoredState("tokens", "int64", (2,), struct.pack("<2q", -1, 2**62)),
+    StoredState("is_full", "bool", (), b"\1"),
+    StoredState("none", "float32", (0, 3), b""),
 )
 SECOND = dataclasses.replace(
     EXAMPLE, states=WINDOW, reply_ints=bytes(16), request_id="r-1", released=False
@@ -71,12 +71,12 @@ LSTM = st.builds(lstm_states, FLOATS, FLOATS | st.just(b""))
 
 
 @st.composite
-def tensors(draw: st.DrawFn) -> Tensor:
+def tensors(draw: st.DrawFn) -> StoredState:
     """A state of any name, type and shape."""
     dtype = draw(st.sampled_from(sorted(ITEM_BYTES)))
     shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
     size = math.prod(shape) * ITEM_BYTES[dtype]
-    return Tensor(draw(TEXT), dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+    return StoredState(draw(TEXT), dtype, shape, draw(st.binary(min_size=size, max_size=size)))
 
 
 STATES = st.lists(tensors(), min_size=1, max_size=5, unique_by=lambda each: each.name).map(tuple)
@@ -282,7 +282,7 @@ def test_fields_out_of_order_are_damage(more: bytes, what: str) -> None:
         decode(signed(encode(SECOND) + more))
 
 
-FLAT = Tensor("h", "float32", (3,), H)
+FLAT = StoredState("h", "float32", (3,), H)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import secrets
 import numpy as np
 import pytest
 
-from lstmserve.engine.replies import Replies, SavedReply
+from lstmserve.engine.table import Replies, SavedReply
 
 ROWS, OPERATIONS = 12, 2_000
 SIZES = (1, 3)  # of the outputs: models of both are in one table

@@ -304,8 +304,8 @@ def grpc_code(number: int) -> grpc.StatusCode:
 
 LIVES = 8  # steps before the bug: by then a lone step runs in the call that brought it
 DIES = f"""
-import lstmserve.server.native.step_calls as step_calls
-from lstmserve.engine.computing import Computing
+import lstmserve.server.native.steps as steps_of
+from lstmserve.engine.batch_loop import Executor
 steps = []
 def planted(real):
     def call(*arguments):
@@ -320,7 +320,7 @@ serve()
 """
 
 
-@pytest.mark.parametrize("place", ["Computing.run_here", "step_calls.StepCall.applied"])
+@pytest.mark.parametrize("place", ["Executor.run_here", "steps_of.UnaryStep.applied"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_engine_death_ends_the_process(
     serve: Serve, channels: list[grpc.Channel], place: str, count: int

@@ -12,8 +12,7 @@ import pytest
 
 from chromium import Chromium
 from lstmserve import Client
-from lstmserve.top.numbers import buckets, quantile
-from lstmserve.top.scrape import Scrape, parse
+from lstmserve.top.numbers import Scrape, buckets, parse, quantile
 from mixedload import MixedLoad, loaded_servers
 from serving import Serve, Serving
 

@@ -133,10 +133,10 @@ async def test_steps_of_other_calls_are_waited_for(tmp_path: Path) -> None:
         sessions = [await wire.good() for _ in range(3)]
         single = wire.stream("StepStream")
         await single.write(sessions[1].request(20).SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         stream = wire.stream("StepMany")
         await stream.write(message(sessions, [1, 1, 1]).SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 4)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 4)
         wire.run()
         check(pb.StepManyResponse.FromString(await stream.read()), sessions, [1, 1, 1])
         sessions[1].check(pb.StepResponse.FromString(await single.read()).y, 0)
@@ -148,7 +148,7 @@ async def test_a_deadline_fails_the_sessions_that_wait(tmp_path: Path) -> None:
         sessions = [await wire.good() for _ in range(3)]
         stream = wire.stream("StepMany")
         await stream.write(message(sessions, [1, 2, 1], timeout_ms=5).SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 3)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
         wire.clock.ahead_ns += 10**7
         wire.run()
         response = pb.StepManyResponse.FromString(await stream.read())

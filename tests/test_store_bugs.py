@@ -9,7 +9,7 @@ import pytest
 from grpc import StatusCode
 
 from gated import gated
-from lstmserve.server.native.session_calls import STEP_MAX
+from lstmserve.server.native.sessions import STEP_MAX
 from lstmserve.v1 import lstm_pb2 as pb
 
 X = [0.5, -1.0, 2.0]

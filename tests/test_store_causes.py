@@ -22,15 +22,14 @@ from lstmserve.config import Config
 from lstmserve.errors import LstmServeError
 from lstmserve.server.observe.outage import Outage
 from lstmserve.store import StoreRefused, open_store
-from lstmserve.store.errors import StoreUnavailable
 from lstmserve.store.redis import RedisStore
+from lstmserve.store.store import StoreUnavailable
 from modelmaking import TINY, random_input
 from serving import FREE_PORTS, Serve, run_serve
-from storing import Valkey
+from storing import Valkey, raised
 
 SECRET = "correct-horse"
 ACL = [
-    "+mget",
     "+evalsha",
     "+eval",
     "+script|load",
@@ -392,7 +391,7 @@ def test_a_cancelled_look_up_leaves_nothing() -> None:
         store = RedisStore("redis://store.invalid:6379/0", timeout_s=0.0001)
         for _ in range(20):
             with pytest.raises(StoreUnavailable):
-                await store.load(["/a"])
+                raised(await store.load(["/a"]))
         await loop.run_in_executor(None, socket.getfqdn)
         await store.close()
         with pytest.raises(socket.gaierror):

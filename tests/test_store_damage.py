@@ -14,8 +14,8 @@ import pytest
 from lstmserve.engine.errors import StoreFull, StoreTimeout, StoreUnavailable
 from lstmserve.store import CorruptRecord, StoreRefused, Written, decode
 from lstmserve.store.clock import read_clocks
-from lstmserve.store.rows import Rows
-from storing import write
+from lstmserve.store.database import RecordDatabase
+from storing import raised, write
 
 SESSIONS = 40
 TOLD = (StoreRefused, StoreFull, StoreTimeout, StoreUnavailable)
@@ -32,9 +32,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def open_rows(path: Path) -> Rows:
+def open_rows(path: Path) -> RecordDatabase:
     """The store on it."""
-    return Rows(path, sync=False, bytes_max=None, read=read_clocks)
+    return RecordDatabase(path, sync=False, bytes_max=None, read=read_clocks)
 
 
 def flipped(content: bytes, dice: random.Random) -> bytes:
@@ -79,16 +79,16 @@ def test_damage_is_the_stores_own_error(
     assert ends["refused"] == 120 or ends["read"] > SESSIONS
 
 
-def _use(rows: Rows) -> Counter[str]:
+def _use(rows: RecordDatabase) -> Counter[str]:
     ends = Counter[str]()
     for n in range(SESSIONS):
         try:
-            (content,) = rows.load([f"/{n}"])
+            (content,) = raised(rows.load([f"/{n}"]))
             if content is not None:
                 decode(content)
             ends["read"] += 1
-            rows.put([write(f"/{n}", (1, 1, 0), (1, 1, 1), size=2000)])
-            rows.put([write(f"/new-{n}", None, (1, 1, 0))])  # sweeps
+            raised(rows.put([write(f"/{n}", (1, 1, 0), (1, 1, 1), size=2000)])[0])
+            raised(rows.put([write(f"/new-{n}", None, (1, 1, 0))])[0])  # sweeps
         except CorruptRecord:
             ends["corrupt"] += 1
             assert content is not None
@@ -116,13 +116,12 @@ def test_a_column_of_another_type_is_damage(file: Path, value: object) -> None:
         )
         database.commit()
     rows = open_rows(file)
-    (content,) = rows.load(["/a"])
-    assert content is not None
+    (content,) = raised(rows.load(["/a"]))
     with pytest.raises(CorruptRecord):
         decode(content)
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
-            rows.put([write("/a", (1, 1, 0), (1, 1, 1))])
+            raised(rows.put([write("/a", (1, 1, 0), (1, 1, 1))])[0])
     rows.quarantine("/a", content)
     assert rows.load(["/a"]) == [None]
     assert rows.put([write("/c", None, (1, 1, 0))])[0] == [Written.OK]

@@ -17,9 +17,9 @@ import pytest
 from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import StoreRefused, Version, Write, Written, open_store
 from lstmserve.store.clock import Reading
+from lstmserve.store.database import RecordDatabase
 from lstmserve.store.file import FILE_NAME, FileStore
-from lstmserve.store.rows import Rows
-from storing import content, write
+from storing import content, raised, write
 
 OK, FULL = Written.OK, Written.FULL
 FULL_BYTES = 256 << 10
@@ -133,7 +133,7 @@ async def test_failing_disk_fails_closed_and_heals(tmp_path: Path, clock: Clock)
     with no_file_grows(log_size + 100):
         for _ in range(3):
             with pytest.raises((StoreUnavailable, StoreTimeout)):
-                await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)])
+                raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)]))
         assert await store.load(["/a"]) == [content(Version(1, 1, 0))]
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1), size=4096)]) == [OK]
     await store.close()
@@ -144,11 +144,11 @@ async def test_hanging_disk_holds_nobody(tmp_path: Path, clock: Clock) -> None:
     store = FileStore(tmp_path, timeout_s=0.05, read=clock)
     clock.going.clear()
     with pytest.raises(StoreTimeout, match="did not answer"):
-        await store.put([write("/a", None, (1, 1, 0))])
+        raised(await store.put([write("/a", None, (1, 1, 0))]))
     with pytest.raises(StoreUnavailable, match="did not answer"):
-        await store.load(["/a"])
+        raised(await store.load(["/a"]))
     with pytest.raises(StoreTimeout):
-        await store.put([write("/late", None, (1, 1, 0))])
+        raised(await store.put([write("/late", None, (1, 1, 0))]))
     with pytest.raises(StoreTimeout):
         await store.quarantine("/a", b"")
     clock.going.set()
@@ -161,7 +161,7 @@ async def answer(store: FileStore, keys: list[str]) -> list[bytes | None]:
     """What the store answers as soon as it does again."""
     while True:
         with contextlib.suppress(StoreUnavailable):
-            return await store.load(keys)
+            return raised(await store.load(keys))
 
 
 async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: Clock) -> None:
@@ -169,7 +169,7 @@ async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: C
     store = FileStore(tmp_path, timeout_s=0.05, read=clock)
     clock.going.clear()
     with pytest.raises(StoreTimeout):
-        await store.put([write("/a", None, (1, 1, 0))])
+        raised(await store.put([write("/a", None, (1, 1, 0))]))
     await store.close()
     clock.going.set()
 
@@ -283,7 +283,7 @@ def _bytes(path: Path) -> bytes | None:
 def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
     """With sync every commit is flushed to the disk; without it the log is, when it is written
     back."""
-    rows = Rows(tmp_path / FILE_NAME, sync=sync, bytes_max=None, read=Clock())
+    rows = RecordDatabase(tmp_path / FILE_NAME, sync=sync, bytes_max=None, read=Clock())
     assert rows._database.execute("PRAGMA synchronous").fetchone() == (level,)
     assert rows._database.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
     rows.close()
@@ -426,7 +426,7 @@ async def test_a_lost_file_is_noticed(tmp_path: Path, lose: Callable[[Path], Non
         store.check(),
     ):
         with pytest.raises(StoreUnavailable) as lost:
-            await call
+            raised(await call or [])
         assert lost.value.is_final
         assert LOSSES[lose] in lost.value.cause
     await store.close()
@@ -441,13 +441,47 @@ async def test_a_file_that_goes_in_a_flush_is_noticed(
     store = FileStore(folder)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     store._thread.submit(
-        store._rows._database.set_trace_callback,
+        store._database._database.set_trace_callback,
         lambda text: lose(folder / FILE_NAME) if text == "COMMIT" else None,
     ).result()
     with pytest.raises(StoreTimeout) as lost:
-        await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+        raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
     assert lost.value.is_final
     await store.close()
+
+
+@pytest.mark.parametrize("commits", [1, 2])
+async def test_a_file_that_goes_between_two_writes_is_noticed(tmp_path: Path, commits: int) -> None:
+    """Of a put that is written one by one, nothing counts as stored when the file goes meanwhile;
+    what was not tried is surely not written."""
+    folder = tmp_path / "store"
+    store = FileStore(folder, bytes_max=FULL_BYTES)
+    stored = await fill(store)
+    left = [commits]
+
+    def trace(text: str) -> None:
+        left[0] -= text == "COMMIT"
+        if text == "COMMIT" and not left[0]:
+            removed(folder / FILE_NAME)
+
+    store._thread.submit(store._database._database.set_trace_callback, trace).result()
+    outcomes = await store.put(
+        [
+            write(stored[0].key, (1, 1, 0), None),
+            write("/huge", None, (1, 1, 0), size=FULL_BYTES),
+            write(stored[1].key, (1, 1, 0), None),
+        ]
+    )
+    for each, kind in zip(outcomes, LOST_BETWEEN[commits], strict=True):
+        assert each is kind or (isinstance(kind, type) and isinstance(each, kind))
+        assert each is FULL or (isinstance(each, StoreUnavailable | StoreTimeout) and each.is_final)
+    await store.close()
+
+
+LOST_BETWEEN = {
+    1: [StoreTimeout, StoreUnavailable, StoreUnavailable],
+    2: [StoreTimeout, FULL, StoreTimeout],
+}
 
 
 async def test_closing_harms_no_successor(tmp_path: Path) -> None:
@@ -477,7 +511,7 @@ async def test_a_place_that_cannot_be_seen_may_come_back(
     with monkeypatch.context() as patch:
         patch.setattr("lstmserve.store.identity.os.stat", denied)
         with pytest.raises(StoreUnavailable, match="cannot be reached") as unseen:
-            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+            raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
         assert not unseen.value.is_final
         assert "Permission denied" in unseen.value.cause
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]

@@ -107,7 +107,7 @@ def test_a_full_store_is_told_and_heals(narrow: Narrow, models: Path) -> None:
         assert client.sessions() == []
     whole = Oracle(models / "tiny" / "1", TINY).run(X)[0]
     assert np.array_equal(np.concatenate([first, rest]), whole)
+    assert narrow.serving.stop() == 0  # its whole log has been read then
     assert [line["level"] for line in narrow.serving.log if "store full" in line["event"]] == [
         "error"
     ]
-    assert narrow.serving.stop() == 0

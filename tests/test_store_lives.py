@@ -115,7 +115,7 @@ async def test_a_close_goes_on_without_its_caller(tmp_path: Path, passes: int) -
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
                 await call
             await wire.until(lambda: wire.metrics.rpcs_started == wire.metrics.rpcs_handled)
-        await wire.engine.lives.finish(20)
+        await wire.engine.lifecycle.finish(20)
         assert await gate.version(session.id) is None
         assert await reason(wire, "Step", session.request()) == "SESSION_CLOSED"
         assert (await wire.call("CloseSession", closing(session))).step == 3
@@ -203,7 +203,7 @@ async def test_a_step_sent_while_a_restart_makes_room_is_not_lost(tmp_path: Path
             call = asyncio.ensure_future(reason(wire, "OpenSession", again))
             await wire.until(lambda: len(gate.puts) > count)
             step = asyncio.ensure_future(session.step())
-            await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+            await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
             gate.only(is_same_life)
         assert await call == "STORE_UNAVAILABLE"
         gate.only(None)

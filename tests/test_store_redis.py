@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store import StoreRefused, Version, Write, Written, open_store, version_of
 from lstmserve.store.redis import RedisStore, redis_key
-from storing import Valkey, content, write
+from storing import Valkey, content, raised, write
 
 OK = Written.OK
 SECRET = "correct-horse"
@@ -50,9 +50,9 @@ async def test_stalled_server(server: Valkey, admin: Redis) -> None:
     server.signal(signal.SIGSTOP)
     for _ in range(4):  # more often than there are connections
         with pytest.raises(StoreTimeout):
-            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+            raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
         with pytest.raises(StoreUnavailable):
-            await store.load(["/a"])
+            raised(await store.load(["/a"]))
     server.signal(signal.SIGCONT)
     while not await is_taken_over(store, "/a"):
         pass
@@ -62,14 +62,13 @@ async def test_stalled_server(server: Valkey, admin: Redis) -> None:
 async def is_taken_over(store: RedisStore, key: str) -> bool:
     """Load and put; writes sent during the stall may still arrive in between (CONFLICT)."""
     try:
-        (raw,) = await store.load([key])
-        assert raw
+        (raw,) = raised(await store.load([key]))
         old = version_of(raw)
-        (outcome,) = await store.put([write(key, old, (1, old.epoch + 1, old.step + 1))])
+        (outcome,) = raised(await store.put([write(key, old, (1, old.epoch + 1, old.step + 1))]))
     except (StoreUnavailable, StoreTimeout):  # not awake yet
         return False
     assert outcome in (OK, Written.CONFLICT)
-    return outcome is OK
+    return bool(outcome is OK)
 
 
 async def test_dead_server(server: Valkey, store: RedisStore) -> None:
@@ -80,9 +79,9 @@ async def test_dead_server(server: Valkey, store: RedisStore) -> None:
         await asyncio.sleep(0)
     for _ in range(5):
         with pytest.raises(StoreUnavailable, match="no way to the store"):
-            await store.put([write("/a", (1, 1, 0), (1, 1, 1))])
+            raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
         with pytest.raises(StoreUnavailable, match="no way to the store") as dead:
-            await store.load(["/a"])
+            raised(await store.load(["/a"]))
         assert str(server.port) not in "".join(traceback.format_exception(dead.value))
         with pytest.raises(StoreUnavailable, match="no way to the store"):
             await store.quarantine("/a", b"")
@@ -171,25 +170,49 @@ async def test_refusing_server(store: RedisStore, admin: Redis) -> None:
     await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
     for _ in range(3):
         with pytest.raises(StoreUnavailable, match="refuses"):
-            await store.put([write("/a", (1, 1, 0), (1, 1, 1)), write("/b", None, (1, 1, 0))])
+            raised(await store.put([write("/a", (1, 1, 0), (1, 1, 1))]))
+        for each in await store.put([write(f"/{name}", None, (1, 1, 0)) for name in "bc"]):
+            assert isinstance(each, StoreUnavailable)
     await admin.execute_command("REPLICAOF", "NO", "ONE")
     assert await store.load(["/a", "/b"]) == [FIRST, None]
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [OK]
 
 
-async def test_partly_refused_is_unknown(store: RedisStore, admin: Redis) -> None:
-    """When only some writes of a put were refused, the call says that it does not know."""
-    assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
-    await admin.lpush(redis_key("/b"), "somebody else's list")
-    with pytest.raises(StoreTimeout, match="ResponseError"):
-        await store.put([write("/a", (1, 1, 0), (1, 1, 1)), write("/b", None, (1, 1, 0))])
-    with pytest.raises(StoreUnavailable, match="refuses"):
-        await store.put([write("/b", None, (1, 1, 0))])
+async def test_a_foreign_value_fails_one_key(store: RedisStore, admin: Redis) -> None:
+    """A key that holds a list is neither overwritten nor taken for none; the others are served."""
+    await admin.lpush(redis_key("/b"), "another program's list")
+    ok, refused, last = await store.put([write(f"/{name}", None, (1, 1, 0)) for name in "abc"])
+    assert (ok, last) == (OK, OK)
+    assert isinstance(refused, StoreUnavailable)
+    assert refused.is_of_key
+    assert refused.cause == "a key of the store holds another program's value"
+    first, foreign, third = await store.load(["/a", "/b", "/c"])
+    assert (first, third) == (FIRST, FIRST)
+    assert isinstance(foreign, StoreUnavailable)
+    assert foreign.is_of_key
+    assert await admin.lrange(redis_key("/b"), 0, -1) == [b"another program's list"]
+
+
+async def test_a_refused_key_fails_no_other_load(
+    store: RedisStore, admin: Redis, server: Valkey
+) -> None:
+    """A user who may read one tenant's keys alone gets those, and the others are unavailable."""
+    assert await store.put([write(f"acme/{name}", None, (1, 1, 0)) for name in "ab"]) == [OK] * 2
+    rule = ("on", f">{SECRET}", "~s:acme:*", "+get")
+    await admin.execute_command("ACL", "SETUSER", "acme", *rule)
+    limited = RedisStore(server.url.replace("//", f"//acme:{SECRET}@"))
+    first, other, second = await limited.load(["acme/a", "else/a", "acme/b"])
+    assert (first, second) == (FIRST, FIRST)
+    assert isinstance(other, StoreUnavailable)
+    assert "ACL" in other.cause
+    for each in await limited.load(["else/a", "else/b"]):
+        assert isinstance(each, StoreUnavailable)
+    await limited.close()
 
 
 async def test_least_privilege(store: RedisStore, admin: Redis, server: Valkey) -> None:
     """The commands that the documentation grants suffice, and other keys stay out of reach."""
-    commands = "+mget +evalsha +eval +script|load +getrange +exists +get +set +del +rename +persist"
+    commands = "+evalsha +eval +script|load +getrange +exists +get +set +del +rename +persist"
     await admin.execute_command(
         "ACL", "SETUSER", "lstm", "on", f">{SECRET}", "~s:*", *commands.split()
     )
@@ -209,11 +232,11 @@ async def test_secrets_stay_secret(server: Valkey, admin: Redis) -> None:
     port = server.port
     refused = RedisStore(f"redis://user:{SECRET}@127.0.0.1:{port}")
     with pytest.raises(StoreUnavailable, match="AuthenticationError") as wrong:
-        await refused.load(["/a"])
+        raised(await refused.load(["/a"]))
     await refused.close()
     nobody = RedisStore(f"redis://127.0.0.1:{port}")
     with pytest.raises(StoreUnavailable, match="AuthenticationError") as missing:
-        await nobody.put([write("/a", None, (1, 1, 0))])
+        raised(await nobody.put([write("/a", None, (1, 1, 0))]))
     await nobody.close()
     errors: list[BaseException] = [wrong.value, missing.value]
     for url in (
@@ -270,7 +293,7 @@ async def test_tls_is_meant(server: Valkey) -> None:
     """rediss:// never talks to a server without TLS."""
     store = RedisStore(server.url.replace("redis:", "rediss:"), timeout_s=0.5)
     with pytest.raises(StoreUnavailable, match="no way to the store"):
-        await store.load(["/a"])
+        raised(await store.load(["/a"]))
     await store.close()
 
 

@@ -12,9 +12,9 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from gated import Gate, Trouble, gated
+from gated import Gate, Trouble, failed, gated
 from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
-from lstmserve.store import Store, Write, Written, version_of
+from lstmserve.store import Store, Write, WriteOutcome, version_of
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, refusal
 from wire import Wire
@@ -46,23 +46,23 @@ class Beginnings:
         self.count = 0
         self.going = asyncio.Event()
         self.going.set()
-        self.before: Trouble | None = None  # raised in place of it
-        self.after: Trouble | None = None  # raised though it was put
+        self.before: Trouble | None = None  # happens in place of it
+        self.after: Trouble | None = None  # happens though it was put
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """As Store.put."""
         if not any(map(is_beginning, writes)):
             return await self._store.put(writes)
         self.count += 1
         await self.going.wait()
         if self.before is not None:
-            raise self.before()
+            return failed(self.before, writes)
         written = await self._store.put(writes)
         if self.after is not None:
-            raise self.after()
+            return failed(self.after, writes)
         return written
 
 
@@ -231,9 +231,9 @@ async def test_steps_of_a_new_life_wait_for_it(
         x = session.rows().reshape(-1)
         request = pb.StepManyRequest(session_ids=[session.id], x=x)
         await stream.write(request.SerializeToString())
-        await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         await passes()
-        assert wire.engine.driver.pending_steps == 1
+        assert wire.engine.batch_loop.pending_steps == 1
         beginnings.going.set()
         reply = pb.StepManyResponse.FromString(await stream.read())
         await stream.done_writing()
@@ -267,7 +267,7 @@ async def test_a_neighbour_in_a_message_does_not_stand_still(tmp_path: Path) -> 
             request = pb.StepManyRequest(session_ids=[replaced.id, other.id], x=x)
             await stream.write(request.SerializeToString())
             await wire.until(lambda: wire.engine.table.step[row] == 1)
-            assert wire.engine.driver.pending_steps == 1
+            assert wire.engine.batch_loop.pending_steps == 1
         await call
         reply = pb.StepManyResponse.FromString(await stream.read())
         assert [error.index for error in reply.errors] == [0]
@@ -286,7 +286,7 @@ async def test_a_shutdown_does_not_wait_for_those_that_stand_still(tmp_path: Pat
             call = asyncio.create_task(restarted(wire, session.id))
             await wire.until(lambda: len(gate.puts) > count)
             step = asyncio.create_task(wire.refused("Step", session.request().SerializeToString()))
-            await wire.until(lambda: wire.engine.driver.pending_steps == 1)
+            await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
             ending = asyncio.create_task(wire.engine.close(0.01))
             assert (await step).reason == "DRAINING"
         await asyncio.gather(ending, call)

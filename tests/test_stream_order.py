@@ -58,7 +58,7 @@ async def test_no_reply_overtakes_one_of_its_session(tmp_path: Path, kind: str) 
         for number in (3, 4, 5):
             await stream.write(step(session, step=number, tag=number + 1))
         await stream.done_writing()
-        await wire.until(lambda: wire.engine.driver.pending_steps >= 5)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps >= 5)
         wire.run()
         found = await replies(stream, 6)
         assert [reply.tag for reply in found] == [1, 2, 0, 4, 5, 6]
@@ -79,7 +79,7 @@ async def test_a_deadline_is_told_in_its_turn(tmp_path: Path) -> None:
         stream = wire.stream("StepStream")
         for tag, timeout_ms in enumerate((0, 0, 10, 0), 1):
             await stream.write(step(session, tag=tag, timeout_ms=timeout_ms))
-        await wire.until(lambda: wire.engine.driver.pending_steps == 4)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 4)
         wire.clock.ahead_ns += SECOND_NS
         wire.run()
         assert [reply.tag for reply in await replies(stream, 4)] == [1, 2, 3, 4]
@@ -93,7 +93,7 @@ async def test_a_drain_refuses_in_order(tmp_path: Path) -> None:
         stream = wire.stream("StepStream")
         for tag in (1, 2):
             await stream.write(step(session, tag=tag))
-        await wire.until(lambda: wire.engine.driver.pending_steps == 2)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 2)
         closing = asyncio.create_task(wire.engine.close(5))
         await asyncio.sleep(0)
         await refused_behind(wire, stream, session)

@@ -102,7 +102,7 @@ async def test_last_only_sends_one_row(wire: Wire, stream: Stream) -> None:
 
 
 async def test_a_bad_step_in_a_pipeline_fails_alone(wire: Wire, stream: Stream) -> None:
-    """A step refused at the door takes no number; those before and behind it apply."""
+    """A step that is refused takes no number; those before and behind it apply."""
     a = await wire.good()
     bad = pb.StepRequest(session_id=a.id, x=[NAN] * 3, tag=99)
     for content in (a.request(tag=1), bad, a.request(tag=2)):
@@ -164,7 +164,7 @@ async def deadline_in_the_queue(wire: Wire, stream: Stream) -> None:
     for tag, timeout_ms in ((1, 5), (2, 0)):
         request = pb.StepRequest(session_id=a.id, x=[0.0] * 3, timeout_ms=timeout_ms, tag=tag)
         await stream.write(request.SerializeToString())
-    await wire.until(lambda: wire.engine.driver.pending_steps == 2)
+    await wire.until(lambda: wire.engine.batch_loop.pending_steps == 2)
     wire.clock.ahead_ns += 10**7
     wire.run()
     replies = [pb.StepResponse.FromString(await stream.read()) for _ in range(2)]

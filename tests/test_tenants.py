@@ -55,6 +55,15 @@ async def test_no_call_without_a_token(running: Tenancy, method: str) -> None:
     assert running.engine.table.count_of("") == 0
 
 
+@pytest.mark.parametrize("method", [*UNARY, *STREAMS])
+async def test_without_a_token_no_message_is_read(running: Tenancy, method: str) -> None:
+    """A client that has sent none, and sends none, is refused."""
+    async with running.channel() as channel:
+        kind = channel.stream_unary if method in UNARY else channel.stream_stream
+        error, _ = await refusal(kind(path(method))(timeout=30))
+        assert error.reason == "BAD_TOKEN"
+
+
 async def test_with_a_token_a_bad_request_is_told_so(running: Tenancy) -> None:
     """What is refused above for its token is refused here for its content."""
     async with running.channel() as channel:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 FUNCTION_LINES_MAX, LINE_MAX = 50, 100
 # What a signature does not say of these: the axes of an array.
-ARRAY = re.compile(r"\b(NDArray|ArrayLike|ndarray|Index|Floats|Rows)\b")
+ARRAY = re.compile(r"\b(NDArray|ArrayLike|ndarray|Index|Floats|Rows|StateRows|StepInput)\b")
 BANNED_NAME = re.compile(r"manager|helper|handler|utils", re.IGNORECASE)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -244,6 +244,40 @@ def test_layers_do_not_reach_up(folder: str, banned: tuple[str, ...]) -> None:
         if name.partition(".")[0] in banned and path not in LAZY
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("package", "unknown"),
+    [
+        ("client", "server engine store graph cli top config"),
+        ("engine", "server client cli top errors reasons"),
+        ("graph", "server engine store client config errors reasons"),
+        ("server", "client cli top errors"),
+        ("store", "server engine client config errors reasons"),
+        ("top", "server engine client cli config errors reasons"),
+    ],
+)
+def test_packages_do_not_know_each_other(package: str, unknown: str) -> None:
+    """No package imports one that its place forbids, not even by way of others."""
+    graph = import_graph()
+    own = [name for name in graph if f"{name}.".startswith(f"lstmserve.{package}.")]
+    known = {name.split(".")[1] for each in own for name in reachable(graph, each)}
+    assert own
+    assert known & set(unknown.split()) == set()
+
+
+def test_one_folder_knows_the_inside_of_grpc() -> None:
+    """The server's transport alone imports grpc._cython; the server does without grpc.aio."""
+    inside = {
+        path
+        for path, tree in PRODUCT_TREES.items()
+        if any(name.startswith("grpc._cython") for name in imports(tree))
+    }
+    folder = "service/lstmserve/server/transport/"
+    assert inside
+    assert {path for path in inside if not path.startswith(folder)} == set()
+    server = [path for path in PRODUCT if path.startswith("service/lstmserve/server/")]
+    assert [path for path in server if "grpc.aio" in PRODUCT[path]] == []
 
 
 # The console script offers `export`, and imports it only when it is called.

@@ -9,12 +9,16 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from lstmserve.cli.token import token as token_command
+from lstmserve.cli.serve import token as token_command
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import AdminOnly, BadToken, Malformed, Quota
-from lstmserve.server.access.doors import AdminDoor, OpenDoor, TokenDoor
+from lstmserve.server.access.auth import (
+    AdminAuthenticator,
+    AnonymousAuthenticator,
+    TokenAuthenticator,
+)
 from lstmserve.server.access.reloading import BadFile
-from lstmserve.server.access.tenants import Allowance
+from lstmserve.server.access.tenants import RateLimiter
 from lstmserve.tokens import LIMIT_MAX, BadTokens, Limits, digest, make_token, parse
 from tenancy import write_tokens
 
@@ -22,7 +26,7 @@ HEX = digest(b"a token").hex()
 
 
 class Call:
-    """A call, as far as a door looks at it."""
+    """What an authenticator reads of a call."""
 
     def __init__(self, *metadata: tuple[str, str]) -> None:
         self._metadata = metadata
@@ -112,19 +116,19 @@ def test_the_command_makes_a_line_and_shows_the_token_once() -> None:
 def test_the_door_knows_tokens(tmp_path: Path) -> None:
     """Every token leads to its tenant, the same one each time; the scheme is in any case."""
     made = write_tokens(tmp_path / "tokens", acme="sessions_max=1", other="")
-    door = TokenDoor(tmp_path / "tokens", Limits(9, 9), Seconds())
-    acme = door.tenant(bearer(made["acme"]))
+    authenticator = TokenAuthenticator(tmp_path / "tokens", Limits(9, 9), Seconds())
+    acme = authenticator.tenant(bearer(made["acme"]))
     assert (acme.name, acme.limits) == ("acme", Limits(1, 9))
-    assert door.tenant(Call(("authorization", f"BEARER {made['acme']}"))) is acme
-    assert door.tenant(bearer(made["other"])).name == "other"
+    assert authenticator.tenant(Call(("authorization", f"BEARER {made['acme']}"))) is acme
+    assert authenticator.tenant(bearer(made["other"])).name == "other"
 
 
 def test_a_token_withdrawn_in_place_is_refused(tmp_path: Path) -> None:
-    """The file keeps its inode, its size and even its mtime: the door looks at the ctime too."""
+    """The file keeps its inode, its size and even its mtime: the ctime counts too."""
     path, clock = tmp_path / "tokens", Seconds()
     made = write_tokens(path, acme="", other="")
-    door = TokenDoor(path, Limits(), clock)
-    assert door.tenant(bearer(made["acme"])).name == "acme"
+    authenticator = TokenAuthenticator(path, Limits(), clock)
+    assert authenticator.tenant(bearer(made["acme"])).name == "acme"
     before = path.stat()
     with path.open("r+") as file:
         text = file.read().replace(digest(made["acme"].encode()).hex(), "0" * 64)
@@ -136,14 +140,14 @@ def test_a_token_withdrawn_in_place_is_refused(tmp_path: Path) -> None:
     assert [getattr(after, n) for n in names] == [getattr(before, n) for n in names]
     clock.at = 60.0
     with pytest.raises(BadToken):
-        door.tenant(bearer(made["acme"]))
-    assert door.tenant(bearer(made["other"])).name == "other"
+        authenticator.tenant(bearer(made["acme"]))
+    assert authenticator.tenant(bearer(made["other"])).name == "other"
 
 
 def test_the_door_says_one_thing_to_all_others(tmp_path: Path) -> None:
     """No token, a wrong one, a hash in its place and another scheme get the same text."""
     made = write_tokens(tmp_path / "tokens", acme="")["acme"]
-    door = TokenDoor(tmp_path / "tokens", Limits(), Seconds())
+    authenticator = TokenAuthenticator(tmp_path / "tokens", Limits(), Seconds())
     calls = [
         Call(),
         bearer(""),
@@ -158,7 +162,7 @@ def test_the_door_says_one_thing_to_all_others(tmp_path: Path) -> None:
     texts = set()
     for call in calls:
         with pytest.raises(BadToken) as refusal:
-            door.tenant(call)
+            authenticator.tenant(call)
         texts.add((str(refusal.value), str(refusal.value.metadata)))
     assert len(texts) == 1
 
@@ -166,37 +170,41 @@ def test_the_door_says_one_thing_to_all_others(tmp_path: Path) -> None:
 def test_only_the_operator_acts_as_another(tmp_path: Path) -> None:
     """The operator's port takes a tenant's name; a tenant who sends one is refused."""
     made = write_tokens(tmp_path / "tokens", acme="", other="")
-    door = TokenDoor(tmp_path / "tokens", Limits(), Seconds())
+    authenticator = TokenAuthenticator(tmp_path / "tokens", Limits(), Seconds())
     name = ("x-lstmserve-tenant", "other")
     with pytest.raises(AdminOnly):
-        door.tenant(Call(("authorization", f"Bearer {made['acme']}"), name))
-    assert AdminDoor().tenant(Call(name)).name == "other"
-    assert AdminDoor().tenant(Call()).name == OpenDoor(Limits()).tenant(Call()).name == ""
+        authenticator.tenant(Call(("authorization", f"Bearer {made['acme']}"), name))
+    assert AdminAuthenticator().tenant(Call(name)).name == "other"
+    assert (
+        AdminAuthenticator().tenant(Call()).name
+        == AnonymousAuthenticator(Limits()).tenant(Call()).name
+        == ""
+    )
     with pytest.raises(Malformed):
-        AdminDoor().tenant(Call(("x-lstmserve-tenant", "a/b")))
+        AdminAuthenticator().tenant(Call(("x-lstmserve-tenant", "a/b")))
 
 
 def test_the_file_is_read_anew_when_it_changes(tmp_path: Path) -> None:
     """A changed file counts within a second; use outlives it, and a bad one changes nothing."""
     file, clock = tmp_path / "tokens", Seconds()
     old = write_tokens(file, acme="")["acme"]
-    door = TokenDoor(file, Limits(), clock)
-    acme = door.tenant(bearer(old))
+    authenticator = TokenAuthenticator(file, Limits(), clock)
+    acme = authenticator.tenant(bearer(old))
     new = write_tokens(file, acme="rows_per_s=7", late="")
-    assert door.tenant(bearer(old)) is acme, "not looked at within the second"
+    assert authenticator.tenant(bearer(old)) is acme, "not looked at within the second"
     clock.at = 1.0
-    assert door.tenant(bearer(new["acme"])) is acme
+    assert authenticator.tenant(bearer(new["acme"])) is acme
     assert acme.limits == Limits(rows_per_s=7)
-    assert door.tenant(bearer(new["late"])).name == "late"
+    assert authenticator.tenant(bearer(new["late"])).name == "late"
     with pytest.raises(BadToken):
-        door.tenant(bearer(old))
+        authenticator.tenant(bearer(old))
     for spoil in (lambda: file.write_text("acme hunter2"), file.unlink):
         spoil()
         clock.at += 1.0
         with structlog.testing.capture_logs() as lines:
-            assert door.tenant(bearer(new["acme"])) is acme
+            assert authenticator.tenant(bearer(new["acme"])) is acme
             clock.at += 1.0
-            assert door.tenant(bearer(new["acme"])) is acme
+            assert authenticator.tenant(bearer(new["acme"])) is acme
         assert [line["log_level"] for line in lines] == ["error"], "once per change"
         assert "hunter2" not in str(lines)
 
@@ -208,34 +216,42 @@ def test_a_bad_file_is_refused_at_start(tmp_path: Path) -> None:
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(BadFile, match=r"^--tokens .*tokens: [^\n]+$"):
-            TokenDoor(file, Limits(), Seconds())
+            TokenAuthenticator(file, Limits(), Seconds())
 
 
-def test_an_allowance_holds_one_second() -> None:
-    """The rate's rows of one second pass at once, one more waits for as long as it takes."""
-    allowance, now_ns = Allowance(), 5 * 10**9
+def test_a_limiter_does_not_run_backwards() -> None:
+    """Rows that are taken at an older time than the last find what is left since."""
+    limiter, now_ns = RateLimiter(), 5 * 10**9
     for _ in range(10):
-        allowance.take(1, 10, now_ns)
+        limiter.take(1, 10, now_ns)
+        now_ns -= 10**9
+
+
+def test_an_limiter_holds_one_second() -> None:
+    """The rate's rows of one second pass at once, one more waits for as long as it takes."""
+    limiter, now_ns = RateLimiter(), 5 * 10**9
+    for _ in range(10):
+        limiter.take(1, 10, now_ns)
     with pytest.raises(Quota) as refusal:
-        allowance.take(1, 10, now_ns)
+        limiter.take(1, 10, now_ns)
     assert refusal.value.retry_s == pytest.approx(0.1)
-    allowance.take(1, 10, now_ns + 10**8)
+    limiter.take(1, 10, now_ns + 10**8)
     with pytest.raises(Quota):
-        allowance.take(1, 10, now_ns + 10**8)
+        limiter.take(1, 10, now_ns + 10**8)
 
 
 def test_a_large_step_is_paid_off_afterwards() -> None:
-    """More rows than the allowance holds pass when it is full, and what follows waits."""
-    allowance = Allowance()
-    allowance.take(1, 10, 0)
+    """More rows than the limiter holds pass when it is full, and what follows waits."""
+    limiter = RateLimiter()
+    limiter.take(1, 10, 0)
     with pytest.raises(Quota) as early:
-        allowance.take(35, 10, 0)
+        limiter.take(35, 10, 0)
     assert early.value.retry_s == pytest.approx(0.1)
-    allowance.take(35, 10, 10**8)
+    limiter.take(35, 10, 10**8)
     with pytest.raises(Quota) as refusal:
-        allowance.take(1, 10, 10**8)
+        limiter.take(1, 10, 10**8)
     assert refusal.value.retry_s == pytest.approx(2.6)
-    allowance.take(1, 10, 27 * 10**8)
+    limiter.take(1, 10, 27 * 10**8)
 
 
 def test_tokens_are_random() -> None:

@@ -21,9 +21,8 @@ from prometheus_client import CollectorRegistry
 from lstmserve import Client
 from lstmserve.server.observe.http import HttpServer
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.top import text
-from lstmserve.top.numbers import compare, quantile
-from lstmserve.top.scrape import scrape
+from lstmserve.top import screen
+from lstmserve.top.numbers import compare, quantile, scrape
 from mixedload import MixedLoad, loaded_servers
 from modelmaking import TINY, random_input
 from serving import WAIT_S_MAX, Serve, Serving, environment
@@ -242,8 +241,8 @@ def hangs(_: Any) -> Any:
 )
 def test_numbers_are_short(value: float, wanted: str) -> None:
     """At most five characters and a unit."""
-    assert text.short(value) == wanted
-    assert text.short(math.nan) == "-"
+    assert screen.short(value) == wanted
+    assert screen.short(math.nan) == "-"
 
 
 @pytest.mark.parametrize(
@@ -252,15 +251,20 @@ def test_numbers_are_short(value: float, wanted: str) -> None:
 )
 def test_times_have_a_unit_that_fits(value: float, wanted: str) -> None:
     """Microseconds to seconds."""
-    assert text.seconds(value) == wanted
+    assert screen.seconds(value) == wanted
 
 
 def test_lines_and_bars_are_as_wide_as_asked() -> None:
     """The largest is a full block, nothing is the lowest, what is not known is blank."""
-    assert text.line([0, 1, math.nan, 2], 6) == "  ▁▅ █"
-    assert text.line([1, 2, 3], 2) == "▆█"
-    assert text.line([], 2) == "  "
-    assert text.bar(0.5, 4) == "██  "
-    assert text.bar(0.28, 4) == "█▏  "
-    assert text.bar(7, 3) == "███"
-    assert [text.age(s) for s in (5, 65, 3700, 90_000)] == ["5 s", "1 min", "1 h 1 min", "1 d 1 h"]
+    assert screen.sparkline([0, 1, math.nan, 2], 6) == "  ▁▅ █"
+    assert screen.sparkline([1, 2, 3], 2) == "▆█"
+    assert screen.sparkline([], 2) == "  "
+    assert screen.bar(0.5, 4) == "██  "
+    assert screen.bar(0.28, 4) == "█▏  "
+    assert screen.bar(7, 3) == "███"
+    assert [screen.age(s) for s in (5, 65, 3700, 90_000)] == [
+        "5 s",
+        "1 min",
+        "1 h 1 min",
+        "1 d 1 h",
+    ]

@@ -17,11 +17,13 @@ from prometheus_client import CollectorRegistry
 
 from lstmserve.config import Config
 from lstmserve.engine.errors import Malformed
-from lstmserve.server import transport
-from lstmserve.server.access.doors import OpenDoor
+from lstmserve.server.access.auth import AnonymousAuthenticator
+from lstmserve.server.conversation import Window
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame
+from lstmserve.server.transport import QueueServer, StreamCall
+from lstmserve.server.transport.arguments import options
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb
 from lstmserve.wire.v1 import lstm_pb2 as wire
@@ -72,19 +74,35 @@ async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Ch
         await end()
         raise AssertionError("it ends")
 
-    async def stream(context: Any, tenant: Any) -> None:
-        await end()
+    class Message:
+        lease: Any
+
+        def size(self) -> int:
+            return 1
+
+        def cancel(self) -> None:
+            self.lease.release()
+
+    class Stream(Window[Message]):
+        def open(self, content: bytes) -> Message:
+            return Message()
+
+        def accept(self, message: Message) -> Any:
+            return end
 
     metrics, pending = Metrics(CollectorRegistry(), lambda read: read()), PendingBytes(1 << 30)
-    frame = Frame(OpenDoor(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
-    methods = {
-        "Unary": frame.unary("Unary", wire.ListModelsRequest, unary),
-        "Stream": frame.bidi("Stream", stream),
-    }
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    frame = Frame(AnonymousAuthenticator(Limits()), metrics, pending, call_s_max=30, write_s_max=30)
+
+    def begin(stream: StreamCall, tenant: Any) -> Stream:
+        return Stream(stream, pending, tenant)
+
+    server = QueueServer(
+        options(Config(message_bytes_max=4096)),
+        {f"/{SERVICE}/Unary": frame.unary("Unary", wire.ListModelsRequest, unary)},
+        {f"/{SERVICE}/Stream": frame.bidi("Stream", begin, 1)},
+    )
+    port = server.bind("127.0.0.1:0")
+    server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(0)
@@ -97,7 +115,7 @@ async def test_every_call_ends_with_a_status(name: str) -> None:
     async with framed(end) as channel:
         calls: list[Any] = [
             channel.unary_unary(f"/{SERVICE}/Unary")(b"", timeout=DEADLINE_S),
-            channel.stream_stream(f"/{SERVICE}/Stream")(timeout=DEADLINE_S),
+            channel.stream_stream(f"/{SERVICE}/Stream")(iter([b""]), timeout=DEADLINE_S),
         ]
         for call in calls:
             with structlog.testing.capture_logs():
@@ -132,7 +150,7 @@ def stalled(running: Tenancy) -> Any:
     slots = pool.take(pool.free_count)
     yield
     pool.give(slots)
-    running.engine.driver.notice()
+    running.engine.batch_loop.notice()
 
 
 async def test_a_slow_reader_loses_its_stream_only(models: Path) -> None:
@@ -162,10 +180,10 @@ async def read_on(stream: Any) -> None:
 
 
 async def test_metadata_has_a_limit(models: Path) -> None:
-    """8 kB pass, 17 kB are refused by gRPC itself, and the connection goes on."""
+    """8 KiB pass, 17 kB are refused by gRPC itself, and the connection goes on."""
     async with tenancy(models, None) as running, running.channel() as channel:
         call = channel.unary_unary(path("ListModels"))
-        await call(b"", metadata=(("x", "y" * 7_900),))
+        await call(b"", metadata=(("x", "y" * 7_600),))
         error, _ = await refusal(call(b"", metadata=(("x", "y" * 17_000),)))
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         await call(b"")
@@ -193,6 +211,6 @@ async def test_a_message_too_long_ends_its_stream_only(models: Path) -> None:
 def test_connections_grow_old_only_when_asked() -> None:
     """max_connection_age is off, and a setting turns it on."""
     config = Config(message_bytes_max=4096)
-    assert "grpc.max_connection_age_ms" not in dict(transport.options(config))
+    assert "grpc.max_connection_age_ms" not in dict(options(config))
     aged = Config(message_bytes_max=4096, connection_age_s_max=1.5)
-    assert dict(transport.options(aged))["grpc.max_connection_age_ms"] == 1500
+    assert dict(options(aged))["grpc.max_connection_age_ms"] == 1500

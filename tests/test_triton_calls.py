@@ -92,7 +92,7 @@ async def test_statistics_are_true_counts(triton: Triton, folder: Path) -> None:
     async with serving(folder, is_running=False) as wire:
         starts = [request(rows(1, n), n, start=True) for n in range(1, 7)]
         running = asyncio.create_task(triton.run("stream", wire.target, starts))
-        await wire.until(lambda: wire.engine.driver.pending_steps == 6)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 6)
         wire.run()
         await running
         await triton.run(
@@ -238,7 +238,7 @@ async def test_which_sequence_is_told(triton: Triton, tmp_path: Path) -> None:
         texts = (
             "sequence 5 is one of model 'm'; on model 'letters' it was never started",
             "the sequence runs on version 1 of model 'm'",
-            "sequence 5 of model 'm' was started anew",
+            "sequence 5 of model 'm' was started again",
             "sequence 6 of model 'm' is lost",
         )
         for answer, text in zip(said, texts, strict=True):

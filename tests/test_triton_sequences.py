@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import structlog
 
-from lstmserve.engine.memory import SECOND_NS
+from lstmserve.engine.clock import SECOND_NS
 from lstmserve.v1 import lstm_pb2 as native
 from scenarios import check, folder, inputs, rows, sequence, shuffled, wanted
 from tritonserving import MODES, STREAMS, Triton, request
@@ -199,7 +199,7 @@ async def test_backlog_same_correlation_id(
     requests = [each for xs in sequences for each in sequence(xs, "same", has_end=has_end)]
     async with serving(folder, is_running=False) as wire:
         running = asyncio.create_task(triton.run(mode, wire.target, requests))
-        await wire.until(lambda: wire.engine.driver.pending_steps > 0)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps > 0)
         wire.run()
         answers = await running
         for xs in sequences:
@@ -230,7 +230,7 @@ async def test_timeout_of_a_request(triton: Triton, folder: Path) -> None:
         requests = sequence(xs, 1, has_end=False) + sequence(other, 2)
         requests[2]["timeout"] = 5_000_000
         running = asyncio.create_task(triton.run("stream", wire.target, requests))
-        await wire.until(lambda: wire.engine.driver.pending_steps == 2)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 2)
         wire.clock.ahead_ns += 10 * SECOND_NS
         wire.run()
         answers = await running

@@ -213,7 +213,7 @@ async def test_closing_answers_everybody_in_line(triton: Triton, folder: Path) -
     async with serving(folder, is_running=False) as wire:
         requests = [*sequence(xs, 1, has_end=False), *sequence(xs, 1)]
         running = asyncio.create_task(triton.run("stream", wire.target, requests))
-        await wire.until(lambda: wire.engine.driver.pending_steps > 0)
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps > 0)
         wire.run()
         await wire.engine.close(5)
         first, *others = await running

@@ -13,8 +13,15 @@ from lstmserve.engine.clock import Now
 from lstmserve.server.observe.measured_store import MeasuredStore
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.observe.watch import Watch
-from lstmserve.store import StoreRefused, Write, Written
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store import (
+    LoadOutcome,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+    Written,
+)
 from wire import serving
 
 S = 1_000_000_000
@@ -37,11 +44,11 @@ class Looked:
     def spare(self, is_held: Callable[[str], bool]) -> None:
         """Nothing."""
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         """Nothing."""
         return [None for _ in keys]
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """All of it."""
         return [Written.OK for _ in writes]
 
@@ -123,5 +130,5 @@ async def test_stamps_never_go_back(tmp_path: Path) -> None:
     async with serving(tmp_path) as wire:
         sessions = wire.engine.sessions
         walls = [5 * S, 5 * S, 2 * S, 6 * S, 1 * S]
-        stamps = [sessions.stamp(Now(0, (1 << 52) * 1000 + wall)) for wall in walls]
+        stamps = [sessions.next_incarnation(Now(0, (1 << 52) * 1000 + wall)) for wall in walls]
     assert stamps == sorted(set(stamps))

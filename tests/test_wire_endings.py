@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from lstmserve.server.native.step_calls import StepCall
+from lstmserve.server.native.steps import UnaryStep
 from lstmserve.v1 import lstm_pb2 as pb
 from wire import Wire, serving
 
@@ -75,7 +75,7 @@ async def test_callers_that_leave_the_queue(idle: Wire) -> None:
     """Of many waiting calls some are cancelled: the others apply, in order, exactly."""
     sessions = [await idle.good() for _ in range(12)]
     calls = [asyncio.create_task(s.step(1 + i % 3)) for i, s in enumerate(sessions)]
-    await idle.until(lambda: idle.engine.driver.pending_steps == 12)
+    await idle.until(lambda: idle.engine.batch_loop.pending_steps == 12)
     for call in calls[::3]:
         call.cancel()
     await idle.until(lambda: idle.metrics.rpc("Step", "unary").handled["Canceled"] == 4)
@@ -98,7 +98,7 @@ async def test_a_message_of_many_whose_caller_leaves(idle: Wire) -> None:
     stream = idle.stream("StepMany")
     request = pb.StepManyRequest(session_ids=ids, lengths=[1, 40, 1], x=X * 42)
     await stream.write(request.SerializeToString())
-    await idle.until(lambda: idle.engine.driver.pending_steps == 3)
+    await idle.until(lambda: idle.engine.batch_loop.pending_steps == 3)
     stream.cancel()
     await idle.until(lambda: idle.metrics.rpcs_handled == idle.metrics.rpcs_started)
     idle.run()
@@ -111,7 +111,7 @@ async def test_closing_waits_for_its_steps(idle: Wire) -> None:
     """Close answers after the pending steps; one whose caller leaves closes all the same."""
     a, b = await idle.good(), await idle.good()
     steps = [asyncio.create_task(a.step()), asyncio.create_task(b.step())]
-    await idle.until(lambda: idle.engine.driver.pending_steps == 2)
+    await idle.until(lambda: idle.engine.batch_loop.pending_steps == 2)
     closing, leaving = [
         asyncio.create_task(idle.call("CloseSession", session_id=each.id)) for each in (a, b)
     ]
@@ -134,7 +134,7 @@ async def test_restarting_ends_the_steps_that_wait(idle: Wire) -> None:
     step = asyncio.create_task(
         idle.refused("Step", pb.StepRequest(session_id=a.id, x=X).SerializeToString())
     )
-    await idle.until(lambda: idle.engine.driver.pending_steps == 1)
+    await idle.until(lambda: idle.engine.batch_loop.pending_steps == 1)
     await idle.open(session_id=a.id, if_exists=pb.IF_EXISTS_RESTART)
     idle.run()
     assert (await step).reason == "SESSION_REPLACED"
@@ -142,18 +142,12 @@ async def test_restarting_ends_the_steps_that_wait(idle: Wire) -> None:
     await a.check_state()
 
 
-@pytest.mark.parametrize("method", ["Step", "Predict"])
-async def test_a_future_of_ours_that_is_cancelled_is_a_status(idle: Wire, method: str) -> None:
-    """When the server cancels what a call waits for, the caller is told, and hangs not."""
-    a = await idle.good()
-    request = (
-        pb.StepRequest(session_id=a.id, x=X)
-        if method == "Step"
-        else pb.PredictRequest(model="m", x=X)
-    )
-    call = asyncio.create_task(idle.refused(method, request.SerializeToString()))
-    await idle.until(lambda: idle.engine.driver.pending_steps == 1)
-    (task,) = [t for t in asyncio.all_tasks() if f"/{method}]" in t.get_name()]
+async def test_a_future_of_ours_that_is_cancelled_is_a_status(idle: Wire) -> None:
+    """When the server cancels what a call waits for, the call ends with a status."""
+    request = pb.PredictRequest(model="m", x=X)
+    call = asyncio.create_task(idle.refused("Predict", request.SerializeToString()))
+    await idle.until(lambda: idle.engine.batch_loop.pending_steps == 1)
+    (task,) = [t for t in asyncio.all_tasks() if t.get_name().endswith("/Predict")]
     task._fut_waiter.cancel()
     said = await call
     assert (said.code, said.reason) == (StatusCode.INTERNAL, "INTERNAL")
@@ -178,7 +172,7 @@ async def test_no_test_waits_for_an_engine_that_died(
             session = await wire.good()
             for _ in range(steps):
                 await session.step()
-            monkeypatch.setattr(StepCall, "applied", planted)
+            monkeypatch.setattr(UnaryStep, "applied", planted)
             step = asyncio.ensure_future(session.step())
             ends.append(step)
             await (step if is_calling else wire.until(lambda: False))

@@ -168,8 +168,8 @@ async def test_as_many_steps_as_may_wait(tmp_path: Path) -> None:
 async def fill(wire: Wire, session: Good, count: int) -> grpc.aio.StreamStreamCall:
     """A stream whose `count` steps wait."""
     stream = wire.stream("StepStream")
-    before = wire.engine.driver.pending_steps
+    before = wire.engine.batch_loop.pending_steps
     for _ in range(count):
         await stream.write(session.request().SerializeToString())
-    await wire.until(lambda: wire.engine.driver.pending_steps == before + count)
+    await wire.until(lambda: wire.engine.batch_loop.pending_steps == before + count)
     return stream

@@ -12,7 +12,10 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from lstmserve.config import Config
-from lstmserve.server import transport
+from lstmserve.server.transport import QueueServer
+from lstmserve.server.transport.arguments import options
+from lstmserve.server.transport.health import Health
+from lstmserve.server.transport.reflection import Reflection
 from refusals import refusal
 
 CHECK, WATCH = (f"/{health.SERVICE_NAME}/{name}" for name in ("Check", "Watch"))
@@ -23,10 +26,12 @@ BROKEN = (b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"\x0b")
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
     """To a server that has these two services only."""
-    config, servicer = Config(message_bytes_max=4096), health.aio.HealthServicer()
-    server = transport.make_server(config, (), servicer, has_reflection=True)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    well = Health(("", "a", "b"))
+    well.set_all(is_serving=True)
+    streams = {WATCH: well.watch, INFO: Reflection(("a", "b"))}
+    server = QueueServer(options(Config(message_bytes_max=4096)), {CHECK: well.check}, streams)
+    port = server.bind("127.0.0.1:0")
+    server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(0)

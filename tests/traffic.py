@@ -7,6 +7,7 @@ no pool, no slices, no batch.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.keys import session_key
-from lstmserve.engine.schedule.block import Block
-from lstmserve.engine.schedule.step import Step
-from lstmserve.engine.session.start import Start
+from lstmserve.engine.scheduling.work import Applied, Request
+from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.spec import ModelSpec
 from modelmaking import make_model
 
@@ -44,26 +44,79 @@ class NoMetrics:
         """Nothing."""
 
 
+@dataclass
+class Done:
+    """What became of a step."""
+
+    number: int
+    y: npt.NDArray[np.float32]
+    durable_step: int
+    start_ns: int
+    compute_ns: int
+    is_replayed: bool
+
+    def output(self) -> npt.NDArray[np.float32]:
+        """[T, O]"""
+        return self.y
+
+
 class Reply:
-    """A sink that keeps what it was told; `await reply` gives the step or raises its error."""
+    """The responder of one step; `await reply` gives it or raises its error."""
 
     def __init__(self) -> None:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def applied(self, step: Step) -> None:
-        """The step's future has its output."""
-        assert not self.future.done(), "a sink was told twice"
-        self.future.set_result(step)
+    def applied(self, request: Request, rows: Applied) -> None:
+        """The future has its output."""
+        assert not self.future.done(), "a step was answered twice"
+        ((number,), (durable,)) = rows.numbers, rows.durable_steps
+        y = request.output(0).copy()
+        times = rows.start_ns, rows.compute_ns
+        self.future.set_result(Done(number, y, durable, *times, rows.is_replayed))
 
-    def failed(self, step: Step, error: ServeError) -> None:
-        """The step's future has its error."""
-        assert not self.future.done(), "a sink was told twice"
+    def failed(self, request: Request, place: int, error: ServeError) -> None:
+        """The future has its error."""
+        assert not self.future.done(), "a step was answered twice"
         self.future.set_exception(error)
 
-    def settled(self, block: Block) -> None:
-        """The block's future has the block."""
-        assert not self.future.done(), "a sink was told twice"
-        self.future.set_result(block)
+    def __await__(self) -> Any:
+        return self.future.__await__()
+
+
+class ManyReply:
+    """The responder of many steps; `await reply` gives itself when all are over."""
+
+    def __init__(self, count: int) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.numbers = np.zeros(count, np.int64)
+        self.errors: dict[int, ServeError] = {}
+        self.replayed: list[int] = []
+        self.left = count
+        self.y: npt.NDArray[np.float32] | None = None
+
+    def applied(self, request: Request, rows: Applied) -> None:
+        """Their numbers are known."""
+        self.numbers[rows.places] = rows.numbers
+        if rows.is_replayed:
+            self.replayed += rows.places
+        self._over(request, len(rows.places))
+
+    def failed(self, request: Request, place: int, error: ServeError) -> None:
+        """Its error is known."""
+        self.errors[place] = error
+        self._over(request, 1)
+
+    def _over(self, request: Request, count: int) -> None:
+        self.left -= count
+        assert self.left >= 0, "a step was answered twice"
+        if not self.left:
+            self.request, self.y = request, request.y
+            self.future.set_result(self)
+
+    def output(self, i: int) -> npt.NDArray[np.float32]:
+        """y [T, O] of step i."""
+        found: npt.NDArray[np.float32] = self.request.output(i)
+        return found
 
     def __await__(self) -> Any:
         return self.future.__await__()
@@ -112,21 +165,41 @@ def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
     """A new session's row."""
     chosen = model or engine.models[0]
     key = session_key("", name)
-    engine.room.make(chosen, engine.clock())
-    return engine.sessions.open(key, chosen, Start(), TTL_NS, engine.clock())
+    engine.capacity.make_room(chosen, engine.clock())
+    return engine.sessions.open(key, chosen, SessionStart(), TTL_NS, engine.clock())
 
 
-def submit(engine: Engine, row: int, x: npt.NDArray[Any], **options: Any) -> tuple[Step, Reply]:
-    """One step of the session in `row`."""
+def submit(
+    engine: Engine,
+    row: int,
+    x: npt.NDArray[Any],
+    *,
+    number: int = 0,
+    last_only: bool = False,
+    deadline_ns: int = 0,
+) -> tuple[Request, Reply]:
+    """One step of the session in `row`. Raises what refuses it at once."""
     reply = Reply()
-    step = Step(row, x, reply, arrival_ns=engine.clock().monotonic_ns, **options)
-    engine.submit(engine.model_of(row), step)
-    return step, reply
+    request = Request(
+        x,
+        [row],
+        reply,
+        arrival_ns=engine.clock().monotonic_ns,
+        height=1 if last_only else len(x),
+        numbers=[number] if number else None,
+        lengths=None if len(x) == 1 else [len(x)],
+        last_only=last_only,
+        deadlines_ns=[deadline_ns] if deadline_ns else None,
+    )
+    engine.accept(engine.model_of(row), request)
+    if reply.future.done() and (error := reply.future.exception()) is not None:
+        raise error
+    return request, reply
 
 
 def number_of(number: int, x: npt.NDArray[Any], last_only: bool = False) -> dict[str, Any]:
     """Options of submit() for a numbered step."""
-    return {"number": number, "is_numbered": True, "last_only": last_only}
+    return {"number": number, "last_only": last_only}
 
 
 def submit_block(
@@ -137,24 +210,26 @@ def submit_block(
     last_only: bool = False,
     numbers: list[int] | None = None,
     deadline_ns: int = 0,
-) -> Reply:
+) -> ManyReply:
     """One step for each row, as one StepMany message."""
     model = engine.model_of(rows[0])
-    lengths = np.array([len(x) for x in xs], np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    reply = Reply()
-    block = Block(
-        np.array(rows),
+    lengths = np.array([len(x) for x in xs], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    reply = ManyReply(len(rows))
+    request = Request(
         np.concatenate(xs),
-        offsets,
-        lengths,
+        np.array(rows),
         reply,
-        places=np.arange(len(rows)) if last_only else offsets,
-        shape=(len(rows) if last_only else int(lengths.sum()), model.spec.output_size),
         arrival_ns=engine.clock().monotonic_ns,
-        last_only=last_only,
-        deadline_ns=deadline_ns,
+        height=len(rows) if last_only else int(lengths.sum()),
         numbers=None if numbers is None else np.array(numbers, np.int64),
+        lengths=None if (lengths == 1).all() else lengths,
+        firsts=starts,
+        outs=None if last_only else starts,
+        last_only=last_only,
+        deadlines_ns=[deadline_ns] * len(rows) if deadline_ns else None,
+        is_distinct=True,
+        is_whole=True,
     )
-    engine.submit_block(model, block)
+    engine.accept(model, request)
     return reply

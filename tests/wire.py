@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
-from grpc_health.v1 import health
 from prometheus_client import CollectorRegistry
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
-from lstmserve.server import transport
-from lstmserve.server.access.doors import OpenDoor
-from lstmserve.server.kserve import servicer as kserve
-from lstmserve.server.native import servicer
+from lstmserve.server.access.auth import AnonymousAuthenticator
+from lstmserve.server.kserve import service as kserve
+from lstmserve.server.native import service
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.ports import SERVICES, make_server
+from lstmserve.server.transport import QueueServer
+from lstmserve.server.transport.health import Health
 from lstmserve.spec import Linear, ModelSpec
 from lstmserve.store import Store
 from lstmserve.tokens import Limits
@@ -66,7 +68,7 @@ class Wire:
         metrics: Metrics,
         clock: Clock,
         channel: grpc.aio.Channel,
-        server: grpc.aio.Server,
+        server: QueueServer,
     ) -> None:
         self.engine = engine
         self._server = server
@@ -75,6 +77,8 @@ class Wire:
         self.channel = channel
         self.target = ""  # for other clients
         self.pending: PendingBytes
+        self.door: AnonymousAuthenticator
+        self.failure: BaseException | None = None  # what the engine died of
         self.running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.folder = engine.config.models
         self.oracles = {
@@ -85,12 +89,12 @@ class Wire:
 
     async def send(self, method: str, content: bytes, **options: Any) -> bytes:
         """A unary call; raises AioRpcError."""
-        call = self.channel.unary_unary(f"/{servicer.SERVICE}/{method}")
+        call = self.channel.unary_unary(f"/{service.SERVICE}/{method}")
         return await call(content, **{"timeout": DEADLINE_S, **options})
 
     def stream(self, method: str, **options: Any) -> Stream:
         """A call in both directions."""
-        call = self.channel.stream_stream(f"/{servicer.SERVICE}/{method}")
+        call = self.channel.stream_stream(f"/{service.SERVICE}/{method}")
         return call(**{"timeout": DEADLINE_S, **options})
 
     async def call(self, method: str, request: Any = None, /, **fields: Any) -> Any:
@@ -126,16 +130,22 @@ class Wire:
         """Raises what the engine died of, if it did."""
         if self.running.done():
             self.running.result()
+        if self.failure is not None:
+            raise self.failure
 
     async def settled(self, session_id: str) -> int:
         """The last step of a session, once none is pending and no call is under way."""
         await self.until(lambda: self.metrics.rpcs_started == self.metrics.rpcs_handled)
-        await self.until(lambda: self.engine.driver.pending_steps == 0)
+        await self.until(lambda: self.engine.batch_loop.pending_steps == 0)
         return int((await self.call("GetSession", session_id=session_id)).session.step)
 
     def run(self) -> None:
         """Lets the engine run, where serving() was told not to: until then all steps wait."""
-        self.running = asyncio.create_task(driven(self.engine, self._server.stop))
+        self.running = asyncio.create_task(driven(self.engine, self._stop))
+
+    async def _stop(self, grace_s: float) -> None:
+        self.failure = sys.exc_info()[1]
+        await self._server.stop(grace_s)
 
 
 class Good:
@@ -219,17 +229,16 @@ async def serving(
     config = config.resolved(SPECS.values())
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
     engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
-    dialects = (servicer, kserve)
-    door, pending = OpenDoor(limits), PendingBytes(config.pending_bytes_max)
+    dialects = (service, kserve)
+    door, pending = AnonymousAuthenticator(limits), PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)
-    calls = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
-    well = health.aio.HealthServicer()
-    server = transport.make_server(config, calls, well, has_reflection=False)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    methods = [each.methods(engine, metrics, config, door, pending) for each in dialects]
+    server = make_server(config, methods, Health(SERVICES), has_reflection=False)
+    port = server.bind("127.0.0.1:0")
+    server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_LIMIT]) as channel:
         wire = Wire(engine, metrics, clock, channel, server)
-        wire.pending = pending
+        wire.pending, wire.door = pending, door
         wire.target = f"127.0.0.1:{port}"
         if is_running:
             wire.run()

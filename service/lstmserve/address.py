@@ -1,4 +1,4 @@
-"""Owns the form of an address, HOST:PORT. Resolves no name."""
+"""Parses and writes addresses, HOST:PORT. Resolves no name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def host_port(name: str, address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError naming the setting."""
+    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError with the setting `name`."""
     host, colon, port = address.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     ambiguous = ":" in host and not address.startswith("[")
@@ -18,7 +18,7 @@ def host_port(name: str, address: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host. Names other than localhost are not trusted."""
+    """Whether only this machine can reach the host; of names, only localhost counts."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

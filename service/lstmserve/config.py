@@ -1,4 +1,4 @@
-"""Owns the server's settings: each with its default, allowed range and help. Reads nothing.
+"""The server's settings, each with its default, allowed range and help. Reads no flag and no file.
 
 cli/serve.py makes one flag and one environment variable of every field; tests construct Config
 directly.
@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from lstmserve.address import host_port, is_loopback
-from lstmserve.setting import floating as _float
-from lstmserve.setting import integer as _int
-from lstmserve.setting import limit as _limit
-from lstmserve.setting import other as _other
-from lstmserve.setting import path as _path
 from lstmserve.spec import ModelSpec
 from lstmserve.tokens import LIMIT_MAX
 
@@ -27,7 +22,7 @@ MESSAGE_BYTES_MIN = 4 << 20
 MESSAGE_BYTES_LIMIT = 1 << 30
 FRAME_BYTES = 64 << 10
 TOKEN_BYTES_MAX = 10
-# How `lstmserve serve --help` shows the fields: each is in one group.
+# The groups of `lstmserve serve --help`. Each field is in one of them.
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Models": ("models", "strict_models", "device", "threads", "cpu"),
     "Network": (
@@ -90,6 +85,65 @@ STORE = re.compile(r"memory|file:.+|(redis|valkey)s?://.+", re.DOTALL)
 STORE_SCHEME = re.compile(r"(memory|file|(redis|valkey)s?):|[a-z]{1,9}://")
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a field may hold; low and high are inclusive, in the unit that ends the name."""
+
+    kind: type
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: object) -> None:
+        """Raises ValueError with the setting's name, its value and what is allowed."""
+        if not (self._is_kind(value) and self._is_within(value)):
+            raise ValueError(f"{name} is {value!r}, must be {self.allowed()}")
+
+    def _is_kind(self, value: object) -> bool:
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        return isinstance(value, kinds) and (self.kind is bool or not isinstance(value, bool))
+
+    def _is_within(self, value: Any) -> bool:
+        if self.low is None or self.high is None:
+            return not self.choices or value in self.choices
+        return bool(self.low <= value <= self.high)
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        text = words.get(self.kind, self.kind.__name__)
+        return text if self.low is None else f"{text} in [{self.low}, {self.high}]"
+
+
+def _int(default: int | None, low: int, high: int, text: str) -> Any:
+    """A field for a whole number in [low, high], or None if that is the default."""
+    return field(default=default, metadata={"setting": Setting(int, text, low, high)})
+
+
+def _limit(text: str) -> Any:
+    """A field for a tenant's limit, off by default."""
+    return _int(None, 1, LIMIT_MAX, f"{text}, where the tokens file says nothing.")
+
+
+def _float(default: float | None, low: float, high: float, text: str) -> Any:
+    """A field for a number in [low, high], or None if that is the default."""
+    return field(default=default, metadata={"setting": Setting(float, text, low, high)})
+
+
+def _other(default: object, text: str, *choices: str, kind: type | None = None) -> Any:
+    """A field for text, a choice or a switch."""
+    setting = Setting(kind or type(default), text, choices=choices)
+    return field(default=default, metadata={"setting": setting})
+
+
+def _path(text: str) -> dict[str, Setting]:
+    """The metadata of a field for a path."""
+    return {"setting": Setting(Path, text)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Every setting and every limit of one server. Raises ValueError for a value out of range."""
@@ -110,7 +164,7 @@ class Config:
         None, "Serve gRPC reflection [default: on for loopback].", kind=bool
     )
     tls_cert: Path | None = field(
-        default=None, metadata=_path("Certificate chain in PEM; read anew when it changes.")
+        default=None, metadata=_path("Certificate chain in PEM; reloaded when it changes.")
     )
     tls_key: Path | None = field(default=None, metadata=_path("The certificate's key in PEM."))
     tls_client_ca: Path | None = field(
@@ -161,9 +215,11 @@ class Config:
         4096, 1, 1_000_000, "Most connections of one gRPC port; more are closed at once."
     )
     call_s_max: float = _float(30, 0.001, 3600, "Longest unary call without a deadline.")
-    write_s_max: float = _float(10, 0.001, 3600, "A stream whose replies nobody reads ends.")
+    write_s_max: float = _float(
+        10, 0.001, 3600, "A stream ends when its client reads no reply for this long."
+    )
     connection_age_s_max: float | None = _float(
-        None, 1, 30 * DAY_S, "Age at which a connection is to be made anew, streams included."
+        None, 1, 30 * DAY_S, "Age at which clients must reconnect, streams included."
     )
     tombstones_max: int = _int(100_000, 0, 10_000_000, "Ended sessions remembered.")
     tombstone_s: float = _float(600, 0, DAY_S, "How long an ended session is remembered.")
@@ -198,11 +254,13 @@ class Config:
         for name in ("listen", "metrics"):
             host_port(name, getattr(self, name))
         if not STORE.fullmatch(self.store):
-            scheme = STORE_SCHEME.match(self.store)  # no more of it: the rest may be a password
+            scheme = STORE_SCHEME.match(self.store)  # only the scheme: the rest may be a password
             shown = f", which begins with {scheme[0]}," if scheme else ""
             raise ValueError(f"store{shown} must be memory, file:DIR or redis[s]://HOST")
         if self.admin is not None and not is_loopback(host_port("admin", self.admin)[0]):
-            raise ValueError(f"admin is {self.admin!r}, must be a loopback address: it asks nobody")
+            raise ValueError(
+                f"admin is {self.admin!r}, must be a loopback address: it checks no token"
+            )
         self._together("tls_cert", "tls_key")
         self._together("tls_key", "tls_cert")
         self._together("tls_client_ca", "tls_cert")
@@ -219,9 +277,9 @@ class Config:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
-        """With message_bytes_max set: a step of length_max fits in and its reply fits out.
+        """A Config whose message_bytes_max is set: a step of length_max and its reply fit.
 
-        Raises ValueError where the longest message and its reply do not fit pending_bytes_max.
+        Raises ValueError if the longest message and its reply do not fit pending_bytes_max.
         """
         config = self
         if self.message_bytes_max is None:
@@ -244,6 +302,6 @@ def settings() -> dict[str, dataclasses.Field[Any]]:
 
 
 def _row_bytes(spec: ModelSpec) -> int:
-    """Largest wire size of one row, of the input or of y."""
+    """Largest wire size of one row, either of the input or of y."""
     row = TOKEN_BYTES_MAX if spec.num_embeddings else 4 * spec.input_size
     return max(row, 4 * spec.output_size)

@@ -1,4 +1,4 @@
-"""The exceptions that a caller of the client handles, one class per thing that can be done."""
+"""The client's exceptions, with one class for each thing that a caller can do about an error."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ __all__ = [
 ]
 
 
-# What the caller of this library can do, where the server's words, which are for a client in any
-# language, do not say it.
+# What a caller of this library can do. The server's messages are for clients in any language.
 _ADVICE: Final = {
     "SESSION_EXISTS": 'if_exists="resume" goes on with it, if_exists="restart" begins again',
     "SESSION_EXPIRED": "ttl_s of session() says how long it may be idle",
@@ -55,13 +54,13 @@ _ADVICE: Final = {
 
 
 class LstmServeError(Exception):
-    """A call that the server refused, or that did not come through.
+    """The server refused a call, or the call failed on its way.
 
-    `code` is gRPC's; `reason` names the ErrorReason of the contract, "" when the error did not come
-    from the server; `metadata` are the reason's facts (strings); `retry_delay_s` is how long to
-    wait before a retry helps, None where the server did not say. `applied` tells what a step did:
-    False: nothing, True: its number was applied, None: unknown. `message` is what the server said,
-    and `advice` what a caller of this library can do about it, "" where that is no news.
+    `code` is gRPC's; `reason` names the ErrorReason of the contract, "" if the error did not come
+    from the server; `metadata` are the reason's facts (strings); `retry_delay_s` is the time to
+    wait before a retry can help, None if the server did not say. `applied` says what a step did:
+    False: nothing, True: its number was applied, None: unknown. `message` is the server's, and
+    `advice` is what a caller of this library can do about it, or "".
     """
 
     def __init__(
@@ -87,60 +86,63 @@ class LstmServeError(Exception):
 
     @property
     def advice(self) -> str:
-        """In the words of this library; another interface to it has words of its own."""
+        """What to do, in terms of this library's arguments; the command line has its own."""
         return _ADVICE.get(self.reason, "")
 
 
 class InvalidInput(LstmServeError, ValueError):
-    """The server refuses these arguments; sending them again will not help."""
+    """The server refuses these arguments. Sending them again does not help."""
 
 
 class SessionNotFound(LstmServeError):
-    """Never opened on this server, or someone else's."""
+    """The session was never opened on this server, or belongs to another tenant."""
 
 
 class SessionExpired(LstmServeError):
-    """Idle for longer than its TTL; its state is gone."""
+    """The session was idle for longer than its TTL, and its state is gone."""
 
 
 class SessionLost(LstmServeError):
-    """The server has no memory of this session: it restarted, or a router led elsewhere."""
+    """The server does not know the session: it restarted, or a router chose another server."""
 
 
 class SessionClosed(LstmServeError):
-    """Closed before."""
+    """The session was closed."""
 
 
 class SessionReplaced(LstmServeError):
-    """Someone opened the same id anew; this handle is of the life before."""
+    """The id was opened again; this handle belongs to the former incarnation."""
 
 
 class SessionExists(LstmServeError):
-    """The id is taken; `if_exists` says what to do instead."""
+    """A session with this id exists; `if_exists` can resume or restart it."""
 
 
 class ModelNotFound(LstmServeError):
-    """No such model, or no such version of it, is served."""
+    """The server serves no such model, or no such version of it."""
 
 
 class ModelMismatch(LstmServeError):
-    """A state, or a session to resume, of another model."""
+    """The state, or the session to resume, belongs to another model."""
 
 
 class ModelNotSteppable(LstmServeError):
-    """A bidirectional model: it reads whole sequences, by predict."""
+    """A bidirectional model reads whole sequences only: call predict."""
 
 
 class Overloaded(LstmServeError):
-    """The server has no room for now: wait `retry_delay_s`."""
+    """The server has no room at the moment: wait `retry_delay_s`."""
 
 
 class Quota(LstmServeError):
-    """Your limit of sessions, waiting steps or rows a second; `retry_delay_s` None: do not wait."""
+    """The tenant's limit of sessions, waiting steps or rows a second is reached.
+
+    With `retry_delay_s` None, waiting does not help.
+    """
 
 
 class BadToken(LstmServeError):
-    """No token, or none that the server knows."""
+    """The call has no token, or one that the server does not know."""
 
 
 class PredecessorFailed(LstmServeError):
@@ -148,48 +150,51 @@ class PredecessorFailed(LstmServeError):
 
 
 class StepConflict(LstmServeError):
-    """The number of this step was taken: by another client of the session, or by an earlier try
-    whose reply was too large to keep. The session goes on after what the server has.
+    """The server has already applied a step with this number.
+
+    Another client of the session sent it, or an earlier attempt whose reply was too large to keep.
+    The session continues after the steps that the server has.
     """
 
 
 class StepsLost(LstmServeError):
-    """The server lost steps it had answered, and the replay log does not reach back so far.
+    """The server lost steps that it had answered, and the replay log does not reach back to them.
 
-    metadata has the `expected_step`; resume the session to go on from there.
+    metadata has the `expected_step`; resume the session to continue from there.
     """
 
 
 class StateRolledBack(LstmServeError):
     """The server may have lost steps that it had answered, and this step names no number.
 
-    metadata has `step`, the last one that is left. Resume or restart the session.
+    metadata has `step`, the last one that the server has. Resume or restart the session.
     """
 
 
 class Unavailable(LstmServeError):
-    """No server, a server on its way out, or a connection that broke."""
+    """There is no server, it is shutting down, or the connection broke."""
 
 
 class DeadlineExceeded(LstmServeError):
-    """No answer in time. `applied` is False where the server dropped the step, else None."""
+    """No reply came in time. `applied` is False if the server dropped the step, else None."""
 
 
 class Cancelled(LstmServeError):
-    """The call was cancelled, or its client closed, before the answer came."""
+    """The call was cancelled, or its client closed, before the reply came."""
 
 
 class Unimplemented(LstmServeError):
-    """This server does not serve that yet."""
+    """This server does not have this call."""
 
 
 class StepManyFailed(LstmServeError):
-    """Some sessions of a step_many failed, the others were stepped.
+    """Some sessions of a step_many failed, and the others were stepped.
 
     `results` holds y by session as step_many returns it, `errors` the error of each other session.
     code and reason are the first error's; `applied` is what the errors agree on, else None.
-    All groups are waited for, a hanging server's until `timeout_s`, or without it until a try's
-    time and retry_s_max are over: who wants the others' y before steps each group by itself.
+    step_many waits for all groups: for a server that hangs until `timeout_s`, or else until one
+    attempt's timeout and retry_s_max are over. To get the other groups' y earlier, step each group
+    by a call of its own.
     """
 
     def __init__(

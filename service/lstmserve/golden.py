@@ -1,4 +1,4 @@
-"""Owns golden vectors: inputs with the outputs a model must give, and the gate that judges."""
+"""Golden vectors: inputs with the outputs a model must give, and the parity gate. Runs no model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Floats = npt.NDArray[np.float64]
 ABSOLUTE = 1e-5
 RELATIVE = 2e-5
 TORCH_FACTOR = 4.0
-# Of the largest value, or of 1 where that is more. In float32 a sum of 65,536 terms, the widest
-# layer there is, is off by at most 65,536 x 2^-24 = 0.004 of them; where torch is off by more than
-# 0.01 the network amplifies rounding, and its answers on such rows prove nothing.
+# Relative to the largest value, or to 1 if that is larger. In float32 a sum of 65,536 terms, the
+# widest layer there is, is wrong by at most 65,536 x 2^-24 = 0.004 of them. If torch is wrong by
+# more than 0.01, the network amplifies rounding errors, and its answers on such rows prove nothing.
 TORCH_ERROR_MAX = 0.01
 BYTES_MAX = 1 << 30  # unpacked
 
@@ -33,17 +33,17 @@ AGAIN = "export the model again"
 
 
 class InvalidGolden(ValueError):
-    """A golden.npz that cannot be read as what write_golden wrote."""
+    """A golden.npz is not what dump_golden wrote. The message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """N sequences and what they must give; L is num_layers * directions.
+    """N sequences and the outputs they must give; L is num_layers * directions.
 
     x float32 [N, T, I] or tokens int64 [N, T]; lengths int32 [N]; h0 float32 [L, N, state] and
     c0 [L, N, H]. y float64 [N, T, O], or [N, O] for the last time step only; hn and cn float64 as
-    h0 and c0, or None where they are not known. `torch_error` is max |torch float32 - float64| over
-    y, hn and cn, what the reference itself is wrong by.
+    h0 and c0, or None if they are unknown. `torch_error` is max |torch float32 - float64| over y,
+    hn and cn: the error of the reference itself.
     """
 
     x: Array
@@ -76,7 +76,7 @@ def torch_error_max(case: Golden) -> float:
 
 
 def check_golden(cases: Mapping[str, Golden], spec: ModelSpec) -> None:
-    """Raises InvalidGolden unless the cases are the spec's, and prove something."""
+    """Raises InvalidGolden unless the cases fit the spec and prove something."""
     if not cases:
         raise InvalidGolden(f"golden.npz has no rows, so it proves nothing: {AGAIN}")
     for name, case in cases.items():
@@ -85,7 +85,7 @@ def check_golden(cases: Mapping[str, Golden], spec: ModelSpec) -> None:
 
 
 def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
-    """What is wrong with a case, each checked on the ground of those before."""
+    """The faults of a case. A check may rely on those before it, as the first fault is raised."""
     if case.x.ndim < 2 or 0 in case.x.shape[:2]:
         yield f"x is {list(case.x.shape)}, must be [N, T, ...] with a row at least"
     count, rows = case.x.shape[:2]
@@ -117,9 +117,9 @@ def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
 
 
 def excess(actual: Array, expected: Floats, torch_error: float) -> float:
-    """The parity gate: how far `actual` is outside it, in units of the allowed error; pass <= 1.
+    """The parity gate: the largest error of `actual` in units of the allowed one; <= 1 passes.
 
-    Allowed: max(4 x torch_error, 1e-5 + 2e-5 x |expected|). Not finite is infinitely far.
+    Allowed: max(4 x torch_error, 1e-5 + 2e-5 x |expected|). A value that is not finite gives inf.
     """
     if actual.size == 0:
         return 0.0
@@ -159,7 +159,7 @@ def load_golden(content: bytes) -> dict[str, Golden]:
 
 
 def _check_headers(content: bytes) -> None:
-    """Nothing unpacks to more than it says, nor to more than BYTES_MAX. Raises InvalidGolden.
+    """Raises InvalidGolden if an array unpacks to more than its header says, or all to BYTES_MAX.
 
     numpy allocates what an array's header says before it reads the array.
     """
@@ -192,8 +192,8 @@ _UNREADABLE: Final = (
     OverflowError,
     OSError,
     EOFError,
-    NotImplementedError,  # zipfile's of a compression it has not,
-    RuntimeError,  # and of an encrypted entry
+    NotImplementedError,  # from zipfile, for an unknown compression
+    RuntimeError,  # from zipfile, for an encrypted entry
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -204,7 +204,7 @@ def _case(arrays: Mapping[str, Array], name: str) -> Golden:
         array = arrays[f"{name}/{field}"]
         if array.dtype.kind not in "fiu":
             raise ValueError(f"{name[:40]}/{field} is {array.dtype}, must be numbers")
-        with np.errstate(over="ignore"):  # what is infinite then is refused by its name
+        with np.errstate(over="ignore"):  # check_golden refuses infinity by name
             return np.asarray(array, dtype)
 
     def get_optional(field: str) -> Floats | None:

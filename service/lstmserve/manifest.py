@@ -1,6 +1,6 @@
-"""Owns the model folder: models/NAME/VERSION/{model.onnx, manifest.json, golden.npz}.
+"""Writes and reads the model folder: models/NAME/VERSION/{model.onnx, manifest.json, golden.npz}.
 
-Written once, atomically, by the export; read and verified by the server. No onnxruntime.
+The export writes a version once, atomically; the server reads and verifies it. No onnxruntime.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ FORMAT = 1
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
-# More is no file of ours: it is not read. protobuf takes no message above 2 GiB.
+# A larger file is not read: it is none of ours. protobuf takes no message above 2 GiB.
 FILE_BYTES_MAX = {MANIFEST: 1 << 20, MODEL: 1 << 31, GOLDEN: 1 << 30}
 
 
 class InvalidModelFolder(ValueError):
-    """A version folder that must not be served; the message names it, the fault and the mend."""
+    """A version folder must not be served. The message names it, the fault and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """manifest.json. `sha256` has one entry per other file; `versions` names what exported it;
-    `parity` is the report of the export's proof; `notes` are its remarks to a reader."""
+    """The content of manifest.json.
+
+    `sha256` has one entry for each other file; `versions` names the libraries of the export;
+    `parity` is the report of its proof; `notes` are its remarks to a reader.
+    """
 
     name: str
     version: int
@@ -66,7 +69,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises InvalidModelFolder, also for a format of another release."""
+        """Reads what to_json wrote. Raises InvalidModelFolder, also for another format."""
         try:
             values = json.loads(text)
             if (found := values.pop("format", None)) != FORMAT:
@@ -95,14 +98,14 @@ KINDS = {
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
-    """Raises ValueError for a field that is not what to_json() writes."""
+    """Raises ValueError for a field that to_json() would not write."""
     for name, kind in KINDS.items():
         if name in values and type(values[name]) is not kind:
             raise ValueError(f"{name} is a {type(values[name]).__name__}, not a {kind.__name__}")
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedFolder:
     """A folder that is not served: its name below the models folder, and why, in one line."""
 
     folder: str
@@ -111,7 +114,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A verified version folder, read: everything the server needs of it."""
+    """What the server needs of a version folder, after verification."""
 
     manifest: Manifest
     weights: Weights
@@ -119,14 +122,14 @@ class ModelFiles:
 
 
 def sha256(content: bytes) -> str:
-    """In hex, as the manifest holds it."""
+    """The sha256 in hex, as in the manifest."""
     return hashlib.sha256(content).hexdigest()
 
 
 def list_versions(models: Path) -> list[tuple[str, int]]:
-    """Every (name, version) below `models`, sorted; other files and folders are passed over.
+    """Every (name, version) below `models`, sorted, ignoring other files and folders.
 
-    Raises InvalidModelFolder for a folder that may not be looked into: a model is not just missed.
+    Raises InvalidModelFolder for a folder that cannot be read, so that no model goes missing.
     """
     try:
         return sorted(
@@ -139,14 +142,13 @@ def list_versions(models: Path) -> list[tuple[str, int]]:
         raise InvalidModelFolder(f"cannot be read: {error}") from error
 
 
-def find_versions(models: Path) -> tuple[list[tuple[str, int]], list[Refused]]:
-    """Every (name, version) below `models`, sorted, and what looks like one and cannot be.
+def find_versions(models: Path) -> tuple[list[tuple[str, int]], list[RefusedFolder]]:
+    """Every (name, version) below `models`, sorted, and the folders that only look like one.
 
-    Other files and folders are passed over. Raises InvalidModelFolder when `models` itself cannot
-    be read.
+    Ignores other files and folders. Raises InvalidModelFolder if `models` itself cannot be read.
     """
     versions: list[tuple[str, int]] = []
-    refused: list[Refused] = []
+    refused: list[RefusedFolder] = []
     try:
         names = sorted(each.name for each in models.iterdir() if NAME.fullmatch(each.name))
     except OSError as error:
@@ -157,11 +159,11 @@ def find_versions(models: Path) -> tuple[list[tuple[str, int]], list[Refused]]:
             found = sorted(int(version) for version in _folders(folder, VERSION))
             if not found and (folder / MANIFEST).exists():
                 reason = f"{folder}: it has a {MANIFEST} and no version: move it to {folder}/1"
-                refused.append(Refused(name, reason))
+                refused.append(RefusedFolder(name, reason))
             elif folder.is_symlink() and not folder.exists():
-                refused.append(Refused(name, f"{folder}: the link leads nowhere"))
+                refused.append(RefusedFolder(name, f"{folder}: the link leads nowhere"))
         except OSError as error:
-            refused.append(Refused(name, f"{folder}: cannot be read: {error}"))
+            refused.append(RefusedFolder(name, f"{folder}: cannot be read: {error}"))
         else:
             versions += [(name, version) for version in found]
     return versions, refused
@@ -206,7 +208,7 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
 
 
 def _check_file(path: Path, bytes_max: int) -> None:
-    """Raises InvalidModelFolder for what must not be opened, and OSError."""
+    """Raises InvalidModelFolder for a file that must not be opened, and OSError."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
         raise InvalidModelFolder(f"{path.name} is not a file")
@@ -218,9 +220,9 @@ def _check_file(path: Path, bytes_max: int) -> None:
 
 
 def write_model(models: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool) -> Path:
-    """Writes models/NAME/VERSION whole or not at all, and returns it.
+    """Writes models/NAME/VERSION whole or not at all, and returns its path.
 
-    Raises FileExistsError when the version exists and `force` is not set.
+    Raises FileExistsError if the version exists and `force` is not set.
     """
     target = models / manifest.name / str(manifest.version)
     if target.exists() and not force:

@@ -1,7 +1,7 @@
-"""Owns the one table of error reasons: each with its gRPC code and whether a step was applied.
+"""The table of error reasons: each with its gRPC code, and whether a step was applied.
 
-It repeats proto/lstmserve/v1/error_reason.proto, which a test holds it to. Imports nothing but
-grpc's codes, so that server and client share it.
+It repeats proto/lstmserve/v1/error_reason.proto, and a test compares the two. It imports only
+grpc's codes, so that server and client can share it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ DOMAIN: Final = "lstmserve"
 
 
 class Reason(NamedTuple):
-    """Of google.rpc.ErrorInfo: `applied` False: nothing happened; True: the step number was
-    applied; None: unknown.
+    """A reason of google.rpc.ErrorInfo.
+
+    `applied` False: nothing happened; True: the step's number was applied; None: unknown.
     """
 
     code: StatusCode

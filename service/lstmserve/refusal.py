@@ -1,4 +1,4 @@
-"""The base of the domain errors: a refusal or failure with its reason. Knows no transport."""
+"""The base of the errors of engine and stores, which share no other module. Knows no transport."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import ClassVar
 
 
 class ServeError(Exception):
-    """A refusal or failure with its reason. The message is for the client: no path, no other id.
+    """A refusal or failure with its reason. The message goes to the client: no path, no other id.
 
     `metadata` are the reason's facts (error_reason.proto); `field` names the request's field at
-    fault; `retry_s` is how long to wait before a retry helps, None where none does.
+    fault; `retry_s` is the time to wait before a retry can help, None if none helps.
     """
 
     reason: ClassVar[str] = "INTERNAL"

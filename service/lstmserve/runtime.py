@@ -1,7 +1,7 @@
-"""Owns the import of onnxruntime: its telemetry is off. Computes nothing.
+"""Imports onnxruntime with its telemetry off. Every module that needs onnxruntime imports it here.
 
-onnxruntime 1.31 writes a device id and a database of events below ~/.cache, and sends them to its
-maker, unless this variable is set before it is loaded. disable_telemetry_events() comes too late.
+onnxruntime 1.31 writes a device id and a database of events below ~/.cache and sends them to its
+maker, unless this variable is set before the import. disable_telemetry_events() comes too late.
 """
 
 from __future__ import annotations

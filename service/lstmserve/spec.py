@@ -1,4 +1,4 @@
-"""Owns what a model promises: its sizes and the layers after the LSTM. No arrays, no I/O."""
+"""The spec of a model: its sizes and the layers after the LSTM. No arrays, no I/O."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LAYERS_MAX = 64
 
 
 class InvalidSpec(ValueError):
-    """A spec that no model can have; the message names the field and what is allowed."""
+    """No model can have this spec. The message names the field and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = x W^T + b, torch.nn.Linear: from the width before it to `out_features`."""
+    """torch.nn.Linear, y = x W^T + b, from the width before it to `out_features`."""
 
     out_features: int
     bias: bool = True
@@ -98,7 +98,7 @@ class ModelSpec:
         return self.input_size if layer == 0 else self.lstm_output_size
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; from_json(to_json()) is equal to self."""
+        """The spec as JSON values; from_json(to_json()) is equal to self."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["head"] = [
             {"linear": layer.out_features, "bias": layer.bias}
@@ -110,7 +110,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """The spec that to_json wrote. Raises InvalidSpec, also for fields it does not know."""
+        """Reads what to_json wrote. Raises InvalidSpec, also for unknown fields."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

@@ -1,10 +1,10 @@
-"""Owns the tokens file: whose a bearer token is, and each tenant's limits. Keeps no token itself.
+"""Reads the tokens file: the tenant of each bearer token, and the limits of each tenant.
 
-A line is a tenant's name and what is said of it; # begins a comment:
+It keeps hashes only, no token. A line is a tenant's name and facts about it; # begins a comment:
 
     acme  sha256:9f86d081884c7d65...  sessions_max=1000 pending_steps_max=2000 rows_per_s=50000
 
-A tenant may have several lines, so that its new token works before the old one goes.
+A tenant may have several lines, so that its new token works before the old one is removed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LIMIT: Final = re.compile(r"([a-z_]+)=([0-9]{1,13})")
 
 
 class BadTokens(ValueError):
-    """Not a tokens file; the message names the line and repeats none of it: it may be a token."""
+    """Not a tokens file. The message names the line but does not repeat it: it may be a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one tenant on one server; None is none. A row is one time step."""
+    """The limits of one tenant on one server; None: no limit. A row is one time step."""
 
     sessions_max: int | None = None
     pending_steps_max: int | None = None
@@ -37,7 +37,7 @@ class Limits:
     pending_bytes_max: int | None = None
 
     def over(self, others: Limits) -> Limits:
-        """These, and where there is none the other's."""
+        """These limits, with those of `others` where there is None."""
         names = [field.name for field in fields(Limits)]
         own = {name: getattr(self, name) for name in names}
         return Limits(**{k: getattr(others, k) if own[k] is None else own[k] for k in names})
@@ -52,7 +52,7 @@ class Tokens:
 
 
 def digest(token: bytes) -> bytes:
-    """What stands for a token. It is random, 256 bits of it: salt and stretching add nothing."""
+    """The hash of a token. A token is 256 random bits: salt and stretching would add nothing."""
     return hashlib.sha256(token).digest()
 
 
@@ -65,7 +65,7 @@ def make_token(tenant: str) -> tuple[str, str]:
 
 
 def parse(text: str) -> Tokens:
-    """The file's content. Raises BadTokens."""
+    """Reads the file's content. Raises BadTokens."""
     tenants: dict[bytes, str] = {}
     limits: dict[str, dict[str, int]] = {}
     for number, tenant, word in _words(text):
@@ -86,7 +86,7 @@ def parse(text: str) -> Tokens:
 
 
 def _words(text: str) -> Iterator[tuple[int, str, str]]:
-    """Line number, tenant and one word about it."""
+    """Yields line number, tenant and one word about it."""
     for number, line in enumerate(text.splitlines(), 1):
         tenant, *words = line.partition("#")[0].split() or [""]
         if tenant and not (words and TENANT.fullmatch(tenant)):

@@ -1,4 +1,4 @@
-"""Owns what a client that numbers no step knows of its session, and the oracle that holds it."""
+"""What a client that numbers no step knows of its session, and the oracle that checks it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Belief:
         self.floor = 0
         self._now = {(0, ZERO_STATE)}
         self._known = {0: {ZERO_STATE}}
+        self._late: set[tuple[int, bytes]] = set()  # a late write may lead an older store there
 
     def __len__(self) -> int:
         return len(self._now)
@@ -47,6 +48,8 @@ class Belief:
     def doubted(self, x: bytes) -> None:
         """A step may have been applied, or not."""
         self._now |= {self._advance(each, x)[0] for each in self._now}
+        if self.faults.odds.store_older:
+            self._late |= self._now
         for step, state in self._now:
             self._known.setdefault(step, set()).add(state)
 
@@ -74,7 +77,7 @@ class Belief:
     def _keep(self) -> None:
         last = self.step
         self._known = {step: states for step, states in self._known.items() if step < last}
-        for step, state in self._now:
+        for step, state in self._now | self._late:
             self._known.setdefault(step, set()).add(state)
 
     def _advance(self, place: tuple[int, bytes], x: bytes) -> tuple[tuple[int, bytes], bytes]:

@@ -85,15 +85,21 @@ class Stepper:
             talk.check_ended(response, talk.seen())
             raise SessionOver
         session = response.session
-        is_other = session.incarnation != talk.incarnation and self.faults.is_store_older
-        is_new = response.created or is_other
+        is_older = session.incarnation != talk.incarnation and self.faults.is_store_older
+        is_new = response.created or is_older or self._is_successor(talk, session)
         if is_new:
             talk.check_ended(SessionLost("a new one was opened"), talk.seen())
             talk.begin(0, ZERO_STATE)
         talk.opened(session)
-        if is_new and not response.created:
+        if is_older and not response.created:
             raise SessionOver  # a store that went back may have an older life of the id
         return None if is_new else session
+
+    @staticmethod
+    def _is_successor(talk: Conversation, session: Any) -> bool:
+        """Whether an attempt whose answer was lost may have opened it when the old one was over."""
+        is_from_zeros = session.incarnation != talk.incarnation and session.step == 0
+        return is_from_zeros and talk.may_be_over(talk.seen())
 
     async def call(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False
@@ -166,14 +172,12 @@ class Stepper:
             lengths=[len(x) // 4 for x in xs],
             x=b"".join(xs),
         )
-        message: Any = await self.call(talk, "many_steps", request)
+        answer: Any = await self.call(talk, "many_steps", request)
+        answers = answer if isinstance(answer, list) else [answer] * len(talks)
         over, rolled_back = [], []
-        for i, (each, number) in enumerate(zip(talks, numbers, strict=True)):
+        for each, number, answer in zip(talks, numbers, answers, strict=True):
             try:
-                next_number = number
-                if message is not None:
-                    next_number = self._judge_row(each, number, message, i)
-                await self._until_applied(each, number, next_number)
+                await self._until_applied(each, number, self._judge(each, number, answer))
             except RolledBack:
                 rolled_back.append(each)
             except SessionOver:
@@ -186,15 +190,6 @@ class Stepper:
         self.open = [each for each in self.open if each not in over or each is talk]
         if talk in over:
             raise SessionOver
-
-    def _judge_row(self, talk: Conversation, number: int, message: Any, i: int) -> int:
-        refusal = message if isinstance(message, ServeError) else message.errors.get(i)
-        if refusal is not None:
-            return talk.judge(number, refusal, talk.seen())
-        place = message.members.tolist().index(i)
-        block = message.block
-        y = block.output(place).tobytes()
-        return talk.applied(number, int(block.numbers[place]), y, int(block.durable_steps[place]))
 
     async def until_answered(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False

@@ -81,6 +81,7 @@ class Conversation:
     def begin(self, step: int, state: bytes) -> None:
         """A new life from this state."""
         self.base = self.acked = self.sent = self.durable_step = step
+        self._left = step  # the last step that is not known to be taken back
         self.incarnation = 0
         self.inputs: list[bytes] = []
         self.outputs: list[bytes] = []
@@ -96,7 +97,7 @@ class Conversation:
         floor = self.durable_step if self._is_behind else self.acked
         if self.faults.is_store_older:
             floor = self.base
-        return Seen(floor, self.first_sent_s.get(self.acked, 0.0), self.acked)
+        return Seen(floor, self.first_sent_s.get(self._left, 0.0), self.acked)
 
     def add_input(self, x: bytes) -> int:
         """The next step's rows; returns its number."""
@@ -126,7 +127,7 @@ class Conversation:
         self.require(y == wanted, f"step {number} has a wrong y")
         self.require(durable_step <= self.sent, f"durable_step {durable_step} > {self.sent}")
         self.require(self._is_behind or durable_step >= number, f"acked {number} is not stored")
-        self.acked = max(self.acked, number)
+        self.acked = self._left = max(self.acked, number)
         self.durable_step = max(self.durable_step, durable_step)
         return number + 1
 
@@ -139,13 +140,14 @@ class Conversation:
             self.faults.count["gaps answered"] += 1
             floor = self.base if self.faults.is_store_older else seen.floor
             self.require(floor < expected < number, f"gap at {number} expects {expected}")
+            self._left = min(self._left, expected - 1)
             if self.is_forgetful and expected <= seen.acked:
                 raise RolledBack
             return expected
         if isinstance(error, StepSuperseded):
             last = int(error.metadata["last_step"])
             self.require(number < last <= self.sent, f"{number} superseded by {last}")
-            self.acked = max(self.acked, number)
+            self.acked = self._left = max(self.acked, number)
             return number + 1
         self.check_ended(error, seen)
         raise SessionOver
@@ -166,7 +168,7 @@ class Conversation:
         self.require(self.seen().floor <= step <= self.sent, f"the last step is told as {step}")
         kept = step - self.base
         del self.inputs[kept:], self.outputs[kept:], self.states[kept + 1 :]
-        self.acked = self.sent = step
+        self.acked = self.sent = self._left = step
         self.first_sent_s = {n: time_s for n, time_s in self.first_sent_s.items() if n <= step}
 
     def check_step(self, step: int) -> None:

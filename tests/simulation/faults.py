@@ -1,4 +1,4 @@
-"""Owns what goes wrong in a run, how often, and the count of it. Every choice is the seed's."""
+"""What goes wrong in a run, how often, and the count of it. Every choice is the seed's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Odds:
     store_slow: float
     store_lost_request: float
     store_lost_reply: float
-    store_cut: float  # a part of the writes is done, no reply
+    store_cut: float  # a part of the writes is done, with its reply or none
+    store_key_refused: float  # one write of a call
+    store_key_lost: float  # the answer to one write of a call
+    store_key_unread: float  # one key of a load
     crash_before: float  # of the server, when its write arrives
     crash_after: float
     failing: float  # a run of the kernel
@@ -46,6 +49,9 @@ HIGHEST = Odds(
     store_lost_request=0.05,
     store_lost_reply=0.08,
     store_cut=0.04,
+    store_key_refused=0.04,
+    store_key_lost=0.04,
+    store_key_unread=0.03,
     crash_before=0.01,
     crash_after=0.02,
     failing=0.05,

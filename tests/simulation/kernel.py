@@ -14,12 +14,11 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
-from lstmserve.engine.compute.cost import Cost
-from lstmserve.engine.compute.kernel import Kernel, KernelError
-from lstmserve.engine.compute.pool import ZERO, Pool, Rows, Slots
+from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
+from lstmserve.engine.compute.pool import ZERO, Pool, Slots, StateRows
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.model import slots_for
-from lstmserve.graph.pool import state_widths
+from lstmserve.graph.forms import state_widths
 from lstmserve.spec import Linear, ModelSpec
 
 SPEC = ModelSpec(1, 2, 2, head=(Linear(2),))
@@ -54,12 +53,12 @@ class HashPool(Pool):
         self.states = np.zeros((slots, STATE_SIZE), np.float32)
         self._free = FreeList(ZERO + 1, self.trash)
 
-    def read(self, slots: Slots) -> Rows:
+    def read(self, slots: Slots) -> StateRows:
         """Copies of the rows of these slots."""
         ends = np.cumsum(list(WIDTHS.values()))[:-1]
         return dict(zip(WIDTHS, np.split(self.states[slots], ends, axis=1), strict=True))
 
-    def write(self, slots: Slots, rows: Rows) -> None:
+    def write(self, slots: Slots, rows: StateRows) -> None:
         """Overwrites the rows of these slots."""
         assert ZERO not in slots
         self.states[slots] = np.concatenate([rows[name] for name in WIDTHS], axis=1)
@@ -110,6 +109,6 @@ def make_model(
         device="cpu",
         pool=pool,
         kernel=HashKernel(pool, name.encode(), random, failing),
-        whole=None,
+        portable=None,
         sessions_max=sessions_max,
     )

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
-import grpc.aio
 import numpy as np
+from google.rpc.error_details_pb2 import ErrorInfo
 
+from calling import Caller, CallerFrame, Sender, answered
 from lstmserve.config import Config
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, errors
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.table import DETACHED, FREE
-from lstmserve.server.access.doors import OpenDoor
-from lstmserve.server.access.tenants import Tenant
-from lstmserve.server.inbox import Inbox
-from lstmserve.server.native.cohort import Cohort
-from lstmserve.server.native.crowd import Crowd
-from lstmserve.server.native.many_message import ManyMessage
-from lstmserve.server.native.many_reading import ManyReading
-from lstmserve.server.native.session_calls import SessionCalls
-from lstmserve.server.native.step_calls import StepCalls
-from lstmserve.server.native.steps import Steps
-from lstmserve.server.native.stream_calls import StreamCalls
+from lstmserve.server.access.auth import AnonymousAuthenticator
+from lstmserve.server.native.sessions import SessionCalls
+from lstmserve.server.native.step_many import StepManyCalls
+from lstmserve.server.native.steps import StepCalls
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.server.rpc import Frame, Incoming
+from lstmserve.server.steps import Steps
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from simulation.faults import Faults
 from simulation.kernel import make_model
 from simulation.loop import clock
-from simulation.network import Answer, Call, Network, Pipeline
+from simulation.network import Answer, Call, Network
 from simulation.store import Shelf, StoreLine
 
 MODELS = ("alpha", "beta")
+ERRORS = {
+    kind.reason: kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, ServeError)
+}
 
 
 class Sums:
@@ -61,44 +63,7 @@ class Sums:
     def ignore(self, *_: object, **__: object) -> None:
         """What the simulation does not look at."""
 
-    batch = steps = failed = replayed = ignore
-
-
-class Caller:
-    """What a handler asks of a call's context."""
-
-    def time_remaining(self) -> float:
-        """Its deadline is far."""
-        return 60.0
-
-    def invocation_metadata(self) -> tuple[()]:
-        """None."""
-        return ()
-
-
-class Pipe(Caller):
-    """What a handler asks of a stream's context: it sends all, and reads all, at once."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._contents = [each.SerializeToString() for each in pipeline.steps]
-        self.replies: list[bytes] = []
-
-    async def send_initial_metadata(self, metadata: object) -> None:
-        """Nothing."""
-
-    async def read(self) -> Any:
-        """The next message, or the end."""
-        return self._contents.pop(0) if self._contents else grpc.aio.EOF
-
-    async def write(self, reply: bytes) -> None:
-        """One more."""
-        self.replies.append(reply)
-
-
-def arrived(pending: PendingBytes, tenant: Tenant, content: bytes) -> Incoming:
-    """A message as the frame of a call hands it over; its end() is the call's."""
-    lease = pending.enter(tenant.account, len(content))
-    return Incoming(content, Caller(), tenant, lease)  # type: ignore[arg-type]  # less of one
+    batch = steps = steps_of = failed = replayed = rpc = ignore
 
 
 class Life:
@@ -119,28 +84,24 @@ class Life:
             clock=clock(int(random.uniform(-2e9, 2e9))),
         )
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
-        self._door = OpenDoor(Limits())
+        self._door = AnonymousAuthenticator(Limits())
         self._pending = PendingBytes(1 << 30)
         self.engine.add_check(self._pending.check_integrity)
-        frame = Frame(
+        self._frame = CallerFrame(
             self._door,
             self.sums,  # type: ignore[arg-type]  # as above
             self._pending,
             call_s_max=60.0,
             write_s_max=60.0,
         )
-        inbox = Inbox(self.engine.driver, Crowd(self.engine, steps).read)
-        self._steps = StepCalls(steps, inbox, frame)
-        self._streams = StreamCalls(
-            steps,
-            inbox,
-            self._pending,
-            window=config.stream_window,
-            write_s_max=config.write_s_max,
-        )
+        self._steps = StepCalls(self.engine, steps, self._pending)
         self._sessions = SessionCalls(self.engine)
-        self._many = ManyReading(self.engine)
-        self._tenant = self._door.tenant(Caller())
+        self._many = StepManyCalls(
+            self.engine,
+            self.sums,  # type: ignore[arg-type]  # as above
+            self._pending,
+        )
+        self._tenant = self._door.tenant(None)  # type: ignore[arg-type]  # anyone
         self.is_dead = False
         self._is_awake = asyncio.Event()
         self._is_awake.set()
@@ -226,11 +187,8 @@ class Life:
         self._network.respond(call, answer)
 
     async def _step(self, request: Any) -> Any:
-        incoming = arrived(self._pending, self._tenant, request.SerializeToString())
-        try:
-            content = await self._steps.step(incoming)
-        finally:
-            incoming.end(None)
+        caller = Caller(request.SerializeToString(), self._tenant, self._pending)
+        content = await answered(functools.partial(self._steps.receive, self._frame), caller)
         response = pb.StepResponse.FromString(content)
         self.faults.count["steps replayed"] += response.replayed
         return response
@@ -239,31 +197,30 @@ class Life:
         """By tag: native replies of one session may overtake each other."""
         for tag, each in enumerate(pipeline.steps, start=1):
             each.tag = tag
-        pipe = Pipe(pipeline)
-        await self._streams.step_stream(pipe, self._tenant)  # type: ignore[arg-type]  # asks less
-        replies = [pb.StepResponse.FromString(content) for content in pipe.replies]
+        sender = Sender()
+        contents = [each.SerializeToString() for each in pipeline.steps]
+        await sender.run(self._steps.begin, self._tenant, contents)
+        replies = [pb.StepResponse.FromString(content) for content in sender.replies]
         return sorted(replies, key=lambda reply: reply.tag)
 
-    async def _many_steps(self, request: Any) -> Any:
-        """The answered message; whether its stream waits is not looked at."""
-        is_settled = asyncio.Event()
-        cohort = Cohort(self._tenant, list(request.session_ids))
-        message = ManyMessage(self._tenant, cohort, lambda _: is_settled.set())
-        message.lease = self._pending.enter(self._tenant.account, request.ByteSize())
-        try:
-            await self._many.submit(request, message)
-            if message.block is not None:
-                await is_settled.wait()
-        except asyncio.CancelledError:
-            message.cancel()
-            raise
-        except ServeError:
-            message.lease.release()
-            raise
-        message.lease.release()
-        for error in message.errors.values():
+    async def _many_steps(self, request: Any) -> list[Any]:
+        """A StepResponse or an error for each session, as if it had been stepped by itself."""
+        sender = Sender()
+        await sender.run(self._many.begin, self._tenant, [request.SerializeToString()])
+        response = pb.StepManyResponse.FromString(sender.replies[0])
+        if response.HasField("error"):
+            raise _error(response.error)
+        y, edges = rows(response.y), np.cumsum([0, *request.lengths])
+        answers: list[Any] = [
+            pb.StepResponse(step=number, y=y[start:stop].tobytes(), durable_step=durable_step)
+            for number, (start, stop), durable_step in zip(
+                response.steps, pairwise(edges), response.durable_steps, strict=True
+            )
+        ]
+        for each in response.errors:
+            answers[each.index] = error = _error(each.status)
             self.faults.count[f"answered {error.reason}"] += 1
-        return message
+        return answers
 
     async def _open(self, request: Any) -> Any:
         return await self._sessions.open_session(request, self._tenant)
@@ -278,3 +235,10 @@ class Life:
 def rows(values: bytes) -> Any:
     """y [T, O] from the wire."""
     return np.frombuffer(values, "<f4").reshape(-1, 2)
+
+
+def _error(status: Any) -> ServeError:
+    """What the engine raised, from the status that the server made of it."""
+    info = ErrorInfo()
+    assert any(detail.Unpack(info) for detail in status.details), "an error without a reason"
+    return ERRORS[info.reason](status.message, metadata=dict(info.metadata))

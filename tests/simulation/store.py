@@ -1,6 +1,7 @@
-"""Owns the fake store: the real compare-and-set on a dict, behind a line that loses and delays.
+"""The fake store: the real compare-and-set on a dict, behind a line that loses and delays.
 
-What is refused, lost or applied late is the odds' say; what a write means is store.py's.
+The odds say what is refused, lost or applied late, whole calls and single keys; store.py says what
+a write means.
 """
 
 from __future__ import annotations
@@ -9,8 +10,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from lstmserve.engine.errors import StoreTimeout, StoreUnavailable
-from lstmserve.store import Version, Write, Written, decode, version_of
+from lstmserve.store import (
+    LoadOutcome,
+    StoreTimeout,
+    StoreUnavailable,
+    Version,
+    Write,
+    WriteOutcome,
+    Written,
+    decode,
+    version_of,
+)
 from lstmserve.store.store import refusal
 from simulation.faults import Faults
 from simulation.loop import now_s, pass_time
@@ -89,18 +99,44 @@ class StoreLine:
         self._faults = shelf.faults
         self._server = server
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         """As Store.load."""
         try:
-            return await self._exchange(lambda: [self._shelf.load(key) for key in keys])
-        except StoreTimeout as error:
-            raise StoreUnavailable(error.message) from None
+            return await self._exchange(lambda: [self._load(key) for key in keys])
+        except (StoreUnavailable, StoreTimeout) as error:
+            return [StoreUnavailable(error.message)] * len(keys)
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
+    def _load(self, key: str) -> LoadOutcome:
+        if self._faults.happens("store_key_unread"):
+            self._faults.count["store keys not read"] += 1
+            return StoreUnavailable("the key cannot be read", is_of_key=True)
+        return self._shelf.load(key)
+
+    def _write(self, write: Write) -> WriteOutcome:
+        """One write of a call; of this one alone the answer may be no, or be lost."""
+        faults = self._faults
+        if faults.happens("store_key_refused"):
+            faults.count["store keys refused"] += 1
+            return StoreUnavailable("the key cannot be written", is_of_key=True)
+        if not faults.happens("store_key_lost"):
+            return self._shelf.write(write)
+        if faults.random.random() < 0.5:
+            self._shelf.write(write)
+        faults.count["store keys unknown"] += 1
+        return StoreTimeout("the key's answer was lost")
+
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """As Store.put; may arrive long after the caller has given up, or is dead."""
+        try:
+            return await self._put(writes)
+        except (StoreUnavailable, StoreTimeout) as error:
+            return [error.with_traceback(None)] * len(writes)
+
+    async def _put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        """Raises StoreUnavailable and StoreTimeout where all writes met that."""
         faults = self._faults
 
-        def apply() -> list[Written] | None:
+        def apply() -> list[WriteOutcome] | None:
             if faults.happens("crash_before"):
                 faults.count["crashes before commit"] += 1
                 self._server.crash()
@@ -108,15 +144,16 @@ class StoreLine:
             count = len(writes)
             if is_cut := faults.happens("store_cut"):
                 count = faults.random.randrange(count)
-            outcomes = [self._shelf.write(write) for write in writes[:count]]
+            outcomes = [self._write(write) for write in writes[:count]]
+            left = len(writes) - count
             if faults.happens("crash_after"):
                 faults.count["crashes after commit"] += 1
                 self._server.crash()
-            return None if is_cut else outcomes
+            if is_cut and faults.random.random() < 0.5:
+                return None
+            return outcomes + [StoreTimeout("the store's answer ended early")] * left
 
-        outcomes = await self._exchange(apply)
-        assert outcomes is not None
-        return outcomes
+        return await self._exchange(apply)
 
     async def quarantine(self, key: str, content: bytes) -> None:
         """Nothing here is ever corrupt."""

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmserve.engine.beginning import Beginning
-from lstmserve.engine.errors import StoreUnavailable
-from lstmserve.engine.lives import Lives
-from lstmserve.engine.persist import records, residence, through
-from lstmserve.engine.persist.behind import WriteBehind
-from lstmserve.engine.schedule.numbering import Numbering
-from lstmserve.engine.schedule.outcome import Outcome
-from lstmserve.engine.schedule.scheduler import Scheduler
-from lstmserve.engine.session.endings import Endings
+from lstmserve.engine.persist import ownership, records
+from lstmserve.engine.persist.write_behind import WriteBehind
+from lstmserve.engine.persist.write_through import WriteThrough
+from lstmserve.engine.scheduling import ordering
+from lstmserve.engine.scheduling.ordering import Ordering
+from lstmserve.engine.scheduling.work import Outcome
+from lstmserve.engine.session.lifecycle import StoredLifecycle
+from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.session.opening import IfExists
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.session.past_sessions import PastSessions
 from lstmserve.engine.table import NOT_STORED, OPEN, TRUSTED
-from lstmserve.store import lstm_states, version_of
+from lstmserve.store import StoreTimeout, Written, lstm_states, version_of
 from simulation.world import simulate
 
 Patch = pytest.MonkeyPatch
@@ -29,49 +28,57 @@ Patch = pytest.MonkeyPatch
 
 def no_compare_and_set(patch: Patch) -> None:
     """A step is written over whatever is there."""
-    put = through.WriteThrough._put
+    put = WriteThrough._put
 
     async def blind(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
-        try:
-            found = await self._store.load([write.key for write in writes])
-        except StoreUnavailable:
-            found = [None] * len(writes)
-        there = [None if content is None else version_of(content) for content in found]
+        found = await self._store.load([write.key for write in writes])
+        there = [version_of(content) if isinstance(content, bytes) else None for content in found]
         writes = [
             dataclasses.replace(write, expected=version)
             for write, version in zip(writes, there, strict=True)
         ]
         await put(self, batch, columns, rows, writes)
 
-    patch.setattr(through.WriteThrough, "_put", blind)
+    patch.setattr(WriteThrough, "_put", blind)
 
 
 def no_epoch(patch: Patch) -> None:
     """A load claims nothing."""
-    patch.setattr(residence, "replace", lambda record, **_: record)
+    patch.setattr(ownership, "replace", lambda record, **_: record)
 
 
 def gap_from_a_cached_copy(patch: Patch) -> None:
     """The store is not asked before a refusal."""
-    patch.setattr(Lives, "_may_mislead", lambda *_: False)
+    patch.setattr(StoredLifecycle, "_may_mislead", lambda *_: False)
 
 
 def no_dedupe(patch: Patch) -> None:
     """A repeated number is the next step."""
-    patch.setattr(Numbering, "accept", lambda _self, _step: True)
+    accept = Ordering._accept_one
+
+    def unnumbered(self: Any, request: Any, i: int) -> Any:
+        if request.numbers is not None:
+            row = int(request.rows[i])
+            numbers = list(request.numbers)
+            numbers[i] = int(self._table.accepted(row)) + 1
+            request.numbers = numbers
+        return accept(self, request, i)
+
+    patch.setattr(ordering, "COLUMNS_FROM", 1 << 30)
+    patch.setattr(Ordering, "_accept_one", unnumbered)
 
 
 def slot_released_twice(patch: Patch) -> None:
     """A session that leaves gives its slot back, and again."""
-    release = Sessions._release
+    release = LiveSessions._release
 
-    def twice(self: Sessions, row: int) -> None:
+    def twice(self: LiveSessions, row: int) -> None:
         pool = self.model_of(row).pool
         assert pool is not None
         pool.give(np.array([self._table.slot[row]]))
         release(self, row)
 
-    patch.setattr(Sessions, "_release", twice)
+    patch.setattr(LiveSessions, "_release", twice)
 
 
 def h_and_c_swapped(patch: Patch) -> None:
@@ -87,23 +94,57 @@ def h_and_c_swapped(patch: Patch) -> None:
 
 def reply_not_stored(patch: Patch) -> None:
     """A record has the step, but not its reply."""
-    last = through.WriteThrough._last
+    last = WriteThrough._last
 
     def bare(*arguments: Any) -> Any:
         return last(*arguments)._replace(reply=None)
 
-    patch.setattr(through.WriteThrough, "_last", bare)
+    patch.setattr(WriteThrough, "_last", bare)
 
 
 def lost_reply_taken_for_stored(patch: Patch) -> None:
     """A step whose store reply was lost is acked."""
-    put = through.WriteThrough._put
+    put = WriteThrough._put
 
     async def trusting(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
         await put(self, batch, columns, rows, writes)
         batch.outcomes[batch.outcomes == Outcome.UNKNOWN] = Outcome.APPLIED
 
-    patch.setattr(through.WriteThrough, "_put", trusting)
+    patch.setattr(WriteThrough, "_put", trusting)
+
+
+def outcomes_of_neighbours(patch: Patch) -> None:
+    """Each step of a flush is settled by the outcome of the next key."""
+    put = WriteThrough._put
+
+    async def turned(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
+        await put(self, batch, columns, rows, writes)
+        batch.outcomes[columns] = np.roll(batch.outcomes[columns], 1)
+
+    patch.setattr(WriteThrough, "_put", turned)
+
+
+def lost_keys_taken_for_stored(patch: Patch) -> None:
+    """Behind the store a key whose answer was lost counts as stored."""
+    flush = WriteBehind._flush_rows
+
+    async def trusting(self: Any, model: Any, rows: Any, lives: Any) -> None:
+        store = self._store
+
+        class Trusting:
+            async def put(self, writes: Any) -> Any:
+                outcomes = await store.put(writes)
+                return [Written.OK if isinstance(o, StoreTimeout) else o for o in outcomes]
+
+            load = store.load
+
+        self._store = Trusting()
+        try:
+            await flush(self, model, rows, lives)
+        finally:
+            self._store = store
+
+    patch.setattr(WriteBehind, "_flush_rows", trusting)
 
 
 def durable_before_it_is_stored(patch: Patch) -> None:
@@ -120,7 +161,7 @@ def durable_before_it_is_stored(patch: Patch) -> None:
 
 def told_once_only(patch: Patch) -> None:
     """The first unnumbered step of a suspect session is refused, the next one runs."""
-    check = Scheduler._check_trust
+    check = Ordering._check_trust
 
     def once(self: Any, row: int) -> None:
         try:
@@ -128,17 +169,17 @@ def told_once_only(patch: Patch) -> None:
         finally:
             self._table.set_trust(row, TRUSTED)
 
-    patch.setattr(Scheduler, "_check_trust", once)
+    patch.setattr(Ordering, "_check_trust", once)
 
 
 def released_not_cleared(patch: Patch) -> None:
     """A claim leaves the record as the owner before has left it."""
-    claimed = residence.Residence._claimed
+    claimed = ownership.Ownership._claimed
 
     def as_it_was(self: Any, record: Any, trust: int) -> Any:
         return dataclasses.replace(claimed(self, record, trust), released=record.released)
 
-    patch.setattr(residence.Residence, "_claimed", as_it_was)
+    patch.setattr(ownership.Ownership, "_claimed", as_it_was)
 
 
 def suspects_released(patch: Patch) -> None:
@@ -167,7 +208,7 @@ def released_while_it_lives(patch: Patch) -> None:
 
 def older_store_not_noticed(patch: Patch) -> None:
     """What was here before is not compared with what the store has."""
-    patch.setattr(Endings, "trust_of", lambda *_: None)
+    patch.setattr(PastSessions, "trust_of", lambda *_: None)
 
 
 def resumed_under_the_same_incarnation(patch: Patch) -> None:
@@ -179,7 +220,7 @@ def resumed_under_the_same_incarnation(patch: Patch) -> None:
             self._table.set_trust(row, TRUSTED)
         return False
 
-    patch.setattr(Beginning, "_is_renewal", trusting)
+    patch.setattr(StoredLifecycle, "_is_renewal", trusting)
 
 
 MUTANT_SEEDS = range(600)  # some need a crash in the one moment between two writes
@@ -194,6 +235,8 @@ MUTANTS = [
     (h_and_c_swapped, "through"),
     (reply_not_stored, "through"),
     (lost_reply_taken_for_stored, "through"),
+    (outcomes_of_neighbours, "through"),
+    (lost_keys_taken_for_stored, "behind"),
     (durable_before_it_is_stored, "behind"),
     (told_once_only, "behind"),
     (released_not_cleared, "behind"),

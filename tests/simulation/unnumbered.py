@@ -130,9 +130,10 @@ class Unnumbered(Stepper):
         )
         if not self._is_bare():
             request.incarnations.extend(each.incarnation for each in talks)
-        message: Any = await self.call(talk, "many_steps", request, careful=True)
-        for i, (each, x) in enumerate(zip(talks, xs, strict=True)):
-            await self._judge(each, [x], [_of_row(message, i)])
+        answer: Any = await self.call(talk, "many_steps", request, careful=True)
+        answers = answer if isinstance(answer, list) else [answer] * len(talks)
+        for each, x, answer in zip(talks, xs, answers, strict=True):
+            await self._judge(each, [x], [answer])
 
     async def look(self, talk: Belief) -> None:
         """What it exports is known; to look changes nothing."""
@@ -214,20 +215,6 @@ class Unnumbered(Stepper):
         if REASONS[reason].applied is None:
             talk.doubted(x)
         await self.resume(talk)
-
-
-def _of_row(message: Any, i: int) -> Any:
-    """As the answer to a single step."""
-    if message is None or isinstance(message, ServeError):
-        return message
-    if i in message.errors:
-        return message.errors[i]
-    place, block = message.members.tolist().index(i), message.block
-    return pb.StepResponse(
-        step=int(block.numbers[place]),
-        y=block.output(place).tobytes(),
-        durable_step=int(block.durable_steps[place]),
-    )
 
 
 def _refusal(answer: Any) -> tuple[str, dict[str, str]]:

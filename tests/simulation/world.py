@@ -35,7 +35,7 @@ class Server:
         self._start = start
         self._faults = faults
         self.life: Life | None = start()
-        self.lives = [self.life]
+        self.lifecycle = [self.life]
 
     def receive(self, call: Call) -> None:
         """A dead server's port refuses, or its packets vanish."""
@@ -70,7 +70,7 @@ class Server:
                 self._faults.note("server", self._number, "is down")
                 await pass_time(self._faults.random.uniform(0.05, 2))
                 self.life = self._start()
-                self.lives.append(self.life)
+                self.lifecycle.append(self.life)
 
     def _happens(self, name: str) -> bool:
         """Of something whose odds are per second."""

@@ -1,6 +1,6 @@
-"""Owns the `lstmserve` command: its subcommands by name, and how it exits. Does none of the work.
+"""The `lstmserve` command: its subcommands by name, and how it exits. Does none of their work.
 
-A subcommand is imported when it is called, so that none costs what only another one needs.
+A subcommand's module is imported when it is called, so that none pays for the imports of another.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Final
 
 import click
 
-# Where each is, and what --help says of it without importing it.
+# The place of each subcommand, and its line in --help, which imports none of them.
 COMMANDS: Final = {
     "export": ("lstmserve_export.cli:export_command", "Turn a checkpoint into a proved model."),
     "serve": ("lstmserve.cli.serve:serve", "Serve a folder of models over gRPC."),
-    "token": ("lstmserve.cli.token:token", "Make a tenant's token for the server's --tokens."),
+    "token": ("lstmserve.cli.serve:token", "Make a tenant's token for the server's --tokens."),
     "models": ("lstmserve.cli.models:models", "List what a server serves."),
-    "step": ("lstmserve.cli.step:step", "Stream CSV rows through a session."),
-    "predict": ("lstmserve.cli.predict:predict", "Run whole CSV sequences; nothing is kept."),
+    "step": ("lstmserve.cli.sessions:step", "Stream CSV rows through a session."),
+    "predict": ("lstmserve.cli.models:predict", "Run whole CSV sequences; nothing is kept."),
     "sessions": ("lstmserve.cli.sessions:sessions", "Look at, move and close sessions."),
-    "top": ("lstmserve.cli.top:top", "Watch what a server does."),
-    "health": ("lstmserve.cli.health:health", "Ask whether a server is ready."),
+    "top": ("lstmserve.cli.monitor:top", "Watch what a server does."),
+    "health": ("lstmserve.cli.monitor:health", "Ask whether a server is ready."),
     "proto": ("lstmserve.cli.proto:proto", "Write the .proto files, to make other clients from."),
 }
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_INTERRUPTED = 130  # 128 + SIGINT, the exit code that shells use
 
 
 class Commands(click.Group):
-    """The subcommands of COMMANDS, imported when they are called."""
+    """The subcommands of COMMANDS, each imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of COMMANDS."""
+        """Keeps the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The subcommand of that name, None if there is none."""
+        """The subcommand of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
@@ -60,12 +60,12 @@ def commands() -> None:
 def main() -> None:
     """The console script. Exits 0: done, 1: refused or failed, 2: bad usage or value.
 
-    SIGTERM and SIGHUP (a terminal that closes) end it as Ctrl-C does: what is open is closed.
+    SIGTERM and SIGHUP (a terminal that closes) end it as Ctrl-C does, and what is open is closed.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so does this
             signal.signal(number, _end)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our errors are one line; grpc's come beside
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would add lines to our one-line errors
     try:
         code = commands.main(prog_name="lstmserve", standalone_mode=False)
     except click.ClickException as error:
@@ -76,13 +76,13 @@ def main() -> None:
     except OSError as error:  # a full disk behind > or -, mostly
         click.echo(f"Error: {_named(error)}", err=True)
         code = 1
-        # What could not be written is not tried again when Python ends, and told once more.
+        # Python would try to write the rest at its end, and report the error a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Raises SystemExit, once: the next signal ends the process where it is."""
+    """Raises SystemExit once; the next signal ends the process at once."""
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
 

@@ -1,4 +1,4 @@
-"""Owns CSV in and out: lines to arrays as they arrive, arrays to lines. No network, no click."""
+"""Converts CSV: lines to arrays as they arrive, arrays to lines. No network, no click."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _CHUNK_BYTES = 1 << 16
 _LINE_BYTES_MAX = 1 << 20
 _CELL_BYTES_MAX = 64
 _BOM = b"\xef\xbb\xbf"
-_ROWS_MAX = 256  # of one step: enough that the network costs little
+_ROWS_MAX = 256  # of one step, enough that the network costs little
 
 
 class BadRow(ValueError):
-    """A line that is no row of the model's input; the message names the line, and the column."""
+    """A line is no row of the model's input. The message names the line, and the column."""
 
 
 def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
-    """x [T, I], or tokens [T], of the rows as they arrive; those that come together stay together.
+    """x [T, I], or tokens [T], of the rows as they arrive; rows that arrive together stay together.
 
-    A row never waits for the next one. Raises BadRow, after the rows before it.
+    A row never waits for the next one. Raises BadRow after the rows before it.
     """
     width = max(model.input_size, model.output_size, 3)
     fitting = (model.message_bytes_max // 2) // (4 * width)
@@ -56,7 +56,7 @@ def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
 
 
 def whole(fd: int, model: ModelInfo) -> Steps:
-    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow, also for no row at all."""
+    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow, also if there is no row."""
     parts = list(arriving(fd, model))
     if not parts:
         raise BadRow("no rows")
@@ -69,9 +69,9 @@ def text(y: npt.NDArray[np.float32]) -> str:
 
 
 def _lines(fd: int, bytes_max: int) -> Iterator[list[bytes]]:
-    """The complete lines of each piece that arrives; at the end what is left.
+    """The complete lines of each piece that arrives, and the rest at the end.
 
-    A last line that is longer than allowed is not waited for.
+    It does not wait for the end of a line that is longer than allowed.
     """
     rest = b""
     is_start = True
@@ -105,7 +105,7 @@ def _token(cells: list[str], model: ModelInfo) -> int:
 
 
 def _number(cell: str, column: int) -> float:
-    """Raises ValueError, also for what only Python takes for a number: 1_000, other digits."""
+    """Raises ValueError, also for what only Python calls a number: 1_000, other digits."""
     try:
         value = float(cell if cell.isascii() and "_" not in cell else "")
     except ValueError:

@@ -1,18 +1,27 @@
-"""Owns `lstmserve models`. Prints, decides nothing."""
+"""`lstmserve models` and `lstmserve predict`: what a server serves, and whole sequences run by it.
+
+Neither keeps a session.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from lstmserve.cli import options
+from lstmserve.cli import csvrows, options
+from lstmserve.client import ModelInfo
+from lstmserve.client.channels import Endpoint
+
+FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
 
 @click.command()
-@options.target
-def models(target: options.Target) -> None:
+@options.endpoint
+def models(endpoint: Endpoint) -> None:
     """List every served version of every model."""
     header = ("MODEL", "VERSION", "DEVICE", "INPUT", "OUTPUT", "LSTM", "LENGTH-MAX", "FINGERPRINT")
-    with options.connect(target) as client:
+    with options.connect(endpoint) as client:
         options.table(
             header,
             [
@@ -29,3 +38,36 @@ def models(target: options.Target) -> None:
                 for m in client.models()
             ],
         )
+
+
+@click.command()
+@options.model
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
+@options.endpoint
+@options.flag("--last-only", is_flag=True, help="Print only the y of each file's last row.")
+def predict(
+    model: options.ModelName, files: tuple[Path, ...], endpoint: Endpoint, last_only: bool
+) -> None:
+    """Run each FILE, a whole sequence of CSV rows (- is stdin), from a fresh state.
+
+    Prints one row of y for each row, with an empty line between files; --last-only prints one row
+    for each file.
+    """
+    with options.connect(endpoint) as client:
+        info = client.model(model.name, version=model.version)
+        inputs = [_read(file, info) for file in files]
+        ys = client.predict(info.name, inputs, version=info.version, return_sequences=not last_only)
+        if last_only:
+            click.echo("".join(csvrows.text(y[None]) for y in ys), nl=False)
+        else:
+            click.echo("\n".join(csvrows.text(y) for y in ys), nl=False)
+
+
+def _read(file: Path, model: ModelInfo) -> csvrows.Steps:
+    try:
+        if str(file) == "-":
+            return csvrows.whole(options.stdin(), model)
+        with file.open("rb") as stream:
+            return csvrows.whole(stream.fileno(), model)
+    except csvrows.BadRow as error:
+        raise csvrows.BadRow(f"{file}: {error}") from None

@@ -1,4 +1,4 @@
-"""Owns what the subcommands of a client share: flags, NAME[:VERSION], the connection, tables."""
+"""Shared by the subcommands that call a server: flags, NAME[:VERSION], the connection, tables."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import click
 import grpc
 
 from lstmserve.cli.csvrows import BadRow
-from lstmserve.client import Client, LstmServeError, checks
+from lstmserve.client import Client, LstmServeError
+from lstmserve.client.channels import Endpoint
+from lstmserve.client.checks import VERSION_MAX
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-VERSION_MAX = 2**31 - 1
 _ADVICE = {
     "BAD_TOKEN": "give yours with --token or LSTMSERVE_TOKEN",
     "UNAVAILABLE": "--target or LSTMSERVE_TARGET names the server",
@@ -28,22 +28,13 @@ _ADVICE = {
 
 
 def flag(name: str, **attributes: Any) -> Callable[[Function], Function]:
-    """An option --foo-bar that LSTMSERVE_FOO_BAR sets too."""
+    """An option --foo-bar that LSTMSERVE_FOO_BAR also sets."""
     variable = "LSTMSERVE_" + name.removeprefix("--").upper().replace("-", "_")
     return click.option(name, envvar=variable, show_envvar=True, **attributes)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The server, and how to speak to it."""
-
-    address: str
-    token: str | None
-    tls: bool | grpc.ChannelCredentials
-
-
-def target(function: Callable[..., None]) -> Callable[..., None]:
-    """The flags of a Target, which the function gets as `target`."""
+def endpoint(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the flags of an Endpoint, which the function gets as `endpoint`."""
 
     @flag(
         "--target",
@@ -52,7 +43,7 @@ def target(function: Callable[..., None]) -> Callable[..., None]:
         metavar="HOST:PORT",
         help="The server.",
     )
-    @flag("--token", help="Of your tenant; as a variable it is in no list of processes.")
+    @flag("--token", help="Your tenant's token; as a variable it is in no list of processes.")
     @flag("--tls", is_flag=True, help="Speak TLS; trusts the system's authorities.")
     @flag("--tls-root", type=click.File("rb"), help="Trust these authorities instead, in PEM.")
     @flag("--tls-client-cert", type=click.File("rb"), help="Your certificate chain in PEM.")
@@ -69,31 +60,30 @@ def target(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         if (tls_client_cert is None) != (tls_client_key is None):
             raise click.UsageError("--tls-client-cert and --tls-client-key go together")
-        try:
-            checks.target(target)
-            checks.token(token)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
         root, key, cert = (
             None if file is None else file.read()
             for file in (tls_root, tls_client_key, tls_client_cert)
         )
         is_tls = tls or root is not None or cert is not None
         credentials = grpc.ssl_channel_credentials(root, key, cert) if is_tls else False
-        function(target=Target(target, token, credentials), **others)
+        try:
+            found = Endpoint(target, token, credentials)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        function(endpoint=found, **others)
 
     return call
 
 
 class ModelName(NamedTuple):
-    """A model; version None is the newest."""
+    """A model and its version; None is the newest."""
 
     name: str
     version: int | None
 
 
 class ModelType(click.ParamType[ModelName]):
-    """NAME or NAME:VERSION."""
+    """The argument NAME or NAME:VERSION."""
 
     name = "NAME[:VERSION]"
 
@@ -117,18 +107,18 @@ model = click.argument("model", type=ModelType(), metavar="NAME[:VERSION]")
 
 
 @contextmanager
-def connect(target: Target) -> Iterator[Client]:
-    """A client; what goes wrong is told in one line, exit 1."""
+def connect(endpoint: Endpoint) -> Iterator[Client]:
+    """A client; its errors end the command with one line and exit code 1."""
     try:
-        with Client(target.address, token=target.token, tls=target.tls) as client:
+        with Client(endpoint.target, token=endpoint.token, tls=endpoint.tls) as client:
             yield client
     except BadRow as error:
         raise click.ClickException(_line(str(error))) from error
     except LstmServeError as error:
-        raise click.ClickException(told(error)) from error
+        raise click.ClickException(explain(error)) from error
 
 
-def told(error: LstmServeError) -> str:
+def explain(error: LstmServeError) -> str:
     """One line: what the server said, and what helps in a shell."""
     reason = error.reason or error.code.name
     advice = f"; {_ADVICE[reason]}" if reason in _ADVICE else ""
@@ -140,7 +130,7 @@ def _line(text: str) -> str:
 
 
 def stdin() -> int:
-    """Its descriptor. Raises ClickException where there is none."""
+    """The descriptor of standard input. Raises ClickException where it is closed."""
     if sys.stdin is None:
         raise click.ClickException("standard input is closed")
     return sys.stdin.fileno()

@@ -1,4 +1,4 @@
-"""Owns `lstmserve proto`: hands out the contract's files. Generates nothing."""
+"""`lstmserve proto`: writes the contract's files. Generates no code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS: Final = (
     "lstmserve/v1/error_reason.proto",
     "lstmserve/kserve/v2/inference.proto",
 )
-# What lstm.proto imports, and what the details of its errors are made of.
+# lstm.proto imports the first; the second defines the details of its errors.
 GOOGLES: Final = ("google/rpc/status.proto", "google/rpc/error_details.proto")
 
 
@@ -24,8 +24,8 @@ def proto(folder: Path) -> None:
     """Write the .proto files below DIR, for protoc -I DIR or grpcurl -import-path DIR.
 
     lstmserve/v1/lstm.proto is the service, error_reason.proto beside it names the errors,
-    lstmserve/kserve/v2/inference.proto is Triton's protocol as far as it is served, and google/rpc
-    has what they import. The google/protobuf files come with every protoc.
+    lstmserve/kserve/v2/inference.proto is the served part of Triton's protocol, and google/rpc has
+    what they import. The google/protobuf files come with every protoc.
     """
     try:
         for name, content in _contents().items():
@@ -38,7 +38,7 @@ def proto(folder: Path) -> None:
 
 
 def _contents() -> dict[str, bytes]:
-    """The files by their paths. googleapis-common-protos, a dependency, has Google's."""
+    """Path -> content. googleapis-common-protos, a dependency, has Google's files."""
     ours, googles = _root(), resources.files("google.rpc")
     found = {name: ours.joinpath(name) for name in OURS}
     found |= {name: googles.joinpath(Path(name).name) for name in GOOGLES}
@@ -46,7 +46,7 @@ def _contents() -> dict[str, bytes]:
 
 
 def _root() -> Traversable:
-    """Beside the package in a wheel, at the top in a checkout."""
+    """The folder of our files: in the package in a wheel, at the top in a checkout."""
     package = resources.files("lstmserve")
     installed = package / "proto"
     return installed if installed.is_dir() else package / ".." / ".." / "proto"

@@ -1,6 +1,7 @@
-"""Owns `lstmserve serve`: one flag and one environment variable for every setting of Config.
+"""`lstmserve serve` and `lstmserve token`: the commands of a server's operator.
 
-Starts nothing itself, and imports the server only when it runs: it is not in the base install.
+Every setting of Config is one flag and one environment variable. The server is imported only when
+it runs, because it is not in the base install. No command here calls a server or keeps a token.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 import click
 
-from lstmserve.config import GROUPS, Config, settings
+from lstmserve.config import GROUPS, Config, Setting, settings
 from lstmserve.extras import hint
-from lstmserve.setting import Setting
+from lstmserve.tokens import make_token
 
 PREFIX = "LSTMSERVE_"
-CLIENT_VARIABLES = {"LSTMSERVE_TARGET"}  # often set in the same shell; not ours to warn about
+CLIENT_VARIABLES = {"LSTMSERVE_TARGET"}  # the client's, often set in the same shell
 SERVER_MODULES = ("onnxruntime", "onnx", "grpc_health", "prometheus_client", "structlog", "uvloop")
 
 
@@ -61,11 +62,11 @@ def _serve(**values: Any) -> None:
 
 
 def _run(config: Config) -> int:
-    # Process 1 of a container has no default: SIGTERM before Ready would change nothing.
+    # Process 1 of a container has no default action: it would ignore SIGTERM before Ready.
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda received, _: os._exit(128 + received))
-    # Before the first import of grpc: its own lines on stderr are in no form of ours.
+    # Before the first import of grpc, whose own lines on stderr are not in the form of our logs.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import structlog
@@ -89,16 +90,16 @@ def _run(config: Config) -> int:
 
 
 def _unknown_variables() -> list[str]:
-    """Only warned about: Kubernetes sets LSTMSERVE_PORT for a Service named lstmserve."""
+    """Variables to warn about. Kubernetes sets LSTMSERVE_PORT for a Service named lstmserve."""
     known = {parameter.envvar for parameter in serve.params} | CLIENT_VARIABLES
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
-class Grouped(click.Command):
+class GroupedHelpCommand(click.Command):
     """A command whose --help shows its flags by the groups of Config."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """A section for each group, and one for what is no setting."""
+        """Writes a section for each group, and one for flags that are no settings."""
         helps = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
         groups = dict(GROUPS)
         settled = {name for names in GROUPS.values() for name in names}
@@ -108,9 +109,24 @@ class Grouped(click.Command):
                 formatter.write_dl([record for name in names if (record := helps[name])])
 
 
-serve = Grouped(
+serve = GroupedHelpCommand(
     "serve",
     callback=_serve,
     help="Serve the models of a folder over gRPC until SIGTERM; a second SIGTERM ends it at once.",
     params=[_option(field) for field in settings().values()],
 )
+
+
+@click.command()
+@click.argument("tenant")
+def token(tenant: str) -> None:
+    """Make a token of TENANT: its line for the tokens file on stdout, the token on stderr.
+
+    `lstmserve token acme >> tokens` adds the line; the token is shown only now.
+    """
+    try:
+        made, line = make_token(tenant)
+    except ValueError as error:
+        raise click.UsageError(f"TENANT is {error}") from error
+    click.echo(f"token, shown this once: {made}", err=True)
+    click.echo(line)

@@ -1,7 +1,11 @@
-"""Owns `lstmserve sessions`: each subcommand is one or two calls. Keeps nothing."""
+"""`lstmserve step` and `lstmserve sessions`: CSV rows through a session, and a session's life.
+
+Neither keeps rows or states; known_sessions.py remembers which sessions the shell has opened.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import BinaryIO
@@ -9,34 +13,152 @@ from typing import BinaryIO
 import click
 
 from lstmserve.cli import csvrows, options
-from lstmserve.cli.remembered import Remembered
-from lstmserve.client import SessionInfo, State
+from lstmserve.cli.known_sessions import KnownSessions
+from lstmserve.client import Client, Session, SessionInfo, State
+from lstmserve.client.channels import Endpoint
+from lstmserve.errors import (
+    LstmServeError,
+    SessionClosed,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+    SessionReplaced,
+)
+from lstmserve.reasons import REASONS
 
-WHOLE = 1000  # characters, more than any help has
+WHOLE = 1000  # characters, more than any help text has
 identity = click.argument("id")
 
 
-class Uncut(click.Group):
+@click.command()
+@options.model
+@options.endpoint
+@options.flag("--session", metavar="ID", help="Open or resume this session, and keep it.")
+@options.flag(
+    "--if-lost",
+    type=click.Choice(["fail", "new"]),
+    default="fail",
+    show_default=True,
+    help="If the session of an earlier call is gone: exit 1, or go on from zeros.",
+)
+@options.flag("--close", is_flag=True, help="Close --session at the end.")
+@options.flag("--last-only", is_flag=True, help="Print only the y of the last row.")
+def step(
+    model: options.ModelName,
+    endpoint: Endpoint,
+    session: str | None,
+    if_lost: str,
+    close: bool,
+    last_only: bool,
+) -> None:
+    """Stream CSV rows from stdin through a session; a row of y for each comes out at once.
+
+    Without --session the session ends with the command. With it, the next call with the same ID
+    goes on where this one ended, or exits 1 if the server has lost the session: the sessions that
+    you opened are kept in $XDG_STATE_HOME/lstmserve. Rows that arrive together go as one step.
+    """
+    with options.connect(endpoint) as client:
+        if session is None:
+            with client.session(model.name, version=model.version) as conversation:
+                _stream(conversation, last_only)
+            return
+        known = KnownSessions(endpoint.target)
+        conversation = _open(client, model, session, known, may_be_new=if_lost == "new")
+        known.put(session, conversation.incarnation)
+        try:
+            _stream(conversation, last_only)
+        finally:
+            if close:
+                conversation.close()
+                known.forget(session)
+
+
+def _open(
+    client: Client,
+    model: options.ModelName,
+    session_id: str,
+    known: KnownSessions,
+    *,
+    may_be_new: bool,
+) -> Session:
+    """Resumes the session of that id, or opens it.
+
+    Unless it `may_be_new`, raises SessionLost, SessionExpired, SessionClosed or SessionReplaced if
+    the session that this shell opened earlier is gone. The error says how to go on.
+    """
+    incarnation = None if may_be_new else known.get(session_id)
+    if incarnation is not None:
+        _check(client, session_id, incarnation)
+    return client.session(
+        model.name, version=model.version, id=session_id, if_exists="resume", keep=True
+    )
+
+
+def _check(client: Client, session_id: str, incarnation: int) -> None:
+    """Raises _open's errors unless the session has this incarnation."""
+    try:
+        found = client.attach(session_id)
+    except SessionNotFound:
+        raise _gone(
+            SessionLost, "SESSION_LOST", "the server restarted without --store, or dropped it"
+        ) from None
+    except (SessionClosed, SessionExpired, SessionLost) as error:
+        raise _gone(type(error), error.reason, error.message) from None
+    if found.incarnation != incarnation:
+        raise _gone(
+            SessionReplaced, "SESSION_REPLACED", "the id was opened again, from another state"
+        )
+
+
+def _gone(kind: type[LstmServeError], reason: str, why: str) -> LstmServeError:
+    advice = "nothing was stepped; --if-lost new goes on without it"
+    text = f"the session of the last call is gone: {why}; {advice}"
+    return kind(text, code=REASONS[reason].code, reason=reason)
+
+
+def _stream(conversation: Session, last_only: bool) -> None:
+    """Steps the rows of standard input to its end. Raises BadRow after the rows before it."""
+    last = None
+    row_count = 0
+    try:
+        for x in csvrows.arriving(options.stdin(), conversation.model_info):
+            last = conversation.step(x, return_sequences=not last_only)
+            row_count += len(x)
+            if not last_only:
+                _print(csvrows.text(last))
+    except csvrows.BadRow as error:
+        raise csvrows.BadRow(f"{error}; {row_count} rows before it were stepped") from None
+    finally:
+        if last_only and last is not None:
+            _print(csvrows.text(last[None]))
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class FullHelpGroup(click.Group):
     """A group whose --help shows the first sentence of each subcommand whole."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Click cuts them to a line."""
+        """Overrides click, which cuts them to one line."""
         helps = [(name, each.get_short_help_str(WHOLE)) for name, each in self.commands.items()]
         with formatter.section("Commands"):
             formatter.write_dl(helps)
 
 
-@click.group(cls=Uncut)
+@click.group(cls=FullHelpGroup)
 def sessions() -> None:
     """Look at, move and close sessions."""
 
 
 @sessions.command("list")
-@options.target
-@options.flag("--model", metavar="NAME", help="Only of this model.")
-def list_(target: options.Target, model: str | None) -> None:
+@options.endpoint
+@options.flag("--model", metavar="NAME", help="Only the sessions of this model.")
+def list_(endpoint: Endpoint, model: str | None) -> None:
     """List the open sessions."""
-    with options.connect(target) as client:
+    with options.connect(endpoint) as client:
         options.table(
             ("SESSION", "MODEL", "STEP", "PENDING", "EXPIRES"),
             [
@@ -48,10 +170,10 @@ def list_(target: options.Target, model: str | None) -> None:
 
 @sessions.command()
 @identity
-@options.target
-def get(id: str, target: options.Target) -> None:  # noqa: A002  # the argument's name on the command line
+@options.endpoint
+def get(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # the argument's name on the command line
     """Print what the server knows of session ID."""
-    with options.connect(target) as client:
+    with options.connect(endpoint) as client:
         info = client.info(id)
     names = [field.name for field in fields(SessionInfo)]
     width = max(map(len, names))
@@ -61,10 +183,10 @@ def get(id: str, target: options.Target) -> None:  # noqa: A002  # the argument'
 
 @sessions.command()
 @identity
-@options.target
-def state(id: str, target: options.Target) -> None:  # noqa: A002  # as above
+@options.endpoint
+def state(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
     """Print h and c of session ID as CSV: h or c, the layer, its values."""
-    with options.connect(target) as client:
+    with options.connect(endpoint) as client:
         h, c = client.attach(id).state()
     for name, part in (("h", h), ("c", c)):
         for layer, line in enumerate(csvrows.text(part).splitlines()):
@@ -74,23 +196,21 @@ def state(id: str, target: options.Target) -> None:  # noqa: A002  # as above
 @sessions.command()
 @identity
 @click.argument("file", type=click.File("wb", lazy=True))
-@options.target
-def export(id: str, file: BinaryIO, target: options.Target) -> None:  # noqa: A002  # as above
+@options.endpoint
+def export(id: str, file: BinaryIO, endpoint: Endpoint) -> None:  # noqa: A002  # as above
     """Write the state of session ID to FILE (- is stdout), a serialised lstmserve.v1.State."""
-    with options.connect(target) as client:
+    with options.connect(endpoint) as client:
         file.write(client.export(id))
 
 
 @sessions.command("import")
 @options.model
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@options.flag("--session", metavar="ID", help="The new session's id; else it is made.")
-@options.target
-def import_(
-    model: options.ModelName, file: Path, session: str | None, target: options.Target
-) -> None:
-    """Open a session that goes on from the state in FILE, and print its id."""
-    with options.connect(target) as client:
+@options.flag("--session", metavar="ID", help="The new session's id; by default it is made.")
+@options.endpoint
+def import_(model: options.ModelName, file: Path, session: str | None, endpoint: Endpoint) -> None:
+    """Open a session that starts from the state in FILE, and print its id."""
+    with options.connect(endpoint) as client:
         info = client.model(model.name, version=model.version)
         try:
             state = State.from_bytes(file.read_bytes(), info)
@@ -98,28 +218,28 @@ def import_(
             raise click.ClickException(f"{file}: {error}") from error
         opened = client.session(info.name, version=info.version, id=session, state=state)
         if session is not None:
-            Remembered(target.address).put(opened.id, opened.incarnation)
+            KnownSessions(endpoint.target).put(opened.id, opened.incarnation)
         click.echo(opened.id)
 
 
 @sessions.command()
 @identity
-@options.flag("--to", metavar="ID", help="The new session's id; else it is made.")
-@options.target
-def fork(id: str, to: str | None, target: options.Target) -> None:  # noqa: A002  # as above
-    """Open a session that goes on from where session ID is, and print its id."""
-    with options.connect(target) as client:
+@options.flag("--to", metavar="ID", help="The new session's id; by default it is made.")
+@options.endpoint
+def fork(id: str, to: str | None, endpoint: Endpoint) -> None:  # noqa: A002  # as above
+    """Open a session that starts from the state of session ID, and print its id."""
+    with options.connect(endpoint) as client:
         opened = client.attach(id).fork(to)
         if to is not None:
-            Remembered(target.address).put(opened.id, opened.incarnation)
+            KnownSessions(endpoint.target).put(opened.id, opened.incarnation)
         click.echo(opened.id)
 
 
 @sessions.command()
 @identity
-@options.target
-def close(id: str, target: options.Target) -> None:  # noqa: A002  # as above
-    """Close session ID, after the steps that wait; twice is fine."""
-    with options.connect(target) as client:
+@options.endpoint
+def close(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
+    """Close session ID after its waiting steps; twice is no error."""
+    with options.connect(endpoint) as client:
         client.close_session(id)
-    Remembered(target.address).forget(id)
+    KnownSessions(endpoint.target).forget(id)

@@ -1,6 +1,6 @@
-"""Owns the Python client: Client for threads, AsyncClient for an event loop, and their exceptions.
+"""The Python client: Client for threads, AsyncClient for an event loop, and their exceptions.
 
-Imports no server: numpy, grpc and protobuf are all it needs.
+It needs numpy, grpc and protobuf only, and imports no server.
 """
 
 from lstmserve.client._async.client import AsyncClient

@@ -1,7 +1,8 @@
-"""Owns what the plain arguments of a caller may be: names, numbers, seconds. No I/O, no arrays.
+"""Checks a caller's plain arguments: names, numbers, seconds. No I/O, no arrays.
 
-Each raises ValueError with the argument's name, its value and what it must be, before anything is
-sent: what no header or message can carry would otherwise end as a broken call that is tried again.
+Each check raises ValueError with the argument's name, its value and what it must be, before
+anything is sent. A value that no header or message can carry would otherwise break the call, and
+the client would retry it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from lstmserve.reasons import REASONS
 
 T = TypeVar("T")
 
-SECONDS_MAX: Final = 1e9  # more is for ever, and more than clocks and locks take
+SECONDS_MAX: Final = 1e9  # more counts as for ever, and clocks and locks take no more
 VERSION_MAX: Final = 2**31 - 1
-_ID: Final = re.compile(r"[A-Za-z0-9._~:/%-]{1,1800}")  # sessions' ids, and the names of sequences
+_ID: Final = re.compile(r"[A-Za-z0-9._~:/%-]{1,1800}")  # of sessions, and names of sequences
 SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
 
@@ -30,7 +31,7 @@ def _refused(name: str, value: object, expected: str) -> ValueError:
 
 
 def seconds(name: str, value: Any, *, may_be_zero: bool = False) -> float:
-    """A time; infinity is for ever."""
+    """A positive time; infinity is allowed."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if is_number and (value > 0 or (may_be_zero and value == 0)):
         return min(float(value), SECONDS_MAX)
@@ -38,12 +39,12 @@ def seconds(name: str, value: Any, *, may_be_zero: bool = False) -> float:
 
 
 def timeout(value: Any) -> float | None:
-    """A call's `timeout_s`."""
+    """A call's `timeout_s`, or None."""
     return None if value is None else seconds("timeout_s", value)
 
 
 def ttl(value: Any) -> float:
-    """A session's `ttl_s`; the server knows how much is too much."""
+    """A session's `ttl_s`; the server knows the largest."""
     ttl_s = seconds("ttl_s", value)
     if math.isinf(float(value)):
         raise _refused("ttl_s", value, "finite")
@@ -51,7 +52,7 @@ def ttl(value: Any) -> float:
 
 
 def count(name: str, value: Any, low: int, high: int = VERSION_MAX) -> int:
-    """A whole number; numpy's are fine."""
+    """A whole number, also one of numpy's."""
     try:
         number = -1 if isinstance(value, bool) else value.__index__()
     except (AttributeError, TypeError):
@@ -62,19 +63,19 @@ def count(name: str, value: Any, low: int, high: int = VERSION_MAX) -> int:
 
 
 def version(value: Any) -> int:
-    """A model's version, 0 for None."""
+    """A model's version; None becomes 0."""
     return 0 if value is None else count("version", value, 0)
 
 
 def name(argument: str, value: Any) -> str:
-    """A model's."""
+    """A model's name."""
     if not isinstance(value, str) or not value:
         raise _refused(argument, value, "a name")
     return value
 
 
 def session_id(value: Any) -> str:
-    """What a header can carry; the server knows the rest of the rule. Raises InvalidInput."""
+    """An id that a header can carry; the server checks the rest. Raises InvalidInput."""
     if not isinstance(value, str) or not _ID.fullmatch(value):
         error = _refused("id", value, "1 to 128 of A-Z a-z 0-9 . _ ~ : -")
         raise InvalidInput(str(error), code=REASONS["BAD_SESSION_ID"].code, reason="BAD_SESSION_ID")
@@ -82,14 +83,14 @@ def session_id(value: Any) -> str:
 
 
 def choice(argument: str, value: Any, allowed: Collection[str]) -> str:
-    """One of the words."""
+    """One of the allowed words."""
     if not isinstance(value, str) or value not in allowed:
         raise _refused(argument, value, f"one of {', '.join(allowed)}")
     return value
 
 
 def target(value: Any) -> str:
-    """HOST:PORT, or what gRPC knows by its scheme."""
+    """HOST:PORT, or an address with one of gRPC's schemes."""
     if not isinstance(value, str):
         raise _refused("target", value, "HOST:PORT")
     if not value.startswith(SCHEMES):
@@ -98,7 +99,7 @@ def target(value: Any) -> str:
 
 
 def token(value: Any) -> str | None:
-    """What a header can carry; the message does not show it."""
+    """A token that a header can carry; the error does not show it."""
     if value is not None and (
         not isinstance(value, str) or not value.isascii() or not value.isprintable()
     ):
@@ -106,13 +107,13 @@ def token(value: Any) -> str | None:
     return value
 
 
-def alone(argument: str, value: Any, others: str) -> None:
-    """Not given, because the others are."""
+def absent(argument: str, value: Any, others: str) -> None:
+    """None, because the caller gave `others`."""
     if value is not None:
         raise ValueError(f"either {argument}, or {others}")
 
 
-def an(argument: str, value: Any, kind: type[T]) -> T:
+def instance(argument: str, value: Any, kind: type[T]) -> T:
     """An instance of that class."""
     if not isinstance(value, kind):
         raise _refused(argument, value, f"a {kind.__name__}")

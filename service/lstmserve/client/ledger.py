@@ -1,39 +1,141 @@
-"""Owns what a session has sent and what of it counts: numbers, unfinished steps, the replay log.
+"""What a session has sent and what of it counts: step numbers, unfinished steps, the replay log.
 
-Pure: no I/O, no clock. Who holds the session's turn sends next() until it is None, and tells here
-what came of it.
+Pure: no I/O, no clock. Whoever holds the session's lock sends next() until it is None, and reports
+each outcome by applied() or failed().
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Final
+from typing import Final, Self
 
-from lstmserve.client.job import Claim, Job
-from lstmserve.client.packing import Piece
-from lstmserve.client.records import Floats, ModelInfo, Rows
+import numpy as np
+
+from lstmserve.client.packing import NumberedStep, split
+from lstmserve.client.records import Floats, ModelInfo, StepInput
 from lstmserve.client.retries import is_transient
 from lstmserve.errors import LstmServeError
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
-_NOTHING: Final = Claim()
-_NUMBER_TAKEN: Final = ("STEP_SUPERSEDED", "STEP_PAYLOAD_MISMATCH")
 
-
-class Remedy(Enum):
+class Recovery(Enum):
     """What helps after an error."""
 
     NONE = 0
     WAIT = 1  # and send next() again
-    GO_ON = 2  # next() is another one now
+    CONTINUE = 2  # next() is another step now
     REOPEN = 3  # the session is lost, and the log has all of it
 
 
-class Ledger:
-    """Of one session handle. `replay_steps_max` is the log's length, 0: nothing is kept.
+class Job:
+    """One call's rows, as pieces that become one numbered step each; a server keeps their replies.
 
-    A step that is durable stays in the log: a store may fail over to a copy that is behind it.
+    A job outlives its call: while the outcome of a piece is unknown, the next call sends it again.
+    """
+
+    __slots__ = ("claims", "last_only", "pieces", "rows", "taken", "unknown", "ys")
+
+    def __init__(self, model: ModelInfo, rows: StepInput, last_only: bool) -> None:
+        self.rows = rows
+        self.last_only = last_only
+        self.pieces = split(model, rows, last_only)
+        self.ys: list[Floats] = []  # of the pieces that were applied, each [length, O]
+        self.unknown = 0  # attempts at the next piece that may have been applied
+        self.taken = 0  # rows whose y a caller has
+        self.claims = 0  # callers that are still to take y, which no other caller gets
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of it may have been applied."""
+        return bool(self.unknown or self.ys)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether some of it may have been applied whose y no caller has or claims."""
+        return self.has_begun and not self.claims and self.taken < self.rows.length
+
+    def forget(self) -> None:
+        """Drops what is known of it, as none of it will be sent again."""
+        self.unknown = 0
+        self.ys = []
+
+    def cut_short(self) -> None:
+        """Sends no more of it; y of what was applied can still be taken."""
+        self.unknown = 0
+        self.pieces = self.pieces[: len(self.ys)]
+        self.rows = self.rows.part(0, sum(piece.length for piece in self.pieces))
+
+    def overlap(self, rows: StepInput, last_only: bool) -> int:
+        """How many of its rows without a taken y are the first ones of `rows`; 0: they differ."""
+        if self.last_only or last_only:
+            is_same = self.last_only == last_only and self.rows[:3] == rows[:3]
+            return rows.length if is_same else 0
+        count = min(rows.length, self.rows.length - self.taken)
+        mine, theirs = self.rows.part(self.taken, self.taken + count), rows.part(0, count)
+        return count if mine == theirs else 0
+
+    def take(self, count: int) -> Floats:
+        """y [count, O] of the next rows, or [1, O] with last_only, once all were applied."""
+        start, self.taken = self.taken, self.taken + count
+        if self.last_only:
+            return self.ys[-1]
+        y = self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)
+        return y if len(y) == count else y[start : self.taken]
+
+
+class PendingOutput:
+    """The y that one call is to get: some rows of each of its jobs, in order.
+
+    take() is for after all were applied. From claim() to the end of `with` no other call gets what
+    has not been taken.
+    """
+
+    __slots__ = ("_claimed", "parts")
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Job, int]] = []
+        self._claimed: list[Job] = []
+
+    def claim(self) -> Self:
+        """Keeps the y from the next holder of the lock, so it must be called under the lock."""
+        self._claimed = self.jobs
+        for job in self._claimed:
+            job.claims += 1
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for job in self._claimed:
+            job.claims -= 1
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs whose y has not been taken."""
+        return [job for job, _ in self.parts]
+
+    def take(self, count: int) -> Floats:
+        """y [count, O] of its next rows, or [1, O] with last_only; the caller owns it."""
+        ys = []
+        while count:
+            job, here = self.parts.pop(0)
+            if here > count:
+                self.parts.insert(0, (job, here - count))
+            ys.append(job.take(min(here, count)))
+            count -= min(here, count)
+        return ys[0] if len(ys) == 1 else np.concatenate(ys)
+
+
+_NO_OUTPUT: Final = PendingOutput()
+_NUMBER_TAKEN: Final = ("STEP_SUPERSEDED", "STEP_PAYLOAD_MISMATCH")
+
+
+class Ledger:
+    """The steps of one session handle. `replay_steps_max` is the log's length, 0: there is no log.
+
+    A durable step stays in the log, because a store may fail over to an older copy.
     """
 
     def __init__(self, model: ModelInfo, replay_steps_max: int) -> None:
@@ -42,10 +144,10 @@ class Ledger:
         self.durable_step = 0
         self.session = wire.Session()
         self._cursor = 0  # the last step that the server has, as far as is known
-        self._log: deque[Piece] = deque(maxlen=replay_steps_max)
-        self._jobs: deque[Job] = deque()  # not all applied
-        self._repeatable: list[Job] = []  # begun by earlier calls, and nobody has all their y
-        self._claim = _NOTHING  # of the call
+        self._log: deque[NumberedStep] = deque(maxlen=replay_steps_max)
+        self._jobs: deque[Job] = deque()  # those that are not wholly applied
+        self._repeatable: list[Job] = []  # begun by earlier calls, some y not taken
+        self._output = _NO_OUTPUT  # of the current call
         self._origin: wire.State | None = None
 
     @property
@@ -54,7 +156,7 @@ class Ledger:
         return self._log.maxlen or 0
 
     def begin_life(self, session: wire.Session, origin: wire.State | None) -> None:
-        """It was opened; `origin` is the state it started from, without h: zeros; None: unknown."""
+        """The session was opened from `origin`; without h that is zeros, None is unknown."""
         self.session = session
         self.step_count = self._cursor = session.step
         self.durable_step = session.durable_step
@@ -64,12 +166,12 @@ class Ledger:
         self._repeatable = []
 
     def reopened(self, session: wire.Session) -> None:
-        """It was lost, and opened again where it had begun: the log is to be sent."""
+        """The lost session was opened again at its origin: the log is sent next."""
         self.session = session
         self.durable_step = session.durable_step
         self._cursor = session.step
         for job in self._jobs:
-            job.doubts = 0  # whatever was applied is gone with the life before
+            job.unknown = 0  # what was applied is gone with the former incarnation
 
     @property
     def origin(self) -> wire.State:
@@ -77,95 +179,96 @@ class Ledger:
         assert self._origin is not None
         return self._origin
 
-    def begin(self, rows: Rows, last_only: bool) -> Claim:
-        """A call wants this. What an earlier call left without its y comes first in line,
+    def begin(self, rows: StepInput, last_only: bool) -> PendingOutput:
+        """A call wants these rows stepped.
 
-        and where it is the same it is what this call wants: repeated, it counts once.
+        What earlier calls left without taking its y comes first; where its rows are these rows,
+        the call gets that y, so that a repeated step counts once.
         """
-        claim = self._claim = Claim()
+        output = self._output = PendingOutput()
         for job in self._repeatable:
             if not job.is_repeatable:
                 continue
             count = job.overlap(rows, last_only)
             if not count:
                 break
-            claim.parts.append((job, count))
+            output.parts.append((job, count))
             if count == rows.length:
-                return claim
+                return output
             rows = rows.part(count, rows.length)
         job = Job(self.model, rows, last_only)
         self._jobs.append(job)
-        claim.parts.append((job, rows.length))
-        self._repeatable = claim.jobs
-        return claim
+        output.parts.append((job, rows.length))
+        self._repeatable = output.jobs
+        return output
 
-    def next(self) -> Piece | None:
-        """The step to send, which from now on may have been applied; None: all is answered.
+    def next(self) -> NumberedStep | None:
+        """The step to send, which may be applied from now on; None: all are answered.
 
-        First what the server has lost, then what an earlier call left unfinished.
+        First come the steps that the server has lost, then those an earlier call left unfinished.
         """
         if self._cursor < self.step_count:
             return self._log[self._cursor + 1 - self._log[0].number]
         if not self._jobs:
             return None
         job = self._jobs[0]
-        job.doubts += 1
-        return Piece(self._cursor + 1, job.pieces[len(job.ys)], job.last_only)
+        job.unknown += 1
+        return NumberedStep(self._cursor + 1, job.pieces[len(job.ys)], job.last_only)
 
-    def applied(self, piece: Piece, y: Floats, durable_step: int) -> None:
-        """Its reply came: y [length, O], or [1, O] with last_only."""
-        self._cursor = piece.number
-        if piece.number > self.step_count:
-            self.step_count = piece.number
-            self._log.append(piece)
+    def applied(self, step: NumberedStep, y: Floats, durable_step: int) -> None:
+        """The step was answered with y [length, O], or [1, O] with last_only."""
+        self._cursor = step.number
+        if step.number > self.step_count:
+            self.step_count = step.number
+            self._log.append(step)
             job = self._jobs[0]
-            job.doubts = 0
+            job.unknown = 0
             job.ys.append(y)
             if len(job.ys) == len(job.pieces):
                 self._jobs.popleft()
         self.durable_step = max(self.durable_step, durable_step)
 
-    def failed(self, piece: Piece, error: LstmServeError) -> Remedy:
-        """Its error came. May raise the numbers to what the server has."""
-        is_replay = piece.number <= self.step_count
+    def failed(self, step: NumberedStep, error: LstmServeError) -> Recovery:
+        """The step ended with `error`. May raise the numbers to those of the server."""
+        is_replay = step.number <= self.step_count
         if error.applied is False and not is_replay:
-            self._jobs[0].doubts -= 1
+            self._jobs[0].unknown -= 1
         if error.reason == "SESSION_LOST":
             return self.lost(None)
         if error.reason == "STEP_GAP":
             return self.lost(int(error.metadata["expected_step"]) - 1)
         if error.reason in _NUMBER_TAKEN:
-            last_step = int(error.metadata.get("last_step", piece.number))
+            last_step = int(error.metadata.get("last_step", step.number))
             if is_replay and error.reason == "STEP_SUPERSEDED" and last_step <= self.step_count:
-                self._cursor = last_step  # the gap was said of an older copy
-                return Remedy.GO_ON
-            self._overtaken(piece, error, last_step)
+                self._cursor = last_step  # an older copy had reported the gap
+                return Recovery.CONTINUE
+            self._overtaken(step, error, last_step)
         elif is_transient(error):
-            return Remedy.WAIT
-        if is_replay or error.applied is None or self._jobs[0] in self._claim.jobs:
-            return Remedy.NONE
-        self._jobs.popleft().cut_short()  # an earlier call's, which was told of a doubt
-        return Remedy.GO_ON
+            return Recovery.WAIT
+        if is_replay or error.applied is None or self._jobs[0] in self._output.jobs:
+            return Recovery.NONE
+        self._jobs.popleft().cut_short()  # of an earlier call, which ended with applied=None
+        return Recovery.CONTINUE
 
-    def lost(self, last_step: int | None) -> Remedy:
+    def lost(self, last_step: int | None) -> Recovery:
         """The server has no step after `last_step`; None: it does not know the session."""
         if last_step is None:
-            return Remedy.REOPEN if self._reaches_origin() else Remedy.NONE
-        return Remedy.GO_ON if self._rewind(last_step + 1) else Remedy.NONE
+            return Recovery.REOPEN if self._reaches_origin() else Recovery.NONE
+        return Recovery.CONTINUE if self._rewind(last_step + 1) else Recovery.NONE
 
     def explain(self, error: LstmServeError) -> LstmServeError:
-        """The error that the call ends with, with what it means for what the call wants."""
-        if error.reason not in _NUMBER_TAKEN:  # of those it is known
-            error.applied = None if any(job.has_begun for job in self._claim.jobs) else False
+        """The error that the call ends with, `applied` set for all rows that the call wants."""
+        if error.reason not in _NUMBER_TAKEN:  # _overtaken() has set it for those
+            error.applied = None if any(job.has_begun for job in self._output.jobs) else False
         return error
 
     def end(self) -> None:
-        """The call ends. What may have been applied and has not been taken is left to the next."""
+        """The call ends. The next call finishes what may have been applied and was not taken."""
         while self._jobs and not self._jobs[-1].has_begun:
             self._jobs.pop()
         if self._jobs:
             self._repeatable = list(dict.fromkeys([*self._repeatable, *self._jobs]))
-        self._claim = _NOTHING
+        self._output = _NO_OUTPUT
 
     def _reaches_origin(self) -> bool:
         if self._origin is None or not self._log.maxlen:
@@ -174,17 +277,17 @@ class Ledger:
         return first == self._origin.step + 1
 
     def _rewind(self, expected_step: int) -> bool:
-        """Whether what the server expects is at hand."""
+        """Goes back to the step that the server expects; False: the log does not have it."""
         first = self._log[0].number if self._log else self.step_count + 1
         if not first <= expected_step <= self.step_count + 1:
             return False
         self._cursor = expected_step - 1
         return True
 
-    def _overtaken(self, piece: Piece, error: LstmServeError, last_step: int) -> None:
-        """The server has steps that are not this handle's, or whose reply it did not keep."""
-        is_others = piece.number <= self.step_count or error.reason == "STEP_PAYLOAD_MISMATCH"
-        if is_others or (self._jobs[0].doubts == 1 and last_step > piece.number):
+    def _overtaken(self, step: NumberedStep, error: LstmServeError, last_step: int) -> None:
+        """The server has steps of another client, or of ours whose reply it did not keep."""
+        is_others = step.number <= self.step_count or error.reason == "STEP_PAYLOAD_MISMATCH"
+        if is_others or (self._jobs[0].unknown == 1 and last_step > step.number):
             error.applied = None if any(job.ys for job in self._jobs) else False
         self.step_count = self._cursor = max(self.step_count, last_step)
         self._log.clear()

@@ -1,7 +1,4 @@
-"""Owns how steps become messages that fit, and replies arrays. No I/O.
-
-Stepped is what step_many needs of a session; the two flavours of Session have it.
-"""
+"""Makes messages that fit of steps and whole sequences, and arrays of the replies. No I/O."""
 
 from __future__ import annotations
 
@@ -9,29 +6,38 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from lstmserve.client import ids
-from lstmserve.client.records import Floats, ModelInfo, Rows, floats
+from lstmserve.client.protocol import group, is_grouped
+from lstmserve.client.records import (
+    Floats,
+    ModelInfo,
+    StepInput,
+    floats,
+    refusal,
+    state_parts,
+    step_input,
+)
 from lstmserve.client.status import from_status
 from lstmserve.errors import LstmServeError
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
-FRAME_BYTES: Final = 4096  # what a message has beside its columns
-STEP_BYTES: Final = 170  # what a step has beside its rows; an id has up to 128 bytes
+FRAME_BYTES: Final = 4096  # of a message beside its columns
+STEP_BYTES: Final = 170  # of a step beside its rows; an id has up to 128 bytes
 MILLISECONDS_MAX: Final = 2**31 - 1  # of the message's field
-REPLY_BYTES: Final = 65_536  # what a server keeps of a reply, unless --reply-bytes-max says less
+REPLY_BYTES: Final = 65_536  # of a reply that a server keeps, unless --reply-bytes-max is less
 
 
-class Piece(NamedTuple):
-    """One numbered step."""
+class NumberedStep(NamedTuple):
+    """One step of a session under its number."""
 
     number: int
-    rows: Rows
+    rows: StepInput
     last_only: bool
 
 
-class Stepped(Protocol):
-    """A session, as far as its steps can travel with others."""
+class SessionLike(Protocol):
+    """What packing reads of a session; Session and AsyncSession have it."""
 
     @property
     def id(self) -> str: ...
@@ -41,20 +47,20 @@ class Stepped(Protocol):
     def model_info(self) -> ModelInfo: ...
 
 
-S = TypeVar("S", bound=Stepped)
+S = TypeVar("S", bound=SessionLike)
 
 
-def step_request(session: wire.Session, piece: Piece, timeout_s: float) -> wire.StepRequest:
-    """The message of one step of one session; not started in `timeout_s`, a server drops it."""
-    rows = piece.rows
+def step_request(session: wire.Session, step: NumberedStep, timeout_s: float) -> wire.StepRequest:
+    """The message of one step. The server drops it unless it starts within `timeout_s`."""
+    rows = step.rows
     return wire.StepRequest(
         session_id=session.id,
         incarnation=session.incarnation,
-        step=piece.number,
+        step=step.number,
         length=rows.length,
         x=rows.x,
         tokens=rows.tokens,
-        last_only=piece.last_only,
+        last_only=step.last_only,
         timeout_ms=_milliseconds(timeout_s),
     )
 
@@ -63,95 +69,102 @@ def _milliseconds(timeout_s: float) -> int:
     return max(1, min(int(timeout_s * 1000), MILLISECONDS_MAX))
 
 
-class Answer(NamedTuple):
-    """One applied step's: y [length, O], or [1, O] with last_only."""
+class StepResult(NamedTuple):
+    """The result of one applied step: y [length, O], or [1, O] with last_only."""
 
     y: Floats
     durable_step: int
 
 
-def answer(model: ModelInfo, reply: wire.StepResponse) -> Answer:
-    """Of a reply."""
-    return Answer(floats(reply.y, -1, model.output_size), reply.durable_step)
+def step_result(model: ModelInfo, reply: wire.StepResponse) -> StepResult:
+    """The reply's y, [length, O] or [1, O]."""
+    return StepResult(floats(reply.y, -1, model.output_size), reply.durable_step)
 
 
-class Parcel(NamedTuple, Generic[S]):
-    """Steps that travel in one message: sessions of one model and one group, a piece each."""
+class GroupMessage(NamedTuple, Generic[S]):
+    """The steps of one StepMany message: sessions of one model and one group, one step each."""
 
     sessions: list[S]
-    pieces: list[Piece]
+    steps: list[NumberedStep]
 
     @property
     def group(self) -> str:
         """What a router hashes."""
-        return ids.group(self.sessions[0].id)
+        return group(self.sessions[0].id)
 
     @property
-    def is_alone(self) -> bool:
-        """Whether it is one session that no other can join: a stream for it would be a waste."""
-        return len(self.sessions) == 1 and not ids.is_grouped(self.sessions[0].id)
+    def is_single(self) -> bool:
+        """Whether it is one session without a group, for which a stream would be a waste."""
+        return len(self.sessions) == 1 and not is_grouped(self.sessions[0].id)
 
     def request(self, timeout_s: float) -> wire.StepManyRequest:
-        """The message of all; the server drops what it cannot start in `timeout_s`."""
+        """The message. The server drops each step unless it starts within `timeout_s`."""
         return wire.StepManyRequest(
             session_ids=[session.id for session in self.sessions],
             incarnations=[session.incarnation for session in self.sessions],
-            steps=[piece.number for piece in self.pieces],
-            lengths=[piece.rows.length for piece in self.pieces],
-            x=b"".join([piece.rows.x for piece in self.pieces]),
-            tokens=[token for piece in self.pieces for token in piece.rows.tokens],
-            last_only=self.pieces[0].last_only,
+            steps=[step.number for step in self.steps],
+            lengths=[step.rows.length for step in self.steps],
+            x=b"".join([step.rows.x for step in self.steps]),
+            tokens=[token for step in self.steps for token in step.rows.tokens],
+            last_only=self.steps[0].last_only,
             timeout_ms=_milliseconds(timeout_s),
         )
 
-    def unpack(self, reply: wire.StepManyResponse) -> list[Answer | LstmServeError]:
-        """What came of each session's step."""
+    def results(self, reply: wire.StepManyResponse) -> list[StepResult | LstmServeError]:
+        """The outcome of each session's step."""
         failed = {error.index: error.status for error in reply.errors}
         ends = np.cumsum(reply.lengths or [1] * len(self.sessions)).tolist()
         y = floats(reply.y, -1, self.sessions[0].model_info.output_size)
         durable = reply.durable_steps or reply.steps
         return [
-            from_status(failed[index]) if index in failed else Answer(y[start:end], durable[index])
+            from_status(failed[index])
+            if index in failed
+            else StepResult(y[start:end], durable[index])
             for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
         ]
 
 
-def parcels(steps: Iterable[tuple[S, Piece]]) -> Iterator[Parcel[S]]:
-    """The steps of many sessions, sorted into messages that fit.
+def group_messages(steps: Iterable[tuple[S, NumberedStep]]) -> Iterator[GroupMessage[S]]:
+    """Sorts the steps of many sessions into messages that fit.
 
-    A session whose id names no group shares its server with nobody, and travels alone.
+    A session whose id names no group travels alone: no other session need be on its server.
     """
-    lots: dict[tuple[str, str, int, bool], Parcel[S]] = {}
-    for session, piece in steps:
+    messages: dict[tuple[str, str, int, bool], GroupMessage[S]] = {}
+    for session, step in steps:
         model = session.model_info
-        key = (ids.group(session.id), model.name, model.version, piece.last_only)
-        lot = lots.setdefault(key, Parcel([], []))
-        lot.sessions.append(session)
-        lot.pieces.append(piece)
-    for lot in lots.values():
-        yield from _split(lot)
+        key = (group(session.id), model.name, model.version, step.last_only)
+        message = messages.setdefault(key, GroupMessage([], []))
+        message.sessions.append(session)
+        message.steps.append(step)
+    for message in messages.values():
+        yield from _fitting(message)
 
 
-def _split(lot: Parcel[S]) -> Iterator[Parcel[S]]:
-    model = lot.sessions[0].model_info
-    sizes = [weight(model, piece.rows) + STEP_BYTES for piece in lot.pieces]
-    for span in spans(sizes, room(model)):
-        yield Parcel(lot.sessions[span], lot.pieces[span])
+def _fitting(message: GroupMessage[S]) -> Iterator[GroupMessage[S]]:
+    model = message.sessions[0].model_info
+    sizes = [_step_bytes(model, step.rows) + STEP_BYTES for step in message.steps]
+    for span in spans(sizes, _room(model)):
+        yield GroupMessage(message.sessions[span], message.steps[span])
 
 
-def room(model: ModelInfo) -> int:
-    """Bytes of a message that steps can take."""
+def _room(model: ModelInfo) -> int:
+    """Bytes of a message that its steps can take."""
     return max(model.message_bytes_max - FRAME_BYTES, model.message_bytes_max // 2)
 
 
-def cut(model: ModelInfo, rows: Rows, last_only: bool) -> list[Rows]:
-    """In parts that fit a message, and whose replies a server keeps, so that each can be repeated;
+def _step_bytes(model: ModelInfo, step: StepInput) -> int:
+    """Bytes that a step adds to its message or to the reply, whichever is more."""
+    return max(step.size, step.length * model.output_size * 4)
 
-    bits stay the same.
+
+def split(model: ModelInfo, rows: StepInput, last_only: bool) -> list[StepInput]:
+    """Splits rows into parts that fit a message, and whose replies the server keeps for a repeat.
+
+    Stepping the parts gives the same bits as stepping the whole.
     """
     reply_row = 0 if last_only else 4 * model.output_size
     message_row = max(rows.size // rows.length, reply_row)
-    fitting = (room(model) - STEP_BYTES) // message_row
+    fitting = (_room(model) - STEP_BYTES) // message_row
     kept = rows.length if last_only else REPLY_BYTES // reply_row
     count = max(1, min(fitting, kept))
     if rows.length <= count:
@@ -160,19 +173,19 @@ def cut(model: ModelInfo, rows: Rows, last_only: bool) -> list[Rows]:
     return [rows.part(start, min(start + count, rows.length)) for start in starts]
 
 
-def merge(model: ModelInfo, steps: Sequence[Rows]) -> Iterator[list[Rows]]:
-    """Runs of steps that can be one: its reply is kept, it is not too long, the message fits."""
-    budget = min(REPLY_BYTES, room(model))
-    sizes = [max(weight(model, r), budget * r.length / model.length_max) for r in steps]
+def joinable(model: ModelInfo, steps: Sequence[StepInput]) -> Iterator[list[StepInput]]:
+    """Runs of steps that can be one step: its reply is kept, its length and message fit."""
+    budget = min(REPLY_BYTES, _room(model))
+    sizes = [max(_step_bytes(model, r), budget * r.length / model.length_max) for r in steps]
     for span in spans(sizes, budget):
         yield list(steps[span])
 
 
-def joined(steps: Sequence[Rows]) -> Rows:
-    """One step of the rows of all."""
+def join(steps: Sequence[StepInput]) -> StepInput:
+    """One step with the rows of all."""
     if len(steps) == 1:
         return steps[0]
-    return Rows(
+    return StepInput(
         b"".join([r.x for r in steps]),
         [token for r in steps for token in r.tokens],
         sum(r.length for r in steps),
@@ -180,13 +193,8 @@ def joined(steps: Sequence[Rows]) -> Rows:
     )
 
 
-def weight(model: ModelInfo, step: Rows) -> int:
-    """Bytes that a step adds to its message or to the reply, whichever is more."""
-    return max(step.size, step.length * model.output_size * 4)
-
-
 def spans(sizes: Sequence[float], budget: float) -> Iterator[slice]:
-    """Slices, one after the other, whose sizes add up to at most budget, or that hold one item."""
+    """Consecutive slices whose sizes add up to at most `budget`, or that hold one item."""
     start, total = 0, 0.0
     for index, size in enumerate(sizes):
         if index > start and total + size > budget:
@@ -194,3 +202,77 @@ def spans(sizes: Sequence[float], budget: float) -> Iterator[slice]:
             start, total = index, 0
         total += size
     yield slice(start, len(sizes))
+
+
+class PredictInput(NamedTuple):
+    """B whole sequences of one predict call, and the state that each starts from, if any.
+
+    h float32 [layers, B, proj_size or hidden_size], c float32 [layers, B, hidden_size].
+    """
+
+    model: ModelInfo
+    rows: list[StepInput]
+    h: Floats | None
+    c: Floats | None
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelInfo,
+        inputs: Iterable[npt.ArrayLike],
+        h0: npt.ArrayLike | None,
+        c0: npt.ArrayLike | None,
+    ) -> PredictInput:
+        """Checks the caller's arrays. Raises ValueError for a shape, and for no sequence at all."""
+        sequences = [step_input(model, x) for x in inputs]
+        if not sequences:
+            raise ValueError("predict takes at least one sequence")
+        if h0 is None and c0 is None:
+            return cls(model, sequences, None, None)
+        return cls(model, sequences, *state_parts(model, h0, c0, len(sequences)))
+
+    def requests(self, last_only: bool, with_state: bool) -> Iterator[wire.PredictRequest]:
+        """Messages that fit, with all sequences in order.
+
+        Raises InvalidInput for a sequence that is larger than a message: split, it would be
+        another sequence.
+        """
+        model = self.model
+        per_state = model.layers * (model.state_size + model.hidden_size) * 4
+        sizes = [_step_bytes(model, r) + per_state + 10 for r in self.rows]
+        largest = max(r.size for r in self.rows) + (0 if self.h is None else per_state)
+        limit = model.message_bytes_max
+        if largest > limit:
+            takes = f"a sequence takes {largest} bytes, a message to this server {limit}"
+            raise refusal("TOO_LONG", f"{takes}: step it in a session")
+        for span in spans(sizes, _room(model)):
+            part = self.rows[span]
+            yield wire.PredictRequest(
+                model=model.name,
+                version=model.version,
+                lengths=[r.length for r in part],
+                x=b"".join([r.x for r in part]),
+                tokens=[token for r in part for token in r.tokens],
+                last_only=last_only,
+                h0=b"" if self.h is None else self.h[:, span].tobytes(),
+                c0=b"" if self.c is None else self.c[:, span].tobytes(),
+                with_state=with_state,
+            )
+
+    def outputs(self, replies: Iterable[wire.PredictResponse], last_only: bool) -> list[Floats]:
+        """y of each sequence: [T, O], or [O] for a single time step or the last only."""
+        width = self.model.output_size
+        flat = np.concatenate([floats(reply.y, -1, width) for reply in replies])
+        ends = np.cumsum([1 if last_only else r.length for r in self.rows])
+        parts = np.split(flat, ends[:-1])
+        return [
+            part[0] if last_only or r.single else part
+            for part, r in zip(parts, self.rows, strict=True)
+        ]
+
+    def states(self, replies: Sequence[wire.PredictResponse]) -> tuple[Floats, Floats]:
+        """hn and cn, shaped as h and c."""
+        layers = self.model.layers
+        hn = [floats(reply.hn, layers, -1, self.model.state_size) for reply in replies]
+        cn = [floats(reply.cn, layers, -1, self.model.hidden_size) for reply in replies]
+        return np.concatenate(hn, axis=1), np.concatenate(cn, axis=1)

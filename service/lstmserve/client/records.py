@@ -1,6 +1,6 @@
-"""What the client tells of models, sessions and states, and how arrays become the wire's bytes.
+"""The client's records of models, sessions and states, and the conversion of arrays to wire bytes.
 
-The shape rules are here: a caller's arrays to rows and back. Guesses nothing, does no I/O.
+All rules for the shapes of a caller's arrays are here. Guesses no shape, does no I/O.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lstmserve.errors import InvalidInput
 from lstmserve.reasons import REASONS
@@ -19,7 +20,6 @@ from lstmserve.wire.v1 import lstm_pb2 as wire
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 Floats = npt.NDArray[np.float32]
 FLOAT = np.dtype("<f4")
@@ -29,7 +29,7 @@ FLOAT = np.dtype("<f4")
 class ModelInfo:
     """A served model in torch.nn.LSTM's names; `length_max` is the longest T of one step.
 
-    `num_embeddings` > 0: it reads tokens instead of x. `bidirectional`: predict only.
+    With `num_embeddings` > 0 it reads tokens instead of x. A `bidirectional` one can only predict.
     """
 
     name: str
@@ -58,7 +58,6 @@ class ModelInfo:
 
     @classmethod
     def read(cls, model: wire.Model) -> ModelInfo:
-        """From the wire."""
         spec = model.spec
         return cls(
             name=model.name,
@@ -94,7 +93,6 @@ class SessionInfo:
 
     @classmethod
     def read(cls, session: wire.Session) -> SessionInfo:
-        """From the wire."""
         return cls(
             id=session.id,
             model=session.model,
@@ -115,11 +113,11 @@ def _utc(moment: Timestamp) -> datetime:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What a session remembers, to be kept or opened elsewhere with the same model.
+    """A session's state, to be kept or opened elsewhere with the same model.
 
-    h float32 [layers, proj_size or hidden_size], c float32 [layers, hidden_size]; `step` is how
-    many steps led to it; `fingerprint` is its model's ("": not checked) and `crc32c` the server's
-    sum over h, c and step (0: not checked), so an edited copy needs crc32c=0.
+    h float32 [layers, proj_size or hidden_size], c float32 [layers, hidden_size]; `step` is the
+    number of steps that led to it; `fingerprint` is its model's ("": not checked); `crc32c` is the
+    server's checksum over h, c and step (0: not checked), so an edited copy needs crc32c=0.
     """
 
     h: Floats
@@ -129,7 +127,7 @@ class State:
     crc32c: int = 0
 
     def write(self) -> wire.State:
-        """For the wire; it holds no sizes, the model has them."""
+        """The message, which has no sizes: the model knows them."""
         return wire.State(
             h=self.h.astype(FLOAT).tobytes(),
             c=self.c.astype(FLOAT).tobytes(),
@@ -140,7 +138,7 @@ class State:
 
     @classmethod
     def read(cls, state: wire.State, layers: int) -> State:
-        """From the wire. Raises ValueError when it does not have that many layers."""
+        """Reads the message. Raises ValueError unless it has that many layers."""
         return cls(
             h=floats(state.h, layers, -1),
             c=floats(state.c, layers, -1),
@@ -155,7 +153,7 @@ class State:
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelInfo) -> State:
-        """What to_bytes wrote. Raises ValueError when it is none, or has not `model`'s sizes."""
+        """Reads what to_bytes wrote. Raises ValueError for anything else, and for other sizes."""
         try:
             message = wire.State.FromString(data)
         except DecodeError as error:
@@ -177,8 +175,8 @@ class State:
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
 
-class Rows(NamedTuple):
-    """One step's input for the wire: `x` bytes of float32 [length, I], or `tokens` [length].
+class StepInput(NamedTuple):
+    """One step's input in wire form: `x` bytes of float32 [length, I], or `tokens` [length].
 
     `single`: the caller gave one time step without its axis, and gets y without it.
     """
@@ -190,21 +188,21 @@ class Rows(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes on the wire, at most."""
+        """Upper bound of its bytes on the wire."""
         return len(self.x) + 10 * len(self.tokens)
 
-    def part(self, start: int, stop: int) -> Rows:
-        """Time steps from start to before stop."""
+    def part(self, start: int, stop: int) -> StepInput:
+        """The time steps [start, stop)."""
         width = len(self.x) // self.length
         x = self.x[start * width : stop * width]
-        return Rows(x, self.tokens[start:stop], stop - start, single=False)
+        return StepInput(x, self.tokens[start:stop], stop - start, single=False)
 
 
-def rows(model: ModelInfo, value: npt.ArrayLike) -> Rows:
-    """A step's input: [I] or [T, I] of numbers; for tokens a scalar or [T] of integers.
+def step_input(model: ModelInfo, value: npt.ArrayLike) -> StepInput:
+    """Checks a step's input: [I] or [T, I] of numbers; for tokens a scalar or [T] of integers.
 
-    Raises ValueError for anything else, and says what is expected. Raises InvalidInput for what
-    the server would refuse, so that a stream stops before it and sends nothing that comes after.
+    Raises ValueError for any other shape or type, with what is expected. Raises InvalidInput for
+    what the server would refuse, so that a stream ends there and sends nothing after it.
     """
     step = _tokens(model, value) if model.num_embeddings else _x(model, value)
     if step.length > model.length_max:
@@ -214,11 +212,11 @@ def rows(model: ModelInfo, value: npt.ArrayLike) -> Rows:
 
 
 def refusal(reason: str, message: str) -> InvalidInput:
-    """What the server would say."""
+    """The error that the server would send."""
     return InvalidInput(message, code=REASONS[reason].code, reason=reason)
 
 
-def _x(model: ModelInfo, value: npt.ArrayLike) -> Rows:
+def _x(model: ModelInfo, value: npt.ArrayLike) -> StepInput:
     width = model.input_size
     expected = f"{model.name} takes x of shape [{width}] or [T, {width}], T >= 1"
     x = numbers(value, expected)
@@ -226,10 +224,10 @@ def _x(model: ModelInfo, value: npt.ArrayLike) -> Rows:
         raise ValueError(f"{expected}, not {list(x.shape)}")
     if not np.isfinite(x).all():
         raise refusal("NON_FINITE", "x has NaN or infinite values")
-    return Rows(x.tobytes(), [], x.size // width, x.ndim == 1)
+    return StepInput(x.tobytes(), [], x.size // width, x.ndim == 1)
 
 
-def _tokens(model: ModelInfo, value: npt.ArrayLike) -> Rows:
+def _tokens(model: ModelInfo, value: npt.ArrayLike) -> StepInput:
     expected = f"{model.name} takes tokens: one integer, or [T] of them, T >= 1"
     tokens = _array(value, expected)
     if tokens.ndim > 1 or tokens.size == 0:
@@ -238,7 +236,7 @@ def _tokens(model: ModelInfo, value: npt.ArrayLike) -> Rows:
         raise ValueError(f"{expected}, not {tokens.dtype}")
     if tokens.min() < 0 or tokens.max() >= model.num_embeddings:
         raise refusal("BAD_TENSOR", f"a token is not in [0, {model.num_embeddings})")
-    return Rows(b"", tokens.reshape(-1).tolist(), tokens.size, tokens.ndim == 0)
+    return StepInput(b"", tokens.reshape(-1).tolist(), tokens.size, tokens.ndim == 0)
 
 
 def _array(value: npt.ArrayLike, expected: str) -> npt.NDArray[np.generic]:
@@ -249,11 +247,11 @@ def _array(value: npt.ArrayLike, expected: str) -> npt.NDArray[np.generic]:
 
 
 def numbers(value: npt.ArrayLike, expected: str) -> Floats:
-    """As little-endian float32, C order. Raises ValueError for what is not numbers."""
+    """Little-endian float32 in C order. Raises ValueError for an array without numbers."""
     array = _array(value, expected)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{expected}, not {array.dtype}")
-    with np.errstate(over="ignore"):  # becomes infinity, and is refused
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused
         return np.ascontiguousarray(array, FLOAT).reshape(array.shape)
 
 

@@ -1,4 +1,4 @@
-"""Owns the reading of errors: a google.rpc.Status, in a trailer or in band, to an exception."""
+"""Turns gRPC's errors into exceptions: a google.rpc.Status in a trailer or in a streamed reply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import RpcError, StatusCode
 
-from lstmserve.client.calls import Response
+from lstmserve.client.protocol import Response
 from lstmserve.errors import (
     BadToken,
     Cancelled,
@@ -70,7 +70,7 @@ _BY_CODE: dict[StatusCode, type[LstmServeError]] = {
 
 
 def from_status(status: status_pb2.Status) -> LstmServeError:
-    """The error that a google.rpc.Status tells of, in a trailer or in band."""
+    """The exception for a google.rpc.Status."""
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
     retry_delay_s = None
@@ -92,7 +92,7 @@ def from_status(status: status_pb2.Status) -> LstmServeError:
 
 
 def in_band(reply: Response | LstmServeError) -> Response:
-    """The streamed reply itself. Raises the error it carries, or is."""
+    """The streamed reply. Raises the error that it carries, or is."""
     if isinstance(reply, LstmServeError):
         raise reply
     assert isinstance(reply, wire.StepResponse | wire.StepManyResponse)
@@ -102,17 +102,17 @@ def in_band(reply: Response | LstmServeError) -> Response:
 
 
 def closed() -> LstmServeError:
-    """The client, or the stream, was closed by its owner."""
+    """The caller closed the client or the stream."""
     return Cancelled("the client was closed", code=StatusCode.CANCELLED)
 
 
 def ended() -> LstmServeError:
-    """The server ended a stream that was to go on."""
+    """The server ended a stream that the client still needs."""
     return Unavailable("the server ended the stream", code=StatusCode.UNAVAILABLE)
 
 
 def steps_lost(expected_step: int) -> LstmServeError:
-    """The server has gone back behind a step that it had answered."""
+    """The server no longer has a step that it had answered."""
     return StepsLost(
         f"the server expects step {expected_step}, which it had answered before",
         code=StatusCode.OUT_OF_RANGE,
@@ -122,20 +122,20 @@ def steps_lost(expected_step: int) -> LstmServeError:
 
 
 def late(applied: bool | None = None) -> LstmServeError:
-    """No reply came in time, on a stream; or it was never this call's turn."""
+    """No streamed reply came in time, or the call never got the session's lock."""
     error = DeadlineExceeded("no reply in time", code=StatusCode.DEADLINE_EXCEEDED)
     error.applied = applied
     return error
 
 
 def from_rpc(error: RpcError) -> LstmServeError:
-    """The error that a failed call tells of: its Status if it has one, else its code."""
+    """The exception for a failed call: from its Status if it has one, else from its code."""
     trailers: Any = error.trailing_metadata() or ()  # grpc's stubs do not say that it is pairs
     for key, value in trailers:
         if key == _STATUS_KEY:
             try:
                 return from_status(status_pb2.Status.FromString(value))
             except DecodeError:
-                break  # not ours: a proxy's, or garbage; the code is what is left
+                break  # a proxy's, or garbage: only the code can be used
     details = " ".join((error.details() or "").split())
     return from_status(status_pb2.Status(code=error.code().value[0], message=details))

@@ -1,7 +1,7 @@
-"""The session engine: state pool, scheduler, kernel. Knows no transport; imports no gRPC.
+"""The session engine: sessions, scheduler, kernel, pool. It imports no gRPC and knows no dialect.
 
-The path of a step: Engine.submit -> Scheduler.submit -> Driver: schedule, kernel, commit, settle
--> the step's sink. docs/ARCHITECTURE.md walks it.
+The path of a step: Engine.accept -> Scheduler.accept -> BatchLoop: schedule, compute, commit,
+settle -> the request's responder. docs/ARCHITECTURE.md walks it.
 """
 
 from lstmserve.engine.engine import Engine

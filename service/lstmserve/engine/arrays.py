@@ -1,4 +1,4 @@
-"""Owns what arrays are called between the engine's parts. No code."""
+"""Types of the arrays that the engine's parts pass to each other. It has no code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Input = npt.NDArray[Any]
 """x float32 [T, I], or tokens int64 [T]."""
+Floats = npt.NDArray[np.float32]
+"""States and other values; each use says its axes."""
 Output = npt.NDArray[np.float32]
 """y [T, O]."""
 Index = npt.NDArray[np.int64]

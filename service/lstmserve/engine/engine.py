@@ -1,4 +1,4 @@
-"""The engine's front: what servicers call. Owns nothing but its parts; see driver.py for the loop.
+"""The engine's front, which the dialects call. It owns its parts; batch_loop.py runs them.
 
 Everything here runs on the event loop's thread.
 """
@@ -13,20 +13,19 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine import catalogue
+from lstmserve.engine import model_lookup
+from lstmserve.engine.arrays import Index
+from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
-from lstmserve.engine.commit import CommitStage, InMemory
-from lstmserve.engine.driver import Driver
 from lstmserve.engine.errors import Draining
-from lstmserve.engine.lives import Lives
-from lstmserve.engine.model import Model, ModelMetrics
-from lstmserve.engine.persist import Records, Residence, make_stage
-from lstmserve.engine.predicting import Predicting
-from lstmserve.engine.schedule.block import Block
-from lstmserve.engine.schedule.step import Step
-from lstmserve.engine.session.opening import Opening
-from lstmserve.engine.session.room import Room
-from lstmserve.engine.session.sessions import Sessions
+from lstmserve.engine.model import Model, ModelCounters
+from lstmserve.engine.persist import CommitStage, Ownership, Records, make_stage
+from lstmserve.engine.predict import Predictor
+from lstmserve.engine.scheduling.work import Request
+from lstmserve.engine.session.capacity import SessionCapacity
+from lstmserve.engine.session.lifecycle import SessionLifecycle, StoredLifecycle
+from lstmserve.engine.session.live_sessions import LiveSessions
+from lstmserve.engine.session.opening import SessionOpener
 from lstmserve.engine.table import CLOSING, FREE, OPEN, SessionTable
 from lstmserve.store import Store
 
@@ -34,10 +33,10 @@ SWEEP_S = 1.0
 SWEEP_ON_S = 0.02  # while more has expired than one sweep ends
 
 
-class Metrics(Protocol):
-    """Where the engine counts; server/metrics.py has the real one."""
+class EngineMetrics(Protocol):
+    """Where the engine counts; server/observe/metrics.py implements it."""
 
-    def model(self, name: str, version: int) -> ModelMetrics:
+    def model(self, name: str, version: int) -> ModelCounters:
         """The counters of one version."""
 
 
@@ -48,7 +47,7 @@ class Engine:
         self,
         config: Config,
         models: Sequence[Model],
-        metrics: Metrics,
+        metrics: EngineMetrics,
         *,
         store: Store | None = None,
         stage: CommitStage | None = None,
@@ -60,8 +59,8 @@ class Engine:
         self.monotonic_ns = monotonic_of(clock)
         self.boot_id = secrets.token_hex(8)
         self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
-        self.sessions = Sessions(config, self.table, self.models, self.boot_id)
-        self._stage = stage or InMemory()
+        self.sessions = LiveSessions(config, self.table, self.models, self.boot_id)
+        self._stage = stage or CommitStage()
         records = Records(
             self.table,
             self.models,
@@ -71,16 +70,18 @@ class Engine:
         if store is not None:
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
         on_evict = None if store is None else self._stage.let_go
-        self.room = Room(self.table, self.sessions, on_evict)
-        opening = Opening(config, self.table, self.sessions, self.room)
-        residence = None
+        self.capacity = SessionCapacity(self.table, self.sessions, on_evict)
+        opener = SessionOpener(config, self.table, self.sessions, self.capacity)
+        self.batch_loop = BatchLoop(config, self.models, self._stage, clock)
+        self.lifecycle = SessionLifecycle(self.table, self.sessions, opener, clock)
         if store is not None:
-            residence = Residence(
-                self.table, self.sessions, self.room, records, store, clock, self._stage.flush
+            ownership = Ownership(
+                self.table, self.sessions, self.capacity, records, store, clock, self._stage.flush
             )
-        self.driver = Driver(config, self.models, self._stage, clock)
-        self.lives = Lives(self.table, self.sessions, opening, residence, clock, self.driver.notice)
-        self.predicting = Predicting(config, self.driver)
+            self.lifecycle = StoredLifecycle(
+                self.table, self.sessions, opener, clock, ownership, self.batch_loop.notice
+            )
+        self.predictor = Predictor(config, self.batch_loop)
         self.is_draining = False
         self._is_closed = False
         self._checks: list[Callable[[], None]] = []
@@ -90,32 +91,33 @@ class Engine:
 
     def model(self, name: str, version: int) -> Model:
         """The version, 0 for the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
-        return catalogue.find(self.models, name, version)
+        return model_lookup.find(self.models, name, version)
 
     def model_of(self, row: int) -> Model:
         """The model of a session's row."""
         return self.models[int(self.table.model[row])]
 
-    def submit(self, model: Model, step: Step) -> None:
-        """Accepts a step; its sink is told the end. Raises Overloaded, Draining."""
+    def admit(self, rows: int | Index) -> None:
+        """Raises StoreUnavailable when one of these sessions may not step now, for the store."""
+        self._stage.admit(rows)
+
+    def accept(self, model: Model, request: Request) -> None:
+        """Accepts the steps of a request, or answers them: its responder hears of each.
+
+        Raises Draining, StoreUnavailable where a session may not step now, and Overloaded for a
+        request that is refused as a whole; then no responder hears of anything.
+        """
         if self._is_closed:
             self.check_open()
         assert model.scheduler is not None
-        self._stage.admit(step.row)
-        model.scheduler.submit(step)
-        self.driver.notice()
-
-    def submit_block(self, model: Model, block: Block) -> None:
-        """Accepts a block whole or not at all; its sink is told the end. Raises as submit()."""
-        self.check_open()
-        assert model.scheduler is not None
-        self._stage.admit(block.rows)
-        model.scheduler.submit_block(block)
-        self.driver.notice()
+        rows = request.rows
+        self.admit(int(rows[0]) if len(rows) == 1 else np.asarray(rows))
+        model.scheduler.accept(request)
+        self.batch_loop.notice()
 
     def durable_step(self, row: int) -> int:
         """The session's last step that survives a crash; 0 without a store."""
-        return max(0, int(self.table.durable_step[row])) if self.lives.has_store else 0
+        return max(0, int(self.table.durable_step[row])) if self.lifecycle.has_store else 0
 
     def holds(self, key: str) -> bool:
         """Whether this server has the session: then it ends here, whatever a store's clock says."""
@@ -134,12 +136,12 @@ class Engine:
         """Drives until close(). Raises what it died of; every step has been failed then."""
         self._sweep()
         writing = asyncio.create_task(self._stage.run(), name="store")
-        self.driver.rounds.watch(writing)
+        self.batch_loop.watch(writing)
         try:
-            await self.driver.run()
+            await self.batch_loop.run()
         finally:
             self._is_closed = True
-            self.driver.take_in()
+            self.batch_loop.take_in()
             writing.cancel()
 
     def drain(self) -> None:
@@ -150,13 +152,13 @@ class Engine:
         """Takes no more steps, finishes those it has within `timeout_s`, fails the rest."""
         self.drain()
         self._is_closed = True
-        flushed = self.lives.leave()
+        flushed = self.lifecycle.leave()
         if self.config.store_mode == "through":
             flushed.set()
         try:
-            await self.driver.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
+            await self.batch_loop.stop(timeout_s, Draining("this server shut down", retry_s=1.0))
             await self._stage.drain(timeout_s)
-            await self.lives.finish(timeout_s)
+            await self.lifecycle.finish(timeout_s)
         finally:
             flushed.set()
 
@@ -167,7 +169,7 @@ class Engine:
         used = slice(table.used)
         phase = table.phase[used]
         is_live = is_lost = (phase == OPEN) | (phase == CLOSING)
-        if self.lives.has_store:
+        if self.lifecycle.has_store:
             is_lost = is_live & (table.step[used] > table.durable_step[used])
         for row in np.flatnonzero(is_live).tolist():
             self.sessions.detach(row, "drained")
@@ -196,8 +198,8 @@ class Engine:
     def _sweep(self) -> None:
         if self._is_closed:
             return
-        is_all = self.room.sweep(self.clock())
-        if self.config.debug and not self.driver.pending_steps:
+        is_all = self.capacity.sweep(self.clock())
+        if self.config.debug and not self.batch_loop.pending_steps:
             self.check_integrity()
         asyncio.get_running_loop().call_later(SWEEP_S if is_all else SWEEP_ON_S, self._sweep)
 

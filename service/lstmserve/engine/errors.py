@@ -5,7 +5,7 @@ codes, lstmserve/errors.py the exceptions that the client library makes of them.
 """
 
 from lstmserve.refusal import ServeError
-from lstmserve.store.errors import StoreFull, StoreTimeout, StoreUnavailable
+from lstmserve.store.store import StoreFull, StoreTimeout, StoreUnavailable
 
 __all__ = [
     "NOT_SERVED",
@@ -31,7 +31,7 @@ __all__ = [
     "NonFinite",
     "NotImplementedYet",
     "Overloaded",
-    "PendingBytes",
+    "PendingBytesFull",
     "PredecessorFailed",
     "Quota",
     "ServeError",
@@ -56,13 +56,13 @@ __all__ = [
 
 # What is wrong with a request, whatever the server's state.
 class BadTensor(ServeError):
-    """Wrong size, x where tokens are due, or a token out of range."""
+    """An input has a wrong size, x instead of tokens or the reverse, or a token out of range."""
 
     reason = "BAD_TENSOR"
 
 
 class EmptyInput(ServeError):
-    """No rows at all."""
+    """An input has no rows."""
 
     reason = "EMPTY_INPUT"
 
@@ -74,13 +74,13 @@ class NonFinite(ServeError):
 
 
 class TooLong(ServeError):
-    """More time steps than length_max."""
+    """A step or sequence has more time steps than length_max."""
 
     reason = "TOO_LONG"
 
 
 class Malformed(ServeError):
-    """Not a message of the contract, or a field outside its range."""
+    """The bytes are no message of the contract, or a field is outside its range."""
 
     reason = "MALFORMED"
 
@@ -92,19 +92,19 @@ class BadSessionId(ServeError):
 
 
 class BadStep(ServeError):
-    """A step number below 1, or one without its incarnation."""
+    """A step number is below 1, or comes without an incarnation."""
 
     reason = "BAD_STEP"
 
 
 class DuplicateSession(ServeError):
-    """One session twice in a StepMany message."""
+    """A StepMany message names a session twice."""
 
     reason = "DUPLICATE_SESSION"
 
 
 class MixedModels(ServeError):
-    """Sessions of two models in a StepMany message."""
+    """A StepMany message has sessions of two models."""
 
     reason = "MIXED_MODELS"
 
@@ -116,7 +116,7 @@ class NotImplementedYet(ServeError):
 
 
 class BadToken(ServeError):
-    """No token, or none that is known."""
+    """The call has no token, or one that the server does not know."""
 
     reason = "BAD_TOKEN"
 
@@ -129,31 +129,31 @@ class AdminOnly(ServeError):
 
 # What stands between a request and its session or model.
 class SessionNotFound(ServeError):
-    """Never opened here, or someone else's."""
+    """The session was never opened here, or belongs to another tenant."""
 
     reason = "SESSION_NOT_FOUND"
 
 
 class SessionExpired(ServeError):
-    """Idle for longer than its TTL."""
+    """The session was idle for longer than its TTL."""
 
     reason = "SESSION_EXPIRED"
 
 
 class SessionLost(ServeError):
-    """Had an incarnation and is gone: this server restarted, or another one held it."""
+    """The session had an incarnation and is gone: this server restarted, or another one had it."""
 
     reason = "SESSION_LOST"
 
 
 class SessionClosed(ServeError):
-    """Closed by its client."""
+    """A client closed the session."""
 
     reason = "SESSION_CLOSED"
 
 
 class SessionReplaced(ServeError):
-    """The id lives on with another incarnation."""
+    """The id belongs to a later incarnation now."""
 
     reason = "SESSION_REPLACED"
 
@@ -165,7 +165,7 @@ class SessionExists(ServeError):
 
 
 class ModelNotFound(ServeError):
-    """No such model or version is served."""
+    """The server has no such model or version."""
 
     reason = "MODEL_NOT_FOUND"
 
@@ -177,54 +177,54 @@ class ModelRetired(ServeError):
 
 
 class ModelNotHereYet(ServeError):
-    """A newer version than any that is served here: a rolling update has not come this far."""
+    """The version is newer than any here: a rolling update has not reached this server."""
 
     reason = "MODEL_NOT_HERE_YET"
 
 
 class ModelMismatch(ServeError):
-    """A state or session of another model."""
+    """A state or session belongs to another model."""
 
     reason = "MODEL_MISMATCH"
 
 
 class ModelNotSteppable(ServeError):
-    """A bidirectional model: it reads whole sequences, by Predict."""
+    """The model is bidirectional: only Predict can run it, on whole sequences."""
 
     reason = "MODEL_NOT_STEPPABLE"
 
 
-# A stored session cannot come here for one of these; it may still be looked at, and ended.
+# With one of these a stored session cannot be loaded here; it can still be read and closed.
 NOT_SERVED = (ModelRetired, ModelNotHereYet, ModelMismatch)
 
 
 class StateRolledBack(ServeError):
-    """Steps that were answered may have been taken back; an unnumbered step cannot tell."""
+    """Acknowledged steps may be lost, and a step without a number cannot detect that."""
 
     reason = "STATE_ROLLED_BACK"
 
 
 class StateCorrupt(ServeError):
-    """A state that fails its checksum."""
+    """A state fails its checksum."""
 
     reason = "STATE_CORRUPT"
 
 
-# What became of a step that is not answered with its y.
+# What happened to a step that gets no y.
 class StepPayloadMismatch(ServeError):
-    """The number of an applied step with another input."""
+    """The step's number was applied with another input."""
 
     reason = "STEP_PAYLOAD_MISMATCH"
 
 
 class StepSuperseded(ServeError):
-    """An applied step whose reply is no longer held."""
+    """The step was applied, and its reply is no longer kept."""
 
     reason = "STEP_SUPERSEDED"
 
 
 class StepGap(ServeError):
-    """A step number above the next one."""
+    """The step's number is above the next one."""
 
     reason = "STEP_GAP"
 
@@ -266,8 +266,8 @@ class Overloaded(ServeError):
     reason = "OVERLOADED"
 
 
-class PendingBytes(ServeError):
-    """Messages that wait take as many bytes as they may."""
+class PendingBytesFull(ServeError):
+    """Waiting messages take as many bytes as they may."""
 
     reason = "PENDING_BYTES"
 

@@ -1,17 +1,16 @@
-"""Owns which numbers of a range are free: slots of a pool, rows of a table."""
+"""A free list over a range of numbers: slots of a pool, rows of a table."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Numbers = npt.NDArray[np.int64]
+from lstmserve.engine.arrays import Index
 
 
 class FreeList:
-    """The numbers in [start, stop), all free at first; what was given back is taken first.
+    """The numbers in [start, stop), all free at first. It hands out returned numbers first.
 
-    Memory is touched only as far as numbers were ever taken, so that a large range costs nothing.
+    It touches memory only for numbers that were ever taken, so a large range costs nothing.
     """
 
     def __init__(self, start: int, stop: int) -> None:
@@ -25,7 +24,7 @@ class FreeList:
         return self._given_count + self._stop - self._fresh
 
     def take_one(self) -> int:
-        """One of them; the caller never asks for more than there are: a shortage is a bug."""
+        """Takes one number. A shortage is a bug: the caller never asks for more than are free."""
         if self._given_count:
             self._given_count -= 1
             return self._given.item(self._given_count)
@@ -33,8 +32,8 @@ class FreeList:
         self._fresh += 1
         return self._fresh - 1
 
-    def take(self, count: int) -> Numbers:
-        """So many of them, [count]."""
+    def take(self, count: int) -> Index:
+        """Takes `count` numbers, [count]."""
         assert count <= len(self), f"{count} wanted, {len(self)} free"
         used = min(count, self._given_count)
         self._given_count -= used
@@ -46,20 +45,19 @@ class FreeList:
         return np.concatenate([taken, fresh])
 
     def give_one(self, number: int) -> None:
-        """One back."""
         assert self._given_count < self._fresh - self._start, "given back twice"
         self._given[self._given_count] = number
         self._given_count += 1
 
-    def give(self, numbers: Numbers) -> None:
-        """Some back, [N]."""
+    def give(self, numbers: Index) -> None:
+        """Frees numbers [N]."""
         end = self._given_count + numbers.size
         assert end <= self._fresh - self._start, "given back twice"
         self._given[self._given_count : end] = numbers
         self._given_count = end
 
-    def check_integrity(self, used: Numbers) -> None:
-        """Every number is free or in `used`, once."""
+    def check_integrity(self, used: Index) -> None:
+        """Asserts that every number is either free or in `used`, once."""
         given = self._given[: self._given_count]
         owned = np.concatenate([given, used])
         assert owned.size == np.unique(owned).size, "a number is owned twice"

@@ -1,4 +1,7 @@
-"""Owns what an id may be, and the key that the session table has for it."""
+"""Which ids a session may have, and the key of each in the session table.
+
+A key begins with its tenant. It says nothing about whether the session exists.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ SEQUENCE = re.compile(
 
 
 def session_key(tenant: str, session_id: str, field: str = "session_id") -> str:
-    """The table's key; an id has no slash, so tenants cannot meet. Raises BadSessionId."""
+    """The key of a session. An id has no slash, so tenants share no key. Raises BadSessionId."""
     if not ID.fullmatch(session_id):
         raise BadSessionId(
             f"{field} must be 1 to {ID_LENGTH_MAX} of A-Z a-z 0-9 . _ ~ : -", field=field
@@ -24,22 +27,21 @@ def session_key(tenant: str, session_id: str, field: str = "session_id") -> str:
 
 
 def sequence_key(tenant: str, model: str, sequence: int | str) -> str:
-    """The same for a KServe sequence, of a model; no session's key has a "!"."""
+    """The key of a KServe sequence of a model. No session's key has a "!"."""
     if isinstance(sequence, int):
         return f"{tenant}!kserve/{model}/int/{sequence}"
     return f"{tenant}!kserve/{model}/str/{quote(sequence, safe='')}"
 
 
 def named_key(tenant: str, name: str, field: str = "session_id") -> str:
-    """The key of what session_id() names, a session or a sequence. Raises BadSessionId."""
+    """The key of a name that session_id() returned, session or sequence. Raises BadSessionId."""
     return f"{tenant}!{name}" if SEQUENCE.fullmatch(name) else session_key(tenant, name, field)
 
 
 def tenant_of(key: str) -> str:
-    """The tenant that a key was made of."""
     return key.partition("/")[0].partition("!")[0]
 
 
 def session_id(key: str) -> str:
-    """The id that a key was made of; a sequence's is its kind, model and id, with slashes."""
+    """The id in a key; for a sequence its kind, model and id, with slashes."""
     return key[len(tenant_of(key)) + 1 :]

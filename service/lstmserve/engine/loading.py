@@ -1,7 +1,7 @@
-"""Loads the versions in the models folder and proves each, before the server says Ready.
+"""Loads every version in the models folder and runs its self-test before the server is ready.
 
-Owns the size of the pools. Blocking; raises InvalidModelFolder, DeviceUnavailable, PoolTooSmall and
-PoolTooLarge.
+It divides --pool-bytes among the models. It blocks, and raises InvalidModelFolder,
+DeviceUnavailable, PoolTooSmall and PoolTooLarge.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lstmserve.config import Config
-from lstmserve.engine.compute.device import Device, NotLoaded, choose_device
-from lstmserve.engine.compute.kernel import Kernel, KernelError
+from lstmserve.engine.compute.device import Device, GraphRefused, choose_device
+from lstmserve.engine.compute.kernel import Kernel, KernelError, PortableKernel
 from lstmserve.engine.compute.pool import RESERVED, Pool, slot_bytes
-from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_whole
-from lstmserve.engine.compute.whole import WholeKernel
+from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_portable
 from lstmserve.engine.model import Model, slots_for, spare_slots
 from lstmserve.manifest import (
     InvalidModelFolder,
     ModelFiles,
-    Refused,
+    RefusedFolder,
     find_versions,
     read_model,
 )
@@ -29,14 +28,16 @@ class PoolTooSmall(ValueError):
 
 
 class PoolTooLarge(ValueError):
-    """--pool-bytes is more than the machine gives."""
+    """--pool-bytes is more memory than this machine has."""
 
 
-def load_models(config: Config, on_refused: Callable[[Refused], None] | None = None) -> list[Model]:
-    """Every (name, version) of the folder, with golden vectors replayed and the pool tested.
+def load_models(
+    config: Config, on_refused: Callable[[RefusedFolder], None] | None = None
+) -> list[Model]:
+    """Loads and tests every (name, version) of the folder.
 
-    `on_refused` gets each one that cannot be served, and the others are served all the same; it
-    is raised where that is None, or where nothing else is left.
+    `on_refused` receives each version that cannot be served, and the others are served. Where it is
+    None, or where no version is left, the first error is raised instead.
     """
     refusals = _Refusals(on_refused is None)
     versions = _find(config, refusals)
@@ -58,12 +59,12 @@ def load_models(config: Config, on_refused: Callable[[Refused], None] | None = N
         raise refusals.error()
     for folder, reason in refusals.errors.items():
         assert on_refused is not None
-        on_refused(Refused(folder, str(reason)))
+        on_refused(RefusedFolder(folder, str(reason)))
     return models
 
 
 class _Refusals:
-    """What cannot be served, by folder; strict: the first one is raised."""
+    """Errors of versions that cannot be served, by folder. If strict, add() raises the first."""
 
     def __init__(self, is_strict: bool) -> None:
         self._is_strict = is_strict
@@ -75,14 +76,14 @@ class _Refusals:
         self.errors[folder] = error
 
     def error(self) -> Exception:
-        """That nothing is left: of the kind of the first one."""
+        """The error for no version at all, of the class of the first error."""
         first = next(iter(self.errors.values()))
         rest = len(self.errors) - 1
         return type(first)(f"{first}" + (f"; and {rest} more are refused" if rest else ""))
 
 
 def _find(config: Config, refusals: _Refusals) -> list[tuple[str, int]]:
-    """Every (name, version), sorted. Raises InvalidModelFolder where there is nothing at all."""
+    """Every (name, version), sorted. Raises InvalidModelFolder where the folder has none."""
     if not config.models.is_dir():
         raise InvalidModelFolder(
             f"{config.models}: no such folder; name yours with --models, "
@@ -100,16 +101,18 @@ def _find(config: Config, refusals: _Refusals) -> list[tuple[str, int]]:
 
 
 def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: int) -> Model:
-    """One version, whatever else is served. Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge,
-    DeviceUnavailable."""
+    """Loads and tests one version, whose pool may take `pool_bytes`.
+
+    Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge and DeviceUnavailable.
+    """
     manifest = files.manifest
     spec = manifest.spec
-    pool = kernel = whole = None
+    pool = kernel = portable = None
     sessions = 0
     try:
         if spec.bidirectional:
-            whole = WholeKernel(spec, files.weights, device, config.threads)
-            check_whole(whole, spec, files.golden)
+            portable = PortableKernel(spec, files.weights, device, config.threads)
+            check_portable(portable, spec, files.golden)
         else:
             sessions = sessions_that_fit(config, slot_bytes(spec), pool_bytes)
             if sessions < 1:
@@ -128,7 +131,7 @@ def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: 
                 ) from None
             kernel = Kernel(spec, files.weights, pool, device, config.threads)
             check_kernel(kernel, pool, spec, files.golden)
-    except (SelfTestFailed, KernelError, NotLoaded) as error:
+    except (SelfTestFailed, KernelError, GraphRefused) as error:
         raise InvalidModelFolder(f"{manifest.name}:{manifest.version}: {error}") from error
     except MemoryError as error:
         raise InvalidModelFolder(
@@ -142,11 +145,11 @@ def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: 
         device=device,
         pool=pool,
         kernel=kernel,
-        whole=whole,
+        portable=portable,
         sessions_max=sessions,
     )
 
 
 def sessions_that_fit(config: Config, state_bytes: int, pool_bytes: int) -> int:
-    """Sessions of a pool of so many bytes, after the spare and the reserved slots."""
+    """Sessions that a pool of `pool_bytes` holds beside its spare and reserved slots."""
     return pool_bytes // state_bytes - spare_slots(config) - RESERVED

@@ -1,72 +1,142 @@
-"""Owns the session table: one row per session, in columns, under one index. No clock, no I/O.
+"""The session table: one row per session, in columns, with an index by key, and saved replies.
 
-Columns are numpy arrays [rows], so that a message of many sessions costs no Python per session.
+Columns are numpy arrays [rows], so that a message of many sessions needs no Python per session. The
+table reads no clock, does no I/O and raises no domain error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.arrays import Index
+from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.keys import tenant_of
-from lstmserve.engine.replies import Replies
 
 FREE: Final = 0
 OPEN: Final = 1
 CLOSING: Final = 2  # its client closed it; pending steps run first
-DETACHED: Final = 3  # replaced: its id is another session's, the running step is discarded
-MOVED: Final = 4  # another server has it, or may: as DETACHED, but its steps may be repeated
+DETACHED: Final = 3  # replaced: another session has its id; the running step is discarded
+MOVED: Final = 4  # another server has it, or may have: the client may repeat its steps
 
-# What a session's owner knows of acked steps, which a store may have taken back.
+# Whether acknowledged steps of a session may be missing from the state that a store returned.
 TRUSTED: Final = 0
-CONTESTED: Final = 1  # as SUSPECT, but its client has sent a step by number: those are safe
-SUSPECT: Final = 2  # they may be gone, and its client may not know: no step without a number runs
+CONTESTED: Final = 1  # they may, but its client numbers its steps, which detects that
+SUSPECT: Final = 2  # they may, and its client may not know: only numbered steps run
 
 NOT_STORED: Final = -1  # durable_step of a session that no store has yet
-BLOCK_ROWS: Final = 4096  # of which the earliest end is kept together
+BLOCK_ROWS: Final = 4096  # rows that share one lower bound of their expiry
 NEVER_NS: Final = np.iinfo(np.int64).max
 
 
+@dataclass(frozen=True, slots=True)
+class SavedReply:
+    """The y of a session's last applied step: float32 [length, O] as bytes."""
+
+    length: int
+    y: bytes
+
+
+class Replies:
+    """At most one saved reply per row of the session table, to answer a repeated step with.
+
+    Replies of one row, which most are, lie in columns: a batch saves all of its own at once. Models
+    of one output size share a column. Longer replies are kept as bytes.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._lengths = np.zeros(rows, np.int32)  # 0: none
+        self._columns: dict[int, Output] = {}  # by output size, [rows, O]
+        self._long: dict[int, bytes] = {}
+
+    def save_rows(self, rows: Index, y: Output) -> None:
+        """Saves replies of one row each, y [N, O]."""
+        self._drop_long(rows)
+        self._column(y.shape[1])[rows] = y
+        self._lengths[rows] = 1
+
+    def save(self, row: int, y: Output) -> None:
+        """Saves a reply of any length, y [t, O]."""
+        self.forget(row)
+        if len(y) == 1:
+            self._column(y.shape[1])[row] = y[0]
+        else:
+            self._long[row] = y.tobytes()
+        self._lengths[row] = len(y)
+
+    def restore(self, row: int, reply: SavedReply) -> None:
+        """Saves what get() returned, perhaps on another server."""
+        self.save(row, np.frombuffer(reply.y, np.float32).reshape(reply.length, -1))
+
+    def forget(self, row: int) -> None:
+        self._long.pop(row, None)
+        self._lengths[row] = 0
+
+    def forget_rows(self, rows: Index) -> None:
+        """Forgets the replies of these rows [N]."""
+        self._drop_long(rows)
+        self._lengths[rows] = 0
+
+    def get(self, row: int, output_size: int) -> SavedReply | None:
+        length = self._lengths.item(row)
+        if length == 0:
+            return None
+        if length == 1:
+            return SavedReply(1, self._column(output_size)[row].tobytes())
+        return SavedReply(length, self._long[row])
+
+    def _column(self, output_size: int) -> Output:
+        """Made on first use; its pages take memory only once they are written."""
+        if output_size not in self._columns:
+            self._columns[output_size] = np.zeros((self._rows, output_size), np.float32)
+        return self._columns[output_size]
+
+    def _drop_long(self, rows: Index) -> None:
+        if self._long:
+            for row in rows.tolist():
+                self._long.pop(row, None)
+
+
 class Expired(NamedTuple):
-    """Rows whose time ran out, [N]; `is_all`: whether there are no more of them."""
+    """Rows [N] whose TTL has passed; `is_all`: no other row is due."""
 
     rows: Index
     is_all: bool
 
 
 class SessionTable:
-    """Columns, written by the scheduler and by Sessions, each its own (the comments say whose).
+    """Columns; LiveSessions writes some, the scheduler the others, as the comments say.
 
-    `model` is the index of the session's model in the engine; times are nanoseconds of the
-    engine's monotonic clock, `open_time_ns` of the wall clock.
+    `model` is the position of the session's model in the engine. Times are nanoseconds of the
+    engine's monotonic clock, except `open_time_ns`, which is of the wall clock.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        # Sessions writes these.
+        # LiveSessions writes these.
         self.keys: list[str | None] = []  # grows to the most rows ever used
         self.phase = np.zeros(rows, np.int8)
         self.model = np.zeros(rows, np.int16)
         self.tenant = np.zeros(rows, np.int32)  # tenant_index() of the key's
         self.incarnation = np.zeros(rows, np.int64)
-        self.life = np.zeros(rows, np.int64)  # which of all the table's sessions; 0: found no more
+        self.life = np.zeros(rows, np.int64)  # counts all sessions there ever were; 0: detached
         self.epoch = np.zeros(rows, np.int64)  # which server took it from a store; 0: it began here
         self.ttl_ns = np.zeros(rows, np.int64)
         self.open_time_ns = np.zeros(rows, np.int64)
         self.trust = np.zeros(rows, np.int8)  # set_trust() writes it
-        self.request_ids: dict[int, str] = {}  # of the OpenSession that began it, if it had one
+        self.request_ids: dict[int, str] = {}  # of the OpenSession that created it, if it had one
         # The scheduler writes these.
         self.slot = np.zeros(rows, np.int64)
         self.step = np.zeros(rows, np.int64)
         self.durable_step = np.zeros(rows, np.int64)  # the last step that a store has
         self.pending = np.zeros(rows, np.int32)  # accepted and not settled; 0: idle
-        self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle, and only ever put off
-        # What exactly-once stepping answers a repeat with: the reply of `step` and its input.
+        self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle; it only ever grows
+        # What answers a repeat of `step`: the digest of its input, and its reply.
         self.digest = np.zeros(rows, np.uint64)  # 0: the last step had no number
         self.replies = Replies(rows)
         self.pending_digest = np.zeros(rows, np.uint64)  # of the first pending step, of a block
@@ -74,12 +144,12 @@ class SessionTable:
         self._tenants: dict[str, int] = {}
         self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
-        # Of each block no row's time ends before this. Steps put ends off and need not touch it.
+        # No row of a block expires before this. A step only puts its row's expiry off.
         self._earliest_ns = np.full(-(-rows // BLOCK_ROWS), NEVER_NS, np.int64)
         self._looked_block = 0  # where expired() goes on
         self._lives = 0  # sessions there ever were
         self.suspects = 0  # rows that are SUSPECT: most often there is none
-        self.leaving = 0  # rows that are neither free nor open: most often nobody need look
+        self.leaving = 0  # rows that are neither free nor open: most often there is none
 
     def __len__(self) -> int:
         """Sessions that can be found by key."""
@@ -87,7 +157,7 @@ class SessionTable:
 
     @property
     def used(self) -> int:
-        """Rows below this were used once; a large table's others are not even in memory."""
+        """Rows from here on were never used, and take no memory."""
         return len(self.keys)
 
     def find(self, key: str) -> int | None:
@@ -95,7 +165,7 @@ class SessionTable:
         return self._index.get(key)
 
     def tenant_index(self, tenant: str) -> int:
-        """What the column `tenant` has for it."""
+        """The tenant's number in the column `tenant`."""
         if tenant not in self._tenants:
             self._tenants[tenant] = len(self._counts)
             self._counts.append(0)
@@ -106,14 +176,14 @@ class SessionTable:
         return self._counts[self.tenant_index(tenant)]
 
     def set_phase(self, row: int, phase: int) -> None:
-        """The only way to write it: `leaving` is counted, and what is open may expire."""
+        """The only writer of `phase`: it counts `leaving`, and bounds the expiry of an open row."""
         self.leaving += (phase > OPEN) - (self.phase.item(row) > OPEN)
         self.phase[row] = phase
         if phase == OPEN:
             self._bound(row)
 
     def set_trust(self, row: int, trust: int) -> None:
-        """The only way to write it: `suspects` is counted."""
+        """The only writer of `trust`: it counts `suspects`."""
         self.suspects += (trust == SUSPECT) - (self.trust.item(row) == SUSPECT)
         self.trust[row] = trust
 
@@ -123,22 +193,16 @@ class SessionTable:
         return found
 
     def hear(self, rows: Index) -> None:
-        """The clients of these sessions step by number: each knows what its step goes on from."""
+        """Notes that the clients of these sessions number their steps."""
         for row in rows[self.is_suspect(rows)].tolist():
             self.set_trust(row, CONTESTED)
 
-    def are_next(self, rows: Index, numbers: Index | None) -> bool:
-        """Whether these sessions are idle, and the numbers those of their next steps."""
-        if self.pending[rows].any():
-            return False
-        return numbers is None or bool((self.step[rows] + 1 == numbers).all())
-
     def accepted(self, rows: int | Index) -> Any:
-        """The numbers of the last steps that sessions were given, applied or pending."""
+        """The number of the last step that each session accepted, applied or pending."""
         return self.step[rows] + self.pending[rows]
 
     def add(self, key: str) -> int:
-        """A cleared row under this key. There must be a free row, and none with the key."""
+        """Takes a cleared row for this key. There must be a free row, and none with the key."""
         assert key not in self._index
         row = self._free.take_one()
         if row == len(self.keys):
@@ -154,7 +218,7 @@ class SessionTable:
         return row
 
     def detach(self, row: int, phase: int = DETACHED) -> str:
-        """Takes the row out of the index, so that its key is free, and returns the key."""
+        """Takes the row out of the index, so that its key is free again, and returns the key."""
         assert phase in (DETACHED, MOVED)
         key = self.keys[row]
         assert key is not None
@@ -166,7 +230,7 @@ class SessionTable:
         return key
 
     def release(self, row: int) -> None:
-        """Gives a detached row back. Its slot must have been taken out before."""
+        """Frees a detached row. The caller has freed its slot before."""
         assert self.phase[row] >= DETACHED
         assert self.pending[row] == 0
         assert self.slot[row] == 0
@@ -178,7 +242,7 @@ class SessionTable:
         self._free.give_one(row)
 
     def begin_time(self, row: int, now_ns: int, ttl_ns: int) -> None:
-        """The session ends when it was idle for `ttl_ns`, from `now_ns` on."""
+        """Starts the TTL: the session expires once it has been idle for `ttl_ns`."""
         self.ttl_ns[row] = ttl_ns
         self.expiry_ns[row] = now_ns + ttl_ns
         self._bound(row)
@@ -189,9 +253,9 @@ class SessionTable:
         self._earliest_ns[block] = earliest_ns
 
     def expired(self, now_ns: int, rows_max: int, blocks_max: int) -> Expired:
-        """At most so many idle rows whose time ran out by `now_ns`; the caller ends them all.
+        """At most `rows_max` idle rows whose TTL has passed; the caller must end them all.
 
-        It looks into at most so many blocks, and the next call goes on behind them.
+        It looks into at most `blocks_max` blocks, and the next call goes on after those.
         """
         last = -(-self.used // BLOCK_ROWS)
         due = np.flatnonzero(self._earliest_ns[:last] <= now_ns)
@@ -212,10 +276,10 @@ class SessionTable:
         return Expired(rows, due.size <= blocks_max)
 
     def _look(self, block: int, now_ns: int) -> Index:
-        """Expired rows of the block; its earliest end is that of the others then."""
+        """Expired rows of the block; sets its bound to the earliest expiry of its other rows."""
         part = slice(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self.used))
         phase, is_idle = self.phase[part], self.pending[part] == 0
-        # A session that has steps gets its whole time when they are over.
+        # The TTL of a session with pending steps starts when the last one has ended.
         ends_ns = np.where(is_idle, self.expiry_ns[part], now_ns + self.ttl_ns[part])
         is_expired = (phase == OPEN) & (ends_ns <= now_ns)
         stays = (phase == OPEN) & ~is_expired
@@ -223,7 +287,7 @@ class SessionTable:
         return np.flatnonzero(is_expired) + part.start
 
     def listed(self, start: int, tenant: int, models: Sequence[int], now_ns: int) -> Index:
-        """A tenant's rows from `start` on, of these models, that a key finds and are not over."""
+        """A tenant's live rows from `start` on, of these models."""
         part = slice(start, self.used)
         is_over = (self.pending[part] == 0) & (self.expiry_ns[part] <= now_ns)
         phase = self.phase[part]
@@ -232,7 +296,7 @@ class SessionTable:
         return np.flatnonzero(is_found) + start
 
     def evictable(self, model: int) -> Index:
-        """Rows of a model's sessions that are idle, and whose last step a store has."""
+        """Rows of a model's idle sessions whose last step the store has."""
         part = slice(self.used)
         return np.flatnonzero(
             (self.phase[part] == OPEN)
@@ -252,7 +316,7 @@ class SessionTable:
             is_idle = (self.pending[part] == 0) & (phase[part] == OPEN)
             ends_ns = self.expiry_ns[part][is_idle]
             is_bound = self._earliest_ns[block] <= ends_ns.min(initial=NEVER_NS)
-            assert is_bound, "a session ends before its block"
+            assert is_bound, "a session expires before its block's bound"
         assert self.leaving == int((self.phase > OPEN).sum()), "leaving is miscounted"
         assert self.suspects == int((self.trust == SUSPECT).sum()), "suspects are miscounted"
         indexed = (phase == OPEN) | (phase == CLOSING)

@@ -1,10 +1,9 @@
-"""Builds a model's two ONNX forms, portable and pool, from the same weights and spec.
+"""The ONNX forms of a model, built from its weights and spec with numpy and onnx alone.
 
-numpy and onnx only: no torch, no onnxruntime, no files.
+This package imports no torch and no onnxruntime, and opens no file.
 """
 
-from lstmserve.graph.pool import build_pool
-from lstmserve.graph.portable import build_portable
+from lstmserve.graph.forms import build_pool, build_portable
 from lstmserve.graph.reader import InvalidModel, read_weights
 from lstmserve.graph.weights import Weights, check_weights, weight_shapes
 

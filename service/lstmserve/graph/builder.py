@@ -1,4 +1,4 @@
-"""Owns the nodes, constants and values of one ONNX graph while it is being built."""
+"""Collects the nodes, constants and values of one ONNX graph. Knows no layer of any network."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ DTYPES = {
 
 
 class GraphBuilder:
-    """Collects nodes in execution order. Weights become initializers, never graph inputs:
+    """Collects nodes in execution order.
 
-    onnxruntime prepacks constants only, and without prepacking a batch of one has other bits.
+    Weights become initializers, never graph inputs: onnxruntime prepacks only constants, and
+    without prepacking a batch of one gives other bits.
     """
 
     def __init__(self, name: str) -> None:
@@ -44,33 +45,33 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype], shape))
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
-        """An initializer, once per name."""
+        """Adds an initializer, once per name, and returns its name."""
         if name not in self._initializers:
             self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
     def integers(self, *values: int) -> str:
-        """An int64 vector constant, shared by everything that needs the same values."""
+        """Adds an int64 vector constant, shared by all nodes that need the same values."""
         return self.constant(f"const.{'_'.join(map(str, values))}", np.array(values, np.int64))
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """One node with one output; returns the output's name."""
+        """Adds a node with one output and returns the output's name."""
         return self.add_many(op, inputs, [output], **attributes)[0]
 
     def add_many(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> Sequence[str]:
-        """One node with several outputs; returns their names."""
+        """Adds a node with several outputs and returns their names."""
         name = next(filter(None, outputs))
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
         return outputs
 
     def has(self, value: str) -> bool:
-        """Whether a node computes `value`, for what several layers share."""
+        """Whether a node computes `value`; several layers may share one."""
         return any(value in node.output for node in self._nodes)
 
     def graph(self) -> onnx.GraphProto:
-        """The graph so far; a Scan body is one too."""
+        """The graph so far. The body of a Scan is a graph, too."""
         return helper.make_graph(
             self._nodes,
             self._name,
@@ -80,7 +81,7 @@ class GraphBuilder:
         )
 
     def model(self) -> onnx.ModelProto:
-        """The checked model. Raises onnx.checker.ValidationError: a bug of this package."""
+        """The checked model. An onnx.checker.ValidationError is a bug of this package."""
         model = helper.make_model(
             self.graph(),
             producer_name="lstmserve",

@@ -1,4 +1,4 @@
-"""Reads weights out of a model.onnx: its initializers, by name, and nothing else of it."""
+"""Reads the weights of a model.onnx: its initializers by name. It never runs the graph in it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from lstmserve.spec import ModelSpec
 
 
 class InvalidModel(ValueError):
-    """A model file that does not hold what its spec promises; the message says what is wrong."""
+    """A model file does not hold what its spec promises. The message says what is wrong."""
 
 
 def read_weights(content: bytes, spec: ModelSpec) -> Weights:
-    """The spec's tensors from a serialised ModelProto. Raises InvalidModel.
-
-    The graph in the file is never run: the server builds its own from these tensors.
-    """
+    """Returns the spec's tensors from a serialised ModelProto. Raises InvalidModel."""
     try:
         graph = onnx.load_model_from_string(content).graph
     except DecodeError as error:
@@ -42,7 +39,7 @@ def read_weights(content: bytes, spec: ModelSpec) -> Weights:
 def _array(
     tensor: TensorProto, shape: tuple[int, ...]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Checked before it is decoded: no external file, the promised size, raw float32."""
+    """Decodes a tensor after checking it: no external file, the promised size, raw float32."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise InvalidModel(f"{tensor.name} lies in another file; model.onnx must hold its weights")
     if tensor.data_type != TensorProto.FLOAT or tuple(tensor.dims) != shape:

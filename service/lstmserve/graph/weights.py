@@ -1,10 +1,10 @@
-"""Owns the names, shapes and order of a model's tensors, as both graphs hold them. No graph here.
+"""Defines the names, shapes and order of a model's tensors. Builds no graph.
 
 Layer l has, per direction (the second one with the suffix `_reverse`), gates in ONNX's order
-i, o, f, c. H is hidden_size, P is proj_size, I what the layer reads, D the number of directions.
-Without a projection the two directions are stacked, as ONNX's LSTM wants them:
+i, o, f, c. H is hidden_size, P is proj_size, I is the width that the layer reads, D is the number
+of directions. Without a projection the two directions are stacked, as ONNX's LSTM wants them:
     lstm.l.W [D, 4H, I]   lstm.l.R [D, 4H, H]   lstm.l.B [D, 8H] (input biases, then recurrent)
-With one (ONNX's LSTM has none, so it is a Scan of MatMuls, which want 2-D constants):
+With a projection the layer is a Scan of MatMuls, which want 2-D constants:
     lstm.l.W [I, 4H]   lstm.l.R [P, 4H]   lstm.l.B [4H] (the sum of both)   lstm.l.P [H, P]
 Head layer k (counted over all head layers): head.k.weight [in, out], head.k.bias [out].
 """
@@ -25,12 +25,12 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 def suffixes(spec: ModelSpec) -> tuple[str, ...]:
-    """Name endings of the directions."""
+    """The endings of the tensor names, one per direction."""
     return ("", "_reverse") if spec.bidirectional else ("",)
 
 
 def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model with this spec, in canonical order."""
+    """Name -> shape of every tensor of a model with this spec, in canonical order."""
     shapes: dict[str, tuple[int, ...]] = {}
     if spec.num_embeddings:
         shapes["embedding"] = (spec.num_embeddings, spec.input_size)
@@ -74,7 +74,7 @@ def _projected(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(spec: ModelSpec, weights: Weights) -> None:
-    """Raises ValueError unless the names, shapes and dtypes are the spec's and all is finite."""
+    """Raises ValueError unless names, shapes and dtypes are the spec's and all values finite."""
     shapes = weight_shapes(spec)
     if missing := sorted(set(shapes) - set(weights)):
         raise ValueError(f"missing tensors: {', '.join(missing)}")
@@ -93,9 +93,9 @@ def check_weights(spec: ModelSpec, weights: Weights) -> None:
 
 
 def fingerprint(spec: ModelSpec, weights: Weights) -> str:
-    """sha256 in hex over the spec and the tensors in canonical order; the graph has no part in it.
+    """sha256 in hex over the spec and the tensors in canonical order, not over the graph.
 
-    Two models with one fingerprint compute the same function and may exchange session states.
+    Two models with the same fingerprint compute the same function and may exchange session states.
     """
     digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
     for name, shape in weight_shapes(spec).items():

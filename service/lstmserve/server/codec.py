@@ -1,7 +1,7 @@
-"""Owns the way from a message's bytes to arrays that the engine may trust. Submits nothing.
+"""Parses messages and turns their fields into arrays that the engine can trust.
 
-Every array is checked against the model's spec here, at the door: shape, finite, token range.
-Raises BadTensor, EmptyInput, NonFinite, TooLong, Malformed.
+It checks every array against the model's spec: shape, finite values, range of tokens. It raises
+BadTensor, EmptyInput, NonFinite, TooLong and Malformed, and submits nothing.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from lstmserve.engine.arrays import Input
+from lstmserve.engine.arrays import Floats, Input
 from lstmserve.engine.errors import (
     BadTensor,
     EmptyInput,
     Malformed,
     NonFinite,
-    PendingBytes,
+    PendingBytesFull,
     TooLong,
 )
 from lstmserve.spec import ModelSpec
 
 Request = TypeVar("Request", bound=Message)
-Floats = npt.NDArray[np.float32]
 
 FLOAT = np.dtype("<f4")
-PROOF_FACTOR, PROOF_BYTES = 4, 16 << 20
+TRIAL_FACTOR, TRIAL_BYTES = 4, 16 << 20
 RETRY_S = 1.0
 
 
 def parse(kind: type[Request], content: bytes) -> Request:
-    """The message in `content`. Raises Malformed; PendingBytes where memory was short.
+    """The message in `content`. Raises Malformed, or PendingBytesFull if memory ran out.
 
-    protobuf has one error for both. So a message that it refuses is parsed again between two
-    proofs that there is memory for several of it: what fails then is the message's fault.
+    protobuf raises one error for both. So a refused message is parsed again between two trial
+    allocations of several times its size: if those succeed, the message is at fault.
     """
     try:
         return kind.FromString(content)
@@ -46,33 +45,33 @@ def parse(kind: type[Request], content: bytes) -> Request:
     except MemoryError:
         raise _out_of_memory() from None
     try:
-        _prove_memory(len(content))
+        _try_memory(len(content))
         return kind.FromString(content)
     except MemoryError:
         raise _out_of_memory() from None
     except DecodeError as error:
-        _prove_memory_after(len(content))
+        _try_memory_after(len(content))
         raise Malformed(f"not a {kind.DESCRIPTOR.name}") from error
 
 
-def _prove_memory(size: int) -> None:
-    """Raises MemoryError. The pages are never touched: it costs a few microseconds."""
-    bytearray(PROOF_FACTOR * size + PROOF_BYTES)
+def _try_memory(size: int) -> None:
+    """Raises MemoryError. It never touches the pages, so it takes a few microseconds."""
+    bytearray(TRIAL_FACTOR * size + TRIAL_BYTES)
 
 
-def _prove_memory_after(size: int) -> None:
+def _try_memory_after(size: int) -> None:
     try:
-        _prove_memory(size)
+        _try_memory(size)
     except MemoryError:
         raise _out_of_memory() from None
 
 
-def _out_of_memory() -> PendingBytes:
-    return PendingBytes("the server has no memory for this message now", retry_s=RETRY_S)
+def _out_of_memory() -> PendingBytesFull:
+    return PendingBytesFull("the server has no memory for this message now", retry_s=RETRY_S)
 
 
 def input_rows(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:
-    """x float32 [length, input_size], or tokens int64 [length]; not yet checked for finite."""
+    """x float32 [length, input_size], which may not be finite, or tokens int64 [length]."""
     if not (x or tokens):
         raise EmptyInput("there are no rows", field="tokens" if spec.num_embeddings else "x")
     if spec.num_embeddings:
@@ -99,7 +98,7 @@ def _tokens(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> In
 
 
 def check_length(length: int, length_max: int, field: str = "length") -> None:
-    """Of one step or sequence."""
+    """Checks the length of one step or sequence. Raises Malformed, EmptyInput, TooLong."""
     if length < 0:
         raise Malformed(f"a length is {length}, must not be negative", field=field)
     if length == 0:
@@ -115,7 +114,7 @@ def check_length(length: int, length_max: int, field: str = "length") -> None:
 def check_reply(
     height: int, width: int, message_bytes_max: int | None, field: str = "lengths"
 ) -> None:
-    """Refuses a y [height, width] that no message holds, before it is computed."""
+    """Raises TooLong for a y [height, width] that no message can hold, before it is computed."""
     if message_bytes_max is not None and 4 * height * width > message_bytes_max:
         raise TooLong(
             f"the reply would have {height} rows of {4 * width} bytes, more than a message holds: "
@@ -126,22 +125,22 @@ def check_reply(
 
 
 def is_finite(x: npt.NDArray[Any]) -> bool:
-    """Whether no value is NaN or infinite; onnxruntime would make plausible numbers of them."""
+    """Whether no value is NaN or infinite: onnxruntime would turn those into plausible numbers."""
     if x.dtype != np.float32:
         return True
-    # One product is faster than a mask; it is finite, or it may have overflowed (vdot, unlike dot,
-    # does not warn of that, and to keep dot from it takes four times as long as the product).
+    # One product is faster than a mask. If it is not finite, it may have overflowed. vdot does not
+    # warn of that; dot does, and suppressing its warning takes four times as long as the product.
     return math.isfinite(np.vdot(x, x)) or bool(np.isfinite(x).all())
 
 
 def check_finite(x: npt.NDArray[Any], field: str) -> None:
-    """Raises NonFinite."""
+    """Raises NonFinite, which names the field, if a value of x is NaN or infinite."""
     if not is_finite(x):
         raise NonFinite(f"{field} has NaN or infinite values", field=field)
 
 
 def state_rows(content: bytes, layers: int, count: int, width: int, field: str) -> Floats:
-    """h or c, float32 [layers, count, width], finite."""
+    """h or c, float32 [layers, count, width], checked to be finite. Raises BadTensor, NonFinite."""
     if len(content) != 4 * layers * count * width:
         raise BadTensor(
             f"{field} has {len(content) / 4:g} values, must have {layers} x {count} x {width}",
@@ -153,7 +152,7 @@ def state_rows(content: bytes, layers: int, count: int, width: int, field: str) 
 
 
 def sequence_lengths(lengths: Sequence[int], length_max: int) -> npt.NDArray[np.int32]:
-    """[B], each in [1, length_max]."""
+    """The lengths as an array [B], each checked to be in [1, length_max]."""
     for length in {min(lengths), max(lengths)}:
         check_length(length, length_max, "lengths")
     return np.array(lengths, np.int32)

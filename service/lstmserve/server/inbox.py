@@ -1,15 +1,16 @@
-"""Owns the messages that have arrived and are not steps yet: all are read when a batch is due.
+"""The messages that have arrived and are not steps yet: all are read when a batch is due.
 
-One after the other in one go, because most of what a message costs is code and memory that has
-left the processor's caches since the last one (docs/ARCHITECTURE.md). On the loop's thread.
+They are read in one go, because most of what a message costs is code and memory that has left the
+processor's caches since the last one (docs/ARCHITECTURE.md). On the loop's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from lstmserve.engine.driver import Driver
+from lstmserve.engine.batch_loop import BatchLoop
 
 Message = TypeVar("Message")
 
@@ -17,22 +18,33 @@ UNREAD_MAX = 256  # more are read at once: what is refused must not be held firs
 
 
 class Inbox(Generic[Message]):
-    """A source of the driver. `read(messages)` submits their steps, and must not raise."""
+    """A source of the batch loop. `read(messages)` submits their steps, and must not raise."""
 
-    def __init__(self, driver: Driver, read: Callable[[list[Message]], None]) -> None:
-        self._driver = driver
+    def __init__(self, batch_loop: BatchLoop, read: Callable[[list[Message]], None]) -> None:
+        self._batch_loop = batch_loop
         self._read = read
         self._unread: list[Message] = []
-        driver.add_source(self.take_in)
+        self._is_due = False
+        self._loop = asyncio.get_running_loop()
+        batch_loop.add_source(self.take_in)
 
     def put(self, message: Message) -> None:
-        """It is read soon, in the order of arrival; at once, if no other is expected."""
-        self._unread.append(message)
-        if len(self._unread) == 1 and self._driver.run_now():
-            return
+        """The message is read soon, with the others that the transport hands over now."""
+        self.put_all([message])
+
+    def put_all(self, messages: Sequence[Message]) -> None:
+        """put() of messages that arrived together."""
+        self._unread.extend(messages)
         if len(self._unread) >= UNREAD_MAX:
             self.take_in()
-        self._driver.notice()
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._is_due = False
+        if not self._batch_loop.run_now():
+            self._batch_loop.notice()
 
     def take_in(self) -> None:
         """Reads them all."""

@@ -1,8 +1,12 @@
-"""Owns what the machine must allow: addresses to bind, a core to run on. Starts nothing."""
+"""What the server asks of its machine: addresses to listen on, a core, open files.
+
+It raises errors that say which setting the machine refuses and why. It starts nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
@@ -10,29 +14,31 @@ import socket
 from collections.abc import Callable, Sequence
 
 import grpc
-import grpc.aio
 import structlog
 from prometheus_client import CollectorRegistry
 
 from lstmserve.address import host_port, is_loopback, join
 from lstmserve.config import Config
 from lstmserve.server.observe.http import HttpServer
+from lstmserve.server.transport import QueueServer
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 log = structlog.get_logger()
 
 
 class BadSetting(ValueError):
-    """A setting that this machine does not allow; the message says what it would."""
+    """This machine does not allow a setting; the message says what it allows."""
 
 
 class AddressUnavailable(Exception):
-    """An address that cannot be bound."""
+    """An address cannot be bound."""
 
 
 def check_plain_text(config: Config) -> None:
-    """Raises BadSetting when others could reach a server without TLS and nobody allowed it.
+    """Raises BadSetting if other machines could reach a server without TLS and without --insecure.
 
-    Where it is allowed, the log says what that means.
+    With --insecure it logs what that means.
     """
     host, _ = host_port("listen", config.listen)
     if config.tls_cert or is_loopback(host):
@@ -51,7 +57,7 @@ def check_plain_text(config: Config) -> None:
 
 
 def protections(config: Config) -> list[str]:
-    """What stands between others and --listen."""
+    """What protects --listen from strangers, for the log."""
     host, _ = host_port("listen", config.listen)
     every = {
         "loopback": is_loopback(host),
@@ -63,7 +69,7 @@ def protections(config: Config) -> list[str]:
 
 
 def pin(cpu: int) -> None:
-    """Keeps every thread of the process on one core, also those to come. Raises BadSetting."""
+    """Keeps every thread of the process, present and future, on one core. Raises BadSetting."""
     allowed = sorted(os.sched_getaffinity(0))
     if cpu not in allowed:
         raise BadSetting(f"cpu is {cpu}, must be one of {', '.join(map(str, allowed))}")
@@ -72,27 +78,36 @@ def pin(cpu: int) -> None:
 
 
 def allow_open_files() -> None:
-    """As many as the hard limit has: a connection is one, and the soft limit is often 1,024.
+    """Raises the limit of open files to the hard limit. The soft limit is often 1,024.
 
-    Beyond it no probe would be answered, and the server restarted for having many clients.
+    Each connection is an open file. At the limit probes get no answer, and an orchestrator would
+    restart the server for having many clients.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # the kernel's own limit may be below it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def share_one_heap() -> None:
+    """Lets all threads allocate from one heap, where the C library is glibc. Call it first of all.
+
+    A message is allocated on the transport's thread and freed on the loop's. With a heap for each
+    thread, as is glibc's way, a flood of long messages left a third more memory in use.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library: it has its own way
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
 def bind_grpc(
-    server: grpc.aio.Server,
+    server: QueueServer,
     name: str,
     address: str,
     credentials: grpc.ServerCredentials | None = None,
 ) -> str:
     """Binds, and returns the address with its real port. Raises AddressUnavailable."""
     host, _ = host_port(name, address)
-    with contextlib.suppress(RuntimeError):
-        if credentials is None:
-            return join(host, server.add_insecure_port(address))
-        return join(host, server.add_secure_port(address, credentials))
+    if port := server.bind(address, credentials):
+        return join(host, port)
     raise AddressUnavailable(f"--{name} {address}: {_why_not(address, _refusal(name, address))}")
 
 
@@ -103,7 +118,7 @@ def bind_http(
     is_ready: Callable[[], bool],
     remarks: Sequence[str] = (),
 ) -> HttpServer:
-    """Bound, not started. Raises AddressUnavailable."""
+    """The HTTP server, bound but not started. Raises AddressUnavailable."""
     try:
         return HttpServer(*host_port("metrics", address), registry, is_live, is_ready, remarks)
     except OSError as error:
@@ -111,7 +126,7 @@ def bind_http(
 
 
 def _refusal(name: str, address: str) -> OSError | None:
-    """The error of binding the address ourselves: gRPC tells none. None where it can be bound."""
+    """The error of binding the address ourselves, because gRPC reports none. None if it works."""
     host, port = host_port(name, address)
     try:
         kinds = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -126,7 +141,7 @@ def _refusal(name: str, address: str) -> OSError | None:
 
 
 def _why_not(address: str, error: OSError | None) -> str:
-    """In words, with what to do."""
+    """What is wrong with the address, and what to do."""
     host, _, port = address.rpartition(":")
     if isinstance(error, socket.gaierror):
         return f"no address is known for the host {host}: {error.strerror}"

@@ -1,4 +1,4 @@
-"""Owns the order of a stream's answers: within a line, that of its messages. Knows no session.
+"""The order of a stream's answers: within a line, that of its messages. Knows no session.
 
 Triton's clients expect one line for the whole stream, StepStream's one for each session. What is
 answered early, such as an error, waits for the answers before it in its line.
@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections import deque
 
-from lstmserve.server.window import Cancellable, Window
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.conversation import Item, Window
+from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.transport import StreamCall
 
-_END = b""  # no answer is empty
 
-
-class OrderedWindow(Window):
+class OrderedWindow(Window[Item]):
     """A Window in which a message that stands in a line is answered after all before it there.
 
     A message that is answered while it stands in no line is before nothing and after nothing.
     """
 
-    def __init__(self, count_max: int) -> None:
-        super().__init__(count_max)
-        self._lines: dict[str, deque[Cancellable]] = {}
-        self._line_of: dict[Cancellable, str] = {}
-        self._held: dict[Cancellable, bytes | Exception] = {}
-        self._error: Exception | None = None
+    def __init__(self, stream: StreamCall, pending: PendingBytes, tenant: Tenant) -> None:
+        super().__init__(stream, pending, tenant)
+        self._lines: dict[str, deque[Item]] = {}
+        self._line_of: dict[Item, str] = {}
+        self._held: dict[Item, bytes | Exception] = {}
 
-    def enter(self, message: Cancellable, line: str) -> None:
+    def enter(self, message: Item, line: str) -> None:
         """It stands in that line now; once for each message."""
         self._line_of[message] = line
         if (others := self._lines.get(line)) is None:
@@ -34,23 +34,23 @@ class OrderedWindow(Window):
         else:
             others.append(message)
 
-    def answer(self, message: Cancellable, reply: bytes) -> None:
+    def answer(self, message: Item, reply: bytes) -> None:
         """As Window.answer, once all before it are answered."""
         self._settle(message, reply)
 
-    def fail(self, message: Cancellable, error: Exception) -> None:
-        """When all before it are written, next() raises the error."""
+    def fail(self, message: Item, error: Exception) -> None:
+        """When all before it are answered, the stream ends by the error."""
         self._settle(message, error)
 
-    def close(self) -> None:
-        """As Window.close."""
-        super().close()
+    def gone(self) -> None:
+        """As Window.gone."""
+        super().gone()
         self._held.clear()
         self._lines.clear()
         self._line_of.clear()
 
-    def _settle(self, message: Cancellable, outcome: bytes | Exception) -> None:
-        if self._is_closed:
+    def _settle(self, message: Item, outcome: bytes | Exception) -> None:
+        if self.is_closed:
             return
         name = self._line_of.pop(message, None)
         if name is None:
@@ -65,19 +65,13 @@ class OrderedWindow(Window):
         self._give(message, outcome)
         while line and line[0] in self._held:
             first = line.popleft()
+            self._line_of.pop(first, None)
             self._give(first, self._held.pop(first))
         if not line:
-            del self._lines[name]
+            self._lines.pop(name, None)
 
-    def _give(self, message: Cancellable, outcome: bytes | Exception) -> None:
+    def _give(self, message: Item, outcome: bytes | Exception) -> None:
         if isinstance(outcome, Exception):
-            self._error = self._error or outcome
-            outcome = _END
-        super().answer(message, outcome)
-
-    async def next(self) -> bytes | None:
-        """As Window.next. Raises what fail() was given."""
-        reply = await super().next()
-        if reply == _END and self._error is not None:
-            raise self._error
-        return reply
+            self.end_by(outcome)  # which cancels the message, too
+        else:
+            super().answer(message, outcome)

@@ -1,4 +1,4 @@
-"""Owns the calls that bring no deadline of their own: which has been under way too long.
+"""Watches calls that may last so many seconds each: which has been under way too long.
 
 All have the same time, so that they end in the order they began: one timer watches the oldest. A
 timer a call would cost as much as the checks of a step. On the event loop's thread.
@@ -8,61 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Call = TypeVar("Call")
 
 
-class TooSlow(Exception):
-    """A call that took longer than it may; what it did is unknown, as with gRPC's own deadline."""
+class Overtime(Generic[Call]):
+    """Calls `on_late(call)` for each that is not over after `seconds`."""
 
-
-class Watched(Protocol):
-    """A call under way."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-
-    def expire(self, error: TooSlow) -> None:
-        """Ends it with the error."""
-
-
-class WatchedTask:
-    """A call that is the current task. Who runs it sets `is_over`."""
-
-    def __init__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._error: TooSlow | None = None
-        self.is_over = False
-
-    def end(self, _: object) -> None:
-        """It is over, says whoever heard of it."""
-        self.is_over = True
-
-    def expire(self, error: TooSlow) -> None:
-        """Cancels the task."""
-        self._error = error
-        self._task.cancel()
-
-    def expired(self) -> TooSlow | None:
-        """What a cancellation stands for; None: the client went away."""
-        if self._error is not None:
-            self._task.uncancel()
-        return self._error
-
-
-class Overtime:
-    """Ends calls that last longer than `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
+    def __init__(
+        self, seconds: float, is_over: Callable[[Call], bool], on_late: Callable[[Call], None]
+    ) -> None:
         self._seconds = seconds
-        self._calls: deque[tuple[float, Watched]] = deque()  # when each is due, in order
+        self._is_over = is_over
+        self._on_late = on_late
+        self._calls: deque[tuple[float, Call]] = deque()  # when each is due, in order
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, call: Watched) -> None:
+    def watch(self, call: Call) -> None:
         """From now on."""
-        while self._calls and self._calls[0][1].is_over:
+        while self._calls and self._is_over(self._calls[0][1]):
             self._calls.popleft()
         loop = asyncio.get_running_loop()
         due_s = loop.time() + self._seconds
@@ -73,9 +39,8 @@ class Overtime:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        while self._calls and (self._calls[0][0] <= now_s or self._calls[0][1].is_over):
+        while self._calls and (self._calls[0][0] <= now_s or self._is_over(self._calls[0][1])):
             _, call = self._calls.popleft()
-            if not call.is_over:
-                text = f"not done after {self._seconds:g} s, the most for a call without a deadline"
-                call.expire(TooSlow(text))
+            if not self._is_over(call):
+                self._on_late(call)
         self._timer = loop.call_at(self._calls[0][0], self._look) if self._calls else None

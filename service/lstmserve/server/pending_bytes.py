@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from lstmserve.engine.errors import PendingBytes as Refused
+from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.errors import Quota
 
 RETRY_S = 0.2
@@ -132,6 +132,7 @@ class PendingBytes:
         self._room = Room(bytes_max)
         self._leases: set[Lease] = set()
         self._lines: dict[Account, None] = {}  # accounts with a line, whose turn is next first
+        self._full: set[Account] = set()  # accounts whose share refused a message, and still would
         self._is_blocked = False  # who is next waits for the budget, not for a share
         self._again: asyncio.TimerHandle | None = None
 
@@ -144,6 +145,12 @@ class PendingBytes:
     def held(self) -> int:
         """What all leases have."""
         return self._room.held
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether a short message of any tenant fits. On any thread: soon it may not."""
+        room = self._room
+        return not (self._lines or self._full) and room.held < room.bytes_max
 
     def clipped(self, size: int) -> int:
         """What a message of that size is counted as: no more than long ones may hold in all."""
@@ -161,7 +168,7 @@ class PendingBytes:
         return self._take(account, size) if self.has_room(account, size) else None
 
     def enter(self, account: Account, size: int) -> Lease:
-        """take(); raises PendingBytes, Quota instead of None."""
+        """take(); raises PendingBytesFull, Quota instead of None."""
         if not self.has_room(account, size):
             self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
         return self._take(account, size)
@@ -181,6 +188,8 @@ class PendingBytes:
                 metadata={"pending_bytes_max": str(room.bytes_max)},
                 retry_s=RETRY_S,
             )
+        if share.held:
+            self._full.add(account)
         raise Quota(
             f"{share.held} bytes of your messages are waiting, your limit is {share.bytes_max}: "
             "send it again later, or less at once",
@@ -250,6 +259,8 @@ class PendingBytes:
         short = (after if after <= SHORT_BYTES else 0) - (before if before <= SHORT_BYTES else 0)
         room.held_short += short
         share.held_short += short
+        if change < 0 and self._full and (share.held < share.bytes_max or not share.held):
+            self._full.discard(account)
 
     async def _wait(self, account: Account, size: int, *, takes: bool) -> Lease | None:
         turn = _Turn(self.clipped(size), takes=takes)
@@ -319,6 +330,7 @@ class PendingBytes:
         for account in self._lines:
             assert account.line, "an empty line is kept"
         assert self._room.held or not self._is_blocked, "they wait for bytes that are free"
+        assert all(each.share.held for each in self._full), "a share that holds nothing is full"
 
 
 def _fits(room: Room, size: int, expected: int) -> bool:

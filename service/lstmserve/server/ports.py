@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-import grpc.aio
-from grpc_health.v1 import health
-
-from lstmserve.address import host_port
+from lstmserve.address import host_port, is_loopback
 from lstmserve.config import Config
 from lstmserve.engine import Engine
-from lstmserve.server import transport
+from lstmserve.kserve.v2 import inference_pb2
 from lstmserve.server.access import tls
-from lstmserve.server.access.doors import AdminDoor, Door, OpenDoor, TokenDoor
+from lstmserve.server.access.auth import (
+    AdminAuthenticator,
+    AnonymousAuthenticator,
+    Authenticator,
+    TokenAuthenticator,
+)
 from lstmserve.server.access.flood_guard import FloodGuard
-from lstmserve.server.kserve import servicer as kserve
+from lstmserve.server.kserve import service as kserve
 from lstmserve.server.machine import bind_grpc
-from lstmserve.server.native import servicer
+from lstmserve.server.native import service as native
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
+from lstmserve.server.rpc import Methods
+from lstmserve.server.transport import QueueServer, StreamMethod, UnaryMethod, health, reflection
+from lstmserve.server.transport.arguments import options
 from lstmserve.tokens import Limits
+from lstmserve.v1 import lstm_pb2
+
+SERVICES = tuple(
+    service.full_name
+    for file in (lstm_pb2, inference_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
 class Ports:
@@ -33,36 +47,61 @@ class Ports:
         config: Config,
         engine: Engine,
         metrics: Metrics,
-        health_servicer: health.aio.HealthServicer,
         pending: PendingBytes,
     ) -> None:
-        def make(door: Door, has_reflection: bool) -> grpc.aio.Server:
-            dialects = (servicer, kserve)
-            handlers = [each.handlers(engine, metrics, config, door, pending) for each in dialects]
-            return transport.make_server(
-                config, handlers, health_servicer, has_reflection=has_reflection
-            )
+        self.health = health.Health(("", *SERVICES))
+
+        def make(door: Authenticator, *, has_reflection: bool) -> QueueServer:
+            methods = [
+                dialect.methods(engine, metrics, config, door, pending)
+                for dialect in (native, kserve)
+            ]
+            return make_server(config, methods, self.health, has_reflection=has_reflection)
 
         self._guard = FloodGuard(_public_door(config, engine))
-        public = make(self._guard.door, transport.has_reflection(config))
+        public = make(self._guard.authenticator, has_reflection=_has_reflection(config))
         self.listen = bind_grpc(public, "listen", config.listen, tls.credentials(config))
         self.admin: str | None = None
         self._servers = [public]
         if config.admin is not None:
-            operator = make(AdminDoor(), True)
+            operator = make(AdminAuthenticator(), has_reflection=True)
             self.admin = bind_grpc(operator, "admin", config.admin)
             self._servers.append(operator)
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Calls are answered from now on."""
         for server in self._servers:
-            await server.start()
+            server.start()
         self._guard.start(host_port("listen", self.listen)[1])
 
     async def stop(self, grace_s: float) -> None:
         """No call is taken any more; those under way have the grace to end."""
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._guard.stop()
+
+
+def make_server(
+    config: Config,
+    methods: Sequence[Methods],
+    well: health.Health,
+    *,
+    has_reflection: bool,
+) -> QueueServer:
+    """A server of these methods and of gRPC's own services, not yet bound or started."""
+    unary: dict[str, UnaryMethod] = {health.CHECK: well.check}
+    streams: dict[str, StreamMethod] = {health.WATCH: well.watch}
+    for service in methods:
+        unary |= {f"/{service.service}/{name}": each for name, each in service.unary.items()}
+        streams |= {f"/{service.service}/{name}": each for name, each in service.streams.items()}
+    if has_reflection:
+        streams[reflection.INFO] = reflection.Reflection((*SERVICES, HEALTH_SERVICE))
+    return QueueServer(options(config), unary, streams)
+
+
+def _has_reflection(config: Config) -> bool:
+    """On --listen: as asked, else where only this machine can reach it."""
+    host, _ = host_port("listen", config.listen)
+    return is_loopback(host) if config.reflection is None else config.reflection
 
 
 def share_bytes_max(config: Config) -> int | None:
@@ -72,7 +111,7 @@ def share_bytes_max(config: Config) -> int | None:
     return config.pending_bytes_max // 4
 
 
-def _public_door(config: Config, engine: Engine) -> Door:
+def _public_door(config: Config, engine: Engine) -> Authenticator:
     limits = Limits(
         config.tenant_sessions_max,
         config.tenant_pending_steps_max,
@@ -80,5 +119,5 @@ def _public_door(config: Config, engine: Engine) -> Door:
         share_bytes_max(config),
     )
     if config.tokens is None:
-        return OpenDoor(limits)
-    return TokenDoor(config.tokens, limits, engine.clock)
+        return AnonymousAuthenticator(limits)
+    return TokenAuthenticator(config.tokens, limits, engine.clock)

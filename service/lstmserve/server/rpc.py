@@ -1,65 +1,72 @@
-"""Owns the frame around every call: who calls, parse, count, and an end with a status, always.
+"""The frame around every call: who calls, its bytes, its counts, and an end with a status, always.
 
-grpc.aio sends no status for a handler that leaves with a CancelledError, and the text of any other
-exception to the client: neither gets past here.
+What serves a call runs on the event loop's thread. Whatever it raises becomes a status of ours:
+the text of a bug does not reach the client.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import grpc
-import grpc.aio
 from google.protobuf.message import Message
 
 from lstmserve.engine.errors import Malformed
-from lstmserve.server.access.doors import Door
+from lstmserve.server.access.auth import Authenticator
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import Request, parse
+from lstmserve.server.observe.counters import RpcMetrics
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.observe.metrics import SERVICE, Metrics
-from lstmserve.server.overtime import Overtime, TooSlow, WatchedTask
-from lstmserve.server.pending_bytes import Lease, PendingBytes
+from lstmserve.server.overtime import Overtime
+from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.status import Abort, to_abort
-from lstmserve.tokens import Limits
+from lstmserve.server.transport import (
+    Conversation,
+    StreamCall,
+    StreamMethod,
+    UnaryCall,
+    UnaryMethod,
+)
 
 SESSION_KEY = "x-session-id"
 SENT_AT_ONCE_BYTES = 16 << 10  # gRPC sends a shorter reply whether it is read or not
-PROBES_BYTES_MAX = 1 << 62
-
-T = TypeVar("T")
-
-Context = grpc.aio.ServicerContext[Any, bytes]
+SECOND_NS = 1_000_000_000
+LOOKS = 8  # in the time that a stream's reply may wait
 
 
-class Incoming:
-    """A unary call's message, its sender, and the lease of its bytes until the reply is sent."""
-
-    __slots__ = ("_content", "context", "lease", "tenant")
-
-    def __init__(self, content: bytes, context: Context, tenant: Tenant, lease: Lease) -> None:
-        self._content = content
-        self.context = context
-        self.tenant = tenant
-        self.lease = lease
-
-    def take(self) -> bytes:
-        """The message; it is not kept here any more."""
-        content, self._content = self._content, b""
-        return content
-
-    def end(self, _: object) -> None:
-        """The call is over: its reply was sent, or will not be."""
-        self.lease.release()
+class TooSlow(Exception):
+    """A call that took longer than it may; what it did is unknown, as with gRPC's own deadline."""
 
 
-Call = Callable[[Incoming], Awaitable[bytes]]
+class Talk(Conversation, Protocol):
+    """A Conversation that takes the messages of its stream."""
+
+    def receive(self, content: bytes) -> None:
+        """The next message."""
+
+    def closed(self) -> None:
+        """The stream is over on the wire: nothing of it is sent any more."""
+
+
+Receive = Callable[[list[UnaryCall]], None]
+Answer = Callable[[UnaryCall], bytes]
+Work = Callable[[UnaryCall], Awaitable[None]]
+Serve = Callable[[UnaryCall], Awaitable[bytes]]
 Unary = Callable[[Any, Tenant], Awaitable[Message]]
-Stream = Callable[[Context, Tenant], Awaitable[None]]
+Begin = Callable[[StreamCall, Tenant], Talk]
 Refused = Callable[[Exception], None]
+
+
+class Methods(NamedTuple):
+    """A service's methods by name."""
+
+    service: str
+    unary: Mapping[str, UnaryMethod]
+    streams: Mapping[str, StreamMethod]
 
 
 def ignore(error: Exception) -> None:
@@ -68,12 +75,12 @@ def ignore(error: Exception) -> None:
 
 class Frame:
     """Of one service's calls on a port. `call_s_max` is for unary calls without a deadline,
-    `write_s_max` for long replies of unary calls; a reply has a row of `row_bytes` or more.
+    `write_s_max` for replies that are not read; a reply has a row of `row_bytes` or more.
     """
 
     def __init__(
         self,
-        door: Door,
+        door: Authenticator,
         metrics: Metrics,
         pending: PendingBytes,
         *,
@@ -84,158 +91,297 @@ class Frame:
     ) -> None:
         self.door = door
         self.pending = pending
-        self.overtime = Overtime(call_s_max)
-        self._sending = Overtime(write_s_max)
+        self.write_s_max = write_s_max
+        self.row_bytes = row_bytes
+        self._call_s_max = call_s_max
         self._metrics = metrics
-        self._row_bytes = row_bytes
         self._service = service
-        self._probe = Tenant("", Limits())
-        self._probes = PendingBytes(PROBES_BYTES_MAX)
+        self._overtime: Overtime[UnaryCall] = Overtime(call_s_max, _is_over, self._expire)
+        self._sending: Overtime[UnaryCall] = Overtime(write_s_max, _is_sent, UnaryCall.cut)
 
-    def call(
-        self, name: str, method: Call, on_refused: Refused = ignore, *, is_probe: bool = False
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler of one request and one response, both of which `method` has as bytes.
+    def calls(self, name: str, receive: Receive, on_refused: Refused = ignore) -> UnaryCalls:
+        """A method whose calls `receive` takes as they arrive together, and answers each.
 
-        `on_refused(error)` is called for one that does not come to `method`; a probe's comes there
-        whoever sends it and however many bytes wait. gRPC takes it for a call with a stream of
-        requests: so the message is read here, and nothing of gRPC's keeps it during the call.
+        They have a tenant, and a lease of their bytes. `on_refused(error)` is called for one that
+        does not come to `receive`.
         """
-        counts = self._metrics.rpc(name, "unary", self._service)
-        arrive = self._arrived_probe if is_probe else self._arrived
+        return UnaryCalls(self, self._counts(name), name, receive, on_refused)
 
-        async def handle(_: object, context: Context) -> bytes:
-            start_ns = time.monotonic_ns()
-            counts.started += 1
-            ended = grpc.StatusCode.CANCELLED  # what it is if the client goes away
-            incoming: Incoming | None = None
-            try:
-                incoming = await arrive(context)
-                start_ns = time.monotonic_ns()
-                response = await method(incoming)
-                if len(response) > SENT_AT_ONCE_BYTES:
-                    self._watch_sending(incoming, response)
-                    incoming = None  # it ends when its reply was sent
-                ended = grpc.StatusCode.OK
-                return response
-            except BaseException as error:
-                if incoming is not None:
-                    incoming.take()  # gRPC and tracebacks keep this frame longer than the call
-                elif isinstance(error, Exception):
-                    on_refused(error)
-                if _is_gone(error):
-                    raise  # from here: a frame that names the error is a cycle with it
-                abort = _abort(error, name, context)
-                ended = abort.code
-                error.__traceback__ = None
-            finally:  # before the client hears of it
-                if incoming is not None:
-                    incoming.lease.release()
-                counts.ended(ended, (time.monotonic_ns() - start_ns) / 1e9)
-            await context.abort(*abort)
-            raise AssertionError("abort() raises")
+    def probes(self, name: str, answer: Answer) -> Probes:
+        """A method that is answered at once, whoever calls and however many bytes wait."""
+        return Probes(self, self._counts(name), name, answer)
 
-        return grpc.stream_unary_rpc_method_handler(handle)
+    def served(self, name: str, serve: Serve) -> UnaryCalls:
+        """A method each of whose calls is served by a task."""
 
-    async def _arrived(self, context: Context) -> Incoming:
-        """A message of who may come in. Where the budget is used up it is not even read.
+        async def work(call: UnaryCall) -> None:
+            self.reply(call, await serve(call))
 
-        Raises BadToken, AdminOnly, Malformed, PendingBytes, Quota.
-        """
-        tenant = self.door.tenant(context)
-        self.pending.check(tenant.account, 1)
-        return await self._read(context, tenant, self.pending)
+        def receive(calls: list[UnaryCall]) -> None:
+            for call in calls:
+                self.start(call, work, name)
 
-    async def _arrived_probe(self, context: Context) -> Incoming:
-        return await self._read(context, self._probe, self._probes)
+        return self.calls(name, receive)
 
-    async def _read(self, context: Context, tenant: Tenant, pending: PendingBytes) -> Incoming:
-        content = await context.read()
-        if content is grpc.aio.EOF:
-            raise Malformed("the call has no message")
-        lease = pending.enter(tenant.account, len(content) + self._row_bytes)
-        return Incoming(content, context, tenant, lease)
+    def unary(self, name: str, kind: type[Request], method: Unary) -> UnaryCalls:
+        """The same with messages."""
 
-    def _watch_sending(self, incoming: Incoming, response: bytes) -> None:
-        """Holds the bytes until the reply was sent; a reply that is not read ends its call."""
-        incoming.lease.resize(len(response))
-        unsent = WatchedTask()
-        for end in (incoming.end, unsent.end):
-            incoming.context.add_done_callback(end)  # type: ignore[arg-type]  # stubs
-        self._sending.watch(unsent)
+        async def serve(call: UnaryCall) -> bytes:
+            response = await method(parse(kind, call.take()), call.tenant)
+            return response.SerializeToString()
 
-    def unary(
-        self, name: str, kind: type[Request], method: Unary
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """The same with messages, of a caller who may come in."""
+        return self.served(name, serve)
 
-        async def call(incoming: Incoming) -> bytes:
-            work = method(parse(kind, incoming.take()), incoming.tenant)
-            return (await self.limited(incoming.context, work)).SerializeToString()
-
-        return self.call(name, call)
-
-    async def limited(self, context: Context, work: Awaitable[T]) -> T:
-        """What the work gives, if it is done in time. Raises TooSlow."""
-        watched = WatchedTask()
-        if context.time_remaining() is None:
-            self.overtime.watch(watched)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if (error := watched.expired()) is None:
-                raise
-            raise error from None
-        finally:
-            watched.is_over = True
-
-    def bidi(self, name: str, method: Stream) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """A handler of a stream in both directions, which reads and writes by the context."""
+    def bidi(self, name: str, begin: Begin, window: int) -> Streams:
+        """A method of streams: `begin` makes what talks to one."""
         counts = self._metrics.rpc(name, "bidi_stream", self._service)
+        return Streams(self, counts, name, begin, window)
 
-        async def handle(_: object, context: Context) -> None:
-            counts.started += 1
-            abort: Abort | None = None
-            ended = grpc.StatusCode.CANCELLED
-            try:
-                await method(context, self.door.tenant(context))
-                ended = grpc.StatusCode.OK
-            except BaseException as error:
-                if _is_gone(error):
-                    raise
-                abort = _abort(error, name, context)
-                ended = abort.code
-                error.__traceback__ = None
-            finally:
-                # Before the abort: it waits for a client that does not read.
-                counts.ended(ended)
-            if abort is not None:
-                await context.abort(*abort)
+    def _counts(self, name: str) -> RpcMetrics:
+        return self._metrics.rpc(name, "unary", self._service)
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+    def start(self, call: UnaryCall, work: Work, name: str) -> None:
+        """Runs work that answers the call in a task, which ends early if the client leaves."""
+        task = asyncio.ensure_future(self._guarded(call, work, name))
+        task.set_name(f"{self._service}/{name}")
+        call.on_gone = lambda: _cancel(task)
+
+    async def _guarded(self, call: UnaryCall, work: Work, name: str) -> None:
+        try:
+            await work(call)
+        except (Exception, asyncio.CancelledError) as error:
+            self.abort(call, error, name)  # which a call that is over ignores
+
+    def watch(self, call: UnaryCall) -> None:
+        """Ends the call if it lasts too long, unless it has a deadline of its own."""
+        if call.deadline_ns is None:
+            self._overtime.watch(call)
+
+    def _expire(self, call: UnaryCall) -> None:
+        text = f"not done after {self._call_s_max:g} s, the most for a call without a deadline"
+        on_gone = call.on_gone
+        call.abort(Abort(grpc.StatusCode.DEADLINE_EXCEEDED, text, ()))
+        if on_gone is not None:
+            on_gone()  # what its step did is unknown
+
+    def reply(self, call: UnaryCall, content: bytes) -> None:
+        """Answers. The bytes of a long reply are held until it was sent; if it is not read, its
+        call is cut."""
+        if len(content) <= SENT_AT_ONCE_BYTES or call.is_over:
+            call.reply(content)
+            return
+        lease = call.lease
+        lease.hold()
+        lease.resize(len(content))
+        call.reply(content, lease.release)
+        self._sending.watch(call)
+
+    def abort(self, call: UnaryCall | StreamCall, error: BaseException, name: str) -> None:
+        """Ends the call with the error's status; one that is over ignores it."""
+        if not call.is_over:
+            if isinstance(call, StreamCall):
+                call.finish(_abort(error, name, call))
+            else:
+                call.abort(_abort(error, name, call))
+        error.__traceback__ = None  # its frames hold the call and its message
 
 
-def _is_gone(error: BaseException) -> bool:
-    """Whether there is nobody to tell of it: the client went away, or the process ends.
+class UnaryCalls:
+    """A UnaryMethod that counts its calls and lets them in."""
 
-    A CancelledError that is not the client's doing is a bug of ours, like any other; an
-    InternalError is a write that failed.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    if task.cancelling() or isinstance(error, grpc.aio.InternalError):
+    def __init__(
+        self, frame: Frame, counts: RpcMetrics, name: str, receive: Receive, on_refused: Refused
+    ) -> None:
+        self._frame = frame
+        self._counts = counts
+        self._name = name
+        self._receive = receive
+        self._on_refused = on_refused
+
+    def may_read(self, call: UnaryCall) -> bool:
+        """As UnaryMethod.may_read: where the budget is used up a message is not even read."""
+        return self._frame.pending.is_vacant and self._frame.door.knows(call)
+
+    def receive(self, calls: list[UnaryCall]) -> None:
+        """As UnaryMethod.receive."""
+        inside = [call for call in calls if self._is_let_in(call)]
+        if inside:
+            self._receive(inside)
+
+    def _is_let_in(self, call: UnaryCall) -> bool:
+        """Whether it is to be served now; else it has been refused, or its message is read now."""
+        self._count(call)
+        if call.is_over:
+            return False
+        try:
+            return self._let_in(call)
+        except Exception as error:
+            self._on_refused(error)
+            self._frame.abort(call, error, self._name)
+            return False
+
+    def _let_in(self, call: UnaryCall) -> bool:
+        """Raises BadToken, AdminOnly, Malformed, PendingBytes, Quota."""
+        frame = self._frame
+        if call.tenant is None:
+            call.tenant = frame.door.tenant(call)
+        account = call.tenant.account
+        if call.is_unread:
+            frame.pending.check(account, 1)
+            call.read()
+            return False
+        if call.content is None:
+            raise Malformed("the call has no message")
+        call.lease = frame.pending.enter(account, len(call.content) + frame.row_bytes)
+        frame.watch(call)
         return True
-    return not isinstance(error, Exception | asyncio.CancelledError)
+
+    def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
+        """As UnaryMethod.ended."""
+        self._count(call)
+        self._counts.ended(code, (time.monotonic_ns() - call.arrival_ns) / SECOND_NS)
+        if call.lease is not None:
+            call.lease.release()
+
+    def _count(self, call: UnaryCall) -> None:
+        if not call.is_counted:
+            call.is_counted = True
+            self._counts.started += 1
 
 
-def _abort(error: BaseException, name: str, context: Context) -> Abort:
+class Probes:
+    """A UnaryMethod whose calls need no token and no room."""
+
+    def __init__(self, frame: Frame, counts: RpcMetrics, name: str, answer: Answer) -> None:
+        self._frame = frame
+        self._counts = counts
+        self._name = name
+        self._answer = answer
+
+    def may_read(self, call: UnaryCall) -> bool:
+        """As UnaryMethod.may_read."""
+        return True
+
+    def receive(self, calls: list[UnaryCall]) -> None:
+        """As UnaryMethod.receive."""
+        for call in calls:
+            self._counts.started += 1
+            call.is_counted = True
+            try:
+                if call.content is None:
+                    raise Malformed("the call has no message")
+                call.reply(self._answer(call))
+            except Exception as error:
+                self._frame.abort(call, error, self._name)
+
+    def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
+        """As UnaryMethod.ended."""
+        self._counts.started += not call.is_counted
+        self._counts.ended(code, (time.monotonic_ns() - call.arrival_ns) / SECOND_NS)
+
+
+class Streams:
+    """A StreamMethod that counts its streams, and ends those whose replies nobody reads."""
+
+    def __init__(
+        self, frame: Frame, counts: RpcMetrics, name: str, begin: Begin, window: int
+    ) -> None:
+        self.window = window
+        self.open: set[StreamCall] = set()
+        self._frame = frame
+        self._counts = counts
+        self._name = name
+        self._begin = begin
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def may_read(self, stream: StreamCall) -> bool:
+        """As StreamMethod.may_read."""
+        if stream.conversation is None and not self._frame.door.knows(stream):
+            return False
+        return self._frame.pending.is_vacant
+
+    def opened(self, stream: StreamCall) -> None:
+        """As StreamMethod.opened."""
+        self._counts.started += 1
+        self.open.add(stream)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._frame.write_s_max / LOOKS, self._look)
+        try:
+            stream.conversation = self._begin(stream, self._frame.door.tenant(stream))
+        except Exception as error:
+            self._frame.abort(stream, error, self._name)
+
+    def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
+        """As StreamMethod.receive."""
+        messages.reverse()
+        while messages:  # one that was read is not held until the others are
+            self._receive(*messages.pop())
+
+    def _receive(self, stream: StreamCall, content: bytes) -> None:
+        if stream.is_over:
+            return
+        try:
+            stream.conversation.receive(content)  # type: ignore[union-attr]  # a Talk
+        except Exception as error:
+            self.fail(stream, error)
+
+    def fail(self, stream: StreamCall, error: Exception) -> None:
+        """Ends the stream with the error; what it still waits for is cancelled."""
+        if not stream.is_over:
+            self._frame.abort(stream, error, self._name)
+            if stream.conversation is not None:
+                stream.conversation.gone()
+
+    def _look(self) -> None:
+        """Ends the streams whose replies wait for too long.
+
+        A timer a write would cost as much as an eighth of the message; this one looks now and then.
+        """
+        seconds, now_ns = self._frame.write_s_max, time.monotonic_ns()
+        for stream in list(self.open):
+            unread_s = stream.unread_ns(now_ns) / SECOND_NS
+            if stream.is_over and unread_s > 2 * seconds:
+                stream.cut()  # it does not even read its status
+            elif not stream.is_over and unread_s > seconds:
+                error = TooSlow(f"no reply was read for {seconds:g} s")
+                stream.give_up(_abort(error, self._name, stream))
+                if stream.conversation is not None:
+                    stream.conversation.gone()
+        is_needed = bool(self.open)
+        self._timer = self._loop.call_later(seconds / LOOKS, self._look) if is_needed else None
+
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """As StreamMethod.ended."""
+        self._counts.ended(code)
+
+    def closed(self, stream: StreamCall) -> None:
+        """As StreamMethod.closed."""
+        self.open.discard(stream)
+        if stream.conversation is not None:
+            stream.conversation.closed()  # type: ignore[attr-defined]  # a Talk
+
+
+def _is_over(call: UnaryCall) -> bool:
+    return call.is_over
+
+
+def _is_sent(call: UnaryCall) -> bool:
+    return call.on_sent is None
+
+
+def _abort(error: BaseException, name: str, call: UnaryCall | StreamCall) -> Abort:
     """What ends the call of a client that is there."""
     if isinstance(error, TooSlow):
         return Abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), ())
-    return to_abort(error, **_facts(name, context))
+    return to_abort(error, **_facts(name, call))
 
 
-def _facts(name: str, context: Context) -> dict[str, str]:
+def _facts(name: str, call: UnaryCall | StreamCall) -> dict[str, str]:
     """For the log: the call, and the session (a stream: the group) that its metadata names."""
-    ids = [str(value) for key, value in context.invocation_metadata() or () if key == SESSION_KEY]
+    ids = [str(value) for key, value in call.invocation_metadata() or () if key == SESSION_KEY]
     return {"method": name, **({"session": session_hash(ids[0])} if ids else {})}
+
+
+def _cancel(task: asyncio.Future[None]) -> None:
+    task.cancel()

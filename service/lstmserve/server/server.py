@@ -12,8 +12,6 @@ from typing import TypeVar
 
 import structlog
 import uvloop
-from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import CollectorRegistry
 
 from lstmserve.address import host_port, join
@@ -21,18 +19,17 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
 from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
-from lstmserve.manifest import InvalidModelFolder, Refused
-from lstmserve.server import machine, transport
+from lstmserve.manifest import InvalidModelFolder, RefusedFolder
+from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile
-from lstmserve.server.observe.gauges import read_gauges
 from lstmserve.server.observe.heartbeat import Heartbeat
 from lstmserve.server.observe.measured_store import MeasuredStore
-from lstmserve.server.observe.metrics import Metrics
+from lstmserve.server.observe.metrics import Metrics, read_gauges
 from lstmserve.server.observe.watch import Watch
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import Ports
 from lstmserve.store import StoreOfServer, StoreRefused, open_store
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
+from lstmserve.store.store import StoreTimeout, StoreUnavailable
 
 EXIT_OK, EXIT_LOST, EXIT_KILLED, EXIT_ENGINE_DIED = 0, 1, 1, 3
 GRACE_S = 1.0
@@ -64,11 +61,12 @@ def run(config: Config) -> int:
 
     Raises BadSetting, or one of REFUSALS, whose message is one line for the operator.
     """
+    machine.share_one_heap()
     machine.check_plain_text(config)
     machine.allow_open_files()
     if config.cpu is not None:
         machine.pin(config.cpu)
-    refused: list[Refused] = []
+    refused: list[RefusedFolder] = []
     models = load_models(config, None if config.strict_models else refused.append)
     for each in refused:
         log.error("model refused, the others are served", folder=each.folder, reason=each.reason)
@@ -81,7 +79,10 @@ def run(config: Config) -> int:
 
 
 async def _serve(
-    config: Config, models: Sequence[Model], store: StoreOfServer | None, refused: Sequence[Refused]
+    config: Config,
+    models: Sequence[Model],
+    store: StoreOfServer | None,
+    refused: Sequence[RefusedFolder],
 ) -> int:
     try:
         server = Server(config, models, store, refused)
@@ -106,7 +107,7 @@ class Server:
         config: Config,
         models: Sequence[Model],
         store: StoreOfServer | None = None,
-        refused: Sequence[Refused] = (),
+        refused: Sequence[RefusedFolder] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
@@ -123,11 +124,10 @@ class Server:
         self._watch = Watch(self._store, remarks, self._on_store, self._tell_over)
         self._metrics.durable_lag_s = self._engine.durable_lag_s
         self._heartbeat = Heartbeat(loop, self._metrics.loop_lag.observe)
-        self._health = health.aio.HealthServicer()
         pending = PendingBytes(config.pending_bytes_max)
         self._metrics.pending_bytes = lambda: (pending.held, pending.bytes_max)
         self._engine.add_check(pending.check_integrity)
-        self._ports = Ports(config, self._engine, self._metrics, self._health, pending)
+        self._ports = Ports(config, self._engine, self._metrics, pending)
         self._http = machine.bind_http(
             config.metrics,
             registry,
@@ -149,22 +149,19 @@ class Server:
         for model in self._models:
             self._metrics.model_info(model.name, model.version, model.fingerprint)
             gauges = functools.partial(read_gauges, self._engine, model)
-            self._metrics.watch(model.name, model.version, gauges)
+            self._metrics.add_gauges(model.name, model.version, gauges)
         self._http.start()
         is_there = await self._try_store()
-        for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
-        await self._ports.start()
+        self._ports.start()
         self._heed_signals()
         quiet_collector()
         if is_there:
-            await self._become_ready()
+            self._become_ready()
         else:
             log.warning("waiting for the store", listen=self._ports.listen, metrics=self.metrics)
 
-    async def _become_ready(self) -> None:
-        for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.SERVING)
+    def _become_ready(self) -> None:
+        self._ports.health.set_all(is_serving=True)
         self._is_ready = True
         sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
         log.info(
@@ -197,7 +194,7 @@ class Server:
         signalled.cancel()
         watching.cancel()  # a server that leaves is not made ready again
         self._is_ready = False
-        await self._health.enter_graceful_shutdown()
+        self._ports.health.set_all(is_serving=False)
         if not engine.done():
             await self._drain(engine)
         await self._until_quiet()
@@ -207,7 +204,7 @@ class Server:
             log.critical("engine died", exc_info=error)
             return EXIT_ENGINE_DIED
         lost = self._engine.end_sessions()
-        if is_failure := bool(lost and self._engine.lives.has_store):
+        if is_failure := bool(lost and self._engine.lifecycle.has_store):
             log.error("steps lost: the store did not take them in time", sessions=lost)
         log.info("stopped", sessions_lost=lost)
         return EXIT_LOST if is_failure else EXIT_OK
@@ -215,12 +212,11 @@ class Server:
     async def _on_store(self) -> None:
         """The store has answered: the server is ready, if it waited for that."""
         if not self._is_ready:
-            await self._become_ready()
+            self._become_ready()
 
     async def _tell_over(self) -> None:
         """Routers go elsewhere, where there is an elsewhere."""
-        for name in transport.HEALTH_NAMES:
-            await self._health.set(name, HealthCheckResponse.NOT_SERVING)
+        self._ports.health.set_all(is_serving=False)
 
     def stop_http(self) -> None:
         """Last, so that the probes answer through the drain."""

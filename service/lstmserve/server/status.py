@@ -1,4 +1,7 @@
-"""Owns how an error looks on the wire. Decides nothing, and lets no text of a bug out."""
+"""Turns errors into google.rpc.Status and the arguments of an abort. Decides nothing.
+
+The text of an internal error never leaves the server.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 
 
 class Abort(NamedTuple):
-    """The arguments of grpc.aio's context.abort()."""
+    """How a call ends: its status, and the trailing metadata that say more."""
 
     code: StatusCode
     details: str
@@ -32,10 +35,9 @@ class Abort(NamedTuple):
 
 
 def to_status(error: BaseException, **facts: str) -> Status:
-    """The google.rpc.Status of a domain error; of any other, INTERNAL with a fixed text.
+    """The google.rpc.Status of a domain error; INTERNAL with a fixed text for any other.
 
-    Such another is a bug, and a failing model is ours too: both are logged here, with `facts`, so
-    call this once per error.
+    Call it once per error: it logs bugs and failing models, with `facts`.
     """
     if not isinstance(error, ServeError):
         log.error("internal error", exc_info=error, **facts)
@@ -55,8 +57,8 @@ def to_status(error: BaseException, **facts: str) -> Status:
     return status
 
 
-def looks(error: ServeError) -> Hashable:
-    """The same for errors whose to_status() is the same; a failing model's are each logged."""
+def status_key(error: ServeError) -> Hashable:
+    """Equal for errors with equal to_status(), but unique for each failure of a model."""
     if isinstance(error, ModelError):
         return id(error)
     metadata = tuple(error.metadata.items())
@@ -74,7 +76,7 @@ def reason(error: BaseException) -> str:
 
 
 def to_abort(error: BaseException, **facts: str) -> Abort:
-    """What ends a unary call with this error; logs as to_status does."""
+    """The abort that ends a call with this error. It logs as to_status() does."""
     status = to_status(error, **facts)
     trailers: Trailers = ((DETAILS, status.SerializeToString()),)
     if isinstance(error, ServeError) and error.retry_s is not None:

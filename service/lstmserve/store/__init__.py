@@ -1,4 +1,7 @@
-"""Owns the stores: where sessions outlive the process. Knows no engine, no transport, no log."""
+"""The stores, in which sessions outlive the process.
+
+This package must not know the engine, the transport or the log.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from lstmserve.store.file import FileStore
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
-    Tensor,
+    StoredState,
     UnknownRecord,
     Version,
     decode,
@@ -18,18 +21,34 @@ from lstmserve.store.record import (
     lstm_states,
     version_of,
 )
-from lstmserve.store.store import Store, StoreOfServer, StoreRefused, Write, Written
+from lstmserve.store.store import (
+    LoadOutcome,
+    Store,
+    StoreFull,
+    StoreOfServer,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+    Written,
+)
 
 __all__ = [
     "CorruptRecord",
+    "LoadOutcome",
     "Record",
     "Store",
+    "StoreFull",
     "StoreOfServer",
     "StoreRefused",
-    "Tensor",
+    "StoreTimeout",
+    "StoreUnavailable",
+    "StoredState",
     "UnknownRecord",
     "Version",
     "Write",
+    "WriteOutcome",
     "Written",
     "decode",
     "encode",
@@ -55,7 +74,7 @@ def open_store(
     bytes_max: int | None = None,
     connections_max: int = 4,
 ) -> StoreOfServer | None:
-    """The store that `url` names; None for "memory". Blocking.
+    """Opens the store that `url` names, and blocks meanwhile; None for "memory".
 
     `file:DIR` takes `sync` and `bytes_max`, `redis://` and `rediss://` (or `valkey://` and
     `valkeys://`, which mean the same) take `connections_max`.

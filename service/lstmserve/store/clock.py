@@ -1,8 +1,8 @@
-"""Owns the file store's time: milliseconds that no change of the machine's clock moves. No I/O.
+"""The file store's time: milliseconds that setting the machine's clock does not move.
 
-While a process runs, the time goes on with the monotonic clock; so it does from one process to the
-next within one boot of the machine. From one boot to the next it goes on with the wall clock,
-forward only. So it differs from the wall clock by what that clock was moved.
+While the machine is up, the time follows the monotonic clock, from one process to the next too.
+From one boot to the next it follows the wall clock, forward only. So it differs from the wall clock
+by as much as that clock was set. Only `Read` may read a clock.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Final, NamedTuple
 import google_crc32c
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")  # Linux; elsewhere each process is a boot
-JUMP_MS: Final = 1000  # the wall clock was moved, not merely slewed
+JUMP_MS: Final = 1000  # more than that: the wall clock was set, not slewed
 
 _MARK: Final = struct.Struct("<3q36s")
 _CRC: Final = struct.Struct("<I")
 
 
 class Reading(NamedTuple):
-    """The machine's clocks, now: since 1970, and since the boot that `boot_id` names ("": none)."""
+    """The machine's clocks: since 1970, and since the boot `boot_id` ("" where it is unknown)."""
 
     wall_ms: int
     monotonic_ms: int
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """The store's time at one reading of the machine's clocks; the next process goes on from it."""
+    """The store's time at one reading of the clocks; the next process continues from it."""
 
     store_ms: int
     reading: Reading
@@ -57,7 +57,7 @@ Read = Callable[[], Reading]
 
 
 def read_clocks() -> Reading:
-    """The machine's, now."""
+    """The machine's clocks now."""
     return Reading(time.time_ns() // 1_000_000, time.monotonic_ns() // 1_000_000, _boot_id())
 
 
@@ -70,7 +70,7 @@ def _boot_id() -> str:
 
 
 class StoreClock:
-    """Goes on from `mark`, or where there is none from the wall clock."""
+    """The store's time, continued from `mark`, or from the wall clock where there is none."""
 
     def __init__(self, read: Read, mark: Mark | None) -> None:
         self._read = read
@@ -79,23 +79,22 @@ class StoreClock:
         self._offset_ms = start_ms - now.monotonic_ms
 
     def now_ms(self) -> int:
-        """The store's time."""
         return self._read().monotonic_ms + self._offset_ms
 
     def mark(self) -> Mark:
-        """The store's time, as the next process needs it."""
+        """The store's time and the clocks it belongs to, for the next process."""
         now = self._read()
         return Mark(now.monotonic_ms + self._offset_ms, now)
 
     def has_jumped(self, since: Mark) -> bool:
-        """Whether the wall clock was moved since that mark of this process."""
+        """Whether the wall clock was set since that mark of this process."""
         now, then = self._read(), since.reading
         wall_ms, monotonic_ms = now.wall_ms - then.wall_ms, now.monotonic_ms - then.monotonic_ms
         return abs(wall_ms - monotonic_ms) > JUMP_MS
 
 
 def _elapsed_ms(then: Reading, now: Reading) -> int:
-    """What has passed between two processes."""
+    """The time that passed between two readings, perhaps of two processes."""
     if now.boot_id and now.boot_id == then.boot_id and now.monotonic_ms >= then.monotonic_ms:
         return now.monotonic_ms - then.monotonic_ms
     return max(0, now.wall_ms - then.wall_ms)

@@ -1,4 +1,7 @@
-"""Owns the embedded store of one machine: SQLite rows behind one thread. Never blocks the loop."""
+"""The embedded store of one machine: a SQLite database behind one thread, with time limits.
+
+It must never block the event loop; database.py, which does the work, blocks.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,14 @@ from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from lstmserve.store.clock import Read, read_clocks
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
-from lstmserve.store.rows import Rows
-from lstmserve.store.store import Write, Written
+from lstmserve.store.database import RecordDatabase
+from lstmserve.store.store import (
+    LoadOutcome,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -22,9 +30,9 @@ FILE_NAME = "sessions.sqlite3"
 class FileStore:
     """A Store in a folder that one process at a time can open.
 
-    What was put survives kill -9; with `sync` also a power cut, as far as disk and file system keep
-    what fsync promises. `bytes_max` bounds the file (its log apart); beyond it, as on a full disk,
-    writes are FULL. `read` reads the machine's clocks.
+    What was put survives kill -9, and with `sync` a power cut too, as far as disk and file system
+    keep what fsync promises. `bytes_max` limits the file without its log; beyond it, as on a full
+    disk, writes are FULL. `read` reads the machine's clocks.
     """
 
     def __init__(
@@ -36,61 +44,58 @@ class FileStore:
         timeout_s: float = 5.0,
         read: Read = read_clocks,
     ) -> None:
-        """Opens or creates the folder; blocking. Raises StoreRefused."""
+        """Opens or creates the folder, and blocks meanwhile. Raises StoreRefused."""
         self._is_held: Callable[[str], bool] = lambda _: False
-        self._expired: list[str] = []  # what a sweep has found and not yet dropped
+        self._expired: list[str] = []  # found by a sweep and not yet dropped
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, "lstmserve-store")
         try:
             opening = self._thread.submit(
-                Rows, folder / FILE_NAME, sync=sync, bytes_max=bytes_max, read=read
+                RecordDatabase, folder / FILE_NAME, sync=sync, bytes_max=bytes_max, read=read
             )
-            self._rows = opening.result()
+            self._database = opening.result()
         except BaseException:
             self._thread.shutdown()
             raise
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
-        """As StoreOfServer.spare."""
         self._is_held = is_held
 
     async def check(self) -> str:
-        """As StoreOfServer.check: the file is still at its path, and the disk answers."""
+        """Checks that the file is still at its path, and that the disk answers."""
         try:
-            await self._run(self._rows.check)
+            await self._run(self._database.check)
         except TimeoutError as error:
             raise StoreUnavailable("the store did not answer", cause=self._slow) from error
         return ""
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As Store.load."""
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
         held = {key for key in keys if self._is_held(key)}
         try:
-            return await self._run(self._rows.load, keys, held)
-        except TimeoutError as error:
-            raise StoreUnavailable("the store did not answer", cause=self._slow) from error
+            return await self._run(self._database.load, keys, held)
+        except TimeoutError:
+            return [StoreUnavailable("the store did not answer", cause=self._slow)] * len(keys)
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """As Store.put; one transaction."""
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         doomed = [key for key in self._expired if not self._is_held(key)]
         self._expired = []
         try:
-            written, self._expired = await self._run(self._rows.put, writes, doomed)
-        except TimeoutError as error:
-            raise StoreTimeout("the store did not answer", cause=self._slow) from error
-        return written
+            outcomes, self._expired = await self._run(self._database.put, writes, doomed)
+        except TimeoutError:
+            return [StoreTimeout("the store did not answer", cause=self._slow)] * len(writes)
+        return outcomes
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """As Store.quarantine; the record moves to the table `quarantine`."""
+        """Moves the record to the table `quarantine`."""
         try:
-            await self._run(self._rows.quarantine, key, content)
+            await self._run(self._database.quarantine, key, content)
         except TimeoutError as error:
             raise StoreTimeout("the store did not answer", cause=self._slow) from error
 
     async def close(self) -> None:
-        """As Store.close; a disk that hangs is not waited for."""
+        """Closes the database, but does not wait for a disk that hangs."""
         try:
-            await self._run(self._rows.close)
+            await self._run(self._database.close)
         except TimeoutError:
             pass
         finally:

@@ -1,7 +1,8 @@
-"""Checks that the database at its path is still the one that is open. Writes nothing.
+"""Checks that the database at its path is still the one that is open.
 
-An open file outlives its removal: SQLite would go on writing to what no later process can find.
-Only the store's own thread writes these files: what it did not write itself, another program did.
+An open file outlives its removal: SQLite would go on writing to a file that no later process can
+find. Only the store's own thread writes these files, so any other change is another program's. This
+module must not write to them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ _HEAD_BYTES: Final = {"": 100, "-wal": 32}
 
 
 class FileLost(Exception):
-    """The file is not the one that is open, or not what it was: the words say what became of it."""
+    """The path leads to another file, or another program wrote it: the message says which."""
 
 
 class FileUnseen(Exception):
-    """Whether it is cannot be known now: the words say why."""
+    """The file cannot be looked at now: the message says why."""
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenFile:
     path: str
     fd: int
     head_bytes: int
@@ -33,7 +34,7 @@ class _Open:
     head: bytes = b""
 
     def is_there(self) -> bool:
-        """Whether the path leads to it."""
+        """Whether the path leads to this file."""
         try:
             found = os.stat(self.path)
         except OSError:
@@ -50,7 +51,7 @@ class FileIdentity:
     def __init__(self, path: Path) -> None:
         """The database is open and locked. Raises OSError."""
         self._path = path
-        self._files: dict[str, _Open] = {}
+        self._files: dict[str, _OpenFile] = {}
         self.note()
 
     def check(self) -> None:
@@ -63,7 +64,7 @@ class FileIdentity:
                 raise FileLost(f"{file.path} was written by another program")
 
     def note(self) -> None:
-        """Takes them as they are, now that SQLite has written. Raises FileLost, FileUnseen."""
+        """Notes what SQLite has just written. Raises FileLost, FileUnseen."""
         for suffix, head_bytes in _HEAD_BYTES.items():
             file = self._files.get(suffix) or self._open(suffix, head_bytes)
             if file is None:
@@ -75,28 +76,28 @@ class FileIdentity:
             file.size, file.head = size, os.pread(file.fd, head_bytes, 0)
 
     def close(self) -> None:
-        """After SQLite's own descriptors."""
+        """Closes the descriptors; SQLite must have closed its own."""
         for file in self._files.values():
             os.close(file.fd)
         self._files.clear()
 
     def may_close(self) -> bool:
-        """Whether SQLite may close: it writes its log back, and removes what has the log's name."""
+        """Whether SQLite may close, which writes the log back and removes the file of its name."""
         database, log = self._files[""], self._files.get("-wal")
         return not database.is_there() and (log is None or log.is_there())
 
-    def _open(self, suffix: str, head_bytes: int) -> _Open | None:
+    def _open(self, suffix: str, head_bytes: int) -> _OpenFile | None:
         path = f"{self._path}{suffix}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None  # SQLite has not made it yet
         found = os.fstat(fd)
-        self._files[suffix] = _Open(path, fd, head_bytes, (found.st_dev, found.st_ino))
+        self._files[suffix] = _OpenFile(path, fd, head_bytes, (found.st_dev, found.st_ino))
         return self._files[suffix]
 
 
-def _check_place(file: _Open) -> None:
+def _check_place(file: _OpenFile) -> None:
     try:
         found = os.stat(file.path)
     except (FileNotFoundError, NotADirectoryError):

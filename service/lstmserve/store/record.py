@@ -1,6 +1,6 @@
-"""Owns the bytes of a stored session, in the formats 1 and 2. No I/O; never unpickles.
+"""The bytes of a stored session, in the formats 1 and 2. It does no I/O and never unpickles.
 
-Little-endian throughout. A crc32c covers everything but itself, so any flipped bit is found.
+All numbers are little-endian. A crc32c covers everything but itself, so it finds any flipped bit.
 
 Every format begins with the magic, the format's number and, at VERSION_SLICE, the version, which
 the stores compare. From format 2 on the crc lies at CRC_SLICE, in every format there will ever be:
@@ -71,11 +71,11 @@ OPTIONAL: Final = 0x8000
 
 
 class CorruptRecord(ValueError):
-    """Bytes that no release wrote, with what is wrong with them. Quarantine them."""
+    """Bytes that no release wrote: the message says what is wrong. Quarantine them."""
 
 
 class UnknownRecord(ValueError):
-    """A whole record that a later release wrote, with what this one cannot read. Leave it."""
+    """A record of a later release: the message says what this one cannot read. Leave it there."""
 
 
 class Version(NamedTuple):
@@ -86,7 +86,7 @@ class Version(NamedTuple):
     step: int
 
 
-class Tensor(NamedTuple):
+class StoredState(NamedTuple):
     """One of a session's states: little-endian values, row-major, of float32, int64 or bool.
 
     A record of format 1 has no shapes: what it held is read as one-dimensional.
@@ -118,7 +118,7 @@ class Record:
     fingerprint: bytes
     ttl_ns: int
     open_time_ns: int
-    states: tuple[Tensor, ...]
+    states: tuple[StoredState, ...]
     digest: int = 0
     reply: bytes | None = None
     reply_length: int = 0
@@ -127,7 +127,7 @@ class Record:
     released: bool | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError, with what is wrong, for what no session can have."""
+        """Raises ValueError, which says what is wrong, for what no session can have."""
         numbers = (self.incarnation, self.epoch, self.step, self.model_version, self.reply_length)
         if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
             raise ValueError(f"incarnation, epoch, step, model_version or reply_length: {numbers}")
@@ -145,10 +145,10 @@ class Record:
 
     @property
     def version(self) -> Version:
-        """As `version_of` reads it from the encoded record."""
+        """What `version_of` reads from the encoded record."""
         return Version(self.incarnation, self.epoch, self.step)
 
-    def state(self, name: str) -> Tensor:
+    def state(self, name: str) -> StoredState:
         """The state of that name. Raises KeyError."""
         for each in self.states:
             if each.name == name:
@@ -156,8 +156,8 @@ class Record:
         raise KeyError(name)
 
 
-def _check_states(states: tuple[Tensor, ...]) -> None:
-    """Raises ValueError, with what is wrong, for what no model can have."""
+def _check_states(states: tuple[StoredState, ...]) -> None:
+    """Raises ValueError, which says what is wrong, for what no model can have."""
     names = set()
     for name, dtype, shape, data in states:
         if len(data) != _size(name, dtype, shape):
@@ -169,18 +169,20 @@ def _check_states(states: tuple[Tensor, ...]) -> None:
 
 @lru_cache(maxsize=1024)  # a record is made at each step, of few shapes
 def _size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
-    """In bytes, of a state. Raises ValueError."""
+    """The size of a state in bytes. Raises ValueError."""
     if not name or dtype not in ITEM_BYTES:
         raise ValueError(f"a state has no name, or is of {dtype!r}")
     return math.prod(shape) * ITEM_BYTES[dtype]
 
 
-def lstm_states(h: bytes, c: bytes, layers: int | None = None) -> tuple[Tensor, Tensor]:
+def lstm_states(h: bytes, c: bytes, layers: int | None = None) -> tuple[StoredState, StoredState]:
     """The states of an nn.LSTM of float32 [layers, width]; [values] where layers is None."""
     h_size, c_size = len(h) // ITEM_BYTES["float32"], len(c) // ITEM_BYTES["float32"]
     if layers is None:
-        return Tensor(*_H, (h_size,), h), Tensor(*_C, (c_size,), c)
-    return Tensor(*_H, (layers, h_size // layers), h), Tensor(*_C, (layers, c_size // layers), c)
+        return StoredState(*_H, (h_size,), h), StoredState(*_C, (c_size,), c)
+    return StoredState(*_H, (layers, h_size // layers), h), StoredState(
+        *_C, (layers, c_size // layers), c
+    )
 
 
 def encode(record: Record, format_max: int = FORMATS[-1]) -> bytes:
@@ -222,7 +224,7 @@ def version_of(content: bytes) -> Version:
 
 
 def unpack_version(raw: bytes) -> Version:
-    """What `pack_version` packed."""
+    """The version that `pack_version` packed."""
     return Version(*_VERSION.unpack(raw))
 
 
@@ -232,7 +234,7 @@ def pack_version(version: Version) -> bytes:
 
 
 def _check_start(content: bytes) -> int:
-    """The format, one that this release reads. Raises CorruptRecord and UnknownRecord."""
+    """The record's format. Raises CorruptRecord, and UnknownRecord for a later format."""
     if len(content) < HEADER2_BYTES:
         raise CorruptRecord(f"{len(content)} bytes, less than the header's {HEADER2_BYTES}")
     if content[:4] != MAGIC:
@@ -275,7 +277,7 @@ class _Header1(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """In bytes, of the parts that follow the header."""
+        """The sizes in bytes of the parts that follow the header."""
         return self.model_size, self.h_size, self.c_size, max(self.reply_size, 0)
 
 
@@ -418,7 +420,7 @@ def _decode_2(content: bytes) -> Record:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each. Raises CorruptRecord for those that are not in order, or cut."""
+    """Tag and content of each field. Raises CorruptRecord where fields are out of order or cut."""
     at, before = HEADER2_BYTES, 0
     while at < len(content):
         tag, size = _FIELD.unpack_from(content, at)
@@ -431,7 +433,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
         at, before = at + size, tag
 
 
-def _tensor(value: bytes) -> Tensor:
+def _tensor(value: bytes) -> StoredState:
     dtype, name_size, rank = _TENSOR.unpack_from(value)
     shape = struct.unpack_from(f"<{rank}I", value, _TENSOR.size)
     at = _TENSOR.size + 4 * rank
@@ -440,4 +442,4 @@ def _tensor(value: bytes) -> Tensor:
     name = value[at : at + name_size].decode()
     if dtype not in _DTYPE_NAMES:
         raise UnknownRecord(f"a state of type {dtype}, which this release does not know")
-    return Tensor(name, _DTYPE_NAMES[dtype], shape, value[at + name_size :])
+    return StoredState(name, _DTYPE_NAMES[dtype], shape, value[at + name_size :])

@@ -1,7 +1,8 @@
-"""Owns the store of many machines: Valkey or Redis. Never retries a write, never shows its URL.
+"""The store of many machines: Valkey or Redis.
 
-One Lua script call per row is one fenced compare-and-set; all rows of a put go out in one flush.
-What the server promises is what holds: acknowledged writes survive us, not the server's failover.
+One call of a Lua script is one fenced compare-and-set; all writes of a put go out in one flush. The
+promises are the server's: acknowledged writes survive this process, but not the server's failover.
+This module must not retry a write whose answer was lost, and must not show its URL.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from lstmserve.store.errors import StoreTimeout, StoreUnavailable
 from lstmserve.store.record import VERSION_SLICE, Version, pack_version
 from lstmserve.store.redis_causes import Cause, cause_of
-from lstmserve.store.store import StoreRefused, Write, Written
+from lstmserve.store.store import (
+    LoadOutcome,
+    StoreRefused,
+    StoreTimeout,
+    StoreUnavailable,
+    Write,
+    WriteOutcome,
+    Written,
+)
 
 # KEYS[1]; ARGV: the packed version expected ('': none), the new content ('': delete), its ttl in
 # ms. The version lies in the record's header (record.py); '<i8' is exact below 2^53.
@@ -54,7 +62,7 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('RENAME', KEYS[1], KEYS[2])
 return redis.call('PERSIST', KEYS[2])
 """
-# What a record goes through, at once and without a trace: refused where one of these is.
+# What a record goes through, at once and without a trace; refused where one of these is refused.
 _TRIAL: Final = """
 redis.call('SET', KEYS[1], ARGV[1], 'PX', 10000)
 redis.call('RENAME', KEYS[1], KEYS[2])
@@ -69,28 +77,28 @@ _FULL: Final = "it is full: maxmemory is reached, and it takes no writes until t
 _PUT_SHA: Final = hashlib.sha1(_PUT.encode(), usedforsecurity=False).hexdigest()
 
 _LOST: Final = "the store's answer was lost: {}"
-# What the server answers instead of doing what it was told.
+# What the server answers instead of executing the command.
 _REFUSALS: Final = (ResponseError, BusyLoadingError, AuthenticationError)
 
 
 def redis_key(key: str) -> str:
-    """Of the engine's "TENANT/ID"; hex, so that no id can look like a hash tag or a pattern."""
+    """The key of "TENANT/ID"; hex, so that no id can look like a hash tag or a pattern."""
     tenant, _, session_id = key.partition("/")
     return f"s:{tenant}:{session_id.encode().hex()}"
 
 
 class _Misconfigured(StoreUnavailable):
-    """Its operator, or ours, has to change something."""
+    """The operator of the store, or of this server, has to change something."""
 
 
 class _MisconfiguredLate(StoreTimeout):
-    """The same, where it shows by what is answered."""
+    """A wrong setup that shows only after a command was sent."""
 
 
 class _ByAddress(Connection):
-    """Looks the host's name up by itself, before it connects.
+    """A connection that resolves the host's name itself, before it connects.
 
-    uvloop, cancelled while it does both, leaves a failed look-up that nothing retrieves.
+    When uvloop is cancelled while it does both, it leaves a failed look-up that nothing retrieves.
     """
 
     _address = ""
@@ -115,13 +123,13 @@ class _ByAddress(Connection):
 
 
 class _ByAddressTls(_ByAddress, SSLConnection):
-    """The same; the certificate is held to the name."""
+    """The same with TLS; the certificate must match the name."""
 
 
 class RedisStore:
     """A Store on one Valkey (8 or later) or Redis (7.0 or later) server, not a cluster.
 
-    `connections_max` calls run at once, more wait their turn. `timeout_s` bounds first the way to a
+    `connections_max` calls run at once; further calls wait. `timeout_s` limits first the wait for a
     ready connection, then the exchange on it. Nothing is sent before the first call.
     """
 
@@ -159,13 +167,15 @@ class RedisStore:
         self._is_proven = False  # since the last failure: a trial has passed
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
-        """As StoreOfServer.spare: the server expires records by itself."""
+        """Does nothing: the server expires records by itself."""
 
     async def check(self) -> str:
-        """As StoreOfServer.check. Until a first trial has passed it tries every command."""
+        """Tries every command until a first trial has passed, then one load."""
         try:
             advice = "" if self._is_proven else await self._try()
-            await self.load(["!/trial"])
+            (trial,) = await self.load(["!/trial"])
+            if isinstance(trial, StoreUnavailable):
+                raise trial
         except (_Misconfigured, _MisconfiguredLate) as error:
             raise StoreRefused(f"the store cannot be used: {error.cause}") from None
         except StoreTimeout as error:
@@ -180,7 +190,7 @@ class RedisStore:
                 ("SCRIPT", "LOAD", _PUT),
                 ("EVAL", _TRIAL, 2, *_TRIAL_KEYS, b"trial"),
                 ("EVALSHA", _PUT_SHA, 1, _TRIAL_KEYS[0], expected, b"", 1),
-                ("MGET", *_TRIAL_KEYS),
+                ("GET", _TRIAL_KEYS[0]),
                 ("INFO", "memory"),
             ]
         )
@@ -189,72 +199,63 @@ class RedisStore:
             if isinstance(reply, OutOfMemoryError):
                 return _FULL  # it still answers what it has: refused writes say STORE_FULL
             if isinstance(reply, Exception):
-                raise self._refused(reply)
+                raise self._error(reply)
         return _advice(memory)
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As Store.load."""
-        if not keys:
-            return []
-        try:
-            (reply,) = await self._exchange([("MGET", *map(redis_key, keys))])
-        except StoreTimeout as error:
-            raise StoreUnavailable("the store did not answer", cause=error.cause) from error
-        if isinstance(reply, Exception):
-            raise self._refused(reply)
-        found: list[bytes | None] = reply
-        return found
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
+        replies = await self._exchange([("GET", redis_key(key)) for key in keys])
+        return [self._loaded(reply) for reply in replies]
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """As Store.put."""
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         commands = [_command(write) for write in writes]
         replies = await self._exchange(commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # a restarted server has forgotten the script, and did nothing
             again = [("SCRIPT", "LOAD", _PUT), *(commands[i] for i in unknown)]
-            try:
-                _, *late = await self._exchange(again)
-            except StoreUnavailable as error:
-                if len(unknown) == len(writes):
-                    raise
-                raise StoreTimeout(_LOST.format("StoreUnavailable"), cause=error.cause) from None
+            _, *late = await self._exchange(again)
             for i, reply in zip(unknown, late, strict=True):
                 replies[i] = reply
-        return self._outcomes(replies)
+        return [self._written(reply) for reply in replies]
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """As Store.quarantine; the record is renamed, and kept until somebody deletes it."""
+        """Renames the record, which stays until the operator deletes it."""
         name = redis_key(key)
         aside = f"{name}:corrupt:{hashlib.sha256(content).hexdigest()[:16]}"
         (reply,) = await self._exchange([("EVAL", _QUARANTINE, 2, name, aside, content)])
         if isinstance(reply, Exception):
-            raise self._refused(reply)
+            raise self._error(reply)
 
     async def close(self) -> None:
-        """As Store.close."""
         await self._pool.disconnect()
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """One reply per command, in order; where one was refused, its exception in its place.
+        """One reply per command, in order.
 
-        Raises StoreUnavailable before anything was sent, StoreTimeout from then on.
+        In place of a reply there may be an exception: StoreUnavailable where nothing was sent,
+        StoreTimeout where the answer was lost, redis-py's where the server refused the command.
         """
         if not commands:
             return []
-        connection = await self._connected()
+        try:
+            connection = await self._connected()
+        except StoreUnavailable as error:
+            return [error] * len(commands)
+        replies: list[Any] = []
         try:
             async with asyncio.timeout(self._timeout_s):
                 packed = connection.pack_commands(commands)
                 await connection.send_packed_command(packed, check_health=False)
-                return [await _reply(connection) for _ in commands]
+                for _ in commands:
+                    replies.append(await _reply(connection))  # noqa: PERF401 -- an error keeps them
         except (RedisError, OSError) as error:  # OSError: TimeoutError is one
             await connection.disconnect(nowait=True)
-            raise self._lost(error) from None
+            replies += [self._lost(error)] * (len(commands) - len(replies))
         except BaseException:  # cancelled: the replies must not meet the next caller
             await connection.disconnect(nowait=True)
             raise
         finally:
             await self._pool.release(connection)
+        return replies
 
     async def _connected(self) -> AbstractConnection:
         try:
@@ -267,15 +268,26 @@ class RedisStore:
             message = f"no way to the store: {type(error).__name__}"
             raise self._unavailable(message, error, is_tls=self._is_tls) from None
 
-    def _outcomes(self, replies: list[Any]) -> list[Written]:
-        """Raises StoreUnavailable when every write was refused, StoreTimeout when some were."""
-        outcomes = [Written.FULL if isinstance(r, OutOfMemoryError) else r for r in replies]
-        refused = [reply for reply in outcomes if isinstance(reply, Exception)]
-        if refused and len(refused) == len(replies):
-            raise self._refused(refused[0])
-        if refused:
-            raise self._lost(refused[0])
-        return [Written[o.decode()] if isinstance(o, bytes) else o for o in outcomes]
+    def _loaded(self, reply: Any) -> LoadOutcome:
+        """The outcome of a key whose GET had this reply; MGET would say nil for a foreign type."""
+        if isinstance(reply, StoreTimeout):
+            return StoreUnavailable("the store did not answer", cause=reply.cause)
+        if isinstance(reply, Exception):
+            return reply if isinstance(reply, StoreUnavailable) else self._refused(reply)
+        found: bytes | None = reply
+        return found
+
+    def _written(self, reply: Any) -> WriteOutcome:
+        """The outcome of a write: where the server refused it, its script wrote nothing."""
+        if isinstance(reply, OutOfMemoryError):
+            return Written.FULL
+        if isinstance(reply, Exception):
+            return self._error(reply)
+        return Written[reply.decode()]
+
+    def _error(self, reply: Exception) -> StoreUnavailable | StoreTimeout:
+        """The store's error for an exception in place of a reply."""
+        return reply if isinstance(reply, StoreUnavailable | StoreTimeout) else self._refused(reply)
 
     def _refused(self, error: Exception) -> StoreUnavailable:
         return self._unavailable(f"the store refuses: {type(error).__name__}", error)
@@ -285,7 +297,7 @@ class RedisStore:
     ) -> StoreUnavailable:
         cause = self._cause(error, is_tls=is_tls)
         kind = _Misconfigured if cause.is_misconfigured else StoreUnavailable
-        return kind(message, cause=cause.words)
+        return kind(message, cause=cause.words, is_of_key=cause.is_of_key)
 
     def _lost(self, error: Exception) -> StoreTimeout:
         cause = self._cause(error)
@@ -298,7 +310,7 @@ class RedisStore:
 
 
 def _check_form(url: str) -> None:
-    """What redis-py would pass over in silence, and go elsewhere. Raises ValueError."""
+    """Raises ValueError for what redis-py would ignore silently, and connect elsewhere."""
     parts = urlsplit(url)
     if not parts.hostname or parts.fragment or not re.fullmatch(r"/?|/\d+/?", parts.path):
         raise ValueError("no host, a fragment, or a path that is no database's number")
@@ -307,7 +319,7 @@ def _check_form(url: str) -> None:
 
 
 def _command(write: Write) -> tuple[Any, ...]:
-    """EVALSHA of the compare-and-set."""
+    """The EVALSHA command of one compare-and-set."""
     expected = b"" if write.expected is None else pack_version(write.expected)
     ttl_ms = max(1, round(write.ttl_s * 1000))
     return ("EVALSHA", _PUT_SHA, 1, redis_key(write.key), expected, write.content or b"", ttl_ms)
@@ -322,7 +334,7 @@ async def _reply(connection: AbstractConnection) -> Any:
 
 
 def _advice(memory: Any) -> str:
-    """What of INFO memory endangers sessions; an ACL need not allow it."""
+    """What in INFO memory endangers sessions; "" where the ACL does not allow INFO."""
     if not isinstance(memory, bytes):
         return ""
     lines = (line.partition(":") for line in memory.decode(errors="replace").splitlines())

@@ -1,4 +1,4 @@
-"""Owns why a Redis store does not serve, in words for its operator. Quotes no URL."""
+"""Why a Redis store does not serve, in words for its operator. It must not quote the URL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from redis import exceptions as redis
 
 
 class Cause(NamedTuple):
-    """`is_misconfigured`: time does not heal it, somebody has to change something."""
+    """`is_misconfigured` says that waiting does not help: an operator has to change something.
+
+    `is_of_key` says that one key alone is at fault.
+    """
 
     words: str
     is_misconfigured: bool = False
+    is_of_key: bool = False
 
 
 _CERTIFICATE: Final = {
@@ -74,7 +78,7 @@ _TEXTS: Final = {
     r"NOREPLICAS": Cause("it takes no writes, because it has too few replicas"),
     r"max number of clients": Cause("it has as many clients as it allows (maxclients)"),
     r"No connection available": Cause("all connections to it are busy"),
-    r"WRONGTYPE": Cause("a key of the store holds another program's value", True),
+    r"WRONGTYPE": Cause("a key of the store holds another program's value", True, is_of_key=True),
     r"[Cc]losed by server|reset by peer|Connection lost|Broken pipe": Cause(
         "it closes the connection: a port for TLS needs rediss://, a proxy needs a server behind it"
     ),
@@ -82,7 +86,7 @@ _TEXTS: Final = {
 
 
 def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
-    """Of the first of the errors behind it that says something; `is_tls`: of a TLS handshake."""
+    """The cause of the first error in the chain that tells one; `is_tls`: of a TLS handshake."""
     for each in _behind(error):
         if is_tls and isinstance(each, TimeoutError | redis.TimeoutError):
             return _SILENT_TLS
@@ -92,7 +96,7 @@ def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The roots first: what redis-py makes of them says less."""
+    """The chain of errors, its root first: what redis-py makes of the root says less."""
     inner = error.__cause__ or error.__context__
     if inner is not None:
         yield from _behind(inner)

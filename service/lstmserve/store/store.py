@@ -1,6 +1,7 @@
-"""Owns what a store is to the engine: raw records by key, one compare-and-set each. No I/O.
+"""What a store is to the engine: raw records by key, one compare-and-set each, and its errors.
 
 Keys are the engine's, "TENANT/ID". A store knows of a record only its version, never its state.
+This module does no I/O, and must not know any particular store.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from lstmserve.refusal import ServeError
 from lstmserve.store.record import Version
 
 
@@ -17,13 +19,60 @@ class StoreRefused(Exception):
     """The store cannot be used as configured: one line for the operator, without any secret."""
 
 
+class StoreFull(ServeError):
+    """The store has no room."""
+
+    reason = "STORE_FULL"
+
+
+class _StoreAway(ServeError):
+    """`cause` tells the operator why, in plain words and without a secret; clients do not see it.
+
+    `is_final` says that only a restart of this process can help, `is_of_key` that the store serves,
+    but cannot use what it has under this one key.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str = "",
+        is_final: bool = False,
+        is_of_key: bool = False,
+        metadata: dict[str, str] | None = None,
+        retry_s: float | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata, retry_s=retry_s)
+        self.cause = cause
+        self.is_final = is_final
+        self.is_of_key = is_of_key
+
+
+class StoreUnavailable(_StoreAway):
+    """The store did not do it: nothing was read, or surely nothing was written."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class StoreTimeout(_StoreAway):
+    """The store's answer was lost: whether it was written is unknown."""
+
+    reason = "STORE_TIMEOUT"
+
+
 class Written(Enum):
-    """What became of one write; all but OK changed nothing."""
+    """What the store answered to one write; all but OK changed nothing."""
 
     OK = auto()
     CONFLICT = auto()  # another version is there, or none where one was expected
     FENCED = auto()  # the same session under a higher epoch: another server owns it now
     FULL = auto()  # no room; the record that was there is intact
+
+
+# What became of one key of a call. An error is returned in its key's place, and not raised, so that
+# a key that fails leaves the others their outcomes.
+LoadOutcome = bytes | None | StoreUnavailable
+WriteOutcome = Written | StoreUnavailable | StoreTimeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,46 +95,49 @@ class Write:
 
 
 def refusal(expected: Version | None, found: Version | None) -> Written:
-    """Why a write that expected another version than the one found is refused."""
+    """Why the store refuses a write that expected another version than the one it found."""
     if expected and found and expected.incarnation == found.incarnation:
         return Written.FENCED if expected.epoch < found.epoch else Written.CONFLICT
     return Written.CONFLICT
 
 
 class Store(Protocol):
-    """Where sessions outlive the process. Called on the loop's thread, and never blocks it."""
+    """Where sessions outlive the process. Called on the loop's thread, and never blocks it.
 
-    async def load(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The raw record of each key, None where there is none. Raises StoreUnavailable."""
+    `load` and `put` return one outcome per key, in order, and raise no error of the store.
+    """
 
-    async def put(self, writes: Sequence[Write]) -> list[Written]:
-        """All writes in one flush, in order, each atomic by itself; one outcome each.
+    async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
+        """The raw record of each key, None where there is none, or StoreUnavailable."""
 
-        Raises StoreUnavailable (surely nothing was written) or StoreTimeout (unknown, for each).
-        A cancelled call is as unknown as a timed-out one.
+    async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
+        """Sends all writes in one flush, in order; each is atomic by itself.
+
+        StoreUnavailable: surely not written. StoreTimeout: unknown. A call that is cancelled, or
+        raises because of a bug, leaves each of its writes unknown.
         """
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """Moves a corrupt record aside for the operator, if it is still what the key holds.
+        """Moves a corrupt record aside for the operator, if the key still holds it.
 
-        Raises StoreUnavailable, StoreTimeout or StoreFull; again is harmless.
+        Repeating it is harmless. Raises StoreUnavailable, StoreTimeout or StoreFull.
         """
 
     async def close(self) -> None:
-        """Lets go of files and connections; nothing may be called after it."""
+        """Releases files and connections; the store must not be called after it."""
 
 
 class StoreOfServer(Store, Protocol):
-    """What a server asks of its store beside what its engine does."""
+    """What a server asks of its store beside what its engine asks."""
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
-        """Records of keys that are held here do not expire, where the store leaves that to us.
+        """Keeps records of keys that this server holds from expiring, where the store can do that.
 
-        `is_held` is called on the loop's thread.
+        The store calls `is_held` on the loop's thread.
         """
 
     async def check(self) -> str:
-        """Whether it would serve; what there endangers sessions, "" when nothing is known to.
+        """Tries whether the store serves; returns what endangers sessions there, or "".
 
         Raises StoreUnavailable, or StoreRefused for what only an operator can change.
         """

@@ -1,1 +1,1 @@
-"""A server's numbers in a terminal: read from its metrics address, compared, drawn."""
+"""The numbers and the picture of `lstmserve top`; cli/monitor.py is the command."""

@@ -1,26 +1,103 @@
-"""Owns what two looks at a server say: rates, quantiles, counts. No I/O, no clock but the looks'.
+"""Reads a server's metrics twice and computes what happened in between: rates, quantiles, counts.
 
-A number that cannot be known yet is NaN.
+scrape() alone does I/O; the only clock is the time of each scrape. A number that is not known yet
+is NaN. Draws nothing.
 """
 
 from __future__ import annotations
 
+import http.client
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lstmserve.top.scrape import Scrape
+from prometheus_client.parser import text_string_to_metric_families
 
+from lstmserve.address import join
+
+TIMEOUT_S = 5.0
+BYTES_MAX = 16 << 20
+
+Samples = list[tuple[dict[str, str], float]]  # labels and value
 MODEL = ("model", "version")
 FAULTS = ("Unavailable", "Internal", "Unknown", "DataLoss")  # as the alerts count them
+Buckets = list[tuple[float, float]]  # upper bound, observations in the bucket
 
-Buckets = list[tuple[float, float]]  # upper bound, how many are in the bucket
+
+class NoAnswer(Exception):
+    """The address does not answer as lstmserve does. The message is one line."""
 
 
 @dataclass(frozen=True)
-class Times:
-    """Of a histogram between two looks, in seconds."""
+class Scrape:
+    """The samples of a server at `time_s` (monotonic)."""
+
+    time_s: float
+    is_ready: bool
+    samples: dict[str, Samples] = field(repr=False)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum over the samples that have these labels."""
+        return sum(
+            value for found, value in self.samples.get(name, ()) if labels.items() <= found.items()
+        )
+
+    def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """The sums by the values of these labels."""
+        sums: dict[tuple[str, ...], float] = {}
+        for found, value in self.samples.get(name, ()):
+            key = tuple(found.get(label, "") for label in labels)
+            sums[key] = sums.get(key, 0.0) + value
+        return sums
+
+
+def scrape(host: str, port: int) -> Scrape:
+    """Reads the metrics address once. Raises NoAnswer."""
+    address = join(host, port)
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    try:
+        status, body = _get(connection, "/metrics")
+        time_s = time.monotonic()
+        ready, _ = _get(connection, "/readyz")
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise NoAnswer(f"{address}: {reason} (is a server's --metrics there?)") from error
+    except http.client.HTTPException as error:
+        raise NoAnswer(f"{address} does not speak HTTP: {error!r}") from error
+    finally:
+        connection.close()
+    if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        raise NoAnswer(f"{address}: the server's event loop hangs (/metrics: {status})")
+    try:
+        samples = parse(body.decode()) if status == http.HTTPStatus.OK else {}
+    except ValueError as error:
+        raise NoAnswer(f"{address} is no lstmserve: /metrics cannot be read") from error
+    if "lstm_build_info" not in samples:
+        raise NoAnswer(
+            f"{address} is no lstmserve: /metrics is {status} and has no lstm_build_info"
+        )
+    return Scrape(time_s, ready == http.HTTPStatus.OK, samples)
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]:
+    connection.request("GET", path)
+    response = connection.getresponse()
+    return response.status, response.read(BYTES_MAX)
+
+
+def parse(text: str) -> dict[str, Samples]:
+    """The samples of Prometheus' text format by name. Raises ValueError."""
+    samples: dict[str, Samples] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Quantiles of a histogram between two scrapes, in seconds."""
 
     p50_s: float
     p99_s: float
@@ -28,19 +105,19 @@ class Times:
 
 @dataclass(frozen=True)
 class ModelNumbers:
-    """Of one model version."""
+    """The numbers of one model version."""
 
     name: str
     fingerprint: str
     rows_per_s: float
     pending_steps: float
     slots_used: float
-    slots: float  # that sessions can have; 0: keeps no state
+    slots: float  # 0: the model keeps no state
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of a whole server. Per second and quantiles: between the looks; counts: since its start."""
+    """The numbers of a server: rates and quantiles between two scrapes, counts since its start."""
 
     version: str
     is_ready: bool
@@ -52,9 +129,9 @@ class Numbers:
     errors_per_s: float
     steps: float
     faults: float
-    step: Times
-    queue: Times
-    compute: Times
+    step: Quantiles
+    queue: Quantiles
+    compute: Quantiles
     batch_mean: float
     batches: Buckets
     padding_ratio: float
@@ -64,14 +141,14 @@ class Numbers:
     models: list[ModelNumbers]
     cpu_cores: float
     memory_bytes: float
-    loop_lag: Times
-    store: Times | None
+    loop_lag: Quantiles
+    store: Quantiles | None
     store_errors: float
     durable_lag_s: float
 
 
 def compare(before: Scrape, after: Scrape) -> Numbers:
-    """What happened from one look to the next, and what is now."""
+    """What happened from one scrape to the next, and what holds now."""
     rate = _Rate(before, after)
     padding, rows = after.total("lstm_padding_rows_total"), after.total("lstm_rows_total")
     runs, stepped = (rate.grown(f"lstm_batch_size_{part}") for part in ("count", "sum"))
@@ -86,9 +163,9 @@ def compare(before: Scrape, after: Scrape) -> Numbers:
         errors_per_s=rate.per_s("lstm_step_errors_total"),
         steps=after.total("lstm_steps_total"),
         faults=sum(after.total("lstm_steps_total", code=code) for code in FAULTS),
-        step=_times(before, after, "lstm_step_seconds"),
-        queue=_times(before, after, "lstm_queue_seconds"),
-        compute=_times(before, after, "lstm_compute_seconds"),
+        step=_quantiles(before, after, "lstm_step_seconds"),
+        queue=_quantiles(before, after, "lstm_queue_seconds"),
+        compute=_quantiles(before, after, "lstm_compute_seconds"),
         batch_mean=stepped / runs if runs else math.nan,
         batches=buckets(before, after, "lstm_batch_size"),
         padding_ratio=padding / (padding + rows) if rows else math.nan,
@@ -98,8 +175,8 @@ def compare(before: Scrape, after: Scrape) -> Numbers:
         models=_models(rate, after),
         cpu_cores=rate.per_s("process_cpu_seconds_total"),
         memory_bytes=after.total("process_resident_memory_bytes"),
-        loop_lag=_times(before, after, "lstm_loop_lag_seconds"),
-        store=_times(before, after, "lstm_store_seconds")
+        loop_lag=_quantiles(before, after, "lstm_loop_lag_seconds"),
+        store=_quantiles(before, after, "lstm_store_seconds")
         if "lstm_store_seconds_count" in after.samples
         else None,
         store_errors=after.total("lstm_store_errors_total"),
@@ -108,7 +185,7 @@ def compare(before: Scrape, after: Scrape) -> Numbers:
 
 
 def is_same_run(before: Scrape, after: Scrape) -> bool:
-    """Whether the server did not restart in between: counts begin anew then."""
+    """Whether both scrapes are of one process; a restart sets every count back to 0."""
     name = "process_start_time_seconds"
     return before.total(name) == after.total(name)
 
@@ -126,7 +203,7 @@ class _Rate:
 
 
 def buckets(before: Scrape, after: Scrape, name: str) -> Buckets:
-    """Of a histogram between two looks, by bound; the last one's is infinite."""
+    """The buckets of a histogram between two scrapes, by bound; the last bound is infinite."""
     first = before.by(f"{name}_bucket", "le")
     grown = sorted(
         (float(key[0]), count - first.get(key, 0.0))
@@ -137,7 +214,7 @@ def buckets(before: Scrape, after: Scrape, name: str) -> Buckets:
 
 
 def quantile(q: float, counts: Sequence[tuple[float, float]]) -> float:
-    """As PromQL's histogram_quantile: linear within a bucket; NaN when all are empty."""
+    """PromQL's histogram_quantile: linear within a bucket; NaN when every bucket is empty."""
     rank = q * sum(count for _, count in counts)
     seen, low = 0.0, 0.0
     if not rank:
@@ -149,13 +226,13 @@ def quantile(q: float, counts: Sequence[tuple[float, float]]) -> float:
     return low
 
 
-def _times(before: Scrape, after: Scrape, name: str) -> Times:
+def _quantiles(before: Scrape, after: Scrape, name: str) -> Quantiles:
     counts = buckets(before, after, name)
-    return Times(quantile(0.5, counts), quantile(0.99, counts))
+    return Quantiles(quantile(0.5, counts), quantile(0.99, counts))
 
 
 def _counted(scrape: Scrape, name: str, label: str) -> dict[str, float]:
-    """What is not 0, the most first."""
+    """The counts that are not 0, the largest first."""
     counts = [(key, count) for (key,), count in scrape.by(name, label).items() if count]
     return dict(sorted(counts, key=lambda each: -each[1]))
 

@@ -1,1 +1,1 @@
-"""Owns the client on an event loop, written by hand; _sync is generated from it (`make proto`)."""
+"""The client on an event loop, written by hand. `make proto` generates _sync from it."""

@@ -1,4 +1,4 @@
-"""Owns a client of one server, or of the router before many. Sessions are opened here."""
+"""The client of one server, or of the router before many. Opens sessions and lists models."""
 
 from __future__ import annotations
 
@@ -9,39 +9,43 @@ import grpc
 import numpy.typing as npt
 
 from lstmserve.client import checks
-from lstmserve.client._aio import opening
-from lstmserve.client._async.catalog import AsyncCatalog
 from lstmserve.client._async.connection import AsyncConnection
-from lstmserve.client._async.many import AsyncGroups
 from lstmserve.client._async.session import AsyncSession
-from lstmserve.client.calls import (
+from lstmserve.client._async.step_many import AsyncGroupStreams
+from lstmserve.client._io.aio import awaitable_context
+from lstmserve.client.channels import Endpoint
+from lstmserve.client.ledger import Ledger
+from lstmserve.client.packing import PredictInput
+from lstmserve.client.protocol import (
     CLOSE_SESSION,
+    GET_MODEL,
     GET_SESSION,
     GET_STATE,
+    LIST_MODELS,
+    LIST_SESSIONS,
     OPEN_SESSION,
     PREDICT,
-    Address,
     IfExists,
+    SessionIds,
     get_request,
     open_request,
 )
-from lstmserve.client.ids import Ids
-from lstmserve.client.ledger import Ledger
 from lstmserve.client.records import Floats, ModelInfo, SessionInfo, State, state_parts
-from lstmserve.client.retries import Patience
-from lstmserve.client.sequences import Sequences
+from lstmserve.client.retries import RetryPolicy
 from lstmserve.wire.v1 import lstm_pb2 as wire
+
+_PAGE_SIZE = 1000
 
 
 class AsyncClient:
     """A client of an lstmserve server at `target`, HOST:PORT.
 
-    `timeout_s` is the longest that one try of a call takes; what is safe to repeat is tried again,
-    until `retry_s_max` after its first failure (0: never; 2 s where no server ever answered).
-    `tls` True trusts the system's authorities; `token` goes with every call. Sessions whose id the
-    client makes are spread over `groups` groups: a router keeps a group on one server, and
-    step_many sends a message a group. The first call connects. Each raises LstmServeError, and
-    ValueError for an argument that cannot be.
+    `timeout_s` limits one attempt at a call; a call that is safe to repeat is tried again until
+    `retry_s_max` after its first failure (0: never; 2 s if no server has ever answered). `tls` True
+    trusts the system's authorities; every call carries `token`. Sessions whose id the client makes
+    are spread over `groups` groups: a router keeps a group on one server, and step_many sends one
+    message for each group. The first call connects. Every call raises LstmServeError, and
+    ValueError for an impossible argument.
     """
 
     def __init__(
@@ -54,13 +58,13 @@ class AsyncClient:
         retry_s_max: float = 60.0,
         groups: int = 1,
     ) -> None:
-        self._ids = Ids(groups)
-        patience = Patience(timeout_s, retry_s_max)
-        self._connection = AsyncConnection(Address(target, token, tls), patience)
-        self._groups = AsyncGroups(self._connection)
-        self._catalog = AsyncCatalog(self._connection)
+        self._ids = SessionIds(groups)
+        policy = RetryPolicy(timeout_s, retry_s_max)
+        self._connection = AsyncConnection(Endpoint(target, token, tls), policy)
+        self._group_streams = AsyncGroupStreams(self._connection)
+        self._models: dict[tuple[str, int], ModelInfo] = {}  # a version never changes
 
-    @opening
+    @awaitable_context
     async def session(
         self,
         model: str,
@@ -78,37 +82,37 @@ class AsyncClient:
         """Opens a session of `model`, the newest version unless one is named.
 
         It starts from zeros, from h0 [layers, proj_size or hidden_size] and c0 [layers,
-        hidden_size] (one alone: the other is zeros), or from `state`. A taken `id` is refused,
-        resumed (then no state is used) or restarted. `ttl_s`: idle time after which the server
+        hidden_size] (zeros for the one that is missing), or from `state`. A taken `id` is refused,
+        resumed (without using the state) or restarted. `ttl_s`: idle time after which the server
         forgets it. Leaving `with` closes it, unless `keep`. The session keeps up to
         `replay_steps_max` of its last steps, and sends them again to a server that lost them.
         Raises SessionExists, ModelNotFound, Overloaded and others.
         """
-        if id is None:  # nobody else has the new one: to restart it is to open it, however often
+        if id is None:  # new, so that restarting it opens it, however often it is sent
             id, if_exists = self._ids.new(), "restart"  # noqa: A001  # the contract's name
         replay_steps_max = checks.count("replay_steps_max", replay_steps_max, 0)
         request = open_request(model, version, id, if_exists, ttl_s)
         if h0 is not None or c0 is not None:
-            checks.alone("state", state, "h0 and c0")
-            info = await self._catalog.get(model, version)
+            checks.absent("state", state, "h0 and c0")
+            info = await self.model(model, version=version)
             request.version = info.version
             state = State(*state_parts(info, h0, c0))
         if state is not None:
-            request.state.CopyFrom(checks.an("state", state, State).write())
+            request.state.CopyFrom(checks.instance("state", state, State).write())
         reply = await self._connection.call(OPEN_SESSION, request, request.session_id)
         origin = request.state if reply.created else None
         return await self._opened(reply.session, origin, keep, replay_steps_max)
 
-    @opening
+    @awaitable_context
     async def attach(self, id: str, *, keep: bool = True) -> AsyncSession:  # noqa: A002  # as session
-        """The open session of that id, of whatever model. Raises SessionNotFound and others."""
+        """The open session of that id, of any model. Raises SessionNotFound and others."""
         reply = await self._connection.call(GET_SESSION, get_request(id), id)
         return await self._opened(reply.session, None, keep, replay_steps_max=0)
 
     async def _opened(
         self, session: wire.Session, origin: wire.State | None, keep: bool, replay_steps_max: int
     ) -> AsyncSession:
-        ledger = Ledger(await self._catalog.get(session.model, session.version), replay_steps_max)
+        ledger = Ledger(await self.model(session.model, version=session.version), replay_steps_max)
         ledger.begin_life(session, origin)
         return AsyncSession(self._connection, ledger, keep)
 
@@ -121,11 +125,11 @@ class AsyncClient:
     ) -> dict[AsyncSession, Floats]:
         """One step of each session, x and y as for Session.step, in few messages.
 
-        Sessions of one model and one group share a message, whatever their lengths; an id that
-        you made yourself names its group as GROUP:REST, and without one it travels alone. Raises
+        Sessions of one model and one group share a message, whatever their lengths. An id of your
+        own names its group as GROUP:REST; a session without a group travels alone. Raises
         ValueError before anything is sent, StepManyFailed when all have ended and some failed.
         """
-        return await self._groups.step(inputs, not return_sequences, timeout_s)
+        return await self._group_streams.step(inputs, not return_sequences, timeout_s)
 
     @overload
     async def predict(
@@ -164,13 +168,13 @@ class AsyncClient:
         return_sequences: bool = True,
         return_state: bool = False,
     ) -> list[Floats] | tuple[list[Floats], tuple[Floats, Floats]]:
-        """y of B whole sequences of any lengths, x and y each as for Session.step; nothing is kept.
+        """y of B whole sequences of any lengths, each as for Session.step; no state is kept.
 
         h0 [layers x directions, B, proj_size or hidden_size] and c0 [layers x directions, B,
         hidden_size] default to zeros. With `return_state` also (hn, cn), shaped as h0 and c0.
         Raises ModelNotFound, Overloaded and others.
         """
-        sequences = Sequences.of(await self._catalog.get(model, version), inputs, h0, c0)
+        sequences = PredictInput.of(await self.model(model, version=version), inputs, h0, c0)
         last_only = not return_sequences
         requests = sequences.requests(last_only, return_state)
         replies = [await self._connection.call(PREDICT, request) for request in requests]
@@ -179,29 +183,45 @@ class AsyncClient:
 
     async def model(self, name: str, *, version: int | None = None) -> ModelInfo:
         """One model, the newest version unless one is named. Raises ModelNotFound and others."""
-        return await self._catalog.get(name, version)
+        number = checks.version(version)
+        known = self._models.get((checks.name("model", name), number))
+        if known is not None:
+            return known
+        request = wire.GetModelRequest(model=name, version=number)
+        model = ModelInfo.read((await self._connection.call(GET_MODEL, request)).model)
+        self._models[model.name, model.version] = model
+        return model
 
     async def models(self) -> list[ModelInfo]:
         """Every served version of every model."""
-        return await self._catalog.read_all()
+        reply = await self._connection.call(LIST_MODELS, wire.ListModelsRequest())
+        return [ModelInfo.read(model) for model in reply.models]
 
     async def sessions(self, model: str | None = None) -> list[SessionInfo]:
         """The open sessions of this server, or those of one model."""
-        return await self._catalog.read_sessions(model or "")
+        found: list[SessionInfo] = []
+        asked = checks.name("model", model) if model else ""
+        request = wire.ListSessionsRequest(page_size=_PAGE_SIZE, model=asked)
+        while True:
+            reply = await self._connection.call(LIST_SESSIONS, request)
+            found.extend(SessionInfo.read(session) for session in reply.sessions)
+            if not reply.next_page_token:
+                return found
+            request.page_token = reply.next_page_token
 
     async def info(self, id: str) -> SessionInfo:  # noqa: A002  # as session
-        """The session of that id, also one whose model the server does not serve any more."""
+        """The session of that id, even if the server no longer serves its model."""
         reply = await self._connection.call(GET_SESSION, get_request(id), id)
         return SessionInfo.read(reply.session)
 
     async def export(self, id: str) -> bytes:  # noqa: A002  # as session
-        """The state of that session, as State.to_bytes() writes it; of any session as in info()."""
+        """The state of that session, as State.to_bytes() writes it, even if its model is gone."""
         request = wire.GetStateRequest(session_id=checks.session_id(id))
         reply = await self._connection.call(GET_STATE, request, id)
         return reply.state.SerializeToString()
 
     async def close_session(self, id: str) -> None:  # noqa: A002  # as session
-        """Ends that session, after the steps that wait; twice is fine. Of any session as in info().
+        """Ends that session after its waiting steps, even if its model is gone; twice is no error.
 
         Raises SessionNotFound and others.
         """
@@ -209,8 +229,8 @@ class AsyncClient:
         await self._connection.call(CLOSE_SESSION, request, id)
 
     async def close(self) -> None:
-        """Ends the connection and every call under way. Sessions live on until their TTL."""
-        await self._groups.close()
+        """Ends the connection and every call under way. Sessions stay open until their TTL."""
+        await self._group_streams.close()
         await self._connection.close()
 
     async def __aenter__(self) -> Self:

@@ -1,25 +1,25 @@
-"""Owns the calls to one server, or to the router before many, and their tries.
+"""Calls that are repeated and streams that are reopened, to one server or the router before many.
 
-What is called here may be repeated: it changes nothing twice.
+Whatever is called here is safe to repeat: it changes nothing twice.
 """
 
 from __future__ import annotations
 
 from typing import Generic
 
-from lstmserve.client._aio import Exchange, Pending, Reply, Transport, guard
-from lstmserve.client.calls import Address, Method, Request, Response
-from lstmserve.client.retries import Patience
+from lstmserve.client._io.aio import PendingReply, TaggedStream, Transport, mutex
+from lstmserve.client.channels import Endpoint
+from lstmserve.client.protocol import Method, Request, Response
+from lstmserve.client.retries import RetryPolicy
 from lstmserve.errors import LstmServeError
 
 
-class AsyncConnection:
-    """Every call raises LstmServeError; after close it is Cancelled."""
+class AsyncConnection(Transport):
+    """A transport that also repeats. Every call raises LstmServeError, after close Cancelled."""
 
-    def __init__(self, address: Address, patience: Patience) -> None:
-        self._transport = Transport(address)
-        self.tries = patience.tries
-        self.pause = self._transport.pause
+    def __init__(self, endpoint: Endpoint, policy: RetryPolicy) -> None:
+        super().__init__(endpoint)
+        self.attempts = policy.attempts
 
     async def call(
         self,
@@ -28,57 +28,37 @@ class AsyncConnection:
         key: str = "",
         timeout_s: float | None = None,
     ) -> Response:
-        """A unary call, tried again while that may help; `key` is what a router hashes."""
-        tries = self.tries(timeout_s)
+        """A unary call, repeated while that may help; `key` is what a router hashes."""
+        attempts = self.attempts(timeout_s)
         while True:
             try:
-                response = await self.call_once(method, request, key, tries.timeout_s)
+                response = await self.call_once(method, request, key, attempts.timeout_s)
             except LstmServeError as error:
-                await self.pause(tries.wait_s(error))
+                await self.pause(attempts.wait_s(error))
             else:
-                tries.progress()
+                attempts.succeeded()
                 return response
 
-    async def call_once(
-        self, method: Method[Request, Response], request: Request, key: str, timeout_s: float
-    ) -> Response:
-        """A unary call, tried once."""
-        return await self._transport.call(method, request, key, timeout_s)
 
-    def begin(
-        self, method: Method[Request, Response], request: Request, key: str, timeout_s: float
-    ) -> Pending[Response]:
-        """A unary call, tried once, whose reply is asked for later."""
-        return self._transport.begin(method, request, key, timeout_s)
-
-    def line(self, method: Method[Request, Response], key: str) -> AsyncLine[Request, Response]:
-        """A stream to post on."""
-        return AsyncLine(self._transport, method, key)
-
-    async def close(self) -> None:
-        """Ends every call that is under way."""
-        await self._transport.close()
-
-
-class AsyncLine(Generic[Request, Response]):
-    """A stream that is opened when it is needed, and anew after it broke. close() it, always."""
+class AsyncReconnectingStream(Generic[Request, Response]):
+    """A stream that opens with its first request, and again after it broke. Always close() it."""
 
     def __init__(self, transport: Transport, method: Method[Request, Response], key: str) -> None:
         self._transport = transport
         self._method = method
         self._key = key
-        self._guard = guard()
-        self._exchange: Exchange[Request, Response] | None = None
+        self._mutex = mutex()
+        self._stream: TaggedStream[Request, Response] | None = None
 
-    def post(self, request: Request, timeout_s: float) -> Reply[Response]:
+    def post(self, request: Request, timeout_s: float) -> PendingReply[Response]:
         """Sends a request once."""
-        with self._guard:
-            if self._exchange is None or self._exchange.has_ended:
-                self._exchange = self._transport.exchange(self._method, self._key)
-            exchange = self._exchange
-        return exchange.post(request, timeout_s)
+        with self._mutex:
+            if self._stream is None or self._stream.has_ended:
+                self._stream = self._transport.open_stream(self._method, self._key)
+            stream = self._stream
+        return stream.post(request, timeout_s)
 
     async def close(self) -> None:
-        """Ends the stream; what is unanswered ends as Cancelled."""
-        if self._exchange is not None:
-            await self._exchange.close()
+        """Ends the stream; unanswered requests end as Cancelled."""
+        if self._stream is not None:
+            await self._stream.close()

@@ -1,1 +1,1 @@
-"""Owns the client for threads, generated from _async by `make proto`: edit that."""
+"""The client for threads, generated from _async by `make proto`: edit that."""

@@ -1,1 +1,1 @@
-"""What computes: device, state pool, and the onnxruntime calls on it. Knows no session, no step."""
+"""Device, state pool, and the onnxruntime calls on it. Knows no session and no step."""

@@ -1,4 +1,7 @@
-"""Owns the choice of device and onnxruntime's session options. Nothing here has run on a GPU."""
+"""Chooses the device and opens onnxruntime sessions on it.
+
+The CUDA path is written from onnxruntime's sources and has not run on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ class DeviceUnavailable(RuntimeError):
     """The device asked for cannot be used; the message says what is missing."""
 
 
-class NotLoaded(RuntimeError):
-    """onnxruntime does not take a graph, mostly for want of memory; the message is one line."""
+class GraphRefused(RuntimeError):
+    """onnxruntime refused a graph, mostly for lack of memory; the message is one line."""
 
 
 def choose_device(wanted: str) -> Device:
-    """`auto` takes cuda when it works, else cpu. Raises DeviceUnavailable for a cuda that is not.
+    """`auto` takes cuda if it works, else cpu. Raises DeviceUnavailable if cuda does not work.
 
-    onnxruntime itself would log an error and compute on the CPU; its list of providers is what it
-    was compiled with, so only a session that ran tells.
+    Without this check onnxruntime would log an error and compute on the CPU. Its list of providers
+    says what it was compiled with, so only a session that has run proves that a device works.
     """
     if wanted == "cpu":
         return "cpu"
@@ -63,8 +66,10 @@ def _probe_cuda() -> None:
 
 
 def open_session(model: onnx.ModelProto, device: Device, threads: int) -> ort.InferenceSession:
-    """A session on exactly this device. Raises NotLoaded, and DeviceUnavailable when onnxruntime
-    took another."""
+    """Opens an onnxruntime session on exactly this device.
+
+    Raises GraphRefused, and DeviceUnavailable where onnxruntime took another device.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -82,7 +87,7 @@ def open_session(model: onnx.ModelProto, device: Device, threads: int) -> ort.In
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
     except Exception as error:  # onnxruntime's own have no base but this one
-        raise NotLoaded(f"onnxruntime does not load it: {_first_line(error)}") from error
+        raise GraphRefused(f"onnxruntime does not load it: {_first_line(error)}") from error
     if session.get_providers()[0] != PROVIDERS[device]:
         raise DeviceUnavailable(f"onnxruntime took {session.get_providers()[0]}, not {device}")
     return session

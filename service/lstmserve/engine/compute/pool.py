@@ -1,8 +1,9 @@
-"""Owns h and c of every session of one model, and which slots of them are free. No clock, no await.
+"""The state pool of one model: h and c of every session, on the device, and which slots are free.
 
-One tensor [slots, width] per layer for h and one for c, on the device, for the life of the
-process. Slot 0 is the zero slot: what a new session reads, never written. The last slot is the
-trash slot: written by warm-ups, read by nobody; on CUDA an index out of range lands there.
+It holds one tensor [slots, width] per layer for h and one for c, for the life of the process.
+Slot 0 is the zero slot: new sessions read it, and nothing writes it. The last slot is the trash
+slot: only warm-ups write it, and on CUDA an index out of range lands there. The pool knows no
+session.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import numpy.typing as npt
 
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.free_list import FreeList
-from lstmserve.graph.pool import state_widths
-from lstmserve.graph.rows import build_read, build_write
+from lstmserve.graph.forms import build_read, build_write, state_widths
 from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 
@@ -23,7 +23,7 @@ ZERO = 0
 RESERVED = 2
 
 Slots = npt.NDArray[np.int64]
-Rows = Mapping[str, npt.NDArray[np.float32]]
+StateRows = Mapping[str, npt.NDArray[np.float32]]
 """Pool tensor name -> [N, width]."""
 
 
@@ -33,7 +33,7 @@ def slot_bytes(spec: ModelSpec) -> int:
 
 
 class Pool:
-    """`slots` counts all of them, the two reserved ones too."""
+    """`slots` is the number of all slots, including the two reserved ones."""
 
     def __init__(self, spec: ModelSpec, slots: int, device: Device = "cpu") -> None:
         assert slots > RESERVED
@@ -53,31 +53,30 @@ class Pool:
 
     @property
     def free_count(self) -> int:
-        """Slots that nobody owns."""
+        """How many slots have no owner."""
         return len(self._free)
 
     def take(self, count: int) -> Slots:
-        """`count` free slots; the caller owns them until it gives them back. Their content is old.
+        """Takes `count` free slots, which the caller owns until it gives them back.
 
-        The scheduler never asks for more than there are: a shortage is a bug.
+        Their content is stale. A shortage is a bug: the scheduler asks for no more than are free.
         """
         return self._free.take(count)
 
     def take_one(self) -> int:
-        """One free slot."""
         return self._free.take_one()
 
     def give(self, slots: Slots) -> None:
-        """Slots back; the zero slot among them is passed over (a session that never stepped)."""
+        """Frees slots [N]; it skips the zero slot, which sessions that never stepped have."""
         self._free.give(slots if slots.all() else slots[slots != ZERO])
 
     def give_one(self, slot: int) -> None:
-        """One slot back, or the zero slot, which nobody owns."""
+        """Frees one slot; does nothing for the zero slot, which has no owner."""
         if slot != ZERO:
             self._free.give_one(slot)
 
-    def read(self, slots: Slots) -> Rows:
-        """Copies of the rows of these slots."""
+    def read(self, slots: Slots) -> StateRows:
+        """Copies the rows of these slots [N]: each array [N, width]."""
         binding = self._reader.io_binding()
         binding.bind_cpu_input("slots", slots)
         for name, tensor in self.tensors.items():
@@ -88,8 +87,8 @@ class Pool:
         outputs = binding.get_outputs()  # in the order they were bound
         return {name: outputs[i].numpy() for i, name in enumerate(self.tensors)}
 
-    def write(self, slots: Slots, rows: Rows) -> None:
-        """Overwrites the rows of these slots, in place."""
+    def write(self, slots: Slots, rows: StateRows) -> None:
+        """Overwrites the rows of these slots [N] in place."""
         assert ZERO not in slots
         binding = self._writer.io_binding()
         binding.bind_cpu_input("slots", slots.reshape(-1, 1))

@@ -1,6 +1,8 @@
-"""Proves a model on this machine and provider before it serves: golden vectors, pool, batches.
+"""Proves a loaded model on this machine and device before it serves a request.
 
-Leaves the pool as it found it, but for the content of free slots.
+It replays the golden vectors, checks that the pool is updated in place and that every row of a
+batch equals the same row alone, and measures what runs cost. Afterwards the pool is as it was,
+apart from the content of free slots.
 """
 
 from __future__ import annotations
@@ -11,10 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.compute.cost import Cost, cost_of
-from lstmserve.engine.compute.kernel import Kernel
-from lstmserve.engine.compute.pool import ZERO, Pool, Rows
-from lstmserve.engine.compute.whole import WholeKernel
+from lstmserve.engine.compute.kernel import Cost, Kernel, PortableKernel
+from lstmserve.engine.compute.pool import ZERO, Pool, StateRows
 from lstmserve.golden import Golden, excess
 from lstmserve.spec import ModelSpec
 
@@ -25,7 +25,7 @@ REPEATS = 5
 
 
 class SelfTestFailed(RuntimeError):
-    """The model does not do on this machine what it must; the message says what differs."""
+    """The model does not compute here what it must; the message says what differs."""
 
 
 def check_kernel(kernel: Kernel, pool: Pool, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
@@ -34,14 +34,14 @@ def check_kernel(kernel: Kernel, pool: Pool, spec: ModelSpec, golden: Mapping[st
         for start in range(0, len(case.lengths), BATCH):
             _replay(kernel, pool, spec, name, case.part(slice(start, start + BATCH)))
     _check_pool(kernel, pool, spec)
-    kernel.cost = _time(kernel, pool, spec)
+    kernel.cost = _measure(kernel, pool, spec)
 
 
-def check_whole(whole: WholeKernel, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
+def check_portable(kernel: PortableKernel, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
     """Golden vectors through the portable graph. Raises SelfTestFailed."""
     for name, case in golden.items():
-        y, hn, cn = whole.run(case.x, case.lengths, case.h0, case.c0)
-        _judge(name, case, y, hn, cn)
+        y, hn, cn = kernel.run(case.x, case.lengths, case.h0, case.c0)
+        _compare(name, case, y, hn, cn)
 
 
 def _replay(kernel: Kernel, pool: Pool, spec: ModelSpec, name: str, case: Golden) -> None:
@@ -57,19 +57,19 @@ def _replay(kernel: Kernel, pool: Pool, spec: ModelSpec, name: str, case: Golden
         y = np.swapaxes(kernel.run(x, case.lengths, read, write), 0, 1)
         end = pool.read(write)
         h, c = (np.stack([end[f"{k}.{i}"] for i in range(spec.num_layers)]) for k in ("h", "c"))
-        _judge(name, case, y, h, c)
+        _compare(name, case, y, h, c)
     finally:
         pool.give(slots)
 
 
-def _judge(
+def _compare(
     name: str,
     case: Golden,
     y: npt.NDArray[np.float32],
     hn: npt.NDArray[np.float32],
     cn: npt.NDArray[np.float32],
 ) -> None:
-    """The parity gate over y [N, T, O], hn and cn; time steps past a row's length do not count."""
+    """Compares y [N, T, O], hn and cn with the exported ones, up to each row's length."""
     is_last = case.y.ndim == 2
     worst = 0.0
     for i, length in enumerate(case.lengths):
@@ -87,7 +87,7 @@ def _judge(
 
 
 def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
-    """In place, rows that were not named untouched, and every row in the batch as it is alone."""
+    """A run writes in place, leaves other slots alone, and computes each row as it would alone."""
     rng = np.random.default_rng(SEED)
     slots = pool.take(3 * BATCH)
     read, write, alone = (slots[i * BATCH : (i + 1) * BATCH].copy() for i in range(3))
@@ -104,7 +104,7 @@ def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
         if kernel.pool_pointers() != pointers:
             raise SelfTestFailed("this onnxruntime does not update the pool in place")
         if not _equal(pool.read(slots[:BATCH]), untouched):
-            raise SelfTestFailed("a run changed slots that it was not to write")
+            raise SelfTestFailed("a run changed slots that it was not asked to write")
         for i in range(BATCH):
             one, n = slice(i, i + 1), int(lengths[i])
             y_alone = kernel.run(
@@ -118,7 +118,7 @@ def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
         pool.give(slots)
 
 
-def _equal(a: Rows, b: Rows) -> bool:
+def _equal(a: StateRows, b: StateRows) -> bool:
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
@@ -130,8 +130,8 @@ def _random_x(
     return rng.standard_normal((length, size, spec.input_size)).astype(np.float32)
 
 
-def _time(kernel: Kernel, pool: Pool, spec: ModelSpec) -> Cost:
-    """What runs cost; also the warm-up."""
+def _measure(kernel: Kernel, pool: Pool, spec: ModelSpec) -> Cost:
+    """Measures what runs cost. It is also the warm-up."""
     rng = np.random.default_rng(SEED)
     write = pool.take(BATCH)
     fastest = []
@@ -146,4 +146,4 @@ def _time(kernel: Kernel, pool: Pool, spec: ModelSpec) -> Cost:
         fastest.append(min(times))
     pool.give(write)
     alone, wide, long = fastest
-    return cost_of(alone, wide, long, BATCH)
+    return Cost.measured(alone, wide, long, BATCH)

@@ -1,19 +1,18 @@
-"""The engine's side of a store: rows to records and back, write-through, write-behind, loading."""
+"""The engine's side of a store: records, ownership, write-through and write-behind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from lstmserve.config import Config
-from lstmserve.engine.commit import CommitStage
-from lstmserve.engine.persist.behind import WriteBehind
+from lstmserve.engine.persist.ownership import Ownership
 from lstmserve.engine.persist.records import Records
-from lstmserve.engine.persist.residence import Residence
-from lstmserve.engine.persist.through import WriteThrough
+from lstmserve.engine.persist.write_behind import WriteBehind
+from lstmserve.engine.persist.write_through import CommitStage, WriteThrough
 from lstmserve.engine.table import SessionTable
 from lstmserve.store import Store
 
-__all__ = ["Records", "Residence", "make_stage"]
+__all__ = ["CommitStage", "Ownership", "Records", "make_stage"]
 
 
 def make_stage(

@@ -1,4 +1,7 @@
-"""Owns the translation between rows of the table and a store's records. No I/O, no await."""
+"""Translates rows of the session table to a store's records and back.
+
+It reads the table and the pools and writes neither. It must not do I/O or await.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine import catalogue
+from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index
-from lstmserve.engine.compute.pool import Rows, Slots
+from lstmserve.engine.clock import SECOND_NS
+from lstmserve.engine.compute.pool import Slots, StateRows
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
-from lstmserve.engine.memory import SECOND_NS
 from lstmserve.engine.model import Model
-from lstmserve.engine.replies import SavedReply
-from lstmserve.engine.session.start import Start
-from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
+from lstmserve.engine.session.live_sessions import SessionStart
+from lstmserve.engine.table import SUSPECT, TRUSTED, SavedReply, SessionTable
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
-    Tensor,
+    StoredState,
     Version,
     encode,
     lstm_states,
@@ -33,18 +35,18 @@ Floats = npt.NDArray[np.float32]
 
 
 class LastStep(NamedTuple):
-    """What a record has of the session's last step: 0 and None where it had no number."""
+    """A record's part about the session's last step: 0 and None where the step had no number."""
 
     digest: int
     reply: SavedReply | None
 
 
 class Records:
-    """Reads the table and the pools; writes nothing.
+    """Makes records of sessions, and says what a record means to this server.
 
     A record says whether its owner let go of the session with nothing left to store (`released`).
-    One that is written through need not say so: it is never older than what was acked. `is_behind`:
-    those that are written here may be.
+    A record that is written through need not say so: it is never older than what was acknowledged.
+    `is_behind` says that the records written here may be older.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Records:
         )
 
     def released(self, trust: int, *, is_leaving: bool = False) -> bool | None:
-        """What the record of a session says that is here, and stays unless `is_leaving`.
+        """The `released` field of a session that is here, and that stays unless `is_leaving`.
 
         No server releases a session whose client may not know of a rollback.
         """
@@ -76,9 +78,8 @@ class Records:
         return is_leaving if self._is_behind else None
 
     def trust(self, record: Record) -> int:
-        """Of a session that comes here from the store. A record that says nothing of its release is
-        of an earlier release, or was written through: what it was is taken from what this server
-        does."""
+        """The trust in a session that comes from the store. A record without `released` is one of
+        an earlier release, or was written through: the mode of this server decides."""
         is_released = not self._is_behind if record.released is None else record.released
         return TRUSTED if is_released else SUSPECT
 
@@ -96,7 +97,7 @@ class Records:
     def stepped(
         self, model: Model, rows: Index, slots: Slots, lasts: Sequence[LastStep]
     ) -> list[Record]:
-        """The same one step further, as it will be when their steps are settled."""
+        """Records of these sessions one step further, as they will be once the step settles."""
         return self._make(model, rows, slots, self._table.step[rows] + 1, lasts)
 
     def _make(
@@ -146,17 +147,18 @@ class Records:
         return record
 
     def model_of(self, record: Record) -> Model:
-        """Raises ModelRetired and ModelNotHereYet when its version is not served here, and
-        ModelMismatch for other weights."""
+        """The record's model. Raises ModelRetired and ModelNotHereYet when its version is not
+        served here, and ModelMismatch for other weights."""
         for model in self.models:
             if (model.name, model.version) == (record.model, record.model_version):
                 if bytes.fromhex(model.fingerprint) != record.fingerprint:
                     raise ModelMismatch("the stored session is of other weights than are served")
                 return model
-        raise catalogue.missing(self.models, record.model, record.model_version)
+        raise model_lookup.missing(self.models, record.model, record.model_version)
 
-    def start(self, record: Record, model: Model) -> Start:
-        """What the session goes on from. Raises StateCorrupt when the sizes are not the model's."""
+    def start(self, record: Record, model: Model) -> SessionStart:
+        """The state and step the session continues from. Raises StateCorrupt when a size or a name
+        is not the model's."""
         spec = model.spec
         if [each.name for each in record.states] != ["h", "c"]:
             raise StateCorrupt("the stored session has other states than its model")
@@ -168,7 +170,7 @@ class Records:
                 raise StateCorrupt("the stored reply has the wrong size")
             reply = SavedReply(record.reply_length, record.reply)
         is_zero = record.step == 0 and not h.any() and not c.any()
-        return Start(
+        return SessionStart(
             source="load",
             rows=None if is_zero else model.rows_as_they_are(h, c),
             step=record.step,
@@ -181,7 +183,7 @@ class Records:
         )
 
 
-def _values(state: Tensor, layers: int, width: int) -> Floats:
+def _values(state: StoredState, layers: int, width: int) -> Floats:
     """[layers, width]; a record of format 1 does not say its shape. Raises StateCorrupt."""
     is_flat = state.shape == (layers * width,)
     if state.dtype != "float32" or not (is_flat or state.shape == (layers, width)):
@@ -189,19 +191,19 @@ def _values(state: Tensor, layers: int, width: int) -> Floats:
     return np.frombuffer(state.data, "<f4").reshape(layers, width)
 
 
-def _joined(state: Rows, kind: str, layers: int) -> Floats:
+def _joined(state: StateRows, kind: str, layers: int) -> Floats:
     """[N, layers * width]"""
     return np.concatenate([state[f"{kind}.{layer}"] for layer in range(layers)], axis=1)
 
 
 def store_ttl_s(ttl_ns: int) -> float:
-    """How long a store keeps a record: longer than the session lives here, so that it is here
-    that it expires, and is told so."""
+    """How long a store keeps a record: longer than the session's TTL, so that the session expires
+    on its server, which can say so."""
     return (ttl_ns + STORE_TTL_MARGIN_NS) / 1e9
 
 
 def found_version(content: bytes | None) -> Version | None:
-    """The version of what a store has; None also for a damaged record, which loading tells."""
+    """The version of what a store has; None also for a damaged record, which a load reports."""
     try:
         return None if content is None else version_of(content)
     except CorruptRecord:

@@ -1,1 +1,1 @@
-"""Who a session is: how it opens, finds room, and ends. Knows no store and no step."""
+"""How sessions open, expire, make room for each other, and end. Knows no store and no step."""

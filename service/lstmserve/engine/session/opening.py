@@ -1,6 +1,7 @@
-"""Owns what OpenSession may mean: new, resume, restart, import, fork, the same request again.
+"""Decides what an OpenSession request does: new, resume, restart, import, fork, or a repeat.
 
-Synchronous; the clock is handed in. Sessions does what is decided here.
+It is synchronous and gets the time as an argument. It never asks the store; LiveSessions carries
+out what it decides.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from lstmserve.config import Config
-from lstmserve.engine.clock import Now
+from lstmserve.engine.arrays import Floats
+from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import Fenced, Malformed, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
-from lstmserve.engine.memory import SECOND_NS, Memory
-from lstmserve.engine.model import Model, State
-from lstmserve.engine.session.room import Room
-from lstmserve.engine.session.sessions import Sessions
-from lstmserve.engine.session.start import Start
+from lstmserve.engine.model import Model
+from lstmserve.engine.session.capacity import SessionCapacity
+from lstmserve.engine.session.live_sessions import LiveSessions, SessionStart
 from lstmserve.engine.table import SessionTable
+from lstmserve.engine.ttl_cache import TtlCache
 
 REUSED = "this request_id was that of another OpenSession: give each request an id of its own"
 
@@ -32,22 +33,22 @@ class IfExists(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Import:
-    """A state to start from: h [L, state], c [L, H] and the steps it has behind it."""
+class ImportedState:
+    """A state to start from: h [L, state], c [L, H] and the number of its last step."""
 
-    h: State
-    c: State
+    h: Floats
+    c: Floats
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """An OpenSession whose fields were checked. Keys are the table's; "" is none.
+    """An OpenSession whose fields were checked. Keys are the table's; "" means none.
 
-    `version` 0 is the newest for a new session, and any for one that goes on; `sessions_max` is
-    the tenant's limit, None for none; `forked` is what `fork_of` was when it was last seen here.
-    `asked` stands for the whole of a request with a `request_id`: a repeat has both. `is_renewal`
-    resumes a session by a new life of it.
+    `version` 0 is the newest for a new session, and any for one that is resumed. `sessions_max` is
+    the tenant's limit, None without one. `forked` is the state of `fork_of` when this server last
+    had it. `asked` is a digest of the whole request: a repeat has the same `request_id` and
+    `asked`. `is_renewal` resumes the session under a new incarnation.
     """
 
     key: str
@@ -55,37 +56,39 @@ class OpenRequest:
     version: int
     ttl_ns: int
     if_exists: IfExists
-    state: Import | None
+    state: ImportedState | None
     fork_of: str
     request_id: str = ""
     asked: bytes = b""
     sessions_max: int | None = None
-    forked: Start | None = None
+    forked: SessionStart | None = None
     is_renewal: bool = False
 
     @property
     def request_key(self) -> str:
-        """Of its tenant's request ids."""
+        """The key of the tenant's request id, "" without one."""
         return f"{tenant_of(self.key)}/{self.request_id}" if self.request_id else ""
 
 
 class Opened(NamedTuple):
-    """What is remembered of a request id: what was asked, and the session that was opened."""
+    """What is kept of a request id: the request's digest, and the session that it opened."""
 
     asked: bytes
     key: str
     incarnation: int
-    is_certain: bool  # whether a store has, or had, the session; without one always
+    is_certain: bool  # False while it is unknown whether the store has the session
 
 
-class Opening:
-    """Remembers request ids for a while; the sessions that they opened know them, too."""
+class SessionOpener:
+    """Keeps request ids for a while. The sessions that they opened keep their own as well."""
 
-    def __init__(self, config: Config, table: SessionTable, sessions: Sessions, room: Room) -> None:
+    def __init__(
+        self, config: Config, table: SessionTable, sessions: LiveSessions, capacity: SessionCapacity
+    ) -> None:
         self._table = table
-        self._room = room
+        self._capacity = capacity
         self._sessions = sessions
-        self._opened: Memory[Opened] = Memory(
+        self._opened: TtlCache[Opened] = TtlCache(
             config.open_requests_max, int(config.request_id_s * SECOND_NS)
         )
 
@@ -93,9 +96,9 @@ class Opening:
         """The session's row, and whether it was created.
 
         Raises SessionExists, ModelMismatch, SessionLimit, Quota, ModelNotSteppable, for `fork_of`
-        what Sessions.find() raises, and what own() raises.
+        what LiveSessions.find() raises, and what find_repeat() raises.
         """
-        if (row := self.own(request, now)) is not None:
+        if (row := self.find_repeat(request, now)) is not None:
             return row, True
         row, is_created = self._open(request, now)
         if request.request_id and is_created:
@@ -103,12 +106,11 @@ class Opening:
             self._opened.put(request.request_key, opened, now.monotonic_ns)
         return row, is_created
 
-    def own(self, request: OpenRequest, now: Now) -> int | None:
-        """The row of the session that an earlier try of this request opened, here or elsewhere;
-        None where there was none.
+    def find_repeat(self, request: OpenRequest, now: Now) -> int | None:
+        """The row of the session that an earlier try of this request opened, here or elsewhere.
 
-        Raises Malformed where the request id was another request's, and what Sessions.find() raises
-        where the session has ended.
+        None if there was no such try. Raises Malformed if another request had this request id, and
+        what LiveSessions.find() raises if the session has ended.
         """
         if not request.request_id:
             return None
@@ -125,15 +127,15 @@ class Opening:
             raise Malformed(REUSED, field="request_id")
         return self._sessions.find(request.key, 0, now)
 
-    def doubt(self, request: OpenRequest, now: Now) -> None:
-        """Whether the session that was opened exists is unknown: a store's answer was lost."""
+    def mark_uncertain(self, request: OpenRequest, now: Now) -> None:
+        """Notes that the store's answer was lost: the opened session may not exist."""
         opened = self._opened.get(request.request_key, now.monotonic_ns)
         if opened is not None:
-            doubted = opened._replace(is_certain=False)
-            self._opened.put(request.request_key, doubted, now.monotonic_ns)
+            uncertain = opened._replace(is_certain=False)
+            self._opened.put(request.request_key, uncertain, now.monotonic_ns)
 
     def _is_certain(self, opened: Opened) -> bool:
-        """Whether the session exists, or did once."""
+        """Whether it is known that the session was created."""
         row = self._table.find(opened.key)
         is_here = row is not None and self._table.incarnation[row] == opened.incarnation
         return opened.is_certain or is_here
@@ -154,26 +156,26 @@ class Opening:
                     field="session_id",
                 )
         else:
-            self._room.check_tenant(tenant_of(request.key), request.sessions_max, now)
+            self._capacity.check_tenant(tenant_of(request.key), request.sessions_max, now)
         start = self._start(request, now)
         if row is not None:
-            self._room.make(request.model, now, row)
+            self._capacity.make_room(request.model, now, row)
             self._sessions.leave(row, "replaced", now)
-        self._room.make(request.model, now)
+        self._capacity.make_room(request.model, now)
         start = replace(start, request_id=request.request_id)
         return self._sessions.open(request.key, request.model, start, request.ttl_ns, now), True
 
     def _renew(self, row: int, key: str, now: Now) -> int:
-        """A new life of the session, under another incarnation: it goes on where it was."""
+        """Continues the session under a new incarnation."""
         model, start = self._sessions.model_of(row), self._sessions.renewal(row)
         ttl_ns = int(self._table.ttl_ns[row])
-        self._room.make(model, now, row)
+        self._capacity.make_room(model, now, row)
         self._sessions.leave(row, "replaced", now)
-        self._room.make(model, now)
+        self._capacity.make_room(model, now)
         return self._sessions.open(key, model, start, ttl_ns, now)
 
     def _check_same(self, row: int, request: OpenRequest) -> None:
-        """Raises ModelMismatch unless the session is of the model, and version, asked for."""
+        """Raises ModelMismatch unless the session has the requested model and version."""
         model = self._sessions.model_of(row)
         if model.name != request.model.name or request.version not in (0, model.version):
             raise ModelMismatch(
@@ -182,18 +184,18 @@ class Opening:
                 metadata={"model": f"{model.name}:{model.version}"},
             )
 
-    def _start(self, request: OpenRequest, now: Now) -> Start:
+    def _start(self, request: OpenRequest, now: Now) -> SessionStart:
         if request.state is not None:
             rows = request.model.rows_from(request.state.h[:, None], request.state.c[:, None])
-            return Start("import", rows, request.state.step)
+            return SessionStart("import", rows, request.state.step)
         if not request.fork_of:
-            return Start()
+            return SessionStart()
         if request.forked is not None and self._table.find(request.fork_of) is None:
             return request.forked
         return self.fork(request, now)
 
-    def fork(self, request: OpenRequest, now: Now) -> Start:
-        """From `fork_of` as it is now. Raises ModelMismatch, and what Sessions.find() raises."""
+    def fork(self, request: OpenRequest, now: Now) -> SessionStart:
+        """The state of `fork_of` now. Raises ModelMismatch, and what LiveSessions.find() raises."""
         try:
             source = self._sessions.find(request.fork_of, 0, now)
         except ServeError as error:
@@ -201,4 +203,4 @@ class Opening:
             raise
         if self._sessions.model_of(source) is not request.model:
             raise ModelMismatch("it is a session of another model or version", field="fork_of")
-        return Start("fork", self._sessions.state(source), int(self._table.step[source]))
+        return SessionStart("fork", self._sessions.state(source), int(self._table.step[source]))

@@ -1,1 +1,1 @@
-"""Who may come in, as whom, and over which encryption."""
+"""Who may use the server: tokens, tenants and their limits, TLS, flood protection."""

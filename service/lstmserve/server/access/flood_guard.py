@@ -1,12 +1,13 @@
-"""Cuts connections that make the server answer much and have made no call that a door let in.
+"""Cuts connections that make the server answer a lot and have made no authenticated call.
 
 gRPC counts a peer's pings and means to close its connection at the third that comes too soon, but
-only once it has nothing to write; a peer that pings at full speed always gives it another answer
-to write, so gRPC never closes. It shows no connection to Python, either: this looks at the sockets
-of the process. What a connection has sent us says little, for a first call may be a large upload;
-what we sent it says enough, for before the first call there is next to nothing to say.
+only once it has nothing to write. A peer that pings at full speed always gives it another answer to
+write, so gRPC never closes. It shows no connection to Python either, so this module looks at the
+sockets of the process. What a connection has sent us says little, because a first call may be a
+large upload. What we sent it says enough: before the first call there is almost nothing to send.
 
-Looks once a second, in a thread of its own, and only after a second in which the process was busy.
+It looks once a second, in a thread of its own, and only after a second in which the process was
+busy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from lstmserve.server.access.doors import Call, Door
+from lstmserve.server.access.auth import Authenticator, IncomingCall
 from lstmserve.server.access.tenants import Tenant
 
 LOOK_S = 1.0
@@ -35,17 +36,17 @@ log = structlog.get_logger()
 
 
 class FloodGuard:
-    """Of one port. tenant() of its door is called on the event loop, all else in the thread."""
+    """Guards one port. The event loop calls its authenticator; all else runs in the thread."""
 
-    def __init__(self, door: Door) -> None:
-        self.door = _Noting(door)
+    def __init__(self, authenticator: Authenticator) -> None:
+        self.authenticator = _PeerRecorder(authenticator)
         self._sent: dict[Peer, int] = {}  # to each connection at the last look
-        self._loud: set[Peer] = set()  # those that were over the limit at the last look
+        self._loud: set[Peer] = set()  # over the limit at the last look
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, port: int) -> None:
-        """Watches the connections of that port from now on, where the kernel tells about them."""
+        """Begins to watch the port's connections, where the kernel reports on them."""
         if hasattr(socket, "TCP_INFO") and os.path.isdir("/proc/self/fd"):
             self._thread = threading.Thread(
                 target=self._run, args=(port,), name="flood-guard", daemon=True
@@ -69,8 +70,9 @@ class FloodGuard:
                 log.warning("connections cut: a flood, and no call let in", connections=count)
 
     def look(self, port: int) -> int:
-        """One look; how many it cut. One over the limit is cut when it was so at the last, too."""
-        known = set(self.door.peers)  # before the look, so that none that opens meanwhile is gone
+        """Cuts connections that are over the limit for the second time. Returns how many."""
+        # From before the look, so that a connection which opens meanwhile is kept.
+        known = set(self.authenticator.peers)
         before, self._sent = self._sent, {}
         loud, self._loud = self._loud, set()
         count = 0
@@ -80,28 +82,31 @@ class FloodGuard:
                 if sent - before.get(peer, sent) <= SENT_BYTES_MAX:
                     continue
                 self._loud.add(peer)
-                if peer in loud and peer[1] not in self.door.peers:
+                if peer in loud and peer[1] not in self.authenticator.peers:
                     with contextlib.suppress(OSError):  # it has just ended by itself
                         connection.shutdown(socket.SHUT_RDWR)
                         count += 1
-        self.door.peers -= known - {peer_port for _, peer_port in self._sent}
+        self.authenticator.peers -= known - {peer_port for _, peer_port in self._sent}
         return count
 
 
-class _Noting:
-    """A Door that notes whom it let in: `peers` are the ports of their connections.
+class _PeerRecorder:
+    """Records the ports of authenticated peers in `peers`, around another Authenticator.
 
-    Two machines may have connections of one port: then one flood is not seen, and none is cut that
-    should not be.
+    Two machines may use the same port: then a flood may be missed, but no wrong connection is cut.
     """
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
         self.peers: set[int] = set()
 
-    def tenant(self, call: Call) -> Tenant:
-        """As Door.tenant."""
-        tenant = self._door.tenant(call)
+    def knows(self, call: IncomingCall) -> bool:
+        """As Authenticator.knows."""
+        return self._authenticator.knows(call)
+
+    def tenant(self, call: IncomingCall) -> Tenant:
+        """As Authenticator.tenant."""
+        tenant = self._authenticator.tenant(call)
         port = call.peer().rpartition(":")[2]
         if port.isdigit():
             self.peers.add(int(port))
@@ -109,9 +114,9 @@ class _Noting:
 
 
 def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
-    """Of the process' own port: the peer, and a copy of the descriptor, which the caller closes.
+    """Each connection to our port: the peer, and a copy of the descriptor that the caller closes.
 
-    gRPC may close its own meanwhile, and another file get that number: the copy stays what it is.
+    gRPC may close its descriptor meanwhile, and another file may get that number: the copy stays.
     """
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # closed meanwhile, or the peer has gone
@@ -129,7 +134,7 @@ def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
 
 
 def _socket(descriptor: int) -> socket.socket | None:
-    """A copy of it, or None where it is no TCP socket. Raises OSError when it is closed."""
+    """A copy of a TCP socket, None for anything else. Raises OSError if it is closed."""
     copy = os.dup(descriptor)
     try:
         found = socket.socket(fileno=copy)
@@ -143,7 +148,7 @@ def _socket(descriptor: int) -> socket.socket | None:
 
 
 def _sent_bytes(connection: socket.socket) -> int:
-    """That the peer has acknowledged since the connection began."""
+    """Bytes that the peer has acknowledged since the connection began."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
     sent: int = struct.unpack_from("=Q", info, SENT_OFFSET)[0]
     return sent

@@ -1,4 +1,7 @@
-"""Owns a value that is read from files, and read anew when they change. Decides no contents."""
+"""Keeps a value that is loaded from files, and reloads it when they change.
+
+It does not know what is in the files: its `load` does.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ class BadFile(Exception):
     """A file that cannot be used; the message is one line for the operator."""
 
 
-class Reloading(Generic[Value]):
-    """`load` raises BadFile: at first that is the caller's, later the old value is kept.
+class FileReloader(Generic[Value]):
+    """The constructor raises BadFile if `load` does; refresh() logs it and keeps the old value.
 
-    Any thread may call; two at once load twice, and one of the two equal values stays.
+    Any thread may call refresh(); two at once load twice, and keep one of two equal values.
     """
 
     def __init__(self, paths: Sequence[Path], load: Callable[[], Value]) -> None:
@@ -30,11 +33,11 @@ class Reloading(Generic[Value]):
         self.value = load()
 
     def refresh(self) -> bool:
-        """Whether the files changed to another value, which `value` is then."""
+        """Loads the files if they changed. Returns whether `value` is a new one."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False
-        self._seen = stamp  # taken before loading: what changes meanwhile is seen next time
+        self._seen = stamp  # from before the load: the next call sees a change that comes meanwhile
         try:
             self.value = self._load()
         except BadFile as error:
@@ -48,9 +51,9 @@ class Reloading(Generic[Value]):
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Differs when the file behind the path, or its link, was replaced or written.
+    """A value that changes whenever the file, or the link to it, is replaced or written.
 
-    Whoever writes a file can set its mtime back, as rsync does; the ctime is the kernel's.
+    A writer can set the mtime back, as rsync does, but not the ctime.
     """
     try:
         status = path.stat()

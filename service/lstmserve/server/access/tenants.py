@@ -1,6 +1,6 @@
-"""Owns what a tenant may use of this server, and counts what it does. Knows no token, no wire.
+"""Tenants: each one's limits, and what it uses of them. Knows no token and no wire format.
 
-On the event loop's thread; times are arguments.
+It runs on the event loop's thread and gets the time as an argument.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import numpy as np
 
 from lstmserve.engine.arrays import Index
+from lstmserve.engine.clock import SECOND_NS
 from lstmserve.engine.errors import Quota
 from lstmserve.engine.keys import named_key, sequence_key, session_key
-from lstmserve.engine.memory import SECOND_NS
-from lstmserve.engine.schedule.block import Block
+from lstmserve.engine.scheduling.work import Request
 from lstmserve.server.pending_bytes import Account
 from lstmserve.tokens import Limits
 
@@ -22,7 +22,7 @@ RETRY_S = 0.05
 
 
 class Tenant:
-    """One caller's name and use. `limits` may be replaced at any time."""
+    """One tenant's name, limits and use. `limits` may be replaced at any time."""
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
@@ -30,35 +30,33 @@ class Tenant:
         self.account = Account()  # the bytes of its messages
         self.limits = limits
         self.is_limited: bool  # whether check() can refuse anything
-        self.pending_steps = 0  # whoever submits a step counts it in, its sink counts it out
-        self._rows = Allowance()
+        self.pending_steps = 0  # the submitter of a step counts it in, its sink counts it out
+        self._rows = RateLimiter()
 
     def key(self, session_id: str, field: str = "session_id") -> str:
-        """The session table's key of this tenant's session. Raises BadSessionId, of the field."""
+        """The key of this tenant's session. Raises BadSessionId, which names the field."""
         return session_key(self.name, session_id, field)
 
     def named_key(self, name: str, field: str = "session_id") -> str:
-        """The same of an id that ListSessions gave: it may be a KServe sequence's."""
+        """The key of an id from ListSessions, which may be that of a KServe sequence."""
         return named_key(self.name, name, field)
 
     def sequence_key(self, model: str, sequence: int | str) -> str:
-        """The session table's key of this tenant's KServe sequence."""
+        """The key of this tenant's KServe sequence."""
         return sequence_key(self.name, model, sequence)
 
     @property
     def limits(self) -> Limits:
-        """What it may use."""
         return self._limits
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        """From now on."""
         self._limits = limits
         self.is_limited = limits.pending_steps_max is not None or limits.rows_per_s is not None
         self.account.limit(limits.pending_bytes_max)
 
     def check(self, steps: int, rows: int, now_ns: int) -> None:
-        """Whether so many new steps may be accepted; takes their rows of the rate. Raises Quota.
+        """Takes the rows of new steps from the rate. Raises Quota if they may not be accepted.
 
         A repeat of a numbered step is not new: its rows were taken before.
         """
@@ -67,10 +65,10 @@ class Tenant:
             self._rows.take(rows, self.limits.rows_per_s, now_ns)
 
     def check_step(self, number: int, applied: int, accepted: int, rows: int, now_ns: int) -> None:
-        """check() of one numbered step; `applied` and `accepted` are its session's last ones.
+        """check() for one numbered step; `applied` and `accepted` are its session's last ones.
 
-        A repeat of a step that is pending waits as a new one does, and one of a step that was
-        applied is answered at once: no limit is in its way.
+        A repeat of a pending step waits like a new one. A repeat of an applied step is answered at
+        once, so no limit applies.
         """
         if number > accepted:
             self.check(1, rows, now_ns)
@@ -78,7 +76,7 @@ class Tenant:
             self.check_waiting(1)
 
     def check_waiting(self, steps: int) -> None:
-        """Whether so many more may wait, repeats of pending steps too. Raises Quota."""
+        """Raises Quota if the tenant may not have `steps` more waiting, repeats included."""
         limit = self._limits.pending_steps_max
         if limit is not None and self.pending_steps + steps > limit:
             raise Quota(
@@ -87,18 +85,20 @@ class Tenant:
                 retry_s=RETRY_S,
             )
 
-    def check_block(self, block: Block, applied: Index, accepted: Index) -> None:
-        """check() of a block; `applied` and `accepted` [N] are the last steps of its sessions."""
-        lengths = block.lengths
-        if block.is_numbered:
-            self.check_waiting(int(np.count_nonzero(block.numbers > applied)))
-            lengths = lengths[block.numbers > accepted]
+    def check_many(self, work: Request, applied: Index, accepted: Index) -> None:
+        """check() of many steps; `applied` and `accepted` [N] are the last of their sessions."""
+        count = len(work)
+        lengths = np.ones(count, np.int64) if work.lengths is None else np.asarray(work.lengths)
+        if work.numbers is not None:
+            numbers = np.asarray(work.numbers)
+            self.check_waiting(int(np.count_nonzero(numbers > applied)))
+            lengths = lengths[numbers > accepted]
         if lengths.size:
-            self.check(lengths.size, int(lengths.sum()), block.arrival_ns)
+            self.check(lengths.size, int(lengths.sum()), work.arrival_ns)
 
     @contextmanager
     def using(self, steps: int) -> Iterator[None]:
-        """Counts steps in and out."""
+        """Counts steps as pending inside the block."""
         self.pending_steps += steps
         try:
             yield
@@ -106,10 +106,10 @@ class Tenant:
             self.pending_steps -= steps
 
 
-class Allowance:
-    """Rows of one second, refilled evenly; it starts full.
+class RateLimiter:
+    """A token bucket that holds the rows of one second, refills evenly, and starts full.
 
-    More rows than it ever holds are let through when it is full, and are paid off afterwards.
+    A step of more rows than it holds passes when it is full, and leaves it in debt.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,11 @@ class Allowance:
         self._at_ns = 0
 
     def take(self, rows: int, rows_per_s: int, now_ns: int) -> None:
-        """Takes rows out. Raises Quota with the time after which they would be there."""
+        """Takes rows out. Raises Quota with the time until there are enough.
+
+        A message that waited may come with an older time than one before it.
+        """
+        now_ns = max(now_ns, self._at_ns)
         refill = (now_ns - self._at_ns) * rows_per_s / SECOND_NS
         self._rows = min(self._rows + refill, rows_per_s)
         self._at_ns = now_ns

@@ -1,6 +1,7 @@
-"""Owns the server's certificate: read, proved, and read anew when its files change. Speaks to none.
+"""The server's TLS certificate: loads it, tests it, and reloads it when its files change.
 
-Proved by a handshake with itself, in memory: key, chain, dates and use are right, or it is refused.
+The test is a handshake with itself, in memory: it refuses a wrong key, chain, date or use. It makes
+no connection.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from pathlib import Path
 import grpc
 
 from lstmserve.config import Config
-from lstmserve.server.access.reloading import BadFile, Reloading, read_bytes
+from lstmserve.server.access.reloading import BadFile, FileReloader, read_bytes
 
 
 def credentials(config: Config) -> grpc.ServerCredentials | None:
-    """Of --tls-cert; None without it. TLS 1.2 is the least that gRPC speaks. Raises BadFile.
+    """Credentials for --tls-cert, None without it. gRPC speaks TLS 1.2 or later. Raises BadFile.
 
-    Connections that exist go on when the files change; new ones are made with the new files.
+    When the files change, existing connections stay, and new ones use the new files.
     """
     cert, key, client_ca = config.tls_cert, config.tls_key, config.tls_client_ca
     if cert is None or key is None:
         return None
     paths = [path for path in (cert, key, client_ca) if path is not None]
-    files = Reloading(paths, lambda: _load(cert, key, client_ca))
+    files = FileReloader(paths, lambda: _load(cert, key, client_ca))
 
     def on_handshake() -> grpc.ServerCertificateConfiguration | None:
-        return files.value if files.refresh() else None  # on a thread of gRPC's
+        return files.value if files.refresh() else None  # on a thread of gRPC
 
     return grpc.dynamic_ssl_server_credentials(
         files.value,
@@ -39,16 +40,16 @@ def credentials(config: Config) -> grpc.ServerCredentials | None:
 def _load(cert: Path, key: Path, client_ca: Path | None) -> grpc.ServerCertificateConfiguration:
     chain, private = read_bytes("--tls-cert", cert), read_bytes("--tls-key", key)
     authorities = read_bytes("--tls-client-ca", client_ca) if client_ca else None
-    _prove(cert, key)
+    _test(cert, key)
     if client_ca is not None:
         _trust("--tls-client-ca", client_ca)
     return grpc.ssl_server_certificate_configuration([(private, chain)], authorities)
 
 
-def _prove(cert: Path, key: Path) -> None:
-    """Raises BadFile."""
+def _test(cert: Path, key: Path) -> None:
+    """Raises BadFile unless the certificate passes a handshake."""
     client = _trust("--tls-cert", cert)
-    # The certificate alone is trusted, whoever signed it: that is for the clients to judge.
+    # Trust the certificate whoever signed it: only clients can judge its issuer.
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client.check_hostname = False
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -64,7 +65,7 @@ def _prove(cert: Path, key: Path) -> None:
 
 
 def _trust(flag: str, path: Path) -> ssl.SSLContext:
-    """A client that trusts the file's certificates. Raises BadFile."""
+    """A client context that trusts the file's certificates. Raises BadFile."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         client.load_verify_locations(path)

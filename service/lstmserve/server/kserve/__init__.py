@@ -1,1 +1,1 @@
-"""The KServe v2 dialect with Triton's sequences: what stock Triton clients speak, in and out."""
+"""The KServe v2 dialect with Triton's sequences, which stock Triton clients speak."""

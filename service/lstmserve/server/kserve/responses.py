@@ -1,21 +1,76 @@
-"""Builds the responses to what was applied. Decides nothing."""
+"""Builds what a request is answered with: its response, or the text of its error.
+
+An error of a sequence is in Triton's words. This module must not decide whether a request failed.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Output
-from lstmserve.engine.model import State
-from lstmserve.engine.schedule.step import Step
+from lstmserve.engine.arrays import Floats, Output
+from lstmserve.engine.errors import (
+    ServeError,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+    SessionReplaced,
+    StateRolledBack,
+)
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.kserve.asking import Ask
+from lstmserve.server.access.tenants import Tenant
+from lstmserve.server.kserve.request import InferRequest
 from lstmserve.server.kserve.tensors import Array
+from lstmserve.server.pending_bytes import Lease
+from lstmserve.server.steps import AppliedStep
+
+SHOWN_MAX: Final = 128
+
+# What follows "sequence S of model 'M' " in an error. A sequence that was never started gets
+# Triton's own sentence, because clients look for it.
+SENTENCES: Final[dict[type[ServeError], str]] = {
+    SessionExpired: "has expired: it was idle for longer than its time to live; send START",
+    SessionClosed: "has ended, by END, a close, or a START that failed; send START",
+    SessionReplaced: "was started again: the request's incarnation has ended",
+    SessionExists: "is live, and restart=false forbids another START to end it",
+}
+NEVER_STARTED: Final = (
+    "inference request for sequence {sequence} to model '{model}' must specify the START flag on "
+    "the first request of the sequence: it was never started here"
+)
 
 
-def begin_response(ask: Ask, model: Model) -> pb.ModelInferResponse:
+class InferResponder(Protocol):
+    """The caller of one request: answer() or refuse() is called once."""
+
+    method: str  # the label of its counts
+    tenant: Tenant
+    arrival_ns: int
+    lease: Lease  # of its bytes, until its answer is sent
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the caller has its answer, or has gone."""
+
+    def answer(self, response: pb.ModelInferResponse) -> None:
+        """The request was done."""
+
+    def refuse(self, error: Exception) -> None:
+        """The request failed."""
+
+
+# --- responses
+
+
+def begin_response(request: InferRequest, model: Model) -> pb.ModelInferResponse:
     """With what every response repeats."""
-    return pb.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=ask.id)
+    return pb.ModelInferResponse(
+        model_name=model.name, model_version=str(model.version), id=request.id
+    )
 
 
 def put_outputs(response: pb.ModelInferResponse, outputs: Iterable[tuple[str, Array]]) -> None:
@@ -26,33 +81,32 @@ def put_outputs(response: pb.ModelInferResponse, outputs: Iterable[tuple[str, Ar
 
 
 def step_response(
-    engine: Engine, ask: Ask, step: Step, axes: tuple[int, ...]
+    engine: Engine, request: InferRequest, row: int, step: AppliedStep, axes: tuple[int, ...]
 ) -> pb.ModelInferResponse:
-    """To a step that was just applied: called by its sink, while the state is still that after it.
+    """To a step that was just applied: called while the state is still that after it.
 
-    `axes` are those that x came with before a row's.
+    `axes` are those that x came with before those of a row.
     """
-    row = step.row
     model = engine.model_of(row)
-    state = model.state_from(engine.sessions.state(row)) if ask.with_state else None
-    response = begin_response(ask, model)
+    state = model.state_from(engine.sessions.state(row)) if request.with_state else None
+    response = begin_response(request, model)
     response.parameters["step"].int64_param = step.number
     response.parameters["incarnation"].int64_param = engine.table.incarnation.item(row)
     if step.is_replayed:
         response.parameters["replayed"].bool_param = True
-    put_outputs(response, _step_outputs(step.output(), axes, ask.wanted, state))
+    put_outputs(response, _step_outputs(step.y, axes, request.outputs, state))
     return response
 
 
 def _step_outputs(
-    y: Output, axes: tuple[int, ...], wanted: Sequence[str], state: tuple[State, State] | None
+    y: Output, axes: tuple[int, ...], names: Sequence[str], state: tuple[Floats, Floats] | None
 ) -> list[tuple[str, Array]]:
     """Of y [T, O], or its last row [1, O] where y is not wanted, and h, c [L, 1, S] after it.
 
     States have a batch axis where x has one.
     """
     outputs: list[tuple[str, Array]] = []
-    for name in wanted:
+    for name in names:
         if name == "y":
             outputs.append((name, y.reshape(*axes, y.shape[1])))
         elif name == "y_last":
@@ -62,3 +116,74 @@ def _step_outputs(
             values = state[0] if name == "hn" else state[1]
             outputs.append((name, values if len(axes) == 2 else values[:, 0]))
     return outputs
+
+
+# --- errors
+
+
+def sequence_error(error: ServeError, sequence: int | str, model: str) -> ServeError:
+    """The error in the words of sequences. `error` stays as it is: others may be answered by it."""
+    kind, shown = type(error), str(sequence) if isinstance(sequence, int) else repr(sequence)
+    if kind is SessionNotFound:
+        return with_text(error, NEVER_STARTED.format(sequence=shown, model=model))
+    if kind is SessionLost:
+        text = f"is lost: {error.message}"
+    elif kind is StateRolledBack:
+        step = int(error.metadata["step"])
+        text = (
+            f"may have lost steps that were answered: the last one left is step {step}. Begin it "
+            "again with START, or go on from there with a request whose parameter step is "
+            f"{step + 1}"
+        )
+    elif kind in SENTENCES:
+        text = SENTENCES[kind]
+    else:
+        return error
+    return with_text(error, f"sequence {shown} of model '{model}' {text}")
+
+
+def with_text(error: ServeError, text: str) -> ServeError:
+    """The same error with another text."""
+    changed = copy.copy(error)
+    changed.args = (text,)
+    changed.message = text
+    if changed.field == "session_id":
+        changed.field = "sequence_id"
+    return changed
+
+
+def without_tensors(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    """As much of the request as error_prefix() and error_response() show."""
+    shown = pb.ModelInferRequest(id=request.id, model_name=request.model_name)
+    if "sequence_id" in request.parameters:
+        shown.parameters["sequence_id"].CopyFrom(request.parameters["sequence_id"])
+    return shown
+
+
+def error_prefix(request: pb.ModelInferRequest | None) -> str:
+    """What a stream's error begins with: its client's library shows nothing else of the request.
+
+    None: the request could not be read.
+    """
+    if request is None:
+        return ""
+    parameter = request.parameters.get("sequence_id")
+    kind = parameter.WhichOneof("parameter_choice") if parameter is not None else None
+    named = (
+        ("request id", request.id),
+        ("sequence id", str(getattr(parameter, kind)) if kind else ""),
+    )
+    listed = ", ".join(f"{name}: {value[:SHOWN_MAX]}" for name, value in named if value)
+    return f"[{listed}] " if listed else ""
+
+
+def error_response(
+    request: pb.ModelInferRequest | None, message: str
+) -> pb.ModelStreamInferResponse:
+    """An error in band. None: the request could not be read."""
+    response = pb.ModelInferResponse()
+    if request is not None:
+        response.id, response.model_name = request.id, request.model_name[:SHOWN_MAX]
+    return pb.ModelStreamInferResponse(
+        error_message=error_prefix(request) + message, infer_response=response
+    )

@@ -1,174 +1,336 @@
-"""Translates a StepRequest into a step, and the step into a StepResponse. Decides nothing.
+"""Step and StepStream: each message is one step of one session.
 
-Step and StepStream share it.
+A message is parsed, its session found and its input read; then `server/steps.py` joins it with the
+others that arrived together. Replies of a stream, errors too, keep the order of each session's
+messages; those of different sessions may overtake one another. It must not know how steps are
+ordered, batched or stored.
 """
 
 from __future__ import annotations
 
-import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Input
-from lstmserve.engine.errors import BadStep, Malformed
-from lstmserve.engine.schedule.step import Sink, Step
+from lstmserve.engine.clock import Now
+from lstmserve.engine.errors import BadStep, Malformed, ServeError
+from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.server.access.tenants import Tenant
-from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
-from lstmserve.server.native.single import Single
-from lstmserve.server.observe.metrics import Metrics
-from lstmserve.server.pending_bytes import Lease
-from lstmserve.server.sizes import Sizes, output_bytes
-from lstmserve.server.status import code, reason
+from lstmserve.server.codec import check_length, check_reply, input_rows, parse
+from lstmserve.server.conversation import InTurn
+from lstmserve.server.inbox import Inbox
+from lstmserve.server.message_sizes import MessageSizes, output_bytes
+from lstmserve.server.ordered import OrderedWindow
+from lstmserve.server.pending_bytes import SHORT_BYTES, PendingBytes
+from lstmserve.server.rpc import Frame
+from lstmserve.server.status import to_status
+from lstmserve.server.steps import AppliedStep, PendingStep, Steps, refuse
+from lstmserve.server.transport import StreamCall, UnaryCall
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
+UNARY, STREAM = "Step", "StepStream"
 MILLISECOND_NS = 1_000_000
 INT64_BYTES = 8
+NOTHING = pb.StepRequest()  # in place of one that is not needed any more
 
 
-class Steps:
-    """One for all calls of a port."""
+class StepCalls:
+    """Both methods of one port. Messages that arrive together are read and submitted together."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self.sizes = Sizes(engine.models, engine.config, has_states=False)
+    def __init__(self, engine: Engine, steps: Steps, pending: PendingBytes) -> None:
+        self.pending = pending
+        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
-        self._counters = [metrics.model(each.name, each.version) for each in engine.models]
+        self.steps = steps
+        self.inbox: Inbox[NativeStep] = Inbox(engine.batch_loop, self.read)
+        self._engine = engine
 
-    @property
-    def has_store(self) -> bool:
-        """Whether bring() may wait."""
-        return self._engine.lives.has_store
+    def receive(self, frame: Frame, calls: list[UnaryCall]) -> None:
+        """Calls of Step."""
+        self.inbox.put_all([UnaryStep(self, frame, call) for call in calls])
 
-    async def bring(self, tenant: Tenant, request: pb.StepRequest, session_id: str) -> None:
-        """Brings the session here from the store, or makes certain of a refusal.
+    def begin(self, stream: StreamCall, tenant: Tenant) -> StepStream:
+        """A StepStream."""
+        return StepStream(self, stream, tenant)
 
-        What follows must be submitted before anything else is waited for. Raises ServeError.
+    def read(self, messages: Sequence[NativeStep]) -> None:
+        """Submits messages, but for those that are over, malformed, or need a store first."""
+        self.submit([message for message in messages if message.read()])
+
+    def submit(self, messages: Sequence[NativeStep]) -> None:
+        """Hands messages to the engine, or refuses them. No store is asked for their sessions."""
+        ready = []
+        now = self._engine.clock()  # one for all: no session ends between two of its steps
+        for message in messages:
+            try:
+                self._prepare(message, now)
+            except Exception as error:
+                refuse(message, error)
+            else:
+                ready.append(message)
+        if ready:
+            self.steps.accept(ready)
+
+    def is_here(self, message: NativeStep) -> bool:
+        """Whether no store need be asked before its session can be stepped or refused."""
+        asked, key = message.message, message.tenant.prefix + message.session_id
+        return self._engine.lifecycle.is_certain(key, asked.incarnation, asked.step)
+
+    async def bring(self, message: NativeStep) -> None:
+        """Brings its session here from the store, or makes certain of a refusal.
+
+        The caller submits the message before it awaits anything else: the session may leave again.
+        Raises ServeError.
         """
-        key = tenant.key(session_id)
-        await self._engine.lives.bring(key, request.incarnation, request.step)
+        asked, key = message.message, message.tenant.key(message.session_id)
+        await self._engine.lifecycle.bring(key, asked.incarnation, asked.step)
 
-    def size(self, tenant: Tenant, request: pb.StepRequest, session_id: str, length: int) -> int:
-        """The most bytes that a request, a message of so many, will take with its reply."""
+    def size(self, tenant: Tenant, asked: pb.StepRequest, session_id: str, length: int) -> int:
+        """The most bytes that a message of `length` bytes will take with its reply."""
         table = self._engine.table
         row = table.find(tenant.prefix + session_id)
         spec = None if row is None else self._engine.models[table.model.item(row)].spec
-        rows = min(max(1, request.length), self._engine.config.length_max)
-        if request.tokens:
+        rows = min(max(1, asked.length), self._engine.config.length_max)
+        if asked.tokens:
             length += INT64_BYTES * rows
-        return self.sizes.of(length, 1 if request.last_only else rows, spec)
+        return self.sizes.of(length, 1 if asked.last_only else rows, spec)
 
-    def submit(
-        self,
-        tenant: Tenant,
-        request: pb.StepRequest,
-        session_id: str,
-        sink: Sink,
-        arrival_ns: int,
-        lease: Lease,
-    ) -> Step:
-        """Checks the request, and hands it to the engine. Raises ServeError.
-
-        The lease is then the step's too, who must release it when the step has ended.
-        """
-        engine, table, now = self._engine, self._engine.table, self._engine.clock()
-        number, incarnation = request.step, request.incarnation
-        if is_numbered := request.HasField("step"):
-            check_number(number, incarnation)
-        key = tenant.prefix + session_id
+    def _prepare(self, message: NativeStep, now: Now) -> None:
+        """Finds its session and reads its input. Raises ServeError."""
+        engine, table, config = self._engine, self._engine.table, self._engine.config
+        asked, message.message = message.message, NOTHING
+        if asked.HasField("step"):
+            check_number(asked.step, asked.incarnation)
+        key = message.tenant.prefix + message.session_id
         if table.find(key) is None:
-            key = tenant.key(session_id)  # an id that is found was checked before
-        row = engine.sessions.find(key, incarnation, now)
-        model = engine.models[table.model.item(row)]
-        x = self._input(model, request)
-        if tenant.is_limited:
-            applied, accepted = table.step.item(row), table.accepted(row)
-            told = number if is_numbered else accepted + 1
-            tenant.check_step(told, applied, accepted, len(x), now.monotonic_ns)
-        reply_bytes = output_bytes(model.spec) * (1 if request.last_only else len(x))
-        lease.grow(x.nbytes + reply_bytes)
-        step = Step(
-            row,
-            x,
-            sink,
-            arrival_ns=arrival_ns,
-            last_only=request.last_only,
-            deadline_ns=deadline_ns(arrival_ns, request.timeout_ms),
-            number=number,
-            is_numbered=is_numbered,
-        )
-        lease.hold()
-        try:
-            engine.submit(model, step)
-        except BaseException:
-            lease.release()
-            raise
-        tenant.pending_steps += 1
-        if not len(step.x):  # it joined another of its number
-            lease.resize(reply_bytes)
-        return step
-
-    def _input(self, model: Model, request: pb.StepRequest) -> Input:
-        config = self._engine.config
-        length = request.length or 1
+            key = message.tenant.key(message.session_id)  # an id that is found was checked before
+        message.row = engine.sessions.find(key, asked.incarnation, now)
+        model = engine.models[table.model.item(message.row)]
+        length = asked.length or 1
         if length != 1:
             check_length(length, config.length_max)
-        x = input_rows(model.spec, request.x, request.tokens, length)
-        check_finite(x, "x")
-        height = 1 if request.last_only else length
+        message.x = input_rows(model.spec, asked.x, asked.tokens, length)
+        height = 1 if asked.last_only else length
         check_reply(height, model.output_size, config.message_bytes_max, "length")
-        return x
+        message.last_only = asked.last_only
+        message.reply_bytes = height * output_bytes(model.spec)
+        message.deadline_ns = _earlier(
+            timeout_ns(message.arrival_ns, asked.timeout_ms), message.deadline_ns
+        )
 
-    def response(self, step: Step, tag: int) -> pb.StepResponse:
-        """The reply of an applied step."""
-        y = step.output()
-        response = pb.StepResponse(step=step.number, length=len(y), y=y.tobytes())
-        response.queue_ns, response.compute_ns = step.queue_ns, step.compute_ns
-        if tag:
-            response.tag = tag
-        if step.is_replayed:
-            response.replayed = True
-        if self.has_store:
-            response.durable_step = step.durable_step
-        return response
 
-    def count_applied(self, method: str, step: Step) -> None:
-        """Into lstm_steps_total and the times."""
-        counters = self._counters[self._engine.table.model.item(step.row)]
-        counters.steps(method, 1, step.end_ns - step.arrival_ns, step.queue_ns)
-        if step.is_replayed:
-            counters.replayed()
+class NativeStep(PendingStep):
+    """A message of Step or StepStream, from its bytes to its reply."""
 
-    def count_together(self, model: Model, singles: Sequence[Single], start_ns: int) -> None:
-        """count_applied() of steps that were computed from `start_ns` on and have just ended."""
-        counters, now_ns = self._counters[model.index], self.now_ns()
-        for method, group in itertools.groupby(singles, key=lambda each: each.method):
-            arrivals_ns = [single.arrival_ns for single in group]
-            counters.steps_of(method, arrivals_ns, start_ns, now_ns)
+    __slots__ = ("calls", "message", "session_id", "tag")
 
-    def count_failed(self, method: str, error: Exception, model: Model | None = None) -> None:
-        """One that was accepted as a step of the model, or None for one refused at the door."""
-        counters = self._metrics.model("", 0) if model is None else self._counters[model.index]
-        counters.failed(method, code(error), reason(error))
+    def __init__(self, calls: StepCalls, tenant: Tenant, method: str) -> None:
+        super().__init__(tenant, calls.now_ns(), method)
+        self.calls = calls
+        self.message = NOTHING  # from when it was parsed until it was submitted
+        self.session_id = ""
+        self.tag = 0
 
-    def model_of(self, step: Step) -> Model:
-        """Whose step it is."""
-        return self._engine.model_of(step.row)
+    @abstractmethod
+    def read(self) -> bool:
+        """Parses it. Returns whether to submit it now: else it is over or has been answered, or
+        fetch() submits it later."""
+
+    def parse(self, content: bytes) -> None:
+        """Raises Malformed."""
+        self.message = message = parse(pb.StepRequest, content)
+        self.session_id, self.tag, self.number = message.session_id, message.tag, message.step
+
+    async def fetch(self) -> None:
+        """Submits it when its session has come from a store."""
+        try:
+            await self.calls.bring(self)
+        except Exception as error:
+            refuse(self, error)
+        else:
+            if not self.is_over:
+                self.calls.submit([self])
+
+    def drop_input(self) -> None:
+        self.message = NOTHING
+        super().drop_input()
+
+    def cancel(self) -> None:
+        self.message = NOTHING
+        super().cancel()
+
+
+class UnaryStep(NativeStep):
+    """A call of Step."""
+
+    __slots__ = ("_call", "_frame")
+
+    def __init__(self, calls: StepCalls, frame: Frame, call: UnaryCall) -> None:
+        super().__init__(calls, call.tenant, UNARY)
+        self._frame = frame
+        self._call = call
+        self.lease = call.lease
+        if call.deadline_ns is not None:  # on the engine's clock
+            self.deadline_ns = self.arrival_ns + call.deadline_ns - call.arrival_ns
+        call.on_gone = self.cancel
+
+    @property
+    def is_over(self) -> bool:
+        return self._call.is_over
+
+    def read(self) -> bool:
+        if self.is_over:
+            return False
+        try:
+            self.parse(self._call.take())
+        except Exception as error:
+            refuse(self, error)
+            return False
+        if self.calls.is_here(self):
+            return True
+        self._frame.start(self._call, self._fetch, self.method)
+        return False
+
+    async def _fetch(self, call: UnaryCall) -> None:
+        await self.fetch()
+        if not call.is_over:
+            call.on_gone = self.cancel  # in place of this task's
+
+    def applied(self, step: AppliedStep) -> None:
+        self._frame.reply(self._call, step_response(self, step).SerializeToString())
+
+    def failed(self, error: Exception, model: Model | None) -> None:
+        self.calls.steps.count_failed(self.method, error, model)
+        self._frame.abort(self._call, error, self.method)
+
+
+class StepStream(OrderedWindow["StreamStep"]):
+    """One stream. Its replies have a line for each session."""
+
+    def __init__(self, calls: StepCalls, stream: StreamCall, tenant: Tenant) -> None:
+        super().__init__(stream, calls.pending, tenant)
+        self.calls = calls
+        self.session_id = ""  # of the newest message that was read
+        self.fetching = InTurn(self._end_if_done, self.end_by)  # of sessions that a store has
+
+    def open(self, content: bytes) -> StreamStep:
+        return StreamStep(self, content)
+
+    def accept(self, message: StreamStep) -> None:
+        self.calls.inbox.put(message)
+
+    def gone(self) -> None:
+        self.fetching.cancel()
+        super().gone()
+
+
+class StreamStep(NativeStep):
+    """A message of a StepStream. An empty session_id means that of the message before it."""
+
+    __slots__ = ("_content", "_stream")
+
+    def __init__(self, stream: StepStream, content: bytes) -> None:
+        super().__init__(stream.calls, stream.tenant, STREAM)
+        self._stream = stream
+        self._content = content  # until it was parsed
+
+    @property
+    def is_over(self) -> bool:
+        return self._stream.is_closed
+
+    def size(self) -> int:
+        """The bytes to admit it with; a long message is read for that."""
+        calls, length = self.calls, len(self._content)
+        if (bound := calls.sizes.bound(length)) <= SHORT_BYTES:
+            return bound
+        try:
+            self.parse(self._content)
+        except ServeError:
+            return length  # it is refused when its turn comes
+        return calls.size(
+            self.tenant, self.message, self.session_id or self._stream.session_id, length
+        )
+
+    def parse(self, content: bytes) -> None:
+        """Raises Malformed."""
+        super().parse(content)
+        self._content = b""
+
+    def read(self) -> bool:
+        if self.is_over:
+            return False
+        stream = self._stream
+        try:
+            if self.message is NOTHING:
+                self.parse(self._content)
+        except ServeError as error:
+            # Its session is unknown: its answer comes after those of the newest session.
+            stream.enter(self, stream.session_id)
+            refuse(self, error)
+            return False
+        self.session_id = stream.session_id = self.session_id or stream.session_id
+        stream.enter(self, self.session_id)
+        if not stream.fetching.is_busy and self.calls.is_here(self):
+            return True
+        stream.fetching.put(self.fetch)
+        return False
+
+    def applied(self, step: AppliedStep) -> None:
+        self._answer(step_response(self, step))
+
+    def failed(self, error: Exception, model: Model | None) -> None:
+        self.calls.steps.count_failed(self.method, error, model)
+        self._answer(pb.StepResponse(tag=self.tag, step=self.number, error=to_status(error)))
+
+    def _answer(self, response: pb.StepResponse) -> None:
+        # A malformed id may be as long as a message: the reply must not be.
+        response.session_id = self.session_id[:ID_LENGTH_MAX]
+        self._stream.answer(self, response.SerializeToString())
+
+    def drop_input(self) -> None:
+        self._content = b""
+        super().drop_input()
+
+    def cancel(self) -> None:
+        """The stream is gone."""
+        self._content = b""
+        self.lease.release()
+        super().cancel()
+
+
+def step_response(message: NativeStep, step: AppliedStep) -> pb.StepResponse:
+    """The reply to a step that was applied."""
+    response = pb.StepResponse()
+    response.step, response.length, response.y = step.number, len(step.y), step.y.tobytes()
+    response.queue_ns = step.start_ns - message.arrival_ns
+    response.compute_ns = step.compute_ns
+    if message.tag:
+        response.tag = message.tag
+    if step.durable_step > 0:
+        response.durable_step = step.durable_step
+    if step.is_replayed:
+        response.replayed = True
+    return response
 
 
 def check_number(number: int, incarnation: int) -> None:
-    """Of a numbered step. Raises BadStep."""
+    """Raises BadStep."""
     if number < 1:
         raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
     if not incarnation:
         raise BadStep(
-            "a numbered step needs its session's incarnation (OpenSession tells it)",
+            "a numbered step needs its session's incarnation (OpenSession returns it)",
             field="incarnation",
         )
 
 
-def deadline_ns(arrival_ns: int, timeout_ms: int) -> int:
-    """Of the start of compute; 0 for none. Raises Malformed."""
+def timeout_ns(arrival_ns: int, timeout_ms: int) -> int:
+    """When a message's timeout is over; 0 for none. Raises Malformed."""
     if timeout_ms < 0:
         raise Malformed("timeout_ms is negative", field="timeout_ms")
     return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
+
+
+def _earlier(one_ns: int, other_ns: int) -> int:
+    """Of two deadlines, 0 for none."""
+    return min(one_ns, other_ns) if one_ns and other_ns else one_ns or other_ns

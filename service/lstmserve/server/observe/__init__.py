@@ -1,1 +1,1 @@
-"""What an operator sees: metrics, probes, logs."""
+"""What an operator sees: metrics, probes, the status page, logs."""

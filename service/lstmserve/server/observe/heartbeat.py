@@ -1,4 +1,7 @@
-"""Owns the loop's pulse: that the event loop turns, and how late it is. Judges nothing else."""
+"""Measures the event loop: whether it turns, and how late its timers fire.
+
+It decides nothing: the liveness probe and the metrics read it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ AGE_S_MAX = 5.0
 
 
 class Heartbeat:
-    """Beats on the loop; `is_alive` may be asked from any thread."""
+    """Beats on the loop. Any thread may call is_alive()."""
 
     def __init__(
         self,
@@ -30,7 +33,6 @@ class Heartbeat:
         return self._clock() - self._last_s < AGE_S_MAX
 
     def stop(self) -> None:
-        """No beat after this."""
         self._timer.cancel()
 
     def _beat(self) -> None:

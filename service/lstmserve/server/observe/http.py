@@ -1,24 +1,26 @@
-"""Owns the HTTP side, in a thread of its own, so that probes answer when the loop hangs.
+"""The HTTP port: /livez, /readyz, /metrics and the status page.
 
-Never touches the engine: what it shows comes through the callables it is given.
+It runs in a thread of its own, so that probes answer when the event loop hangs. It never touches
+the engine: it shows what its callables return.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import socket
 import socketserver
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 from wsgiref import simple_server
 
 import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
-
-from lstmserve.server.observe.page import make_page
 
 if TYPE_CHECKING:  # a name for type checkers only, says its documentation
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -27,6 +29,7 @@ REQUEST_S_MAX = 10
 REQUESTS_MAX = 128  # at once, each in a thread of its own
 BACKLOG = 1024
 POLL_S = 0.1
+SCRIPTS = ("numbers.js", "draw.js", "page.js")
 
 log = structlog.get_logger()
 
@@ -35,13 +38,13 @@ class _Request(simple_server.WSGIRequestHandler):
     timeout = REQUEST_S_MAX
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base's name
-        """A scrape is no event."""
+        """Logs nothing."""
 
 
 class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
-    """A thread for each request; one more than REQUESTS_MAX ends the oldest of them.
+    """A thread for each request; one request above REQUESTS_MAX ends the oldest one.
 
-    A probe takes milliseconds, so the oldest is a peer that says nothing: it must not keep out the
+    A probe takes milliseconds, so the oldest request is a silent peer. It must not keep out the
     probe whose answer decides whether the server is killed.
     """
 
@@ -49,7 +52,7 @@ class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
     request_queue_size = BACKLOG
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """As the base's; on the accepting thread."""
+        """Runs on the accepting thread."""
         with self._guard:
             self._open[request] = None
             oldest = next(iter(self._open)) if len(self._open) > REQUESTS_MAX else None
@@ -60,19 +63,19 @@ class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """As the base's; on the request's own thread."""
+        """Runs on the request's own thread."""
         with self._guard:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A peer that is slow or gone is no event either; the base would print a traceback."""
+        """Logs our own errors, and ignores a slow or lost peer; the base prints a traceback."""
         error = sys.exception()
         if not isinstance(error, OSError):
             log.error("http request failed", exc_info=error)
 
     def server_bind(self) -> None:
-        """Without the base's look-up of our own name, which can hang where there is no DNS."""
+        """Binds without the base's look-up of our own name, which can hang without DNS."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", self.server_address[1]
         self._open: dict[socket.socket, None] = {}  # those of requests under way, oldest first
@@ -108,11 +111,11 @@ class HttpServer:
         self.port: int = self._listener.server_port
 
     def start(self) -> None:
-        """Answers from now on."""
+        """Begins to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Answers no more; waits for the thread."""
+        """Stops answering, and waits for the thread."""
         if self._thread.is_alive():
             self._listener.shutdown()
             self._thread.join()
@@ -127,7 +130,7 @@ def _router(
 ) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
     probes = {"/livez": is_live, "/readyz": is_ready}
-    page, page_headers = make_page()
+    page, page_headers = _status_page()
 
     def route(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -163,3 +166,38 @@ def _text(
     headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     start_response(f"{status.value} {status.phrase}", headers)
     return [body]
+
+
+def _page_parts(*names: str) -> str:
+    folder = resources.files(__package__) / "status"
+    return "".join((folder / name).read_text("utf-8") for name in names)
+
+
+def _csp_hash(text: str) -> str:
+    """The name of an inline style or script in a Content-Security-Policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _status_page() -> tuple[bytes, list[tuple[str, str]]]:
+    """The document and its headers, which allow its own style and script and nothing else.
+
+    Its parts lie in the folder status/. It shows what /metrics says.
+    """
+    style, script = _page_parts("page.css"), '"use strict";\n' + _page_parts(*SCRIPTS)
+    page = (
+        _page_parts("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
+    )
+    content = page.encode()
+    policy = (
+        f"default-src 'none'; style-src {_csp_hash(style)}; script-src {_csp_hash(script)}; "
+        "connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return content, [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Length", str(len(content))),
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-store"),
+    ]

@@ -1,4 +1,4 @@
-"""Owns the form of the log: one line per event on stderr. No session id, no payload in it."""
+"""The log's format: one line per event on stderr, without session ids and without payloads."""
 
 from __future__ import annotations
 
@@ -7,28 +7,18 @@ import logging
 import secrets
 import sys
 
-import grpc.aio
 import structlog
 
 BOOT_KEY = secrets.token_bytes(16)
 
 
 def session_hash(session_id: str) -> str:
-    """What stands for a session in the log: the same within one run of the server only."""
+    """Names a session in the log. Another run of the server gives it another name."""
     return hashlib.blake2b(session_id.encode(), digest_size=8, key=BOOT_KEY).hexdigest()
 
 
-def is_event(record: logging.LogRecord) -> bool:
-    """Whether a line is to be written: not that of a reply whose client's connection was cut.
-
-    gRPC logs it with a traceback; a client may end its connection whenever it likes.
-    """
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, grpc.aio.InternalError)
-
-
 def configure(form: str) -> None:
-    """Sends structlog's and the standard library's lines to stderr; `form` is json or text."""
+    """Sends the lines of structlog and of the standard library to stderr; `form`: json or text."""
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -44,7 +34,6 @@ def configure(form: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(is_event)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -1,42 +1,51 @@
-"""Owns the counts that Prometheus reads. Loop thread only; no label is ever a session id.
+"""The server's metrics: every counter and gauge, and their samples when Prometheus scrapes.
 
-The counts change per batch; `families` turns them into samples at scrape.
+Everything runs on the event loop's thread, apart from collect(). No label is ever a session id.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from grpc import StatusCode
+import numpy as np
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
-from prometheus_client.core import InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 
-from lstmserve.server.observe.families import Labels, counter, gauge, histogram
-from lstmserve.server.observe.histogram import SECONDS, SIZES, Histogram
+from lstmserve.engine import Engine, Model
+from lstmserve.engine.compute.pool import RESERVED
+from lstmserve.engine.table import CLOSING, OPEN
+from lstmserve.server.observe.counters import (
+    NANOSECOND,
+    SECONDS_BOUNDS,
+    Histogram,
+    ModelMetrics,
+    RpcMetrics,
+)
 
-NANOSECOND = 1e-9
 SERVICE = "lstmserve.v1.LstmService"
 MODEL = ("model", "version")
 RPC = ("grpc_type", "grpc_service", "grpc_method")
-# Shown as 0 before the first: rate() and increase() never see a series begin at its first count.
+# Shown as 0 before the first one: otherwise rate() and increase() would miss that one.
 WATCHED_CODES = ("OK", "Unavailable", "Internal", "Unknown", "DataLoss")
-SOURCES = ("new", "import", "fork", "load", "resume")
-CLOSINGS = ("client", "expired", "replaced", "evicted", "moved", "drained")
 STORE_OPS = ("load", "put", "quarantine")
-GO_NAMES = {"OK": "OK", "CANCELLED": "Canceled"}
 
-Read = Callable[[Callable[[], list[Metric]]], list[Metric]]
+Labels = tuple[str, ...]
+ReadOnLoop = Callable[[Callable[[], list[Metric]]], list[Metric]]
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What one model's scheduler and pool hold right now; each is a count."""
+    """How many steps, slots and sessions one model has right now."""
 
     pending_steps: int = 0
     slots_used: int = 0
@@ -46,85 +55,28 @@ class Gauges:
     sessions_dirty: int = 0
 
 
-@functools.cache
-def go_code(code: StatusCode | str) -> str:
-    """A code, or its name in capitals, as go-grpc-prometheus spells it."""
-    name = code if isinstance(code, str) else code.name
-    return GO_NAMES.get(name) or name.title().replace("_", "")
+def read_gauges(engine: Engine, model: Model) -> Gauges:
+    """Used and free slots are for sessions, spare ones for steps in flight.
 
-
-class ModelMetrics:
-    """Counts of one model version. Loop thread only."""
-
-    def __init__(self) -> None:
-        self.answered: Counter[tuple[str, str]] = Counter()
-        self.errors: Counter[str] = Counter()
-        self.sources: Counter[str] = Counter(dict.fromkeys(SOURCES, 0))
-        self.closings: Counter[str] = Counter(dict.fromkeys(CLOSINGS, 0))
-        self.replays = 0
-        self.rows = 0
-        self.padding_rows = 0
-        self.runs: dict[int, tuple[int, int]] = {}  # by batch size: how many, and their ns
-        self.last_run_ms = 0  # since 1970
-        self.batch_size = Histogram(SIZES)
-        self.compute = Histogram(SECONDS, NANOSECOND)
-        self.total = Histogram(SECONDS, NANOSECOND)
-        self.queue = Histogram(SECONDS, NANOSECOND)
-
-    def batch(self, sessions: int, rows: int, padding_rows: int, compute_ns: int) -> None:
-        """One run of the kernel; padding rows are those computed for nobody."""
-        self.rows += rows
-        self.padding_rows += padding_rows
-        self.batch_size.observe(sessions)
-        self.compute.observe(compute_ns)
-        count, total_ns = self.runs.get(sessions, (0, 0))
-        self.runs[sessions] = count + 1, total_ns + compute_ns
-        self.last_run_ms = time.time_ns() // 1_000_000
-
-    def steps(self, method: str, count: int, total_ns: int, queue_ns: int) -> None:
-        """Steps that were applied together; the times are those of each."""
-        self.answered[method, "OK"] += count
-        self.total.observe(total_ns, count)
-        self.queue.observe(queue_ns, count)
-
-    def steps_of(self, method: str, arrivals_ns: Sequence[int], start_ns: int, end_ns: int) -> None:
-        """Steps that were computed together, each with its own arrival."""
-        self.answered[method, "OK"] += len(arrivals_ns)
-        for arrival_ns in arrivals_ns:
-            self.total.observe(end_ns - arrival_ns)
-            self.queue.observe(start_ns - arrival_ns)
-
-    def failed(self, method: str, code: StatusCode | str, reason: str, count: int = 1) -> None:
-        """Steps that were answered with an error."""
-        self.answered[method, go_code(code)] += count
-        self.errors[reason] += count
-
-    def replayed(self, count: int = 1) -> None:
-        """Steps answered from the saved reply; steps() counts them too."""
-        self.replays += count
-
-    def opened(self, source: str) -> None:
-        """A session began: new, import or fork."""
-        self.sources[source] += 1
-
-    def closed(self, reason: str, count: int = 1) -> None:
-        """Sessions ended: client, expired, replaced or drained."""
-        self.closings[reason] += count
-
-
-class RpcMetrics:
-    """Counts of one method's calls."""
-
-    def __init__(self) -> None:
-        self.started = 0
-        self.handled: Counter[str] = Counter()  # by code, as Go spells it
-        self.seconds = Histogram(SECONDS)  # of unary calls
-
-    def ended(self, code: StatusCode | str, seconds: float | None = None) -> None:
-        """A call ended; seconds for unary calls only."""
-        self.handled[go_code(code)] += 1
-        if seconds is not None:
-            self.seconds.observe(seconds)
+    Sessions are counted in the table, because the counters are compared with this number.
+    """
+    if model.scheduler is None:
+        return Gauges()
+    table = engine.table
+    used = slice(table.used)
+    phase = table.phase[used]
+    is_live = ((phase == OPEN) | (phase == CLOSING)) & (table.model[used] == model.index)
+    sessions = int(np.count_nonzero(is_live))
+    is_dirty = is_live & (table.step[used] > table.durable_step[used])
+    dirty = int(np.count_nonzero(is_dirty)) if engine.lifecycle.has_store else 0
+    return Gauges(
+        pending_steps=model.scheduler.pending_steps,
+        slots_used=model.sessions,
+        slots_spare=model.slots - RESERVED - model.sessions_max,
+        slots_free=model.sessions_max - model.sessions,
+        sessions_clean=sessions - dirty,
+        sessions_dirty=dirty,
+    )
 
 
 class Metrics:
@@ -135,7 +87,7 @@ class Metrics:
     """
 
     def __init__(
-        self, registry: CollectorRegistry, read: Read = lambda function: function()
+        self, registry: CollectorRegistry, read: ReadOnLoop = lambda function: function()
     ) -> None:
         self._read = read
         self.models: dict[tuple[str, str], ModelMetrics] = {}
@@ -143,7 +95,7 @@ class Metrics:
         self.fingerprints: dict[tuple[str, str], str] = {}
         self.model_folders = {"served": 0, "refused": 0}
         self.rpcs: dict[tuple[str, str, str], RpcMetrics] = {}
-        self.loop_lag = Histogram(SECONDS)
+        self.loop_lag = Histogram(SECONDS_BOUNDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
         self.pending_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0)  # held, and the limit
         self.store_seconds: dict[str, Histogram] = {}
@@ -153,18 +105,18 @@ class Metrics:
 
     def model(self, name: str, version: int) -> ModelMetrics:
         """The counts of one model version; ("", 0) are steps whose session was not found."""
-        key = _key(name, version)
+        key = _model_labels(name, version)
         if key not in self.models:
             self.models[key] = ModelMetrics()
         return self.models[key]
 
     def model_info(self, name: str, version: int, fingerprint: str) -> None:
-        """Shows which weights a version has."""
-        self.fingerprints[_key(name, version)] = fingerprint
+        """Notes the fingerprint of a version's weights."""
+        self.fingerprints[_model_labels(name, version)] = fingerprint
 
-    def watch(self, name: str, version: int, gauges: Callable[[], Gauges]) -> None:
-        """`gauges` is called once per scrape, on the loop's thread."""
-        self.gauges[_key(name, version)] = gauges
+    def add_gauges(self, name: str, version: int, gauges: Callable[[], Gauges]) -> None:
+        """Each scrape calls `gauges` once, on the loop's thread."""
+        self.gauges[_model_labels(name, version)] = gauges
 
     def rpc(self, method: str, grpc_type: str, service: str = SERVICE) -> RpcMetrics:
         """The counts of a method's calls; grpc_type is unary or bidi_stream."""
@@ -181,23 +133,23 @@ class Metrics:
         return sum(each.handled.total() for each in self.rpcs.values())
 
     def has_store(self) -> None:
-        """Its calls are shown from now on, at 0."""
-        self.store_seconds = {op: Histogram(SECONDS, NANOSECOND) for op in STORE_OPS}
+        """Shows the store's calls from now on, beginning at 0."""
+        self.store_seconds = {op: Histogram(SECONDS_BOUNDS, NANOSECOND) for op in STORE_OPS}
 
     def store_took(self, op: str, duration_ns: int) -> None:
-        """One call of the store; `op` is one of STORE_OPS."""
+        """Counts one call of the store; `op` is one of STORE_OPS."""
         self.store_seconds[op].observe(duration_ns)
 
     def store_failed(self, op: str, reason: str) -> None:
-        """A call that failed, or one row of it that was refused."""
+        """Counts a call that failed, or one row of it that was refused."""
         self.store_errors[op, reason] += 1
 
     def collect(self) -> Iterable[Metric]:
-        """Called by the registry at every scrape, on the scrape's thread."""
+        """The registry calls this at every scrape, on the scrape's thread."""
         return self._read(lambda: list(families(self)))
 
 
-def _key(name: str, version: int) -> tuple[str, str]:
+def _model_labels(name: str, version: int) -> tuple[str, str]:
     return name, str(version or "")
 
 
@@ -208,7 +160,7 @@ def families(metrics: Metrics) -> Iterator[Metric]:
     yield from _rpcs(metrics)
     yield from _store(metrics)
     yield from _infos(metrics)
-    yield histogram(
+    yield _histogram(
         "lstm_loop_lag_seconds",
         "How late the event loop's own timer fired.",
         (),
@@ -218,13 +170,13 @@ def families(metrics: Metrics) -> Iterator[Metric]:
 
 def _steps(metrics: Metrics) -> Iterator[Metric]:
     models = metrics.models
-    yield counter(
+    yield _counter(
         "lstm_steps",
         "Steps answered, over all methods; code OK: applied.",
         (*MODEL, "method", "code"),
         [((*key, *labels), n) for key, m in models.items() for labels, n in _answered(m).items()],
     )
-    yield counter(
+    yield _counter(
         "lstm_step_errors",
         "Steps answered with an error.",
         ("model", "reason"),
@@ -233,16 +185,16 @@ def _steps(metrics: Metrics) -> Iterator[Metric]:
     for name, text, attribute in (
         ("lstm_steps_replayed", "Steps answered from the saved reply.", "replays"),
         ("lstm_rows", "Rows (time steps) computed.", "rows"),
-        ("lstm_padding_rows", "Rows computed for nobody, to fill a batch.", "padding_rows"),
+        ("lstm_padding_rows", "Rows computed only to fill a batch.", "padding_rows"),
     ):
-        yield counter(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
+        yield _counter(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
     for name, text, attribute in (
         ("lstm_step_seconds", "Arrival to answer of an applied step.", "total"),
         ("lstm_queue_seconds", "Arrival to start of compute of an applied step.", "queue"),
         ("lstm_compute_seconds", "One run of the model.", "compute"),
         ("lstm_batch_size", "Sessions in one run of the model.", "batch_size"),
     ):
-        yield histogram(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
+        yield _histogram(name, text, MODEL, [(k, getattr(m, attribute)) for k, m in models.items()])
 
 
 def _answered(counts: ModelMetrics) -> dict[tuple[str, str], int]:
@@ -261,20 +213,20 @@ def _errors(metrics: Metrics) -> list[tuple[Labels, float]]:
 
 def _sessions(metrics: Metrics) -> Iterator[Metric]:
     models = [(key, m) for key, m in metrics.models.items() if key[0]]
-    yield counter(
+    yield _counter(
         "lstm_sessions_opened",
         "Sessions that began.",
         (*MODEL, "source"),
         [((*key, source), n) for key, m in models for source, n in m.sources.items()],
     )
-    yield counter(
+    yield _counter(
         "lstm_sessions_closed",
         "Sessions that ended; opened - closed = lstm_sessions.",
         (*MODEL, "reason"),
         [((*key, reason), n) for key, m in models for reason, n in m.closings.items()],
     )
     now = [(key, read()) for key, read in metrics.gauges.items()]
-    yield gauge(
+    yield _gauge(
         "lstm_pending_steps",
         "Steps queued or running.",
         MODEL,
@@ -285,12 +237,12 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
         ("lstm_pending_bytes", "Bytes of messages, inputs and replies that wait.", pending),
         ("lstm_pending_bytes_limit", "The most that may: --pending-bytes-max.", limit),
     ):
-        yield gauge(name, text, (), [((), value)])
+        yield _gauge(name, text, (), [((), value)])
     for name, text, states in (
         ("slots", "Rows of the state pool.", ("used", "spare", "free")),
         ("sessions", "Live sessions; dirty: not yet in the store.", ("clean", "dirty")),
     ):
-        yield gauge(
+        yield _gauge(
             f"lstm_{name}",
             text,
             (*MODEL, "state"),
@@ -300,13 +252,13 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
 
 def _rpcs(metrics: Metrics) -> Iterator[Metric]:
     rpcs = [(labels, each) for labels, each in metrics.rpcs.items() if each.started]
-    yield counter(
+    yield _counter(
         "grpc_server_started",
         "Calls that arrived.",
         RPC,
         [(labels, each.started) for labels, each in rpcs],
     )
-    yield counter(
+    yield _counter(
         "grpc_server_handled",
         "Calls that ended.",
         (*RPC, "grpc_code"),
@@ -316,7 +268,7 @@ def _rpcs(metrics: Metrics) -> Iterator[Metric]:
             for code, n in {"Unknown": 0, **each.handled}.items()
         ],
     )
-    yield histogram(
+    yield _histogram(
         "grpc_server_handling_seconds",
         "Arrival to end of a unary call.",
         RPC,
@@ -325,19 +277,19 @@ def _rpcs(metrics: Metrics) -> Iterator[Metric]:
 
 
 def _store(metrics: Metrics) -> Iterator[Metric]:
-    yield histogram(
+    yield _histogram(
         "lstm_store_seconds",
         "One call of the store.",
         ("op",),
         [((op,), seconds) for op, seconds in metrics.store_seconds.items()],
     )
-    yield counter(
+    yield _counter(
         "lstm_store_errors",
         "Calls of the store that failed, and rows that it refused.",
         ("op", "reason"),
         list(metrics.store_errors.items()),
     )
-    yield gauge(
+    yield _gauge(
         "lstm_durable_lag_seconds",
         "Age of the oldest step that a store does not have yet.",
         (),
@@ -350,7 +302,7 @@ def _infos(metrics: Metrics) -> Iterator[Metric]:
     for key, fingerprint in metrics.fingerprints.items():
         model.add_metric(key, {"fingerprint": fingerprint})
     yield model
-    yield gauge(
+    yield _gauge(
         "lstm_model_folders",
         "Versions in the models folder; refused: not served, the log says why.",
         ("state",),
@@ -359,7 +311,34 @@ def _infos(metrics: Metrics) -> Iterator[Metric]:
     yield InfoMetricFamily("lstm_build", "The release.", value={"version": _version()})
 
 
+def _counter(
+    name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]
+) -> Metric:
+    return _filled(CounterMetricFamily(name, text, labels=names), samples)
+
+
+def _gauge(name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, float]]) -> Metric:
+    return _filled(GaugeMetricFamily(name, text, labels=names), samples)
+
+
+def _filled(
+    family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[Labels, float]]
+) -> Metric:
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(
+    name: str, text: str, names: Labels, samples: Iterable[tuple[Labels, Histogram]]
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=names)
+    for labels, counts in samples:
+        family.add_metric(labels, *counts.read())
+    return family
+
+
 @functools.cache
 def _version() -> str:
-    """From files, so not at every scrape, which the event loop waits for."""
+    """Cached, because it reads files, and the event loop waits for the scrape."""
     return metadata.version("lstmserve")

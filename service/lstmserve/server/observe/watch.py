@@ -1,4 +1,7 @@
-"""Looks every second at what the server stands on: its store and its clocks."""
+"""Checks the store and the clocks once a second, and reports when they change.
+
+It repairs nothing: its callbacks make the server ready, or tell routers to go elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,29 @@ JUMP_NS: Final = 1_000_000_000  # the wall clock was moved, not merely slewed
 log = structlog.get_logger()
 
 
-class Watched(Protocol):
-    """The store, as far as it is looked at."""
+class WatchedStore(Protocol):
+    """What Watch needs of the store. `is_over`: it will not serve this process again."""
 
     is_over: bool
 
     @property
     def cause(self) -> str:
-        """Why it does not serve now; "" when nothing is known to be wrong."""
+        """Why the store does not serve now; "" if nothing is known to be wrong."""
 
     async def look(self) -> bool:
-        """Whether it would serve now. Raises nothing: the log has it when that changes."""
+        """Whether the store would serve now. It logs changes, and raises nothing."""
 
 
 class Watch:
-    """`is_over`: the store serves this process no more; `on_over()` is awaited once, then.
+    """Awaits `on_there()` whenever the store answers, and `on_over()` once it is lost for good.
 
-    `on_there()` is awaited whenever the store answers. `remarks` are lines of /readyz, among them
-    what is wrong with the store; another thread reads them.
+    `is_over`: the store will not serve this process again. `remarks` are lines of /readyz, which
+    another thread reads; one of them says what is wrong with the store.
     """
 
     def __init__(
         self,
-        store: Watched | None,
+        store: WatchedStore | None,
         remarks: list[str],
         on_there: Callable[[], Awaitable[None]],
         on_over: Callable[[], Awaitable[None]],
@@ -56,14 +59,13 @@ class Watch:
         self.is_over = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Looks once a second, until cancelled."""
         while True:
             await self.look()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._forever.wait(), LOOK_S)
 
     async def look(self) -> None:
-        """Once."""
         self._look_at_clocks(self._clock())
         store = self._store
         if store is None or self.is_over:
@@ -84,7 +86,7 @@ class Watch:
         await self._on_over()
 
     def _look_at_clocks(self, now: Now) -> None:
-        """Logs a jump once. It changes nothing: sessions end by the monotonic clock."""
+        """Logs a jump of the wall clock. Sessions use the monotonic clock, so none ends by it."""
         passed_ns = now.monotonic_ns - self._last.monotonic_ns
         moved_ns = now.wall_ns - self._last.wall_ns - passed_ns
         self._last = now

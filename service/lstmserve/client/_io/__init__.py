@@ -1,0 +1,1 @@
+"""What the client needs of gRPC and of waiting, twice under the same names: aio and threads."""

@@ -1,0 +1,223 @@
+"""Predict: computes whole sequences without a session, within a queue limit of their own.
+
+A model with a pool runs them in batches beside the sessions' steps (scheduling/settle.py). A
+bidirectional model reads each sequence whole, one after another, in the kernel thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.config import Config
+from lstmserve.engine.arrays import Floats, Input, Output
+from lstmserve.engine.batch_loop import BatchLoop
+from lstmserve.engine.compute.kernel import KernelError
+from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
+from lstmserve.engine.model import Model
+from lstmserve.engine.scheduling.plan import groups_of
+from lstmserve.engine.scheduling.work import Applied, Plan, Request
+
+RETRY_S = 0.2
+
+
+@dataclass(slots=True)
+class Prediction:
+    """The result for N sequences: y of all, one after another, `lengths` [N] rows each;
+    hn [L*D, N, state] and cn [L*D, N, H].
+    """
+
+    y: Output
+    lengths: npt.NDArray[np.int32]
+    hn: Floats | None = None
+    cn: Floats | None = None
+    queue_ns: int = 0
+    compute_ns: int = 0
+
+
+@dataclass(slots=True)
+class PredictJob:
+    """Checked input of N sequences: x of all, one after another, `lengths` [N] rows each;
+    h0 [L*D, N, state] and c0 [L*D, N, H], None for zeros.
+    """
+
+    x: Input
+    lengths: npt.NDArray[np.int32]
+    h0: Floats | None
+    c0: Floats | None
+    last_only: bool
+    with_state: bool
+    arrival_ns: int
+
+
+class _Completion:
+    """The responder of a job. It calls `on_over()` once the engine holds no array of it."""
+
+    def __init__(self, on_over: Callable[[], None]) -> None:
+        self._on_over = on_over
+        self.done: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+
+    def applied(self, request: Request, rows: Applied) -> None:
+        self._on_over()
+        if not self.done.done():
+            self.done.set_result(rows)
+
+    def failed(self, request: Request, place: int, error: ServeError) -> None:
+        if place == 0:  # all sequences fail as one
+            self._on_over()
+            if not self.done.done():
+                self.done.set_exception(error)
+
+
+class Predictor:
+    """Counts the rows that wait, and refuses jobs beyond --predict-rows-max."""
+
+    def __init__(self, config: Config, batch_loop: BatchLoop) -> None:
+        self._config = config
+        self._batch_loop = batch_loop
+        self.waiting_rows = 0
+
+    def check_count(self, count: int) -> None:
+        """Checks a job's number of sequences before they are parsed. Raises TooLong."""
+        _check_alone(count, self._config.pending_steps_max, "sequences")
+
+    async def predict(
+        self, model: Model, job: PredictJob, on_over: Callable[[], None] = lambda: None
+    ) -> Prediction:
+        """Raises Overloaded, TooLong for a job that can never fit, ModelError and Draining.
+
+        It calls `on_over()` once, when the engine holds nothing of the job any more: for a
+        cancelled job that is after this call, when the scheduler reaches it.
+        """
+        try:
+            rows = self._admit(job)
+        except BaseException:
+            on_over()
+            raise
+        try:
+            if model.portable is None:
+                return await self._sliced(model, job, on_over)
+            try:
+                return await self._whole(model, job)
+            finally:
+                on_over()
+        finally:
+            self.waiting_rows -= rows
+
+    def _admit(self, job: PredictJob) -> int:
+        """Counts the job's rows as waiting, and returns how many they are."""
+        self.check_count(job.lengths.size)
+        rows = len(job.x)
+        limit = self._config.predict_rows_max
+        _check_alone(rows, limit, "rows")
+        if self.waiting_rows + rows > limit:
+            raise Overloaded(
+                f"{self.waiting_rows} rows of Predict are waiting, the limit is {limit} "
+                "(--predict-rows-max): send these again later",
+                retry_s=RETRY_S,
+            )
+        self.waiting_rows += rows
+        return rows
+
+    async def _sliced(
+        self, model: Model, job: PredictJob, on_over: Callable[[], None]
+    ) -> Prediction:
+        assert model.scheduler is not None
+        completion = _Completion(on_over)
+        try:
+            request = self._request(model, job, completion)
+            model.scheduler.accept_sequences(request)
+        except BaseException:
+            on_over()
+            raise
+        try:
+            self._batch_loop.notice()
+            rows = await completion.done
+        finally:
+            completion.done.cancel()  # a late failure is no news to a caller that has left
+            request.cancel()
+        assert request.y is not None
+        assert request.plan is not None
+        prediction = Prediction(
+            request.y,
+            _reply_lengths(job),
+            queue_ns=rows.start_ns - job.arrival_ns,
+            compute_ns=rows.compute_ns,
+        )
+        if request.plan.finals is not None:
+            prediction.hn, prediction.cn = model.state_from(request.plan.finals)
+        return prediction
+
+    def _request(self, model: Model, job: PredictJob, responder: _Completion) -> Request:
+        pool, kernel = model.pool, model.kernel
+        assert pool is not None
+        assert kernel is not None
+        initial = finals = None
+        if job.h0 is not None and job.c0 is not None:
+            initial = model.rows_from(job.h0, job.c0)
+        if job.with_state:
+            shape = job.lengths.size
+            finals = {n: np.empty((shape, width), np.float32) for n, width in pool.widths.items()}
+        lengths = job.lengths.astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        request = Request(
+            job.x,
+            np.full(lengths.size, -1),
+            responder,
+            height=lengths.size if job.last_only else len(job.x),
+            arrival_ns=job.arrival_ns,
+            lengths=lengths,
+            firsts=starts,
+            outs=None if job.last_only else starts,
+            last_only=job.last_only,
+        )
+        groups = groups_of(job.lengths, self._config, kernel.cost)
+        request.plan = Plan(groups, lengths.size, initial, finals)
+        return request
+
+    async def _whole(self, model: Model, job: PredictJob) -> Prediction:
+        """Runs one sequence after another, so that padding and memory stay bounded."""
+        spec, count = model.spec, job.lengths.size
+        layers = spec.num_layers * spec.num_directions
+        h0 = np.zeros((layers, count, spec.state_size), np.float32) if job.h0 is None else job.h0
+        c0 = np.zeros((layers, count, spec.hidden_size), np.float32) if job.c0 is None else job.c0
+        hn, cn, ys = np.empty_like(h0), np.empty_like(c0), []
+        for i, x in enumerate(np.split(job.x, np.cumsum(job.lengths)[:-1])):
+            one = slice(i, i + 1)
+            y, hn[:, one], cn[:, one] = await self._run_whole(
+                model, x, np.ascontiguousarray(h0[:, one]), np.ascontiguousarray(c0[:, one])
+            )
+            ys.append(y[-1:] if job.last_only else y)
+        return Prediction(np.concatenate(ys), _reply_lengths(job), hn, cn)
+
+    async def _run_whole(
+        self, model: Model, x: Input, h0: Floats, c0: Floats
+    ) -> tuple[Output, Floats, Floats]:
+        kernel = model.portable
+        assert kernel is not None
+        lengths = np.array([len(x)], np.int32)
+        try:
+            y, hn, cn = await self._batch_loop.executor.in_thread(
+                lambda: kernel.run(x[np.newaxis], lengths, h0, c0)
+            )
+        except KernelError as error:
+            raise ModelError("the model failed on this sequence") from error
+        return y[0], hn, cn
+
+
+def _reply_lengths(job: PredictJob) -> npt.NDArray[np.int32]:
+    return np.ones_like(job.lengths) if job.last_only else job.lengths
+
+
+def _check_alone(count: int, limit: int, what: str) -> None:
+    """Refuses what would not fit even into an empty queue."""
+    if count > limit:
+        raise TooLong(
+            f"{count} {what}, at most {limit}: send them as several calls",
+            field="lengths",
+            metadata={f"{what}_max": str(limit)},
+        )

@@ -1,1 +1,0 @@
-"""The order of steps: what waits, what runs together, what settles. Pure; knows no store."""

@@ -1,0 +1,17 @@
+"""gRPC's bytes in and out, on its completion queue. Alone imports `grpc._cython`; decodes nothing.
+
+One thread polls the queue and hands the event loop lists of what arrived; the loop answers.
+"""
+
+from lstmserve.server.transport.call import UnaryCall, UnaryMethod
+from lstmserve.server.transport.queue import QueueServer
+from lstmserve.server.transport.stream import Conversation, StreamCall, StreamMethod
+
+__all__ = [
+    "Conversation",
+    "QueueServer",
+    "StreamCall",
+    "StreamMethod",
+    "UnaryCall",
+    "UnaryMethod",
+]

@@ -1,0 +1,137 @@
+"""grpc.health.v1 on the transport. Says what it was last given; asks the server nothing.
+
+grpcio-health-checking has an asyncio servicer, but its Watch forgets the other watchers of a
+service when one of them leaves: they would never hear of NOT_SERVING.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from lstmserve.engine.errors import Malformed
+from lstmserve.server.status import Abort, to_abort
+from lstmserve.server.transport.call import UnaryCall
+from lstmserve.server.transport.stream import StreamCall
+
+CHECK: Final = "/grpc.health.v1.Health/Check"
+WATCH: Final = "/grpc.health.v1.Health/Watch"
+Status = Any  # an enum's value: grpc's stubs have no type that mypy takes
+UNKNOWN_SERVICE: Final = Abort(grpc.StatusCode.NOT_FOUND, "", ())
+
+
+class Health:
+    """The status of each service by name; "" is the server's own."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._statuses: dict[str, Status] = dict.fromkeys(names, HealthCheckResponse.NOT_SERVING)
+        self._watchers: dict[StreamCall, str] = {}
+        self.check = _Check(self)
+        self.watch = _Watch(self)
+
+    def set_all(self, *, is_serving: bool) -> None:
+        """Every service, and every watcher hears of it."""
+        status = HealthCheckResponse.SERVING if is_serving else HealthCheckResponse.NOT_SERVING
+        self._statuses = dict.fromkeys(self._statuses, status)
+        for stream, service in self._watchers.items():
+            if service in self._statuses:
+                stream.write(_content(status))
+
+    def status(self, service: str) -> Status | None:
+        """None for a service that is not served."""
+        return self._statuses.get(service)
+
+    def begin(self, stream: StreamCall, service: str) -> None:
+        """The stream hears the status now, and each change."""
+        self._watchers[stream] = service
+        stream.write(_content(self._statuses.get(service, HealthCheckResponse.SERVICE_UNKNOWN)))
+
+    def end(self, stream: StreamCall) -> None:
+        """It hears no more."""
+        self._watchers.pop(stream, None)
+
+
+class _Check:
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def may_read(self, call: UnaryCall) -> bool:
+        return True
+
+    def receive(self, calls: list[UnaryCall]) -> None:
+        for call in calls:
+            try:
+                status = self._health.status(_service(call.content))
+            except Malformed as error:
+                call.abort(to_abort(error))
+                continue
+            if status is None:
+                call.abort(UNKNOWN_SERVICE)
+            else:
+                call.reply(_content(status))
+
+    def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
+        """Not counted."""
+
+
+class _Watch:
+    window = 1
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def may_read(self, stream: StreamCall) -> bool:
+        return True
+
+    def opened(self, stream: StreamCall) -> None:
+        stream.conversation = _Watcher(self._health, stream)
+
+    def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
+        for stream, content in messages:
+            stream.admitted(len(content))
+            try:
+                self._health.begin(stream, _service(content))
+            except Malformed as error:
+                stream.finish(to_abort(error))
+
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """Not counted."""
+
+    def closed(self, stream: StreamCall) -> None:
+        self._health.end(stream)
+
+
+class _Watcher:
+    """Goes on until its client leaves, as the protocol wants."""
+
+    def __init__(self, health: Health, stream: StreamCall) -> None:
+        self._health = health
+        self._stream = stream
+
+    def half_closed(self) -> None:
+        """A client of one request does that at once."""
+
+    def gone(self) -> None:
+        self._health.end(self._stream)
+
+    def sent(self) -> None:
+        """Nothing is kept."""
+
+    def stalled(self) -> None:
+        """Never."""
+
+
+def _content(status: Status) -> bytes:
+    return HealthCheckResponse(status=status).SerializeToString()
+
+
+def _service(content: bytes | None) -> str:
+    """Raises Malformed."""
+    try:
+        return HealthCheckRequest.FromString(content or b"").service
+    except DecodeError as error:
+        raise Malformed("not a HealthCheckRequest") from error
