@@ -16,6 +16,7 @@ from lstmserve.engine.compute.kernel import Cost, Kernel
 from lstmserve.engine.errors import ServeError, StoreTimeout
 from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.scheduling.batch import Batch
+from lstmserve.server.inbox import UNREAD_MAX, Inbox
 from lstmserve.spec import Linear, ModelSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, submit
@@ -93,6 +94,23 @@ async def test_a_bug_ends_the_engine_and_every_step(
     with pytest.raises(RuntimeError, match="a bug"):
         await running
     engine.check_integrity()
+
+
+async def test_a_bug_in_reading_many_messages_ends_the_engine(engine: Engine) -> None:
+    """So many that they are read at once, outside a round: the steps that wait are answered."""
+    running = asyncio.create_task(engine.run())
+    await passes()
+    inbox: Inbox[int] = Inbox(engine.batch_loop, _broken)
+    _, reply = submit(engine, open_session(engine, "s"), x())
+    inbox.put_all(range(UNREAD_MAX))
+    with pytest.raises(ServeError):
+        await reply
+    with pytest.raises(RuntimeError, match="a bug"):
+        await running
+
+
+def _broken(messages: list[int]) -> None:
+    raise RuntimeError("a bug")
 
 
 async def test_an_engine_that_dies_answers_the_batch_that_it_left_to_the_next_round(

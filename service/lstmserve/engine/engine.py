@@ -163,7 +163,7 @@ class Engine:
             flushed.set()
 
     def end_sessions(self) -> int:
-        """Ends all that are here, when nobody calls any more. Returns how many are lost: with a
+        """Ends all sessions that are here, after the last call. Returns how many are lost: with a
         store those of which it has not the last steps, without one all."""
         table = self.table
         used = slice(table.used)

@@ -36,7 +36,7 @@ class Inbox(Generic[Message]):
         """put() of messages that arrived together."""
         self._unread.extend(messages)
         if len(self._unread) >= UNREAD_MAX:
-            self.take_in()
+            self._batch_loop.take_in_now()
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._run)

@@ -108,7 +108,7 @@ class Frame:
         return UnaryCalls(self, self._counts(name), name, receive, on_refused)
 
     def probes(self, name: str, answer: Answer) -> Probes:
-        """A method that is answered at once, whoever calls and however many bytes wait."""
+        """A method that is answered at once, for any caller and however many bytes wait."""
         return Probes(self, self._counts(name), name, answer)
 
     def served(self, name: str, serve: Serve) -> UnaryCalls:
@@ -281,7 +281,7 @@ class Probes:
 
 
 class Streams:
-    """A StreamMethod that counts its streams, and ends those whose replies nobody reads."""
+    """A StreamMethod that counts its streams, and ends those whose replies are not read."""
 
     def __init__(
         self, frame: Frame, counts: RpcMetrics, name: str, begin: Begin, window: int

@@ -41,7 +41,7 @@ GC_THRESHOLDS = (50_000, 20, 20)
 # Each ends the server, in order; sent again while it drains, it ends it at once. SIGHUP never does:
 # a terminal that closes sends it more than once, and systemd sends it after SIGTERM.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # elsewhere they open logs anew; here they would kill
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # elsewhere they reopen logs; here they would kill
 
 T = TypeVar("T")
 log = structlog.get_logger()

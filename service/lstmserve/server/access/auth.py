@@ -82,7 +82,7 @@ class TokenAuthenticator:
         """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
         self._look()
         sent, is_admin = _credentials(call)
-        # The dict compares hashes of digests, keyed anew in every process: no time depends on
+        # The dict compares hashes of digests, with a key of this process alone: no time depends on
         # how much of a token is right.
         digest = tokens.digest(sent[len(_SCHEME) :])
         expected, name = self._known.get(digest, _UNKNOWN)

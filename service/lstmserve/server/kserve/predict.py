@@ -41,7 +41,7 @@ Lengths = npt.NDArray[np.int32]
 async def predict(
     engine: Engine, metrics: Metrics, responder: InferResponder, request: InferRequest
 ) -> None:
-    """Answers the request. Whoever cancels this has nobody left to answer."""
+    """Answers the request. A cancelled one is not answered: its caller has gone."""
     try:
         response = await _predicted(engine, metrics, responder, request)
     except Exception as error:
