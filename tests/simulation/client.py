@@ -71,8 +71,11 @@ class Stepper:
     async def forget(self, talk: Conversation) -> None:
         """As a client does that hears of a rollback, and has no inputs to send again: it goes on
         from what is left, under numbers that were others'."""
+        before, sent = talk.incarnation, talk.sent
         session = await self._resumed(talk)
         if session is not None:
+            if session.incarnation == before and sent > session.step:
+                raise SessionOver  # steps of these numbers may still be on their way
             self.faults.count["went on with other inputs"] += 1
             talk.forget(session.step)
 

@@ -95,9 +95,11 @@ class Conversation:
     def seen(self) -> Seen:
         """As of now."""
         floor = self.durable_step if self._is_behind else self.acked
+        # Behind a store that fails the session's key, its time runs from the last step stored.
+        renewing = min(self._left, self.durable_step) if self._is_behind else self._left
         if self.faults.is_store_older:
             floor = self.base
-        return Seen(floor, self.first_sent_s.get(self._left, 0.0), self.acked)
+        return Seen(floor, self.first_sent_s.get(renewing, 0.0), self.acked)
 
     def add_input(self, x: bytes) -> int:
         """The next step's rows; returns its number."""
