@@ -21,9 +21,9 @@ from bench.rounds import Effort
 from bench.rows import Goal, Row
 from bench.starting import starting
 from bench.wire import STREAM_GOALS, UNARY_GOALS, Wire
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 
-TINY = ModelSpec(16, 32, head=(Linear(8),))
+TINY = LstmSpec(16, 32, head=(Linear(8),))
 NAMES = {"H = 32": TINY, "H = 128": SMALL, "H = 512 x 2": LARGE}
 MANY_GOALS = {"H = 128": Goal(0.60), "H = 512 x 2": Goal(0.80)}
 

@@ -16,20 +16,20 @@ import numpy as np
 import onnxruntime as ort
 
 from lstmserve.graph import build_portable
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_weights
 
 
-def parse_spec(text: str) -> ModelSpec:
+def parse_spec(text: str) -> LstmSpec:
     """INPUT,HIDDEN,LAYERS,OUTPUT."""
     inputs, hidden, layers, outputs = map(int, text.split(","))
-    return ModelSpec(inputs, hidden, num_layers=layers, head=(Linear(outputs),))
+    return LstmSpec(inputs, hidden, num_layers=layers, head=(Linear(outputs),))
 
 
 class Arithmetic:
     """One session of the portable graph on one thread."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: LstmSpec) -> None:
         self._spec = spec
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1

@@ -15,7 +15,7 @@ import torch
 import uvloop
 
 from bench.arithmetic import parse_spec
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 SERVICE = "bench.ByHand"
@@ -24,7 +24,7 @@ SERVICE = "bench.ByHand"
 class Steps:
     """The handler."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: LstmSpec) -> None:
         self._lstm = torch.nn.LSTM(spec.input_size, spec.hidden_size, spec.num_layers)
         self._head = torch.nn.Linear(spec.hidden_size, spec.output_size)
         self._states: dict[str, tuple[torch.Tensor, torch.Tensor] | None] = {}
@@ -39,7 +39,7 @@ class Steps:
         return pb.StepResponse(step=request.step, length=1, y=y.tobytes())
 
 
-async def serve(spec: ModelSpec) -> None:
+async def serve(spec: LstmSpec) -> None:
     """Prints its port, then goes on until it is killed."""
     torch.set_num_threads(1)
     server = grpc.aio.server()

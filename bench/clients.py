@@ -17,7 +17,7 @@ import numpy as np
 from bench.load import Sample, measured
 from bench.machine import LOAD_CPU, ROOT, on_core
 from lstmserve import AsyncClient, Client
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 TRITON_PYTHON = ROOT / ".venv" / "triton" / "bin" / "python"
 
@@ -41,7 +41,7 @@ class ClientLoad:
 class Threads(ClientLoad):
     """Client, a thread a session; one thread where there is one session."""
 
-    def __init__(self, target: str, model: str, spec: ModelSpec, sessions: int) -> None:
+    def __init__(self, target: str, model: str, spec: LstmSpec, sessions: int) -> None:
         self._client = Client(target)
         self._sessions = [self._client.session(model) for _ in range(sessions)]
         self._x = _row(spec)
@@ -69,7 +69,7 @@ class Tasks(ClientLoad):
     """AsyncClient, a task a session: `step` one by one, or a `stream` of rows."""
 
     def __init__(
-        self, target: str, model: str, spec: ModelSpec, sessions: int, *, streamed: bool = False
+        self, target: str, model: str, spec: LstmSpec, sessions: int, *, streamed: bool = False
     ) -> None:
         self._runner = asyncio.Runner()
         self._client = self._runner.run(_connected(target))
@@ -114,7 +114,7 @@ class Tasks(ClientLoad):
 class Messages(ClientLoad):
     """Client.step_many: all sessions of one group in each message."""
 
-    def __init__(self, target: str, model: str, spec: ModelSpec, sessions: int) -> None:
+    def __init__(self, target: str, model: str, spec: LstmSpec, sessions: int) -> None:
         self._client = Client(target)
         x = _row(spec)
         self._steps = {self._client.session(model): x for _ in range(sessions)}
@@ -134,7 +134,7 @@ class Messages(ClientLoad):
 class Predictions(ClientLoad):
     """Client.predict: whole sequences of these lengths in each call."""
 
-    def __init__(self, target: str, model: str, spec: ModelSpec, lengths: Sequence[int]) -> None:
+    def __init__(self, target: str, model: str, spec: LstmSpec, lengths: Sequence[int]) -> None:
         self._client, self._model = Client(target), model
         rng = np.random.default_rng(0)
         shapes = [(length, spec.input_size) for length in lengths]
@@ -155,7 +155,7 @@ class Predictions(ClientLoad):
 class Triton(ClientLoad):
     """tritonclient in its own environment: `mode` is unary (asyncio) or stream (threads)."""
 
-    def __init__(self, target: str, model: str, spec: ModelSpec, sessions: int, mode: str) -> None:
+    def __init__(self, target: str, model: str, spec: LstmSpec, sessions: int, mode: str) -> None:
         script = ROOT / "bench" / "tritonload.py"
         arguments = [target, model, str(spec.input_size), str(sessions), mode]
         self._process = subprocess.Popen(
@@ -189,5 +189,5 @@ async def _connected(target: str) -> AsyncClient:
     return AsyncClient(target)
 
 
-def _row(spec: ModelSpec) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _row(spec: LstmSpec) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal(spec.input_size).astype(np.float32)

@@ -16,7 +16,7 @@ from bench.load import Load
 from bench.rounds import MODEL, Effort, Side, served, take_turns
 from bench.rows import Row
 from lstmserve import Client
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from serving import Serving
 from storing import Valkey
 
@@ -24,7 +24,7 @@ STORES = ("memory", "file, through", "valkey, through", "valkey, behind")
 CONNECTIONS, MANY = 8, 256
 
 
-def stores(spec: ModelSpec, name: str, effort: Effort) -> list[Row]:
+def stores(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
     """Unary Steps and StepMany per CPU second of the server, each store / memory."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -65,7 +65,7 @@ def _compared(
     return rows
 
 
-def _steps(spec: ModelSpec) -> Callable[[Serving], Load]:
+def _steps(spec: LstmSpec) -> Callable[[Serving], Load]:
     def load(serving: Serving) -> Load:
         sessions = requests.open_sessions(serving.target, MODEL, CONNECTIONS)
         messages = [requests.steps(session, spec) for session in sessions]
@@ -74,7 +74,7 @@ def _steps(spec: ModelSpec) -> Callable[[Serving], Load]:
     return load
 
 
-def _many(spec: ModelSpec) -> Callable[[Serving], Load]:
+def _many(spec: LstmSpec) -> Callable[[Serving], Load]:
     def load(serving: Serving) -> Load:
         sessions = requests.open_sessions(serving.target, MODEL, MANY)
         messages = requests.blocks(sessions, spec)
@@ -89,7 +89,7 @@ def _connection(serving: Serving, method: str, messages: object, *, streamed: bo
     return Connection(address, path, messages, streamed=streamed)  # type: ignore[arg-type]
 
 
-def client(spec: ModelSpec, name: str, effort: Effort) -> list[Row]:
+def client(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
     """The library on the load's core: what one Python process of a user's can send."""
     x = np.random.default_rng(0).standard_normal(spec.input_size).astype(np.float32)
     with (

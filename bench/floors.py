@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bench.machine import ROOT, on_core
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from serving import environment
 
 WAIT_S_MAX = 10
@@ -63,6 +63,6 @@ def floor(module: str, *arguments: str) -> Iterator[Floor]:
         started.stop()
 
 
-def spec_argument(spec: ModelSpec) -> str:
+def spec_argument(spec: LstmSpec) -> str:
     """As the modules take it: INPUT,HIDDEN,LAYERS,OUTPUT."""
     return f"{spec.input_size},{spec.hidden_size},{spec.num_layers},{spec.output_size}"

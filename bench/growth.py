@@ -26,12 +26,12 @@ from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.compute.pool import slot_bytes
 from lstmserve.engine.model import slots_for
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from serving import environment
 from traffic import open_session, start_engine, submit, submit_block
 
-SMALL = ModelSpec(16, 128, head=(Linear(8),))
-LARGE = ModelSpec(16, 512, num_layers=2, head=(Linear(8),))
+SMALL = LstmSpec(16, 128, head=(Linear(8),))
+LARGE = LstmSpec(16, 512, num_layers=2, head=(Linear(8),))
 FEW, MANY = 1_000, 1_000_000
 BATCH, BLOCK = 32, 256
 MEMORY_SESSIONS = MANY
@@ -68,7 +68,7 @@ def rows(effort: Effort) -> list[Row]:
 class Sized:
     """An engine with so many open sessions, each of which has stepped: every page is memory."""
 
-    def __init__(self, spec: ModelSpec, sessions: int, **settings: Any) -> None:
+    def __init__(self, spec: LstmSpec, sessions: int, **settings: Any) -> None:
         self._folder = tempfile.TemporaryDirectory()
         size = slots_for(sessions, Config(**settings)) * slot_bytes(spec)
         self.engine: Engine = start_engine(

@@ -17,9 +17,9 @@ from bench.clients import Messages, Predictions, Tasks, Threads, Triton
 from bench.http2 import Connection
 from bench.load import Load
 from bench.rounds import MODEL
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 
-SPEC = ModelSpec(16, 128, head=(Linear(8),))
+SPEC = LstmSpec(16, 128, head=(Linear(8),))
 MANY = 256
 CLIENT_MS = 10_000  # of a step by our clients, which always set one
 RAGGED = np.random.default_rng(0).integers(1, 65, 64).tolist()

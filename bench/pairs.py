@@ -16,7 +16,7 @@ from bench.quota import NoQuota, quota
 from bench.requests import PATH, steps
 from bench.rounds import MODEL, Effort, Side, served, take_turns
 from bench.rows import Goal, Row
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.v1 import lstm_pb2_grpc
 from routing import envoy_of
@@ -26,7 +26,7 @@ SHARE, CONNECTIONS = 0.5, 64
 GOAL = Goal(1.7)
 
 
-def pairs(spec: ModelSpec, name: str, effort: Effort) -> list[Row]:
+def pairs(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
     """Answers per second: the servers share one core, the router and the load have the other."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -48,13 +48,13 @@ def pairs(spec: ModelSpec, name: str, effort: Effort) -> list[Row]:
 
 
 @contextmanager
-def _behind_router(servers: list[Serving], spec: ModelSpec) -> Iterator[Load]:
+def _behind_router(servers: list[Serving], spec: LstmSpec) -> Iterator[Load]:
     """On this process' core: the router inherits it."""
     with envoy_of([serving.target for serving in servers]) as envoy:
         yield Load([_connection(envoy.target, spec, i) for i in range(CONNECTIONS)])
 
 
-def _connection(target: str, spec: ModelSpec, number: int) -> Connection:
+def _connection(target: str, spec: LstmSpec, number: int) -> Connection:
     """Of one session, opened where the router sends it."""
     session_id = f"{number:032x}"
     request = public.OpenSessionRequest(model=MODEL, session_id=session_id)

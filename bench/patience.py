@@ -14,7 +14,7 @@ from bench import requests
 from bench.http2 import Connection
 from bench.rounds import MODEL, Effort, served
 from bench.rows import Goal, Row
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 STEPPERS, UPLOADERS, ROWS = 8, 2, 10_000
 PERIOD_S = 0.04  # of each stepper: 200 steps a second in all
@@ -24,7 +24,7 @@ WARM_UP_S = 0.5
 class Steppers:
     """Sessions that step at their own pace, with uploads beside them."""
 
-    def __init__(self, target: str, spec: ModelSpec, uploaders: int) -> None:
+    def __init__(self, target: str, spec: LstmSpec, uploaders: int) -> None:
         address = ("127.0.0.1", int(target.rpartition(":")[2]))
         path = requests.PATH + "Step"
         sessions = requests.open_sessions(target, MODEL, STEPPERS + uploaders)
@@ -65,7 +65,7 @@ class Steppers:
             connection.close()
 
 
-def patience(spec: ModelSpec, name: str, effort: Effort) -> Row:
+def patience(spec: LstmSpec, name: str, effort: Effort) -> Row:
     """p99 of single steps with uploads / without, in turn."""
     quiet_s, busy_s = [], []
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), spec) as serving:

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 
 from lstmserve.kserve.v2 import inference_pb2 as kserve
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.v1 import lstm_pb2 as public
 from lstmserve.v1 import lstm_pb2_grpc
 from lstmserve.wire.v1 import lstm_pb2 as pb
@@ -32,7 +32,7 @@ def open_sessions(target: str, model: str, count: int) -> list[public.Session]:
 
 
 def steps(
-    session: public.Session, spec: ModelSpec, *, numbered: bool = True, timeout_ms: int = 0
+    session: public.Session, spec: LstmSpec, *, numbered: bool = True, timeout_ms: int = 0
 ) -> Iterator[bytes]:
     """StepRequests of one row."""
     rows = _rows(spec, 1)
@@ -48,7 +48,7 @@ def steps(
         yield request.SerializeToString()
 
 
-def uploads(session: public.Session, spec: ModelSpec, length: int) -> Iterator[bytes]:
+def uploads(session: public.Session, spec: LstmSpec, length: int) -> Iterator[bytes]:
     """StepRequests of so many rows, of which the last one's output is wanted."""
     request = pb.StepRequest(session_id=session.id, incarnation=session.incarnation)
     request.length, request.last_only = length, True
@@ -60,7 +60,7 @@ def uploads(session: public.Session, spec: ModelSpec, length: int) -> Iterator[b
         yield request.SerializeToString()
 
 
-def blocks(sessions: Sequence[public.Session], spec: ModelSpec) -> Iterator[bytes]:
+def blocks(sessions: Sequence[public.Session], spec: LstmSpec) -> Iterator[bytes]:
     """StepManyRequests of one row each; the ids are in the first only."""
     rows = _rows(spec, len(sessions))
     request = pb.StepManyRequest(
@@ -77,7 +77,7 @@ def blocks(sessions: Sequence[public.Session], spec: ModelSpec) -> Iterator[byte
         del request.session_ids[:]
 
 
-def predictions(model: str, spec: ModelSpec, lengths: Sequence[int]) -> Iterator[bytes]:
+def predictions(model: str, spec: LstmSpec, lengths: Sequence[int]) -> Iterator[bytes]:
     """PredictRequests of these sequences."""
     rows = _rows(spec, sum(lengths))
     request = pb.PredictRequest(model=model, lengths=lengths)
@@ -88,7 +88,7 @@ def predictions(model: str, spec: ModelSpec, lengths: Sequence[int]) -> Iterator
         yield request.SerializeToString()
 
 
-def inferences(model: str, spec: ModelSpec, sequence: int) -> Iterator[bytes]:
+def inferences(model: str, spec: LstmSpec, sequence: int) -> Iterator[bytes]:
     """ModelInferRequests of one row of a sequence; the first starts it."""
     rows = _rows(spec, 1)
     request = kserve.ModelInferRequest(model_name=model)
@@ -102,7 +102,7 @@ def inferences(model: str, spec: ModelSpec, sequence: int) -> Iterator[bytes]:
         request.parameters["sequence_start"].bool_param = False
 
 
-def _rows(spec: ModelSpec, count: int) -> list[bytes]:
+def _rows(spec: LstmSpec, count: int) -> list[bytes]:
     rng = np.random.default_rng(0)
     shape = (INPUTS, count, spec.input_size)
     return [x.tobytes() for x in rng.standard_normal(shape).astype(np.float32)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.load import Load, Sample
 from bench.machine import LOAD_CPU, SERVER_CPU, cpu_s
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from modelmaking import make_model
 from serving import COMMAND, Serving
 
@@ -64,7 +64,7 @@ def require_applied(serving: Serving) -> None:
 
 @contextmanager
 def served(
-    folder: Path, spec: ModelSpec, *flags: str | Path, cpu: int = SERVER_CPU
+    folder: Path, spec: LstmSpec, *flags: str | Path, cpu: int = SERVER_CPU
 ) -> Iterator[Serving]:
     """A server on its core with one model of random weights; every step must have been applied."""
     if not (folder / MODEL).exists():

@@ -26,7 +26,7 @@ from lstmserve.config import Config
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool, slot_bytes
 from lstmserve.engine.model import slots_for
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from lstmserve.store import Store, Written, open_store
 from modelmaking import make_model, random_weights
 from routing import envoy_of
@@ -35,14 +35,14 @@ from storing import Valkey, write
 from traffic import number_of, open_session, start_engine, submit
 
 MODELS = {
-    "H = 128, 1 layer": ModelSpec(64, 128, head=(Linear(8),)),
-    "H = 512, 2 layers": ModelSpec(64, 512, num_layers=2, head=(Linear(8),)),
+    "H = 128, 1 layer": LstmSpec(64, 128, head=(Linear(8),)),
+    "H = 512, 2 layers": LstmSpec(64, 512, num_layers=2, head=(Linear(8),)),
 }
 SESSIONS, BATCH, ROUNDS, PASSES = 20_000, 64, 300, 5
 MANY, EFFORT = 256, Effort(rounds=3, seconds=2)
 
 
-def in_server(spec: ModelSpec, folder: Path) -> float:
+def in_server(spec: LstmSpec, folder: Path) -> float:
     """Bytes of resident memory per open session that has made a step, saved reply included."""
     size = slots_for(SESSIONS, Config()) * slot_bytes(spec)
     engine = start_engine(folder, spec, pool_bytes=size)
@@ -64,7 +64,7 @@ def in_server(spec: ModelSpec, folder: Path) -> float:
     return (rss_bytes(os.getpid()) - before) / SESSIONS
 
 
-def kernel_rate(spec: ModelSpec) -> float:
+def kernel_rate(spec: LstmSpec) -> float:
     """Rows that one CPU second computes, in batches of 64."""
     pool = Pool(spec, SESSIONS)
     kernel = Kernel(spec, random_weights(spec, 0), pool, "cpu", 1)
@@ -79,7 +79,7 @@ def kernel_rate(spec: ModelSpec) -> float:
     return BATCH * ROUNDS / (time.process_time() - start_s)
 
 
-def front_rates(spec: ModelSpec, folder: Path, *flags: str) -> list[float]:
+def front_rates(spec: LstmSpec, folder: Path, *flags: str) -> list[float]:
     """Steps that a CPU second of a server answers: unary, on streams, and 256 a message."""
     found = []
     make_model(folder, spec, name=MODEL)
@@ -103,7 +103,7 @@ def front_rates(spec: ModelSpec, folder: Path, *flags: str) -> list[float]:
     return found
 
 
-def envoy_rate(spec: ModelSpec, folder: Path) -> float:
+def envoy_rate(spec: LstmSpec, folder: Path) -> float:
     """Unary steps that a CPU second of Envoy passes on, 32 connections."""
     make_model(folder, spec, name=MODEL)
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def envoy_rate(spec: ModelSpec, folder: Path) -> float:
         return median(sample.per_cpu_s for sample in samples)
 
 
-def in_valkey(spec: ModelSpec, folder: Path) -> tuple[float, float, float]:
+def in_valkey(spec: LstmSpec, folder: Path) -> tuple[float, float, float]:
     """Bytes per session; sessions that one CPU second of Valkey puts, and loads, 64 at a time."""
     size = slot_bytes(spec) // 2
     keys = [f"/{i:032x}" for i in range(SESSIONS)]

@@ -9,10 +9,10 @@ from pathlib import Path
 from bench.machine import rss_bytes
 from bench.rounds import Effort, served
 from bench.rows import Goal, Row
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 
-def starting(spec: ModelSpec, name: str, effort: Effort) -> list[Row]:
+def starting(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
     """Of a server on one core."""
     seconds, megabytes = [], []
     with tempfile.TemporaryDirectory() as folder:

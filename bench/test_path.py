@@ -27,12 +27,12 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.server import quiet_collector
 from lstmserve.server.steps import Steps
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from traffic import open_session, start_engine
 
-SPEC = ModelSpec(16, 128, head=(Linear(8),))
+SPEC = LstmSpec(16, 128, head=(Linear(8),))
 TENANT = AnonymousAuthenticator(Limits()).tenant(None)  # type: ignore[arg-type]  # anyone
 PENDING = PendingBytes(1 << 30)
 MANY = 256

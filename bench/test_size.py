@@ -17,11 +17,11 @@ from lstmserve.config import Config
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool, slot_bytes
 from lstmserve.engine.model import slots_for
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_weights
 from traffic import open_session, start_engine, submit
 
-SPEC = ModelSpec(16, 128, head=(Linear(8),))
+SPEC = LstmSpec(16, 128, head=(Linear(8),))
 SIZES = (1_000, 1_000_000)
 BATCH = 32
 ROUNDS = 300

@@ -18,7 +18,7 @@ from bench.http2 import Connection
 from bench.load import Load, Sample
 from bench.rounds import MODEL, Effort, Side, ratios, served, take_turns
 from bench.rows import Goal, Row
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from serving import Serving
 
 STEP = requests.PATH + "Step"
@@ -33,7 +33,7 @@ PREDICT_GROUPS = (8, 16, 32, 64)
 class Wire:
     """One model's server, with its floors beside it on the same core."""
 
-    def __init__(self, stack: ExitStack, name: str, spec: ModelSpec, *, by_hand: bool) -> None:
+    def __init__(self, stack: ExitStack, name: str, spec: LstmSpec, *, by_hand: bool) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self.name = name
         self.spec = spec

@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from soak.calls import Calls, Refused
 from soak.conversation import Conversation
 from soak.fleet import Fleet, fleet_of
@@ -23,7 +23,7 @@ from soak.overload import Flood, Level
 from soak.timing import pause, percentile
 from tenancy import write_tokens
 
-MODEL = ModelSpec(input_size=8, hidden_size=512, num_layers=2, head=(Linear(4),))
+MODEL = LstmSpec(input_size=8, hidden_size=512, num_layers=2, head=(Linear(4),))
 ROWS = 32  # of each step
 QUOTA = 320  # rows a second of the noisy tenant
 TIMES = 20

@@ -12,12 +12,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import make_model
 from serving import COMMAND, Serving
 from traffic import Oracle
 
-SPEC = ModelSpec(input_size=4, hidden_size=32, num_layers=2, head=(Linear(3),))
+SPEC = LstmSpec(input_size=4, hidden_size=32, num_layers=2, head=(Linear(3),))
 MODEL = "soak"
 
 
@@ -58,7 +58,7 @@ class Fleet:
         folder: Path,
         count: int,
         *arguments: str | Path,
-        spec: ModelSpec = SPEC,
+        spec: LstmSpec = SPEC,
         stays: bool = False,
         command: list[str] = COMMAND,
     ) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lstmserve.config import Config
 from lstmserve.kserve.v2 import inference_pb2 as kserve
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
 from serving import Serving
 from soak.calls import PATH, Calls, Refused
@@ -29,8 +29,8 @@ from soak.conversation import Conversation
 from soak.fleet import MODEL, Fleet, fleet_of
 from soak.timing import pause
 
-WIDE_IN = ModelSpec(input_size=64, hidden_size=64, head=(Linear(8),))
-WIDE_OUT = ModelSpec(input_size=8, hidden_size=64, head=(Linear(64),))
+WIDE_IN = LstmSpec(input_size=64, hidden_size=64, head=(Linear(8),))
+WIDE_OUT = LstmSpec(input_size=8, hidden_size=64, head=(Linear(64),))
 ROWS = 10_000
 FLOODERS = 60
 POOL_BYTES = 16 << 20
@@ -264,7 +264,7 @@ async def _read(flood: Flood, call: Any) -> None:
 
 
 Form = Callable[[Flood, int], Awaitable[None]]
-FORMS: dict[str, tuple[Form, ModelSpec]] = {
+FORMS: dict[str, tuple[Form, LstmSpec]] = {
     "Step": (step, WIDE_IN),
     "StepStream": (step_stream, WIDE_IN),
     "StepMany": (step_many, WIDE_IN),

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from soak.calls import Calls, Refused
 from soak.conversation import Conversation
 from soak.fleet import Fleet, fleet_of
 from soak.timing import pause, percentile
 
-LARGE = ModelSpec(input_size=8, hidden_size=1024, num_layers=2, head=(Linear(4),))
+LARGE = LstmSpec(input_size=8, hidden_size=1024, num_layers=2, head=(Linear(4),))
 ROWS = 64
 PENDING_MAX = 64
 CHECKED = 8  # sessions: the oracle is as slow as the server

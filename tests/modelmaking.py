@@ -15,14 +15,14 @@ from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import Weights, build_portable, weight_shapes
 from lstmserve.graph.weights import fingerprint
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 
 Floats = npt.NDArray[np.float64]
 
-TINY = ModelSpec(input_size=3, hidden_size=5, num_layers=2, head=(Linear(2),))
+TINY = LstmSpec(input_size=3, hidden_size=5, num_layers=2, head=(Linear(2),))
 
 
-def random_weights(spec: ModelSpec, seed: int) -> Weights:
+def random_weights(spec: LstmSpec, seed: int) -> Weights:
     """Uniform in +-1/sqrt(hidden_size), as torch starts an LSTM; scales are near 1."""
     rng = np.random.default_rng(seed)
     bound = 1 / math.sqrt(spec.hidden_size)
@@ -33,7 +33,7 @@ def random_weights(spec: ModelSpec, seed: int) -> Weights:
     return weights
 
 
-def random_input(spec: ModelSpec, shape: tuple[int, ...], seed: int) -> npt.NDArray[np.generic]:
+def random_input(spec: LstmSpec, shape: tuple[int, ...], seed: int) -> npt.NDArray[np.generic]:
     """x float32 [*shape, input_size], or tokens int64 [*shape] for a model with an embedding."""
     rng = np.random.default_rng(seed)
     if spec.num_embeddings:
@@ -42,7 +42,7 @@ def random_input(spec: ModelSpec, shape: tuple[int, ...], seed: int) -> npt.NDAr
 
 
 def random_state(
-    spec: ModelSpec, batch: int, seed: int
+    spec: LstmSpec, batch: int, seed: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """h float32 [L*D, batch, state_size], c float32 [L*D, batch, hidden_size]."""
     rng = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def random_state(
 
 
 def reference(
-    spec: ModelSpec,
+    spec: LstmSpec,
     weights: Weights,
     x: npt.NDArray[np.generic],
     h0: npt.NDArray[np.generic] | None = None,
@@ -82,7 +82,7 @@ def reference(
 
 
 def _direction(
-    spec: ModelSpec, w: dict[str, Floats], layer: int, direction: int
+    spec: LstmSpec, w: dict[str, Floats], layer: int, direction: int
 ) -> tuple[Floats, Floats, Floats, Floats | None]:
     """W [4H, I], R [4H, state], b [4H] and P [H, P] or None of one direction of a layer."""
     prefix, gates = f"lstm.{layer}.", 4 * spec.hidden_size
@@ -117,7 +117,7 @@ def _softmax(z: Floats) -> Floats:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _head(spec: ModelSpec, w: dict[str, Floats], value: Floats) -> Floats:
+def _head(spec: LstmSpec, w: dict[str, Floats], value: Floats) -> Floats:
     activations = {
         "relu": lambda z: np.maximum(z, 0),
         "tanh": np.tanh,
@@ -133,7 +133,7 @@ def _head(spec: ModelSpec, w: dict[str, Floats], value: Floats) -> Floats:
     return value * w["output.scale"] + w["output.mean"] if spec.output_norm else value
 
 
-def make_golden(spec: ModelSpec, weights: Weights, seed: int) -> Golden:
+def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> Golden:
     """Three ragged sequences from random states; y past a sequence's end is zero."""
     lengths = np.array([7, 4, 1], np.int32)
     x = random_input(spec, (3, 7), seed)
@@ -148,7 +148,7 @@ def make_golden(spec: ModelSpec, weights: Weights, seed: int) -> Golden:
 
 
 def make_model(
-    folder: Path, spec: ModelSpec = TINY, seed: int = 0, *, name: str = "tiny", version: int = 1
+    folder: Path, spec: LstmSpec = TINY, seed: int = 0, *, name: str = "tiny", version: int = 1
 ) -> Weights:
     """Writes folder/NAME/VERSION as the export would and returns its weights; no torch needed."""
     weights = random_weights(spec, seed)

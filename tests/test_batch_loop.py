@@ -17,11 +17,11 @@ from lstmserve.engine.errors import ServeError, StoreTimeout
 from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.server.inbox import UNREAD_MAX, Inbox
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, submit
 
-SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+SPEC = LstmSpec(3, 8, 2, head=(Linear(2),))
 IN_FLIGHT_MAX = 2
 
 

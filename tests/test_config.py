@@ -9,7 +9,7 @@ import pytest
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import FRAME_BYTES, MESSAGE_BYTES_LIMIT, Config, settings
 from lstmserve.server.ports import share_bytes_max
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}
 # These two may not be below another setting, so that one goes along.
@@ -82,15 +82,15 @@ def test_every_setting_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("spec", "row_bytes"),
     [
-        (ModelSpec(2000, 4), 8000),
-        (ModelSpec(2, 4, head=(Linear(3000),)), 12_000),
-        (ModelSpec(2, 300, num_embeddings=9), 1200),
+        (LstmSpec(2000, 4), 8000),
+        (LstmSpec(2, 4, head=(Linear(3000),)), 12_000),
+        (LstmSpec(2, 300, num_embeddings=9), 1200),
     ],
     ids=["input", "output", "tokens"],
 )
-def test_messages_fit_the_longest_step(spec: ModelSpec, row_bytes: int) -> None:
+def test_messages_fit_the_longest_step(spec: LstmSpec, row_bytes: int) -> None:
     """The derived message limit fits length_max rows of input or output, with some room."""
-    config = Config(pending_bytes_max=1 << 30).resolved([ModelSpec(1, 1), spec])
+    config = Config(pending_bytes_max=1 << 30).resolved([LstmSpec(1, 1), spec])
     assert config.message_bytes_max is not None
     room = config.message_bytes_max - config.length_max * row_bytes
     assert 0 < room <= 1 << 20
@@ -98,10 +98,10 @@ def test_messages_fit_the_longest_step(spec: ModelSpec, row_bytes: int) -> None:
 
 def test_message_limit_has_bounds() -> None:
     """Never below gRPC's own default, never above 1 GiB, and a given one stays."""
-    assert Config().resolved([ModelSpec(1, 1)]).message_bytes_max == 4 << 20
-    huge = Config(pending_bytes_max=1 << 31).resolved([ModelSpec(65_536, 1)])
+    assert Config().resolved([LstmSpec(1, 1)]).message_bytes_max == 4 << 20
+    huge = Config(pending_bytes_max=1 << 31).resolved([LstmSpec(65_536, 1)])
     assert huge.message_bytes_max == MESSAGE_BYTES_LIMIT
-    assert Config(message_bytes_max=5000).resolved([ModelSpec(1, 1)]).message_bytes_max == 5000
+    assert Config(message_bytes_max=5000).resolved([LstmSpec(1, 1)]).message_bytes_max == 5000
 
 
 def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
@@ -110,9 +110,9 @@ def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
     with pytest.raises(ValueError, match=r"^pending_bytes_max is 8193, must be at least twice"):
         Config(pending_bytes_max=8193, message_bytes_max=4097).resolved([])
     derived = 8000 * 10_000 + FRAME_BYTES
-    Config(pending_bytes_max=2 * derived).resolved([ModelSpec(2000, 4)])
+    Config(pending_bytes_max=2 * derived).resolved([LstmSpec(2000, 4)])
     with pytest.raises(ValueError, match=f"message_bytes_max, which is {derived}"):
-        Config(pending_bytes_max=2 * derived - 1).resolved([ModelSpec(2000, 4)])
+        Config(pending_bytes_max=2 * derived - 1).resolved([LstmSpec(2000, 4)])
 
 
 def test_a_tenants_share_is_a_quarter_unless_told() -> None:

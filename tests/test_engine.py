@@ -37,11 +37,11 @@ from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.engine.session.capacity import EXPIRED_MAX
 from lstmserve.engine.session.opening import IfExists, OpenRequest
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, start_engine, submit, submit_block
 
-SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+SPEC = LstmSpec(3, 8, 2, head=(Linear(2),))
 SLICE = 4
 
 

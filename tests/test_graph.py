@@ -12,23 +12,23 @@ import pytest
 
 from lstmserve.graph import build_pool, build_portable, weight_shapes
 from lstmserve.graph.forms import state_widths
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input, random_state, random_weights
 
 HEAD = (Linear(3),)
 SPECS = {
-    "one layer": ModelSpec(5, 8, head=HEAD),
-    "three layers": ModelSpec(5, 8, 3, head=HEAD),
-    "no bias": ModelSpec(5, 8, 2, bias=False, head=(Linear(3, bias=False),)),
-    "no head": ModelSpec(5, 8, 2),
-    "wide": ModelSpec(33, 127, 2, head=(Linear(65), "relu", Linear(7))),
-    "projection": ModelSpec(5, 8, 2, proj_size=3, head=HEAD),
-    "embedding": ModelSpec(4, 8, num_embeddings=11, head=(Linear(11), "softmax")),
-    "norms": ModelSpec(5, 8, head=("tanh", Linear(3)), input_norm=True, output_norm=True),
+    "one layer": LstmSpec(5, 8, head=HEAD),
+    "three layers": LstmSpec(5, 8, 3, head=HEAD),
+    "no bias": LstmSpec(5, 8, 2, bias=False, head=(Linear(3, bias=False),)),
+    "no head": LstmSpec(5, 8, 2),
+    "wide": LstmSpec(33, 127, 2, head=(Linear(65), "relu", Linear(7))),
+    "projection": LstmSpec(5, 8, 2, proj_size=3, head=HEAD),
+    "embedding": LstmSpec(4, 8, num_embeddings=11, head=(Linear(11), "softmax")),
+    "norms": LstmSpec(5, 8, head=("tanh", Linear(3)), input_norm=True, output_norm=True),
 }
 BIDIRECTIONAL = {
-    "bidirectional": ModelSpec(5, 8, 2, bidirectional=True, head=HEAD),
-    "bidirectional projection": ModelSpec(5, 8, 2, proj_size=3, bidirectional=True, head=HEAD),
+    "bidirectional": LstmSpec(5, 8, 2, bidirectional=True, head=HEAD),
+    "bidirectional projection": LstmSpec(5, 8, 2, proj_size=3, bidirectional=True, head=HEAD),
 }
 ALL = SPECS | BIDIRECTIONAL
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -45,7 +45,7 @@ def open_model(model: onnx.ModelProto) -> ort.InferenceSession:
 class Portable:
     """A spec's portable graph with random weights and inputs: 16 ragged sequences of 12 rows."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: LstmSpec) -> None:
         self.spec, self.weights = spec, random_weights(spec, 1)
         self.session = open_model(build_portable(spec, self.weights))
         self.x = random_input(spec, (16, 12), 2)
@@ -108,7 +108,7 @@ def run_pool(portable: Portable, rows: Sequence[int]) -> Outputs:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_portable_and_pool_give_equal_bits(spec: ModelSpec) -> None:
+def test_portable_and_pool_give_equal_bits(spec: LstmSpec) -> None:
     """A model may be proved on one and served on the other."""
     portable = Portable(spec)
     y, hn, cn = portable.masked(run_pool(portable, range(16)))
@@ -117,7 +117,7 @@ def test_portable_and_pool_give_equal_bits(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_a_row_in_the_pool_has_its_bits_in_any_company(spec: ModelSpec) -> None:
+def test_a_row_in_the_pool_has_its_bits_in_any_company(spec: LstmSpec) -> None:
     """Alone, in pairs, in fives: the batch is whatever gathered."""
     portable = Portable(spec)
     y, hn, cn = portable.whole()
@@ -131,7 +131,7 @@ def test_a_row_in_the_pool_has_its_bits_in_any_company(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
-def test_every_sequence_alone_has_the_bits_it_has_in_the_batch(spec: ModelSpec) -> None:
+def test_every_sequence_alone_has_the_bits_it_has_in_the_batch(spec: LstmSpec) -> None:
     """Padding, neighbours and the size of the batch do not show."""
     portable = Portable(spec)
     y, hn, cn = portable.whole()
@@ -150,7 +150,7 @@ def test_every_sequence_alone_has_the_bits_it_has_in_the_batch(spec: ModelSpec) 
 
 @pytest.mark.parametrize("cuts", [range(13), [0, 5, 6, 12], [0, 1, 12]], ids=str)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_chunks_have_the_bits_of_the_whole(spec: ModelSpec, cuts: Sequence[int]) -> None:
+def test_chunks_have_the_bits_of_the_whole(spec: LstmSpec, cuts: Sequence[int]) -> None:
     """Ten thousand rows may come in one step or in ten thousand."""
     portable = Portable(spec)
     for chunk, whole in zip(portable.chunked(cuts), portable.whole(), strict=True):
@@ -158,7 +158,7 @@ def test_chunks_have_the_bits_of_the_whole(spec: ModelSpec, cuts: Sequence[int])
 
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
-def test_a_sequence_without_rows_keeps_its_state(spec: ModelSpec) -> None:
+def test_a_sequence_without_rows_keeps_its_state(spec: LstmSpec) -> None:
     """onnxruntime's own LSTM would answer zeros."""
     portable = Portable(spec)
     lengths = np.where(np.arange(16) % 3, portable.lengths, 0).astype(np.int32)
@@ -179,7 +179,7 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_every_pool_input_has_exactly_two_readers(spec: ModelSpec) -> None:
+def test_every_pool_input_has_exactly_two_readers(spec: LstmSpec) -> None:
     """Its Gather and its ScatterND, whose output is a graph output: else no update in place."""
     graph = build_pool(spec, random_weights(spec, 0)).graph
     outputs = {value.name for value in graph.output}
@@ -194,7 +194,7 @@ def test_every_pool_input_has_exactly_two_readers(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
-def test_weights_are_constants_and_never_graph_inputs(spec: ModelSpec) -> None:
+def test_weights_are_constants_and_never_graph_inputs(spec: LstmSpec) -> None:
     """onnxruntime prepacks constants only, and without prepacking a batch of one differs."""
     graph = build_portable(spec, random_weights(spec, 0)).graph
     inputs = {value.name for value in graph.input}
@@ -206,7 +206,7 @@ def test_weights_are_constants_and_never_graph_inputs(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", BIDIRECTIONAL.values(), ids=BIDIRECTIONAL)
-def test_a_bidirectional_model_has_no_pool(spec: ModelSpec) -> None:
+def test_a_bidirectional_model_has_no_pool(spec: LstmSpec) -> None:
     """It reads whole sequences."""
     with pytest.raises(ValueError, match="no pool"):
         build_pool(spec, random_weights(spec, 0))

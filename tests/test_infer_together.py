@@ -21,12 +21,12 @@ from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.kserve.infer import InferCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from lstmserve.tokens import Limits
 from modelmaking import random_input
 from traffic import start_engine
 
-SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+SPEC = LstmSpec(3, 8, 2, head=(Linear(2),))
 UINT64_MAX = (1 << 64) - 1
 
 

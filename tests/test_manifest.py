@@ -27,7 +27,7 @@ from lstmserve.manifest import (
     sha256,
     write_model,
 )
-from lstmserve.spec import InvalidSpec, Linear, ModelSpec
+from lstmserve.spec import InvalidSpec, Linear, LstmSpec
 from modelmaking import TINY, make_golden, make_model, random_weights
 
 
@@ -219,8 +219,8 @@ def test_weights_that_do_not_fit_their_spec_are_told_apart() -> None:
 
 def test_specs_are_json_and_back() -> None:
     """Also with every field set."""
-    spec = ModelSpec(4, 6, 2, 3, False, False, (Linear(5), "tanh", Linear(2, False)), 0, True, True)
-    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    spec = LstmSpec(4, 6, 2, 3, False, False, (Linear(5), "tanh", Linear(2, False)), 0, True, True)
+    assert LstmSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_specs_are_json_and_back() -> None:
 def test_impossible_specs_are_refused(values: dict[str, Any]) -> None:
     """Before anything is built from them."""
     with pytest.raises(InvalidSpec):
-        ModelSpec.from_json({"input_size": 3, "hidden_size": 5, **values})
+        LstmSpec.from_json({"input_size": 3, "hidden_size": 5, **values})
 
 
 def test_versions_are_listed_and_strangers_passed_over(tmp_path: Path) -> None:

@@ -10,22 +10,22 @@ import pytest
 
 from lstmserve.golden import excess
 from lstmserve.manifest import MODEL, read_model
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import TINY, make_model
 
 SPECS = {
     "tiny": TINY,
-    "no bias, no head": ModelSpec(2, 4, bias=False),
-    "projected": ModelSpec(3, 6, num_layers=2, proj_size=4, head=(Linear(5), "relu", Linear(2))),
-    "projected, bidirectional": ModelSpec(3, 6, 2, proj_size=4, bidirectional=True),
-    "bidirectional": ModelSpec(3, 4, 2, bidirectional=True, head=(Linear(3), "softmax")),
-    "embedding": ModelSpec(4, 6, num_embeddings=11, head=("tanh", Linear(11, bias=False))),
-    "normalised": ModelSpec(3, 4, head=(Linear(2), "sigmoid"), input_norm=True, output_norm=True),
+    "no bias, no head": LstmSpec(2, 4, bias=False),
+    "projected": LstmSpec(3, 6, num_layers=2, proj_size=4, head=(Linear(5), "relu", Linear(2))),
+    "projected, bidirectional": LstmSpec(3, 6, 2, proj_size=4, bidirectional=True),
+    "bidirectional": LstmSpec(3, 4, 2, bidirectional=True, head=(Linear(3), "softmax")),
+    "embedding": LstmSpec(4, 6, num_embeddings=11, head=("tanh", Linear(11, bias=False))),
+    "normalised": LstmSpec(3, 4, head=(Linear(2), "sigmoid"), input_norm=True, output_norm=True),
 }
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_reference_agrees_with_onnxruntime(tmp_path: Path, spec: ModelSpec) -> None:
+def test_reference_agrees_with_onnxruntime(tmp_path: Path, spec: LstmSpec) -> None:
     """The float64 reference passes the parity gate against the written model.onnx."""
     make_model(tmp_path, spec, seed=7)
     case = read_model(tmp_path, "tiny", 1).golden["random"]

@@ -21,11 +21,11 @@ from lstmserve.engine.errors import (
 )
 from lstmserve.engine.scheduling.digest import digest
 from lstmserve.engine.scheduling.work import ANSWERED, Request
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input
 from traffic import Oracle, number_of, open_session, start_engine, submit, submit_block
 
-SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+SPEC = LstmSpec(3, 8, 2, head=(Linear(2),))
 SLICE = 4
 
 

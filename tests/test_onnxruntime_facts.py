@@ -13,10 +13,10 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from lstmserve.graph import build_portable
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from modelmaking import random_weights
 
-SPEC = ModelSpec(5, 8)
+SPEC = LstmSpec(5, 8)
 RUN = """
 import numpy as np, onnxruntime as ort, sys
 session = ort.InferenceSession(sys.stdin.buffer.read(), providers=["CPUExecutionProvider"])

@@ -16,19 +16,19 @@ from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.scheduling.queues import ReadyQueues
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input
 from traffic import Oracle, Reply, open_session, start_engine, submit, submit_block
 
 SPECS = {
-    "one layer": ModelSpec(3, 8, head=(Linear(2),)),
-    "two layers, activations": ModelSpec(
+    "one layer": LstmSpec(3, 8, head=(Linear(2),)),
+    "two layers, activations": LstmSpec(
         4, 16, 2, head=("relu", Linear(7), "tanh", Linear(3), "softmax"), input_norm=True
     ),
-    "three layers, no bias": ModelSpec(2, 12, 3, bias=False, head=(Linear(2, bias=False),)),
-    "projection": ModelSpec(5, 16, 2, proj_size=6, head=(Linear(4),), output_norm=True),
-    "embedding": ModelSpec(6, 10, num_embeddings=27, head=(Linear(27),)),
-    "no head": ModelSpec(3, 33),
+    "three layers, no bias": LstmSpec(2, 12, 3, bias=False, head=(Linear(2, bias=False),)),
+    "projection": LstmSpec(5, 16, 2, proj_size=6, head=(Linear(4),), output_norm=True),
+    "embedding": LstmSpec(6, 10, num_embeddings=27, head=(Linear(27),)),
+    "no head": LstmSpec(3, 33),
 }
 SESSIONS = 200
 
@@ -133,7 +133,7 @@ class Traffic:
 
 async def drive(
     folder: Path,
-    spec: ModelSpec,
+    spec: LstmSpec,
     seed: int,
     rows: int,
     plant: Callable[[Engine, pytest.MonkeyPatch], None] | None = None,

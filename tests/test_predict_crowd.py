@@ -14,11 +14,11 @@ from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.errors import Draining, ModelError, Overloaded
 from lstmserve.engine.predict import Prediction, PredictJob
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input, random_state
 from traffic import Oracle, open_session, start_engine, submit
 
-SPEC = ModelSpec(3, 8, 2, head=(Linear(2),))
+SPEC = LstmSpec(3, 8, 2, head=(Linear(2),))
 LIMITS = {
     "slice_rows_max": 4,
     "batch_cells_max": 32,

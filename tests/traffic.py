@@ -21,7 +21,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.engine.session.live_sessions import SessionStart
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from modelmaking import make_model
 
 TTL_NS = 3600 * 10**9
@@ -128,7 +128,7 @@ State = npt.NDArray[np.float32]
 class Oracle:
     """Whole sequences on the portable model.onnx of a folder."""
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+    def __init__(self, folder: Path, spec: LstmSpec) -> None:
         self._spec = spec
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -153,7 +153,7 @@ class Oracle:
 
 
 def start_engine(
-    folder: Path, spec: ModelSpec, seed: int = 0, metrics: Any = None, **settings: Any
+    folder: Path, spec: LstmSpec, seed: int = 0, metrics: Any = None, **settings: Any
 ) -> Engine:
     """An engine with one model "m", made in `folder`; not running yet."""
     make_model(folder, spec, seed, name="m")

@@ -29,7 +29,7 @@ from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import SERVICES, make_server
 from lstmserve.server.transport import QueueServer
 from lstmserve.server.transport.health import Health
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from lstmserve.store import Store
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb
@@ -38,9 +38,9 @@ from refusals import Refusal, refusal
 from traffic import Oracle
 
 SPECS = {
-    "m": ModelSpec(3, 8, 2, head=(Linear(2),)),
-    "letters": ModelSpec(6, 10, num_embeddings=27, head=(Linear(5),)),
-    "both": ModelSpec(3, 4, bidirectional=True, head=(Linear(2),)),
+    "m": LstmSpec(3, 8, 2, head=(Linear(2),)),
+    "letters": LstmSpec(6, 10, num_embeddings=27, head=(Linear(5),)),
+    "both": LstmSpec(3, 4, bidirectional=True, head=(Linear(2),)),
 }
 DEADLINE_S = 30.0
 NO_LIMITS = Limits()  # of the caller, whoever it is

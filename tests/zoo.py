@@ -10,15 +10,15 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.graph import Weights
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from modelmaking import TINY, Floats, make_model, reference
 from serving import COMMAND, Serving
 
 SPECS: Final = {
     "tiny": TINY,
-    "letters": ModelSpec(input_size=4, hidden_size=6, num_embeddings=10, head=(Linear(3),)),
-    "projected": ModelSpec(input_size=3, hidden_size=6, num_layers=2, proj_size=4),
-    "both": ModelSpec(input_size=3, hidden_size=4, bidirectional=True, head=(Linear(2),)),
+    "letters": LstmSpec(input_size=4, hidden_size=6, num_embeddings=10, head=(Linear(3),)),
+    "projected": LstmSpec(input_size=3, hidden_size=6, num_layers=2, proj_size=4),
+    "both": LstmSpec(input_size=3, hidden_size=4, bidirectional=True, head=(Linear(2),)),
 }
 TOLERANCE: Final = 2e-5
 

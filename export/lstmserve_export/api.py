@@ -23,6 +23,7 @@ from lstmserve.manifest import (
     sha256,
     write_model,
 )
+from lstmserve.spec import ModelSpec
 from lstmserve_export.convert import convert
 from lstmserve_export.network import (
     Network,
@@ -149,7 +150,7 @@ def export_network(
     manifest = Manifest(
         name=target.name,
         version=version,
-        spec=spec,
+        spec=ModelSpec.of_lstm(spec),
         fingerprint=fingerprint(spec, weights),
         sha256={file: sha256(data) for file, data in files.items()},
         versions={package: package_version(package) for package in PACKAGES},

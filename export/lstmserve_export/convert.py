@@ -9,7 +9,7 @@ from torch import nn
 
 from lstmserve.graph import Weights, check_weights
 from lstmserve.graph.weights import suffixes
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from lstmserve_export.network import Network
 from lstmserve_export.refusal import Refused
 
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float32]
 GATE_ORDER = (0, 3, 1, 2)
 
 
-def convert(network: Network, spec: ModelSpec) -> Weights:
+def convert(network: Network, spec: LstmSpec) -> Weights:
     """The float32 tensors of weight_shapes(spec). Raises Refused for what float32 cannot hold."""
     weights: dict[str, Array] = {}
     if network.embedding is not None:
@@ -42,7 +42,7 @@ def convert(network: Network, spec: ModelSpec) -> Weights:
     return weights
 
 
-def _plain(lstm: nn.LSTM, spec: ModelSpec, layer: int) -> dict[str, Array]:
+def _plain(lstm: nn.LSTM, spec: LstmSpec, layer: int) -> dict[str, Array]:
     ends = suffixes(spec)
     weights = {
         f"lstm.{layer}.{kind}": np.stack([_gates(lstm, f"{part}_l{layer}{end}") for end in ends])
@@ -57,7 +57,7 @@ def _plain(lstm: nn.LSTM, spec: ModelSpec, layer: int) -> dict[str, Array]:
     return weights
 
 
-def _projected(lstm: nn.LSTM, spec: ModelSpec, layer: int) -> dict[str, Array]:
+def _projected(lstm: nn.LSTM, spec: LstmSpec, layer: int) -> dict[str, Array]:
     weights: dict[str, Array] = {}
     for end in suffixes(spec):
         prefix, suffix = f"lstm.{layer}.", f"_l{layer}{end}"

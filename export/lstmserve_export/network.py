@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lstmserve.spec import Activation, HeadLayer, InvalidSpec, Linear, ModelSpec
+from lstmserve.spec import Activation, HeadLayer, InvalidSpec, Linear, LstmSpec
 from lstmserve_export.refusal import Refused, shorten
 
 Floats = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ def take_embedding(module: nn.Embedding | None) -> nn.Embedding | None:
     return table.eval().requires_grad_(False)
 
 
-def describe(network: Network) -> ModelSpec:
+def describe(network: Network) -> LstmSpec:
     """The network's spec. Raises Refused where its parts do not fit each other."""
     lstm, embedding = network.lstm, network.embedding
     if embedding is not None and embedding.embedding_dim != lstm.input_size:
@@ -135,7 +135,7 @@ def describe(network: Network) -> ModelSpec:
             "name another embedding or LSTM"
         )
     try:
-        spec = ModelSpec(
+        spec = LstmSpec(
             input_size=lstm.input_size,
             hidden_size=lstm.hidden_size,
             num_layers=lstm.num_layers,

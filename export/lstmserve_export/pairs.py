@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.golden import Floats, Golden, torch_error_max
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from lstmserve_export.network import Network
 from lstmserve_export.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
@@ -72,7 +72,7 @@ class _Fields:
         return array
 
 
-def take_pairs(arrays: Arrays, network: Network, spec: ModelSpec) -> Golden:
+def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> Golden:
     """The pairs as a golden case: y is the user's, torch_error is this torch's on their x.
 
     Raises Refused for what docs/EXPORT.md does not have.
@@ -96,7 +96,7 @@ def take_pairs(arrays: Arrays, network: Network, spec: ModelSpec) -> Golden:
     return case
 
 
-def _inputs(fields: _Fields, spec: ModelSpec) -> Inputs:
+def _inputs(fields: _Fields, spec: LstmSpec) -> Inputs:
     name = "tokens" if spec.num_embeddings else "x"
     shape = fields.arrays[name].shape if name in fields.arrays else ()
     count, rows = shape[:2] if len(shape) >= 2 else (0, 0)
@@ -121,7 +121,7 @@ def _inputs(fields: _Fields, spec: ModelSpec) -> Inputs:
     return Inputs(x, lengths.astype(np.int32), h0.astype(np.float32), c0.astype(np.float32))
 
 
-def _state_shapes(spec: ModelSpec, count: int, h: str, c: str) -> dict[str, tuple[int, int, int]]:
+def _state_shapes(spec: LstmSpec, count: int, h: str, c: str) -> dict[str, tuple[int, int, int]]:
     layers = spec.num_layers * spec.num_directions
     return {h: (layers, count, spec.state_size), c: (layers, count, spec.hidden_size)}
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lstmserve.golden import Floats, Golden, excess, torch_error_max
 from lstmserve.runtime import ort
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 from lstmserve_export.network import Network
 from lstmserve_export.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
@@ -25,7 +25,7 @@ Array = npt.NDArray[np.floating[Any]]
 Outputs = tuple[Array, Array, Array]
 
 
-def probe(network: Network, spec: ModelSpec, longest: Sequence[int] = LENGTHS) -> Inputs:
+def probe(network: Network, spec: LstmSpec, longest: Sequence[int] = LENGTHS) -> Inputs:
     """Random sequences for a spec: half start from zeros as new sessions do, half from a state.
 
     Fewer rows where inputs and outputs are so wide that golden.npz would become large.
@@ -48,7 +48,7 @@ def probe(network: Network, spec: ModelSpec, longest: Sequence[int] = LENGTHS) -
     return Inputs(x, lengths, h0.astype(np.float32), c0.astype(np.float32))
 
 
-def probing(network: Network, spec: ModelSpec) -> tuple[Golden, float]:
+def probing(network: Network, spec: LstmSpec) -> tuple[Golden, float]:
     """The probe with torch's answers, and torch's error on the longest one.
 
     Where float32 is left behind on it the sequences are halved until the answers prove something.
@@ -120,7 +120,7 @@ def judge(outputs: Outputs, case: Golden) -> float:
 
 
 def prove(
-    content: bytes, spec: ModelSpec, case: Golden, progress: Callable[[str], None]
+    content: bytes, spec: LstmSpec, case: Golden, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """The parity report of model.onnx on the probe's case. Raises Refused where the gate is shut.
 

@@ -6,7 +6,7 @@ import shlex
 
 from rich.console import Console
 
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 from lstmserve_export.api import Exported
 
 
@@ -30,7 +30,7 @@ def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: 
 
 
 def _rows(exported: Exported) -> list[tuple[str, str]]:
-    manifest, spec, parity = exported.manifest, exported.manifest.spec, exported.manifest.parity
+    manifest, spec, parity = exported.manifest, exported.manifest.lstm, exported.manifest.parity
     worst = max(parity["excess"].values())
     return [
         ("model", f"{manifest.name}:{manifest.version}  ({exported.bytes:,} bytes)"),
@@ -44,7 +44,7 @@ def _rows(exported: Exported) -> list[tuple[str, str]]:
     ]
 
 
-def describe_lstm(spec: ModelSpec) -> str:
+def describe_lstm(spec: LstmSpec) -> str:
     """Its sizes in words."""
     source = f"{spec.num_embeddings} tokens -> " if spec.num_embeddings else ""
     parts = [f"{source}{spec.input_size} -> {spec.hidden_size}", f"{spec.num_layers} layer(s)"]
@@ -54,7 +54,7 @@ def describe_lstm(spec: ModelSpec) -> str:
     return ", ".join(parts)
 
 
-def describe_head(spec: ModelSpec) -> str:
+def describe_head(spec: LstmSpec) -> str:
     """Its layers in order."""
     width, parts = spec.lstm_output_size, []
     for layer in spec.head:
@@ -66,7 +66,7 @@ def describe_head(spec: ModelSpec) -> str:
     return ", ".join(parts) or f"none: y is the LSTM's output [{width}]"
 
 
-def formula(spec: ModelSpec) -> str:
+def formula(spec: LstmSpec) -> str:
     """What y is, as the spec has it."""
     x = "embedding(tokens)" if spec.num_embeddings else "x"
     x = "(x - mean) / scale" if spec.input_norm else x

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lstmserve.address import host_port, is_loopback
+from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve.tokens import LIMIT_MAX
 
@@ -303,5 +304,5 @@ def settings() -> dict[str, dataclasses.Field[Any]]:
 
 def _row_bytes(spec: ModelSpec) -> int:
     """Largest wire size of one row, either of the input or of y."""
-    row = TOKEN_BYTES_MAX if spec.num_embeddings else 4 * spec.input_size
-    return max(row, 4 * spec.output_size)
+    forms = (RowFormat(spec.inputs), RowFormat(spec.outputs))
+    return max(4 * form.floats + TOKEN_BYTES_MAX * form.ints for form in forms)

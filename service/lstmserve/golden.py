@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 Number = TypeVar("Number", bound=np.generic)
 Array = npt.NDArray[np.generic]
@@ -75,7 +75,7 @@ def torch_error_max(case: Golden) -> float:
     return TORCH_ERROR_MAX * max(1.0, *(float(np.abs(each).max(initial=0)) for each in known))
 
 
-def check_golden(cases: Mapping[str, Golden], spec: ModelSpec) -> None:
+def check_golden(cases: Mapping[str, Golden], spec: LstmSpec) -> None:
     """Raises InvalidGolden unless the cases fit the spec and prove something."""
     if not cases:
         raise InvalidGolden(f"golden.npz has no rows, so it proves nothing: {AGAIN}")
@@ -84,7 +84,7 @@ def check_golden(cases: Mapping[str, Golden], spec: ModelSpec) -> None:
             raise InvalidGolden(f"golden.npz: {name[:40]!r}: {fault}: {AGAIN}")
 
 
-def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
+def _faults(case: Golden, spec: LstmSpec) -> Iterator[str]:
     """The faults of a case. A check may rely on those before it, as the first fault is raised."""
     if case.x.ndim < 2 or 0 in case.x.shape[:2]:
         yield f"x is {list(case.x.shape)}, must be [N, T, ...] with a row at least"

@@ -21,7 +21,7 @@ from typing import Any
 from lstmserve.golden import Golden, InvalidGolden, check_golden, load_golden
 from lstmserve.graph import InvalidModel, Weights, read_weights
 from lstmserve.graph.weights import fingerprint
-from lstmserve.spec import InvalidSpec, ModelSpec
+from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec
 
 FORMAT = 1
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
@@ -52,13 +52,19 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def lstm(self) -> LstmSpec:
+        """The spec of kind "lstm"."""
+        assert self.spec.lstm is not None
+        return self.spec.lstm
+
     def to_json(self) -> str:
         """The text of manifest.json."""
         values = {
             "format": FORMAT,
             "name": self.name,
             "version": self.version,
-            "spec": self.spec.to_json(),
+            "spec": self.lstm.to_json(),
             "fingerprint": self.fingerprint,
             "sha256": dict(self.sha256),
             "versions": dict(self.versions),
@@ -77,7 +83,7 @@ class Manifest:
                     f"{MANIFEST} has format {found!r}, this release reads {FORMAT}: "
                     "export again, or serve it with the release that exported it"
                 )
-            spec = ModelSpec.from_json(values.pop("spec"))
+            spec = ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")))
             _check_kinds(values)
             return cls(spec=spec, notes=tuple(values.pop("notes", ())), **values)
         except InvalidModelFolder:
@@ -189,9 +195,9 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
                     f"{file} is not the file that was exported (its sha256 differs): "
                     "copy it again or export again"
                 )
-        weights = read_weights(contents[MODEL], manifest.spec)
+        weights = read_weights(contents[MODEL], manifest.lstm)
         golden = load_golden(contents[GOLDEN])
-        check_golden(golden, manifest.spec)
+        check_golden(golden, manifest.lstm)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidModelFolder(f"{folder}: cannot be read: {error}") from error
     except MemoryError as error:
@@ -202,7 +208,7 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
         raise InvalidModelFolder(
             f"{folder} holds {manifest.name}:{manifest.version}: put it in the folder of that name"
         )
-    if manifest.fingerprint != fingerprint(manifest.spec, weights):
+    if manifest.fingerprint != fingerprint(manifest.lstm, weights):
         raise InvalidModelFolder(f"{folder}: the fingerprint does not match the weights")
     return ModelFiles(manifest, weights, golden)
 

@@ -1,10 +1,25 @@
-"""The spec of a model: its sizes and the layers after the LSTM. No arrays, no I/O."""
+"""What a model says of itself: the names, shapes and dtypes of its inputs, outputs and states.
+
+ModelSpec is all that the engine, the dialects and the clients know of a model. LstmSpec has the
+layers of an nn.LSTM and its head, from which the graph is built. No arrays, no I/O.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Final, Literal
+
+Dtype = Literal["float32", "int64", "bool"]
+DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
+TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+NEXT: Final = ".next"  # the step graph's output NAME.next is the state NAME after the step
+RANK_MAX: Final = 8
+TENSORS_MAX: Final = 1024
+Kind = Literal["lstm", "network"]
 
 Activation = Literal["relu", "tanh", "sigmoid", "softmax"]
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh", "sigmoid", "softmax")
@@ -14,6 +29,49 @@ LAYERS_MAX = 64
 
 class InvalidSpec(ValueError):
     """No model can have this spec. The message names the field and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of one time step of one session: its shape has no axes for batch and time.
+
+    Raises InvalidSpec.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not TENSOR_NAME.fullmatch(self.name):
+            raise InvalidSpec(f"tensor name {self.name!r} must match {TENSOR_NAME.pattern}")
+        if self.dtype not in DTYPE_BYTES:
+            raise InvalidSpec(f"{self.name} is of {self.dtype!r}, not {', '.join(DTYPE_BYTES)}")
+        is_shape = isinstance(self.shape, tuple) and len(self.shape) <= RANK_MAX
+        if not is_shape or not all(type(n) is int and 1 <= n <= 1 << 31 for n in self.shape):
+            raise InvalidSpec(f"{self.name} has the impossible shape {self.shape!r}")
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its values."""
+        return self.size * DTYPE_BYTES[self.dtype]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; from_json(to_json()) is equal to self."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TensorSpec:
+        """Reads what to_json wrote. Raises InvalidSpec."""
+        try:
+            return cls(values["name"], tuple(values["shape"]), values["dtype"])
+        except (TypeError, KeyError) as error:
+            raise InvalidSpec(f"malformed tensor: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +86,8 @@ HeadLayer = Linear | Activation
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """y = head(lstm(x)), in torch.nn.LSTM's names.
+class LstmSpec:
+    """The network y = head(lstm(x)), in torch.nn.LSTM's names.
 
     `head` is applied to every time step, in order; empty: y is the LSTM's own output.
     `num_embeddings` > 0: the input is tokens [T] and `input_size` is the embedding's width.
@@ -93,6 +151,25 @@ class ModelSpec:
         widths = [layer.out_features for layer in self.head if isinstance(layer, Linear)]
         return widths[-1] if widths else self.lstm_output_size
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """`tokens`, an integer, or `x` [input_size]."""
+        if self.num_embeddings:
+            return (TensorSpec("tokens", (), "int64"),)
+        return (TensorSpec("x", (self.input_size,)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """`y` [output_size]."""
+        return (TensorSpec("y", (self.output_size,)),)
+
+    @property
+    def states(self) -> tuple[TensorSpec, ...]:
+        """torch's h and c, without the axis of the batch."""
+        layers = self.num_layers * self.num_directions
+        h, c = (layers, self.state_size), (layers, self.hidden_size)
+        return TensorSpec("h", h), TensorSpec("c", c)
+
     def layer_input_size(self, layer: int) -> int:
         """Width of what LSTM layer `layer` (from 0) reads."""
         return self.input_size if layer == 0 else self.lstm_output_size
@@ -109,7 +186,7 @@ class ModelSpec:
         return values
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+    def from_json(cls, values: Mapping[str, Any]) -> LstmSpec:
         """Reads what to_json wrote. Raises InvalidSpec, also for unknown fields."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
@@ -126,3 +203,82 @@ def _head_layer(value: Any) -> HeadLayer:
     if isinstance(value, str):
         return value  # type: ignore[return-value]  # __post_init__ holds it to ACTIVATIONS
     return Linear(value["linear"], value["bias"])
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What everything but the graph knows of a model. Raises InvalidSpec.
+
+    `inputs` and `outputs` are float32 or int64. `states` are a session's memory. If `is_streaming`
+    is False, the model only takes whole sequences (Predict). `lstm` has the layers of kind "lstm";
+    it is None for kind "network".
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...]
+    is_streaming: bool = True
+    lstm: LstmSpec | None = None
+
+    def __post_init__(self) -> None:
+        for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not tensors:
+                raise InvalidSpec(f"{what}: a model has at least one")
+            for tensor in tensors:
+                if tensor.dtype == "bool":
+                    raise InvalidSpec(f"{what}: {tensor.name} is bool, must be float32 or int64")
+        if len(self.inputs) + len(self.outputs) + len(self.states) > TENSORS_MAX:
+            raise InvalidSpec(f"a model has at most {TENSORS_MAX} inputs, outputs and states")
+        if self.lstm is None:
+            _check_names((*self.inputs, *self.states))
+            _check_names((*self.outputs, *(_next(state) for state in self.states)))
+
+    @classmethod
+    def of_lstm(cls, lstm: LstmSpec) -> ModelSpec:
+        """The spec of a model of kind "lstm"."""
+        return cls(lstm.inputs, lstm.outputs, lstm.states, not lstm.bidirectional, lstm)
+
+    @property
+    def kind(self) -> Kind:
+        """ "lstm": the graph is built from the weights; "network": a step graph."""
+        return "network" if self.lstm is None else "lstm"
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of one session's states."""
+        return sum(state.bytes for state in self.states)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values of a spec of kind "network"; from_json(to_json()) is equal to self."""
+        assert self.lstm is None
+        groups = ("inputs", "outputs", "states")
+        return {group: [each.to_json() for each in getattr(self, group)] for group in groups}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Reads what to_json wrote. Raises InvalidSpec, also for unknown fields."""
+        groups = ("inputs", "outputs", "states")
+        if set(values) != set(groups):
+            raise InvalidSpec(f"the fields are {sorted(values)}, must be {', '.join(groups)}")
+        inputs, outputs, states = (
+            tuple(map(TensorSpec.from_json, values[group])) for group in groups
+        )
+        return cls(inputs, outputs, states)
+
+
+def _next(state: TensorSpec) -> TensorSpec:
+    return TensorSpec(state.name + NEXT, state.shape, state.dtype)
+
+
+def _check_names(tensors: Sequence[TensorSpec]) -> None:
+    """Raises InvalidSpec where two tensors on one side of the graph have the same name."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise InvalidSpec(f"two tensors are named {tensor.name}: rename one of them")
+        seen.add(tensor.name)
+
+
+def find_tensor(tensors: Iterable[TensorSpec], name: str) -> TensorSpec | None:
+    """The tensor of that name."""
+    return next((each for each in tensors if each.name == name), None)

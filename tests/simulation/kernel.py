@@ -19,9 +19,9 @@ from lstmserve.engine.compute.pool import ZERO, Pool, Slots, StateRows
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.model import slots_for
 from lstmserve.graph.forms import state_widths
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 
-SPEC = ModelSpec(1, 2, 2, head=(Linear(2),))
+SPEC = LstmSpec(1, 2, 2, head=(Linear(2),))
 WIDTHS = state_widths(SPEC)
 STATE_SIZE = sum(WIDTHS.values())
 OUTPUT_SIZE = SPEC.output_size

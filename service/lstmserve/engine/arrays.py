@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Input = npt.NDArray[Any]
-"""x float32 [T, I], or tokens int64 [T]."""
+"""Rows [T, ...] of a model's inputs, in its RowFormat (lstmserve/rows.py)."""
 Floats = npt.NDArray[np.float32]
 """States and other values; each use says its axes."""
 Output = npt.NDArray[np.float32]

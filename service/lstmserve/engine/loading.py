@@ -48,7 +48,7 @@ def load_models(
             files.append(read_model(config.models, name, version))
         except InvalidModelFolder as error:
             refusals.add(f"{name}/{version}", error)
-    steppable = [each for each in files if not each.manifest.spec.bidirectional]
+    steppable = [each for each in files if each.manifest.spec.is_streaming]
     share = config.pool_bytes // max(1, len(steppable))
     for each in files:
         try:
@@ -106,7 +106,7 @@ def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: 
     Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge and DeviceUnavailable.
     """
     manifest = files.manifest
-    spec = manifest.spec
+    spec = manifest.lstm
     pool = kernel = portable = None
     sessions = 0
     try:
@@ -140,7 +140,7 @@ def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: 
     return Model(
         name=manifest.name,
         version=manifest.version,
-        spec=spec,
+        spec=manifest.spec,
         fingerprint=manifest.fingerprint,
         device=device,
         pool=pool,

@@ -1,6 +1,6 @@
 """One served version of a model, with its pool, kernel, scheduler and counters.
 
-It also converts between a client's h and c and the pool's rows. It decides nothing.
+It decides nothing.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Floats
 from lstmserve.engine.compute.device import Device
 from lstmserve.engine.compute.kernel import Kernel, PortableKernel
-from lstmserve.engine.compute.pool import RESERVED, Pool, StateRows
+from lstmserve.engine.compute.pool import RESERVED, Pool
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
+from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 
 SELF_TEST_SLOTS = 48  # the most that selftest.py takes at once
@@ -62,10 +60,16 @@ class Model:
     sessions: int = 0  # its rows of the table, detached ones too; LiveSessions counts them
     scheduler: Scheduler | None = None
     metrics: ModelCounters = field(init=False, repr=False)
-    output_size: int = field(init=False)  # the spec computes it at every access
+    inputs: RowFormat = field(init=False)
+    outputs: RowFormat = field(init=False)
 
     def __post_init__(self) -> None:
-        self.output_size = self.spec.output_size
+        self.inputs = RowFormat(self.spec.inputs)
+        self.outputs = RowFormat(self.spec.outputs)
+
+    @property
+    def output_size(self) -> int:
+        return self.outputs.floats
 
     @property
     def slots(self) -> int:
@@ -88,26 +92,6 @@ class Model:
             self.scheduler = Scheduler(
                 config, table, self.pool, self.output_size, on_idle, on_moved
             )
-
-    def rows_from(self, h: Floats, c: Floats) -> StateRows:
-        """A client's h [L, N, state], c [L, N, H] as rows of the pool, each [N, width].
-
-        Denormals become zero: one denormal makes its step up to 25 times as slow.
-        """
-        tiny = np.finfo(np.float32).tiny
-        h, c = (np.where(np.abs(state) < tiny, np.float32(0), state) for state in (h, c))
-        return self.rows_as_they_are(h, c)
-
-    def rows_as_they_are(self, h: Floats, c: Floats) -> StateRows:
-        """Converts like rows_from(), but keeps every bit: for states that this server computed."""
-        layers = range(self.spec.num_layers)
-        return {f"h.{i}": h[i] for i in layers} | {f"c.{i}": c[i] for i in layers}
-
-    def state_from(self, rows: StateRows) -> tuple[Floats, Floats]:
-        """Rows of the pool, each [N, width], as h [L, N, state] and c [L, N, H]."""
-        layers = range(self.spec.num_layers)
-        h, c = (np.stack([rows[f"{kind}.{layer}"] for layer in layers]) for kind in ("h", "c"))
-        return h, c
 
 
 def slots_for(sessions: int, config: Config) -> int:

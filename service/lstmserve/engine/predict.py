@@ -17,6 +17,7 @@ from lstmserve.config import Config
 from lstmserve.engine.arrays import Floats, Input, Output
 from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.compute.kernel import KernelError
+from lstmserve.engine.compute.pool import States, without_denormals
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model
 from lstmserve.engine.scheduling.plan import groups_of
@@ -27,14 +28,12 @@ RETRY_S = 0.2
 
 @dataclass(slots=True)
 class Prediction:
-    """The result for N sequences: y of all, one after another, `lengths` [N] rows each;
-    hn [L*D, N, state] and cn [L*D, N, H].
-    """
+    """The result for N sequences: y of all, one after another, `lengths` [N] rows each, and the
+    final states [N, *shape] by name."""
 
     y: Output
     lengths: npt.NDArray[np.int32]
-    hn: Floats | None = None
-    cn: Floats | None = None
+    finals: States | None = None
     queue_ns: int = 0
     compute_ns: int = 0
 
@@ -42,13 +41,12 @@ class Prediction:
 @dataclass(slots=True)
 class PredictJob:
     """Checked input of N sequences: x of all, one after another, `lengths` [N] rows each;
-    h0 [L*D, N, state] and c0 [L*D, N, H], None for zeros.
+    the initial states [N, *shape] by name, None for the model's own.
     """
 
     x: Input
     lengths: npt.NDArray[np.int32]
-    h0: Floats | None
-    c0: Floats | None
+    initial: States | None
     last_only: bool
     with_state: bool
     arrival_ns: int
@@ -148,20 +146,20 @@ class Predictor:
             queue_ns=rows.start_ns - job.arrival_ns,
             compute_ns=rows.compute_ns,
         )
-        if request.plan.finals is not None:
-            prediction.hn, prediction.cn = model.state_from(request.plan.finals)
+        prediction.finals = request.plan.finals
         return prediction
 
     def _request(self, model: Model, job: PredictJob, responder: _Completion) -> Request:
-        pool, kernel = model.pool, model.kernel
-        assert pool is not None
+        kernel = model.kernel
         assert kernel is not None
         initial = finals = None
-        if job.h0 is not None and job.c0 is not None:
-            initial = model.rows_from(job.h0, job.c0)
+        if job.initial is not None:
+            initial = without_denormals(job.initial)
         if job.with_state:
-            shape = job.lengths.size
-            finals = {n: np.empty((shape, width), np.float32) for n, width in pool.widths.items()}
+            finals = {
+                state.name: np.empty((job.lengths.size, *state.shape), state.dtype)
+                for state in model.spec.states
+            }
         lengths = job.lengths.astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         request = Request(
@@ -181,10 +179,12 @@ class Predictor:
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
         """Runs one sequence after another, so that padding and memory stay bounded."""
-        spec, count = model.spec, job.lengths.size
-        layers = spec.num_layers * spec.num_directions
-        h0 = np.zeros((layers, count, spec.state_size), np.float32) if job.h0 is None else job.h0
-        c0 = np.zeros((layers, count, spec.hidden_size), np.float32) if job.c0 is None else job.c0
+        h0, c0 = (
+            np.zeros((state.shape[0], job.lengths.size, state.shape[1]), np.float32)
+            if job.initial is None
+            else np.swapaxes(job.initial[state.name], 0, 1)
+            for state in model.spec.states
+        )
         hn, cn, ys = np.empty_like(h0), np.empty_like(c0), []
         for i, x in enumerate(np.split(job.x, np.cumsum(job.lengths)[:-1])):
             one = slice(i, i + 1)
@@ -192,7 +192,8 @@ class Predictor:
                 model, x, np.ascontiguousarray(h0[:, one]), np.ascontiguousarray(c0[:, one])
             )
             ys.append(y[-1:] if job.last_only else y)
-        return Prediction(np.concatenate(ys), _reply_lengths(job), hn, cn)
+        finals = {"h": np.swapaxes(hn, 0, 1), "c": np.swapaxes(cn, 0, 1)}
+        return Prediction(np.concatenate(ys), _reply_lengths(job), finals)
 
     async def _run_whole(
         self, model: Model, x: Input, h0: Floats, c0: Floats
@@ -202,11 +203,16 @@ class Predictor:
         lengths = np.array([len(x)], np.int32)
         try:
             y, hn, cn = await self._batch_loop.executor.in_thread(
-                lambda: kernel.run(x[np.newaxis], lengths, h0, c0)
+                lambda: kernel.run(_whole_input(model, x), lengths, h0, c0)
             )
         except KernelError as error:
             raise ModelError("the model failed on this sequence") from error
         return y[0], hn, cn
+
+
+def _whole_input(model: Model, x: Input) -> Input:
+    """x [1, T, I] or tokens [1, T]."""
+    return x.reshape(1, len(x), *model.spec.inputs[0].shape)
 
 
 def _reply_lengths(job: PredictJob) -> npt.NDArray[np.int32]:

@@ -17,10 +17,10 @@ import onnx
 from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.layers import head, input_layer, lstm_layer
 from lstmserve.graph.weights import Weights
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 
-def build_portable(spec: ModelSpec, weights: Weights) -> onnx.ModelProto:
+def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     """x [batch, time, I], lengths int32 [batch], h0, c0 -> y [batch, time, O], hn, cn.
 
     h0, hn [num_layers*D, batch, proj_size or hidden_size]; c0, cn [.., batch, hidden_size].
@@ -60,14 +60,14 @@ def build_portable(spec: ModelSpec, weights: Weights) -> onnx.ModelProto:
     return g.model()
 
 
-def _per_layer(g: GraphBuilder, spec: ModelSpec, state: str) -> list[str]:
+def _per_layer(g: GraphBuilder, spec: LstmSpec, state: str) -> list[str]:
     if spec.num_layers == 1:
         return [state]
     names = [f"{state}.{layer}" for layer in range(spec.num_layers)]
     return list(g.add_many("Split", [state], names, axis=0, num_outputs=spec.num_layers))
 
 
-def state_widths(spec: ModelSpec) -> dict[str, int]:
+def state_widths(spec: LstmSpec) -> dict[str, int]:
     """Name -> width of the pool's tensors [slots, width], in order: `h.0`, `c.0`, `h.1`, ..."""
     widths: dict[str, int] = {}
     for layer in range(spec.num_layers):
@@ -75,7 +75,7 @@ def state_widths(spec: ModelSpec) -> dict[str, int]:
     return widths
 
 
-def build_pool(spec: ModelSpec, weights: Weights) -> onnx.ModelProto:
+def build_pool(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     """x [T, B, I] (tokens int64 [T, B]), lengths int32 [B], read int64 [1, B], write int64
     [1, B, 1] and the pool's tensors -> y [T, B, O] and `NAME.next` for each pool tensor.
 
@@ -110,7 +110,7 @@ def build_pool(spec: ModelSpec, weights: Weights) -> onnx.ModelProto:
     return g.model()
 
 
-def build_read(spec: ModelSpec) -> onnx.ModelProto:
+def build_read(spec: LstmSpec) -> onnx.ModelProto:
     """slots int64 [N] and the pool's tensors -> `NAME.rows` [N, width] for each of them."""
     g = GraphBuilder("read")
     g.input("slots", "int64", ["N"])
@@ -121,7 +121,7 @@ def build_read(spec: ModelSpec) -> onnx.ModelProto:
     return g.model()
 
 
-def build_write(spec: ModelSpec) -> onnx.ModelProto:
+def build_write(spec: LstmSpec) -> onnx.ModelProto:
     """slots int64 [N, 1], the pool's tensors and `NAME.rows` [N, width] -> `NAME.next`."""
     g = GraphBuilder("write")
     g.input("slots", "int64", ["N", 1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from lstmserve.graph.builder import DTYPES, GraphBuilder
 from lstmserve.graph.weights import Weights, suffixes
-from lstmserve.spec import Activation, Linear, ModelSpec
+from lstmserve.spec import Activation, Linear, LstmSpec
 
 OPS: dict[Activation, str] = {
     "relu": "Relu",
@@ -34,7 +34,7 @@ class LayerOutput:
     cn: str
 
 
-def input_layer(g: GraphBuilder, spec: ModelSpec, weights: Weights, x: str) -> str:
+def input_layer(g: GraphBuilder, spec: LstmSpec, weights: Weights, x: str) -> str:
     """Reads x [T, B, I], normalised if the spec says so, or looks up tokens int64 [T, B]."""
     if spec.num_embeddings:
         table = g.constant("embedding", weights["embedding"])
@@ -46,7 +46,7 @@ def input_layer(g: GraphBuilder, spec: ModelSpec, weights: Weights, x: str) -> s
 
 
 def lstm_layer(
-    g: GraphBuilder, spec: ModelSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
+    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
 ) -> LayerOutput:
     """Adds LSTM layer `layer` (from 0), which reads the graph's input `lengths`."""
     if spec.proj_size:
@@ -55,7 +55,7 @@ def lstm_layer(
 
 
 def _plain(
-    g: GraphBuilder, spec: ModelSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
+    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
 ) -> LayerOutput:
     prefix = f"lstm.{layer}."
     names = [g.constant(prefix + kind, weights[prefix + kind]) for kind in ("W", "R")]
@@ -77,7 +77,7 @@ def _plain(
 
 
 def _projected(
-    g: GraphBuilder, spec: ModelSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
+    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
 ) -> LayerOutput:
     """Adds one Scan per direction. The reverse one reads each row back from its own last step."""
     prefix = f"lstm.{layer}."
@@ -116,7 +116,7 @@ def _reverse(g: GraphBuilder, x: str, name: str) -> str:
 
 def _scan_direction(
     g: GraphBuilder,
-    spec: ModelSpec,
+    spec: LstmSpec,
     weights: Weights,
     prefix: str,
     suffix: str,
@@ -172,7 +172,7 @@ def _valid(g: GraphBuilder) -> str:
     return g.add("Unsqueeze", [within, g.integers(2)], "valid")
 
 
-def _body(spec: ModelSpec, r: str, p: str) -> GraphBuilder:
+def _body(spec: LstmSpec, r: str, p: str) -> GraphBuilder:
     """Builds one time step: h [B, P], c [B, H], xw [B, 4H], valid [B, 1] -> h, c, y."""
     b = GraphBuilder("step")
     h = b.input("h", "float32", ["B", spec.proj_size])
@@ -195,7 +195,7 @@ def _body(spec: ModelSpec, r: str, p: str) -> GraphBuilder:
     return b
 
 
-def head(g: GraphBuilder, spec: ModelSpec, weights: Weights, x: str, output: str) -> None:
+def head(g: GraphBuilder, spec: LstmSpec, weights: Weights, x: str, output: str) -> None:
     """Applies the head to every time step of x [T, B, D*state]; `output` names y [T, B, O]."""
     for index, layer in enumerate(spec.head):
         name = f"head.{index}"

@@ -10,14 +10,14 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from lstmserve.graph.weights import Weights, check_weights, weight_shapes
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 
 class InvalidModel(ValueError):
     """A model file does not hold what its spec promises. The message says what is wrong."""
 
 
-def read_weights(content: bytes, spec: ModelSpec) -> Weights:
+def read_weights(content: bytes, spec: LstmSpec) -> Weights:
     """Returns the spec's tensors from a serialised ModelProto. Raises InvalidModel."""
     try:
         graph = onnx.load_model_from_string(content).graph

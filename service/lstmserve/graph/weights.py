@@ -18,18 +18,18 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import Linear, ModelSpec
+from lstmserve.spec import Linear, LstmSpec
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 """Name -> float32 tensor, with exactly the names and shapes of weight_shapes()."""
 
 
-def suffixes(spec: ModelSpec) -> tuple[str, ...]:
+def suffixes(spec: LstmSpec) -> tuple[str, ...]:
     """The endings of the tensor names, one per direction."""
     return ("", "_reverse") if spec.bidirectional else ("",)
 
 
-def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def weight_shapes(spec: LstmSpec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a model with this spec, in canonical order."""
     shapes: dict[str, tuple[int, ...]] = {}
     if spec.num_embeddings:
@@ -50,7 +50,7 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _plain(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
+def _plain(spec: LstmSpec, layer: int) -> dict[str, tuple[int, ...]]:
     directions, gates = spec.num_directions, 4 * spec.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         f"lstm.{layer}.W": (directions, gates, spec.layer_input_size(layer)),
@@ -61,7 +61,7 @@ def _plain(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _projected(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
+def _projected(spec: LstmSpec, layer: int) -> dict[str, tuple[int, ...]]:
     gates = 4 * spec.hidden_size
     shapes: dict[str, tuple[int, ...]] = {}
     for suffix in suffixes(spec):
@@ -73,7 +73,7 @@ def _projected(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_weights(spec: ModelSpec, weights: Weights) -> None:
+def check_weights(spec: LstmSpec, weights: Weights) -> None:
     """Raises ValueError unless names, shapes and dtypes are the spec's and all values finite."""
     shapes = weight_shapes(spec)
     if missing := sorted(set(shapes) - set(weights)):
@@ -92,7 +92,7 @@ def check_weights(spec: ModelSpec, weights: Weights) -> None:
             raise ValueError(f"{name} has a zero")
 
 
-def fingerprint(spec: ModelSpec, weights: Weights) -> str:
+def fingerprint(spec: LstmSpec, weights: Weights) -> str:
     """sha256 in hex over the spec and the tensors in canonical order, not over the graph.
 
     Two models with the same fingerprint compute the same function and may exchange session states.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from lstmserve.engine.arrays import Floats, Input
+from lstmserve.engine import Model
 from lstmserve.engine.errors import (
     BadTensor,
     EmptyInput,
@@ -23,7 +23,7 @@ from lstmserve.engine.errors import (
     PendingBytesFull,
     TooLong,
 )
-from lstmserve.spec import ModelSpec
+from lstmserve.rows import FLOATS, Rows
 
 Request = TypeVar("Request", bound=Message)
 
@@ -70,31 +70,44 @@ def _out_of_memory() -> PendingBytesFull:
     return PendingBytesFull("the server has no memory for this message now", retry_s=RETRY_S)
 
 
-def input_rows(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:
-    """x float32 [length, input_size], which may not be finite, or tokens int64 [length]."""
+def input_rows(model: Model, x: bytes, tokens: Sequence[int], length: int) -> Rows:
+    """`length` rows of the model's inputs, whose floats may not be finite.
+
+    Raises EmptyInput, and BadTensor for another count of values or a token out of range.
+    """
+    form = model.inputs
     if not (x or tokens):
-        raise EmptyInput("there are no rows", field="tokens" if spec.num_embeddings else "x")
-    if spec.num_embeddings:
-        return _tokens(spec, x, tokens, length)
-    if tokens:
+        raise EmptyInput("there are no rows", field="x" if form.floats else "tokens")
+    if tokens and not form.ints:
         raise BadTensor("this model takes x, not tokens", field="tokens")
-    if len(x) != 4 * length * spec.input_size:
-        raise BadTensor(
-            f"x has {len(x) / 4:g} values, must have {length} x {spec.input_size}", field="x"
-        )
-    return np.frombuffer(x, FLOAT).reshape(length, spec.input_size)
-
-
-def _tokens(spec: ModelSpec, x: bytes, tokens: Sequence[int], length: int) -> Input:
-    if x:
+    if x and not form.floats:
         raise BadTensor("this model takes tokens, not x", field="x")
-    if len(tokens) != length:
-        raise BadTensor(f"tokens has {len(tokens)} values, must have {length}", field="tokens")
-    ids = np.array(tokens, np.int64)
-    # onnxruntime would read the last row for -1, and fail the whole batch for one too large.
-    if ids.min() < 0 or ids.max() >= spec.num_embeddings:
-        raise BadTensor(f"a token is not in [0, {spec.num_embeddings})", field="tokens")
-    return ids
+    if len(x) != 4 * length * form.floats:
+        raise BadTensor(
+            f"x has {len(x) / 4:g} values, must have {length} x {form.floats}", field="x"
+        )
+    if len(tokens) != length * form.ints:
+        expected = f"{length}" if form.ints == 1 else f"{length} x {form.ints}"
+        raise BadTensor(f"tokens has {len(tokens)} values, must have {expected}", field="tokens")
+    floats = ints = None
+    if form.floats:
+        floats = np.frombuffer(x, FLOAT).reshape(length, form.floats)
+    if form.ints:
+        ints = np.array(tokens, np.int64).reshape(length, form.ints)
+        check_tokens(model, ints)
+    return form.join(floats, ints)
+
+
+def check_tokens(model: Model, ints: npt.NDArray[np.int64]) -> None:
+    """Raises BadTensor for an id outside an nn.LSTM's embedding.
+
+    onnxruntime would read the last row for -1, and fail the whole batch for one too large.
+    """
+    if model.spec.lstm is None:
+        return
+    count = model.spec.lstm.num_embeddings
+    if ints.min() < 0 or ints.max() >= count:
+        raise BadTensor(f"a token is not in [0, {count})", field="tokens")
 
 
 def check_length(length: int, length_max: int, field: str = "length") -> None:
@@ -125,7 +138,12 @@ def check_reply(
 
 
 def is_finite(x: npt.NDArray[Any]) -> bool:
-    """Whether no value is NaN or infinite: onnxruntime would turn those into plausible numbers."""
+    """Whether no float is NaN or infinite: onnxruntime would turn those into plausible numbers.
+
+    `x` are rows of any RowFormat, or any other array.
+    """
+    if x.dtype.names:
+        x = x[FLOATS]
     if x.dtype != np.float32:
         return True
     # One product is faster than a mask. If it is not finite, it may have overflowed. vdot does not
@@ -137,18 +155,6 @@ def check_finite(x: npt.NDArray[Any], field: str) -> None:
     """Raises NonFinite, which names the field, if a value of x is NaN or infinite."""
     if not is_finite(x):
         raise NonFinite(f"{field} has NaN or infinite values", field=field)
-
-
-def state_rows(content: bytes, layers: int, count: int, width: int, field: str) -> Floats:
-    """h or c, float32 [layers, count, width], checked to be finite. Raises BadTensor, NonFinite."""
-    if len(content) != 4 * layers * count * width:
-        raise BadTensor(
-            f"{field} has {len(content) / 4:g} values, must have {layers} x {count} x {width}",
-            field=field,
-        )
-    state: Floats = np.frombuffer(content, FLOAT).reshape(layers, count, width)
-    check_finite(state, field)
-    return state
 
 
 def sequence_lengths(lengths: Sequence[int], length_max: int) -> npt.NDArray[np.int32]:

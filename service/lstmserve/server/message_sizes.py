@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from lstmserve.config import MESSAGE_BYTES_LIMIT, Config
 from lstmserve.engine import Model
 from lstmserve.engine.predict import PredictJob
-from lstmserve.spec import ModelSpec
-
-FLOAT_BYTES = 4
 
 
 class MessageSizes:
@@ -20,11 +17,11 @@ class MessageSizes:
 
     def __init__(self, models: Sequence[Model], config: Config, *, has_states: bool) -> None:
         self._message_bytes_max = config.message_bytes_max or MESSAGE_BYTES_LIMIT
-        self.reply_row_bytes = max((output_bytes(model.spec) for model in models), default=0)
-        states = [state_bytes(model.spec) if has_states else 0 for model in models]
+        self.reply_row_bytes = max((model.outputs.bytes for model in models), default=0)
+        states = [model.spec.state_bytes if has_states else 0 for model in models]
         self._reply_factor = max(
             (
-                -(-(output_bytes(model.spec) + state) // row_bytes(model.spec))
+                -(-(model.outputs.bytes + state) // row_bytes(model))
                 for model, state in zip(models, states, strict=True)
             ),
             default=0,
@@ -35,32 +32,20 @@ class MessageSizes:
         reply = min(message_bytes * self._reply_factor, self._message_bytes_max)
         return message_bytes + max(reply, self.reply_row_bytes)
 
-    def of(self, message_bytes: int, height: int, spec: ModelSpec | None) -> int:
+    def of(self, message_bytes: int, height: int, model: Model | None) -> int:
         """The most for a message whose reply has `height` rows of a model; None: of any model."""
-        row = self.reply_row_bytes if spec is None else output_bytes(spec)
+        row = self.reply_row_bytes if model is None else model.outputs.bytes
         reply = min(max(1, height) * row, self._message_bytes_max)
         return message_bytes + max(reply, self.reply_row_bytes)
 
 
-def output_bytes(spec: ModelSpec) -> int:
-    """Bytes of one row of y."""
-    return FLOAT_BYTES * spec.output_size
-
-
-def state_bytes(spec: ModelSpec) -> int:
-    """Bytes of h and c of one session or sequence."""
-    layers = spec.num_layers * spec.num_directions
-    return FLOAT_BYTES * layers * (spec.state_size + spec.hidden_size)
-
-
 def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
     """Bytes of a job's input and of its reply, whose y has `height` rows."""
-    spec, states = model.spec, 2 - (job.h0 is None) - (not job.with_state)
-    return (
-        job.x.nbytes + height * output_bytes(spec) + states * job.lengths.size * state_bytes(spec)
-    )
+    states = 2 - (job.initial is None) - (not job.with_state)
+    state_bytes = states * job.lengths.size * model.spec.state_bytes
+    return job.x.nbytes + height * model.outputs.bytes + state_bytes
 
 
-def row_bytes(spec: ModelSpec) -> int:
+def row_bytes(model: Model) -> int:
     """The fewest bytes that one row of input takes on the wire; a token takes at least one."""
-    return 1 if spec.num_embeddings else FLOAT_BYTES * spec.input_size
+    return 4 * model.inputs.floats + model.inputs.ints

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class LstmServiceStub:
-    """Arrays are float32, row-major; sizes are those of the model's ModelSpec. T >= 1.
+    """Arrays are row-major; sizes are those of the model's ModelSpec. T >= 1.
+
+    x is a row for each time step: the values of the model's float32 inputs, one after the other in
+    the spec's order. tokens is the same for its int64 inputs. So are y and y_ints for its outputs.
     """
 
     def __init__(self, channel):
@@ -93,7 +96,10 @@ class LstmServiceStub:
 
 
 class LstmServiceServicer:
-    """Arrays are float32, row-major; sizes are those of the model's ModelSpec. T >= 1.
+    """Arrays are row-major; sizes are those of the model's ModelSpec. T >= 1.
+
+    x is a row for each time step: the values of the model's float32 inputs, one after the other in
+    the spec's order. tokens is the same for its int64 inputs. So are y and y_ints for its outputs.
     """
 
     def ListModels(self, request, context):
@@ -237,7 +243,10 @@ def add_LstmServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LstmService:
-    """Arrays are float32, row-major; sizes are those of the model's ModelSpec. T >= 1.
+    """Arrays are row-major; sizes are those of the model's ModelSpec. T >= 1.
+
+    x is a row for each time step: the values of the model's float32 inputs, one after the other in
+    the spec's order. tokens is the same for its int64 inputs. So are y and y_ints for its outputs.
     """
 
     @staticmethod

@@ -19,7 +19,7 @@ from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.compute.pool import Pool, Slots
 from lstmserve.graph import Weights, build_pool, build_portable
 from lstmserve.runtime import ort
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 BINDINGS_MAX = 1024  # shapes that stay bound, some KB each
 
@@ -57,15 +57,15 @@ class Cost:
 class ShapeBinding:
     """One shape's inputs and y on the host, bound once: views of buffers that all shapes share.
 
-    The caller fills x [T, B, I] or tokens [T, B], lengths [B], read and write [B] before a run, and
-    reads y [T, B, O] after it, before the next run of any shape.
+    The caller fills x [T, B, I] or tokens [T, B, 1], lengths [B], read and write [B] before a run,
+    and reads y [T, B, O] after it, before the next run of any shape.
     """
 
     def __init__(
         self, session: ort.InferenceSession, pool: Pool, buffers: Buffers, shapes: Shapes
     ) -> None:
         arrays = {name: _view(buffers[name], shape) for name, shape in shapes.items()}
-        self.x = arrays["x_time_major"]
+        self.x = arrays["x_time_major"].reshape(*arrays["x_time_major"].shape[:2], -1)
         self.lengths = arrays["lengths"]
         self.read = arrays["read"].reshape(-1)
         self.write = arrays["write"].reshape(-1)
@@ -93,7 +93,7 @@ class Kernel:
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, pool: Pool, device: Device, threads: int
+        self, spec: LstmSpec, weights: Weights, pool: Pool, device: Device, threads: int
     ) -> None:
         self._spec = spec
         self._pool = pool
@@ -112,7 +112,7 @@ class Kernel:
         read: Slots,
         write: Slots,
     ) -> Floats:
-        """x [T, B, I] or tokens [T, B], lengths [B] in [1, T], slots [B] each -> y [T, B, O].
+        """x [T, B, I] or tokens [T, B, 1], lengths [B] in [1, T], slots [B] each -> y [T, B, O].
 
         `write` has no slot twice and none that is in `read`. y past a row's length means nothing.
         Raises KernelError.
@@ -183,7 +183,7 @@ class PortableKernel:
     The tests use it as their oracle: one plain onnxruntime session, no slots, no slices.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights, device: Device, threads: int) -> None:
+    def __init__(self, spec: LstmSpec, weights: Weights, device: Device, threads: int) -> None:
         self._input = "tokens" if spec.num_embeddings else "x"
         self._session = open_session(build_portable(spec, weights), device, threads)
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.compute.kernel import Cost, Kernel, PortableKernel
-from lstmserve.engine.compute.pool import ZERO, Pool, StateRows
+from lstmserve.engine.compute.pool import ZERO, Pool, States
 from lstmserve.golden import Golden, excess
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 BATCH = 16
 LENGTH_MAX = 5
@@ -28,7 +28,7 @@ class SelfTestFailed(RuntimeError):
     """The model does not compute here what it must; the message says what differs."""
 
 
-def check_kernel(kernel: Kernel, pool: Pool, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
+def check_kernel(kernel: Kernel, pool: Pool, spec: LstmSpec, golden: Mapping[str, Golden]) -> None:
     """Golden vectors through the pool graph, then the pool's promises. Raises SelfTestFailed."""
     for name, case in golden.items():
         for start in range(0, len(case.lengths), BATCH):
@@ -37,27 +37,23 @@ def check_kernel(kernel: Kernel, pool: Pool, spec: ModelSpec, golden: Mapping[st
     kernel.cost = _measure(kernel, pool, spec)
 
 
-def check_portable(kernel: PortableKernel, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
+def check_portable(kernel: PortableKernel, spec: LstmSpec, golden: Mapping[str, Golden]) -> None:
     """Golden vectors through the portable graph. Raises SelfTestFailed."""
     for name, case in golden.items():
         y, hn, cn = kernel.run(case.x, case.lengths, case.h0, case.c0)
         _compare(name, case, y, hn, cn)
 
 
-def _replay(kernel: Kernel, pool: Pool, spec: ModelSpec, name: str, case: Golden) -> None:
+def _replay(kernel: Kernel, pool: Pool, spec: LstmSpec, name: str, case: Golden) -> None:
     count = len(case.lengths)
     slots = pool.take(2 * count)
     read, write = slots[:count].copy(), slots[count:].copy()
     try:
-        start: dict[str, npt.NDArray[np.float32]] = {}
-        for layer in range(spec.num_layers):
-            start |= {f"h.{layer}": case.h0[layer], f"c.{layer}": case.c0[layer]}
-        pool.write(read, start)
-        x = np.ascontiguousarray(np.swapaxes(case.x, 0, 1))
+        pool.write(read, {"h": np.swapaxes(case.h0, 0, 1), "c": np.swapaxes(case.c0, 0, 1)})
+        x = np.swapaxes(case.x, 0, 1).reshape(case.x.shape[1], count, -1)
         y = np.swapaxes(kernel.run(x, case.lengths, read, write), 0, 1)
         end = pool.read(write)
-        h, c = (np.stack([end[f"{k}.{i}"] for i in range(spec.num_layers)]) for k in ("h", "c"))
-        _compare(name, case, y, h, c)
+        _compare(name, case, y, np.swapaxes(end["h"], 0, 1), np.swapaxes(end["c"], 0, 1))
     finally:
         pool.give(slots)
 
@@ -86,7 +82,7 @@ def _compare(
         )
 
 
-def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
+def _check_pool(kernel: Kernel, pool: Pool, spec: LstmSpec) -> None:
     """A run writes in place, leaves other slots alone, and computes each row as it would alone."""
     rng = np.random.default_rng(SEED)
     slots = pool.take(3 * BATCH)
@@ -95,7 +91,7 @@ def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
         lengths = rng.integers(1, LENGTH_MAX + 1, BATCH).astype(np.int32)
         lengths[0] = LENGTH_MAX
         x = _random_x(rng, spec, LENGTH_MAX, BATCH)
-        before = {n: rng.uniform(-1, 1, (BATCH, w)) for n, w in pool.widths.items()}
+        before = {s.name: rng.uniform(-1, 1, (BATCH, *s.shape)) for s in spec.states}
         pool.write(read, {n: v.astype(np.float32) for n, v in before.items()})
         read[1] = ZERO  # a new session
         untouched = pool.read(slots[:BATCH])
@@ -118,19 +114,19 @@ def _check_pool(kernel: Kernel, pool: Pool, spec: ModelSpec) -> None:
         pool.give(slots)
 
 
-def _equal(a: StateRows, b: StateRows) -> bool:
+def _equal(a: States, b: States) -> bool:
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def _random_x(
-    rng: np.random.Generator, spec: ModelSpec, length: int, size: int
+    rng: np.random.Generator, spec: LstmSpec, length: int, size: int
 ) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
     if spec.num_embeddings:
-        return rng.integers(0, spec.num_embeddings, (length, size))
+        return rng.integers(0, spec.num_embeddings, (length, size, 1))
     return rng.standard_normal((length, size, spec.input_size)).astype(np.float32)
 
 
-def _measure(kernel: Kernel, pool: Pool, spec: ModelSpec) -> Cost:
+def _measure(kernel: Kernel, pool: Pool, spec: LstmSpec) -> Cost:
     """Measures what runs cost. It is also the warm-up."""
     rng = np.random.default_rng(SEED)
     write = pool.take(BATCH)

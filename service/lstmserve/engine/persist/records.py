@@ -6,7 +6,7 @@ It reads the table and the pools and writes neither. It must not do I/O or await
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,24 +14,22 @@ import numpy.typing as npt
 from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.clock import SECOND_NS
-from lstmserve.engine.compute.pool import Slots, StateRows
+from lstmserve.engine.compute.pool import Slots
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.engine.table import SUSPECT, TRUSTED, SavedReply, SessionTable
+from lstmserve.spec import TensorSpec
 from lstmserve.store.record import (
     CorruptRecord,
     Record,
     StoredState,
     Version,
     encode,
-    lstm_states,
     version_of,
 )
 
 STORE_TTL_MARGIN_NS = 10 * SECOND_NS
-
-Floats = npt.NDArray[np.float32]
 
 
 class LastStep(NamedTuple):
@@ -113,11 +111,10 @@ class Records:
         table = self._table
         assert model.pool is not None
         state = model.pool.read(slots)
-        layers = model.spec.num_layers
         fingerprint = bytes.fromhex(model.fingerprint)
         columns = (table.incarnation, table.epoch, table.ttl_ns, table.open_time_ns, table.trust)
         numbers = zip(*(each[rows].tolist() for each in columns), strict=True)
-        h, c = _joined(state, "h", layers), _joined(state, "c", layers)
+        states = zip(*(state[each.name] for each in model.spec.states), strict=True)
         return [
             Record(
                 incarnation=incarnation,
@@ -128,15 +125,18 @@ class Records:
                 fingerprint=fingerprint,
                 ttl_ns=ttl_ns,
                 open_time_ns=open_ns,
-                states=lstm_states(h_row.tobytes(), c_row.tobytes(), layers),
+                states=tuple(
+                    StoredState(each.name, each.dtype, each.shape, values.tobytes())
+                    for each, values in zip(model.spec.states, own, strict=True)
+                ),
                 digest=last.digest,
                 reply=None if last.reply is None else last.reply.y,
                 reply_length=0 if last.reply is None else last.reply.length,
                 request_id=table.request_ids.get(row, ""),
                 released=self.released(trust, is_leaving=is_leaving),
             )
-            for row, (incarnation, epoch, ttl_ns, open_ns, trust), step, h_row, c_row, last in zip(
-                rows.tolist(), numbers, steps.tolist(), h, c, lasts, strict=True
+            for row, (incarnation, epoch, ttl_ns, open_ns, trust), step, own, last in zip(
+                rows.tolist(), numbers, steps.tolist(), states, lasts, strict=True
             )
         ]
 
@@ -159,20 +159,22 @@ class Records:
     def start(self, record: Record, model: Model) -> SessionStart:
         """The state and step the session continues from. Raises StateCorrupt when a size or a name
         is not the model's."""
-        spec = model.spec
-        if [each.name for each in record.states] != ["h", "c"]:
+        expected = model.spec.states
+        if [each.name for each in record.states] != [each.name for each in expected]:
             raise StateCorrupt("the stored session has other states than its model")
-        h = _values(record.state("h"), spec.num_layers, spec.state_size)[:, None]
-        c = _values(record.state("c"), spec.num_layers, spec.hidden_size)[:, None]
+        states = {
+            spec.name: _values(stored, spec)
+            for spec, stored in zip(expected, record.states, strict=True)
+        }
         reply = None
         if record.reply is not None:
-            if len(record.reply) != 4 * spec.output_size * record.reply_length:
+            if len(record.reply) != 4 * model.outputs.floats * record.reply_length:
                 raise StateCorrupt("the stored reply has the wrong size")
             reply = SavedReply(record.reply_length, record.reply)
-        is_zero = record.step == 0 and not h.any() and not c.any()
+        is_zero = record.step == 0 and not any(each.any() for each in states.values())
         return SessionStart(
             source="load",
-            rows=None if is_zero else model.rows_as_they_are(h, c),
+            rows=None if is_zero else states,
             step=record.step,
             incarnation=record.incarnation,
             epoch=record.epoch,
@@ -183,17 +185,12 @@ class Records:
         )
 
 
-def _values(state: StoredState, layers: int, width: int) -> Floats:
-    """[layers, width]; a record of format 1 does not say its shape. Raises StateCorrupt."""
-    is_flat = state.shape == (layers * width,)
-    if state.dtype != "float32" or not (is_flat or state.shape == (layers, width)):
+def _values(stored: StoredState, spec: TensorSpec) -> npt.NDArray[Any]:
+    """[1, *shape]; a record of format 1 does not say its shape. Raises StateCorrupt."""
+    is_flat = stored.shape == (spec.size,)
+    if stored.dtype != spec.dtype or not (is_flat or stored.shape == spec.shape):
         raise StateCorrupt("the stored state has the wrong size")
-    return np.frombuffer(state.data, "<f4").reshape(layers, width)
-
-
-def _joined(state: StateRows, kind: str, layers: int) -> Floats:
-    """[N, layers * width]"""
-    return np.concatenate([state[f"{kind}.{layer}"] for layer in range(layers)], axis=1)
+    return np.frombuffer(stored.data, spec.dtype).reshape(1, *spec.shape)
 
 
 def store_ttl_s(ttl_ns: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Digests, Index, Input, Output
-from lstmserve.engine.compute.pool import Slots, StateRows
+from lstmserve.engine.compute.pool import Slots, States
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.digest import digest, digests_of_rows
 
@@ -250,15 +250,15 @@ class Request:
 class Plan:
     """How the sequences of a Predict run: one group after the other, each of like lengths.
 
-    `groups` are their places, the longest first. `initial` and `finals` have a row per sequence for
-    every tensor of the pool. Without `initial` the states begin from zeros; without `finals` the
+    `groups` are their places, the longest first. `initial` and `finals` have a row per sequence of
+    every state. Without `initial` each begins from the model's initial state; without `finals` the
     final states are dropped.
     """
 
     groups: list[Index]
     left: int  # sequences whose last time step has not been computed
-    initial: StateRows | None = None
-    finals: StateRows | None = None
+    initial: States | None = None
+    finals: States | None = None
     turn: int = 0  # of the group that waits or runs
     start_ns: int = 0  # when the first slice ran
     compute_ns: int = 0  # of the groups that are over

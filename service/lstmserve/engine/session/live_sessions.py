@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import Now
-from lstmserve.engine.compute.pool import ZERO, StateRows
+from lstmserve.engine.compute.pool import ZERO, States
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.past_sessions import (
@@ -34,14 +34,15 @@ from lstmserve.engine.table import (
 
 @dataclass(frozen=True, slots=True)
 class SessionStart:
-    """What a session starts from: pool rows [1, width] (None: zeros) and the step they belong to.
+    """What a session starts from: the states, [1, *shape] each (None: the
+    model's initial state), and the step that they belong to.
 
     `request_id` is that of the OpenSession that creates the session. The fields above it are set
     for a session that continues one from a store, and are 0 or None for a new one.
     """
 
     source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
-    rows: StateRows | None = None
+    rows: States | None = None
     step: int = 0
     incarnation: int = 0
     epoch: int = 0
@@ -139,7 +140,7 @@ class LiveSessions:
             request_id=table.request_ids.get(row, ""),
         )
 
-    def state(self, row: int) -> StateRows:
+    def state(self, row: int) -> States:
         """The session's rows [1, width] after its last applied step. It waits for nothing."""
         pool = self.model_of(row).pool
         assert pool is not None

@@ -6,13 +6,17 @@ out what it decides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Floats
 from lstmserve.engine.clock import SECOND_NS, Now
+from lstmserve.engine.compute.pool import without_denormals
 from lstmserve.engine.errors import Fenced, Malformed, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.model import Model
@@ -34,10 +38,10 @@ class IfExists(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ImportedState:
-    """A state to start from: h [L, state], c [L, H] and the number of its last step."""
+    """A state to start from: name -> [*shape] of all the model's states, of the spec's dtypes, and
+    the number of its last step."""
 
-    h: Floats
-    c: Floats
+    tensors: Mapping[str, npt.NDArray[Any]]
     step: int
 
 
@@ -186,8 +190,8 @@ class SessionOpener:
 
     def _start(self, request: OpenRequest, now: Now) -> SessionStart:
         if request.state is not None:
-            rows = request.model.rows_from(request.state.h[:, None], request.state.c[:, None])
-            return SessionStart("import", rows, request.state.step)
+            states = {name: each[np.newaxis] for name, each in request.state.tensors.items()}
+            return SessionStart("import", without_denormals(states), request.state.step)
         if not request.fork_of:
             return SessionStart()
         if request.forked is not None and self._table.find(request.fork_of) is None:

@@ -17,7 +17,7 @@ from lstmserve.server.kserve.request import find_model, read_version
 from lstmserve.server.kserve.tensors import OUTPUTS, STATES, model_input
 from lstmserve.server.observe.counters import ModelMetrics
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 PLATFORM: Final = "lstmserve"
 READY: Final = "READY"
@@ -91,7 +91,7 @@ class ModelQueries:
         )
 
 
-def shown_shapes(spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def shown_shapes(spec: LstmSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of x and y in a request of one step, after an axis that clients call the batch's.
 
     That one is T, or 1. Tokens need one more, as clients send no input without a shape; so do whole

@@ -20,7 +20,7 @@ from lstmserve.engine.errors import BadTensor, Malformed, NotImplementedYet
 from lstmserve.engine.session.opening import ImportedState
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import LstmSpec
 
 OUTPUTS: Final = ("y", "y_last", "hn", "cn")
 STATES: Final = ("h0", "c0")
@@ -62,7 +62,7 @@ class ModelInput(NamedTuple):
     row: tuple[int, ...]
 
 
-def model_input(spec: ModelSpec) -> ModelInput:
+def model_input(spec: LstmSpec) -> ModelInput:
     """x, whose rows are vectors, or tokens, whose rows are numbers."""
     if spec.num_embeddings:
         return ModelInput("tokens", "INT64", ())
@@ -172,7 +172,7 @@ def in_shape(name: str, values: Array, *shapes: tuple[int, ...]) -> Array:
     return values
 
 
-def check_values(spec: ModelSpec, rows: Input) -> None:
+def check_values(spec: LstmSpec, rows: Input) -> None:
     """x [T, I] is finite, tokens [T] are in range. Raises NonFinite, BadTensor."""
     if spec.num_embeddings:
         input_rows(spec, b"", rows.tolist(), len(rows))

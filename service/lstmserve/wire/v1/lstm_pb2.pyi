@@ -44,7 +44,7 @@ class StepRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., step: _Optional[int] = ..., incarnation: _Optional[int] = ..., length: _Optional[int] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ("step", "replayed", "durable_step", "length", "y", "queue_ns", "compute_ns", "session_id", "tag", "error")
+    __slots__ = ("step", "replayed", "durable_step", "length", "y", "queue_ns", "compute_ns", "session_id", "tag", "error", "y_ints")
     STEP_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class StepResponse(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    Y_INTS_FIELD_NUMBER: _ClassVar[int]
     step: int
     replayed: bool
     durable_step: int
@@ -65,7 +66,8 @@ class StepResponse(_message.Message):
     session_id: str
     tag: int
     error: _status_pb2.Status
-    def __init__(self, step: _Optional[int] = ..., replayed: _Optional[bool] = ..., durable_step: _Optional[int] = ..., length: _Optional[int] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., session_id: _Optional[str] = ..., tag: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    y_ints: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., replayed: _Optional[bool] = ..., durable_step: _Optional[int] = ..., length: _Optional[int] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., session_id: _Optional[str] = ..., tag: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., y_ints: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepManyRequest(_message.Message):
     __slots__ = ("session_ids", "steps", "incarnations", "lengths", "x", "tokens", "last_only", "timeout_ms", "tag")
@@ -90,7 +92,7 @@ class StepManyRequest(_message.Message):
     def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class StepManyResponse(_message.Message):
-    __slots__ = ("steps", "replayed", "durable_steps", "lengths", "y", "queue_ns", "compute_ns", "tag", "errors", "error")
+    __slots__ = ("steps", "replayed", "durable_steps", "lengths", "y", "queue_ns", "compute_ns", "tag", "errors", "error", "y_ints")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     DURABLE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +103,7 @@ class StepManyResponse(_message.Message):
     TAG_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    Y_INTS_FIELD_NUMBER: _ClassVar[int]
     steps: _containers.RepeatedScalarFieldContainer[int]
     replayed: _containers.RepeatedScalarFieldContainer[int]
     durable_steps: _containers.RepeatedScalarFieldContainer[int]
@@ -111,7 +114,8 @@ class StepManyResponse(_message.Message):
     tag: int
     errors: _containers.RepeatedCompositeFieldContainer[SessionError]
     error: _status_pb2.Status
-    def __init__(self, steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., tag: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    y_ints: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., tag: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., y_ints: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionError(_message.Message):
     __slots__ = ("index", "status")
@@ -122,44 +126,42 @@ class SessionError(_message.Message):
     def __init__(self, index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "lengths", "x", "tokens", "last_only", "h0", "c0", "with_state")
+    __slots__ = ("model", "version", "lengths", "x", "tokens", "last_only", "with_state", "initial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LAST_ONLY_FIELD_NUMBER: _ClassVar[int]
-    H0_FIELD_NUMBER: _ClassVar[int]
-    C0_FIELD_NUMBER: _ClassVar[int]
     WITH_STATE_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     x: bytes
     tokens: _containers.RepeatedScalarFieldContainer[int]
     last_only: bool
-    h0: bytes
-    c0: bytes
     with_state: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., h0: _Optional[bytes] = ..., c0: _Optional[bytes] = ..., with_state: _Optional[bool] = ...) -> None: ...
+    initial: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., with_state: _Optional[bool] = ..., initial: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("version", "lengths", "y", "queue_ns", "compute_ns", "hn", "cn")
+    __slots__ = ("version", "lengths", "y", "queue_ns", "compute_ns", "y_ints", "final")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     Y_FIELD_NUMBER: _ClassVar[int]
     QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
-    HN_FIELD_NUMBER: _ClassVar[int]
-    CN_FIELD_NUMBER: _ClassVar[int]
+    Y_INTS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
     version: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     y: bytes
     queue_ns: int
     compute_ns: int
-    hn: bytes
-    cn: bytes
-    def __init__(self, version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., hn: _Optional[bytes] = ..., cn: _Optional[bytes] = ...) -> None: ...
+    y_ints: _containers.RepeatedScalarFieldContainer[int]
+    final: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., y_ints: _Optional[_Iterable[int]] = ..., final: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("model", "version", "session_id", "ttl", "if_exists", "state", "fork_of", "request_id")
@@ -214,18 +216,28 @@ class Session(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., pending_steps: _Optional[int] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., open_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("h", "c", "step", "fingerprint", "crc32c")
-    H_FIELD_NUMBER: _ClassVar[int]
-    C_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("step", "fingerprint", "crc32c", "tensors")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
-    h: bytes
-    c: bytes
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     step: int
     fingerprint: str
     crc32c: int
-    def __init__(self, h: _Optional[bytes] = ..., c: _Optional[bytes] = ..., step: _Optional[int] = ..., fingerprint: _Optional[str] = ..., crc32c: _Optional[int] = ...) -> None: ...
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, step: _Optional[int] = ..., fingerprint: _Optional[str] = ..., crc32c: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "shape", "floats", "ints")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    FLOATS_FIELD_NUMBER: _ClassVar[int]
+    INTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    floats: bytes
+    ints: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., floats: _Optional[bytes] = ..., ints: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_id",)
@@ -328,6 +340,34 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., length_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
+    __slots__ = ("kind", "inputs", "outputs", "states", "is_streaming", "is_exact", "lstm")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    IS_STREAMING_FIELD_NUMBER: _ClassVar[int]
+    IS_EXACT_FIELD_NUMBER: _ClassVar[int]
+    LSTM_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    states: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    is_streaming: bool
+    is_exact: bool
+    lstm: LstmSpec
+    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ...) -> None: ...
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "shape", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class LstmSpec(_message.Message):
     __slots__ = ("input_size", "hidden_size", "num_layers", "proj_size", "bidirectional", "output_size", "num_embeddings")
     INPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
