@@ -456,6 +456,6 @@ def output(model: ModelInfo, rows: Rows, single: bool, last_only: bool) -> Outpu
     if len(model.outputs) == 1:
         y = rows[0] if is_one else rows
         shape = model.outputs[0].shape
-        return y if len(shape) == 1 else y.reshape(*y.shape[:-1], *shape)
+        return y if len(shape) == 1 else y.reshape((*y.shape[:-1], *shape))
     arrays = model.output_rows.split(rows[:1] if is_one else rows)
     return {name: each[0] for name, each in arrays.items()} if is_one else arrays
