@@ -29,6 +29,7 @@ import numpy as np
 
 from bench import requests
 from bench.checkout import Version, all_checked_out, serving_of
+from bench.clients import Place
 from bench.load import Load, Sample
 from bench.machine import ROOT, commit, description, on_core, pin_load
 from bench.measures import INFER, SPEC, infer, raw
@@ -206,7 +207,9 @@ def compared(
         make_model(models, SPEC, name=MODEL)
         triton = stack.enter_context(triton_of(installed, models))
         expected = outputs(triton.target)
-        sides = [Side(version_of(triton.target), triton.pid, infer(count)(triton))]
+        sides = [
+            Side(version_of(triton.target), triton.pid, infer(count)(Place(triton.target, "")))
+        ]
         servers = []
         for version in versions:
             serving = stack.enter_context(serving_of(version, models))
@@ -215,8 +218,9 @@ def compared(
                 "ModelInfer": infer(count),
                 "Step": raw("Step", count, streamed=False),
             }
+            place = Place(serving.target, version.python_path)
             sides += [
-                Side(f"{version.name}, {method}", serving.process.pid, load(serving))
+                Side(f"{version.name}, {method}", serving.process.pid, load(place))
                 for method, load in loads.items()
             ]
             servers.append(serving)

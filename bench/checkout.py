@@ -35,6 +35,11 @@ class Version:
     folder: Path
     variables: dict[str, str]
 
+    @property
+    def python_path(self) -> str:
+        """PYTHONPATH of its packages."""
+        return os.pathsep.join(str(self.folder / part) for part in ("service", "export"))
+
 
 @contextmanager
 def checked_out(text: str) -> Iterator[Version]:
@@ -85,7 +90,6 @@ def serving_of(
     command: Sequence[str] = COMMAND,
 ) -> Iterator[Serving]:
     """That version's server on its core, with a new and empty store of that kind."""
-    path = os.pathsep.join(str(version.folder / part) for part in ("service", "export"))
     pinned = ["taskset", "--cpu-list", f"{SERVER_CPU},{LOAD_CPU}", *command]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -95,6 +99,8 @@ def serving_of(
         elif store == "valkey":
             flags = ("--store", stack.enter_context(Valkey(folder)).url)
         arguments = ("--models", models, "--cpu", str(SERVER_CPU))
-        serving = Serving((*arguments, *flags), pinned, PYTHONPATH=path, **version.variables)
+        serving = Serving(
+            (*arguments, *flags), pinned, PYTHONPATH=version.python_path, **version.variables
+        )
         stack.callback(serving.kill)
         yield serving

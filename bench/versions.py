@@ -24,6 +24,7 @@ import click
 import numpy as np
 
 from bench.checkout import Version, all_checked_out, serving_of
+from bench.clients import Place
 from bench.load import Sample
 from bench.machine import commit, description, pin_load
 from bench.measures import MEASURES, SPEC, Measure
@@ -46,7 +47,11 @@ def compared(
         with ThreadPoolExecutor() as threads:
             servers = list(threads.map(start, versions))
         sides = [
-            Side(version.name, serving.process.pid, measure.load(serving))
+            Side(
+                version.name,
+                serving.process.pid,
+                measure.load(Place(serving.target, version.python_path)),
+            )
             for version, serving in zip(versions, servers, strict=True)
         ]
         taken = take_turns(sides, effort)
