@@ -94,7 +94,7 @@ def _job(request: InferRequest, config: Config, arrival_ns: int) -> tuple[Predic
     check_length(count, config.pending_steps_max, name)
     check_length(longest, config.length_max, name)
     height = 1 if request.last_only else longest
-    check_reply(count * height, model.output_size, config.message_bytes_max, name)
+    check_reply(count * height, model, config.message_bytes_max, name)
     lengths = _lengths(inputs, count, longest)
     rows = x[_within(lengths, longest)]
     check_values(model.spec, rows)

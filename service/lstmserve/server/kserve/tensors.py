@@ -223,7 +223,7 @@ def step_input(
     check_length(len(rows), config.length_max, name)
     check_values(model.spec, rows)
     height = 1 if last_only else len(rows)
-    check_reply(height, model.output_size, config.message_bytes_max, name)
+    check_reply(height, model, config.message_bytes_max, name)
     return rows, axes
 
 
