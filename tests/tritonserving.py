@@ -106,8 +106,8 @@ class Triton:
 
 def _answer(said: dict[str, Any]) -> Answer:
     arrays = {
-        name: np.array(values, np.float32).reshape(shape)
-        for name, (shape, values) in said.pop("outputs", {}).items()
+        name: np.array(values, dtype).reshape(shape)
+        for name, (dtype, shape, values) in said.pop("outputs", {}).items()
     }
     said["model"] = tuple(said.get("model", ()))
     return Answer(outputs=arrays, **said)

@@ -51,11 +51,14 @@ def answer(result: Any, error: InferenceServerException | None = None) -> Json:
             name: getattr(value, value.WhichOneof("parameter_choice"))
             for name, value in response.parameters.items()
         },
-        "outputs": {
-            output.name: [list(output.shape), result.as_numpy(output.name).ravel().tolist()]
-            for output in response.outputs
-        },
+        "outputs": {output.name: values(result, output) for output in response.outputs},
     }
+
+
+def values(result: Any, output: Any) -> list[Any]:
+    """An output as as_numpy() gives it, in the shape that the response names."""
+    array = result.as_numpy(output.name)
+    return [str(array.dtype), list(output.shape), array.ravel().tolist()]
 
 
 def one_by_one(client: Any, requests: list[Json], call: Json) -> list[Json]:
@@ -176,7 +179,7 @@ def beside(url: str, rows: list[list[float]]) -> Json:
     ]
     requests[0]["sequence_start"] = True
     with sync.InferenceServerClient(url) as client:
-        theirs = [each["outputs"]["y"][1] for each in one_by_one(client, requests, {})]
+        theirs = [each["outputs"]["y"][2] for each in one_by_one(client, requests, {})]
     with Client(url) as own, own.session("tiny") as session:
         ours = [session.step(row).tolist() for row in x]
     return {"protobuf": google.protobuf.__version__, "theirs": theirs, "ours": ours}

@@ -17,6 +17,8 @@ Dtype = Literal["float32", "int64", "bool"]
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
 TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 NEXT: Final = ".next"  # the step graph's output NAME.next is the state NAME after the step
+LAST: Final = "_last"  # Triton's clients ask for NAME_last, the output NAME of the last time step
+LENGTHS: Final = "lengths"  # and give this input beside those of the model
 RANK_MAX: Final = 8
 TENSORS_MAX: Final = 1024
 Kind = Literal["lstm", "network"]
@@ -230,8 +232,7 @@ class ModelSpec:
         if len(self.inputs) + len(self.outputs) + len(self.states) > TENSORS_MAX:
             raise InvalidSpec(f"a model has at most {TENSORS_MAX} inputs, outputs and states")
         if self.lstm is None:
-            _check_names((*self.inputs, *self.states))
-            _check_names((*self.outputs, *(_next(state) for state in self.states)))
+            _check_names(self.inputs, self.outputs, self.states)
 
     @classmethod
     def of_lstm(cls, lstm: LstmSpec) -> ModelSpec:
@@ -266,17 +267,21 @@ class ModelSpec:
         return cls(inputs, outputs, states)
 
 
-def _next(state: TensorSpec) -> TensorSpec:
-    return TensorSpec(state.name + NEXT, state.shape, state.dtype)
-
-
-def _check_names(tensors: Sequence[TensorSpec]) -> None:
-    """Raises InvalidSpec where two tensors on one side of the graph have the same name."""
-    seen: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in seen:
-            raise InvalidSpec(f"two tensors are named {tensor.name}: rename one of them")
-        seen.add(tensor.name)
+def _check_names(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], states: Sequence[TensorSpec]
+) -> None:
+    """Raises InvalidSpec where two tensors on one side of the graph or of a request collide."""
+    taken = {LENGTHS: "the name of the lengths of whole sequences"}
+    for tensor in (*inputs, *states):
+        if (owner := taken.get(tensor.name)) is not None:
+            raise InvalidSpec(f"{tensor.name} is {owner}: rename one of them")
+        taken[tensor.name] = "the name of another input or state"
+    taken = {state.name + NEXT: f"the state {state.name} after the step" for state in states}
+    taken |= {output.name + LAST: f"the last time step of {output.name}" for output in outputs}
+    for output in outputs:
+        if (owner := taken.get(output.name)) is not None:
+            raise InvalidSpec(f"{output.name} is {owner}: rename one of them")
+        taken[output.name] = "the name of another output"
 
 
 def find_tensor(tensors: Iterable[TensorSpec], name: str) -> TensorSpec | None:

@@ -40,7 +40,7 @@ def spare_slots(config: Config) -> int:
     return max(spare, SELF_TEST_SLOTS)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Model:
     """A bidirectional model has `portable`, and neither `pool` nor `kernel`; any other has both.
 
