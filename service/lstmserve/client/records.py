@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 FLOAT = np.dtype("<f4")
-EDITION_1 = {1: "h", 2: "c"}  # fields of a State that the first edition exported
 
 Input: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 """x where a model has one input, and a dict by name where it has several."""
@@ -217,12 +216,10 @@ class State:
             message = wire.State.FromString(data)
         except DecodeError as error:
             raise ValueError("not a serialised lstmserve.v1.State") from error
-        fields = UnknownFieldSet(message)
-        unknown = {fields[i].field_number: fields[i].data for i in range(len(fields))}
-        if unknown and not message.tensors and set(unknown) <= set(EDITION_1):
-            _read_edition_1(message, unknown, model)
-        elif unknown:
+        if len(UnknownFieldSet(message)):
             raise ValueError("a state of a later release of lstmserve: read it with that release")
+        if message.was_1 or message.was_2:
+            _read_edition_1(message, model)
         return cls.read(message, model)
 
     def __eq__(self, other: object) -> bool:
@@ -237,11 +234,11 @@ class State:
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
 
-def _read_edition_1(message: wire.State, fields: dict[int, Any], model: ModelInfo) -> None:
+def _read_edition_1(message: wire.State, model: ModelInfo) -> None:
     """Adds the tensors of a State that has h and c as packed floats. Raises ValueError."""
     names = {each.name: each for each in model.states}
-    for number, name in EDITION_1.items():
-        data, spec = fields.get(number, b""), names.get(name)
+    for name, data in (("h", message.was_1), ("c", message.was_2)):
+        spec = names.get(name)
         if model.kind != "lstm" or spec is None or len(data) != spec.bytes:
             raise ValueError(f"not a state of {model.name}: it has h and c of other sizes")
         message.tensors.add(name=name, shape=spec.shape, floats=data)
