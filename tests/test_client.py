@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from lstmserve.client import (
     State,
     StepManyFailed,
 )
+from lstmserve.client.records import LstmInfo
 from modelmaking import random_input
 from serving import Serve
 from zoo import SPECS, TOLERANCE, Zoo
@@ -229,9 +231,15 @@ def test_models_tell_their_sizes(client: Client) -> None:
     assert set(models) == {*((name, 1) for name in SPECS), ("tiny", 2)}
     for name, spec in SPECS.items():
         model = models[name, 1]
-        assert (model.input_size, model.output_size) == (spec.input_size, spec.output_size)
-        assert model.state_size == spec.state_size
-        assert model.layers == spec.num_layers * spec.num_directions
+        assert (model.inputs, model.outputs, model.states) == (
+            spec.inputs,
+            spec.outputs,
+            spec.states,
+        )
+        assert (model.kind, model.is_streaming) == ("lstm", not spec.bidirectional)
+        assert model.lstm is not None
+        names = [each.name for each in dataclasses.fields(LstmInfo)]
+        assert {n: getattr(model.lstm, n) for n in names} == {n: getattr(spec, n) for n in names}
     assert client.model("tiny") == models["tiny", 2]
     with client.session("tiny", version=1) as old, client.session("tiny") as new:
         assert (old.version, new.version) == (1, 2)

@@ -32,7 +32,6 @@ CLIENT = [
 SESSION = [
     "close",
     "durable_step",
-    "export",
     "fork",
     "id",
     "incarnation",
