@@ -238,7 +238,7 @@ class Ordering:
     # The end of a step --------------------------------------------------------------------------
 
     def save(self, row: int, y: Output) -> None:
-        """The session's first step was applied; its y [t, ...] is what a repeat is answered with."""
+        """The session's first step was applied; y [t, ...] is what answers a repeat."""
         table = self._table
         digest = table.digest[row] = table.pending_digest.item(row)
         if digest and y.nbytes <= self._reply_bytes_max:
