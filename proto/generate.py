@@ -3,6 +3,8 @@
 The published proto has `repeated float`; our own server and client use a twin in which every such
 field is `bytes`. A packed `repeated float` and the `bytes` of its little-endian float32 values are
 the same bytes on the wire, and parsing the latter costs one copy instead of one Python float each.
+The twin also has a field `was_N` of `bytes` for a reserved number N: the server must refuse what a
+client of an earlier edition sends there, and would not see it in a field that it does not know.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ def twin(public: str) -> str:
     text = re.sub(r"^service .*?^}\n", "", public, flags=re.DOTALL | re.MULTILINE)
     text = text.replace("package lstmserve.v1;", "package lstmserve.wire.v1;")
     text = re.sub(r"^option .*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\breserved ([\d, ]+);", _was, text)
     return text.replace("repeated float ", "bytes ")
+
+
+def _was(reserved: re.Match[str]) -> str:
+    return " ".join(f"bytes was_{n} = {n};" for n in re.findall(r"\d+", reserved[1]))
 
 
 def protoc(includes: list[Path], arguments: list[str]) -> None:

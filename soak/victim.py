@@ -73,7 +73,7 @@ async def damaged(fleet: Fleet, calls: Calls, peer: Peer) -> list[str]:
         is_whole = (
             session.step > 0
             and not session.pending_steps
-            and (state.h, state.c) == (h.tobytes(), c.tobytes())
+            and [each.floats for each in state.tensors] == [h.tobytes(), c.tobytes()]
             and (reply.step, reply.y) == (session.step + 1, y[-1:].tobytes())
         )
         if not is_whole:

@@ -10,17 +10,24 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 
 from lstmserve.v1 import lstm_pb2
+from wire import tensors
 
 SERVICE = lstm_pb2.DESCRIPTOR.services_by_name["LstmService"]
 METHODS = {method.name: method.input_type for method in SERVICE.methods}
 STREAMS = ("StepStream", "StepMany")
 
-NAMES = st.sampled_from(["", "a", "b", "c", "g:a", "m", "letters", "both", "0", "1", "a/b", "*"])
+NAMES = st.sampled_from(
+    ["", "a", "b", "c", "h", "g:a", "m", "letters", "both", "0", "1", "a/b", "*"]
+)
 TEXTS = NAMES | st.text(max_size=20) | st.sampled_from(["x" * 129, "\x00", "é", "%s%n", "9" * 30])
 FLOATS = st.sampled_from([0.0, 0.5, -1.0, 1e-45, 3.4e38, float("inf"), float("nan")])
 SIZES = st.sampled_from([0, 1, 2, 3, 3, 3, 6, 16, 16, 30, 33, 300])
 
-X, STATE = [0.5, -1.0, 2.0], lstm_pb2.State(h=[0.5] * 16, c=[0.25] * 16, step=3)
+X = [0.5, -1.0, 2.0]
+TENSORS = tensors(h=[[0.5] * 8] * 2, c=[[0.25] * 8] * 2)
+STATE = lstm_pb2.State(tensors=TENSORS, step=3)
+INITIAL = tensors(h=[[[0.5] * 8] * 2], c=[[[0.5] * 8] * 2])
+NEARLY_TENSORS = tensors(h=[0.5] * 16, c=[[float("nan")] * 8] * 2) + tensors(h=[[1] * 8] * 2)
 OPENED = {"a": "m", "b": "m", "c": "letters"}  # ids of sessions that should be there, with models
 BASES: dict[str, list[Message]] = {
     "ListModels": [lstm_pb2.ListModelsRequest()],
@@ -46,7 +53,7 @@ BASES: dict[str, list[Message]] = {
         lstm_pb2.StepManyRequest(session_ids=["c"], tokens=[3], last_only=True),
     ],
     "Predict": [
-        lstm_pb2.PredictRequest(model="m", x=X * 5, h0=[0.5] * 16, c0=[0.5] * 16),
+        lstm_pb2.PredictRequest(model="m", x=X * 5, initial=INITIAL),
         lstm_pb2.PredictRequest(model="both", lengths=[1, 4], x=X * 5, with_state=True),
         lstm_pb2.PredictRequest(model="letters", tokens=[1, 2, 3], last_only=True),
     ],
@@ -81,6 +88,9 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     )
     if not field.is_repeated:
         return one
+    if field.message_type is lstm_pb2.Tensor.DESCRIPTOR:
+        good = st.sampled_from(TENSORS + INITIAL)
+        return st.lists(good | st.sampled_from(NEARLY_TENSORS) | one, max_size=3)
     if field.type == FieldDescriptor.TYPE_STRING:
         return st.lists(NAMES, max_size=4)
     if field.type == FieldDescriptor.TYPE_FLOAT:

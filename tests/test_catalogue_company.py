@@ -21,7 +21,7 @@ from lstmserve.v1 import lstm_pb2 as pb
 from refusals import FOREIGN, in_band, leaks
 from test_catalogue import check
 from test_catalogue_sessions import CASES, TAKEN, request_of
-from wire import Good, Stream, Wire, serving
+from wire import Good, Stream, Wire, serving, tensors
 
 COMPANY = 64
 PREDICTS = 2
@@ -106,8 +106,10 @@ def by_predict(wire: Wire) -> Work:
         lengths = rng.integers(1, 9, 3)
         x = rng.standard_normal((lengths.sum(), 3), np.float32)
         h0, c0 = rng.standard_normal((2, 2, 3, 8), np.float32)
-        states = {"h0": h0.reshape(-1), "c0": c0.reshape(-1)}
-        response = await wire.call("Predict", model="m", lengths=lengths, x=x.reshape(-1), **states)
+        initial = tensors(h=np.swapaxes(h0, 0, 1), c=np.swapaxes(c0, 0, 1))
+        response = await wire.call(
+            "Predict", model="m", lengths=lengths, x=x.reshape(-1), initial=initial
+        )
         y = np.array(response.y, np.float32).reshape(len(x), -1)
         ends = np.cumsum(lengths)
         for i, (rows, got) in enumerate(zip(np.split(x, ends), np.split(y, ends), strict=True)):

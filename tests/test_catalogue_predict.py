@@ -13,9 +13,11 @@ from grpc import StatusCode
 from badsteps import INF, INT32_MAX, INT64_MAX, INVALID, NAN, X
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import Refusal, leaks
-from wire import SPECS, Wire, serving
+from wire import SPECS, Wire, serving, tensors
 
-H, C = [0.5] * 16, [0.25] * 16  # of "m": 2 layers of 8
+H, C = [[0.5] * 8] * 2, [[0.25] * 8] * 2  # of "m": 2 layers of 8
+SECOND = tensors(h=[[[0.5] * 8] * 3] * 2, c=[[[0.5] * 8] * 3] * 2)
+FIRST_EDITION = b"\x0a\x01m\x2a\x0c" + bytes(12) + b"%b\x04" + bytes(4)  # model, x, and one field
 GONE = StatusCode.NOT_FOUND
 
 
@@ -59,20 +61,35 @@ CASES = [
     case("a token too large", "BAD_TENSOR", "tokens", model="letters", tokens=[27], x=[]),
     case("a huge token", "BAD_TENSOR", "tokens", model="letters", tokens=[INT64_MAX], x=[]),
     case("no tokens", "EMPTY_INPUT", "tokens", model="letters", x=[]),
-    case("h0 alone", "BAD_TENSOR", "c0", h0=H),
-    case("c0 alone", "BAD_TENSOR", "h0", c0=C),
-    case("h0 too short", "BAD_TENSOR", "h0", h0=H[1:], c0=C),
-    case("c0 too long", "BAD_TENSOR", "c0", h0=H, c0=[*C, 0.0]),
-    case("h0 of one for two", "BAD_TENSOR", "h0", lengths=[1, 1], x=X * 2, h0=H, c0=C),
-    case("h0 not finite", "NON_FINITE", "h0", h0=[NAN, *H[1:]], c0=C),
-    case("c0 not finite", "NON_FINITE", "c0", h0=H, c0=[*C[1:], INF]),
+    case("h alone", "BAD_TENSOR", "initial", initial=tensors(h=[H])),
+    case("c alone", "BAD_TENSOR", "initial", initial=tensors(c=[C])),
+    case("h twice", "BAD_TENSOR", "initial", initial=tensors(h=[H]) * 2),
+    case(
+        "h and c, then h", "BAD_TENSOR", "initial", initial=tensors(h=[H], c=[C]) + tensors(h=[H])
+    ),
+    case("h without the batch", "BAD_TENSOR", "initial", initial=tensors(h=H, c=[C])),
+    case("h of one layer", "BAD_TENSOR", "initial", initial=tensors(h=[H[1:]], c=[C])),
+    case("c of 9", "BAD_TENSOR", "initial", initial=tensors(h=[H], c=[[[0.5] * 9] * 2])),
+    case("the batch second", "BAD_TENSOR", "initial", lengths=[1, 1, 1], x=X * 3, initial=SECOND),
+    case(
+        "h of one for two",
+        "BAD_TENSOR",
+        "initial",
+        lengths=[1, 1],
+        x=X * 2,
+        initial=tensors(h=[H], c=[C] * 2),
+    ),
+    case("h as integers", "BAD_TENSOR", "initial", initial=tensors(h=[[[1] * 8] * 2], c=[C])),
+    case("h not finite", "NON_FINITE", "initial", initial=tensors(h=[[[NAN] * 8] * 2], c=[C])),
+    case("c not finite", "NON_FINITE", "initial", initial=tensors(h=[H], c=[[[INF] * 8] * 2])),
+    case("the first edition's h0", "MALFORMED", "initial", content=FIRST_EDITION % b"\x42"),
+    case("the first edition's c0", "MALFORMED", "initial", content=FIRST_EDITION % b"\x4a"),
     case("NaN in a later sequence", "NON_FINITE", "x", lengths=[1, 2], x=[*X, *X[:2], NAN, *X]),
     case("a length for nothing", "BAD_TENSOR", "x", lengths=[1, 1], x=X),
     case("the lowest length", "MALFORMED", "lengths", lengths=[-INT32_MAX - 1], x=X),
     case("sequences without end", "TOO_LONG", "lengths", lengths=[1] * 100_000, x=X),
     case("a negative token", "BAD_TENSOR", "tokens", model="letters", tokens=[0, -1], x=[]),
     case("tokens and x", "BAD_TENSOR", "x", model="letters", tokens=[1]),
-    case("h0 for two, one lacks c0", "BAD_TENSOR", "c0", lengths=[1, 1], x=X * 2, h0=H * 2),
     case("cut off in x", "MALFORMED", content=b"\x0a\x01m\x22\x7fabc"),
     case("garbage", "MALFORMED", content=b"\xff" * 9),
     case("model not UTF-8", "MALFORMED", content=b"\x0a\x02\xff\xfe"),

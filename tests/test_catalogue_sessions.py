@@ -13,9 +13,9 @@ from grpc import StatusCode
 from badsteps import INF, INT64_MAX, INT64_MIN, INVALID, NAN
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import leaks
-from wire import Wire, serving
+from wire import Wire, serving, tensors
 
-H, C = [0.5] * 16, [0.25] * 16  # of "m": 2 layers of 8
+H, C = [[0.5] * 8] * 2, [[0.25] * 8] * 2  # of "m": 2 layers of 8
 GONE, CONFLICT = StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION
 TAKEN = "taken"
 
@@ -45,10 +45,28 @@ def ttl(seconds: int, nanos: int = 0) -> dict[str, Any]:
 
 def state(**fields: Any) -> dict[str, Any]:
     """OpenSession's field, a good state but for these fields."""
-    return {"state": pb.State(**{"h": H, "c": C, **fields})}
+    return {"state": pb.State(**{"tensors": tensors(h=H, c=C), **fields})}
+
+
+def tensors_but(name: str, /, **fields: Any) -> dict[str, Any]:
+    """OpenSession's field, a good state but for these fields of the tensor of that name."""
+    made = tensors(h=H, c=C)
+    for each in made:
+        if each.name == name:
+            for field, value in fields.items():
+                each.ClearField(field)
+                each.MergeFrom(pb.Tensor(**{field: value}))
+    return state(tensors=made)
+
+
+def first_edition(*contents: bytes) -> bytes:
+    """An OpenSession with a State of these fields."""
+    inner = b"".join(contents)
+    return b"\x0a\x01m\x32" + bytes([len(inner)]) + inner
 
 
 OPEN, CLOSE, LIST = "OpenSession", "CloseSession", "ListSessions"
+TENSORS, GOOD = "state.tensors", tensors(h=H, c=C)
 FIND = ("GetSession", "GetState", CLOSE)
 OLD = {"session_id": TAKEN, "incarnation": 7}
 
@@ -82,11 +100,46 @@ CASES = [
     case(OPEN, "endlessly negative ttl", "MALFORMED", "ttl", **ttl(INT64_MIN, -(2**31))),
     case(OPEN, "bad request_id", "MALFORMED", "request_id", request_id="a b"),
     case(OPEN, "long request_id", "MALFORMED", "request_id", request_id="a" * 129),
-    case(OPEN, "h too short", "BAD_TENSOR", "state.h", **state(h=H[1:])),
-    case(OPEN, "no h", "BAD_TENSOR", "state.h", **state(h=[])),
-    case(OPEN, "c too long", "BAD_TENSOR", "state.c", **state(c=[*C, 0.0])),
-    case(OPEN, "h not finite", "NON_FINITE", "state.h", **state(h=[NAN, *H[1:]])),
-    case(OPEN, "c not finite", "NON_FINITE", "state.c", **state(c=[*C[1:], -INF])),
+    case(OPEN, "h too short", "BAD_TENSOR", TENSORS, **tensors_but("h", floats=[0.5] * 15)),
+    case(OPEN, "c too long", "BAD_TENSOR", TENSORS, **tensors_but("c", floats=[0.5] * 17)),
+    case(OPEN, "h without values", "BAD_TENSOR", TENSORS, **tensors_but("h", floats=[])),
+    case(OPEN, "h of three layers", "BAD_TENSOR", TENSORS, **tensors_but("h", shape=[3, 8])),
+    case(OPEN, "c with a batch", "BAD_TENSOR", TENSORS, **tensors_but("c", shape=[1, 2, 8])),
+    case(OPEN, "c turned over", "BAD_TENSOR", TENSORS, **tensors_but("c", shape=[8, 2])),
+    case(OPEN, "c with a negative size", "BAD_TENSOR", TENSORS, **tensors_but("c", shape=[-2, 8])),
+    case(OPEN, "h without a shape", "BAD_TENSOR", TENSORS, **tensors_but("h", shape=[])),
+    case(OPEN, "h of a million axes", "BAD_TENSOR", TENSORS, **tensors_but("h", shape=[1] * 2**20)),
+    case(
+        OPEN, "h as integers", "BAD_TENSOR", TENSORS, **state(tensors=tensors(h=[[1] * 8] * 2, c=C))
+    ),
+    case(OPEN, "integers beside h", "BAD_TENSOR", TENSORS, **tensors_but("h", ints=[1])),
+    case(OPEN, "no h", "BAD_TENSOR", TENSORS, **state(tensors=tensors(c=C))),
+    case(OPEN, "no tensors", "BAD_TENSOR", TENSORS, **state(tensors=[])),
+    case(OPEN, "h twice", "BAD_TENSOR", TENSORS, **state(tensors=[*tensors(h=H), *tensors(h=H)])),
+    case(OPEN, "h and c, then h", "BAD_TENSOR", TENSORS, **state(tensors=GOOD + tensors(h=H))),
+    case(OPEN, "another tensor", "BAD_TENSOR", TENSORS, **state(tensors=GOOD + tensors(x=H))),
+    case(OPEN, "H for h", "BAD_TENSOR", TENSORS, **tensors_but("h", name="H")),
+    case(OPEN, "a name of a megabyte", "BAD_TENSOR", TENSORS, **tensors_but("h", name="h" * 2**20)),
+    case(OPEN, "many tensors", "BAD_TENSOR", TENSORS, **state(tensors=[pb.Tensor()] * 2**20)),
+    case(OPEN, "h not finite", "NON_FINITE", TENSORS, **tensors_but("h", floats=[NAN] * 16)),
+    case(
+        OPEN, "c not finite", "NON_FINITE", TENSORS, **tensors_but("c", floats=[0.0] * 15 + [-INF])
+    ),
+    case(
+        OPEN,
+        "the first edition's h",
+        "MALFORMED",
+        "state",
+        content=first_edition(b"\x0a\x04" + bytes(4)),
+    ),
+    case(
+        OPEN,
+        "the first edition's c",
+        "MALFORMED",
+        "state",
+        content=first_edition(b"\x12\x04" + bytes(4)),
+    ),
+    case(OPEN, "h not packed", "MALFORMED", "state", content=first_edition(b"\x0d" + bytes(4))),
     case(OPEN, "state before its first step", "MALFORMED", "state.step", **state(step=-1)),
     case(
         OPEN, "lowest step, checked", "MALFORMED", "state.step", **state(step=INT64_MIN, crc32c=1)

@@ -106,31 +106,35 @@ def test_nothing_is_guessed(client: Client, model: str, x: Any, message: str) ->
 
 
 def test_sessions_start_where_they_are_told(client: Client, zoo: Zoo) -> None:
-    """h0 and c0, one of them, set_state and an imported State are the state of the next step."""
+    """A state by name, set_state and an imported State are the state of the next step."""
     x, h0, c0 = inputs("projected", 3), np.full((2, 4), 0.25), np.full((2, 6), -0.5)
-    for given in ({"h0": h0, "c0": c0}, {"h0": h0}, {"c0": c0}):
-        with client.session("projected", **given) as session:
-            assert_close(session.step(x), zoo.expected("projected", x, **given)[0])
+    given = {"c": c0, "h": h0}  # in any order
     expected = zoo.expected("projected", x, h0, c0)[0]
+    with client.session("projected", state=given) as session:
+        assert_close(session.step(x), expected)
     with client.session("projected") as session:
         session.step(x)
         before = session.incarnation
-        session.set_state(h0, c0)
+        session.set_state(given)
         assert session.incarnation != before
         assert_close(session.step(x), expected)
         assert session.step_count == session.info().step == 2
-    with client.session("projected", state=State(np.float32(h0), np.float32(c0))) as session:
+    with client.session(
+        "projected", state=State({"h": np.float32(h0), "c": np.float32(c0)})
+    ) as session:
         assert_close(session.step(x), expected)
 
 
-@pytest.mark.parametrize("part", ["h0", "c0"])
-def test_states_of_another_shape_are_refused(client: Client, part: str) -> None:
+@pytest.mark.parametrize("name", ["h", "c"])
+def test_states_of_another_shape_are_refused(client: Client, name: str) -> None:
     """A state with a batch axis, or too narrow, is a ValueError with the shape it must have."""
+    good = {"h": np.zeros((2, 4)), "c": np.zeros((2, 6))}
     for shape in ((2, 1, 6), (2, 3), (2,)):
-        with pytest.raises(ValueError, match=rf"{part[0]} has the shape \[2, [46]\], not"):
-            client.session("projected", **{part: np.zeros(shape)})
-    with pytest.raises(ValueError, match="either state, or h0 and c0"):
-        client.session("tiny", h0=np.zeros((2, 5)), state=State(np.zeros(1), np.zeros(1)))
+        with pytest.raises(ValueError, match=rf"{name} is float32 of the shape \[2, [46]\], not"):
+            client.session("projected", state={**good, name: np.zeros(shape)})
+    for bad in ({}, {name: good[name]}, {**good, "d": np.zeros(2)}):
+        with pytest.raises(ValueError, match="projected has the states h, c: give them by name"):
+            client.session("projected", state=bad)
 
 
 def test_an_exported_state_goes_on_elsewhere(client: Client) -> None:
@@ -139,8 +143,8 @@ def test_an_exported_state_goes_on_elsewhere(client: Client) -> None:
     with client.session("tiny") as first:
         first.step(x[:3])
         model = client.model("tiny")
-        state = State.from_bytes(first.export().to_bytes(), model)
-        assert state == first.export()
+        state = State.from_bytes(first.state().to_bytes(), model)
+        assert state == first.state()
         with client.session("tiny", state=state) as second:
             assert second.step_count == 1
             np.testing.assert_array_equal(first.step(x[3:]), second.step(x[3:]))
@@ -153,7 +157,7 @@ def test_an_exported_state_goes_on_elsewhere(client: Client) -> None:
 
 def first_half(state: State) -> bytes:
     """A State of fewer layers."""
-    return State(state.h[:1], state.c[:1]).to_bytes()
+    return State({name: each[:1] for name, each in state.tensors.items()}).to_bytes()
 
 
 def test_forks_part(client: Client) -> None:
@@ -300,12 +304,13 @@ def test_predict_is_the_whole_sequence(client: Client, zoo: Zoo, model: str) -> 
     h0 = np.linspace(-1, 1, layers * 3 * spec.state_size).reshape(layers, 3, -1)
     c0 = np.linspace(1, -1, layers * 3 * spec.hidden_size).reshape(layers, 3, -1)
     expected = [zoo.expected(model, x, h0[:, n], c0[:, n]) for n, x in enumerate(xs)]
-    ys, (hn, cn) = client.predict(model, xs, h0=h0, c0=c0, return_state=True)
+    initial = {"h": h0.swapaxes(0, 1), "c": c0.swapaxes(0, 1)}
+    ys, final = client.predict(model, xs, initial=initial, return_state=True)
     for n, (y, h, c) in enumerate(expected):
         assert_close(ys[n], y)
-        assert_close(hn[:, n], h)
-        assert_close(cn[:, n], c)
-    last = client.predict(model, xs, h0=h0, c0=c0, return_sequences=False)
+        assert_close(final["h"][n], h)
+        assert_close(final["c"][n], c)
+    last = client.predict(model, xs, initial=initial, return_sequences=False)
     for actual, (y, _, _) in zip(last, expected, strict=True):
         assert_close(actual, y[-1])
     (y,) = client.predict(model, [xs[0][0]])
@@ -322,14 +327,14 @@ def test_messages_are_cut_to_the_servers_limit(serve: Serve) -> None:
         length = 10_000
         xs = [inputs("tiny", length, seed=n) for n in range(2 * limit // (length * 12) + 2)]
         assert sum(x.nbytes for x in xs) > 2 * limit
-        h0 = np.zeros((2, len(xs), 5))
-        ys, (hn, _) = client.predict("tiny", xs, h0=h0, return_state=True)
+        initial = dict.fromkeys("hc", np.zeros((len(xs), 2, 5)))
+        ys, final = client.predict("tiny", xs, initial=initial, return_state=True)
         sessions = [client.session("tiny") for _ in xs]
         stepped = client.step_many(dict(zip(sessions, xs, strict=True)), timeout_s=60)
         assert len(ys) == len(xs)
         for n, session in enumerate(sessions):
             np.testing.assert_array_equal(ys[n], stepped[session])
-            np.testing.assert_array_equal(hn[:, n], session.state()[0])
+            np.testing.assert_array_equal(final["h"][n], session.state().tensors["h"])
 
 
 def test_threads_share_a_client(client: Client) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from lossy import Fate, LossyRouter
 from lstmserve import AsyncClient, Client
-from lstmserve.client import AsyncSession
+from lstmserve.client import AsyncSession, State
 from modelmaking import TINY, random_input
 from serving import Serving
 from traffic import Oracle
@@ -59,14 +59,15 @@ def chunks(seed: int, count: int) -> list[Any]:
     ]
 
 
-def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: tuple[Any, Any]) -> None:
+def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: State) -> None:
     """Nothing is lost, doubled or in another order: outputs and state are the oracle's bits."""
     for x, y in zip(xs, ys, strict=True):
         assert y.shape == (*x.shape[:-1], TINY.output_size)
     y, hn, cn = oracle.run(np.concatenate([np.atleast_2d(x) for x in xs]))
     assert np.array_equal(np.concatenate([np.atleast_2d(y) for y in ys]), y)
-    assert np.array_equal(state[0], hn)
-    assert np.array_equal(state[1], cn)
+    h, c = state
+    assert np.array_equal(h, hn)
+    assert np.array_equal(c, cn)
 
 
 async def walk(client: AsyncClient, session: AsyncSession, xs: list[Any], seed: int) -> list[Any]:

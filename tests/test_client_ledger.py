@@ -7,17 +7,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from lstmserve.client import LstmServeError, ModelInfo, packing
 from lstmserve.client.ledger import Ledger, Recovery
 from lstmserve.client.packing import NumberedStep
-from lstmserve.client.records import Floats, StepInput
+from lstmserve.client.records import StepInput
 from lstmserve.errors import Unavailable
 from lstmserve.reasons import REASONS
+from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
-MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, 1, 1, 1, 0, False, 1, 0)
+X, Y = TensorSpec("x", (1,)), TensorSpec("y", (1,))
+MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, "network", (X,), (Y,), (), True, True, None)
+Floats = npt.NDArray[np.float32]
 ROWS_MAX = 4  # of a step, in these tests
 CALLS_MAX = 5000
 LAST = StepInput(np.array([7], np.float32).tobytes(), [], 1, single=False)

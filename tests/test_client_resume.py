@@ -19,6 +19,7 @@ from lstmserve.client import (
     DeadlineExceeded,
     Session,
     SessionLost,
+    State,
     StepConflict,
     StepManyFailed,
     StepsLost,
@@ -74,12 +75,13 @@ class Mortal:
             self.servings.append(self._serve("--listen", self.target, *self._flags))
 
 
-def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: tuple[Any, Any]) -> None:
+def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: State) -> None:
     """Outputs and state are the oracle's bits: every step counted once."""
     y, hn, cn = oracle.run(np.concatenate([np.atleast_2d(x) for x in xs]))
     assert np.array_equal(np.concatenate([np.atleast_2d(y) for y in ys]), y)
-    assert np.array_equal(state[0], hn)
-    assert np.array_equal(state[1], cn)
+    h, c = state
+    assert np.array_equal(h, hn)
+    assert np.array_equal(c, cn)
 
 
 def step_through(client: Client, session: Session, xs: list[Any], mortal: Mortal) -> list[Any]:
@@ -197,12 +199,12 @@ def test_a_log_goes_back_to_where_the_session_began(serve: Serve, oracle: Oracle
     with Client(serving.target) as client:
         source = client.session("tiny")
         source.step(x(1, 4))
-        state = source.export()
+        state = source.state()
         imported = client.session("tiny", state=state, replay_steps_max=2)
         reset = client.session("tiny", replay_steps_max=2)
         for n in range(3):
             reset.step(x(n))
-        reset.set_state(state.h, state.c)
+        reset.set_state(state.tensors)
         for session in (imported, reset):
             session.step(x(2))
         restarted(serve, serving)

@@ -167,7 +167,7 @@ def test_the_command_line_ends_what_no_model_serves(
     with Client(old.target) as client:
         session = client.session("tiny", id="a", keep=True)
         session.step(random_input(TINY, (2,), 0))
-        kept = session.export().to_bytes()
+        kept = session.state().to_bytes()
     assert old.stop() == 0
     make_model(tmp_path / "models", TINY, seed=9, name=name)
     target = ("--target", serve("--store", store, models=tmp_path / "models").target)

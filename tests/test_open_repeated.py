@@ -25,7 +25,7 @@ from router import Router
 from serving import Serve, Serving
 from storing import Valkey
 from traffic import Oracle
-from wire import Good, serving
+from wire import Good, serving, tensors
 
 RESUME, RESTART = pb.IF_EXISTS_RESUME, pb.IF_EXISTS_RESTART
 OPEN = "/lstmserve.v1.LstmService/OpenSession"
@@ -87,7 +87,7 @@ def opening(request_id: str, **fields: Any) -> pb.OpenSessionRequest:
     return pb.OpenSessionRequest(model="tiny", version=1, request_id=request_id, **fields)
 
 
-STATE = pb.State(h=[0.5] * 10, c=[0.25] * 10, step=9)
+STATE = pb.State(tensors=tensors(h=[[0.5] * 5] * 2, c=[[0.25] * 5] * 2), step=9)
 TAKEN = opening("q1", session_id="a")
 OPENINGS = (
     TAKEN,
@@ -268,7 +268,7 @@ def test_the_client_s_opens_survive_a_crash(crashing: Crashing, folder: Path) ->
         y, _, _ = oracle.run(np.concatenate(rows[:2]))
         for session in made:
             assert np.array_equal(session.step(rows[1]), y[2:])
-        made[0].set_state(*made[0].state())
+        made[0].set_state(made[0].state().tensors)
         y, _, _ = oracle.run(np.concatenate(rows))
         for session in made:
             assert np.array_equal(session.step(rows[2]), y[4:])

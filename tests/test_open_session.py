@@ -14,7 +14,7 @@ from lstmserve.client import State
 from lstmserve.engine.clock import SECOND_NS
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import make_model
-from wire import SPECS, Good, Wire, serving
+from wire import SPECS, Good, Wire, arrays, serving, tensors
 
 RESUME, RESTART = pb.IF_EXISTS_RESUME, pb.IF_EXISTS_RESTART
 TTL_S = 10
@@ -116,11 +116,11 @@ async def test_a_state_goes_out_and_in_bit_for_bit(wire: Wire) -> None:
     await b.step()
     await b.check_state()
     await a.step()
-    bare = pb.State(h=state.h, c=state.c)
+    bare = pb.State(tensors=reversed(state.tensors))  # their order means nothing
     plain = await wire.open(version=1, session_id=a.id, if_exists=RESTART, state=bare)
     assert plain.step == 0
     back = (await wire.call("GetState", session_id=a.id)).state
-    assert (back.h, back.c) == (state.h, state.c)
+    assert back.tensors == state.tensors
     mismatch = {"model": "m", "version": 2, "state": state}
     assert await reason(wire, "OpenSession", **mismatch) == "MODEL_MISMATCH"
 
@@ -130,25 +130,30 @@ async def test_a_later_release_s_state_is_not_called_damaged(wire: Wire) -> None
     a = Good(wire, "m", await wire.open(version=1))
     state = (await wire.call("GetState", session_id=a.id)).state
     later = pb.State(step=state.step, crc32c=7, fingerprint=state.fingerprint)
-    later.MergeFromString(bytes([6 << 3 | 2, 2, 1, 1]))  # field 6, of two bytes
-    request = pb.OpenSessionRequest(model="m", version=1, state=later)
-    said = await wire.refused("OpenSession", request.SerializeToString())
-    assert (said.reason, said.fields) == ("MALFORMED", ["state"])
-    assert "a later one exported it" in said.message
+    later.MergeFromString(bytes([15 << 3 | 2, 2, 1, 1]))  # field 15, of two bytes
+    within = pb.State(tensors=state.tensors)
+    within.tensors[1].MergeFromString(bytes([15 << 3, 1]))
+    for each in (later, within):
+        request = pb.OpenSessionRequest(model="m", version=1, state=each)
+        said = await wire.refused("OpenSession", request.SerializeToString())
+        assert (said.reason, said.fields) == ("MALFORMED", ["state"])
+        assert "a later one exported it" in said.message
     with pytest.raises(ValueError, match="a later release"):
         State.from_bytes(later.SerializeToString(), model=None)  # type: ignore[arg-type]  # refused before it is looked at
 
 
 async def test_extreme_states(wire: Wire) -> None:
     """The largest floats are kept; denormals become zero, for they cost 25 times the time."""
-    h = np.full(16, np.finfo(np.float32).max, np.float32)
-    c = np.full(16, np.finfo(np.float32).tiny, np.float32)
-    c[0], c[1], h[0] = c[0] / 2, -c[1] / 4, -h[0]
-    session = await wire.open(version=1, state=pb.State(h=h, c=c, step=2**52 - 1))
+    h = np.full((2, 8), np.finfo(np.float32).max, np.float32)
+    c = np.full((2, 8), np.finfo(np.float32).tiny, np.float32)
+    c[0, :2] /= (2, -4)
+    h[0, 0] *= -1
+    session = await wire.open(version=1, state=pb.State(tensors=tensors(h=h, c=c), step=2**52 - 1))
     state = (await wire.call("GetState", session_id=session.id)).state
-    assert np.array_equal(np.array(state.h, np.float32), h)
-    c[:2] = 0
-    assert np.array_equal(np.array(state.c, np.float32), c)
+    found = arrays(state.tensors)
+    assert np.array_equal(found["h"], h)
+    c[0, :2] = 0
+    assert np.array_equal(found["c"], c)
     assert state.step == 2**52 - 1
     response = await wire.call("Step", session_id=session.id, x=[3.4e38, -3.4e38, 1e-45])
     assert response.step == 2**52

@@ -14,7 +14,7 @@ from grpc import StatusCode
 
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import random_input, random_state
-from wire import SPECS, Wire, serving
+from wire import SPECS, Wire, arrays, serving, tensors
 
 LENGTHS = [1, 70, 3, 16]
 MODELS = pytest.mark.parametrize("model", ["m", "letters", "both"])
@@ -54,7 +54,8 @@ class Batch:
         flat = np.concatenate(self.xs).reshape(-1)
         self.fields: dict[str, Any] = {"model": model, "lengths": LENGTHS, kind: flat}
         if with_state:
-            self.fields |= {"h0": self.h0.reshape(-1), "c0": self.c0.reshape(-1)}
+            h0, c0 = np.swapaxes(self.h0, 0, 1), np.swapaxes(self.c0, 0, 1)
+            self.fields["initial"] = tensors(h=h0, c=c0)
 
 
 def same(actual: Any, wanted: Any) -> bool:
@@ -66,14 +67,16 @@ def same(actual: Any, wanted: Any) -> bool:
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("last_only", [False, True])
 async def test_every_layout(wire: Wire, model: str, with_state: bool, last_only: bool) -> None:
-    """Ragged sequences, from zeros or given states: y, hn and cn are the portable graph's bits."""
+    """Ragged sequences, from zeros or given states: y, h and c are the portable graph's bits."""
     batch = Batch(wire, model, with_state)
     response = await wire.call("Predict", **batch.fields, last_only=last_only, with_state=True)
     wanted = [y[-1:] if last_only else y for y in batch.ys]
     assert same(response.y, np.concatenate(wanted))
     assert list(response.lengths) == [len(y) for y in wanted]
-    assert same(response.hn, batch.hn)
-    assert same(response.cn, batch.cn)
+    final = arrays(response.final)
+    assert list(final) == ["h", "c"]
+    assert np.array_equal(final["h"], np.swapaxes(batch.hn, 0, 1))
+    assert np.array_equal(final["c"], np.swapaxes(batch.cn, 0, 1))
     assert response.version == 1
 
 
@@ -85,8 +88,7 @@ async def test_without_lengths_it_is_one_sequence(wire: Wire, model: str) -> Non
     response = await wire.call("Predict", model=model, **{kind: batch.xs[1].reshape(-1)})
     assert same(response.y, batch.ys[1])
     assert list(response.lengths) == [70]
-    assert not response.hn
-    assert not response.cn
+    assert not response.final
 
 
 async def test_nothing_is_kept(wire: Wire) -> None:
@@ -102,12 +104,10 @@ async def test_nothing_is_kept(wire: Wire) -> None:
 
 
 async def test_states_carry_over(wire: Wire) -> None:
-    """hn and cn of a call as h0 and c0 of the next go on where it ended, as a session does."""
+    """The final states of a call, as the initial ones of the next, go on where it ended."""
     good = await wire.good()
     first = await wire.call("Predict", model="m", x=good.rows(20).reshape(-1), with_state=True)
-    second = await wire.call(
-        "Predict", model="m", x=good.rows(30).reshape(-1), h0=first.hn, c0=first.cn
-    )
+    second = await wire.call("Predict", model="m", x=good.rows(30).reshape(-1), initial=first.final)
     good.check(first.y, 0)
     good.check(second.y, 1)
 

@@ -11,9 +11,10 @@ from grpc import StatusCode
 from gated import gated
 from lstmserve.server.native.sessions import STEP_MAX
 from lstmserve.v1 import lstm_pb2 as pb
+from wire import tensors
 
 X = [0.5, -1.0, 2.0]
-STATE = pb.State(h=np.zeros(16, np.float32), c=np.zeros(16, np.float32))
+STATE = pb.State(tensors=tensors(h=np.zeros((2, 8)), c=np.zeros((2, 8))))
 
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
@@ -21,13 +22,13 @@ async def test_the_largest_step_number_can_be_stepped_from(tmp_path: Path, mode:
     """The last number an import may have is stored and goes on; the next one is refused."""
     async with gated(tmp_path, store_mode=mode) as (wire, _):
         for step in (STEP_MAX, 2**53 - 1, 2**53, 2**63 - 1, -1, -(2**63)):
-            state = pb.State(h=STATE.h, c=STATE.c, step=step)
+            state = pb.State(tensors=STATE.tensors, step=step)
             request = pb.OpenSessionRequest(model="m", state=state)
             said = await wire.refused("OpenSession", request.SerializeToString())
             assert (said.code, said.reason) == (StatusCode.INVALID_ARGUMENT, "MALFORMED")
             assert said.fields == ["state.step"]
             assert str(STEP_MAX) in said.message
-        state = pb.State(h=STATE.h, c=STATE.c, step=STEP_MAX - 1)
+        state = pb.State(tensors=STATE.tensors, step=STEP_MAX - 1)
         session = await wire.open(state=state)
         for number in (STEP_MAX, STEP_MAX + 1):
             reply = await wire.call(

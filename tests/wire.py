@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +200,33 @@ class Good:
         state = (await self.wire.call("GetState", session_id=self.id)).state
         _, hn, cn = self.wire.oracles[self.model].run(np.concatenate(self.xs))
         assert state.step == len(self.xs)
-        assert np.array_equal(np.array(state.h, np.float32), hn.reshape(-1))
-        assert np.array_equal(np.array(state.c, np.float32), cn.reshape(-1))
+        found = arrays(state.tensors)
+        assert list(found) == ["h", "c"]
+        assert np.array_equal(found["h"], hn)
+        assert np.array_equal(found["c"], cn)
+
+
+def tensor(name: str, values: npt.ArrayLike) -> pb.Tensor:
+    """The message of values of any shape; Python's floats are float32."""
+    array = np.asarray(values)
+    message = pb.Tensor(name=name, shape=array.shape)
+    is_float = array.dtype.kind == "f"
+    (message.floats if is_float else message.ints).extend(array.ravel().tolist())
+    return message
+
+
+def tensors(**values: npt.ArrayLike) -> list[pb.Tensor]:
+    """The messages of values by name."""
+    return [tensor(name, each) for name, each in values.items()]
+
+
+def arrays(messages: Iterable[pb.Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """float32 or int64 by name, in the order of the messages."""
+    found = {}
+    for each in messages:
+        values, dtype = (each.floats, np.float32) if each.floats else (each.ints, np.int64)
+        found[each.name] = np.array(values, dtype).reshape(tuple(each.shape))
+    return found
 
 
 async def driven(engine: Engine, stop: Callable[[float], Awaitable[None]]) -> None:
@@ -226,9 +251,10 @@ async def serving(
     for name in SPECS.keys() - set(os.listdir(folder)):
         make_model(folder, SPECS[name], name=name)
     config = Config(models=folder, listen="127.0.0.1:0", **{"pool_bytes": 4 << 20, **settings})
-    config = config.resolved(SPECS.values())
+    models = load_models(config)
+    config = config.resolved(model.spec for model in models)
     clock, metrics = Clock(), Metrics(CollectorRegistry(), lambda read: read())
-    engine = Engine(config, load_models(config), metrics, store=store, clock=clock)
+    engine = Engine(config, models, metrics, store=store, clock=clock)
     dialects = (service, kserve)
     door, pending = AnonymousAuthenticator(limits), PendingBytes(config.pending_bytes_max)
     engine.add_check(pending.check_integrity)

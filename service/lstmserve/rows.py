@@ -83,7 +83,7 @@ class RowFormat:
         """Name -> [*, *shape] of each tensor, in the spec's order; views where numpy allows it."""
         lead = rows.shape[: rows.ndim - len(self.axes)]
         columns = self._columns(rows)
-        return {t.name: columns[t.name].reshape(*lead, *t.shape) for t in self.tensors}
+        return {t.name: columns[t.name].reshape((*lead, *t.shape)) for t in self.tensors}
 
     def pack(self, tensors: Mapping[str, npt.NDArray[Any]]) -> Rows:
         """The rows of tensors [*, *shape], each of its dtype."""

@@ -212,7 +212,8 @@ class Stepper:
             talk.check_ended(response, talk.seen())
             raise SessionOver
         state = response.state
-        talk.check_state(state.h, state.c, state.step)
+        h, c = (each.floats for each in state.tensors)
+        talk.check_state(h, c, state.step)
         return state
 
 

@@ -80,7 +80,8 @@ class Client(Stepper):
         state = await self.check_state(talk)
         if len(self.open) < SESSIONS_MAX:
             copy = self._talk(talk.model)
-            copy.begin(state.step, state_of(state.h, state.c))
+            h, c = (each.floats for each in state.tensors)
+            copy.begin(state.step, state_of(h, c))
             await self._opened(copy, state=state)
 
     async def restart(self, talk: Conversation) -> None:

@@ -143,7 +143,8 @@ class Unnumbered(Stepper):
             self._over(talk, response.reason)
         else:
             state = response.state
-            talk.looked(state.step, state_of(state.h, state.c))
+            h, c = (each.floats for each in state.tensors)
+            talk.looked(state.step, state_of(h, c))
 
     def _request(self, talk: Belief, x: bytes) -> pb.StepRequest:
         incarnation = 0 if self._is_bare() else talk.incarnation

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.client import ModelInfo
+from lstmserve.spec import TensorSpec
 
-Steps: TypeAlias = npt.NDArray[Any]  # float32 [T, I], or int64 [T]
+Row: TypeAlias = list[float | int]  # the values of a row's inputs, in the spec's order
+Steps: TypeAlias = Any  # the inputs of T rows, as Session.step takes them
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CHUNK_BYTES = 1 << 16
@@ -26,46 +28,63 @@ class BadRow(ValueError):
 
 
 def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
-    """x [T, I], or tokens [T], of the rows as they arrive; rows that arrive together stay together.
+    """The inputs of the rows as they arrive; rows that arrive together stay together.
 
     A row never waits for the next one. Raises BadRow after the rows before it.
     """
-    width = max(model.input_size, model.output_size, 3)
-    fitting = (model.message_bytes_max // 2) // (4 * width)
+    row_bytes = max(_input_bytes(model), model.output_bytes, 12)
+    fitting = (model.message_bytes_max // 2) // row_bytes
     rows_max = max(1, min(_ROWS_MAX, model.length_max, fitting))
-    rows: list[list[float] | int] = []
+    rows: list[Row] = []
     number = 0
-    line_bytes_max = max(_LINE_BYTES_MAX, _CELL_BYTES_MAX * model.input_size)
+    line_bytes_max = max(_LINE_BYTES_MAX, _CELL_BYTES_MAX * _width(model.inputs))
     for lines in _lines(fd, line_bytes_max):
         for line in lines:
             number += 1
             try:
                 if len(line) > line_bytes_max:
-                    raise ValueError(f"longer than {line_bytes_max} bytes")  # as _row
-                rows.extend(_row(line.decode("utf-8", "replace"), model))
+                    raise ValueError(f"longer than {line_bytes_max} bytes")  # as _rows
+                rows.extend(_rows(line.decode("utf-8", "replace"), model))
             except ValueError as error:
                 if rows:
-                    yield _array(rows, model)
+                    yield _steps(rows, model)
                 raise BadRow(f"line {number}: {error}") from None
             if len(rows) == rows_max:
-                yield _array(rows, model)
+                yield _steps(rows, model)
                 rows = []
         if rows:
-            yield _array(rows, model)
+            yield _steps(rows, model)
             rows = []
 
 
 def whole(fd: int, model: ModelInfo) -> Steps:
-    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow, also if there is no row."""
+    """The inputs of all rows to the end. Raises BadRow, also if there is no row."""
     parts = list(arriving(fd, model))
     if not parts:
         raise BadRow("no rows")
-    return np.concatenate(parts)
+    if len(model.inputs) == 1:
+        return np.concatenate(parts)
+    return {each.name: np.concatenate([part[each.name] for part in parts]) for each in model.inputs}
 
 
-def text(y: npt.NDArray[np.float32]) -> str:
-    """y [T, O] as T lines; every number reads back as the same float32."""
-    return "".join(",".join(map(str, row)) + "\n" for row in y)
+def count(x: Steps) -> int:
+    """The number of rows, T."""
+    return len(next(iter(x.values())) if isinstance(x, Mapping) else x)
+
+
+def text(y: Any) -> str:
+    """The outputs of T rows, [T, *shape] each, as T lines: one after the other, in their order.
+
+    Every number reads back as the same float32 or int64.
+    """
+    parts = y.values() if isinstance(y, Mapping) else (y,)
+    columns = [[",".join(map(str, row)) for row in each.reshape(len(each), -1)] for each in parts]
+    return "".join(",".join(cells) + "\n" for cells in zip(*columns, strict=True))
+
+
+def first_axis(y: Any) -> Any:
+    """The outputs of one row, [*shape] each, as those of T = 1."""
+    return {name: each[None] for name, each in y.items()} if isinstance(y, Mapping) else y[None]
 
 
 def _lines(fd: int, bytes_max: int) -> Iterator[list[bytes]]:
@@ -85,23 +104,47 @@ def _lines(fd: int, bytes_max: int) -> Iterator[list[bytes]]:
     yield [rest.removeprefix(_BOM) if is_start else rest]
 
 
-def _row(line: str, model: ModelInfo) -> list[list[float] | int]:
+def _width(tensors: Sequence[TensorSpec]) -> int:
+    return sum(each.size for each in tensors)
+
+
+def _input_bytes(model: ModelInfo) -> int:
+    return 4 * model.input_rows.floats + 10 * model.input_rows.ints
+
+
+def _rows(line: str, model: ModelInfo) -> list[Row]:
     """One row, or none for a blank line. Raises ValueError."""
     cells = line.strip().split(",")
     if cells == [""]:
         return []
-    if model.num_embeddings:
-        return [_token(cells, model)]
-    if len(cells) != model.input_size:
-        raise ValueError(f"{len(cells)} columns, {model.name} takes {model.input_size}")
-    return [[_number(cell, column) for column, cell in enumerate(cells, 1)]]
+    if model.lstm is not None and model.lstm.num_embeddings:
+        return [[_token(cells, model.lstm.num_embeddings)]]
+    width = _width(model.inputs)
+    if len(cells) != width:
+        raise ValueError(f"{len(cells)} columns, {model.name} takes {width}")
+    row: Row = []
+    for each in model.inputs:
+        read = _number if each.dtype == "float32" else _integer
+        for _ in range(each.size):
+            row.append(read(cells[len(row)], len(row) + 1))
+    return [row]
 
 
-def _token(cells: list[str], model: ModelInfo) -> int:
+def _token(cells: list[str], limit: int) -> int:
     text = ",".join(cells)[:40]  # longer than any token
-    if text.isascii() and text.isdecimal() and int(text) < model.num_embeddings:
+    if text.isascii() and text.isdecimal() and int(text) < limit:
         return int(text)
-    raise ValueError(f"{text!r} is not a token, a whole number below {model.num_embeddings}")
+    raise ValueError(f"{text!r} is not a token, a whole number below {limit}")
+
+
+def _integer(cell: str, column: int) -> int:
+    """Raises ValueError."""
+    digits = cell.strip().removeprefix("-")
+    if digits.isascii() and digits.isdecimal() and len(digits) < 40:
+        value = int(cell)
+        if -(1 << 63) <= value < 1 << 63:
+            return value
+    raise ValueError(f"column {column}: {cell[:40]!r} is not a whole number of 64 bits")
 
 
 def _number(cell: str, column: int) -> float:
@@ -116,5 +159,11 @@ def _number(cell: str, column: int) -> float:
     return value
 
 
-def _array(rows: list[list[float] | int], model: ModelInfo) -> Steps:
-    return np.array(rows, np.int64 if model.num_embeddings else np.float32)
+def _steps(rows: list[Row], model: ModelInfo) -> Steps:
+    found: dict[str, npt.NDArray[Any]] = {}
+    start = 0
+    for each in model.inputs:
+        cells = [row[start : start + each.size] for row in rows]
+        found[each.name] = np.array(cells, each.dtype).reshape(len(rows), *each.shape)
+        start += each.size
+    return found if len(found) > 1 else found[model.inputs[0].name]

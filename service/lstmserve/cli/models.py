@@ -5,6 +5,7 @@ Neither keeps a session.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import click
 from lstmserve.cli import csvrows, options
 from lstmserve.client import ModelInfo
 from lstmserve.client.channels import Endpoint
+from lstmserve.spec import TensorSpec
 
 FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
@@ -20,7 +22,10 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @options.endpoint
 def models(endpoint: Endpoint) -> None:
     """List every served version of every model."""
-    header = ("MODEL", "VERSION", "DEVICE", "INPUT", "OUTPUT", "LSTM", "LENGTH-MAX", "FINGERPRINT")
+    header = (
+        *("MODEL", "VERSION", "DEVICE", "NETWORK", "INPUTS", "OUTPUTS", "STATES"),
+        *("LENGTH-MAX", "FINGERPRINT"),
+    )
     with options.connect(endpoint) as client:
         options.table(
             header,
@@ -29,15 +34,33 @@ def models(endpoint: Endpoint) -> None:
                     m.name,
                     m.version,
                     m.device,
-                    f"token<{m.num_embeddings}" if m.num_embeddings else m.input_size,
-                    m.output_size,
-                    f"{m.num_layers}x{m.hidden_size}" + ("x2" if m.bidirectional else ""),
+                    _network(m),
+                    _tensors(m.inputs),
+                    _tensors(m.outputs),
+                    _tensors(m.states),
                     m.length_max,
                     m.fingerprint[:12],
                 )
                 for m in client.models()
             ],
         )
+
+
+def _network(model: ModelInfo) -> str:
+    """Its kind; of an nn.LSTM, whose states have layers and width, what they do not say."""
+    if model.lstm is None:
+        return model.kind
+    return "lstm" if model.is_streaming else "lstm (bidirectional)"
+
+
+def _tensors(tensors: Iterable[TensorSpec]) -> str:
+    """As x[8] or tokens:int64."""
+    return " ".join(
+        each.name
+        + (f"[{','.join(map(str, each.shape))}]" if each.shape else "")
+        + (f":{each.dtype}" if each.dtype != "float32" else "")
+        for each in tensors
+    )
 
 
 @click.command()
@@ -58,7 +81,7 @@ def predict(
         inputs = [_read(file, info) for file in files]
         ys = client.predict(info.name, inputs, version=info.version, return_sequences=not last_only)
         if last_only:
-            click.echo("".join(csvrows.text(y[None]) for y in ys), nl=False)
+            click.echo("".join(csvrows.text(csvrows.first_axis(y)) for y in ys), nl=False)
         else:
             click.echo("\n".join(csvrows.text(y) for y in ys), nl=False)
 

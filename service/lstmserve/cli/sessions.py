@@ -39,7 +39,7 @@ identity = click.argument("id")
     type=click.Choice(["fail", "new"]),
     default="fail",
     show_default=True,
-    help="If the session of an earlier call is gone: exit 1, or go on from zeros.",
+    help="If the session of an earlier call is gone: exit 1, or go on from the initial state.",
 )
 @options.flag("--close", is_flag=True, help="Close --session at the end.")
 @options.flag("--last-only", is_flag=True, help="Print only the y of the last row.")
@@ -123,14 +123,14 @@ def _stream(conversation: Session, last_only: bool) -> None:
     try:
         for x in csvrows.arriving(options.stdin(), conversation.model_info):
             last = conversation.step(x, return_sequences=not last_only)
-            row_count += len(x)
+            row_count += csvrows.count(x)
             if not last_only:
                 _print(csvrows.text(last))
     except csvrows.BadRow as error:
         raise csvrows.BadRow(f"{error}; {row_count} rows before it were stepped") from None
     finally:
         if last_only and last is not None:
-            _print(csvrows.text(last[None]))
+            _print(csvrows.text(csvrows.first_axis(last)))
 
 
 def _print(text: str) -> None:
@@ -185,12 +185,16 @@ def get(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # the argument's na
 @identity
 @options.endpoint
 def state(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
-    """Print h and c of session ID as CSV: h or c, the layer, its values."""
+    """Print the states of session ID as CSV: the name, the row in it, its values.
+
+    For an nn.LSTM that is h or c, the layer, and its values.
+    """
     with options.connect(endpoint) as client:
-        h, c = client.attach(id).state()
-    for name, part in (("h", h), ("c", c)):
-        for layer, line in enumerate(csvrows.text(part).splitlines()):
-            click.echo(f"{name},{layer},{line}")
+        found = client.attach(id).state()
+    for name, values in found.tensors.items():
+        rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+        for i, line in enumerate(csvrows.text(rows).splitlines()):
+            click.echo(f"{name},{i},{line}")
 
 
 @sessions.command()

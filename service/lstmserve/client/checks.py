@@ -107,12 +107,6 @@ def token(value: Any) -> str | None:
     return value
 
 
-def absent(argument: str, value: Any, others: str) -> None:
-    """None, because the caller gave `others`."""
-    if value is not None:
-        raise ValueError(f"either {argument}, or {others}")
-
-
 def instance(argument: str, value: Any, kind: type[T]) -> T:
     """An instance of that class."""
     if not isinstance(value, kind):

@@ -13,9 +13,10 @@ from typing import Final, Self
 import numpy as np
 
 from lstmserve.client.packing import NumberedStep, split
-from lstmserve.client.records import Floats, ModelInfo, StepInput
+from lstmserve.client.records import ModelInfo, StepInput
 from lstmserve.client.retries import is_transient
 from lstmserve.errors import LstmServeError
+from lstmserve.rows import Rows
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 
@@ -40,7 +41,7 @@ class Job:
         self.rows = rows
         self.last_only = last_only
         self.pieces = split(model, rows, last_only)
-        self.ys: list[Floats] = []  # of the pieces that were applied, each [length, O]
+        self.ys: list[Rows] = []  # of the pieces that were applied, each [length]
         self.unknown = 0  # attempts at the next piece that may have been applied
         self.taken = 0  # rows whose y a caller has
         self.claims = 0  # callers that are still to take y, which no other caller gets
@@ -75,8 +76,8 @@ class Job:
         mine, theirs = self.rows.part(self.taken, self.taken + count), rows.part(0, count)
         return count if mine == theirs else 0
 
-    def take(self, count: int) -> Floats:
-        """y [count, O] of the next rows, or [1, O] with last_only, once all were applied."""
+    def take(self, count: int) -> Rows:
+        """The outputs of the next rows [count], or [1] with last_only, once all were applied."""
         start, self.taken = self.taken, self.taken + count
         if self.last_only:
             return self.ys[-1]
@@ -116,8 +117,8 @@ class PendingOutput:
         """The jobs whose y has not been taken."""
         return [job for job, _ in self.parts]
 
-    def take(self, count: int) -> Floats:
-        """y [count, O] of its next rows, or [1, O] with last_only; the caller owns it."""
+    def take(self, count: int) -> Rows:
+        """The outputs of its next rows [count], or [1] with last_only; the caller owns them."""
         ys = []
         while count:
             job, here = self.parts.pop(0)
@@ -156,7 +157,8 @@ class Ledger:
         return self._log.maxlen or 0
 
     def begin_life(self, session: wire.Session, origin: wire.State | None) -> None:
-        """The session was opened from `origin`; without h that is zeros, None is unknown."""
+        """The session was opened from `origin`; without tensors that is the model's initial state,
+        None is unknown."""
         self.session = session
         self.step_count = self._cursor = session.step
         self.durable_step = session.durable_step
@@ -215,8 +217,8 @@ class Ledger:
         job.unknown += 1
         return NumberedStep(self._cursor + 1, job.pieces[len(job.ys)], job.last_only)
 
-    def applied(self, step: NumberedStep, y: Floats, durable_step: int) -> None:
-        """The step was answered with y [length, O], or [1, O] with last_only."""
+    def applied(self, step: NumberedStep, y: Rows, durable_step: int) -> None:
+        """The step was answered with the rows y [length], or [1] with last_only."""
         self._cursor = step.number
         if step.number > self.step_count:
             self.step_count = step.number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -10,16 +10,22 @@ import numpy.typing as npt
 
 from lstmserve.client.protocol import group, is_grouped
 from lstmserve.client.records import (
-    Floats,
+    Array,
+    Input,
     ModelInfo,
+    Output,
     StepInput,
-    floats,
+    output,
+    output_rows,
+    read_tensors,
     refusal,
-    state_parts,
+    state_tensors,
     step_input,
+    write_tensors,
 )
 from lstmserve.client.status import from_status
 from lstmserve.errors import LstmServeError
+from lstmserve.rows import Rows
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 FRAME_BYTES: Final = 4096  # of a message beside its columns
@@ -70,15 +76,15 @@ def _milliseconds(timeout_s: float) -> int:
 
 
 class StepResult(NamedTuple):
-    """The result of one applied step: y [length, O], or [1, O] with last_only."""
+    """The result of one applied step: the rows [length] of its outputs, or [1] with last_only."""
 
-    y: Floats
+    y: Rows
     durable_step: int
 
 
 def step_result(model: ModelInfo, reply: wire.StepResponse) -> StepResult:
-    """The reply's y, [length, O] or [1, O]."""
-    return StepResult(floats(reply.y, -1, model.output_size), reply.durable_step)
+    """What a reply says."""
+    return StepResult(output_rows(model, reply.y, reply.y_ints), reply.durable_step)
 
 
 class GroupMessage(NamedTuple, Generic[S]):
@@ -114,7 +120,7 @@ class GroupMessage(NamedTuple, Generic[S]):
         """The outcome of each session's step."""
         failed = {error.index: error.status for error in reply.errors}
         ends = np.cumsum(reply.lengths or [1] * len(self.sessions)).tolist()
-        y = floats(reply.y, -1, self.sessions[0].model_info.output_size)
+        y = output_rows(self.sessions[0].model_info, reply.y, reply.y_ints)
         durable = reply.durable_steps or reply.steps
         return [
             from_status(failed[index])
@@ -154,7 +160,7 @@ def _room(model: ModelInfo) -> int:
 
 def _step_bytes(model: ModelInfo, step: StepInput) -> int:
     """Bytes that a step adds to its message or to the reply, whichever is more."""
-    return max(step.size, step.length * model.output_size * 4)
+    return max(step.size, step.length * model.output_bytes)
 
 
 def split(model: ModelInfo, rows: StepInput, last_only: bool) -> list[StepInput]:
@@ -162,7 +168,7 @@ def split(model: ModelInfo, rows: StepInput, last_only: bool) -> list[StepInput]
 
     Stepping the parts gives the same bits as stepping the whole.
     """
-    reply_row = 0 if last_only else 4 * model.output_size
+    reply_row = 0 if last_only else model.output_bytes
     message_row = max(rows.size // rows.length, reply_row)
     fitting = (_room(model) - STEP_BYTES) // message_row
     kept = rows.length if last_only else REPLY_BYTES // reply_row
@@ -205,31 +211,29 @@ def spans(sizes: Sequence[float], budget: float) -> Iterator[slice]:
 
 
 class PredictInput(NamedTuple):
-    """B whole sequences of one predict call, and the state that each starts from, if any.
+    """B whole sequences of one predict call.
 
-    h float32 [layers, B, proj_size or hidden_size], c float32 [layers, B, hidden_size].
+    `initial` are the states [B, *shape] that they start from, by name; None: the model's own.
     """
 
     model: ModelInfo
     rows: list[StepInput]
-    h: Floats | None
-    c: Floats | None
+    initial: dict[str, Array] | None
 
     @classmethod
     def of(
         cls,
         model: ModelInfo,
-        inputs: Iterable[npt.ArrayLike],
-        h0: npt.ArrayLike | None,
-        c0: npt.ArrayLike | None,
+        inputs: Iterable[Input],
+        initial: Mapping[str, npt.ArrayLike] | None,
     ) -> PredictInput:
         """Checks the caller's arrays. Raises ValueError for a shape, and for no sequence at all."""
         sequences = [step_input(model, x) for x in inputs]
         if not sequences:
             raise ValueError("predict takes at least one sequence")
-        if h0 is None and c0 is None:
-            return cls(model, sequences, None, None)
-        return cls(model, sequences, *state_parts(model, h0, c0, len(sequences)))
+        if initial is None:
+            return cls(model, sequences, None)
+        return cls(model, sequences, state_tensors(model, initial, len(sequences)))
 
     def requests(self, last_only: bool, with_state: bool) -> Iterator[wire.PredictRequest]:
         """Messages that fit, with all sequences in order.
@@ -238,9 +242,9 @@ class PredictInput(NamedTuple):
         another sequence.
         """
         model = self.model
-        per_state = model.layers * (model.state_size + model.hidden_size) * 4
-        sizes = [_step_bytes(model, r) + per_state + 10 for r in self.rows]
-        largest = max(r.size for r in self.rows) + (0 if self.h is None else per_state)
+        sizes = [_step_bytes(model, r) + model.state_bytes + 10 for r in self.rows]
+        largest = max(r.size for r in self.rows)
+        largest += 0 if self.initial is None else model.state_bytes
         limit = model.message_bytes_max
         if largest > limit:
             takes = f"a sequence takes {largest} bytes, a message to this server {limit}"
@@ -254,25 +258,23 @@ class PredictInput(NamedTuple):
                 x=b"".join([r.x for r in part]),
                 tokens=[token for r in part for token in r.tokens],
                 last_only=last_only,
-                h0=b"" if self.h is None else self.h[:, span].tobytes(),
-                c0=b"" if self.c is None else self.c[:, span].tobytes(),
+                initial=write_tensors({n: each[span] for n, each in (self.initial or {}).items()}),
                 with_state=with_state,
             )
 
-    def outputs(self, replies: Iterable[wire.PredictResponse], last_only: bool) -> list[Floats]:
-        """y of each sequence: [T, O], or [O] for a single time step or the last only."""
-        width = self.model.output_size
-        flat = np.concatenate([floats(reply.y, -1, width) for reply in replies])
+    def outputs(self, replies: Iterable[wire.PredictResponse], last_only: bool) -> list[Output]:
+        """What the caller gets of each sequence, as output() has it."""
+        model = self.model
+        flat = np.concatenate([output_rows(model, reply.y, reply.y_ints) for reply in replies])
         ends = np.cumsum([1 if last_only else r.length for r in self.rows])
         parts = np.split(flat, ends[:-1])
         return [
-            part[0] if last_only or r.single else part
+            output(model, part, r.single, last_only)
             for part, r in zip(parts, self.rows, strict=True)
         ]
 
-    def states(self, replies: Sequence[wire.PredictResponse]) -> tuple[Floats, Floats]:
-        """hn and cn, shaped as h and c."""
-        layers = self.model.layers
-        hn = [floats(reply.hn, layers, -1, self.model.state_size) for reply in replies]
-        cn = [floats(reply.cn, layers, -1, self.model.hidden_size) for reply in replies]
-        return np.concatenate(hn, axis=1), np.concatenate(cn, axis=1)
+    def finals(self, replies: Sequence[wire.PredictResponse]) -> dict[str, Array]:
+        """The states [B, *shape] after each sequence, by name."""
+        model = self.model
+        parts = [read_tensors(each.final, model, len(each.lengths)) for each in replies]
+        return {each.name: np.concatenate([p[each.name] for p in parts]) for each in model.states}

@@ -1,13 +1,15 @@
 """The client's records of models, sessions and states, and the conversion of arrays to wire bytes.
 
-All rules for the shapes of a caller's arrays are here. Guesses no shape, does no I/O.
+All rules for the shapes of a caller's arrays are here. It guesses no shape and does no I/O.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +18,29 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lstmserve.errors import InvalidInput
 from lstmserve.reasons import REASONS
+from lstmserve.rows import RowFormat, Rows
+from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
-Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 FLOAT = np.dtype("<f4")
+
+Input: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
+"""x where a model has one input, and a dict by name where it has several."""
+Output: TypeAlias = Any
+"""y, an array, where a model has one output, and a dict of arrays by name where it has several."""
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A served model in torch.nn.LSTM's names; `length_max` is the longest T of one step.
+class LstmInfo:
+    """The sizes of an nn.LSTM and its head, in torch's names.
 
-    With `num_embeddings` > 0 it reads tokens instead of x. A `bidirectional` one can only predict.
+    With `num_embeddings` > 0 it reads tokens below that number instead of x.
     """
 
-    name: str
-    version: int
-    fingerprint: str
-    device: str
-    length_max: int
-    message_bytes_max: int
     input_size: int
     hidden_size: int
     num_layers: int
@@ -46,15 +49,46 @@ class ModelInfo:
     output_size: int
     num_embeddings: int
 
-    @property
-    def layers(self) -> int:
-        """First axis of h and c: num_layers x directions."""
-        return self.num_layers * (2 if self.bidirectional else 1)
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A served model. `length_max` is the longest T of one step.
+
+    `inputs`, `outputs` and `states` have the name, shape and dtype of each, for one time step of
+    one session. If `is_streaming` is False, the model can only predict. If `is_exact`, the bits of
+    a result do not depend on its batch. `lstm` is None unless `kind` is "lstm".
+    """
+
+    name: str
+    version: int
+    fingerprint: str
+    device: str
+    length_max: int
+    message_bytes_max: int
+    kind: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...]
+    is_streaming: bool
+    is_exact: bool
+    lstm: LstmInfo | None
+    input_rows: RowFormat = field(init=False, repr=False, compare=False)
+    output_rows: RowFormat = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_rows", RowFormat(self.inputs))
+        object.__setattr__(self, "output_rows", RowFormat(self.outputs))
 
     @property
-    def state_size(self) -> int:
-        """Width of h; c is hidden_size wide."""
-        return self.proj_size or self.hidden_size
+    def output_bytes(self) -> int:
+        """The most bytes that a row of the outputs takes on the wire."""
+        return 4 * self.output_rows.floats + _INT_BYTES_MAX * self.output_rows.ints
+
+    @property
+    def state_bytes(self) -> int:
+        """The most bytes that a session's states take on the wire."""
+        sizes = {"float32": 4, "int64": _INT_BYTES_MAX, "bool": 1}
+        return sum(100 + sizes[each.dtype] * each.size for each in self.states)
 
     @classmethod
     def read(cls, model: wire.Model) -> ModelInfo:
@@ -66,14 +100,33 @@ class ModelInfo:
             device=model.device,
             length_max=model.length_max,
             message_bytes_max=model.message_bytes_max,
-            input_size=spec.input_size,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
-            proj_size=spec.proj_size,
-            bidirectional=spec.bidirectional,
-            output_size=spec.output_size,
-            num_embeddings=spec.num_embeddings,
+            kind=spec.kind,
+            inputs=tuple(map(_tensor_spec, spec.inputs)),
+            outputs=tuple(map(_tensor_spec, spec.outputs)),
+            states=tuple(map(_tensor_spec, spec.states)),
+            is_streaming=spec.is_streaming,
+            is_exact=spec.is_exact,
+            lstm=_lstm_info(spec.lstm) if spec.HasField("lstm") else None,
         )
+
+
+_INT_BYTES_MAX = 10  # of a varint
+
+
+def _tensor_spec(spec: wire.TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, tuple(spec.shape), spec.dtype)  # type: ignore[arg-type]  # it checks
+
+
+def _lstm_info(spec: wire.LstmSpec) -> LstmInfo:
+    return LstmInfo(
+        input_size=spec.input_size,
+        hidden_size=spec.hidden_size,
+        num_layers=spec.num_layers,
+        proj_size=spec.proj_size,
+        bidirectional=spec.bidirectional,
+        output_size=spec.output_size,
+        num_embeddings=spec.num_embeddings,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,33 +168,35 @@ def _utc(moment: Timestamp) -> datetime:
 class State:
     """A session's state, to be kept or opened elsewhere with the same model.
 
-    h float32 [layers, proj_size or hidden_size], c float32 [layers, hidden_size]; `step` is the
-    number of steps that led to it; `fingerprint` is its model's ("": not checked); `crc32c` is the
-    server's checksum over h, c and step (0: not checked), so an edited copy needs crc32c=0.
+    `tensors` are all of the model's states by name, in the spec's order; a State unpacks to them:
+    `h, c = state` for an nn.LSTM, with h [num_layers, proj_size or hidden_size] and c [num_layers,
+    hidden_size]. `step` is the number of steps that led to it; `fingerprint` is its model's ("":
+    not checked); `crc32c` is the server's checksum over tensors and step (0: not checked), so an
+    edited copy needs crc32c=0.
     """
 
-    h: Floats
-    c: Floats
+    tensors: Mapping[str, Array]
     step: int = 0
     fingerprint: str = ""
     crc32c: int = 0
 
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.tensors.values())
+
     def write(self) -> wire.State:
-        """The message, which has no sizes: the model knows them."""
+        """The message."""
         return wire.State(
-            h=self.h.astype(FLOAT).tobytes(),
-            c=self.c.astype(FLOAT).tobytes(),
+            tensors=write_tensors(self.tensors),
             step=self.step,
             fingerprint=self.fingerprint,
             crc32c=self.crc32c,
         )
 
     @classmethod
-    def read(cls, state: wire.State, layers: int) -> State:
-        """Reads the message. Raises ValueError unless it has that many layers."""
+    def read(cls, state: wire.State, model: ModelInfo) -> State:
+        """Reads the message. Raises ValueError unless it has the model's states."""
         return cls(
-            h=floats(state.h, layers, -1),
-            c=floats(state.c, layers, -1),
+            tensors=read_tensors(state.tensors, model),
             step=state.step,
             fingerprint=state.fingerprint,
             crc32c=state.crc32c,
@@ -153,31 +208,100 @@ class State:
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelInfo) -> State:
-        """Reads what to_bytes wrote. Raises ValueError for anything else, and for other sizes."""
+        """Reads what to_bytes wrote, also in the first edition.
+
+        Raises ValueError for anything else, and for states of other names and sizes.
+        """
         try:
             message = wire.State.FromString(data)
         except DecodeError as error:
             raise ValueError("not a serialised lstmserve.v1.State") from error
         if len(UnknownFieldSet(message)):
             raise ValueError("a state of a later release of lstmserve: read it with that release")
-        sizes = (model.layers * model.state_size * 4, model.layers * model.hidden_size * 4)
-        if (len(message.h), len(message.c)) != sizes:
-            raise ValueError(f"not a state of {model.name}: its h and c take {sizes} bytes")
-        return cls.read(message, model.layers)
+        if message.was_1 or message.was_2:
+            _read_edition_1(message, model)
+        return cls.read(message, model)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, State):
             return NotImplemented
-        return self.step == other.step and all(
-            np.array_equal(a, b) for a, b in ((self.h, other.h), (self.c, other.c))
+        return (
+            self.step == other.step
+            and list(self.tensors) == list(other.tensors)
+            and all(map(np.array_equal, self, other))
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
 
-class StepInput(NamedTuple):
-    """One step's input in wire form: `x` bytes of float32 [length, I], or `tokens` [length].
+def _read_edition_1(message: wire.State, model: ModelInfo) -> None:
+    """Adds the tensors of a State that has h and c as packed floats. Raises ValueError."""
+    names = {each.name: each for each in model.states}
+    for name, data in (("h", message.was_1), ("c", message.was_2)):
+        spec = names.get(name)
+        if model.kind != "lstm" or spec is None or len(data) != spec.bytes:
+            raise ValueError(f"not a state of {model.name}: it has h and c of other sizes")
+        message.tensors.add(name=name, shape=spec.shape, floats=data)
 
+
+def write_tensors(tensors: Mapping[str, Array]) -> list[wire.Tensor]:
+    """The messages of float32, int64 and bool arrays."""
+    return [
+        wire.Tensor(name=name, shape=each.shape, floats=each.astype(FLOAT).tobytes())
+        if each.dtype.kind == "f"
+        else wire.Tensor(name=name, shape=each.shape, ints=each.astype(np.int64).ravel().tolist())
+        for name, each in tensors.items()
+    ]
+
+
+def read_tensors(
+    messages: Iterable[wire.Tensor], model: ModelInfo, *batch: int
+) -> dict[str, Array]:
+    """The model's states, each [*batch, *shape]. Raises ValueError for any others."""
+    found = {each.name: each for each in messages}
+    if set(found) != {each.name for each in model.states}:
+        names = ", ".join(each.name for each in model.states)
+        raise ValueError(f"not a state of {model.name}: its states are {names}")
+    tensors: dict[str, Array] = {}
+    for spec in model.states:
+        message, shape = found[spec.name], (*batch, *spec.shape)
+        is_float = spec.dtype == "float32"
+        values = floats(message.floats, -1) if is_float else np.array(message.ints, spec.dtype)
+        if tuple(message.shape) != shape or values.size != math.prod(shape):
+            raise ValueError(
+                f"not a state of {model.name}: {spec.name} is {list(message.shape)}, must be "
+                f"{list(shape)}"
+            )
+        tensors[spec.name] = values.reshape(shape)
+    return tensors
+
+
+def state_tensors(
+    model: ModelInfo, given: Mapping[str, npt.ArrayLike], *batch: int
+) -> dict[str, Array]:
+    """A caller's states of all names, each [*batch, *shape]. Raises ValueError for any others."""
+    names = [each.name for each in model.states]
+    if not isinstance(given, Mapping) or set(given) != set(names):
+        raise ValueError(f"{model.name} has the states {', '.join(names)}: give them by name")
+    return {each.name: _state_tensor(each, given[each.name], *batch) for each in model.states}
+
+
+def _state_tensor(spec: TensorSpec, value: npt.ArrayLike, *batch: int) -> Array:
+    shape = (*batch, *spec.shape)
+    expected = f"{spec.name} is {spec.dtype} of the shape {list(shape)}"
+    kinds = {"float32": "fiub", "int64": "iu", "bool": "b"}[spec.dtype]
+    part = numbers(value, expected) if spec.dtype == "float32" else _array(value, expected)
+    if part.dtype.kind not in kinds:
+        raise ValueError(f"{expected}, not {part.dtype}")
+    if part.shape != shape:
+        raise ValueError(f"{expected}, not {list(part.shape)}")
+    return part.astype(spec.dtype)
+
+
+class StepInput(NamedTuple):
+    """One step's input in wire form.
+
+    `x` has the bytes of float32 [length, floats], `tokens` the values of int64 [length, ints].
     `single`: the caller gave one time step without its axis, and gets y without it.
     """
 
@@ -189,26 +313,64 @@ class StepInput(NamedTuple):
     @property
     def size(self) -> int:
         """Upper bound of its bytes on the wire."""
-        return len(self.x) + 10 * len(self.tokens)
+        return len(self.x) + _INT_BYTES_MAX * len(self.tokens)
 
     def part(self, start: int, stop: int) -> StepInput:
         """The time steps [start, stop)."""
-        width = len(self.x) // self.length
-        x = self.x[start * width : stop * width]
-        return StepInput(x, self.tokens[start:stop], stop - start, single=False)
+        floats, ints = len(self.x) // self.length, len(self.tokens) // self.length
+        x = self.x[start * floats : stop * floats]
+        return StepInput(x, self.tokens[start * ints : stop * ints], stop - start, single=False)
 
 
-def step_input(model: ModelInfo, value: npt.ArrayLike) -> StepInput:
-    """Checks a step's input: [I] or [T, I] of numbers; for tokens a scalar or [T] of integers.
+def step_input(model: ModelInfo, value: Input) -> StepInput:
+    """Checks a step's input: each tensor [*shape], or [T, *shape] of T time steps.
 
     Raises ValueError for any other shape or type, with what is expected. Raises InvalidInput for
     what the server would refuse, so that a stream ends there and sends nothing after it.
     """
-    step = _tokens(model, value) if model.num_embeddings else _x(model, value)
+    if len(model.inputs) == 1:
+        spec = model.inputs[0]
+        read = _read_floats if spec.dtype == "float32" else _read_ints
+        array = read(model, spec, value)  # type: ignore[arg-type]  # refuses a dict
+        single = array.ndim == len(spec.shape)
+        length = 1 if single else len(array)
+        if spec.dtype == "float32":
+            step = StepInput(array.tobytes(), [], length, single)
+        else:
+            step = StepInput(b"", array.ravel().tolist(), length, single)
+    else:
+        step = _several(model, value)
     if step.length > model.length_max:
         takes = f"{model.name} takes {model.length_max} at once: step them in parts"
         raise refusal("TOO_LONG", f"{step.length} rows, {takes}")
     return step
+
+
+def _several(model: ModelInfo, value: Input) -> StepInput:
+    """The input of a model with several, by name."""
+    names = [each.name for each in model.inputs]
+    if not isinstance(value, Mapping) or set(value) != set(names):
+        raise ValueError(f"{model.name} takes a dict of {', '.join(names)}")
+    arrays: dict[str, Array] = {}
+    lengths: dict[str, int | None] = {}  # None: one time step without its axis
+    for spec in model.inputs:
+        read = _read_floats if spec.dtype == "float32" else _read_ints
+        array = arrays[spec.name] = read(model, spec, value[spec.name])
+        lengths[spec.name] = None if array.ndim == len(spec.shape) else len(array)
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} {list(each.shape)}" for name, each in arrays.items())
+        raise ValueError(f"{model.name}'s inputs must have the same T, not {shown}")
+    length = lengths[names[0]]
+    single, rows = length is None, length or 1
+    form = model.input_rows
+    packed = form.pack({n: each[None] if single else each for n, each in arrays.items()})
+    floats, ints = form.floats_of(packed), form.ints_of(packed)
+    return StepInput(
+        b"" if floats is None else floats.astype(FLOAT).tobytes(),
+        [] if ints is None else ints.ravel().tolist(),
+        rows,
+        single,
+    )
 
 
 def refusal(reason: str, message: str) -> InvalidInput:
@@ -216,37 +378,52 @@ def refusal(reason: str, message: str) -> InvalidInput:
     return InvalidInput(message, code=REASONS[reason].code, reason=reason)
 
 
-def _x(model: ModelInfo, value: npt.ArrayLike) -> StepInput:
-    width = model.input_size
-    expected = f"{model.name} takes x of shape [{width}] or [T, {width}], T >= 1"
-    x = numbers(value, expected)
-    if x.ndim not in (1, 2) or x.shape[-1] != width or x.size == 0:
-        raise ValueError(f"{expected}, not {list(x.shape)}")
-    if not np.isfinite(x).all():
-        raise refusal("NON_FINITE", "x has NaN or infinite values")
-    return StepInput(x.tobytes(), [], x.size // width, x.ndim == 1)
+def _read_floats(model: ModelInfo, spec: TensorSpec, value: npt.ArrayLike) -> Array:
+    """float32 [*shape] or [T, *shape]."""
+    shape = ", ".join(map(str, spec.shape))
+    t = f"[T, {shape}]" if shape else "[T]"
+    expected = f"{model.name} takes {spec.name} of shape [{shape}] or {t}, T >= 1"
+    array = numbers(value, expected)
+    _check_shape(array, spec, expected)
+    if not np.isfinite(array).all():
+        raise refusal("NON_FINITE", f"{spec.name} has NaN or infinite values")
+    return array
 
 
-def _tokens(model: ModelInfo, value: npt.ArrayLike) -> StepInput:
-    expected = f"{model.name} takes tokens: one integer, or [T] of them, T >= 1"
-    tokens = _array(value, expected)
-    if tokens.ndim > 1 or tokens.size == 0:
-        raise ValueError(f"{expected}, not {list(tokens.shape)}")
-    if not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"{expected}, not {tokens.dtype}")
-    if tokens.min() < 0 or tokens.max() >= model.num_embeddings:
-        raise refusal("BAD_TENSOR", f"a token is not in [0, {model.num_embeddings})")
-    return StepInput(b"", tokens.reshape(-1).tolist(), tokens.size, tokens.ndim == 0)
+def _read_ints(model: ModelInfo, spec: TensorSpec, value: npt.ArrayLike) -> Array:
+    """int64 [*shape] or [T, *shape]."""
+    if spec.shape:
+        shape = ", ".join(map(str, spec.shape))
+        expected = f"{model.name} takes {spec.name}: integers [{shape}] or [T, {shape}], T >= 1"
+    else:
+        expected = f"{model.name} takes {spec.name}: one integer, or [T] of them, T >= 1"
+    array = _array(value, expected)
+    _check_shape(array, spec, expected)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{expected}, not {array.dtype}")
+    if model.lstm is not None:
+        count = model.lstm.num_embeddings
+        if array.min() < 0 or array.max() >= count:
+            raise refusal("BAD_TENSOR", f"a token is not in [0, {count})")
+    elif array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise refusal("BAD_TENSOR", f"{spec.name} has a number beyond int64")
+    return array
 
 
-def _array(value: npt.ArrayLike, expected: str) -> npt.NDArray[np.generic]:
+def _check_shape(array: Array, spec: TensorSpec, expected: str) -> None:
+    lead = array.ndim - len(spec.shape)
+    if lead not in (0, 1) or array.shape[lead:] != spec.shape or array.size == 0:
+        raise ValueError(f"{expected}, not {list(array.shape)}")
+
+
+def _array(value: npt.ArrayLike, expected: str) -> Array:
     try:
         return np.asarray(value)
     except ValueError as error:  # numpy's word for ragged lists
         raise ValueError(f"{expected}, not ragged lists") from error
 
 
-def numbers(value: npt.ArrayLike, expected: str) -> Floats:
+def numbers(value: npt.ArrayLike, expected: str) -> npt.NDArray[np.float32]:
     """Little-endian float32 in C order. Raises ValueError for an array without numbers."""
     array = _array(value, expected)
     if array.dtype.kind not in "fiub":
@@ -255,34 +432,27 @@ def numbers(value: npt.ArrayLike, expected: str) -> Floats:
         return np.ascontiguousarray(array, FLOAT).reshape(array.shape)
 
 
-def floats(data: bytes, *shape: int) -> Floats:
+def floats(data: bytes, *shape: int) -> npt.NDArray[np.float32]:
     """The wire's bytes as a writable float32 array of that shape."""
     return np.frombuffer(data, FLOAT).astype(np.float32).reshape(shape)
 
 
-def shaped(y: Floats, single: bool, last_only: bool) -> Floats:
-    """y of one step as the caller gets it: [T, O], or [O] for a single time step or the last."""
-    return y[0] if single or last_only else y
+def output_rows(model: ModelInfo, y: bytes, y_ints: Sequence[int]) -> Rows:
+    """The rows [length] of a reply."""
+    form = model.output_rows
+    if not form.ints:
+        return floats(y, -1, form.floats)
+    ints = np.array(y_ints, np.int64).reshape(-1, form.ints)
+    return form.join(floats(y, -1, form.floats) if form.floats else None, ints)
 
 
-def state_parts(
-    model: ModelInfo, h: npt.ArrayLike | None, c: npt.ArrayLike | None, *batch: int
-) -> tuple[Floats, Floats]:
-    """h [layers, *batch, proj_size or hidden_size] and c [layers, *batch, hidden_size] as float32.
-
-    A missing one is zeros. Raises ValueError for any other shape.
-    """
-    return (
-        _state_part("h", h, (model.layers, *batch, model.state_size)),
-        _state_part("c", c, (model.layers, *batch, model.hidden_size)),
-    )
-
-
-def _state_part(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...]) -> Floats:
-    if value is None:
-        return np.zeros(shape, FLOAT)
-    expected = f"{name} has the shape {list(shape)}"
-    part = numbers(value, expected)
-    if part.shape != shape:
-        raise ValueError(f"{expected}, not {list(part.shape)}")
-    return part
+def output(model: ModelInfo, rows: Rows, single: bool, last_only: bool) -> Output:
+    """What the caller gets of rows [T]: y [T, *shape], or [*shape] for a single time step or the
+    last; a dict of them where there are several outputs."""
+    is_one = single or last_only
+    if len(model.outputs) == 1:
+        y = rows[0] if is_one else rows
+        shape = model.outputs[0].shape
+        return y if len(shape) == 1 else y.reshape((*y.shape[:-1], *shape))
+    arrays = model.output_rows.split(rows[:1] if is_one else rows)
+    return {name: each[0] for name, each in arrays.items()} if is_one else arrays

@@ -24,6 +24,7 @@ from lstmserve.engine.errors import (
     TooLong,
 )
 from lstmserve.rows import FLOATS, Rows
+from lstmserve.server.message_sizes import output_bytes
 
 Request = TypeVar("Request", bound=Message)
 
@@ -125,12 +126,14 @@ def check_length(length: int, length_max: int, field: str = "length") -> None:
 
 
 def check_reply(
-    height: int, width: int, message_bytes_max: int | None, field: str = "lengths"
+    height: int, model: Model, message_bytes_max: int | None, field: str = "lengths"
 ) -> None:
-    """Raises TooLong for a y [height, width] that no message can hold, before it is computed."""
-    if message_bytes_max is not None and 4 * height * width > message_bytes_max:
+    """Raises TooLong for `height` rows of outputs that no message can hold, before they are
+    computed."""
+    row_bytes = output_bytes(model)
+    if message_bytes_max is not None and height * row_bytes > message_bytes_max:
         raise TooLong(
-            f"the reply would have {height} rows of {4 * width} bytes, more than a message holds: "
+            f"the reply would have {height} rows of {row_bytes} bytes, more than a message holds: "
             "send less at once, or set last_only",
             field=field,
             metadata={"message_bytes_max": str(message_bytes_max)},

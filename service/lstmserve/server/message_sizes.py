@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lstmserve.config import MESSAGE_BYTES_LIMIT, Config
+from lstmserve.config import MESSAGE_BYTES_LIMIT, TOKEN_BYTES_MAX, Config
 from lstmserve.engine import Model
 from lstmserve.engine.predict import PredictJob
 
@@ -17,11 +17,11 @@ class MessageSizes:
 
     def __init__(self, models: Sequence[Model], config: Config, *, has_states: bool) -> None:
         self._message_bytes_max = config.message_bytes_max or MESSAGE_BYTES_LIMIT
-        self.reply_row_bytes = max((model.outputs.bytes for model in models), default=0)
-        states = [model.spec.state_bytes if has_states else 0 for model in models]
+        self.reply_row_bytes = max((output_bytes(model) for model in models), default=0)
+        states = [state_bytes(model) if has_states else 0 for model in models]
         self._reply_factor = max(
             (
-                -(-(model.outputs.bytes + state) // row_bytes(model))
+                -(-(output_bytes(model) + state) // row_bytes(model))
                 for model, state in zip(models, states, strict=True)
             ),
             default=0,
@@ -34,16 +34,27 @@ class MessageSizes:
 
     def of(self, message_bytes: int, height: int, model: Model | None) -> int:
         """The most for a message whose reply has `height` rows of a model; None: of any model."""
-        row = self.reply_row_bytes if model is None else model.outputs.bytes
+        row = self.reply_row_bytes if model is None else output_bytes(model)
         reply = min(max(1, height) * row, self._message_bytes_max)
         return message_bytes + max(reply, self.reply_row_bytes)
+
+
+def output_bytes(model: Model) -> int:
+    """The most bytes of one row of outputs in a message; an int64 is a varint of up to 10."""
+    return 4 * model.outputs.floats + TOKEN_BYTES_MAX * model.outputs.ints
+
+
+def state_bytes(model: Model) -> int:
+    """The most bytes of the states of one session or sequence in a message, but for their names."""
+    sizes = {"float32": 4, "int64": TOKEN_BYTES_MAX, "bool": 1}
+    return sum(state.size * sizes[state.dtype] for state in model.spec.states)
 
 
 def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
     """Bytes of a job's input and of its reply, whose y has `height` rows."""
     states = 2 - (job.initial is None) - (not job.with_state)
-    state_bytes = states * job.lengths.size * model.spec.state_bytes
-    return job.x.nbytes + height * model.outputs.bytes + state_bytes
+    own_bytes = states * job.lengths.size * state_bytes(model)
+    return job.x.nbytes + height * output_bytes(model) + own_bytes
 
 
 def row_bytes(model: Model) -> int:

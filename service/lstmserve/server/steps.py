@@ -30,7 +30,9 @@ NO_INPUT: Input = np.zeros(0, np.float32)
 
 
 class AppliedStep(NamedTuple):
-    """A step's outcome: its number, y [T, O] (or [1, O]), the session's last step in a store.
+    """A step's outcome: its number, y, the session's last step in a store.
+
+    y are T rows of the model's outputs, or one.
 
     `start_ns`, when its batch started, is on the engine's clock.
     """
@@ -41,6 +43,7 @@ class AppliedStep(NamedTuple):
     start_ns: int
     compute_ns: int
     is_replayed: bool
+    model: Model
 
 
 class PendingStep(ABC):
@@ -72,7 +75,7 @@ class PendingStep(ABC):
         self.lease: Lease  # once it was admitted
         # These once its message was read.
         self.row: int  # of the session table
-        # [T, I] or tokens [T], not checked for NaN; empty once the engine has it.
+        # T rows of the model's inputs, not checked for NaN; empty once the engine has it.
         self.x: Input = NO_INPUT
         self.number = 0  # 0: the client gave none
         self.last_only = False
@@ -230,7 +233,8 @@ class _Answers:
         for step, number, durable in zip(steps, rows.numbers, rows.durable_steps, strict=True):
             if not step.is_over:
                 y = request.output(step.place)
-                step.applied(AppliedStep(number, y, durable, start_ns, compute_ns, is_replayed))
+                outcome = number, y, durable, start_ns, compute_ns, is_replayed, self._model
+                step.applied(AppliedStep(*outcome))
 
     def failed(self, request: Request, place: int, error: ServeError) -> None:
         step = self._take(place)

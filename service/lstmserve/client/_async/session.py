@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Final
@@ -24,7 +24,15 @@ from lstmserve.client.protocol import (
     open_request,
     sibling_id,
 )
-from lstmserve.client.records import Floats, SessionInfo, State, shaped, state_parts, step_input
+from lstmserve.client.records import (
+    Input,
+    Output,
+    SessionInfo,
+    State,
+    output,
+    state_tensors,
+    step_input,
+)
 from lstmserve.errors import LstmServeError, SessionLost
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
@@ -86,27 +94,28 @@ class AsyncSession:
         return f"<Session {self.id} of {self.model}:{self.version}, step {self.step_count}>"
 
     async def step(
-        self, x: npt.ArrayLike, *, return_sequences: bool = True, timeout_s: float | None = None
-    ) -> Floats:
+        self, x: Input, *, return_sequences: bool = True, timeout_s: float | None = None
+    ) -> Output:
         """One step: x [I] gives y [O], x [T, I] gives y [T, O]; nothing else is guessed.
 
-        A token model takes an integer for x [I] and integers [T] for x [T, I]. With
+        Inputs and outputs of any shape are likewise [*shape] or [T, *shape]. Where a model has
+        several inputs, x is a dict by name; where it has several outputs, y is one. With
         `return_sequences` False y is that of the last time step, [O]. All T rows are applied or
         none, unless y is above 64 KiB or x above a message: then they travel as several steps.
         Raises ValueError for any other shape, and LstmServeError.
         """
         rows, timeout_s = step_input(self.model_info, x), checks.timeout(timeout_s)
         last_only = not return_sequences
-        with await self._delivery.step(rows, last_only, timeout_s) as output:
-            return shaped(output.take(rows.length), rows.single, last_only)
+        with await self._delivery.step(rows, last_only, timeout_s) as pending:
+            return output(self.model_info, pending.take(rows.length), rows.single, last_only)
 
     async def stream(
         self,
-        xs: Source[npt.ArrayLike],
+        xs: Source[Input],
         *,
         window: int = WINDOW,
         timeout_s: float | None = None,
-    ) -> AsyncGenerator[Floats]:
+    ) -> AsyncGenerator[Output]:
         """y of each x, in order, each x as for step(); `xs` is read ahead of the replies.
 
         The xs read while a step is under way, at most `window`, are sent as the next step;
@@ -128,35 +137,30 @@ class AsyncSession:
                     for steps in joinable(model, batch):
                         with await self._delivery.step(
                             join(steps), False, timeout_s, send
-                        ) as output:
+                        ) as pending:
                             for each in steps:
-                                yield shaped(output.take(each.length), each.single, last_only=False)
+                                rows = pending.take(each.length)
+                                yield output(model, rows, each.single, last_only=False)
         finally:
             await stream.close()
 
-    async def state(self) -> tuple[Floats, Floats]:
-        """(h, c) after the last applied step.
+    async def state(self) -> State:
+        """The state after the last answered step, to be looked at, kept or opened elsewhere.
 
-        h float32 [layers, proj_size or hidden_size], c float32 [layers, hidden_size].
+        `h, c = session.state()` for an nn.LSTM; `.tensors` has the states of any model by name.
         """
-        state = await self.export()
-        return state.h, state.c
+        return await self._delivery.state()
 
-    async def export(self) -> State:
-        """The state after the last answered step, to be kept or opened elsewhere."""
-        return await self._delivery.export()
-
-    async def set_state(self, h: npt.ArrayLike, c: npt.ArrayLike) -> None:
-        """Continues from this state, shaped as state() gives it, in a new incarnation of the id.
+    async def set_state(self, state: Mapping[str, npt.ArrayLike]) -> None:
+        """Continues from these states, [*shape] each by name, in a new incarnation of the id.
 
         It waits for a step that is under way and gives up an unfinished one. Raises ValueError for
-        a shape.
+        a name or a shape.
         """
-        h, c = state_parts(self.model_info, h, c)
+        tensors = state_tensors(self.model_info, state)
         await self._delivery.lock.acquire(None)
         try:
-            state = State(h, c, step=self.step_count).write()
-            await self._delivery.restart(state)
+            await self._delivery.restart(State(tensors, step=self.step_count).write())
         finally:
             self._delivery.lock.release()
 

@@ -30,7 +30,15 @@ from lstmserve.client.protocol import (
     get_request,
     open_request,
 )
-from lstmserve.client.records import Floats, ModelInfo, SessionInfo, State, state_parts
+from lstmserve.client.records import (
+    Array,
+    Input,
+    ModelInfo,
+    Output,
+    SessionInfo,
+    State,
+    state_tensors,
+)
 from lstmserve.client.retries import RetryPolicy
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
@@ -71,9 +79,7 @@ class Client:
         *,
         version: int | None = None,
         id: str | None = None,  # noqa: A002  # the contract's name
-        h0: npt.ArrayLike | None = None,
-        c0: npt.ArrayLike | None = None,
-        state: State | None = None,
+        state: State | Mapping[str, npt.ArrayLike] | None = None,
         ttl_s: float | None = None,
         if_exists: IfExists = "fail",
         keep: bool = False,
@@ -81,8 +87,8 @@ class Client:
     ) -> Session:
         """Opens a session of `model`, the newest version unless one is named.
 
-        It starts from zeros, from h0 [layers, proj_size or hidden_size] and c0 [layers,
-        hidden_size] (zeros for the one that is missing), or from `state`. A taken `id` is refused,
+        It starts from the model's initial state (zeros for an nn.LSTM), or from `state`: a State,
+        or all of the model's states [*shape] by name. A taken `id` is refused,
         resumed (without using the state) or restarted. `ttl_s`: idle time after which the server
         forgets it. Leaving `with` closes it, unless `keep`. The session keeps up to
         `replay_steps_max` of its last steps, and sends them again to a server that lost them.
@@ -92,11 +98,10 @@ class Client:
             id, if_exists = self._ids.new(), "restart"  # noqa: A001  # the contract's name
         replay_steps_max = checks.count("replay_steps_max", replay_steps_max, 0)
         request = open_request(model, version, id, if_exists, ttl_s)
-        if h0 is not None or c0 is not None:
-            checks.absent("state", state, "h0 and c0")
+        if isinstance(state, Mapping):
             info = self.model(model, version=version)
             request.version = info.version
-            state = State(*state_parts(info, h0, c0))
+            state = State(state_tensors(info, state))
         if state is not None:
             request.state.CopyFrom(checks.instance("state", state, State).write())
         reply = self._connection.call(OPEN_SESSION, request, request.session_id)
@@ -118,11 +123,11 @@ class Client:
 
     def step_many(
         self,
-        inputs: Mapping[Session, npt.ArrayLike],
+        inputs: Mapping[Session, Input],
         *,
         return_sequences: bool = True,
         timeout_s: float | None = None,
-    ) -> dict[Session, Floats]:
+    ) -> dict[Session, Output]:
         """One step of each session, x and y as for Session.step, in few messages.
 
         Sessions of one model and one group share a message, whatever their lengths. An id of your
@@ -135,51 +140,48 @@ class Client:
     def predict(
         self,
         model: str,
-        inputs: Iterable[npt.ArrayLike],
+        inputs: Iterable[Input],
         *,
         version: int | None = None,
-        h0: npt.ArrayLike | None = None,
-        c0: npt.ArrayLike | None = None,
+        initial: Mapping[str, npt.ArrayLike] | None = None,
         return_sequences: bool = True,
         return_state: Literal[False] = False,
-    ) -> list[Floats]: ...
+    ) -> list[Output]: ...
 
     @overload
     def predict(
         self,
         model: str,
-        inputs: Iterable[npt.ArrayLike],
+        inputs: Iterable[Input],
         *,
         version: int | None = None,
-        h0: npt.ArrayLike | None = None,
-        c0: npt.ArrayLike | None = None,
+        initial: Mapping[str, npt.ArrayLike] | None = None,
         return_sequences: bool = True,
         return_state: Literal[True],
-    ) -> tuple[list[Floats], tuple[Floats, Floats]]: ...
+    ) -> tuple[list[Output], dict[str, Array]]: ...
 
     def predict(
         self,
         model: str,
-        inputs: Iterable[npt.ArrayLike],
+        inputs: Iterable[Input],
         *,
         version: int | None = None,
-        h0: npt.ArrayLike | None = None,
-        c0: npt.ArrayLike | None = None,
+        initial: Mapping[str, npt.ArrayLike] | None = None,
         return_sequences: bool = True,
         return_state: bool = False,
-    ) -> list[Floats] | tuple[list[Floats], tuple[Floats, Floats]]:
+    ) -> list[Output] | tuple[list[Output], dict[str, Array]]:
         """y of B whole sequences of any lengths, each as for Session.step; no state is kept.
 
-        h0 [layers x directions, B, proj_size or hidden_size] and c0 [layers x directions, B,
-        hidden_size] default to zeros. With `return_state` also (hn, cn), shaped as h0 and c0.
+        `initial` are the states [B, *shape] by name that they start from, by default the model's
+        initial state. With `return_state` the result also has the final states, likewise by name.
         Raises ModelNotFound, Overloaded and others.
         """
-        sequences = PredictInput.of(self.model(model, version=version), inputs, h0, c0)
+        sequences = PredictInput.of(self.model(model, version=version), inputs, initial)
         last_only = not return_sequences
         requests = sequences.requests(last_only, return_state)
         replies = [self._connection.call(PREDICT, request) for request in requests]
         ys = sequences.outputs(replies, last_only)
-        return (ys, sequences.states(replies)) if return_state else ys
+        return (ys, sequences.finals(replies)) if return_state else ys
 
     def model(self, name: str, *, version: int | None = None) -> ModelInfo:
         """One model, the newest version unless one is named. Raises ModelNotFound and others."""

@@ -82,7 +82,7 @@ class StepDelivery:
             self._reopen(attempts)
         return wait_s if recovery is Recovery.WAIT else 0.0
 
-    def export(self) -> State:
+    def state(self) -> State:
         """The state after the last step that was answered.
 
         Raises SessionLost or StepsLost where the server lost that state and the log does not reach
@@ -104,7 +104,7 @@ class StepDelivery:
         session = self.ledger.session
         request = wire.GetStateRequest(session_id=session.id, incarnation=session.incarnation)
         reply = self._connection.call(GET_STATE, request, session.id)
-        return State.read(reply.state, self.ledger.model.layers)
+        return State.read(reply.state, self.ledger.model)
 
     def _restore(self, last_step: int | None, error: LstmServeError, attempts: Attempts) -> None:
         """Sends the steps after `last_step` (None: all) again. Raises `error` if it cannot."""
@@ -130,10 +130,11 @@ class StepDelivery:
         self.ledger.begin_life(self._open(state, None), state)
 
     def _open(self, state: wire.State, timeout_s: float | None) -> wire.Session:
-        """Opens a new incarnation of the session's id; `state` without h is zeros."""
+        """Opens a new incarnation of the session's id; without tensors in `state` from the model's
+        initial state."""
         before = self.ledger.session
         request = open_request(before.model, before.version, before.id, "restart")
         request.ttl.CopyFrom(before.ttl)
-        if state.h:
+        if state.tensors:
             request.state.CopyFrom(state)
         return (self._connection.call(OPEN_SESSION, request, before.id, timeout_s)).session

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 
-import numpy.typing as npt
-
 from lstmserve.client import checks
 from lstmserve.client._io.threads import PendingCall, PendingReply
 from lstmserve.client._sync.connection import Connection, ReconnectingStream
@@ -24,7 +22,7 @@ from lstmserve.client.packing import (
     step_result,
 )
 from lstmserve.client.protocol import STEP, STEP_MANY
-from lstmserve.client.records import Floats, StepInput, shaped, step_input
+from lstmserve.client.records import Input, Output, StepInput, output, step_input
 from lstmserve.errors import LstmServeError, StepManyFailed
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
@@ -41,10 +39,10 @@ class GroupStreams:
 
     def step(
         self,
-        inputs: Mapping[Session, npt.ArrayLike],
+        inputs: Mapping[Session, Input],
         last_only: bool,
         timeout_s: float | None,
-    ) -> dict[Session, Floats]:
+    ) -> dict[Session, Output]:
         """y of each session's x. Raises ValueError before anything is sent, StepManyFailed after.
 
         Steps that fail for a while are sent again, alone: a step that was answered is done.
@@ -106,7 +104,7 @@ class _StepManyCall:
         self._attempts = {session: connection.attempts(timeout_s) for session in steps}
         self._errors: dict[Session, LstmServeError] = {}
 
-    def run(self) -> dict[Session, Floats]:
+    def run(self) -> dict[Session, Output]:
         """y of each session. Raises StepManyFailed."""
         outputs = {
             session: session._delivery.ledger.begin(each, self._last_only)
@@ -117,7 +115,12 @@ class _StepManyCall:
             self._connection.pause(self._round(due))
             under_way = [session for session, _ in due if session not in self._errors]
         results = {
-            session: shaped(outputs[session].take(each.length), each.single, self._last_only)
+            session: output(
+                session.model_info,
+                outputs[session].take(each.length),
+                each.single,
+                self._last_only,
+            )
             for session, each in self._steps.items()
             if session not in self._errors
         }
@@ -159,8 +162,8 @@ class _StepManyCall:
 
 
 def _pairs(
-    inputs: Mapping[Session, npt.ArrayLike],
-) -> Iterable[tuple[Session, npt.ArrayLike]]:
+    inputs: Mapping[Session, Input],
+) -> Iterable[tuple[Session, Input]]:
     """The items. Raises ValueError for other keys than sessions, and for two handles of one."""
     if not isinstance(inputs, Mapping) or not all(isinstance(each, Session) for each in inputs):
         raise ValueError("step_many takes a mapping of sessions to their x")

@@ -114,7 +114,7 @@ def _job(
     check_length(count, config.pending_steps_max, first)
     check_length(longest, config.length_max, first)
     height = count * (1 if wanted.last_only else longest)
-    check_reply(height, model.outputs.bytes // 4, config.message_bytes_max, first)
+    check_reply(height, model, config.message_bytes_max, first)
     lengths = _lengths(inputs, count, longest)
     within = _within(lengths, longest)
     for each in signature.inputs:

@@ -224,9 +224,7 @@ def step_input(
         axes = max(axes, own, key=len)
         check_values(model, wanted, values)
         arrays[wanted.name] = values.reshape(length, *wanted.shape)
-    check_reply(
-        1 if last_only else length, model.outputs.bytes // 4, config.message_bytes_max, first
-    )
+    check_reply(1 if last_only else length, model, config.message_bytes_max, first)
     return joined(model, arrays), axes
 
 

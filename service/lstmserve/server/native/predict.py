@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.errors import BadTensor, ServeError
+from lstmserve.engine.errors import BadTensor, Malformed, ServeError
 from lstmserve.engine.predict import PredictJob
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import (
@@ -12,9 +12,15 @@ from lstmserve.server.codec import (
     input_rows,
     parse,
     sequence_lengths,
-    state_rows,
 )
 from lstmserve.server.message_sizes import predict_bytes
+from lstmserve.server.native.tensors import (
+    Arrays,
+    check_finite_tensors,
+    put_outputs,
+    read_tensors,
+    tensors,
+)
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.status import code
@@ -39,7 +45,7 @@ class PredictCalls:
     async def predict(
         self, request: pb.PredictRequest, tenant: Tenant, lease: Lease
     ) -> pb.PredictResponse:
-        """y, (hn, cn) = head(lstm(x, (h0, c0))) of each sequence."""
+        """The outputs of each sequence, and its final states where they are wanted."""
         engine = self._engine
         engine.check_open()
         model = engine.model(request.model, request.version)
@@ -62,52 +68,60 @@ class PredictCalls:
         response = pb.PredictResponse(
             version=model.version,
             lengths=prediction.lengths.tolist(),
-            y=prediction.y.tobytes(),
             queue_ns=prediction.queue_ns,
             compute_ns=prediction.compute_ns,
         )
-        if job.with_state and prediction.hn is not None and prediction.cn is not None:
-            response.hn, response.cn = prediction.hn.tobytes(), prediction.cn.tobytes()
+        put_outputs(response, model.outputs, prediction.y)
+        if job.with_state:
+            assert prediction.finals is not None
+            response.final.extend(tensors(model.spec.states, prediction.finals))
         return response
 
     def _job(self, model: Model, request: pb.PredictRequest, now_ns: int) -> PredictJob:
-        spec = model.spec
         self._engine.predictor.check_count(len(request.lengths))
         given = list(request.lengths) or [_single_length(model, request)]
         lengths = sequence_lengths(given, self._engine.config.length_max)
         total = int(lengths.sum())
-        x = input_rows(spec, request.x, request.tokens, total)
+        x = input_rows(model, request.x, request.tokens, total)
         check_finite(x, "x")
-        layers, count = spec.num_layers * spec.num_directions, len(given)
-        height = count if request.last_only else total
-        check_reply(height, spec.output_size, self._engine.config.message_bytes_max)
-        h0, c0 = (
-            state_rows(content, layers, count, width, field) if content else None
-            for content, width, field in (
-                (request.h0, spec.state_size, "h0"),
-                (request.c0, spec.hidden_size, "c0"),
-            )
-        )
-        if (h0 is None) != (c0 is None):
-            other = "c0" if c0 is None else "h0"
-            raise BadTensor(f"{other} is missing: give both or neither", field=other)
+        height = len(given) if request.last_only else total
+        check_reply(height, model, self._engine.config.message_bytes_max)
         return PredictJob(
             x=x,
             lengths=lengths,
-            h0=h0,
-            c0=c0,
+            initial=_initial(model, request, len(given)),
             last_only=request.last_only,
             with_state=request.with_state,
             arrival_ns=now_ns,
         )
 
 
+def _initial(model: Model, request: pb.PredictRequest, count: int) -> Arrays | None:
+    """[B, *shape] each; None: the model's initial state.
+
+    Raises Malformed for the h0 and c0 of a client of the first edition, which would be ignored.
+    """
+    if request.was_8 or request.was_9:
+        raise Malformed(
+            "h0 and c0 are fields of the first edition of lstmserve: send the initial states as "
+            "tensors named h and c in `initial`",
+            field="initial",
+        )
+    if not request.initial:
+        return None
+    values = read_tensors(model.spec.states, request.initial, "initial", (count,))
+    check_finite_tensors(values, "initial")
+    return values
+
+
 def _single_length(model: Model, request: pb.PredictRequest) -> int:
     """T of a request without lengths: one sequence of all there is."""
-    if model.spec.num_embeddings:
-        count = len(request.tokens)
+    form = model.inputs
+    if not form.floats:
+        count, rest = divmod(len(request.tokens), form.ints)
     else:
-        count, rest = divmod(len(request.x), 4 * model.spec.input_size)
-        if rest:
-            raise BadTensor(f"x is no multiple of {model.spec.input_size} values", field="x")
+        count, rest = divmod(len(request.x), 4 * form.floats)
+    if rest:
+        field, width = ("x", form.floats) if form.floats else ("tokens", form.ints)
+        raise BadTensor(f"{field} is no multiple of {width} values", field=field)
     return count or 1  # without any the next check says what is missing

@@ -19,6 +19,7 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.rpc import Frame, Methods
 from lstmserve.server.steps import Steps
+from lstmserve.spec import LstmSpec, TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
 SERVICE = "lstmserve.v1.LstmService"
@@ -81,7 +82,7 @@ class ModelCalls:
         return pb.GetModelResponse(model=self._model(model))
 
     def _model(self, model: Model) -> pb.Model:
-        spec, config = model.spec, self._engine.config
+        config = self._engine.config
         return pb.Model(
             name=model.name,
             version=model.version,
@@ -89,13 +90,35 @@ class ModelCalls:
             device=model.device,
             length_max=config.length_max,
             message_bytes_max=config.message_bytes_max or 0,
-            spec=pb.ModelSpec(
-                input_size=spec.input_size,
-                hidden_size=spec.hidden_size,
-                num_layers=spec.num_layers,
-                proj_size=spec.proj_size,
-                bidirectional=spec.bidirectional,
-                output_size=spec.output_size,
-                num_embeddings=spec.num_embeddings,
-            ),
+            spec=_spec(model),
         )
+
+
+def _spec(model: Model) -> pb.ModelSpec:
+    spec = model.spec
+    is_exact = model.device == "cpu" if model.kernel is None else model.kernel.is_exact
+    return pb.ModelSpec(
+        kind=spec.kind,
+        inputs=map(_tensor, spec.inputs),
+        outputs=map(_tensor, spec.outputs),
+        states=map(_tensor, spec.states),
+        is_streaming=spec.is_streaming,
+        is_exact=is_exact,
+        lstm=None if spec.lstm is None else _lstm(spec.lstm),
+    )
+
+
+def _tensor(spec: TensorSpec) -> pb.TensorSpec:
+    return pb.TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype)
+
+
+def _lstm(spec: LstmSpec) -> pb.LstmSpec:
+    return pb.LstmSpec(
+        input_size=spec.input_size,
+        hidden_size=spec.hidden_size,
+        num_layers=spec.num_layers,
+        proj_size=spec.proj_size,
+        bidirectional=spec.bidirectional,
+        output_size=spec.output_size,
+        num_embeddings=spec.num_embeddings,
+    )

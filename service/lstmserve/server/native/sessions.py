@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
+from collections.abc import Iterable
 
-import google_crc32c
+import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.clock import SECOND_NS, Now
@@ -22,7 +23,14 @@ from lstmserve.engine.errors import (
 from lstmserve.engine.keys import ID, session_id
 from lstmserve.engine.session.opening import IfExists, ImportedState, OpenRequest
 from lstmserve.server.access.tenants import Tenant
-from lstmserve.server.codec import state_rows
+from lstmserve.server.native.tensors import (
+    Arrays,
+    check_finite_tensors,
+    check_known,
+    checksum,
+    read_tensors,
+    tensor,
+)
 from lstmserve.store import Record
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -119,12 +127,13 @@ class SessionCalls:
         if request.incarnation:  # of somebody who steps it, and needs it where it can be stepped
             await engine.lifecycle.confirm(key)
         elif (record := await engine.lifecycle.look(key)) is not None:
-            return pb.GetStateResponse(state=_stored_state(record))
+            return pb.GetStateResponse(state=_stored_state(record, engine.models))
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)
-        h, c = (each.tobytes() for each in model.state_from(engine.sessions.state(row)))
+        states = engine.sessions.state(row)
+        own = {spec.name: states[spec.name][0] for spec in model.spec.states}
         step = int(engine.table.step[row])
-        return pb.GetStateResponse(state=_exported(h, c, step, model.fingerprint))
+        return pb.GetStateResponse(state=_exported(own, step, model.fingerprint))
 
     def _ttl_ns(self, request: pb.OpenSessionRequest) -> int:
         if not request.HasField("ttl"):
@@ -156,19 +165,27 @@ class SessionCalls:
         return session
 
 
-def checksum(h: bytes, c: bytes, step: int) -> int:
-    """State.crc32c: of h, c and the step as 8 little-endian bytes, one after the other."""
-    return int(google_crc32c.value(h + c + step.to_bytes(8, "little")))
+def _exported(states: Arrays, step: int, fingerprint: str) -> pb.State:
+    """Of states by name, in the spec's order."""
+    return pb.State(
+        step=step,
+        fingerprint=fingerprint,
+        crc32c=checksum(states.values(), step),
+        tensors=[tensor(name, values) for name, values in states.items()],
+    )
 
 
-def _exported(h: bytes, c: bytes, step: int, fingerprint: str) -> pb.State:
-    return pb.State(h=h, c=c, step=step, fingerprint=fingerprint, crc32c=checksum(h, c, step))
-
-
-def _stored_state(record: Record) -> pb.State:
-    """Its model need not be here: the record has the states' bytes."""
-    h, c = (state.data for state in record.states)
-    return _exported(h, c, record.step, record.fingerprint.hex())
+def _stored_state(record: Record, models: Iterable[Model]) -> pb.State:
+    """Its model need not be among the models: the record has the states' names and dtypes, and
+    their shapes too, unless the first edition wrote it."""
+    served = (each for each in models if each.fingerprint == record.fingerprint.hex())
+    shapes = {spec.name: spec.shape for model in served for spec in model.spec.states}
+    states = {}
+    for each in record.states:
+        values = np.frombuffer(each.data, np.dtype(each.dtype).newbyteorder("<"))
+        shape = shapes.get(each.name, each.shape)
+        states[each.name] = values.reshape(shape if math.prod(shape) == values.size else each.shape)
+    return _exported(states, record.step, record.fingerprint.hex())
 
 
 def _stored(key: str, record: Record, now: Now) -> pb.Session:
@@ -188,23 +205,26 @@ def _stored(key: str, record: Record, now: Now) -> pb.Session:
 
 
 def _state(state: pb.State, model: Model) -> ImportedState:
-    """A client's state, checked. Raises ModelMismatch, StateCorrupt, BadTensor, NonFinite."""
-    if len(UnknownFieldSet(state)):
+    """A client's state, checked.
+
+    Raises Malformed, ModelMismatch, BadTensor, StateCorrupt, NonFinite.
+    """
+    if state.was_1 or state.was_2:
         raise Malformed(
-            "state has fields that this release does not know: a later one exported it, "
-            "open it at a server of that release",
+            "state has h and c as the first edition of lstmserve exported them: read its file "
+            "with the Python client of this release, which sends it as tensors",
             field="state",
         )
+    check_known(state, "state")
     if state.fingerprint and state.fingerprint != model.fingerprint:
         raise ModelMismatch("the state is of another model: its fingerprint differs")
     if not 0 <= state.step < STEP_MAX:  # before the checksum, which takes no negative number
         raise Malformed(f"state.step must be in [0, {STEP_MAX})", field="state.step")
-    if state.crc32c and state.crc32c != checksum(state.h, state.c, state.step):
+    values = read_tensors(model.spec.states, state.tensors, "state.tensors")
+    if state.crc32c and state.crc32c != checksum(values.values(), state.step):
         raise StateCorrupt("the state's crc32c does not match: it was damaged on the way")
-    spec = model.spec
-    h = state_rows(state.h, spec.num_layers, 1, spec.state_size, "state.h")
-    c = state_rows(state.c, spec.num_layers, 1, spec.hidden_size, "state.c")
-    return ImportedState(h[:, 0], c[:, 0], state.step)
+    check_finite_tensors(values, "state.tensors")
+    return ImportedState(values, state.step)
 
 
 def _new_id(tenant: Tenant, request_id: str) -> str:

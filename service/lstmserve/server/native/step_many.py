@@ -16,6 +16,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index, Input
 from lstmserve.engine.errors import BadTensor, Malformed, MixedModels, ServeError
 from lstmserve.engine.scheduling.work import Applied, Request
+from lstmserve.rows import Rows
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import (
     check_finite,
@@ -29,6 +30,7 @@ from lstmserve.server.conversation import Window, Work
 from lstmserve.server.message_sizes import MessageSizes, output_bytes
 from lstmserve.server.native.session_set import SessionSet
 from lstmserve.server.native.steps import INT64_BYTES, timeout_ns
+from lstmserve.server.native.tensors import put_outputs
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease, PendingBytes
 from lstmserve.server.status import code, status_key, to_status
@@ -221,11 +223,11 @@ class StepManyMessage:
         models = engine.table.model[rows]
         if (models != models[0]).any():
             raise MixedModels("the sessions of a message must be of one model and version")
-        self._model = model = engine.models[int(models[0])]
+        self._model = model = engine.model_of(rows[0])
         total = len(sessions) if self._are_single else int(self._lengths.sum())
-        x = input_rows(model.spec, proto.x, proto.tokens, total)
+        x = input_rows(model, proto.x, proto.tokens, total)
         height = len(sessions) if self._last_only else total  # whatever becomes of the sessions
-        check_reply(height, model.output_size, engine.config.message_bytes_max)
+        check_reply(height, model, engine.config.message_bytes_max)
         starts = sessions.places
         if not self._are_single:
             starts = np.cumsum(self._lengths, dtype=np.int64) - self._lengths
@@ -283,7 +285,7 @@ class StepManyMessage:
         if tenant.is_limited:
             rows = np.asarray(request.rows)
             tenant.check_many(request, table.step[rows], table.accepted(rows))
-        y_bytes = request.height * output_bytes(model.spec)
+        y_bytes = request.height * output_bytes(model)
         self.lease.grow(request.x.nbytes + y_bytes)
         self.lease.hold()
         self._request = request  # before it is accepted: one of repeats alone is over at once
@@ -360,7 +362,7 @@ class StepManyMessage:
         if not (self._last_only or self._are_single):
             response.lengths.extend(self._lengths.tolist())
         if self._model is not None:
-            response.y = self._y(self._model)
+            put_outputs(response, self._model.outputs, self._outputs(self._model))
             response.queue_ns, response.compute_ns = self._queue_ns, self._compute_ns
             if self._replayed:
                 response.replayed.extend(sorted(self._replayed))
@@ -390,12 +392,12 @@ class StepManyMessage:
         for _, alike in found.values():
             self._count_failed(len(alike), alike[0])
 
-    def _y(self, model: Model) -> bytes:
-        """NaN where nothing was applied."""
+    def _outputs(self, model: Model) -> Rows:
+        """NaN and 0 where nothing was applied."""
         if self._request is None or self._request.y is None:
             height = self._lengths.size if self._last_only else int(self._lengths.sum())
-            return np.full(height * model.output_size, np.nan, "<f4").tobytes()
-        return self._request.y.tobytes()
+            return model.outputs.unknown(height)
+        return self._request.y
 
     def _count_applied(self, model: Model) -> None:
         if self._applied_count:

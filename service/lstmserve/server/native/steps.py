@@ -20,6 +20,7 @@ from lstmserve.server.codec import check_length, check_reply, input_rows, parse
 from lstmserve.server.conversation import InTurn
 from lstmserve.server.inbox import Inbox
 from lstmserve.server.message_sizes import MessageSizes, output_bytes
+from lstmserve.server.native.tensors import put_outputs
 from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.pending_bytes import SHORT_BYTES, PendingBytes
 from lstmserve.server.rpc import Frame
@@ -89,11 +90,11 @@ class StepCalls:
         """The most bytes that a message of `length` bytes will take with its reply."""
         table = self._engine.table
         row = table.find(tenant.prefix + session_id)
-        spec = None if row is None else self._engine.models[table.model.item(row)].spec
+        model = None if row is None else self._engine.model_of(row)
         rows = min(max(1, asked.length), self._engine.config.length_max)
         if asked.tokens:
             length += INT64_BYTES * rows
-        return self.sizes.of(length, 1 if asked.last_only else rows, spec)
+        return self.sizes.of(length, 1 if asked.last_only else rows, model)
 
     def _prepare(self, message: NativeStep, now: Now) -> None:
         """Finds its session and reads its input. Raises ServeError."""
@@ -105,15 +106,15 @@ class StepCalls:
         if table.find(key) is None:
             key = message.tenant.key(message.session_id)  # an id that is found was checked before
         message.row = engine.sessions.find(key, asked.incarnation, now)
-        model = engine.models[table.model.item(message.row)]
+        model = engine.model_of(message.row)
         length = asked.length or 1
         if length != 1:
             check_length(length, config.length_max)
-        message.x = input_rows(model.spec, asked.x, asked.tokens, length)
+        message.x = input_rows(model, asked.x, asked.tokens, length)
         height = 1 if asked.last_only else length
-        check_reply(height, model.output_size, config.message_bytes_max, "length")
+        check_reply(height, model, config.message_bytes_max, "length")
         message.last_only = asked.last_only
-        message.reply_bytes = height * output_bytes(model.spec)
+        message.reply_bytes = height * output_bytes(model)
         message.deadline_ns = _earlier(
             timeout_ns(message.arrival_ns, asked.timeout_ms), message.deadline_ns
         )
@@ -301,7 +302,8 @@ class StreamStep(NativeStep):
 def step_response(message: NativeStep, step: AppliedStep) -> pb.StepResponse:
     """The reply to a step that was applied."""
     response = pb.StepResponse()
-    response.step, response.length, response.y = step.number, len(step.y), step.y.tobytes()
+    response.step, response.length = step.number, len(step.y)
+    put_outputs(response, step.model.outputs, step.y)
     response.queue_ns = step.start_ns - message.arrival_ns
     response.compute_ns = step.compute_ns
     if message.tag:

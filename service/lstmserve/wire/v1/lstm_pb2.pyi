@@ -126,7 +126,10 @@ class SessionError(_message.Message):
     def __init__(self, index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "lengths", "x", "tokens", "last_only", "with_state", "initial")
+    __slots__ = ("was_3", "was_8", "was_9", "model", "version", "lengths", "x", "tokens", "last_only", "with_state", "initial")
+    WAS_3_FIELD_NUMBER: _ClassVar[int]
+    WAS_8_FIELD_NUMBER: _ClassVar[int]
+    WAS_9_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +138,9 @@ class PredictRequest(_message.Message):
     LAST_ONLY_FIELD_NUMBER: _ClassVar[int]
     WITH_STATE_FIELD_NUMBER: _ClassVar[int]
     INITIAL_FIELD_NUMBER: _ClassVar[int]
+    was_3: bytes
+    was_8: bytes
+    was_9: bytes
     model: str
     version: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
@@ -143,10 +149,14 @@ class PredictRequest(_message.Message):
     last_only: bool
     with_state: bool
     initial: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., with_state: _Optional[bool] = ..., initial: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, was_3: _Optional[bytes] = ..., was_8: _Optional[bytes] = ..., was_9: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., with_state: _Optional[bool] = ..., initial: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("version", "lengths", "y", "queue_ns", "compute_ns", "y_ints", "final")
+    __slots__ = ("was_1", "was_3", "was_8", "was_9", "version", "lengths", "y", "queue_ns", "compute_ns", "y_ints", "final")
+    WAS_1_FIELD_NUMBER: _ClassVar[int]
+    WAS_3_FIELD_NUMBER: _ClassVar[int]
+    WAS_8_FIELD_NUMBER: _ClassVar[int]
+    WAS_9_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     Y_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +164,10 @@ class PredictResponse(_message.Message):
     COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
     Y_INTS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    was_1: bytes
+    was_3: bytes
+    was_8: bytes
+    was_9: bytes
     version: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     y: bytes
@@ -161,7 +175,7 @@ class PredictResponse(_message.Message):
     compute_ns: int
     y_ints: _containers.RepeatedScalarFieldContainer[int]
     final: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., y_ints: _Optional[_Iterable[int]] = ..., final: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, was_1: _Optional[bytes] = ..., was_3: _Optional[bytes] = ..., was_8: _Optional[bytes] = ..., was_9: _Optional[bytes] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., y_ints: _Optional[_Iterable[int]] = ..., final: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("model", "version", "session_id", "ttl", "if_exists", "state", "fork_of", "request_id")
@@ -216,16 +230,20 @@ class Session(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., pending_steps: _Optional[int] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., open_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("step", "fingerprint", "crc32c", "tensors")
+    __slots__ = ("was_1", "was_2", "step", "fingerprint", "crc32c", "tensors")
+    WAS_1_FIELD_NUMBER: _ClassVar[int]
+    WAS_2_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    was_1: bytes
+    was_2: bytes
     step: int
     fingerprint: str
     crc32c: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, step: _Optional[int] = ..., fingerprint: _Optional[str] = ..., crc32c: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, was_1: _Optional[bytes] = ..., was_2: _Optional[bytes] = ..., step: _Optional[int] = ..., fingerprint: _Optional[str] = ..., crc32c: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "floats", "ints")
