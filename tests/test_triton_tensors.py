@@ -234,7 +234,7 @@ def test_names_of_an_lstm() -> None:
     """Those of torch, as before."""
     signature = signature_of(model(ModelSpec.of_lstm(LstmSpec(3, 5))))
     assert list(signature.outputs) == ["y", "y_last", "hn", "cn"]
-    assert [each.given for each in signature.states] == ["h0", "c0"]
+    assert [*signature.states] == ["h0", "c0"]
 
 
 def test_many_names_do_not_fill_an_error() -> None:
