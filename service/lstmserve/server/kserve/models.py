@@ -125,13 +125,13 @@ def model_config(model: Model, settings: Config) -> pb.ModelConfig:
         batching = config.sequence_batching
         batching.max_sequence_idle_microseconds = round(settings.session_ttl_s * 1e6)
         batching.oldest.max_candidate_sequences = min(model.sessions_max, INT32_MAX)
-        for each in signature.states:
+        for each in signature.states.values():
             kind = {"data_type": DATA_TYPES[each.tensor.dtype], "dims": each.tensor.shape}
             state = batching.state.add(input_name=each.given, output_name=each.wanted, **kind)
             state.initial_state.add(name="zeros", zero_data=True, **kind)
     others = (each.name for each in signature.outputs.values() if each.part is not Part.ROWS)
     facts = {
-        "optional_inputs": " ".join((LENGTHS, *(each.given for each in signature.states))),
+        "optional_inputs": " ".join((LENGTHS, *signature.states)),
         "optional_outputs": " ".join(others),
         "fingerprint": model.fingerprint,
     }

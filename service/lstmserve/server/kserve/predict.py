@@ -102,14 +102,12 @@ def _job(
     """The job, and T. Raises Malformed, BadTensor, EmptyInput, TooLong, NonFinite."""
     model, inputs = request.model, request.inputs
     signature = signature_of(model)
-    check_names(model, inputs, signature.whole_names)
-    first = signature.inputs[0].name
-    arrays = {}
+    check_names(model, inputs, (LENGTHS, *signature.states))
+    first, arrays = signature.first.name, {}
     axes: Axes = ()
-    for each in signature.inputs:
-        values = to_array(inputs[each.name], each.datatype)
-        axes = _check_axes(each, values.shape, axes, first)
-        arrays[each.name] = values
+    for name, each in signature.inputs.items():
+        arrays[name] = to_array(inputs[name], each.datatype)
+        axes = _check_axes(each, arrays[name].shape, axes, first)
     count, longest = axes
     check_length(count, config.pending_steps_max, first)
     check_length(longest, config.length_max, first)
@@ -117,9 +115,9 @@ def _job(
     check_reply(height, model, config.message_bytes_max, first)
     lengths = _lengths(inputs, count, longest)
     within = _within(lengths, longest)
-    for each in signature.inputs:
-        arrays[each.name] = arrays[each.name][within]
-        check_values(model, each, arrays[each.name])
+    for name, each in signature.inputs.items():
+        arrays[name] = arrays[name][within].reshape(-1, each.size)
+        check_values(model, each, arrays[name])
     job = PredictJob(
         x=joined(model, arrays),
         lengths=lengths,
@@ -168,10 +166,9 @@ def _initial_states(model: Model, inputs: Inputs, count: int) -> States | None:
     if (given := given_states(model, inputs)) is None:
         return None
     states = {}
-    for state in signature_of(model).states:
-        shape, axis = state.tensor.shape, state.batch_axis
-        values = in_shape(state.given, given[state.given], (*shape[:axis], count, *shape[axis:]))
-        states[state.tensor.name] = np.moveaxis(values, axis, 0)
+    for name, state in signature_of(model).states.items():
+        values = in_shape(name, given[name], state.batched(count))
+        states[state.tensor.name] = np.moveaxis(values, state.batch_axis, 0)
     return states
 
 
@@ -179,16 +176,14 @@ def _values(
     output: OutputTensor, rows: Mapping[str, Array], prediction: Prediction, longest: int
 ) -> Array:
     """[B, T, *shape], zeros past a sequence's end; of the last time step [B, *shape]; of a state
-    its shape with an axis B."""
-    if output.part is Part.ROWS:
-        return _padded(rows[output.tensor.name], prediction.lengths, longest)
+    its shape with an axis B. `rows` are [rows, ...]."""
+    name, shape, lengths = output.tensor.name, output.tensor.shape, prediction.lengths
+    if output.part is Part.STATE:
+        assert prediction.finals is not None
+        return np.moveaxis(prediction.finals[name], 0, output.batch_axis)
+    values = rows[name]
     if output.part is Part.LAST:
-        return rows[output.tensor.name][np.cumsum(prediction.lengths) - 1]
-    assert prediction.finals is not None
-    return np.moveaxis(prediction.finals[output.tensor.name], 0, output.batch_axis)
-
-
-def _padded(rows: Array, lengths: Lengths, longest: int) -> Array:
-    padded = np.zeros((lengths.size, longest, *rows.shape[1:]), rows.dtype)
-    padded[_within(lengths, longest)] = rows
-    return padded
+        return values[np.cumsum(lengths) - 1].reshape((lengths.size, *shape))
+    padded = np.zeros((lengths.size, longest, *values.shape[1:]), values.dtype)
+    padded[_within(lengths, longest)] = values
+    return padded.reshape((lengths.size, longest, *shape))

@@ -101,13 +101,12 @@ def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
     signature = signature_of(model)
     rows = sequences = 1
     for tensor in message.inputs:
-        for wanted in signature.inputs:
-            if tensor.name == wanted.name:
-                shape = [max(0, size) for size in tensor.shape]
-                axes = shape[: len(shape) - len(wanted.shape)]
-                rows = max(rows, math.prod(axes))
-                sequences = max(sequences, axes[0] if len(axes) > 1 else 1)
-    states = {each.wanted for each in signature.states}
+        if (wanted := signature.inputs.get(tensor.name)) is not None:
+            shape = [max(0, size) for size in tensor.shape]
+            axes = shape[: len(shape) - len(wanted.shape)]
+            rows = max(rows, math.prod(axes))
+            sequences = max(sequences, axes[0] if len(axes) > 1 else 1)
+    states = {each.wanted for each in signature.states.values()}
     if not any(output.name in states for output in message.outputs):
         sequences = 0
     return rows * model.outputs.bytes + sequences * model.spec.state_bytes

@@ -111,15 +111,14 @@ def step_response(
 
 
 def by_name(model: Model, y: Rows) -> Mapping[str, Array]:
-    """The outputs [T, *shape] of these rows."""
+    """The outputs of the rows y, each of as many rows; the axes behind those may still be one."""
     if len(model.outputs.tensors) == 1:
-        (only,) = model.outputs.tensors
-        return {only.name: y.reshape(len(y), *only.shape)}
+        return {model.outputs.tensors[0].name: y}
     return model.outputs.split(y)
 
 
 def _values(output: OutputTensor, rows: Mapping[str, Array], states: States, axes: Axes) -> Array:
-    """The output's values of a step: `rows` [T, *shape], or [1, *shape] where only the last row is
+    """The output's values of a step: `rows` [T, ...], or [1, ...] where only the last row is
     wanted, and `states` [1, *shape] after it. A state has a batch axis where `axes` has one."""
     name, shape = output.tensor.name, output.tensor.shape
     if output.part is Part.ROWS:

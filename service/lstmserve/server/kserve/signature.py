@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from lstmserve.engine import Model
 from lstmserve.engine.errors import Malformed
-from lstmserve.spec import LAST, LENGTHS, NEXT, ModelSpec, TensorSpec
+from lstmserve.spec import LAST, NEXT, ModelSpec, TensorSpec
 
 DATATYPES: Final[Mapping[str, str]] = {"float32": "FP32", "int64": "INT64", "bool": "BOOL"}
 TORCH_STATES: Final[Mapping[str, tuple[str, str]]] = {"h": ("h0", "hn"), "c": ("c0", "cn")}
@@ -31,11 +31,12 @@ class Part(enum.Enum):
 
 
 class InputTensor(NamedTuple):
-    """An input that every request of the model has. `shape` is that of one time step."""
+    """An input that every request of the model has. `shape` and `size` are of one time step."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    size: int
 
 
 class StateTensor(NamedTuple):
@@ -46,6 +47,11 @@ class StateTensor(NamedTuple):
     tensor: TensorSpec
     datatype: str
     batch_axis: int
+
+    def batched(self, size: int) -> tuple[int, ...]:
+        """Its shape with the axis of a batch of this size."""
+        shape, axis = self.tensor.shape, self.batch_axis
+        return (*shape[:axis], size, *shape[axis:])
 
 
 class OutputTensor(NamedTuple):
@@ -70,18 +76,25 @@ class WantedOutputs(NamedTuple):
 
 
 class Signature:
-    """What a request of the model may have and ask for, by name."""
+    """What a request of the model may have and ask for, by name, in the spec's order.
+
+    `first` is the first of the inputs. `states` are by the names that a request gives them.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.inputs = tuple(_input(tensor) for tensor in spec.inputs)
-        self.states = tuple(_state(tensor, is_lstm=spec.lstm is not None) for tensor in spec.states)
-        self.input_names = {each.name for each in self.inputs}
-        self.state_names = {each.given for each in self.states}
-        self.whole_names = {LENGTHS, *self.state_names}  # besides the inputs, of whole sequences
+        is_lstm = spec.lstm is not None
+        inputs = [
+            InputTensor(each.name, DATATYPES[each.dtype], each.shape, each.size)
+            for each in spec.inputs
+        ]
+        states = [_state(each, is_lstm=is_lstm) for each in spec.states]
+        self.first = inputs[0]
+        self.inputs: Mapping[str, InputTensor] = {each.name: each for each in inputs}
+        self.states: Mapping[str, StateTensor] = {each.given: each for each in states}
         outputs = [
             *(_output(tensor, Part.ROWS) for tensor in spec.outputs),
             *(_output(tensor, Part.LAST) for tensor in spec.outputs),
-            *map(_state_output, self.states),
+            *map(_state_output, states),
         ]
         self.outputs: Mapping[str, OutputTensor] = {each.name: each for each in outputs}
         self._every = _wanted([each for each in outputs if each.part is Part.ROWS])
@@ -124,10 +137,6 @@ def listed(names: Iterable[str]) -> str:
 def _wanted(outputs: list[OutputTensor]) -> WantedOutputs:
     parts = {each.part for each in outputs}
     return WantedOutputs(tuple(outputs), Part.ROWS not in parts, Part.STATE in parts)
-
-
-def _input(tensor: TensorSpec) -> InputTensor:
-    return InputTensor(tensor.name, DATATYPES[tensor.dtype], tensor.shape)
 
 
 def _state(tensor: TensorSpec, *, is_lstm: bool) -> StateTensor:

@@ -96,20 +96,21 @@ def _check_parameters(parameters: Mapping[str, pb.InferParameter], what: str) ->
             raise NotImplementedYet(f"{what}: {name} is not served here")
 
 
-def check_names(model: Model, inputs: Inputs, optional: Collection[str]) -> None:
+def check_names(model: Model, inputs: Inputs, optional: Collection[str] = ()) -> None:
     """Checks that every input of the model is there, and beside them only `optional` ones.
 
     Raises Malformed, BadTensor.
     """
     signature = signature_of(model)
+    if inputs.keys() == signature.inputs.keys():
+        return
     for name in inputs:
-        if name not in signature.input_names and name not in optional:
-            known = (*(each.name for each in signature.inputs), *sorted(optional))
+        if name not in signature.inputs and name not in optional:
             raise Malformed(
                 f"unexpected inference input '{name[:SHOWN_MAX]}' for model '{model.name}'; "
-                f"such a request takes {listed(known)}"
+                f"such a request takes {listed((*signature.inputs, *optional))}"
             )
-    for each in signature.inputs:
+    for each in signature.inputs.values():
         if each.name not in inputs:
             raise BadTensor(
                 f"input '{each.name}' is missing: it is {each.datatype}, {list(each.shape)} in "
@@ -169,27 +170,28 @@ def check_values(model: Model, wanted: InputTensor, values: Array) -> None:
 
 
 def joined(model: Model, arrays: Mapping[str, Array]) -> Rows:
-    """The rows of all inputs, [T, *shape] each; a copy only where there are several."""
-    if len(arrays) == 1:
-        (only,) = arrays.values()
-        return only.reshape(len(only), -1)
-    return model.inputs.pack(arrays)
+    """The rows of all inputs, [T, values] each; a copy only where there are several."""
+    tensors = model.inputs.tensors
+    if len(tensors) == 1:
+        return arrays[tensors[0].name]
+    return model.inputs.pack(
+        {each.name: arrays[each.name].reshape(-1, *each.shape) for each in tensors}
+    )
 
 
 def given_states(model: Model, inputs: Inputs) -> dict[str, Array] | None:
     """All of the model's states in the shapes they came in, by the names of the inputs; None when
     there is none. Raises BadTensor."""
     states = signature_of(model).states
-    missing = next((each.given for each in states if each.given not in inputs), None)
-    if missing is None and states:
-        return {each.given: to_array(inputs[each.given], each.datatype) for each in states}
-    if any(each.given in inputs for each in states):
-        raise BadTensor(
-            f"input '{missing}' is missing: give every state or none, that is "
-            f"{listed(each.given for each in states)}",
-            field=str(missing),
-        )
-    return None
+    if not any(name in inputs for name in states):
+        return None
+    for name in states:
+        if name not in inputs:
+            raise BadTensor(
+                f"input '{name}' is missing: give every state or none, that is {listed(states)}",
+                field=name,
+            )
+    return {name: to_array(inputs[name], each.datatype) for name, each in states.items()}
 
 
 # --- a request of a sequence
@@ -205,26 +207,28 @@ def step_input(
     TooLong, NonFinite.
     """
     signature = signature_of(model)
-    check_names(model, inputs, signature.state_names if is_start else ())
-    arrays: dict[str, Array] = {}
-    first, axes, length = signature.inputs[0].name, Axes(), -1
-    for wanted in signature.inputs:
-        values = to_array(inputs[wanted.name], wanted.datatype)
+    check_names(model, inputs, signature.states if is_start else ())
+    first, arrays = signature.first, {}
+    axes, length = Axes(), -1
+    for name, wanted in signature.inputs.items():
+        values = to_array(inputs[name], wanted.datatype)
         own = _step_axes(wanted, values.shape)
-        height = math.prod(own)
-        if length < 0:
-            length = height
-            check_length(length, config.length_max, wanted.name)
-        elif height != length:
+        rows = values.reshape(math.prod(own), wanted.size)
+        if wanted is first:
+            axes, length = own, len(rows)
+            check_length(length, config.length_max, name)
+        elif len(rows) != length:
             raise BadTensor(
-                f"input '{wanted.name}' has {height} time steps, input '{first}' has {length}: "
+                f"input '{name}' has {len(rows)} time steps, input '{first.name}' has {length}: "
                 "all inputs of a request must have the same number",
-                field=wanted.name,
+                field=name,
             )
-        axes = max(axes, own, key=len)
-        check_values(model, wanted, values)
-        arrays[wanted.name] = values.reshape(length, *wanted.shape)
-    check_reply(1 if last_only else length, model, config.message_bytes_max, first)
+        elif len(own) > len(axes):
+            axes = own
+        check_values(model, wanted, rows)
+        arrays[name] = rows
+    height = 1 if last_only else length
+    check_reply(height, model, config.message_bytes_max, first.name)
     return joined(model, arrays), axes
 
 
@@ -253,9 +257,8 @@ def start_state(model: Model, inputs: Inputs) -> ImportedState | None:
     if (given := given_states(model, inputs)) is None:
         return None
     tensors = {}
-    for state in signature_of(model).states:
-        shape, axis = state.tensor.shape, state.batch_axis
-        batched = (*shape[:axis], 1, *shape[axis:])
-        values = in_shape(state.given, given[state.given], shape, batched)
+    for name, state in signature_of(model).states.items():
+        shape = state.tensor.shape
+        values = in_shape(name, given[name], shape, state.batched(1))
         tensors[state.tensor.name] = values.reshape(shape)
     return ImportedState(tensors, 0)
