@@ -39,7 +39,7 @@ class ClientLoad:
 
 
 class Threads(ClientLoad):
-    """Client, with a thread for each session, or no extra thread for one session."""
+    """Client, with a thread for each session."""
 
     def __init__(self, target: str, model: str, spec: ModelSpec, sessions: int) -> None:
         self._client = Client(target)
