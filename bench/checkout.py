@@ -84,7 +84,7 @@ def serving_of(
     store: str = "memory",
     command: Sequence[str] = COMMAND,
 ) -> Iterator[Serving]:
-    """Runs that version's server on its core, with a new and empty store of that kind."""
+    """That version's server on its core, with a new and empty store of that kind."""
     path = os.pathsep.join(str(version.folder / part) for part in ("service", "export"))
     pinned = ["taskset", "--cpu-list", f"{SERVER_CPU},{LOAD_CPU}", *command]
     with ExitStack() as stack:

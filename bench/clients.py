@@ -1,6 +1,6 @@
-"""Loads by the clients that people use: Client, AsyncClient and the stock tritonclient.
+"""Loads made by the clients that people use: Client, AsyncClient and the stock tritonclient.
 
-Each runs on the load's core. `drive(seconds)` returns the number of steps that were answered.
+Each keeps to the load's core. `drive(seconds)` returns the steps that were answered.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ TRITON_PYTHON = ROOT / ".venv" / "triton" / "bin" / "python"
 
 
 class ClientLoad:
-    """The interface that take_turns() uses: a measured call of `drive`, and `close`."""
+    """What take_turns() drives: a measured call of `drive`, and `close`."""
 
     def drive(self, seconds: float) -> int:
-        """Steps for `seconds`. Returns the number of answered steps."""
+        """Steps for so long; how many were answered."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -34,12 +34,12 @@ class ClientLoad:
         raise NotImplementedError
 
     def measure(self, seconds: float, cpu_s: Callable[[], float]) -> Sample:
-        """Calls drive(), and measures its cost by the server's CPU time, which `cpu_s` reads."""
+        """drive(), with what it cost by the server's clock of CPU time."""
         return measured(self.drive, seconds, cpu_s)
 
 
 class Threads(ClientLoad):
-    """Client, with a thread for each session."""
+    """Client, a thread a session; one thread where there is one session."""
 
     def __init__(self, target: str, model: str, spec: ModelSpec, sessions: int) -> None:
         self._client = Client(target)
@@ -48,6 +48,7 @@ class Threads(ClientLoad):
         self._threads = ThreadPoolExecutor(sessions)
 
     def drive(self, seconds: float) -> int:
+        """As ClientLoad.drive."""
         end_s = time.perf_counter() + seconds
         return sum(self._threads.map(lambda each: self._steps(each, end_s), self._sessions))
 
@@ -59,12 +60,13 @@ class Threads(ClientLoad):
         return count
 
     def close(self) -> None:
+        """As ClientLoad.close."""
         self._threads.shutdown()
         self._client.close()
 
 
 class Tasks(ClientLoad):
-    """AsyncClient, with a task for each session: `step` one by one, or a `stream` of rows."""
+    """AsyncClient, a task a session: `step` one by one, or a `stream` of rows."""
 
     def __init__(
         self, target: str, model: str, spec: ModelSpec, sessions: int, *, streamed: bool = False
@@ -79,6 +81,7 @@ class Tasks(ClientLoad):
         return [await self._client.session(model) for _ in range(count)]
 
     def drive(self, seconds: float) -> int:
+        """As ClientLoad.drive."""
         return self._runner.run(self._drive(seconds))
 
     async def _drive(self, seconds: float) -> int:
@@ -103,12 +106,13 @@ class Tasks(ClientLoad):
         return count
 
     def close(self) -> None:
+        """As ClientLoad.close."""
         self._runner.run(self._client.close())
         self._runner.close()
 
 
 class Messages(ClientLoad):
-    """Client.step_many: each message has all sessions of one group."""
+    """Client.step_many: all sessions of one group in each message."""
 
     def __init__(self, target: str, model: str, spec: ModelSpec, sessions: int) -> None:
         self._client = Client(target)
@@ -116,12 +120,14 @@ class Messages(ClientLoad):
         self._steps = {self._client.session(model): x for _ in range(sessions)}
 
     def drive(self, seconds: float) -> int:
+        """As ClientLoad.drive."""
         count, end_s = 0, time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             count += len(self._client.step_many(self._steps))
         return count
 
     def close(self) -> None:
+        """As ClientLoad.close."""
         self._client.close()
 
 
@@ -135,13 +141,14 @@ class Predictions(ClientLoad):
         self._sequences = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
     def drive(self, seconds: float) -> int:
-        """Sends whole sequences for `seconds`. Returns how many were answered."""
+        """Whole sequences for so long; how many were answered."""
         count, end_s = 0, time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             count += len(self._client.predict(self._model, self._sequences))
         return count
 
     def close(self) -> None:
+        """As ClientLoad.close."""
         self._client.close()
 
 
@@ -161,6 +168,7 @@ class Triton(ClientLoad):
         self._read()
 
     def drive(self, seconds: float) -> int:
+        """As ClientLoad.drive."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds}\n")
         return int(self._read())
@@ -173,6 +181,7 @@ class Triton(ClientLoad):
         return line
 
     def close(self) -> None:
+        """As ClientLoad.close."""
         self._process.communicate()
 
 

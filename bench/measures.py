@@ -1,6 +1,6 @@
-"""The loads under which versions of the server are compared, by raw connections and by clients.
+"""The loads that versions of the server are compared under, by raw connections and by clients.
 
-This module must not know how turns are taken.
+Must not know how turns are taken.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lstmserve.spec import Linear, ModelSpec
 
 SPEC = ModelSpec(16, 128, head=(Linear(8),))
 MANY = 256
-CLIENT_MS = 10_000  # the time limit of a step; our clients always set one
+CLIENT_MS = 10_000  # of a step by our clients, which always set one
 RAGGED = np.random.default_rng(0).integers(1, 65, 64).tolist()
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Target(Protocol):
-    """A server, ours or another one, that serves MODEL."""
+    """A server that serves MODEL, whoever made it."""
 
     @property
     def target(self) -> str:
@@ -36,7 +36,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One load: how to make it for a server, and how many steps an answer holds."""
+    """One load: how it is made for a server, and how many steps an answer holds."""
 
     name: str
     load: Callable[[Target], Any]
@@ -47,7 +47,7 @@ class Measure:
 def raw(
     method: str, count: int, *, streamed: bool, timeout_ms: int = 0
 ) -> Callable[[Target], Load]:
-    """Connections with one session each, and numbered steps that set only a time limit."""
+    """Connections of one session each, numbered steps, nothing else set but the time limit."""
 
     def load(serving: Target) -> Load:
         sessions = requests.open_sessions(serving.target, MODEL, count)
@@ -69,13 +69,13 @@ def many(serving: Target) -> Load:
 
 
 def predict(serving: Target) -> Load:
-    """One Predict of ragged sequences."""
+    """Ragged sequences, all in one call."""
     messages = [requests.predictions(MODEL, SPEC, RAGGED)]
     return _load(serving, requests.PATH + "Predict", messages, streamed=False)
 
 
 def infer(count: int) -> Callable[[Target], Load]:
-    """ModelInfer on a connection per sequence, without step numbers, as stock clients send it."""
+    """ModelInfer: a connection per sequence, as stock clients number nothing."""
 
     def load(serving: Target) -> Load:
         messages = [requests.inferences(MODEL, SPEC, i + 1) for i in range(count)]
@@ -97,7 +97,7 @@ def client(kind: Callable[..., Any], count: int, **options: Any) -> Callable[[Ta
 
 
 def whole(serving: Target) -> Predictions:
-    """Predict of the same ragged sequences, by Client."""
+    """The same by Client."""
     return Predictions(serving.target, MODEL, SPEC, RAGGED)
 
 

@@ -53,7 +53,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a model goes. `version` None means one more than the newest version."""
+    """Where a model goes. `version` None: one more than the newest there is."""
 
     name: str
     models: Path = Path("models")
@@ -80,11 +80,11 @@ def export(
 ) -> Exported:
     """Exports live modules, y = head(lstm(x)), as models/NAME/VERSION.
 
-    `head` is an nn.Linear, or an nn.Sequential of Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout;
-    without it y is the LSTM's output. With `embedding` the model takes tokens. Means and scales are
-    [width] each, applied as (x - mean) / scale and y * scale + mean. `version` None takes the next
-    one. `golden` has pairs of your own model to prove, or names an .npz with them; docs/EXPORT.md
-    describes them. Raises Refused, and writes nothing then.
+    `head`: nn.Linear, or nn.Sequential of Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout; None: y is
+    the LSTM's output. `embedding`: the model takes tokens. Means and scales: [width] each, applied
+    as (x - mean) / scale and y * scale + mean. `version` None takes the next one.
+    `golden`: pairs of your own model to prove, as docs/EXPORT.md has them, or an .npz with them.
+    Raises Refused; nothing is written then.
     """
     network = Network(
         lstm=take_lstm(lstm),
@@ -98,7 +98,7 @@ def export(
 
 
 def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Arrays | None:
-    """The arrays of the pairs, read from the file if `golden` names one. Raises Refused."""
+    """The arrays, read if they are in a file. Raises Refused."""
     if golden is None:
         return None
     if isinstance(golden, (str, Path)):
@@ -107,7 +107,7 @@ def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Array
 
 
 def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm | None:
-    """The norm of a mean and a scale, [width] each. A missing one shifts or stretches nothing."""
+    """One of the two may be missing: no shift, or no stretch."""
     if mean is None and scale is None:
         return None
     given = [None if part is None else np.array(part, np.float64) for part in (mean, scale)]
@@ -124,10 +124,7 @@ def export_network(
     pairs: Arrays | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
-    """Builds, proves and writes the model. Raises Refused.
-
-    It calls `progress(stage)` when a stage begins.
-    """
+    """Builds, proves and writes; `progress` is told each stage as it begins. Raises Refused."""
     if not NAME.fullmatch(target.name):
         raise Refused(f"{target.name!r} cannot be a model's name ({NAME.pattern}): give --name")
     version = target.version or next_version(target.models, target.name)
@@ -166,7 +163,7 @@ def export_network(
 
 
 def _chaos_note(torch_error: float) -> tuple[str, ...]:
-    """A note for the operator of a network that amplifies rounding, none for other networks."""
+    """Whoever serves a network that amplifies rounding ought to know."""
     if torch_error <= CHAOTIC_ERROR:
         return ()
     return (

@@ -28,7 +28,7 @@ QUANTISED_MARKS = (
     b"torchao.quantization",
     b"torchao.dtypes",
 )
-PICKLE_BYTES_MAX = 1 << 26  # searched for names: a pickle begins with them, without the weights
+PICKLE_BYTES_MAX = 1 << 26  # of a pickle's begin: names stand there, the weights lie elsewhere
 
 
 def examine(path: Path) -> Kind:
@@ -70,13 +70,13 @@ def _examine_zip(path: Path, size: int) -> None:
 
 
 def _pickle(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    """The entry that names the tensors; _check_entries() has made sure that there is one."""
+    """The entry that names the tensors; _check_entries() has seen that there is one."""
     is_it = (each for each in archive.infolist() if each.filename.partition("/")[2] == "data.pkl")
     return next(is_it)
 
 
 def _check_marks(file: IO[bytes]) -> None:
-    """Raises Refused if the pickle names quantised weights."""
+    """Raises Refused where the pickle names quantised weights."""
     content = file.read(PICKLE_BYTES_MAX)
     if any(mark in content for mark in QUANTISED_MARKS):
         raise Refused(QUANTISED)

@@ -1,4 +1,4 @@
-"""Builds the network from a file's tensors. It never guesses: choose.py decides, or refuses."""
+"""Builds the network out of a file's tensors. Never guesses: choose.py decides, or refuses."""
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def _build_layer(linears: Linears, entry: str, taker: Taker) -> nn.Module:
 
 
 def _fill(module: M, tensors: Mapping[str, torch.Tensor]) -> M:
-    """Gives its tensors to a module that was made on the meta device, and returns it."""
+    """A module that was made on the meta device, with its tensors."""
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Opens an untrusted checkpoint and gives its tensors by name. Runs no code in it."""
+"""Opens a checkpoint that nobody vouches for, and gives its tensors by name. Runs no code in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Found = tuple[_Path, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a file by their names in the model, without the prefixes of wrappers."""
+    """The tensors of a file by their names in the model, wrappers' prefixes taken off."""
 
     tensors: Tensors
     notes: tuple[str, ...]
@@ -64,7 +64,7 @@ def _load_torch(path: Path, kind: Kind) -> object:
                 f"{path} holds Python objects ({shorten(globals_)}), which run code when they are "
                 f"loaded: {ADVICE}"
             ) from error
-        # torch's own message may advise to load the file without weights_only: do not pass it on.
+        # torch's own words may invite to load the file without weights_only: never pass them on.
         detail = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
         raise Refused(f"{path} is not a torch checkpoint, or {DAMAGED}{detail}") from error
 
@@ -73,7 +73,7 @@ def _unsafe_globals(path: Path, kind: Kind, message: str) -> list[str]:
     if kind == "zip":
         try:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception:  # a hostile file can make this raise anything, too
+        except Exception:  # as above: the file is hostile until proved otherwise
             return []
     return re.findall(r"(?:GLOBAL|class|Unsupported global:) ([A-Za-z_][\w.]*\.\w+)", message)[:1]
 
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_Found]:
-    """Every tensor with the keys that lead to it; visits no mapping twice, and no optimizer's."""
+    """Every tensor with the keys that lead to it; each mapping once, the optimizer's left out."""
     seen.add(id(content))
     for key, value in content.items():
         if not isinstance(key, str):
@@ -101,10 +101,10 @@ def _is_optimizer(key: str, value: Mapping[Any, Any]) -> bool:
 
 
 def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
-    """The tensors of the dict that holds the model, by name, and the path to that dict.
+    """Names below the dict that holds the model, and the path to it.
 
-    Numbers beside the model, such as a best loss, are dropped. If there is a second dict of
-    tensors, such as averaged weights or a head of its own, both are kept, each under its name.
+    Numbers beside the model (a best loss) do not count, and are dropped; a second dict of tensors
+    (an average of the weights, a head saved on its own) does, and its name stays in the names.
     """
     paths = [path[:-1] for path, tensor in found if tensor.dim()]
     wrapper = paths[0] if paths else ()
@@ -120,7 +120,7 @@ def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
 
 
 def _strip(tensors: Tensors) -> Tensors:
-    """The tensors without the prefixes of torch.compile and DataParallel."""
+    """Without what torch.compile and DataParallel put before the names."""
     names = [name.replace("_orig_mod.", "") for name in tensors]
     while all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]

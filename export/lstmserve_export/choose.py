@@ -1,6 +1,6 @@
 """Decides which LSTM, head and embedding of a file the flags mean, by names and shapes alone.
 
-It never guesses: if the file leaves it open, the refusal lists the candidates and names the flag.
+What the file leaves open is refused with the candidates and the flag that chooses; never guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Linears = Mapping[str, LinearNames]
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The flags that choose: "" for a flag that was not given; activations are "none" or a name."""
+    """The flags that choose: "" where none was given; activations are "none" or a name."""
 
     lstm: str = ""
     head: str = ""
@@ -78,7 +78,7 @@ def choose_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> lis
 
 
 def _infer_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> list[str]:
-    """The file's only Linear, if it can be nothing but the head. Raises Refused."""
+    """The only Linear there is, if it can be nothing else."""
     others = [one for one in linears.values() if one.label != choices.embedding]
     if not others:
         return []
@@ -90,7 +90,7 @@ def _infer_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> lis
 
 
 def _flags(linears: Iterable[LinearNames], recurrent: Recurrent) -> str:
-    """What each Linear may be, and the flags that choose, in words."""
+    """Which Linears may be what, and the flags that say so."""
     heads, tables, rest = [], [], []
     for one in linears:
         may_be_embedding = not one.bias and one.in_features == recurrent.input_size
@@ -110,7 +110,7 @@ def _flags(linears: Iterable[LinearNames], recurrent: Recurrent) -> str:
 def check_unused(
     recurrent: Recurrent, linears: Linears, choices: Choices, unused: list[str]
 ) -> tuple[str, ...]:
-    """A note on the tensors that are left out. Raises Refused unless the flags allow to."""
+    """A note on what is left out, when the flags allow that anything is. Raises Refused."""
     if own := [name for name in unused if _is_under(recurrent.prefix, name)]:
         raise Refused(
             f"{recurrent.label} has tensors nn.LSTM does not have ({shorten(own)}): remove weight "

@@ -1,4 +1,4 @@
-"""The command line of `lstmserve export`; command.py does the work. Does not import torch."""
+"""The command `lstmserve export`. Importing it costs no torch; the work is elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
 
 @click.command("export")
 @click.argument("checkpoint", type=FILE)
-@_flag("--name", help="The model's name; by default the file's, without its ending.")
+@_flag("--name", help="The model's name; else the file's, without its ending.")
 @_flag(
     "--models",
     type=click.Path(file_okay=False, path_type=Path),
@@ -52,11 +52,11 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     metavar="NEXT|N",
     default="NEXT",
     callback=_version,
-    help="The version to write; NEXT is one above the newest.",
+    help="The version to write; NEXT is one above those that are there.",
 )
 @_flag("--force", is_flag=True, help="Replace the version if it exists.")
 @_flag("--dry-run", is_flag=True, help="Do all but write.")
-@_flag("--lstm", default="", metavar="PREFIX", help="Which LSTM, if the file has several.")
+@_flag("--lstm", default="", metavar="PREFIX", help="Which LSTM, where there are several.")
 @_flag(
     "--head",
     default="",

@@ -20,7 +20,7 @@ from lstmserve_export.summary import show
 
 
 def run(checkpoint: Path, **flags: Any) -> None:
-    """Runs the whole command; `flags` are those of cli.py. Raises Refused."""
+    """The whole command, flags as in cli.py. Raises Refused."""
     errors = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:

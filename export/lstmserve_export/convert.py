@@ -1,4 +1,4 @@
-"""Turns torch's tensors into those of lstmserve.graph. Does no I/O."""
+"""Turns torch's tensors into those of lstmserve.graph. Computes nothing else, no I/O."""
 
 from __future__ import annotations
 

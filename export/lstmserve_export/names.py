@@ -46,7 +46,7 @@ class Recurrent:
         return (self.proj_size or self.hidden_size) * (1 + self.bidirectional)
 
     def __str__(self) -> str:
-        """How a list of candidates shows it."""
+        """For a list of candidates."""
         return f"{self.label} ({self.kind} {self.input_size} -> {self.output_size})"
 
 
@@ -60,16 +60,16 @@ class LinearNames:
     bias: bool
 
     def __str__(self) -> str:
-        """How a list of candidates shows it."""
+        """For a list of candidates."""
         return f"{self.label} ({self.in_features} -> {self.out_features})"
 
     def as_table(self) -> str:
-        """How a list of candidates shows it if it may be an embedding's table."""
+        """As __str__, read as an embedding."""
         return f"{self.label} ({self.out_features} tokens -> {self.in_features})"
 
 
 def find_recurrent(tensors: Tensors) -> list[Recurrent]:
-    """Every LSTM, LSTMCell, GRU and RNN, in the file's order; BROKEN is what makes none of them."""
+    """Every LSTM, LSTMCell, GRU and RNN, in the file's order; kind BROKEN for what is none."""
     groups: dict[str, dict[str, str]] = {}
     for name in tensors:
         if match := PARAMETER.fullmatch(name):
@@ -80,7 +80,7 @@ def find_recurrent(tensors: Tensors) -> list[Recurrent]:
 
 
 def _recurrent(prefix: str, names: dict[str, str], tensors: Tensors) -> Recurrent:
-    """The network that the first layer's sizes tell; the builder checks the other tensors."""
+    """Sizes of the first layer; that all tensors agree with them, the builder checks."""
     rows, input_size = _matrix(tensors, names.get("weight_ih_l0"))
     hh_rows, state_size = _matrix(tensors, names.get("weight_hh_l0"))
     is_projected = "weight_hr_l0" in names
@@ -112,7 +112,7 @@ def _layer(own: str) -> int:
 def find_linears(tensors: Tensors) -> dict[str, LinearNames]:
     """Every NAME.weight [out, in] or [out, in, 1] with its NAME.bias [out], by NAME.
 
-    An embedding's table looks like a Linear without bias, so a flag must tell them apart.
+    An embedding's table looks like a Linear without bias; which it is, a flag must say.
     """
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""The network to export, as torch modules: y = head(lstm(x)). Reads and writes no file."""
+"""Owns what is exported, as torch modules: y = head(lstm(x)). Never reads or writes a file."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A trained network on the CPU, in eval mode, batch first; a copy that is not shared.
+    """A trained network on the CPU, in eval mode, batch first, owned by nobody else.
 
-    `head` holds nn.Linear and the modules of ACTIVATIONS only. `notes` are remarks for the reader
-    of the summary and the manifest.
+    `head` holds nn.Linear and the modules of ACTIVATIONS only. `notes` are remarks to the reader of
+    the summary and the manifest.
     """
 
     lstm: nn.LSTM

@@ -1,4 +1,4 @@
-"""Reads the user's own pairs: x, with the y of their forward(). It judges no value."""
+"""Reads the user's own pairs, x with the y that their forward() gave. Never judges them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _state_shapes(spec: ModelSpec, count: int, h: str, c: str) -> dict[str, tupl
 
 
 def _without_padding(arrays: Arrays) -> Arrays:
-    """The arrays with zeros in x and y past each length, where the values mean nothing."""
+    """x and y with zeros past each length: what stands there is nobody's answer."""
     x, lengths = arrays.get("x", arrays.get("tokens")), arrays.get("lengths")
     if x is None or lengths is None or x.ndim < 2 or lengths.shape != x.shape[:1]:
         return arrays

@@ -1,4 +1,4 @@
-"""Proves that the exported model gives the user's own pairs, or says which change would."""
+"""Proves that the exported model gives the user's own pairs, or says what would. Never writes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lstmserve_export.refusal import Refused
 
 
 def prove_pairs(content: bytes, case: Golden, network: Network) -> float:
-    """The error of model.onnx against the user's y, in units of the allowed error, at most 1.
+    """How far model.onnx is from the user's y, in units of the allowed error, at most 1.
 
-    Raises Refused if it is more, and names a single change that would make the pairs match.
+    Raises Refused, with the one change that would make the pairs match where there is one.
     """
     session = open_session(content)
     outputs = run_alone(session, case), run(session, case, [0, int(case.lengths.max())])
@@ -36,7 +36,7 @@ def prove_pairs(content: bytes, case: Golden, network: Network) -> float:
 
 
 def _mends(network: Network, case: Golden) -> Iterator[str]:
-    """The changes that would make the pairs match: an activation more, or the axes exchanged."""
+    """What would make the pairs match: an activation that no flag named, or the other axes."""
     for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
         layers = list(network.head)
         layers.insert(place, make_activation(name))

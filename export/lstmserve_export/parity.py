@@ -1,4 +1,4 @@
-"""Proves that model.onnx computes what torch does. Writes nothing."""
+"""Proves that model.onnx computes what torch does. Never writes; a failed proof is a Refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lstmserve_export.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
 SEED = 20130101
-# Ragged, 200 rows in all. On longer sequences float32 fails for chaotic networks, in torch too.
+# Ragged, 200 rows together: chaotic networks leave float32 behind on longer streams (torch too).
 LENGTHS = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX = 4_000_000
 Array = npt.NDArray[np.floating[Any]]
@@ -28,7 +28,7 @@ Outputs = tuple[Array, Array, Array]
 def probe(network: Network, spec: ModelSpec, longest: Sequence[int] = LENGTHS) -> Inputs:
     """Random sequences for a spec: half start from zeros as new sessions do, half from a state.
 
-    Wide inputs and outputs get fewer rows, so that golden.npz does not become large.
+    Fewer rows where inputs and outputs are so wide that golden.npz would become large.
     """
     rng = np.random.default_rng(SEED)
     share = min(1.0, VALUE_COUNT_MAX / sum(longest) / (spec.input_size + spec.output_size))
@@ -51,8 +51,8 @@ def probe(network: Network, spec: ModelSpec, longest: Sequence[int] = LENGTHS) -
 def probing(network: Network, spec: ModelSpec) -> tuple[Golden, float]:
     """The probe with torch's answers, and torch's error on the longest one.
 
-    If float32 is too inexact on it, the sequences are halved until the answers prove something.
-    Raises Refused if they do not even on single rows.
+    Where float32 is left behind on it the sequences are halved until the answers prove something.
+    Raises Refused where they do not on single rows.
     """
     lengths: tuple[int, ...] = LENGTHS
     case = refer(network, probe(network, spec))
@@ -88,7 +88,7 @@ def run(session: ort.InferenceSession, case: Golden, cuts: Sequence[int]) -> Out
 
 
 def run_alone(session: ort.InferenceSession, case: Golden) -> Outputs:
-    """y [N, T, O], hn, cn of the case, each sequence whole, in a call of its own, unpadded."""
+    """As run, whole, but every sequence in a call of its own and without padding."""
     rows = int(case.lengths.max())
     ys, hs, cs = [], [], []
     for n, length in enumerate(case.lengths):
@@ -108,7 +108,7 @@ def run_alone(session: ort.InferenceSession, case: Golden) -> Outputs:
 
 
 def judge(outputs: Outputs, case: Golden) -> float:
-    """The parity gate over y (valid rows, or each sequence's last one), hn and cn; <= 1 passes."""
+    """The gate over y (valid rows, or the last one of each sequence), hn and cn; pass <= 1."""
     y, hn, cn = outputs
     if case.y.ndim == 2:
         pairs = [(y[np.arange(len(y)), case.lengths - 1], case.y)]
@@ -122,10 +122,10 @@ def judge(outputs: Outputs, case: Golden) -> float:
 def prove(
     content: bytes, spec: ModelSpec, case: Golden, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The parity report of model.onnx on the probe's case. Raises Refused if the gate fails.
+    """The parity report of model.onnx on the probe's case. Raises Refused where the gate is shut.
 
-    It runs whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional
-    model has no chunks and no steps.
+    Whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional model
+    has no chunks.
     """
     session = open_session(content)
     rows = int(case.lengths.max())

@@ -1,6 +1,6 @@
-"""Computes what a network must give, in torch: in float64, and the error that float32 makes.
+"""Computes what a network must give, in torch: float64 the truth, float32 its own error.
 
-It knows nothing of ONNX, so that it is a second opinion on the graph.
+Knows nothing of ONNX, so that it is a second opinion on the graph.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: 
         else ("next", f"lstmserve serve --models {shlex.quote(str(models))}")
     ]
     for label, text in rows:
-        # The file's names are not markup, and a command to copy must stay on one line.
+        # Names out of the file are no markup, and a command to copy must stay on one line.
         console.print(f"{label:<10}{text}", markup=False, highlight=False, soft_wrap=True)
 
 

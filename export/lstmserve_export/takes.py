@@ -1,4 +1,4 @@
-"""Hands out a file's tensors, checks each one, and notes which were used. Changes none of them."""
+"""Owns which tensors of a file are used, and checks each before it is. Never changes the file's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEIGHT_ABS_MAX = 1e8
 
 
 class Taker:
-    """Hands out tensors by name, checks each one, and notes which were taken."""
+    """Hands out tensors by name, each checked, and remembers which."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -45,11 +45,11 @@ class Taker:
         return tensor.contiguous()
 
     def unused(self) -> list[str]:
-        """The names of the tensors that were not taken."""
+        """Names that nobody took."""
         return [name for name in self._tensors if name not in self._taken]
 
     def notes(self) -> tuple[str, ...]:
-        """A note for each dtype that was converted."""
+        """What was converted."""
         names = {str(dtype).removeprefix("torch.") for dtype in self._taken.values()}
         return tuple(
             f"weights are {name} in the file, served as float32"
