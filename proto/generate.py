@@ -23,8 +23,8 @@ PROTO = Path(__file__).resolve().parent
 SERVICE = PROTO.parent / "service"
 PUBLIC = ["lstmserve/v1/lstm.proto", "lstmserve/v1/error_reason.proto"]
 TWIN = "lstmserve/wire/v1/lstm.proto"
-# Names and numbers are the protocol's, not ours to lint. No twin: its clients send raw contents,
-# which are `bytes` already.
+# The protocol fixes the names and numbers of this file, so buf does not lint it. It needs no twin,
+# because its clients send raw contents, which are `bytes` already.
 KSERVE = "lstmserve/kserve/v2/inference.proto"
 
 
@@ -64,7 +64,7 @@ def generate(out: Path) -> None:
 
 
 def lint() -> None:
-    """Lints with buf, on the image protoc builds: buf's registry is not needed."""
+    """Lints with buf, on an image that protoc builds, so that buf needs no registry."""
     with tempfile.TemporaryDirectory() as scratch:
         image = Path(scratch, "image.binpb")
         options = ["--include_imports", "--include_source_info", f"--descriptor_set_out={image}"]

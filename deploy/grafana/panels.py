@@ -1,6 +1,6 @@
-"""Owns what the dashboard shows: rows of panels, each a title, a unit, a reason and its queries.
+"""What the dashboard shows: rows of panels, each with a title, a unit, a reason and its queries.
 
-Knows nothing of Grafana's JSON, which generate.py owns.
+This module knows nothing of Grafana's JSON, which generate.py writes.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ class Panel:
 
 
 def rate(metric: str, by: str, where: str = MODEL) -> str:
-    """How much it grows per second."""
+    """The expression for the growth per second."""
     return f"sum by ({by}) (rate({metric}{{{where}}}{RATE}))"
 
 
 def quantile(q: float, metric: str, by: str = "", where: str = MODEL) -> str:
-    """Of a histogram; `by` are labels besides le."""
+    """The expression for a histogram's quantile; `by` are labels besides le."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({q}, {rate(metric + '_bucket', labels, where)})"
 
 
 def quantiles(metric: str, name: str) -> tuple[tuple[str, str], ...]:
-    """The median and the slowest hundredth."""
+    """The queries for the median and the slowest hundredth."""
     return ((quantile(0.5, metric), f"{name} p50"), (quantile(0.99, metric), f"{name} p99"))
 
 
 def heat(metric: str, where: str = MODEL) -> tuple[tuple[str, str], ...]:
-    """A histogram over time, for a heatmap."""
+    """The query for a histogram over time, as a heatmap shows it."""
     return ((f"sum by (le) (increase({metric}_bucket{{{where}}}{RATE}))", "{{le}}"),)
 
 
 def ratio(part: str, whole: str) -> str:
-    """Of two expressions."""
+    """The expression for the ratio of two expressions."""
     return f"{part} / {whole}"
 
 

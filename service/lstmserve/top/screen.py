@@ -1,6 +1,6 @@
-"""Draws `lstmserve top`: the panels, their tables and bars, and how a number reads.
+"""Draws `lstmserve top`: panels with tables and bars, and numbers in readable units.
 
-Gets its numbers from the caller and reads no server.
+It gets its numbers from the caller and reads no server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def render(
 ) -> RenderableType:
     """The whole picture: the numbers now, and a sparkline per scrape of `history`.
 
-    `trouble` says why there is nothing newer, "" when there is.
+    `trouble` says why the newest numbers are missing; "" means that `now` has them.
     """
     left, right = Table.grid(expand=True), Table.grid(expand=True)
     for each in (_latency(now, history), _models(now), _server(now)):
