@@ -149,7 +149,7 @@ class Config:
     """Every setting and every limit of one server. Raises ValueError for a value out of range."""
 
     models: Path = field(
-        default=Path("models"), metadata=_path("Folder of the models, in folders NAME/VERSION.")
+        default=Path("models"), metadata=_path("Folder that holds the models, as NAME/VERSION.")
     )
     strict_models: bool = _other(
         False, "Refuse to start if a model cannot be served, instead of serving the others."

@@ -1,4 +1,4 @@
-"""Converts CSV: lines to arrays as they arrive, arrays to lines. No network, no click."""
+"""Converts lines of CSV to arrays as they arrive, and arrays to lines. Knows no network."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHUNK_BYTES = 1 << 16
 _LINE_BYTES_MAX = 1 << 20
 _CELL_BYTES_MAX = 64
 _BOM = b"\xef\xbb\xbf"
-_ROWS_MAX = 256  # of one step, enough that the network costs little
+_ROWS_MAX = 256  # of one step: enough to make the cost of the network small
 
 
 class BadRow(ValueError):
-    """A line is no row of the model's input. The message names the line, and the column."""
+    """A line is not a row of the model's input. The message names the line and the column."""
 
 
 def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
@@ -56,7 +56,7 @@ def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
 
 
 def whole(fd: int, model: ModelInfo) -> Steps:
-    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow, also if there is no row."""
+    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow for a bad row, or none."""
     parts = list(arriving(fd, model))
     if not parts:
         raise BadRow("no rows")
