@@ -73,9 +73,9 @@ class _Fields:
 
 
 def take_pairs(arrays: Arrays, network: Network, spec: ModelSpec) -> Golden:
-    """The pairs as a golden case, with the user's y, and torch_error computed here from their x.
+    """The pairs as a golden case: y is the user's, torch_error is this torch's on their x.
 
-    Raises Refused for pairs that docs/EXPORT.md does not allow.
+    Raises Refused for what docs/EXPORT.md does not have.
     """
     if unknown := sorted(set(arrays) - set(FIELDS)):
         raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")

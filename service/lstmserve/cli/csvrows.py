@@ -56,7 +56,7 @@ def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:
 
 
 def whole(fd: int, model: ModelInfo) -> Steps:
-    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow for a bad row, or none."""
+    """x [T, I], or tokens [T], of all rows to the end. Raises BadRow, also if there is no row."""
     parts = list(arriving(fd, model))
     if not parts:
         raise BadRow("no rows")

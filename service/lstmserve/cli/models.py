@@ -19,7 +19,7 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @click.command()
 @options.endpoint
 def models(endpoint: Endpoint) -> None:
-    """List every version of every model that the server serves."""
+    """List every served version of every model."""
     header = ("MODEL", "VERSION", "DEVICE", "INPUT", "OUTPUT", "LSTM", "LENGTH-MAX", "FINGERPRINT")
     with options.connect(endpoint) as client:
         options.table(

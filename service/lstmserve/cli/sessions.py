@@ -39,7 +39,7 @@ identity = click.argument("id")
     type=click.Choice(["fail", "new"]),
     default="fail",
     show_default=True,
-    help="If the session of an earlier call is gone: exit 1, or start a new one.",
+    help="If the session of an earlier call is gone: exit 1, or go on from zeros.",
 )
 @options.flag("--close", is_flag=True, help="Close --session at the end.")
 @options.flag("--last-only", is_flag=True, help="Print only the y of the last row.")
