@@ -159,7 +159,7 @@ def _trap(folder: Path) -> Case:
     return saved(folder, {**state(), "trap": Trap(folder)})
 
 
-@row("the same in the legacy format", "(posix.mkdir)")
+@row("a pickle that runs a command, in the legacy format", "(posix.mkdir)")
 def _legacy_trap(folder: Path) -> Case:
     content = {**state(), "trap": Trap(folder)}
     return save(content, folder / "net.pt", _use_new_zipfile_serialization=False), []
@@ -245,7 +245,7 @@ def _quantised(folder: Path) -> Case:
     return saved(folder, quantised({nn.LSTM, nn.Linear}).state_dict())
 
 
-@row("one of which only the head is quantised", "only the network from before quantisation")
+@row("a network of which only the head is quantised", "only the network from before quantisation")
 def _quantised_head(folder: Path) -> Case:
     return saved(folder, quantised({nn.Linear}).state_dict())
 

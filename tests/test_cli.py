@@ -175,7 +175,7 @@ def test_a_shell_that_cannot_remember_says_so(shell: Shell, tmp_path: Path) -> N
     done = shell.run("step", "tiny", "--session", "unkept", "--close", text=ROWS)
     assert done.returncode == 0
     assert done.stdout.count("\n") == ROWS.count("\n")
-    assert done.stderr.count("a lost one will not be noticed") == 1
+    assert done.stderr.count("a lost session will go unnoticed") == 1
 
 
 def test_a_shell_remembers_so_many_sessions(
