@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ class Serving:
                 if sample.name in sums and labels.items() <= sample.labels.items():
                     sums[sample.name] += sample.value
         return list(sums.values())
+
+    def metrics_by(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """The sums over the samples that have these labels, by the value of another label."""
+        _, body = self.get("/metrics")
+        sums: dict[str, float] = defaultdict(float)
+        for family in text_string_to_metric_families(body):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    sums[sample.labels[label]] += sample.value
+        return {value: total for value, total in sums.items() if total}
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Sends a signal."""
