@@ -164,7 +164,7 @@ def case(**fields: object) -> Callable[[], bytes]:
 WRONG_Y = GOLD.y + 5
 GOLDEN_FAULTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "no cases": ("has no rows", lambda: dump_golden({})),
-    "no rows": ("with at least one row", lambda: dump_golden({"case": GOLD.part(slice(0, 0))})),
+    "no rows": ("with a row at least", lambda: dump_golden({"case": GOLD.part(slice(0, 0))})),
     "torch_error inf": ("torch_error is inf", case(torch_error=np.inf, y=WRONG_Y)),
     "torch_error NaN": ("torch_error is nan", case(torch_error=np.nan)),
     "torch_error 1e30": ("torch_error is 1e+30", case(torch_error=1e30, y=WRONG_Y)),

@@ -56,7 +56,7 @@ class Golden:
     torch_error: float
 
     def part(self, rows: slice) -> Golden:
-        """The sequences of `rows`, as a case of their own."""
+        """Some of the sequences."""
         return Golden(
             x=self.x[rows],
             lengths=self.lengths[rows],
@@ -87,7 +87,7 @@ def check_golden(cases: Mapping[str, Golden], spec: LstmSpec) -> None:
 def _faults(case: Golden, spec: LstmSpec) -> Iterator[str]:
     """The faults of a case. A check may rely on those before it, as the first fault is raised."""
     if case.x.ndim < 2 or 0 in case.x.shape[:2]:
-        yield f"x is {list(case.x.shape)}, must be [N, T, ...] with at least one row"
+        yield f"x is {list(case.x.shape)}, must be [N, T, ...] with a row at least"
     count, rows = case.x.shape[:2]
     layers = spec.num_layers * spec.num_directions
     h, c = (layers, count, spec.state_size), (layers, count, spec.hidden_size)
@@ -142,7 +142,7 @@ def dump_golden(cases: Mapping[str, Golden]) -> bytes:
 
 
 def load_golden(content: bytes) -> dict[str, Golden]:
-    """The cases that dump_golden wrote. Raises InvalidGolden; never unpickles."""
+    """The cases dump_golden wrote. Raises InvalidGolden; never unpickles."""
     try:
         _check_headers(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -159,9 +159,9 @@ def load_golden(content: bytes) -> dict[str, Golden]:
 
 
 def _check_headers(content: bytes) -> None:
-    """Raises InvalidGolden if an array's size differs from its header, or all exceed BYTES_MAX.
+    """Raises InvalidGolden if an array unpacks to more than its header says, or all to BYTES_MAX.
 
-    numpy allocates the size in an array's header before it reads the array.
+    numpy allocates what an array's header says before it reads the array.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
