@@ -19,7 +19,7 @@ GATE_ORDER = (0, 3, 1, 2)
 
 
 def convert(network: Network, spec: LstmSpec) -> Weights:
-    """The float32 tensors of weight_shapes(spec). Raises Refused for what float32 cannot hold."""
+    """The float32 tensors of weight_shapes(spec). Raises Refused if float32 cannot hold one."""
     weights: dict[str, Array] = {}
     if network.embedding is not None:
         weights["embedding"] = _array(network.embedding.weight)

@@ -129,7 +129,7 @@ def take_embedding(module: nn.Embedding | None) -> nn.Embedding | None:
 
 
 def describe(network: Network) -> LstmSpec:
-    """The network's spec. Raises Refused where its parts do not fit each other."""
+    """The network's spec. Raises Refused if its parts do not fit each other."""
     lstm, embedding = network.lstm, network.embedding
     if embedding is not None and embedding.embedding_dim != lstm.input_size:
         raise Refused(

@@ -73,9 +73,9 @@ class _Fields:
 
 
 def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> Golden:
-    """The pairs as a golden case: y is the user's, torch_error is this torch's on their x.
+    """The pairs as a golden case, with the user's y, and torch_error computed here from their x.
 
-    Raises Refused for what docs/EXPORT.md does not have.
+    Raises Refused for pairs that docs/EXPORT.md does not allow.
     """
     if unknown := sorted(set(arrays) - set(FIELDS)):
         raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")

@@ -51,7 +51,7 @@ def _rows(exported: Exported) -> list[tuple[str, str]]:
 
 
 def describe_lstm(spec: LstmSpec) -> str:
-    """Its sizes in words."""
+    """The sizes of the LSTM in words."""
     source = f"{spec.num_embeddings} tokens -> " if spec.num_embeddings else ""
     parts = [f"{source}{spec.input_size} -> {spec.hidden_size}", f"{spec.num_layers} layer(s)"]
     parts += [f"projected to {spec.proj_size}"] if spec.proj_size else []
@@ -61,7 +61,7 @@ def describe_lstm(spec: LstmSpec) -> str:
 
 
 def describe_head(spec: LstmSpec) -> str:
-    """Its layers in order."""
+    """The layers of the head in order."""
     width, parts = spec.lstm_output_size, []
     for layer in spec.head:
         if isinstance(layer, Linear):
@@ -73,7 +73,7 @@ def describe_head(spec: LstmSpec) -> str:
 
 
 def formula(spec: LstmSpec) -> str:
-    """What y is, as the spec has it."""
+    """The formula of y by the spec."""
     x = "embedding(tokens)" if spec.num_embeddings else "x"
     x = "(x - mean) / scale" if spec.input_norm else x
     y = f"lstm({x})"

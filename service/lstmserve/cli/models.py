@@ -21,7 +21,7 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @click.command()
 @options.endpoint
 def models(endpoint: Endpoint) -> None:
-    """List every served version of every model."""
+    """List every version of every model that the server serves."""
     header = (
         *("MODEL", "VERSION", "DEVICE", "NETWORK", "INPUTS", "OUTPUTS", "STATES"),
         *("LENGTH-MAX", "FINGERPRINT"),
