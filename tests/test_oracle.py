@@ -49,7 +49,9 @@ class Traffic:
         self._engine = engine
         self._oracle = oracle
         self._rng = np.random.default_rng(seed)
-        self._spec = engine.models[0].spec
+        spec = engine.models[0].spec.lstm
+        assert spec is not None
+        self._spec = spec
         self._opened = 0
         self.rows_checked = 0
         self.mismatches = 0
@@ -107,9 +109,8 @@ class Traffic:
         engine = self._engine
         if life.xs:
             y, hn, cn = self._oracle.run(np.concatenate(life.xs))
-            model = engine.models[0]
-            h, c = model.state_from(engine.sessions.state(life.row))
-            same = np.array_equal(h[:, 0], hn) and np.array_equal(c[:, 0], cn)
+            state = engine.sessions.state(life.row)
+            same = np.array_equal(state["h"][0], hn) and np.array_equal(state["c"][0], cn)
             start = 0
             for x, actual, (_, _, last_only) in zip(life.xs, outputs, life.replies, strict=True):
                 wanted = y[start : start + len(x)][-1 if last_only else 0 :]

@@ -49,14 +49,14 @@ class Done:
     """What became of a step."""
 
     number: int
-    y: npt.NDArray[np.float32]
+    y: npt.NDArray[Any]
     durable_step: int
     start_ns: int
     compute_ns: int
     is_replayed: bool
 
-    def output(self) -> npt.NDArray[np.float32]:
-        """[T, O]"""
+    def output(self) -> npt.NDArray[Any]:
+        """[T, ...]"""
         return self.y
 
 
@@ -92,7 +92,7 @@ class ManyReply:
         self.errors: dict[int, ServeError] = {}
         self.replayed: list[int] = []
         self.left = count
-        self.y: npt.NDArray[np.float32] | None = None
+        self.y: npt.NDArray[Any] | None = None
 
     def applied(self, request: Request, rows: Applied) -> None:
         """Their numbers are known."""
@@ -113,9 +113,9 @@ class ManyReply:
             self.request, self.y = request, request.y
             self.future.set_result(self)
 
-    def output(self, i: int) -> npt.NDArray[np.float32]:
-        """y [T, O] of step i."""
-        found: npt.NDArray[np.float32] = self.request.output(i)
+    def output(self, i: int) -> npt.NDArray[Any]:
+        """y [T, ...] of step i."""
+        found: npt.NDArray[Any] = self.request.output(i)
         return found
 
     def __await__(self) -> Any:
@@ -169,6 +169,11 @@ def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
     return engine.sessions.open(key, chosen, SessionStart(), TTL_NS, engine.clock())
 
 
+def as_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows of the engine's: tokens [T] as [T, 1], anything else as it is."""
+    return x[:, np.newaxis] if x.dtype == np.int64 and x.ndim == 1 else x
+
+
 def submit(
     engine: Engine,
     row: int,
@@ -181,7 +186,7 @@ def submit(
     """One step of the session in `row`. Raises what refuses it at once."""
     reply = Reply()
     request = Request(
-        x,
+        as_rows(x),
         [row],
         reply,
         arrival_ns=engine.clock().monotonic_ns,
@@ -217,7 +222,7 @@ def submit_block(
     starts = np.cumsum(lengths) - lengths
     reply = ManyReply(len(rows))
     request = Request(
-        np.concatenate(xs),
+        as_rows(np.concatenate(xs)),
         np.array(rows),
         reply,
         arrival_ns=engine.clock().monotonic_ns,

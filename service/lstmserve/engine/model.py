@@ -89,9 +89,7 @@ class Model:
         self.index = index
         self.metrics = metrics
         if self.pool is not None:
-            self.scheduler = Scheduler(
-                config, table, self.pool, self.output_size, on_idle, on_moved
-            )
+            self.scheduler = Scheduler(config, table, self.pool, self.outputs, on_idle, on_moved)
 
 
 def slots_for(sessions: int, config: Config) -> int:
