@@ -111,14 +111,14 @@ def test_outputs_have_the_axes_of_the_input_that_has_most() -> None:
 
 X, N = arrays(3)["x"], arrays(3)["n"]
 WRONG: list[tuple[dict[str, Array], type[ServeError], str, str]] = [
-    ({"n": N[:2]}, BadTensor, "n", "input 'n' has 2 time steps, input 'x' has 3"),
+    ({"n": N[:2]}, BadTensor, "n", "input 'n' has T = 2, input 'x' has T = 3"),
     ({"x": X[:, 0]}, BadTensor, "x", "input 'x' has shape [3, 3], must have [2, 3], [T, 2, 3] or"),
     ({"n": N.reshape(1, 3, 1)}, BadTensor, "n", "must have [], [T] or [1, T] in a sequence"),
     ({"x": np.stack([X, X])}, BadTensor, "x", "input 'x' has batch size 2, must have 1"),
     ({"n": N.astype(np.int32)}, BadTensor, "n", "'n' has data-type 'INT32', must be INT64"),
     ({"dt": N}, BadTensor, "dt", "input 'dt' has data-type 'INT64', must be FP32"),
     ({"dt": np.full((3, 1), np.nan, np.float32)}, NonFinite, "dt", "dt has NaN or infinite"),
-    ({"h": np.zeros((2, 5), np.float32)}, Malformed, "", "unexpected inference input 'h'"),
+    ({"h": np.zeros((2, 5), np.float32)}, Malformed, "", "and states come with sequence_start"),
     ({"x": X[:0], "n": N[:0], "dt": np.ones((0, 1), np.float32)}, EmptyInput, "x", "no rows"),
 ]
 
