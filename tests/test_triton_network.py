@@ -6,6 +6,7 @@ Each answer is held to a plain loop over the step graph (tests/stepgraph.py).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def requests_of(
 ) -> list[dict[str, Any]]:
     """A sequence in chunks, from START to END; every other one has a batch axis."""
     found = []
-    for i, (start, end) in enumerate(zip(CUTS, CUTS[1:], strict=False)):
+    for i, (start, end) in enumerate(itertools.pairwise(CUTS)):
         axes = (1, end - start) if i % 2 else (end - start,)
         flags = {"start": i == 0, "end": has_end and end == CUTS[-1]}
         given = states if i == 0 else None
@@ -168,10 +169,7 @@ async def test_whole_sequences(triton: Triton, networks: Path) -> None:
     [B, T, *shape] and states [B, *shape]."""
     lengths, longest = [5, 1, 3], 5
     rows = [rows_of(seed, longest) for seed in range(3)]
-    every = {
-        name: np.stack([INPUTS.split(each)[name] for each in rows])
-        for name in INPUTS.split(rows[0])
-    }
+    every = INPUTS.split(np.stack(rows))
     every["lengths"] = np.array(lengths, np.int32)
     states = [some_states(seed) for seed in range(3)]
     given = {name: np.stack([each[name] for each in states]) for name in STATES}
@@ -252,7 +250,7 @@ async def test_wrong_tensors_are_named(triton: Triton, networks: Path) -> None:
 
     cases = [
         (wrong(gain=None), "input 'gain' is missing: it is FP32, [] in each time step"),
-        (wrong(kind=inputs["kind"][:1]), "input 'kind' has 1 time steps, input 'x' has 2"),
+        (wrong(kind=inputs["kind"][:1]), "input 'kind' has T = 1, input 'x' has T = 2"),
         (wrong(kind=inputs["gain"]), "input 'kind' has data-type 'FP32', must be INT64"),
         (wrong(x=inputs["x"][:, :2]), "input 'x' has shape [2, 2], must have [3], [T, 3] or [1, T"),
         (wrong(gain=np.full(2, np.inf, np.float32)), "gain has NaN or infinite values"),
@@ -261,7 +259,8 @@ async def test_wrong_tensors_are_named(triton: Triton, networks: Path) -> None:
         (chunk(rows[:1], 1, outputs=["label", "label"]), "output 'label' is asked for twice"),
         (
             chunk(rows[:1], 1, start=True, states={"h": states["h"]}),
-            "input 'mean' is missing: give every state or none, that is h, mean, count, window, odd",
+            "input 'mean' is missing: give every state or none, that is h, mean, count, window, "
+            "odd",
         ),
         (
             chunk(
