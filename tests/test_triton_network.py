@@ -19,7 +19,7 @@ from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.spec import NEXT
 from scenarios import shuffled
 from serving import Serve
-from stepgraph import INPUTS, OUTPUTS, SPEC, Arrays, Loop, initial, make_network, random_rows
+from stepgraph import INPUTS, OUTPUTS, SPEC, Arrays, Loop, initial, make_model, random_rows
 from test_kserve_wire import infer, put, sent
 from tritonserving import MODES, Answer, Triton, request
 from wire import serving
@@ -34,7 +34,7 @@ CUTS = [0, 1, 4, 6, 7, 12]  # of a sequence into chunks
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the network beside the wire's models; not to be written to."""
     folder = tmp_path_factory.mktemp("networks")
-    make_network(folder, name=NET)
+    make_model(folder, name=NET)
     return folder
 
 

@@ -41,9 +41,20 @@ NETWORK = ModelSpec(
 TYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 
 
+class InitialPool:
+    """A pool whose slot 0 has an initial state: `count` is 7, all else is zero."""
+
+    def read(self, slots: Array) -> dict[str, Array]:
+        """As Pool.read."""
+        assert slots.tolist() == [0]
+        initial = {each.name: np.zeros((1, *each.shape), each.dtype) for each in NETWORK.states}
+        return {**initial, "count": np.array([7])}
+
+
 def model(spec: ModelSpec = NETWORK) -> Model:
     """Without anything that computes."""
-    return Model("net", 1, spec, "f" * 64, "cpu", None, None, None, sessions_max=7)
+    pool: Any = InitialPool()
+    return Model("net", 1, spec, "f" * 64, "cpu", pool, None, None, sessions_max=7)
 
 
 def config(**settings: Any) -> Config:
@@ -280,6 +291,11 @@ def test_the_configuration_has_every_tensor() -> None:
         ("count", "count.next", pb.TYPE_INT64, []),
         ("on", "on.next", pb.TYPE_BOOL, [3]),
     ]
+    first = [state.initial_state[0] for state in states]
+    assert [each.WhichOneof("state_data") for each in first] == [
+        "zero_data", "data_file", "zero_data",
+    ]  # fmt: skip
+    assert first[1].data_file == "count.initial"
     names = found.parameters["optional_inputs"].string_value
     assert names == "lengths h count on"
     assert shown_time(ModelSpec.of_lstm(LstmSpec(3, 5))) == ()
