@@ -25,8 +25,13 @@ from wire import Wire, serving
 
 __all__ = ["folder"]  # a fixture
 PATH = "/inference.GRPCInferenceService/"
-CONTENTS = {"FP32": "fp32_contents", "INT64": "int64_contents", "INT32": "int_contents"}
-DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
+CONTENTS = {
+    "FP32": "fp32_contents",
+    "INT64": "int64_contents",
+    "INT32": "int_contents",
+    "BOOL": "bool_contents",
+}
+DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 
 
 @pytest.fixture

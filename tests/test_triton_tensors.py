@@ -41,9 +41,20 @@ NETWORK = ModelSpec(
 TYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 
 
+class InitialPool:
+    """A pool whose slot 0 has an initial state: `count` is 7, all else is zero."""
+
+    def read(self, slots: Array) -> dict[str, Array]:
+        """As Pool.read."""
+        assert slots.tolist() == [0]
+        initial = {each.name: np.zeros((1, *each.shape), each.dtype) for each in NETWORK.states}
+        return {**initial, "count": np.array([7])}
+
+
 def model(spec: ModelSpec = NETWORK) -> Model:
     """Without anything that computes."""
-    return Model("net", 1, spec, "f" * 64, "cpu", None, None, None, sessions_max=7)
+    pool: Any = InitialPool()
+    return Model("net", 1, spec, "f" * 64, "cpu", pool, None, None, sessions_max=7)
 
 
 def config(**settings: Any) -> Config:
@@ -111,14 +122,14 @@ def test_outputs_have_the_axes_of_the_input_that_has_most() -> None:
 
 X, N = arrays(3)["x"], arrays(3)["n"]
 WRONG: list[tuple[dict[str, Array], type[ServeError], str, str]] = [
-    ({"n": N[:2]}, BadTensor, "n", "input 'n' has 2 time steps, input 'x' has 3"),
+    ({"n": N[:2]}, BadTensor, "n", "input 'n' has T = 2, input 'x' has T = 3"),
     ({"x": X[:, 0]}, BadTensor, "x", "input 'x' has shape [3, 3], must have [2, 3], [T, 2, 3] or"),
     ({"n": N.reshape(1, 3, 1)}, BadTensor, "n", "must have [], [T] or [1, T] in a sequence"),
     ({"x": np.stack([X, X])}, BadTensor, "x", "input 'x' has batch size 2, must have 1"),
     ({"n": N.astype(np.int32)}, BadTensor, "n", "'n' has data-type 'INT32', must be INT64"),
     ({"dt": N}, BadTensor, "dt", "input 'dt' has data-type 'INT64', must be FP32"),
     ({"dt": np.full((3, 1), np.nan, np.float32)}, NonFinite, "dt", "dt has NaN or infinite"),
-    ({"h": np.zeros((2, 5), np.float32)}, Malformed, "", "unexpected inference input 'h'"),
+    ({"h": np.zeros((2, 5), np.float32)}, Malformed, "", "and states come with sequence_start"),
     ({"x": X[:0], "n": N[:0], "dt": np.ones((0, 1), np.float32)}, EmptyInput, "x", "no rows"),
 ]
 
@@ -280,6 +291,11 @@ def test_the_configuration_has_every_tensor() -> None:
         ("count", "count.next", pb.TYPE_INT64, []),
         ("on", "on.next", pb.TYPE_BOOL, [3]),
     ]
+    first = [state.initial_state[0] for state in states]
+    assert [each.WhichOneof("state_data") for each in first] == [
+        "zero_data", "data_file", "zero_data",
+    ]  # fmt: skip
+    assert first[1].data_file == "count.initial"
     names = found.parameters["optional_inputs"].string_value
     assert names == "lengths h count on"
     assert shown_time(ModelSpec.of_lstm(LstmSpec(3, 5))) == ()

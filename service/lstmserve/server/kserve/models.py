@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ModelNotFound, ModelNotHereYet, ModelRetired
@@ -23,6 +25,7 @@ PLATFORM: Final = "lstmserve"
 READY: Final = "READY"
 OK: Final = "OK"
 DATA_TYPES: Final = {"float32": pb.TYPE_FP32, "int64": pb.TYPE_INT64, "bool": pb.TYPE_BOOL}
+INITIAL: Final = ".initial"
 INT32_MAX: Final = (1 << 31) - 1
 
 
@@ -121,14 +124,19 @@ def model_config(model: Model, settings: Config) -> pb.ModelConfig:
         for tensor in tensors:
             dims = (*time, *tensor.shape)
             listed.add(name=tensor.name, data_type=DATA_TYPES[tensor.dtype], dims=dims)
-    if spec.is_streaming:
+    if model.pool is not None:
         batching = config.sequence_batching
         batching.max_sequence_idle_microseconds = round(settings.session_ttl_s * 1e6)
         batching.oldest.max_candidate_sequences = min(model.sessions_max, INT32_MAX)
+        initial = model.pool.read(np.zeros(1, np.int64))  # slot 0 has the model's initial state
         for each in signature.states.values():
             kind = {"data_type": DATA_TYPES[each.tensor.dtype], "dims": each.tensor.shape}
             state = batching.state.add(input_name=each.given, output_name=each.wanted, **kind)
-            state.initial_state.add(name="zeros", zero_data=True, **kind)
+            first = state.initial_state.add(name="initial", **kind)
+            if initial[each.tensor.name].any():
+                first.data_file = each.tensor.name + INITIAL
+            else:
+                first.zero_data = True
     others = (each.name for each in signature.outputs.values() if each.part is not Part.ROWS)
     facts = {
         "optional_inputs": " ".join((LENGTHS, *signature.states)),

@@ -109,6 +109,7 @@ def check_names(model: Model, inputs: Inputs, optional: Collection[str] = ()) ->
             raise Malformed(
                 f"unexpected inference input '{name[:SHOWN_MAX]}' for model '{model.name}'; "
                 f"such a request takes {listed((*signature.inputs, *optional))}"
+                + (", and states come with sequence_start" if name in signature.states else "")
             )
     for each in signature.inputs.values():
         if each.name not in inputs:
@@ -219,8 +220,8 @@ def step_input(
             check_length(length, config.length_max, name)
         elif len(rows) != length:
             raise BadTensor(
-                f"input '{name}' has {len(rows)} time steps, input '{first.name}' has {length}: "
-                "all inputs of a request must have the same number",
+                f"input '{name}' has T = {len(rows)}, input '{first.name}' has T = {length}: all "
+                "inputs of a request must have the same",
                 field=name,
             )
         elif len(own) > len(axes):
