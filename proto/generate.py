@@ -1,4 +1,7 @@
-"""Generates the stubs in service/lstmserve from proto/, or lints proto/ with buf.
+"""Generates the stubs in service/lstmserve from proto/, or checks proto/ with buf.
+
+The check also compares proto/ with baseline.binpb, the contract as the last release had it. A
+client of that release must still be understood, so nothing may be removed, renamed or renumbered.
 
 The published proto has `repeated float`; our own server and client use a twin in which every such
 field is `bytes`. A packed `repeated float` and the `bytes` of its little-endian float32 values are
@@ -21,6 +24,7 @@ from google.rpc import status_pb2
 
 PROTO = Path(__file__).resolve().parent
 SERVICE = PROTO.parent / "service"
+BASELINE = PROTO / "baseline.binpb"
 PUBLIC = ["lstmserve/v1/lstm.proto", "lstmserve/v1/error_reason.proto"]
 TWIN = "lstmserve/wire/v1/lstm.proto"
 # The protocol fixes the names and numbers of this file, so buf does not lint it. It needs no twin,
@@ -49,39 +53,59 @@ def protoc(includes: list[Path], arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *paths, *arguments], check=True)
 
 
-def generate(out: Path) -> None:
+def generate(proto: Path, out: Path) -> None:
     """Writes the public stubs and the twin's stubs below `out`."""
     protoc(
-        [PROTO],
+        [proto],
         [f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", PUBLIC[0]],
     )
-    protoc([PROTO], [f"--python_out={out}", f"--pyi_out={out}", PUBLIC[1], KSERVE])
+    protoc([proto], [f"--python_out={out}", f"--pyi_out={out}", PUBLIC[1], KSERVE])
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, TWIN)
         source.parent.mkdir(parents=True)
-        source.write_text(twin((PROTO / PUBLIC[0]).read_text()))
+        source.write_text(twin((proto / PUBLIC[0]).read_text()))
         protoc([Path(scratch)], [f"--python_out={out}", f"--pyi_out={out}", TWIN])
 
 
-def lint() -> None:
-    """Lints with buf, on an image that protoc builds, so that buf needs no registry."""
+def build_image(proto: Path, image: Path, *options: str) -> None:
+    """Writes the descriptors of the public files, which buf reads: its registry is not needed."""
+    protoc([proto], ["--include_imports", *options, f"--descriptor_set_out={image}", *PUBLIC])
+
+
+def check(proto: Path) -> None:
+    """Lints the files in `proto`, and compares them with the baseline.
+
+    Raises CalledProcessError for what buf finds.
+    """
+    buf, config = Path(sys.executable).with_name("buf"), (PROTO / "buf.yaml").read_text()
     with tempfile.TemporaryDirectory() as scratch:
         image = Path(scratch, "image.binpb")
-        options = ["--include_imports", "--include_source_info", f"--descriptor_set_out={image}"]
-        protoc([PROTO], [*options, *PUBLIC])
-        buf = Path(sys.executable).with_name("buf")
-        config = (PROTO / "buf.yaml").read_text()
+        build_image(proto, image, "--include_source_info")
         subprocess.run([buf, "lint", image, "--config", config], check=True)
+        against = ["--against", BASELINE, "--against-config", config]
+        subprocess.run([buf, "breaking", image, "--config", config, *against], check=True)
 
 
 def main() -> None:
     """Entry point of `make proto` and of the proto part of `make check`."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--lint", action="store_true", help="lint instead of generating")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--lint", action="store_true", help="check the files instead of generating")
+    what.add_argument(
+        "--baseline",
+        action="store_true",
+        help=f"at a release: write {BASELINE.name}, which no later change may break",
+    )
+    parser.add_argument("--proto", type=Path, default=PROTO, help="where the files are")
     parser.add_argument("--out", type=Path, default=SERVICE, help="where the stubs go")
     arguments = parser.parse_args()
     try:
-        lint() if arguments.lint else generate(arguments.out)
+        if arguments.lint:
+            check(arguments.proto)
+        elif arguments.baseline:
+            build_image(arguments.proto, BASELINE)
+        else:
+            generate(arguments.proto, arguments.out)
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto
 from google.protobuf.message import Message
 
 from lstmserve.v1 import lstm_pb2 as public
@@ -30,6 +32,13 @@ def shape(field: FieldDescriptor) -> tuple[object, ...]:
     target_name = target.full_name.replace(WIRE_PACKAGE, "lstmserve.v1.") if target else None
     oneof = field.containing_oneof.name if field.containing_oneof else None
     return field.name, field.number, field.type, field.is_repeated, target_name, oneof
+
+
+def reserved(message: Descriptor) -> list[int]:
+    """The numbers that no field may have again."""
+    proto = DescriptorProto()
+    message.CopyToProto(proto)
+    return [n for each in proto.reserved_range for n in range(each.start, each.end)]
 
 
 def fill(message: Message, rng: random.Random) -> None:
@@ -80,10 +89,14 @@ def test_stubs_are_up_to_date(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_twin_has_the_public_fields(name: str) -> None:
-    """Each message has the same fields in both forms, arrays of floats as bytes."""
+    """Each message has the same fields in both forms, arrays of floats as bytes; the twin also has
+    bytes for the reserved numbers."""
     ours: Descriptor = wire.DESCRIPTOR.message_types_by_name[name]
     theirs: Descriptor = public.DESCRIPTOR.message_types_by_name[name]
-    assert len(ours.fields) == len(theirs.fields)
+    more = {field.number: field.name for field in ours.fields if field.name.startswith("was_")}
+    assert more == {number: f"was_{number}" for number in reserved(theirs)}
+    assert {ours.fields_by_number[number].type for number in more} <= {FieldDescriptor.TYPE_BYTES}
+    assert len(ours.fields) == len(theirs.fields) + len(more)
     for field in theirs.fields:
         twin = ours.fields_by_number[field.number]
         if floats_of(field):
@@ -117,3 +130,30 @@ def test_wire_bytes_are_equal_both_ways(name: str) -> None:
         twin = getattr(wire, name).FromString(content)
         assert twin.SerializeToString() == content
         assert getattr(public, name).FromString(twin.SerializeToString()) == message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("", "", ""),
+        ("int64 tag = 9; // echoed", "int64 tag = 9;\n  int64 added = 99;", ""),
+        ("int32 length = 4; // T;", "int32 length = 44; // T;", 'field "4" with name "length"'),
+        ("int32 length = 4; // T;", "reserved 4; //", 'field "4" with name "length"'),
+        ("int32 length = 4; // T;", "int32 rows = 4; //", 'from "length" to "rows"'),
+        ("int32 length = 4; // T;", "string length = 4; //", 'from "int32" to "string"'),
+        ("reserved 1, 2;", "reserved 1;", "reserved"),
+        ("IF_EXISTS_RESTART = 2;", "IF_EXISTS_RESTART = 3;", 'value "2" on enum "IfExists"'),
+        ("rpc GetState(GetStateRequest) returns (GetStateResponse);", "", '"GetState"'),
+    ],
+)
+def test_the_contract_may_only_grow(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    """The check refuses a change after which a client of the last release is not understood."""
+    shutil.copytree(ROOT / "proto" / "lstmserve", tmp_path / "lstmserve")
+    changed = tmp_path / "lstmserve" / "v1" / "lstm.proto"
+    text = changed.read_text()
+    assert old in text
+    changed.write_text(text.replace(old, new, 1))
+    command = [sys.executable, ROOT / "proto" / "generate.py", "--lint", "--proto", tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert complaint in found.stdout + found.stderr
+    assert bool(found.returncode) is bool(complaint), found.stdout + found.stderr
