@@ -1,7 +1,7 @@
-"""What a step costs as the number of sessions grows: it must not grow, too. Run by `make bench`.
+"""What a step costs as the number of sessions grows: it must not. Run by `make bench`.
 
 Slots and sessions are drawn at random for every round, so that caches do not help. Timings are
-never pass or fail; the figure is the ratio of the two sizes in one run.
+never pass or fail; the ratio of the two sizes, in one run, is the figure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 300
 
 @pytest.mark.parametrize("slots", SIZES)
 def test_kernel(benchmark: Any, slots: int) -> None:
-    """One batch of 32 at T = 1, between random slots of a pool with `slots` slots."""
+    """One batch of 32 at T = 1, from and to random slots of a pool of so many."""
     pool = Pool(SPEC, slots + 2)
     kernel = Kernel(SPEC, random_weights(SPEC, 0), pool, "cpu", 1)
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_kernel(benchmark: Any, slots: int) -> None:
 
 @pytest.mark.parametrize("sessions", SIZES)
 def test_engine_step(benchmark: Any, sessions: int, tmp_path: Path) -> None:
-    """32 steps of random sessions, of `sessions` that are open, from submit to reply."""
+    """32 steps of random ones of so many open sessions, from submit to reply."""
     size = slots_for(sessions, Config()) * slot_bytes(SPEC)
     engine = start_engine(tmp_path, SPEC, pool_bytes=size)
     rows = np.array([open_session(engine, f"{i:032x}") for i in range(sessions)])

@@ -57,7 +57,7 @@ def generate(out: Path) -> None:
 
 
 def lint() -> None:
-    """Lints with buf, on an image that protoc builds, so that buf needs no registry."""
+    """Lints with buf, on the image protoc builds: buf's registry is not needed."""
     with tempfile.TemporaryDirectory() as scratch:
         image = Path(scratch, "image.binpb")
         options = ["--include_imports", "--include_source_info", f"--descriptor_set_out={image}"]

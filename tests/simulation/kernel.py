@@ -72,7 +72,7 @@ class HashKernel(Kernel):
         self._salt = salt
         self._random = random
         self._failing = failing
-        self.cost = Cost()  # small enough to run on the loop
+        self.cost = Cost()  # little enough to run on the loop
 
     def run(
         self, x: npt.NDArray[Any], lengths: npt.NDArray[np.int32], read: Slots, write: Slots
