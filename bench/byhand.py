@@ -22,7 +22,7 @@ SERVICE = "bench.ByHand"
 
 
 class Steps:
-    """The handler."""
+    """Handles the method Step."""
 
     def __init__(self, spec: LstmSpec) -> None:
         self._lstm = torch.nn.LSTM(spec.input_size, spec.hidden_size, spec.num_layers)

@@ -1,7 +1,7 @@
-"""What a step costs as the number of sessions grows: it must not grow, too. Run by `make bench`.
+"""What a step costs as the number of sessions grows: it must not. Run by `make bench`.
 
 Slots and sessions are drawn at random for every round, so that caches do not help. Timings are
-never pass or fail; the figure is the ratio of the two sizes in one run.
+never pass or fail; the ratio of the two sizes, in one run, is the figure.
 """
 
 from __future__ import annotations

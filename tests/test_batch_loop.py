@@ -26,7 +26,7 @@ IN_FLIGHT_MAX = 2
 
 
 class Stage(CommitStage):
-    """Counts the commits that wait, and breaks when it is told to."""
+    """Counts the commits that wait, and breaks when a test says so."""
 
     def __init__(self) -> None:
         self.breaks = ""

@@ -58,7 +58,7 @@ class Hanging(Router):
         self.is_over = threading.Event()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """As Router.service."""
+        """Holds back messages of the group, and forwards the others."""
         key = dict(details.invocation_metadata).get("x-session-id")
         if key != self._group or self.is_over.is_set():
             return super().service(details)

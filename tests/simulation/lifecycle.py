@@ -132,7 +132,7 @@ class Client(Stepper):
                 raise SessionOver  # this may be another one, opened by an attempt in between
             if not isinstance(response, ServeError):
                 is_open = not response.created or self.faults.is_store_older
-                talk.require(is_open, "an open session was opened anew")
+                talk.require(is_open, "an open session was opened again")
         if isinstance(response, ServeError):
             # A fork may expire before its first answer, and so may its source.
             ended = talk if source is None or talk.may_be_over(talk.seen()) else source

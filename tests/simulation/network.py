@@ -1,4 +1,4 @@
-"""Owns the packets between clients and servers: lost, late, repeated, out of order, both ways."""
+"""The packets between clients and servers: lost, late, repeated, out of order, both ways."""
 
 from __future__ import annotations
 

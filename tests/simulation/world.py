@@ -105,7 +105,7 @@ class World:
             async with asyncio.timeout(LIMIT_S):
                 await self._run()
         except TimeoutError:
-            raise Violation("somebody hangs") from None
+            raise Violation("a client hangs") from None
         finally:
             await _cancel_all()
 
@@ -173,7 +173,7 @@ def _check_stored(talk: Conversation, shelf: Shelf) -> None:
         talk.require(talk.ttl_s < LIMIT_S, "is not in the store")
         return
     record = decode(content)
-    is_last = record.step == talk.acked or talk.faults.is_store_older  # nobody has stepped since
+    is_last = record.step == talk.acked or talk.faults.is_store_older  # no step came since
     talk.require(is_last, f"step {record.step} is stored")
     h, c = (each.data for each in record.states)
     talk.check_state(h, c, record.step)

@@ -56,10 +56,9 @@ class Gauges:
 
 
 def read_gauges(engine: Engine, model: Model) -> Gauges:
-    """Counts one model's steps, slots and sessions.
+    """Used and free slots are for sessions, spare ones for steps in flight.
 
-    Used and free slots are for sessions, spare ones for steps in flight. Sessions are counted in
-    the table, not by counters, because this number is there to check the counters.
+    Sessions are counted in the table, because the counters are compared with this number.
     """
     if model.scheduler is None:
         return Gauges()
@@ -236,7 +235,7 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
     pending, limit = metrics.pending_bytes()
     for name, text, value in (
         ("lstm_pending_bytes", "Bytes of messages, inputs and replies that wait.", pending),
-        ("lstm_pending_bytes_limit", "Limit of lstm_pending_bytes: --pending-bytes-max.", limit),
+        ("lstm_pending_bytes_limit", "The most that may: --pending-bytes-max.", limit),
     ):
         yield _gauge(name, text, (), [((), value)])
     for name, text, states in (
