@@ -65,7 +65,8 @@ class Page:
     def code(self) -> Iterator[str]:
         """Each line of a fenced block, and each piece of code within a line."""
         if self.path.suffix != ".md":
-            yield from (line.lstrip("# ") for line in self.text.splitlines())
+            for line in self.text.splitlines():  # a command in a comment is indented
+                yield line.lstrip("# ") if re.match(r"#\s{2,}", line) else line
             return
         for _, block in FENCE.findall(self.text):
             yield from re.sub(r"\\\n\s*", "", block).splitlines()
