@@ -7,6 +7,7 @@ both.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ async def test_triton_requests_that_name_a_version(tmp_path: Path) -> None:
             assert refusal(refused.value).reason == expected
 
 
+def flat(state: pb.State) -> pb.State:
+    """The state with [size] for every shape: a record of format 1 does not say the model's."""
+    found = pb.State()
+    found.CopyFrom(state)
+    for tensor in found.tensors:
+        tensor.shape[:] = [math.prod(tensor.shape)]
+    return found
+
+
 @pytest.mark.parametrize(
     ("served", "expected"), [((2,), NOT_YET), ((), NOT_YET), ((4,), RETIRED), ((1, 4), RETIRED)]
 )
@@ -117,7 +127,7 @@ async def test_a_stored_session_s_version(
         seen = (await wire.call("GetSession", **asked)).session
         assert (seen.model, seen.version, seen.step, seen.durable_step) == ("n", 3, 1, 1)
         assert seen.open_time == session.open_time
-        assert (await wire.call("GetState", **asked)).state == state
+        assert flat((await wire.call("GetState", **asked)).state) == flat(state)
         assert len(wire.engine.table) == 0
     async with stored(tmp_path, 3) as wire:
         assert (await wire.call("GetState", **own)).state == state
