@@ -15,7 +15,7 @@ from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import Weights, build_portable, weight_shapes
 from lstmserve.graph.weights import fingerprint
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import Linear, LstmSpec, ModelSpec
 
 Floats = npt.NDArray[np.float64]
 
@@ -157,6 +157,8 @@ def make_model(
         GOLDEN: dump_golden({"random": make_golden(spec, weights, seed)}),
     }
     sums = {file: sha256(content) for file, content in files.items()}
-    manifest = Manifest(name, version, spec, fingerprint(spec, weights), sums)
+    manifest = Manifest(
+        name, version, ModelSpec.of_lstm(spec), fingerprint(spec, weights), sums
+    )
     write_model(folder, manifest, files, force=False)
     return weights

@@ -18,7 +18,8 @@ from lstmserve.address import host_port, join
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
 from lstmserve.engine.compute.device import DeviceUnavailable
-from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
+from lstmserve.engine.budget import PoolTooSmall
+from lstmserve.engine.loading import PoolTooLarge
 from lstmserve.manifest import InvalidModelFolder, RefusedFolder
 from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile

@@ -1,6 +1,7 @@
 """The state pool of one model: h and c of every session, on the device, and which slots are free.
 
-It holds one tensor [slots, width] per layer for h and one for c, for the life of the process.
+It holds one tensor [slots, width] per layer for h and one for c. On the CPU it is reserved whole
+and takes memory as its slots are used (memory.py, slots.py); on a device it is allocated at once.
 Slot 0 is the zero slot: new sessions read it, and nothing writes it. The last slot is the trash
 slot: only warm-ups write it, and on CUDA an index out of range lands there. The pool knows no
 session.
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.compute.device import Device, open_session
-from lstmserve.engine.free_list import FreeList
+from lstmserve.engine.compute.memory import PoolMemory
+from lstmserve.engine.compute.slots import SlotAllocator
 from lstmserve.graph.forms import build_read, build_write, state_widths
 from lstmserve.runtime import ort
 from lstmserve.spec import LstmSpec
@@ -45,7 +47,9 @@ def slot_bytes(spec: LstmSpec) -> int:
 
 
 class Pool:
-    """`slots` is the number of all slots, including the two reserved ones."""
+    """`slots` is the number of all slots, including the two reserved ones. Raises MemoryError."""
+
+    _memory: PoolMemory | None = None  # on the CPU
 
     def __init__(self, spec: LstmSpec, slots: int, device: Device = "cpu") -> None:
         assert slots > RESERVED
@@ -53,11 +57,15 @@ class Pool:
         self.slots = slots
         self.trash = slots - 1
         self.widths = state_widths(spec)
+        shapes = {name: ((width,), np.float32) for name, width in self.widths.items()}
+        memory = PoolMemory(shapes, slots)
         self.tensors = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.zeros((slots, width), np.float32), device, 0)
-            for name, width in self.widths.items()
+            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+            for name, array in memory.arrays.items()
         }
-        self._free = FreeList(ZERO + 1, self.trash)
+        self._free = SlotAllocator(ZERO + 1, self.trash)
+        if device == "cpu":
+            self._memory = memory
         self._reader = open_session(build_read(spec), device, threads=1)
         self._writer = open_session(build_write(spec), device, threads=1)
 
@@ -68,6 +76,42 @@ class Pool:
     def free_count(self) -> int:
         """How many slots have no owner."""
         return len(self._free)
+
+    @property
+    def taken(self) -> int:
+        """How many slots have an owner."""
+        return self._free.taken
+
+    @property
+    def top(self) -> int:
+        """The slots below it may take memory."""
+        return self._free.top
+
+    @property
+    def touched_bytes(self) -> int:
+        """The most memory that its slots take now, in whole pages."""
+        return 0 if self._memory is None else self._memory.bytes_below(self.top)
+
+    def allow(self, slots: int) -> None:
+        """As many slots of it may be taken ahead of need."""
+        self._free.allowance = slots
+
+    def taken_from(self, slot: int) -> Slots:
+        """The slots from `slot` on that have an owner. The next ones given out are the lowest."""
+        return self._free.taken_from(slot)
+
+    def cut(self, top: int) -> None:
+        """Gives back the memory of the slots from `top` on, all of which are free."""
+        last = self.top
+        self._free.cut(top)
+        if self._memory is not None:
+            self._memory.give_back(top, last)
+
+    def end(self) -> None:
+        """Gives back all its memory. Nothing may use it any more."""
+        self.cut(ZERO + 1)
+        if self._memory is not None:
+            self._memory.give_back(ZERO, self.slots)
 
     def take(self, count: int) -> Slots:
         """Takes `count` free slots, which the caller owns until it gives them back.
