@@ -157,8 +157,6 @@ def make_model(
         GOLDEN: dump_golden({"random": make_golden(spec, weights, seed)}),
     }
     sums = {file: sha256(content) for file, content in files.items()}
-    manifest = Manifest(
-        name, version, ModelSpec.of_lstm(spec), fingerprint(spec, weights), sums
-    )
+    manifest = Manifest(name, version, ModelSpec.of_lstm(spec), fingerprint(spec, weights), sums)
     write_model(folder, manifest, files, force=False)
     return weights

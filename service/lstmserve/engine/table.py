@@ -54,13 +54,6 @@ class Replies:
         self._columns: dict[int, Output] = {}  # by output size, [rows, O]
         self._long: dict[int, bytes] = {}
 
-    def extend(self, rows: int, used: int) -> None:
-        """Makes room for so many rows, the first `used` of which may have replies."""
-        self._rows = rows
-        self._lengths = _extended(self._lengths, rows, used)
-        for key, column in self._columns.items():
-            self._columns[key] = _extended(column, rows, used)
-
     def save_rows(self, rows: Index, y: Output) -> None:
         """Saves replies of one row each, y [N, O]."""
         self._drop_long(rows)
@@ -102,6 +95,13 @@ class Replies:
         if output_size not in self._columns:
             self._columns[output_size] = np.zeros((self._rows, output_size), np.float32)
         return self._columns[output_size]
+
+    def extend(self, rows: int, used: int) -> None:
+        """Makes room for so many rows, the first `used` of which may have replies."""
+        self._rows = rows
+        self._lengths = _extended(self._lengths, rows, used)
+        for key, column in self._columns.items():
+            self._columns[key] = _extended(column, rows, used)
 
     def _drop_long(self, rows: Index) -> None:
         if self._long:
