@@ -102,7 +102,8 @@ class SlotAllocator:
         ahead = max(missing, REFILL)
         found = self._unmark(ahead)
         if (short := missing - found.size) > 0:
-            fresh = max(short, min(ahead - found.size, self.allowance - self.top))
+            allowed = min(self.allowance, self._stop) - self.top
+            fresh = max(short, min(ahead - found.size, allowed))
             assert self.top + fresh <= self._stop, f"{count} wanted, {len(self)} free"
             found = np.concatenate([found, np.arange(self.top, self.top + fresh)])
             self.top += fresh
