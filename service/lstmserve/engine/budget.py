@@ -165,9 +165,8 @@ class PoolBudget:
     def _bound_sessions(self) -> None:
         """Sets the most sessions that each model can have while the others have at most one."""
         floors = {
-            model: (
-                model.pool.slots if not is_shared(model) else self._beside + 1
-            ) * model.slot_bytes
+            model: (model.pool.slots if not is_shared(model) else self._beside + 1)
+            * model.slot_bytes
             for model in self._models
             if model.pool
         }

@@ -46,7 +46,7 @@ class StepManyCalls:
         self.engine = engine
         self.metrics = metrics
         self.pending = pending
-        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
+        self.sizes = MessageSizes(engine.registry, engine.config, has_states=False)
 
     def begin(self, stream: StreamCall, tenant: Tenant) -> StepManyStream:
         """A StepMany."""
@@ -221,7 +221,7 @@ class StepManyMessage:
         models = engine.table.model[rows]
         if (models != models[0]).any():
             raise MixedModels("the sessions of a message must be of one model and version")
-        self._model = model = engine.models[int(models[0])]
+        self._model = model = engine.model_of(int(rows[0]))
         total = len(sessions) if self._are_single else int(self._lengths.sum())
         x = input_rows(model.spec, proto.x, proto.tokens, total)
         height = len(sessions) if self._last_only else total  # whatever becomes of the sessions

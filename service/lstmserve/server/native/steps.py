@@ -39,7 +39,7 @@ class StepCalls:
 
     def __init__(self, engine: Engine, steps: Steps, pending: PendingBytes) -> None:
         self.pending = pending
-        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
+        self.sizes = MessageSizes(engine.registry, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
         self.steps = steps
         self.inbox: Inbox[NativeStep] = Inbox(engine.batch_loop, self.read)
@@ -89,7 +89,7 @@ class StepCalls:
         """The most bytes that a message of `length` bytes will take with its reply."""
         table = self._engine.table
         row = table.find(tenant.prefix + session_id)
-        spec = None if row is None else self._engine.models[table.model.item(row)].spec
+        spec = None if row is None else self._engine.model_of(row).spec
         rows = min(max(1, asked.length), self._engine.config.length_max)
         if asked.tokens:
             length += INT64_BYTES * rows
@@ -105,7 +105,7 @@ class StepCalls:
         if table.find(key) is None:
             key = message.tenant.key(message.session_id)  # an id that is found was checked before
         message.row = engine.sessions.find(key, asked.incarnation, now)
-        model = engine.models[table.model.item(message.row)]
+        model = engine.model_of(message.row)
         length = asked.length or 1
         if length != 1:
             check_length(length, config.length_max)
