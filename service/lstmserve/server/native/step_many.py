@@ -221,7 +221,7 @@ class StepManyMessage:
         models = engine.table.model[rows]
         if (models != models[0]).any():
             raise MixedModels("the sessions of a message must be of one model and version")
-        self._model = model = engine.model_of(int(rows[0]))
+        self._model = model = engine.models[int(models[0])]
         total = len(sessions) if self._are_single else int(self._lengths.sum())
         x = input_rows(model.spec, proto.x, proto.tokens, total)
         height = len(sessions) if self._last_only else total  # whatever becomes of the sessions

@@ -89,7 +89,7 @@ class StepCalls:
         """The most bytes that a message of `length` bytes will take with its reply."""
         table = self._engine.table
         row = table.find(tenant.prefix + session_id)
-        spec = None if row is None else self._engine.model_of(row).spec
+        spec = None if row is None else self._engine.models[table.model.item(row)].spec
         rows = min(max(1, asked.length), self._engine.config.length_max)
         if asked.tokens:
             length += INT64_BYTES * rows
@@ -105,7 +105,7 @@ class StepCalls:
         if table.find(key) is None:
             key = message.tenant.key(message.session_id)  # an id that is found was checked before
         message.row = engine.sessions.find(key, asked.incarnation, now)
-        model = engine.model_of(message.row)
+        model = engine.models[table.model.item(message.row)]
         length = asked.length or 1
         if length != 1:
             check_length(length, config.length_max)
