@@ -36,6 +36,7 @@ NAMES = {
     *("lstm_steps", "lstm_step_errors", "lstm_steps_replayed", "lstm_rows", "lstm_padding_rows"),
     *("lstm_step_seconds", "lstm_queue_seconds", "lstm_compute_seconds", "lstm_batch_size"),
     *("lstm_pending_steps", "lstm_slots", "lstm_sessions"),
+    *("lstm_pool_bytes", "lstm_pool_bytes_limit"),
     *("lstm_pending_bytes", "lstm_pending_bytes_limit"),
     *("lstm_sessions_opened", "lstm_sessions_closed", "lstm_loop_lag_seconds"),
     *("lstm_store_seconds", "lstm_store_errors", "lstm_durable_lag_seconds"),
@@ -62,8 +63,9 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     model.opened("new")
     model.opened("fork")
     model.closed("client")
-    metrics.model_info("tiny", 1, "abc")
-    metrics.add_gauges("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
+    gauges = Gauges("abc", pending_steps=5, slots_used=1, sessions_clean=1, pool_bytes_touched=9)
+    metrics.gauges = lambda: {("tiny", "1"): gauges}
+    metrics.pool_bytes_max = 1024
     steps, streams = metrics.rpc("Step", "unary"), metrics.rpc("StepStream", "bidi_stream")
     steps.started = streams.started = 1
     steps.ended(grpc.StatusCode.NOT_FOUND, 0.002)
@@ -95,6 +97,8 @@ def test_counts_come_out(registry: CollectorRegistry, metrics: Metrics) -> None:
     assert value(registry, "lstm_compute_seconds_sum") == pytest.approx(80e-6)
     assert value(registry, "lstm_pending_steps") == 5
     assert value(registry, "lstm_slots", state="used") == 1
+    assert value(registry, "lstm_pool_bytes", state="touched") == 9
+    assert registry.get_sample_value("lstm_pool_bytes_limit") == 1024
     assert value(registry, "lstm_model_info", fingerprint="abc") == 1
 
 
@@ -134,10 +138,7 @@ def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
     model, live = metrics.model("tiny", 1), 0
 
-    def gauges() -> Gauges:
-        return Gauges(sessions_clean=live)
-
-    metrics.add_gauges("tiny", 1, gauges)
+    metrics.gauges = lambda: {("tiny", "1"): Gauges(sessions_clean=live)}
     for _ in range(200):
         if rng.random() < 0.6:
             model.opened(rng.choice(["new", "import", "fork"]))

@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry
 from lstmserve.address import host_port, join
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
+from lstmserve.engine.budget import PoolTooSmall
 from lstmserve.engine.compute.device import DeviceUnavailable
-from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
+from lstmserve.engine.loading import PoolTooLarge
 from lstmserve.manifest import InvalidModelFolder, RefusedFolder
 from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile
@@ -113,10 +114,9 @@ class Server:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
         self._config = config
-        self._models = models
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
-        self._metrics.model_folders = {"served": len(models), "refused": len(refused)}
+        self._metrics.folders_refused = len(refused)
         self._store = None if store is None else MeasuredStore(store, self._metrics)
         self._engine = Engine(config, models, self._metrics, store=self._store)
         if self._store is not None:
@@ -147,10 +147,8 @@ class Server:
 
         Raises StoreRefused for a store that only an operator can mend.
         """
-        for model in self._models:
-            self._metrics.model_info(model.name, model.version, model.fingerprint)
-            gauges = functools.partial(read_gauges, self._engine, model)
-            self._metrics.add_gauges(model.name, model.version, gauges)
+        self._metrics.gauges = functools.partial(read_gauges, self._engine)
+        self._metrics.pool_bytes_max = self._config.pool_bytes
         self._http.start()
         is_there = await self._try_store()
         self._ports.start()
@@ -164,13 +162,14 @@ class Server:
     def _become_ready(self) -> None:
         self._ports.health.set_all(is_serving=True)
         self._is_ready = True
-        sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
+        models = self._engine.models
+        sessions = {f"{model.name}:{model.version}": model.sessions_max for model in models}
         log.info(
             "ready",
             listen=self._ports.listen,
             protected_by=machine.protections(self._config),
             metrics=self.metrics,
-            device=self._models[0].device,
+            device=models[0].device,
             sessions_max=sessions,
             **({"admin": self._ports.admin} if self._ports.admin else {}),
         )

@@ -61,7 +61,9 @@ def _head(address: str, now: Numbers, trouble: str) -> RenderableType:
 
 def _tiles(now: Numbers, history: Sequence[Numbers]) -> RenderableType:
     """The four numbers that matter, each with its sparkline."""
-    places = sum(model.slots for model in now.models)
+    # Models share memory: a slot that is free for one may be free for all.
+    free = max((model.slots - model.slots_used for model in now.models), default=0)
+    places = sum(model.slots_used for model in now.models) + free
     tiles = (
         ("sessions", short(now.sessions), f"of {short(places)}", "sessions", MAIN),
         ("steps", short(now.steps_per_s), "per s", "steps_per_s", MAIN),
