@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -16,7 +16,10 @@ from typing import Any, Final, Literal
 Dtype = Literal["float32", "int64", "bool"]
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
 TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-NEXT: Final = ".next"  # the step graph's output NAME.next is the state NAME after the step
+# A step graph's output NAME.next is the state NAME after the step, its initializer NAME.initial
+# the state of a new session.
+NEXT: Final = ".next"
+INITIAL: Final = ".initial"
 RANK_MAX: Final = 8
 TENSORS_MAX: Final = 1024
 Kind = Literal["lstm", "network"]
@@ -226,17 +229,17 @@ class ModelSpec:
     lstm: LstmSpec | None = None
 
     def __post_init__(self) -> None:
+        for group in ("inputs", "outputs", "states"):
+            if not getattr(self, group):
+                raise InvalidSpec(f"{group}: a model has at least one")
         for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
-            if not tensors:
-                raise InvalidSpec(f"{what}: a model has at least one")
             for tensor in tensors:
                 if tensor.dtype == "bool":
                     raise InvalidSpec(f"{what}: {tensor.name} is bool, must be float32 or int64")
         if len(self.inputs) + len(self.outputs) + len(self.states) > TENSORS_MAX:
             raise InvalidSpec(f"a model has at most {TENSORS_MAX} inputs, outputs and states")
         if self.lstm is None:
-            _check_names((*self.inputs, *self.states))
-            _check_names((*self.outputs, *(_next(state) for state in self.states)))
+            _check_names(self)
 
     @classmethod
     def of_lstm(cls, lstm: LstmSpec) -> ModelSpec:
@@ -271,17 +274,19 @@ class ModelSpec:
         return cls(inputs, outputs, states)
 
 
-def _next(state: TensorSpec) -> TensorSpec:
-    return TensorSpec(state.name + NEXT, state.shape, state.dtype)
+def _check_names(spec: ModelSpec) -> None:
+    """Raises InvalidSpec where two values of the step graph have the same name.
 
-
-def _check_names(tensors: Sequence[TensorSpec]) -> None:
-    """Raises InvalidSpec where two tensors on one side of the graph have the same name."""
+    Besides inputs, outputs and states these are what it calls a state after the step, and its
+    initial value.
+    """
+    names = [each.name for each in (*spec.inputs, *spec.outputs, *spec.states)]
+    names += [each.name + suffix for each in spec.states for suffix in (NEXT, INITIAL)]
     seen: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in seen:
-            raise InvalidSpec(f"two tensors are named {tensor.name}: rename one of them")
-        seen.add(tensor.name)
+    for name in names:
+        if name in seen:
+            raise InvalidSpec(f"two tensors are named {name}: rename one of them")
+        seen.add(name)
 
 
 def find_tensor(tensors: Iterable[TensorSpec], name: str) -> TensorSpec | None:
