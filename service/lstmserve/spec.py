@@ -20,6 +20,8 @@ TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 # the state of a new session.
 NEXT: Final = ".next"
 INITIAL: Final = ".initial"
+LAST: Final = "_last"  # Triton's clients ask for NAME_last, the output NAME of the last time step
+LENGTHS: Final = "lengths"  # and give this input beside those of the model
 RANK_MAX: Final = 8
 TENSORS_MAX: Final = 1024
 Kind = Literal["lstm", "network"]
@@ -275,18 +277,18 @@ class ModelSpec:
 
 
 def _check_names(spec: ModelSpec) -> None:
-    """Raises InvalidSpec where two values of the step graph have the same name.
-
-    Besides inputs, outputs and states these are what it calls a state after the step, and its
-    initial value.
-    """
-    names = [each.name for each in (*spec.inputs, *spec.outputs, *spec.states)]
-    names += [each.name + suffix for each in spec.states for suffix in (NEXT, INITIAL)]
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InvalidSpec(f"two tensors are named {name}: rename one of them")
-        seen.add(name)
+    """Raises InvalidSpec where a name would have two meanings in the step graph or a request."""
+    taken = {LENGTHS: "the name of the lengths of whole sequences"}
+    for state in spec.states:
+        taken[state.name + NEXT] = f"the state {state.name} after the step"
+        taken[state.name + INITIAL] = f"the initial value of the state {state.name}"
+    for output in spec.outputs:
+        taken[output.name + LAST] = f"the last time step of {output.name}"
+    for what, tensors in (("input or state", spec.inputs + spec.states), ("output", spec.outputs)):
+        for tensor in tensors:
+            if (owner := taken.get(tensor.name)) is not None:
+                raise InvalidSpec(f"{tensor.name} is {owner}: rename one of them")
+            taken[tensor.name] = f"the name of another {what}"
 
 
 def find_tensor(tensors: Iterable[TensorSpec], name: str) -> TensorSpec | None:
