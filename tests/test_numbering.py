@@ -19,7 +19,7 @@ from lstmserve.engine.errors import (
     StepPayloadMismatch,
     StepSuperseded,
 )
-from lstmserve.engine.scheduling.digest import digest
+from lstmserve.engine.scheduling.digest import digest, digests_of_rows
 from lstmserve.engine.scheduling.work import ANSWERED, Request
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input
@@ -188,10 +188,10 @@ async def test_any_mixture_counts_each_step_once(engine: Engine, seed: int) -> N
     )
     for row, each, y in zip(rows, inputs, replies, strict=True):
         wanted, hn, cn = oracle.run(np.concatenate(each))
-        h, c = engine.models[0].state_from(engine.sessions.state(row))
+        state = engine.sessions.state(row)
         assert np.array_equal(y, wanted)
-        assert np.array_equal(h[:, 0], hn)
-        assert np.array_equal(c[:, 0], cn)
+        assert np.array_equal(state["h"][0], hn)
+        assert np.array_equal(state["c"][0], cn)
         assert engine.table.step[row] == len(each)
 
 
@@ -222,3 +222,15 @@ def test_a_digest_is_the_same_however_it_is_computed() -> None:
     assert digest(tokens, False) != digest(tokens[::-1].copy(), False)
     assert digest(x(2000, 1), False) != digest(x(2000, 2), False)
     assert issubclass(StepGap, ServeError)
+
+
+def test_digests_are_those_that_old_records_hold() -> None:
+    """The values of commit a351283, which had tokens without an axis of their own."""
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tokens = np.array([[7], [0], [25]])
+    assert digest(rows, False) == 11613567299746791425
+    assert digest(rows, True) == 11613567299746791427
+    assert digest(tokens, False) == 6776816627751062449
+    assert digests_of_rows(rows, False).tolist() == [5512187656852733953, 7556795781936578561]
+    one_by_one = [13515978996923399975, 1099511627779, 6107364278931839071]
+    assert digests_of_rows(tokens, True).tolist() == one_by_one

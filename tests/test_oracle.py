@@ -16,6 +16,7 @@ from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.scheduling.queues import ReadyQueues
+from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input
 from traffic import Oracle, Reply, open_session, start_engine, submit, submit_block
@@ -49,7 +50,9 @@ class Traffic:
         self._engine = engine
         self._oracle = oracle
         self._rng = np.random.default_rng(seed)
-        self._spec = engine.models[0].spec
+        spec = engine.models[0].spec.lstm
+        assert spec is not None
+        self._spec = spec
         self._opened = 0
         self.rows_checked = 0
         self.mismatches = 0
@@ -107,9 +110,8 @@ class Traffic:
         engine = self._engine
         if life.xs:
             y, hn, cn = self._oracle.run(np.concatenate(life.xs))
-            model = engine.models[0]
-            h, c = model.state_from(engine.sessions.state(life.row))
-            same = np.array_equal(h[:, 0], hn) and np.array_equal(c[:, 0], cn)
+            state = engine.sessions.state(life.row)
+            same = np.array_equal(state["h"][0], hn) and np.array_equal(state["c"][0], cn)
             start = 0
             for x, actual, (_, _, last_only) in zip(life.xs, outputs, life.replies, strict=True):
                 wanted = y[start : start + len(x)][-1 if last_only else 0 :]
@@ -201,7 +203,7 @@ def _swap(patch: pytest.MonkeyPatch, a: str, b: str) -> None:
     def crossed(self: ShapeBinding, session: Any, pool: Pool, *arguments: Any) -> None:
         make(self, session, pool, *arguments)
         for name, other in ((a, b), (b, a)):
-            self.io.bind_ortvalue_output(f"{name}.next", pool.tensors[other])
+            self.io.bind_ortvalue_output(name + NEXT_SLOTS, pool.tensors[other])
 
     patch.setattr(ShapeBinding, "__init__", crossed)
 

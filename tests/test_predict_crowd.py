@@ -44,7 +44,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
 def job(engine: Engine, lengths: Any, seed: int, **options: Any) -> PredictJob:
     """Random x of these lengths."""
     x = random_input(SPEC, (int(np.sum(lengths)),), seed)
-    given = {"h0": None, "c0": None, "last_only": False, "with_state": True} | options
+    given = {"initial": None, "last_only": False, "with_state": True} | options
     now_ns = engine.clock().monotonic_ns
     return PredictJob(x=x, lengths=np.array(lengths, np.int32), arrival_ns=now_ns, **given)
 
@@ -54,15 +54,14 @@ def check(engine: Engine, job: PredictJob, got: Prediction) -> None:
     oracle = Oracle(engine.config.models / "m" / "1", SPEC)
     ends, places = np.cumsum(job.lengths), np.cumsum(got.lengths)
     for i, x in enumerate(np.split(job.x, ends[:-1])):
-        h0, c0 = (state if state is None else state[:, i] for state in (job.h0, job.c0))
-        y, hn, cn = oracle.run(x, h0, c0)
+        state = {} if job.initial is None else {n: each[i] for n, each in job.initial.items()}
+        y, hn, cn = oracle.run(x, state.get("h"), state.get("c"))
         y = y[-1:] if job.last_only else y
         assert np.array_equal(got.y[places[i] - got.lengths[i] : places[i]], y)
         if job.with_state:
-            assert got.hn is not None
-            assert got.cn is not None
-            assert np.array_equal(got.hn[:, i], hn)
-            assert np.array_equal(got.cn[:, i], cn)
+            assert got.finals is not None
+            assert np.array_equal(got.finals["h"][i], hn)
+            assert np.array_equal(got.finals["c"][i], cn)
 
 
 async def test_a_crowd_of_calls(engine: Engine) -> None:
@@ -74,9 +73,12 @@ async def test_a_crowd_of_calls(engine: Engine) -> None:
 
     async def one(i: int) -> None:
         lengths = rng.integers(1, 20, rng.integers(1, 30))
-        h0, c0 = random_state(SPEC, lengths.size, i) if rng.random() < 0.5 else (None, None)
+        initial = None
+        if rng.random() < 0.5:
+            states = zip("hc", random_state(SPEC, lengths.size, i), strict=True)
+            initial = {name: np.swapaxes(each, 0, 1) for name, each in states}
         flags = {"last_only": bool(rng.random() < 0.5), "with_state": bool(rng.random() < 0.5)}
-        call = job(engine, lengths, i, h0=h0, c0=c0, **flags)
+        call = job(engine, lengths, i, initial=initial, **flags)
         running = asyncio.create_task(engine.predictor.predict(model, call))
         if rng.random() < 0.3:
             for _ in range(rng.integers(0, 60)):

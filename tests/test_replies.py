@@ -1,16 +1,28 @@
-"""Saved replies: columns and bytes behave as one dict."""
+"""Saved replies: columns and long ones behave as one dict."""
 
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from lstmserve.engine.table import Replies, SavedReply
+from lstmserve.engine.table import Replies
+from lstmserve.rows import RowFormat
+from lstmserve.spec import TensorSpec
 
 ROWS, OPERATIONS = 12, 2_000
-SIZES = (1, 3)  # of the outputs: models of both are in one table
+FLOAT, FLOATS = TensorSpec("a", (1,)), TensorSpec("b", (3,))
+INT = TensorSpec("c", (), "int64")
+FORMATS = tuple(map(RowFormat, ([FLOAT], [FLOATS], [INT], [FLOATS, INT])))  # all in one table
+
+
+def random_rows(rng: np.random.Generator, form: RowFormat, count: int) -> npt.NDArray[Any]:
+    """[count, ...]"""
+    floats = rng.standard_normal((count, form.floats)).astype(np.float32)
+    return form.join(floats, rng.integers(-(1 << 62), 1 << 62, (count, form.ints)))
 
 
 @pytest.mark.parametrize("seed", [0, secrets.randbits(32)])
@@ -18,37 +30,44 @@ def test_replies_are_what_was_saved_last(seed: int) -> None:
     """Any mixture of saving, one or many, short or long, and forgetting, against a dict."""
     print("seed", seed)
     rng = np.random.default_rng(seed)
-    replies, wanted = Replies(ROWS), dict[int, SavedReply]()
-    size_of = [SIZES[row % 2] for row in range(ROWS)]
+    replies, wanted = Replies(ROWS), dict[int, bytes]()
+    form_of = [FORMATS[row % len(FORMATS)] for row in range(ROWS)]
 
-    def some(size: int) -> np.ndarray:
-        rows = [row for row in range(ROWS) if size_of[row] == size]
-        return rng.choice(rows, rng.integers(1, len(rows) + 1), replace=False)
+    def found(row: int) -> bytes | None:
+        y = replies.get(row, form_of[row])
+        return None if y is None else y.tobytes()
 
     for _ in range(OPERATIONS):
-        size = int(rng.choice(SIZES))
-        rows = some(size)
+        form = FORMATS[rng.integers(len(FORMATS))]
+        own = [row for row in range(ROWS) if form_of[row] is form]
+        rows = rng.choice(own, rng.integers(1, len(own) + 1), replace=False)
         one = int(rows[0])
-        match rng.integers(5):
+        match rng.integers(4):
             case 0:
-                y = rng.standard_normal((rows.size, size)).astype(np.float32)
-                replies.save_rows(rows, y)
-                wanted |= {
-                    row: SavedReply(1, y[i].tobytes()) for i, row in enumerate(rows.tolist())
-                }
+                y = random_rows(rng, form, rows.size)
+                replies.save_rows(rows, y, form)
+                wanted |= {row: y[i : i + 1].tobytes() for i, row in enumerate(rows.tolist())}
             case 1:
-                y = rng.standard_normal((int(rng.integers(1, 4)), size)).astype(np.float32)
-                replies.save(one, y)
-                wanted[one] = SavedReply(len(y), y.tobytes())
-            case 2 if one in wanted:
-                other = int(rows[-1])
-                replies.restore(other, wanted[one])
-                wanted[other] = wanted[one]
-            case 3:
+                y = random_rows(rng, form, int(rng.integers(1, 4)))
+                replies.save(one, y, form)
+                wanted[one] = y.tobytes()
+            case 2:
                 replies.forget(one)
                 wanted.pop(one, None)
             case _:
                 replies.forget_rows(rows)
                 for row in rows.tolist():
                     wanted.pop(row, None)
-        assert all(replies.get(row, size_of[row]) == wanted.get(row) for row in range(ROWS))
+        assert all(found(row) == wanted.get(row) for row in range(ROWS))
+
+
+def test_a_saved_reply_is_a_copy() -> None:
+    """What its giver does with the array afterwards changes nothing."""
+    replies = Replies(ROWS)
+    for count in (1, 2):
+        y = np.ones((count, 3), np.float32)
+        replies.save(0, y, FORMATS[1])
+        y[:] = 7
+        found = replies.get(0, FORMATS[1])
+        assert found is not None
+        assert found.tolist() == [[1, 1, 1]] * count

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 FUNCTION_LINES_MAX, LINE_MAX = 50, 100
 # What a signature does not say of these: the axes of an array.
-ARRAY = re.compile(r"\b(NDArray|ArrayLike|ndarray|Index|Floats|Rows|StateRows|StepInput)\b")
+ARRAY = re.compile(r"\b(NDArray|ArrayLike|ndarray|Index|Floats|Rows|States|StepInput)\b")
 BANNED_NAME = re.compile(r"manager|helper|handler|utils", re.IGNORECASE)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -29,7 +29,7 @@ from lstmserve.engine.scheduling.plan import groups_of
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.scheduling.settle import Settlement
 from lstmserve.engine.scheduling.work import Applied, Chunk, Outcome, Plan, Request, chunks_of
-from traces import MODES, OUTPUT_SIZE, Call, Trace, bits, canonical, failure, result
+from traces import MODES, OUTPUTS, Call, Trace, bits, canonical, failure, result
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "traces.json").read_text())
 HASHES: list[str] = RECORDED["sha256"]
@@ -87,7 +87,7 @@ class NewSide:
 
     def __init__(self, config: Any, table: Any, pool: Any, on_idle: Any, on_moved: Any) -> None:
         self.config = config
-        self.scheduler = Scheduler(config, table, pool, OUTPUT_SIZE, on_idle, on_moved)
+        self.scheduler = Scheduler(config, table, pool, OUTPUTS, on_idle, on_moved)
 
     @property
     def pending_sequences(self) -> int:

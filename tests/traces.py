@@ -45,9 +45,12 @@ from lstmserve.engine.table import (
     SUSPECT,
     SessionTable,
 )
+from lstmserve.rows import RowFormat
+from lstmserve.spec import TensorSpec
 
 SLICE = 4  # time steps
 OUTPUT_SIZE = 2
+OUTPUTS = RowFormat([TensorSpec("y", (OUTPUT_SIZE,))])
 GARBAGE = np.float32(1e6)  # where y means nothing
 MS = 10**6
 TTL_NS = 3600 * 10**9
@@ -65,7 +68,7 @@ class Call:
     kind: str
     uid: int
     rows: list[int]
-    inputs: list[Array]  # x [T, I] or tokens [T] of each
+    inputs: list[Array]  # x [T, 2] or tokens [T, 1] of each
     numbers: list[int]  # 0: none
     last_only: bool
     each_last_only: list[bool]  # of a list
@@ -166,11 +169,11 @@ class ArrayPool:
         assert not any(tensor[0].any() for tensor in self.tensors.values())
 
     def run(self, x: Array, lengths: Array, read: Array, write: Array) -> Array:
-        """A network whose values are small integers: x [T, B, 2] or tokens [T, B] -> y [T, B, O].
+        """x [T, B, 2] or tokens [T, B, 1] -> y [T, B, O], all of small integers.
 
         Float32 is exact there, on any machine.
         """
-        values = (x if x.ndim == 2 else x[..., 0] + 5 * x[..., 1]).astype(np.int64)
+        values = (x[..., 0] if x.shape[2] == 1 else x[..., 0] + 5 * x[..., 1]).astype(np.int64)
         h, c = (self.tensors[name][read, 0].astype(np.int64) for name in ("h.0", "c.0"))
         y = np.full((*values.shape, OUTPUT_SIZE), GARBAGE, np.float32)
         for t in range(len(values)):
@@ -436,7 +439,7 @@ class Trace:
         count = length if self.is_tokens else 2 * length
         values = [rng.below(60) for _ in range(count)]
         if self.is_tokens:
-            return np.array(values, np.int64)
+            return np.array(values, np.int64)[:, np.newaxis]
         return np.array(values, np.float32).reshape(length, 2)
 
     def _call(self, kind: str, rows: list[int], inputs: list[Array], *rest: Any) -> Call:
@@ -661,10 +664,10 @@ class Trace:
     def _session(self, session: Session) -> list[Any]:
         table, row = self.table, session.row
         columns = (table.step, table.digest, table.durable_step, table.trust, table.expiry_ns)
-        saved = table.replies.get(row, OUTPUT_SIZE)
+        saved = table.replies.get(row, OUTPUTS)
         reply = None
         if saved is not None and table.digest[row]:  # else nothing is ever answered with it
-            reply = [saved.length, saved.y.hex()]
+            reply = [len(saved), bits(saved)]
         state = [each.item() for each in self.pool.read(table.slot[row : row + 1]).values()]
         assert table.phase[row] == OPEN
         return [session.uid, *(column.item(row) for column in columns), state, reply]

@@ -22,6 +22,7 @@ from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.spec import LstmSpec
+from lstmserve.store import Store
 from modelmaking import make_model
 
 TTL_NS = 3600 * 10**9
@@ -49,14 +50,14 @@ class Done:
     """What became of a step."""
 
     number: int
-    y: npt.NDArray[np.float32]
+    y: npt.NDArray[Any]
     durable_step: int
     start_ns: int
     compute_ns: int
     is_replayed: bool
 
-    def output(self) -> npt.NDArray[np.float32]:
-        """[T, O]"""
+    def output(self) -> npt.NDArray[Any]:
+        """[T, ...]"""
         return self.y
 
 
@@ -92,7 +93,7 @@ class ManyReply:
         self.errors: dict[int, ServeError] = {}
         self.replayed: list[int] = []
         self.left = count
-        self.y: npt.NDArray[np.float32] | None = None
+        self.y: npt.NDArray[Any] | None = None
 
     def applied(self, request: Request, rows: Applied) -> None:
         """Their numbers are known."""
@@ -113,9 +114,9 @@ class ManyReply:
             self.request, self.y = request, request.y
             self.future.set_result(self)
 
-    def output(self, i: int) -> npt.NDArray[np.float32]:
-        """y [T, O] of step i."""
-        found: npt.NDArray[np.float32] = self.request.output(i)
+    def output(self, i: int) -> npt.NDArray[Any]:
+        """y [T, ...] of step i."""
+        found: npt.NDArray[Any] = self.request.output(i)
         return found
 
     def __await__(self) -> Any:
@@ -157,8 +158,15 @@ def start_engine(
 ) -> Engine:
     """An engine with one model "m", made in `folder`; not running yet."""
     make_model(folder, spec, seed, name="m")
+    return load_engine(folder, metrics, **settings)
+
+
+def load_engine(
+    folder: Path, metrics: Any = None, store: Store | None = None, **settings: Any
+) -> Engine:
+    """An engine with the models of a folder; not running yet."""
     config = Config(models=folder, **{"pool_bytes": 4 << 20, **settings})
-    return Engine(config, load_models(config), metrics or NoMetrics())
+    return Engine(config, load_models(config), metrics or NoMetrics(), store=store)
 
 
 def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
@@ -167,6 +175,11 @@ def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
     key = session_key("", name)
     engine.capacity.make_room(chosen, engine.clock())
     return engine.sessions.open(key, chosen, SessionStart(), TTL_NS, engine.clock())
+
+
+def as_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows of the engine's: tokens [T] as [T, 1], anything else as it is."""
+    return x[:, np.newaxis] if x.dtype == np.int64 and x.ndim == 1 else x
 
 
 def submit(
@@ -181,7 +194,7 @@ def submit(
     """One step of the session in `row`. Raises what refuses it at once."""
     reply = Reply()
     request = Request(
-        x,
+        as_rows(x),
         [row],
         reply,
         arrival_ns=engine.clock().monotonic_ns,
@@ -217,7 +230,7 @@ def submit_block(
     starts = np.cumsum(lengths) - lengths
     reply = ManyReply(len(rows))
     request = Request(
-        np.concatenate(xs),
+        as_rows(np.concatenate(xs)),
         np.array(rows),
         reply,
         arrival_ns=engine.clock().monotonic_ns,

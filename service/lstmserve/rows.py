@@ -21,19 +21,36 @@ Rows = npt.NDArray[Any]
 FLOATS, INTS = "floats", "ints"
 
 
+def make_unknown(rows: Rows) -> None:
+    """Overwrites rows of any format: every float is NaN and every integer 0."""
+    if rows.dtype.names:
+        rows[FLOATS], rows[INTS] = np.nan, 0
+    else:
+        rows[...] = np.nan if rows.dtype == np.float32 else 0
+
+
+def unknown_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
+    """An array of rows in which every float is NaN and every integer 0."""
+    rows = np.empty(shape, dtype)
+    make_unknown(rows)
+    return rows
+
+
 class RowFormat:
     """The format of rows of these tensors, each float32 or int64.
 
-    `floats` and `ints` are the numbers of float32 and int64 values in a row, `bytes` its bytes.
+    `sizes` are the numbers of float32 and int64 values in a row, also as `floats` and `ints`;
+    `bytes` its bytes. `axes` are the axes of a row, behind those of batch and time.
     """
 
     def __init__(self, tensors: Sequence[TensorSpec]) -> None:
         self.tensors = tuple(tensors)
         self.floats = sum(each.size for each in tensors if each.dtype == "float32")
         self.ints = sum(each.size for each in tensors if each.dtype == "int64")
+        self.sizes = self.floats, self.ints
         self.bytes = 4 * self.floats + 8 * self.ints
         self.dtype: np.dtype[Any]
-        self.axes: tuple[int, ...]  # of a row
+        self.axes: tuple[int, ...]
         if not self.ints:
             self.dtype, self.axes = np.dtype(np.float32), (self.floats,)
         elif not self.floats:
@@ -47,10 +64,7 @@ class RowFormat:
 
     def unknown(self, *shape: int) -> Rows:
         """Rows [*shape] in which every float is NaN and every integer 0."""
-        rows = np.zeros((*shape, *self.axes), self.dtype)
-        if (floats := self.floats_of(rows)) is not None:
-            floats[...] = np.nan
-        return rows
+        return unknown_rows((*shape, *self.axes), self.dtype)
 
     def floats_of(self, rows: Rows) -> npt.NDArray[np.float32] | None:
         """The view [*, floats]; None if the model has no float32 tensor."""

@@ -15,16 +15,16 @@ import numpy.typing as npt
 from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
-from lstmserve.engine.compute.pool import ZERO, Pool, Slots, StateRows
+from lstmserve.engine.compute.pool import INITIAL, Pool, Slots, States
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.model import slots_for
-from lstmserve.graph.forms import state_widths
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.graph.network import LstmLayout
+from lstmserve.spec import Linear, LstmSpec, ModelSpec
 
-SPEC = LstmSpec(1, 2, 2, head=(Linear(2),))
-WIDTHS = state_widths(SPEC)
-STATE_SIZE = sum(WIDTHS.values())
-OUTPUT_SIZE = SPEC.output_size
+LSTM = LstmSpec(1, 2, 2, head=(Linear(2),))
+SPEC = ModelSpec.of_lstm(LSTM)
+STATE_SIZE = SPEC.state_bytes // 4
+OUTPUT_SIZE = LSTM.output_size
 ZERO_STATE = bytes(4 * STATE_SIZE)
 
 
@@ -38,30 +38,30 @@ def advance(salt: bytes, state: bytes, x: bytes) -> tuple[bytes, bytes]:
 
 def state_of(h: bytes, c: bytes) -> bytes:
     """The chain's state in h [L, width] and c [L, width]."""
-    width = 4 * SPEC.hidden_size
-    parts = [each[i : i + width] for i in range(0, len(h), width) for each in (h, c)]
-    return b"".join(parts)
+    return h + c
 
 
 class HashPool(Pool):
     """As Pool, in numpy; takes and gives slots as the real one does."""
 
     def __init__(self, slots: int) -> None:
+        self.layout = LstmLayout(LSTM)
         self.slots = slots
         self.trash = slots - 1
-        self.widths = WIDTHS
         self.states = np.zeros((slots, STATE_SIZE), np.float32)
-        self._free = FreeList(ZERO + 1, self.trash)
+        self._free = FreeList(INITIAL + 1, self.trash)
 
-    def read(self, slots: Slots) -> StateRows:
-        """Copies of the rows of these slots."""
-        ends = np.cumsum(list(WIDTHS.values()))[:-1]
-        return dict(zip(WIDTHS, np.split(self.states[slots], ends, axis=1), strict=True))
+    def read(self, slots: Slots) -> States:
+        """Copies the states in these slots."""
+        h, c = np.split(self.states[slots], 2, axis=1)
+        shape = (len(slots), *SPEC.states[0].shape)
+        return {"h": h.reshape(shape), "c": c.reshape(shape)}
 
-    def write(self, slots: Slots, rows: StateRows) -> None:
-        """Overwrites the rows of these slots."""
-        assert ZERO not in slots
-        self.states[slots] = np.concatenate([rows[name] for name in WIDTHS], axis=1)
+    def write(self, slots: Slots, states: States) -> None:
+        """Overwrites the states in these slots."""
+        assert INITIAL not in slots
+        values = [states[name].reshape(len(slots), -1) for name in ("h", "c")]
+        self.states[slots] = np.concatenate(values, axis=1)
 
 
 class HashKernel(Kernel):
@@ -73,6 +73,7 @@ class HashKernel(Kernel):
         self._random = random
         self._failing = failing
         self.cost = Cost()  # little enough to run on the loop
+        self.is_exact = True
 
     def run(
         self, x: npt.NDArray[Any], lengths: npt.NDArray[np.int32], read: Slots, write: Slots
@@ -80,7 +81,7 @@ class HashKernel(Kernel):
         """As Kernel.run: all reads, then all writes; of a failed run the writes are garbage."""
         states = self._pool_states
         assert len(set(write.tolist())) == write.size
-        assert ZERO < int(write.min()) <= int(write.max()) < len(states)
+        assert INITIAL < int(write.min()) <= int(write.max()) < len(states)
         y = np.full((*x.shape[:2], OUTPUT_SIZE), -1, np.float32)
         after = []
         for column, (length, slot) in enumerate(zip(lengths.tolist(), read.tolist(), strict=True)):

@@ -43,7 +43,7 @@ class Executor:
         self._inline_ns_max = INLINE_NS_MAX_ON_ONE_CORE if is_alone else INLINE_NS_MAX
 
     async def run(self, model: Model, batch: Batch) -> Output:
-        """y [T, B, O]; rows that could not be computed are marked in the batch."""
+        """y [T, B, ...]; rows that could not be computed are marked in the batch."""
         if self.is_short(model, batch):
             return self.run_here(model, batch)
         return await self.in_thread(lambda: self.run_here(model, batch))
@@ -77,7 +77,7 @@ def _run_alone(model: Model, batch: Batch) -> Output:
     """Row by row, so that only the bad one fails; the slots that are read are untouched."""
     kernel = model.kernel
     assert kernel is not None
-    y = batch.no_output(model.output_size)
+    y = model.outputs.unknown(batch.length_max, batch.size)
     for i in range(batch.size):
         one = slice(i, i + 1)
         arguments = (batch.lengths[one], batch.read[one], batch.write[one])

@@ -68,6 +68,12 @@ class Model:
         self.outputs = RowFormat(self.spec.outputs)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether a row's bits depend neither on its batch nor on its chunk here, as measured; a
+        model without a pool runs each sequence alone and whole."""
+        return self.kernel is None or self.kernel.is_exact
+
+    @property
     def output_size(self) -> int:
         return self.outputs.floats
 
@@ -89,9 +95,7 @@ class Model:
         self.index = index
         self.metrics = metrics
         if self.pool is not None:
-            self.scheduler = Scheduler(
-                config, table, self.pool, self.output_size, on_idle, on_moved
-            )
+            self.scheduler = Scheduler(config, table, self.pool, self.outputs, on_idle, on_moved)
 
 
 def slots_for(sessions: int, config: Config) -> int:

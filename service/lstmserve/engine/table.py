@@ -7,7 +7,6 @@ table reads no clock, does no I/O and raises no domain error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.keys import tenant_of
+from lstmserve.rows import RowFormat
 
 FREE: Final = 0
 OPEN: Final = 1
@@ -33,45 +33,34 @@ BLOCK_ROWS: Final = 4096  # rows that share one lower bound of their expiry
 NEVER_NS: Final = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True, slots=True)
-class SavedReply:
-    """The y of a session's last applied step: float32 [length, O] as bytes."""
-
-    length: int
-    y: bytes
-
-
 class Replies:
     """At most one saved reply per row of the session table, to answer a repeated step with.
 
+    A reply is the rows y of the session's last applied step, in the format of its model's outputs.
     Replies of one row, which most are, lie in columns: a batch saves all of its own at once. Models
-    of one output size share a column. Longer replies are kept as bytes.
+    whose rows have the same sizes share a column. Longer replies are kept as they are.
     """
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._lengths = np.zeros(rows, np.int32)  # 0: none
-        self._columns: dict[int, Output] = {}  # by output size, [rows, O]
-        self._long: dict[int, bytes] = {}
+        self._columns: dict[tuple[int, int], Output] = {}  # by the sizes of a row, [rows, ...]
+        self._long: dict[int, Output] = {}
 
-    def save_rows(self, rows: Index, y: Output) -> None:
-        """Saves replies of one row each, y [N, O]."""
+    def save_rows(self, rows: Index, y: Output, form: RowFormat) -> None:
+        """Saves replies of one row each, y [N, ...]."""
         self._drop_long(rows)
-        self._column(y.shape[1])[rows] = y
+        self._column(form)[rows] = y
         self._lengths[rows] = 1
 
-    def save(self, row: int, y: Output) -> None:
-        """Saves a reply of any length, y [t, O]."""
+    def save(self, row: int, y: Output, form: RowFormat) -> None:
+        """Saves a reply of any length, y [t, ...]."""
         self.forget(row)
         if len(y) == 1:
-            self._column(y.shape[1])[row] = y[0]
+            self._column(form)[row] = y[0]
         else:
-            self._long[row] = y.tobytes()
+            self._long[row] = y.copy()
         self._lengths[row] = len(y)
-
-    def restore(self, row: int, reply: SavedReply) -> None:
-        """Saves what get() returned, perhaps on another server."""
-        self.save(row, np.frombuffer(reply.y, np.float32).reshape(reply.length, -1))
 
     def forget(self, row: int) -> None:
         self._long.pop(row, None)
@@ -82,19 +71,18 @@ class Replies:
         self._drop_long(rows)
         self._lengths[rows] = 0
 
-    def get(self, row: int, output_size: int) -> SavedReply | None:
+    def get(self, row: int, form: RowFormat) -> Output | None:
+        """The saved y [t, ...], which the caller must not change; None if there is none."""
         length = self._lengths.item(row)
         if length == 0:
             return None
-        if length == 1:
-            return SavedReply(1, self._column(output_size)[row].tobytes())
-        return SavedReply(length, self._long[row])
+        return self._column(form)[row : row + 1].copy() if length == 1 else self._long[row]
 
-    def _column(self, output_size: int) -> Output:
+    def _column(self, form: RowFormat) -> Output:
         """Made on first use; its pages take memory only once they are written."""
-        if output_size not in self._columns:
-            self._columns[output_size] = np.zeros((self._rows, output_size), np.float32)
-        return self._columns[output_size]
+        if form.sizes not in self._columns:
+            self._columns[form.sizes] = np.zeros((self._rows, *form.axes), form.dtype)
+        return self._columns[form.sizes]
 
     def _drop_long(self, rows: Index) -> None:
         if self._long:

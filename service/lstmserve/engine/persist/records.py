@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine import model_lookup
-from lstmserve.engine.arrays import Index
+from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.clock import SECOND_NS
 from lstmserve.engine.compute.pool import Slots
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.live_sessions import SessionStart
-from lstmserve.engine.table import SUSPECT, TRUSTED, SavedReply, SessionTable
+from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
+from lstmserve.rows import RowFormat
 from lstmserve.spec import TensorSpec
 from lstmserve.store.record import (
     CorruptRecord,
@@ -33,10 +34,13 @@ STORE_TTL_MARGIN_NS = 10 * SECOND_NS
 
 
 class LastStep(NamedTuple):
-    """A record's part about the session's last step: 0 and None where the step had no number."""
+    """A record's part about the session's last step: 0 and None where the step had no number.
+
+    `reply` is the saved y [t, ...] in the format of the model's outputs.
+    """
 
     digest: int
-    reply: SavedReply | None
+    reply: Output | None
 
 
 class Records:
@@ -87,7 +91,7 @@ class Records:
         """Records of sessions as the table has them, but with the state in `slots` [N]."""
         table = self._table
         lasts = [
-            LastStep(digest, table.replies.get(row, model.output_size))
+            LastStep(digest, table.replies.get(row, model.outputs))
             for row, digest in zip(rows.tolist(), table.digest[rows].tolist(), strict=True)
         ]
         return self._make(model, rows, slots, table.step[rows], lasts, is_leaving=is_leaving)
@@ -130,8 +134,9 @@ class Records:
                     for each, values in zip(model.spec.states, own, strict=True)
                 ),
                 digest=last.digest,
-                reply=None if last.reply is None else last.reply.y,
-                reply_length=0 if last.reply is None else last.reply.length,
+                reply=None if last.reply is None else _bytes(model.outputs.floats_of(last.reply)),
+                reply_length=0 if last.reply is None else len(last.reply),
+                reply_ints=b"" if last.reply is None else _bytes(model.outputs.ints_of(last.reply)),
                 request_id=table.request_ids.get(row, ""),
                 released=self.released(trust, is_leaving=is_leaving),
             )
@@ -159,6 +164,7 @@ class Records:
     def start(self, record: Record, model: Model) -> SessionStart:
         """The state and step the session continues from. Raises StateCorrupt when a size or a name
         is not the model's."""
+        assert model.pool is not None
         expected = model.spec.states
         if [each.name for each in record.states] != [each.name for each in expected]:
             raise StateCorrupt("the stored session has other states than its model")
@@ -166,15 +172,14 @@ class Records:
             spec.name: _values(stored, spec)
             for spec, stored in zip(expected, record.states, strict=True)
         }
-        reply = None
-        if record.reply is not None:
-            if len(record.reply) != 4 * model.outputs.floats * record.reply_length:
-                raise StateCorrupt("the stored reply has the wrong size")
-            reply = SavedReply(record.reply_length, record.reply)
-        is_zero = record.step == 0 and not any(each.any() for each in states.values())
+        reply = None if record.reply is None else _reply(record, model.outputs)
+        initial = model.pool.layout.initial()
+        is_new = record.step == 0 and all(
+            np.array_equal(each, initial[name]) for name, each in states.items()
+        )
         return SessionStart(
             source="load",
-            rows=None if is_zero else states,
+            rows=None if is_new else states,
             step=record.step,
             incarnation=record.incarnation,
             epoch=record.epoch,
@@ -183,6 +188,21 @@ class Records:
             reply=reply,
             request_id=record.request_id,
         )
+
+
+def _bytes(values: npt.NDArray[Any] | None) -> bytes:
+    return b"" if values is None else values.tobytes()
+
+
+def _reply(record: Record, form: RowFormat) -> Output:
+    """The saved y [t, ...]. Raises StateCorrupt."""
+    assert record.reply is not None
+    length = record.reply_length
+    sizes = len(record.reply), len(record.reply_ints)
+    if sizes != (4 * form.floats * length, 8 * form.ints * length):
+        raise StateCorrupt("the stored reply has the wrong size")
+    floats = np.frombuffer(record.reply, "<f4").reshape(length, form.floats)
+    return form.join(floats, np.frombuffer(record.reply_ints, "<i8").reshape(length, form.ints))
 
 
 def _values(stored: StoredState, spec: TensorSpec) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from lstmserve.engine.model import Model
 from lstmserve.engine.persist.records import LastStep, Records, store_ttl_s
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
-from lstmserve.engine.table import DETACHED, SavedReply, SessionTable
+from lstmserve.engine.table import DETACHED, SessionTable
 from lstmserve.store.store import Store, Write, WriteOutcome, Written
 
 OUTCOMES = {
@@ -104,7 +104,7 @@ class WriteThrough(CommitStage):
         """The step's digest and reply as the scheduler will save them when it settles the step."""
         if y is None or y.nbytes > self._reply_bytes_max:
             return LastStep(digest, None)
-        return LastStep(digest, SavedReply(len(y), y.tobytes()))
+        return LastStep(digest, y)
 
     def _write(self, row: int, content: bytes) -> Write:
         """Replaces what the store had when it last answered."""

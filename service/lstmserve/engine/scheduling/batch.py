@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index, Input, Output
-from lstmserve.engine.compute.pool import ZERO, Slots
+from lstmserve.engine.compute.pool import INITIAL, Slots
 from lstmserve.engine.scheduling.work import Chunk, Outcome
 
 ONES = np.ones(1024, np.int64)
@@ -32,8 +32,8 @@ class Endings:
 class Batch:
     """In flight from the scheduler's schedule() to its settle().
 
-    `outcomes` [B] are marked by the kernel's and the store's stages. `inputs` x [T, B, I] or tokens
-    [T, B] repeat a row's last time step past its length; `y` [T, B, O] means nothing there.
+    `outcomes` [B] are marked by the kernel's and the store's stages. `inputs` x [T, B, ...] repeat
+    a row's last time step past its length; `y` [T, B, ...] means nothing there.
     """
 
     __slots__ = (
@@ -76,7 +76,8 @@ class Batch:
             start = stop
 
     def _slots_to_read(self, slots: Slots) -> Slots:
-        """A chunk that goes on reads its scratch slots, a Predict's sequence begins from zeros."""
+        """A chunk that goes on reads its scratch slots, a Predict's sequence begins from the
+        model's initial state."""
         if self.size == len(self.chunks):  # each of one row
             return np.array([_slot_of(each, slots) for each in self.chunks])
         return _joined([_slots_of(each, slots) for each in self.chunks])
@@ -99,12 +100,8 @@ class Batch:
         pieces = [each.request.x[each.cells() + t[:, cols]] for each, cols in self.columns()]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
-    def no_output(self, output_size: int) -> Output:
-        """y [T, B, O] before anything is computed."""
-        return np.full((self.length_max, self.size, output_size), np.nan, np.float32)
-
     def absorb(self, y: Output) -> None:
-        """Puts y [T, B, O] where the requests want it."""
+        """Puts y [T, B, ...] where the requests want it."""
         self.y = y
         for chunk, columns in self.columns():
             if chunk.length == 1:
@@ -114,7 +111,7 @@ class Batch:
 
     def _put_slices(self, chunk: Chunk, y: Output, lengths: Index) -> None:
         request, outs = chunk.request, chunk.outs()
-        outputs = request.outputs(y.shape[2])
+        outputs = request.outputs(y.shape[2:], y.dtype)
         if request.last_only:
             ends = np.flatnonzero(self.is_end(chunk))
             outputs[outs[ends]] = y[lengths[ends] - 1, ends]
@@ -168,13 +165,13 @@ def _slot_of(chunk: Chunk, slots: Slots) -> int:
     """Of a chunk of one row."""
     if chunk.scratch.size:
         return chunk.scratch.item()
-    return ZERO if chunk.request.plan is not None else slots.item(chunk.row(0))
+    return INITIAL if chunk.request.plan is not None else slots.item(chunk.row(0))
 
 
 def _slots_of(chunk: Chunk, slots: Slots) -> Slots:
     if chunk.scratch.size:
         return chunk.scratch
-    return np.full(chunk.size, ZERO) if chunk.request.plan is not None else slots[chunk.rows]
+    return np.full(chunk.size, INITIAL) if chunk.request.plan is not None else slots[chunk.rows]
 
 
 def _joined(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -182,7 +179,7 @@ def _joined(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def _next_rows(chunk: Chunk) -> Input:
-    """The next time step of each row, x [n, I] or tokens [n]; as a view where that is possible."""
+    """The next time step of each row, x [n, ...]; as a view where that is possible."""
     request = chunk.request
     if chunk.size == 1:
         cell = request.first(chunk.place(0)) + chunk.done
@@ -193,9 +190,9 @@ def _next_rows(chunk: Chunk) -> Input:
 
 
 def _put_rows(chunk: Chunk, y: Output) -> None:
-    """One row of y [n, O] for each, which the request may keep."""
+    """One row of y [n, ...] for each, which the request may keep."""
     request = chunk.request
     if request.outs is None and request.y is None and chunk.is_whole and request.height == len(y):
         request.y = y
     else:
-        request.outputs(y.shape[1])[chunk.outs()] = y
+        request.outputs(y.shape[1:], y.dtype)[chunk.outs()] = y

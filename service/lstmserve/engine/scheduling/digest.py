@@ -42,14 +42,18 @@ _KEYS = _Keys()
 
 
 def digest(x: Input, last_only: bool) -> int:
-    """Of one step's x [T, I] or tokens [T]; never 0, which stands for an unnumbered step."""
+    """Of one step's x [T, ...]; never 0, which stands for an unnumbered step.
+
+    It covers all inputs: of each row the floats and then the integers, as lstmserve/rows.py lays
+    them out. Records hold digests, so their values must not change.
+    """
     words = x.reshape(-1).view(np.uint32).astype(np.uint64)
     total = int(words.dot(_KEYS.first(words.size)))
     return _finish(total, len(x), last_only)
 
 
 def digests_of_rows(x: Input, last_only: bool) -> Digests:
-    """digest() of each x[i], each of one row: x [N, I] or tokens [N]."""
+    """digest() of each x[i], each of one row: x [N, ...]."""
     words = x.reshape(len(x), -1).view(np.uint32).astype(np.uint64)
     totals: Digests = words.dot(_KEYS.first(words.shape[1]))
     totals <<= TWO

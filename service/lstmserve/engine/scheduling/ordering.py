@@ -26,6 +26,7 @@ from lstmserve.engine.errors import (
 )
 from lstmserve.engine.scheduling.work import Applied, Chunk, Place, Request, chunks_of
 from lstmserve.engine.table import OPEN, SUSPECT, SessionTable
+from lstmserve.rows import RowFormat
 
 RETRY_S = 0.05
 COLUMNS_FROM = 4  # below so many rows, columns cost more than one row after the other
@@ -41,12 +42,12 @@ class Ordering:
         self,
         config: Config,
         table: SessionTable,
-        output_size: int,
+        outputs: RowFormat,
         on_idle: Callable[[int], None],
     ) -> None:
         self._config = config
         self._table = table
-        self._output_size = output_size
+        self._outputs = outputs
         self._reply_bytes_max = config.reply_bytes_max
         self._on_idle = on_idle
         self._waiting: dict[int, deque[Place]] = {}  # by row of the table, behind its first step
@@ -237,21 +238,21 @@ class Ordering:
     # The end of a step --------------------------------------------------------------------------
 
     def save(self, row: int, y: Output) -> None:
-        """The session's first step was applied, y [t, O]: it is what a repeat is answered with."""
+        """The session's first step was applied; y [t, ...] is what answers a repeat."""
         table = self._table
         digest = table.digest[row] = table.pending_digest.item(row)
-        if digest and 4 * y.size <= self._reply_bytes_max:
-            table.replies.save(row, y)
+        if digest and y.nbytes <= self._reply_bytes_max:
+            table.replies.save(row, y, self._outputs)
         else:
             table.replies.forget(row)
 
     def save_rows(self, rows: Index, y: Output) -> None:
-        """save() of steps with one row of output each, y [N, O]."""
+        """save() of steps with one row of output each, y [N, ...]."""
         table = self._table
         digests: Digests = table.pending_digest[rows]
         table.digest[rows] = digests
-        if digests.any() and 4 * self._output_size <= self._reply_bytes_max:
-            table.replies.save_rows(rows, y)
+        if digests.any() and self._outputs.bytes <= self._reply_bytes_max:
+            table.replies.save_rows(rows, y, self._outputs)
         else:
             table.replies.forget_rows(rows)
 
@@ -341,11 +342,11 @@ class Ordering:
     def _answer(self, request: Request, i: int, row: int) -> None:
         table = self._table
         last, durable = table.step.item(row), table.durable_step.item(row)
-        saved = table.replies.get(row, self._output_size)
+        saved = table.replies.get(row, self._outputs)
         if saved is None:
             raise _superseded(request.number(i), last)
-        request.outputs(self._output_size)
-        request.output(i)[:] = np.frombuffer(saved.y, np.float32).reshape(saved.length, -1)
+        request.outputs(self._outputs.axes, self._outputs.dtype)
+        request.output(i)[:] = saved
         request.answer(Applied([i], [last], [durable], request.arrival_ns, 0, is_replayed=True))
 
     def check_integrity(self) -> None:

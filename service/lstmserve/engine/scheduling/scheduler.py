@@ -25,6 +25,7 @@ from lstmserve.engine.scheduling.queues import ReadyQueues
 from lstmserve.engine.scheduling.settle import Settlement
 from lstmserve.engine.scheduling.work import Chunk, Request
 from lstmserve.engine.table import SessionTable
+from lstmserve.rows import RowFormat
 
 RETRY_S = 0.05
 
@@ -48,7 +49,7 @@ class Scheduler:
         config: Config,
         table: SessionTable,
         pool: Pool,
-        output_size: int,
+        outputs: RowFormat,
         on_idle: Callable[[int], None],
         on_moved: Callable[[int], None],
     ) -> None:
@@ -56,7 +57,7 @@ class Scheduler:
         self._table = table
         self._pool = pool
         self._ready = ReadyQueues(config, pool)
-        self._ordering = Ordering(config, table, output_size, on_idle)
+        self._ordering = Ordering(config, table, outputs, on_idle)
         self._settlement = Settlement(table, pool, self._ready, self._ordering, on_moved)
         self._pauses: dict[int, Pause] = {}  # by row
         self._in_flight: dict[Batch, list[Callable[[], None]]] = {}  # with the callbacks of its end

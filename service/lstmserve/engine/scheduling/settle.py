@@ -133,7 +133,7 @@ class Settlement:
             self._ready.push(following)
 
     def _end_columns(self, chunk: Chunk, slots: Slots, last: Output, now_ns: int) -> None:
-        """The same for many. `last` [n, O] are the outputs of their last time steps."""
+        """The same for many. `last` [n, ...] are the outputs of their last time steps."""
         table, rows = self._table, chunk.rows
         self._pool.give(table.slot[rows])
         table.slot[rows] = slots

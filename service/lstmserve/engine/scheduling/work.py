@@ -18,6 +18,7 @@ from lstmserve.engine.arrays import Digests, Index, Input, Output
 from lstmserve.engine.compute.pool import Slots, States
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling.digest import digest, digests_of_rows
+from lstmserve.rows import make_unknown, unknown_rows
 
 NO_SLOTS: Slots = np.zeros(0, np.int64)
 
@@ -77,10 +78,11 @@ class Request:
     """Steps of one model that arrived together; also one step alone.
 
     Row i is a step of the session in row rows[i] of the session table. Its input is
-    x[firsts[i] : firsts[i] + lengths[i]] (x [cells, I], or tokens [cells]), its output goes to
-    y[outs[i] : ...]: lengths[i] rows of y [height, O], or one with last_only. Columns are lists or
-    arrays; None stands for lengths of 1, for the same order in x and y, for no numbers, and for no
-    deadlines. A number of 0 is none. y is NaN where nothing was applied.
+    x[firsts[i] : firsts[i] + lengths[i]] (x [cells, ...]), its output goes to y[outs[i] : ...]:
+    lengths[i] rows of y [height, ...], or one with last_only. x and y are rows of the model's
+    inputs and outputs (lstmserve/rows.py). Columns are lists or arrays; None stands for lengths of
+    1, for the same order in x and y, for no numbers, and for no deadlines. A number of 0 is none.
+    y is unknown (NaN, or 0 for integers) where nothing was applied.
     """
 
     __slots__ = (
@@ -174,20 +176,20 @@ class Request:
         return i if self.firsts is None else int(self.firsts[i])
 
     def input(self, i: int) -> Input:
-        """x [T, I] or tokens [T] of row i."""
+        """x [T, ...] of row i."""
         start = self.first(i)
         return self.x[start : start + self.length(i)]
 
     def output(self, i: int) -> Output:
-        """y [T, O] of row i, or [1, O] with last_only."""
+        """y [T, ...] of row i, or [1, ...] with last_only."""
         assert self.y is not None
         start = i if self.outs is None else int(self.outs[i])
         return self.y[start : start + (1 if self.last_only else self.length(i))]
 
-    def outputs(self, output_size: int) -> Output:
-        """y [height, O], to be written to."""
+    def outputs(self, axes: tuple[int, ...], dtype: np.dtype[Any]) -> Output:
+        """y [height, *axes], to be written to."""
         if self.y is None:
-            self.y = np.full((self.height, output_size), np.nan, np.float32)
+            self.y = unknown_rows((self.height, *axes), dtype)
         return self.y
 
     def digest(self, i: int) -> int:
@@ -223,9 +225,9 @@ class Request:
         self._answered(len(rows.places)).applied(self, rows)
 
     def fail(self, i: int, error: ServeError) -> None:
-        """Tells the responder of a row that was not applied; its output is NaN."""
+        """Tells the responder of a row that was not applied; its output is unknown."""
         if self.y is not None:
-            self.output(i)[:] = np.nan
+            make_unknown(self.output(i))
         self._answered(1).failed(self, i, error)
 
     def _answered(self, count: int) -> Responder:

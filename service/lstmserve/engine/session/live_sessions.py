@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lstmserve.config import Config
+from lstmserve.engine.arrays import Output
 from lstmserve.engine.clock import Now
-from lstmserve.engine.compute.pool import ZERO, States
+from lstmserve.engine.compute.pool import INITIAL, States
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.past_sessions import (
@@ -27,18 +28,17 @@ from lstmserve.engine.table import (
     MOVED,
     NOT_STORED,
     OPEN,
-    SavedReply,
     SessionTable,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class SessionStart:
-    """What a session starts from: the states, [1, *shape] each (None: the
-    model's initial state), and the step that they belong to.
+    """What a session starts from: the states, [1, *shape] each, and the step they belong to.
 
-    `request_id` is that of the OpenSession that creates the session. The fields above it are set
-    for a session that continues one from a store, and are 0 or None for a new one.
+    `rows` None is the model's initial state. `request_id` is that of the OpenSession that creates
+    the session. The fields between are set for a session that continues one from a store, and are
+    0 or None for a new one.
     """
 
     source: str = "new"  # new, import, fork, load, resume: the label of lstm_sessions_opened_total
@@ -48,7 +48,7 @@ class SessionStart:
     epoch: int = 0
     open_time_ns: int = 0
     digest: int = 0
-    reply: SavedReply | None = None
+    reply: Output | None = None  # y [t, ...] of its last step
     request_id: str = ""
 
 
@@ -113,7 +113,7 @@ class LiveSessions:
         table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
         table.digest[row] = start.digest
         if start.reply is not None:
-            table.replies.restore(row, start.reply)
+            table.replies.save(row, start.reply, model.outputs)
         if start.request_id:
             table.request_ids[row] = start.request_id
         table.begin_time(row, now.monotonic_ns, ttl_ns)
@@ -136,12 +136,13 @@ class LiveSessions:
             int(table.step[row]),
             open_time_ns=int(table.open_time_ns[row]),
             digest=int(table.digest[row]),
-            reply=table.replies.get(row, model.output_size),
+            reply=table.replies.get(row, model.outputs),
             request_id=table.request_ids.get(row, ""),
         )
 
     def state(self, row: int) -> States:
-        """The session's rows [1, width] after its last applied step. It waits for nothing."""
+        """The session's states, [1, *shape] each, after its last applied step. It waits for
+        nothing."""
         pool = self.model_of(row).pool
         assert pool is not None
         return pool.read(self._table.slot[row : row + 1].copy())
@@ -267,6 +268,6 @@ class LiveSessions:
         model = self.model_of(row)
         assert model.pool is not None
         model.pool.give_one(int(self._table.slot[row]))
-        self._table.slot[row] = ZERO
+        self._table.slot[row] = INITIAL
         self._table.release(row)
         model.sessions -= 1

@@ -1,0 +1,236 @@
+"""Owns a network of kind "network" made by hand: a step graph with five states of different shapes.
+
+Loop is its oracle: one plain onnxruntime session of the graph as it is, one time step of one
+session after the other. No pool, no Scan, no batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from lstmserve.golden import Golden, dump_golden
+from lstmserve.graph.step_graph import fingerprint, read_step_graph
+from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
+from lstmserve.rows import RowFormat, Rows
+from lstmserve.spec import NEXT, ModelSpec, TensorSpec
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+SPEC = ModelSpec(
+    inputs=(TensorSpec("x", (3,)), TensorSpec("gain"), TensorSpec("kind", (), "int64")),
+    outputs=(TensorSpec("score", (2,)), TensorSpec("label", (), "int64")),
+    states=(
+        TensorSpec("h", (2, 4)),
+        TensorSpec("mean", (3,)),
+        TensorSpec("count", (), "int64"),
+        TensorSpec("window", (3, 2)),
+        TensorSpec("odd", (4,), "bool"),
+    ),
+)
+INPUTS, OUTPUTS = RowFormat(SPEC.inputs), RowFormat(SPEC.outputs)
+KINDS = 5  # kind is taken modulo so many
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
+# The names of the values between are such as the server's own graph may have.
+NODES = """
+kind five -> Mod mod
+table mod -> Gather embedded
+x w -> MatMul read
+read embedded -> Add write
+gain axis1 -> Unsqueeze gain1
+write gain1 -> Mul floats
+h zero_one -> Split+axis=1 h0 h1
+h0 axis1 -> Squeeze h0s
+h0s r -> MatMul lengths
+lengths floats -> Add valid
+valid -> Tanh y
+y axis1 -> Unsqueeze y1
+h1 y1 -> Add y_ints
+y_ints half -> Mul h1n
+y1 h1n -> Concat+axis=1 h.next
+count mod -> Add count1
+count1 one -> Add count.next
+count.next -> Cast+to=1 countf
+countf axis1 -> Unsqueeze countf1
+x mean -> Sub off
+off countf1 -> Div drift
+mean drift -> Add mean.next
+y start stop axis1 -> Slice newest
+newest axis1 -> Unsqueeze newest1
+window start1 stop3 axis1 -> Slice older
+older newest1 -> Concat+axis=1 window.next
+y limit -> Greater is_high
+odd is_high -> Xor odd.next
+odd.next -> Cast+to=1 oddf
+h1n axis1 -> Squeeze h1s
+window.next flat -> Reshape windowf
+h1s windowf mean.next oddf -> Concat+axis=1 all
+all out -> MatMul score
+score -> ArgMax+axis=1,keepdims=0 best
+count.next ten -> Mul count10
+count10 best -> Add label
+"""
+
+
+def build(seed: int = 0) -> onnx.ModelProto:
+    """The step graph: inputs and NAME of each state [B, *shape] -> outputs and NAME.next."""
+    inputs = [_value(each.name, each) for each in (*SPEC.inputs, *SPEC.states)]
+    outputs = [_value(each.name, each) for each in SPEC.outputs]
+    outputs += [_value(each.name + NEXT, each) for each in SPEC.states]
+    initializers = [numpy_helper.from_array(each, n) for n, each in constants(seed).items()]
+    graph = helper.make_graph(_nodes(), "step", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], ["B", *spec.shape])
+
+
+def _nodes() -> list[onnx.NodeProto]:
+    nodes = []
+    for line in NODES.strip().splitlines():
+        inputs, _, rest = line.partition(" -> ")
+        op, *outputs = rest.split()
+        op, _, given = op.partition("+")
+        pairs = [each.partition("=") for each in given.split(",") if each]
+        attributes = {name: int(value) for name, _, value in pairs}
+        nodes.append(helper.make_node(op, inputs.split(), outputs, **attributes))
+    return nodes
+
+
+def constants(seed: int) -> dict[str, Array]:
+    """Weights, small constants, and the initial state of four of the five states."""
+    rng = np.random.default_rng(seed)
+
+    def floats(*shape: int) -> Array:
+        return rng.uniform(-1, 1, shape).astype(np.float32)
+
+    vectors = {
+        "axis1": [1],
+        "zero_one": [1, 1],
+        "start": [0],
+        "stop": [2],
+        "start1": [1],
+        "stop3": [3],
+    }
+    return {
+        "table": floats(KINDS, 4),
+        "w": floats(3, 4),
+        "r": floats(4, 4),
+        "out": floats(4 + 6 + 3 + 4, 2),
+        "half": np.array(0.5, np.float32),
+        "limit": np.array(0.3, np.float32),
+        "five": np.array(KINDS),
+        "one": np.array(1),
+        "ten": np.array(10),
+        "flat": np.array([-1, 6]),
+        **{name: np.array(values) for name, values in vectors.items()},
+        "h.initial": floats(2, 4),
+        "mean.initial": floats(3),
+        "count.initial": np.array(7),
+        "odd.initial": np.array([True, False, False, True]),
+    }
+
+
+def initial(seed: int = 0) -> dict[str, Array]:
+    """Name -> [*shape]: the initial state of a model of this seed."""
+    given = constants(seed)
+    return {
+        each.name: given.get(f"{each.name}.initial", np.zeros(each.shape, each.dtype))
+        for each in SPEC.states
+    }
+
+
+def random_inputs(rng: np.random.Generator, *shape: int) -> dict[str, Array]:
+    """Name -> [*shape, ...] of each input; kinds are any int64."""
+    return {
+        "x": rng.standard_normal((*shape, 3)).astype(np.float32),
+        "gain": rng.uniform(0.2, 2, shape).astype(np.float32),
+        "kind": rng.integers(-(1 << 62), 1 << 62, shape),
+    }
+
+
+def random_rows(rng: np.random.Generator, length: int) -> Rows:
+    """random_inputs() as rows of the engine's."""
+    return INPUTS.pack(random_inputs(rng, length))
+
+
+def make_golden(seed: int) -> dict[str, Golden]:
+    """Three ragged sequences from the initial state, and three from others, by the plain loop."""
+    rng, loop = np.random.default_rng(seed), Loop(seed)
+    starts = [loop.run(random_rows(rng, 1 + i))[1] for i in range(3)]
+    return {
+        "new": _case(loop, random_inputs(rng, 3, 6), None),
+        "old": _case(loop, random_inputs(rng, 3, 6), starts),
+    }
+
+
+def _case(loop: Loop, inputs: dict[str, Array], starts: list[dict[str, Array]] | None) -> Golden:
+    x, lengths = INPUTS.pack(inputs), np.array([6, 1, 4], np.int32)
+    y, ends = OUTPUTS.unknown(3, 6), []
+    for i, length in enumerate(lengths.tolist()):
+        y[i, :length], end = loop.run(x[i, :length], None if starts is None else starts[i])
+        ends.append(end)
+    outputs = {name: np.nan_to_num(each) for name, each in OUTPUTS.split(y).items()}
+    return Golden(inputs, lengths, _stacked(starts), outputs, _stacked(ends) or {}, torch_error=0.0)
+
+
+def _stacked(states: list[dict[str, Array]] | None) -> dict[str, Array] | None:
+    if states is None:
+        return None
+    return {each.name: np.stack([state[each.name] for state in states]) for each in SPEC.states}
+
+
+def make_model(folder: Path, seed: int = 0, *, name: str = "n", version: int = 1) -> Path:
+    """Writes folder/NAME/VERSION as an export would, and returns its path."""
+    content = build(seed).SerializeToString()
+    files = {MODEL: content, GOLDEN: dump_golden(make_golden(seed))}
+    sums = {file: sha256(each) for file, each in files.items()}
+    found = fingerprint(SPEC, read_step_graph(content, SPEC))
+    manifest = Manifest(name, version, SPEC, found, sums)
+    return write_model(folder, manifest, files, force=False)
+
+
+class Loop:
+    """The oracle."""
+
+    def __init__(self, seed: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3  # no step reads the initial state
+        self._session = ort.InferenceSession(build(seed).SerializeToString(), options)
+        self._names = [each.name for each in self._session.get_outputs()]
+        self._initial = initial(seed)
+
+    def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
+        """One time step of one session: inputs and states [*shape] -> outputs, states."""
+        feed = {name: each[np.newaxis] for name, each in {**inputs, **states}.items()}
+        outputs = zip(self._names, self._session.run(None, feed), strict=True)
+        found = {name: each[0] for name, each in outputs}
+        after = {each.name: found[each.name + NEXT] for each in SPEC.states}
+        return {each.name: found[each.name] for each in SPEC.outputs}, after
+
+    def run(self, rows: Rows, states: Arrays | None = None) -> tuple[Rows, dict[str, Array]]:
+        """Rows [T, ...] of the inputs, from the initial state where none is given -> rows [T, ...]
+        of the outputs, and the states after them."""
+        inputs, after = INPUTS.split(rows), dict(states or self._initial)
+        outputs = []
+        for t in range(len(rows)):
+            found, after = self.step({name: each[t] for name, each in inputs.items()}, after)
+            outputs.append(found)
+        packed = {name: np.stack([each[name] for each in outputs]) for name in outputs[0]}
+        return OUTPUTS.pack(packed), after
