@@ -44,7 +44,7 @@ test: check $(TRITON)/.setup-stamp debian ## check, then all tests (PYTEST_ARGS 
 grpcio: $(STAMP) ## tests of the transport on the oldest supported grpcio and the newest
 	@sh tests/grpcio.sh $(PYTEST_ARGS)
 
-demo: $(DEMO) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model anew)
+demo: $(DEMO) ## New York's weather, streamed hour by hour (RETRAIN=1 trains the model again)
 	$(BIN)/python -m examples.weather.demo $(if $(RETRAIN),--retrain)
 
 bench: $(STAMP) ## measures beside their limits into bench/RESULTS.md (BENCH_ARGS: names), micro-benchmarks

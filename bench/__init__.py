@@ -1,1 +1,1 @@
-"""How fast lstmserve is, beside the limits of what it is made of. Nothing timed is pass or fail."""
+"""How fast lstmserve is, compared with the limits of its parts. No timing is pass or fail."""

@@ -1,6 +1,6 @@
-"""`python -m bench [NAME ...]`: the measures of issue and docs, each beside its limit.
+"""`python -m bench [NAME ...]`: the measures of the issue and the docs, each beside its limit.
 
-`make bench` runs all and writes bench/RESULTS.md.
+`make bench` runs all of them and writes bench/RESULTS.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The floor of the arithmetic: plain onnxruntime on batches of gathered state, no server.
+"""The floor of the arithmetic: plain onnxruntime on batches of gathered state, without a server.
 
-`python -m bench.arithmetic INPUT,HIDDEN,LAYERS,OUTPUT`, then on stdin, one answer line each:
+`python -m bench.arithmetic INPUT,HIDDEN,LAYERS,OUTPUT` answers each line of stdin by one line:
 `steps BATCH SECONDS`     -> steps and CPU seconds of the portable graph at T = 1
-`ragged GROUP SECONDS L,L,...`  -> sequences and CPU seconds of these lengths, GROUP to a batch,
-sorted by length, so that little is padded.
+`ragged GROUP SECONDS L,L,...`  -> sequences and CPU seconds of these lengths, in batches of GROUP;
+they are sorted by length, so that there is little padding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Arithmetic:
         }
 
     def bound_step(self) -> Callable[[], object]:
-        """A run of one row, T = 1, of which nothing but the run is left to do."""
+        """Prepares a run of one row, T = 1. Calling it only runs onnxruntime."""
         binding = self._session.io_binding()
         for name, value in self.feed([1]).items():
             binding.bind_cpu_input(name, value)
@@ -58,7 +58,7 @@ class Arithmetic:
         return lambda: self._session.run_with_iobinding(binding)
 
     def run(self, feeds: list[dict[str, np.ndarray]], seconds: float) -> tuple[int, float]:
-        """All the feeds again and again for so long: how often, and the CPU seconds."""
+        """Runs all feeds again and again for `seconds`. Returns how often, and the CPU seconds."""
         count, start_s = 0, time.process_time()
         end_s = time.perf_counter() + seconds
         while time.perf_counter() < end_s:
@@ -69,7 +69,7 @@ class Arithmetic:
 
 
 def answer(arithmetic: Arithmetic, line: str) -> str:
-    """One question's line."""
+    """The answer to one line."""
     what, size, seconds, *rest = line.split()
     if what == "steps":
         feeds, each = [arithmetic.feed([1] * int(size))], int(size)

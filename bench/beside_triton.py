@@ -1,12 +1,13 @@
 """`python -m bench.beside_triton TRITON NAME=CHECKOUT[,FLAG...] ...`: a real Triton beside ours.
 
-TRITON is a virtual environment that holds the server, as NVIDIA's wheel brings it:
+TRITON is a virtual environment that has the server from NVIDIA's wheel:
 
     python3 -m venv TRITON && TRITON/bin/pip install nvidia-pytriton==0.7.0 onnxruntime==1.31.1
 
 Triton runs the same network behind its sequence batcher (bench/triton_model). Its tree of processes
-and each version of ours have the same core, one after the other, and get the same ModelInfer bodies
-from the same raw load, ours also Steps. All must give the same y before anything is measured.
+and each version of ours run on the same core, one after the other, and get the same ModelInfer
+bodies from the same raw load; ours also get Steps. All must give the same y before anything is
+measured.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 
 from bench import requests
 from bench.checkout import Version, all_checked_out, serving_of
+from bench.clients import Place
 from bench.load import Load, Sample
 from bench.machine import ROOT, commit, description, on_core, pin_load
 from bench.measures import INFER, SPEC, infer, raw
@@ -50,7 +52,7 @@ HEADS = (
 SERVICE = INFER.removesuffix("ModelInfer")
 WAIT_S_MAX = 60
 CHECKED, CHECKED_STEPS, TOLERANCE = 1_000_000, 5, 1e-5  # a sequence, and how its y may differ
-# Where a wheel's environment has what Triton needs, one a line.
+# What Triton needs of a wheel's environment, a path a line.
 PLACES = (
     "import sys, sysconfig; print(sysconfig.get_path('platlib'),"
     " sysconfig.get_config_var('LIBDIR'), '%d.%d' % sys.version_info[:2], sep='\\n')"
@@ -68,7 +70,7 @@ class Installed:
 
     @classmethod
     def find(cls, folder: Path) -> Installed:
-        """Raises BadParameter when it is not there."""
+        """The Triton in the folder. Raises BadParameter if there is none."""
         python = folder / "bin" / "python"
         if not python.exists():
             raise click.BadParameter(f"{folder} is no virtual environment")
@@ -81,7 +83,7 @@ class Installed:
 
     @property
     def root(self) -> Path:
-        """What the wheel has of Triton."""
+        """The wheel's folder with Triton's files."""
         return self.packages / "pytriton" / "tritonserver"
 
     @property
@@ -90,7 +92,7 @@ class Installed:
         return self.root / "bin" / "tritonserver"
 
     def environment(self) -> dict[str, str]:
-        """With its libraries, and with its packages for the Python backend."""
+        """The variables for its libraries, and for its packages in the Python backend."""
         libraries = [self.packages / "nvidia_pytriton.libs", self.libraries]
         return {
             **os.environ,
@@ -100,7 +102,7 @@ class Installed:
         }
 
     def lay_out(self, models: Path, folder: Path) -> list[str]:
-        """A model repository and a folder of backends below `folder`, and the flags that say so."""
+        """Makes a model repository and a folder of backends in `folder`. Returns their flags."""
         model = folder / "models" / MODEL
         (model / "1").mkdir(parents=True)
         own = ROOT / "bench" / "triton_model"
@@ -116,7 +118,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a load needs of a server, whoever made it."""
+    """What a load needs of a server, ours or Triton's."""
 
     target: str
     pid: int
@@ -124,7 +126,7 @@ class Served:
 
 @contextmanager
 def triton_of(installed: Installed, models: Path) -> Iterator[Served]:
-    """Triton on the server's core, ready; its processes are gone afterwards."""
+    """Runs Triton on the server's core, ready on entry; its processes are gone on exit."""
     with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as free:
         folder, port = Path(name), str(free.getsockname()[1])
         free.close()
@@ -149,11 +151,11 @@ def triton_of(installed: Installed, models: Path) -> Iterator[Served]:
             finally:
                 _end(process)
                 for region in Path("/dev/shm").glob(f"{memory}*"):
-                    region.unlink()  # which its backend leaves
+                    region.unlink()  # its backend leaves the region behind
 
 
 def _await(target: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it is ready; it listens when its models are loaded, and ends when they cannot be."""
+    """Waits until it is ready. It listens once its models are loaded, and ends if they fail."""
     with grpc.insecure_channel(target) as channel:
         ready = grpc.channel_ready_future(channel)
         for _ in range(WAIT_S_MAX):
@@ -166,7 +168,7 @@ def _await(target: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The whole group that it leads."""
+    """Kills the process group that it leads."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(WAIT_S_MAX)
@@ -176,7 +178,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def version_of(target: str) -> str:
-    """What the server says of itself."""
+    """The version that the server reports."""
     with grpc.insecure_channel(target) as channel:
         call = channel.unary_unary(
             SERVICE + "ServerMetadata",
@@ -200,13 +202,15 @@ def outputs(target: str) -> np.ndarray:
 def compared(
     installed: Installed, versions: Sequence[Version], count: int, effort: Effort
 ) -> dict[str, list[Sample]]:
-    """The samples of Triton, the first, and of ours by both dialects, in turns."""
+    """The samples of Triton, first, and of ours by both dialects, taken in turns."""
     with ExitStack() as stack:
         models = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         make_model(models, SPEC, name=MODEL)
         triton = stack.enter_context(triton_of(installed, models))
         expected = outputs(triton.target)
-        sides = [Side(version_of(triton.target), triton.pid, infer(count)(triton))]
+        sides = [
+            Side(version_of(triton.target), triton.pid, infer(count)(Place(triton.target, "")))
+        ]
         servers = []
         for version in versions:
             serving = stack.enter_context(serving_of(version, models))
@@ -215,8 +219,9 @@ def compared(
                 "ModelInfer": infer(count),
                 "Step": raw("Step", count, streamed=False),
             }
+            place = Place(serving.target, version.python_path)
             sides += [
-                Side(f"{version.name}, {method}", serving.process.pid, load(serving))
+                Side(f"{version.name}, {method}", serving.process.pid, load(place))
                 for method, load in loads.items()
             ]
             servers.append(serving)
@@ -227,7 +232,7 @@ def compared(
 
 
 def lines(count: int, taken: dict[str, list[Sample]]) -> Iterator[str]:
-    """Of the table, one a side."""
+    """The lines of the table, one for each side."""
     (_, theirs), *_ = taken.items()
     for side, samples in taken.items():
         found = [str(count), side, rate(samples), cost(samples)]
@@ -242,7 +247,7 @@ def lines(count: int, taken: dict[str, list[Sample]]) -> Iterator[str]:
 @click.option("--rounds", default=7, show_default=True, help="Turns of each side.")
 @click.option("--seconds", default=1.0, show_default=True, help="Of one turn.")
 def main(triton: Path, texts: tuple[str, ...], rounds: int, seconds: float) -> None:
-    """Prints a table in Markdown: each side's rate and cost, and ours beside Triton's."""
+    """Prints a table in Markdown: each side's rate and cost, and ours relative to Triton's."""
     pin_load()
     installed = Installed.find(triton.absolute())
     with all_checked_out(texts) as versions:

@@ -1,7 +1,7 @@
-"""What people write by hand: grpc.aio calling torch's nn.LSTM for every request, state in a dict.
+"""What people write by hand: grpc.aio calls torch's nn.LSTM for every request; state in a dict.
 
-`python -m bench.byhand INPUT,HIDDEN,LAYERS,OUTPUT`: lstmserve's own StepRequest and StepResponse
-on a method Step, no batching, no step numbers, no checks. Prints its port.
+`python -m bench.byhand INPUT,HIDDEN,LAYERS,OUTPUT` serves lstmserve's own StepRequest and
+StepResponse on a method Step, without batches, step numbers or checks. It prints its port.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SERVICE = "bench.ByHand"
 
 
 class Steps:
-    """The handler."""
+    """Handles the method Step."""
 
     def __init__(self, spec: LstmSpec) -> None:
         self._lstm = torch.nn.LSTM(spec.input_size, spec.hidden_size, spec.num_layers)
@@ -30,7 +30,7 @@ class Steps:
         self._states: dict[str, tuple[torch.Tensor, torch.Tensor] | None] = {}
 
     async def step(self, request: pb.StepRequest, context: object) -> pb.StepResponse:
-        """One row."""
+        """Computes one row."""
         x = torch.from_numpy(np.frombuffer(request.x, np.float32).copy())
         with torch.inference_mode():
             state = self._states.get(request.session_id)

@@ -1,8 +1,8 @@
-"""Versions of the server by name, each served from a checkout of its own on the server's core.
+"""Serves named versions of the server, each from a checkout of its own, on the server's core.
 
 A version is a folder, or a commit that is checked out beside this one for the run. The flag
-`listener` turns gRPC's event_engine_listener on, `no-listener` off, whatever the version does;
-VARIABLE=VALUE sets a variable of its environment. Must not know what load comes.
+`listener` turns gRPC's event_engine_listener on, `no-listener` turns it off, whatever the version
+does; VARIABLE=VALUE sets a variable of its environment. This module must not know the load.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.machine import LOAD_CPU, ROOT, SERVER_CPU
 from serving import COMMAND, Serving
 from storing import Valkey
 
-# gRPC reads the list of experiments at its start, and the last word on one counts.
+# gRPC reads the list of experiments at its start; the last mention of one counts.
 LISTENER = {"listener": "event_engine_listener", "no-listener": "-event_engine_listener"}
 STORES = ("memory", "file", "valkey")
 
@@ -35,10 +35,15 @@ class Version:
     folder: Path
     variables: dict[str, str]
 
+    @property
+    def python_path(self) -> str:
+        """PYTHONPATH of its packages."""
+        return os.pathsep.join(str(self.folder / part) for part in ("service", "export"))
+
 
 @contextmanager
 def checked_out(text: str) -> Iterator[Version]:
-    """NAME=CHECKOUT[,FLAG...] as a Version; a commit's checkout is gone afterwards."""
+    """NAME=CHECKOUT[,FLAG...] as a Version; the checkout of a commit is removed on exit."""
     name, is_named, rest = text.partition("=")
     place, *flags = rest.split(",")
     if not (name and is_named and place):
@@ -68,7 +73,7 @@ def _variable(flag: str) -> tuple[str, str]:
 
 @contextmanager
 def all_checked_out(texts: Sequence[str]) -> Iterator[list[Version]]:
-    """The versions that a command line names, each name once. SIGTERM ends the block as ^C does."""
+    """The versions that a command line names, no name twice. SIGTERM ends the block like ^C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         versions = [stack.enter_context(checked_out(text)) for text in texts]
@@ -85,7 +90,6 @@ def serving_of(
     command: Sequence[str] = COMMAND,
 ) -> Iterator[Serving]:
     """That version's server on its core, with a new and empty store of that kind."""
-    path = os.pathsep.join(str(version.folder / part) for part in ("service", "export"))
     pinned = ["taskset", "--cpu-list", f"{SERVER_CPU},{LOAD_CPU}", *command]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -95,6 +99,8 @@ def serving_of(
         elif store == "valkey":
             flags = ("--store", stack.enter_context(Valkey(folder)).url)
         arguments = ("--models", models, "--cpu", str(SERVER_CPU))
-        serving = Serving((*arguments, *flags), pinned, PYTHONPATH=path, **version.variables)
+        serving = Serving(
+            (*arguments, *flags), pinned, PYTHONPATH=version.python_path, **version.variables
+        )
         stack.callback(serving.kill)
         yield serving

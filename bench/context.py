@@ -1,4 +1,4 @@
-"""Beside the goals: the Python client, and what a store costs. No floors, one row each."""
+"""Figures beside the goals: the Python client, and what a store costs. One row each, no floors."""
 
 from __future__ import annotations
 

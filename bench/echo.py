@@ -1,9 +1,9 @@
-"""The floor of the transport: the server's own, with prepared bytes for answers.
+"""The floor of the transport: the server's own transport, with prepared replies.
 
-`python -m bench.echo REPLY_BYTES [INPUT,HIDDEN,LAYERS,OUTPUT]`: no protobuf, no engine; grpcio,
-event loop, channel arguments and collector settings are `lstmserve serve`'s own. With a model every
-message costs one plain run of onnxruntime too, its arguments bound beforehand: what is left to a
-server that computes each step when it comes.
+`python -m bench.echo REPLY_BYTES [INPUT,HIDDEN,LAYERS,OUTPUT]` has no protobuf and no engine;
+grpcio, event loop, channel arguments and garbage collector are those of `lstmserve serve`. With a
+model, every message also costs one plain run of onnxruntime with arguments that are bound before:
+the least that a server needs if it computes each step on arrival.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ class Unary:
         self._compute = compute
 
     def may_read(self, call: UnaryCall) -> bool:
-        """Always."""
         return True
 
     def receive(self, calls: list[UnaryCall]) -> None:
-        """One after the other."""
+        """Answers one call after the other."""
         for call in calls:
             self._compute()
             call.reply(self._reply)
 
     def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
-        """Not counted."""
+        """Does nothing: these calls are not counted."""
 
 
 class Stream:
@@ -55,49 +54,48 @@ class Stream:
         self._compute = compute
 
     def may_read(self, stream: StreamCall) -> bool:
-        """Always."""
         return True
 
     def opened(self, stream: StreamCall) -> None:
-        """It ends when its client has said all."""
+        """Starts a conversation that ends when its client sends no more."""
         stream.conversation = Conversation(stream)
 
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
-        """One after the other."""
+        """Answers one message after the other."""
         for stream, content in messages:
             stream.admitted(len(content))
             self._compute()
             stream.write(self._reply)
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Not counted."""
+        """Does nothing: these calls are not counted."""
 
     def closed(self, stream: StreamCall) -> None:
-        """Nothing is kept."""
+        """Does nothing: a stream leaves nothing behind."""
 
 
 class Conversation:
-    """Of one stream."""
+    """The conversation of one stream."""
 
     def __init__(self, stream: StreamCall) -> None:
         self._stream = stream
 
     def half_closed(self) -> None:
-        """Ends it."""
+        """Ends the stream."""
         self._stream.finish()
 
     def gone(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: a stream leaves nothing behind."""
 
     def sent(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: no bytes are held for a reply."""
 
     def stalled(self) -> None:
-        """Never."""
+        """Is never called: may_read() always says yes."""
 
 
 async def serve(reply: bytes, compute: Callable[[], object]) -> None:
-    """Prints its port, then goes on until it is killed."""
+    """Prints its port, and serves until it is killed."""
     server = QueueServer(
         options(Config().resolved([])),
         {f"/{SERVICE}/{UNARY}": Unary(reply, compute)},
@@ -111,7 +109,7 @@ async def serve(reply: bytes, compute: Callable[[], object]) -> None:
 
 
 def main() -> None:
-    """By its arguments."""
+    """Serves what the command line names."""
     reply, *spec = sys.argv[1:]
     compute = Arithmetic(parse_spec(spec[0])).bound_step() if spec else lambda: None
     uvloop.run(serve(bytes(int(reply)), compute))

@@ -1,4 +1,4 @@
-"""Owns the processes that lstmserve is held to, each on the server's core."""
+"""Runs the processes that lstmserve is compared with, each on the server's core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WAIT_S_MAX = 10
 
 
 class Floor:
-    """A process `python -m MODULE ARGUMENTS` that printed a line when it was ready."""
+    """A process `python -m MODULE ARGUMENTS` that prints a line when it is ready."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -30,17 +30,17 @@ class Floor:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self.process.pid
 
     def ask(self, line: str) -> str:
-        """The line it answers a line with."""
+        """Sends a line, and returns the line that answers it."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         return self.read()
 
     def read(self) -> str:
-        """Its next line."""
+        """Returns its next line."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -48,14 +48,14 @@ class Floor:
         return line.strip()
 
     def stop(self) -> None:
-        """Kills it."""
+        """Kills the process."""
         self.process.kill()
         self.process.communicate()
 
 
 @contextmanager
 def floor(module: str, *arguments: str) -> Iterator[Floor]:
-    """One that ends with the block."""
+    """Runs such a process while the block runs."""
     started = Floor(module, *arguments)
     try:
         yield started

@@ -1,7 +1,7 @@
-"""Measures 6 to 8, without a wire: what sessions cost by number, memory, and alone.
+"""Measures 6 to 8, without a wire: what sessions cost by number, in memory, and without batches.
 
-`python -m bench.growth sessions|memory|alone`: in a process of its own on the server's core, since
-a million sessions leave traces. Prints one JSON object.
+`python -m bench.growth sessions|memory|alone` runs in a process of its own on the server's core,
+because a million sessions leave traces. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALONE = f"{ALONE_SESSIONS} sessions batched / one at a time"
 
 
 def ask(what: str, effort: Effort) -> dict[str, Any]:
-    """Its answer, from a process of its own."""
+    """Runs one of the three measures in a process of its own. Returns what it printed."""
     command = [sys.executable, "-m", "bench.growth", what, str(effort.rounds)]
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'service'}:{ROOT / 'tests'}"}
     done = subprocess.run(
@@ -65,7 +65,7 @@ def rows(effort: Effort) -> list[Row]:
 
 
 class Sized:
-    """An engine with so many open sessions, each of which has stepped: every page is memory."""
+    """An engine with `sessions` open sessions; each has stepped, so that all pages are in use."""
 
     def __init__(self, spec: LstmSpec, sessions: int, **settings: Any) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -88,13 +88,13 @@ class Sized:
             await reply
 
     def step(self, rows: list[int]) -> float:
-        """Seconds of one step of each of these sessions, together."""
+        """The seconds that one step of each of these sessions takes, together."""
         start_s = time.perf_counter()
         self.loop.run_until_complete(self._steps(rows))
         return time.perf_counter() - start_s
 
     def kernel(self, rng: np.random.Generator) -> float:
-        """Seconds of one run of 32 between random slots."""
+        """The seconds of one run of 32 rows between random slots."""
         model = self.engine.models[0]
         assert model.kernel is not None
         slots = rng.choice(model.slots - 2, 2 * BATCH, replace=False) + 1
@@ -113,7 +113,7 @@ class Sized:
 
 
 def sessions(rounds: int) -> dict[str, Any]:
-    """Measure 6: medians of 100 in each round, few and many in turn."""
+    """Measure 6: medians of 100 in each round, few and many sessions in turn."""
     few, many = Sized(SMALL, FEW), Sized(SMALL, MANY)
     rng = np.random.default_rng(0)
 
@@ -126,7 +126,7 @@ def sessions(rounds: int) -> dict[str, Any]:
         return [large / small for small, large in pairs], f"{small:.0f} and {large:.0f} us"
 
     kernel, kernel_us = ratio(lambda sized: sized.kernel(rng))
-    # Drawn by number: a million Python objects, looked through, would leave nothing in the caches.
+    # Sessions are drawn by number: to look through a million objects would flush the caches.
     engine, engine_us = ratio(
         lambda sized: sized.step(
             [sized.rows[i] for i in rng.choice(len(sized.rows), BATCH, replace=False).tolist()]
@@ -138,7 +138,7 @@ def sessions(rounds: int) -> dict[str, Any]:
 
 
 def memory(rounds: int) -> dict[str, Any]:
-    """Measure 7: what so many sessions add to the resident memory, once."""
+    """Measure 7: how much resident memory many sessions add, measured once."""
     first = Sized(SMALL, BLOCK)
     first.close()
     before = rss_bytes(os.getpid())
@@ -149,7 +149,7 @@ def memory(rounds: int) -> dict[str, Any]:
 
 
 def alone(rounds: int) -> dict[str, Any]:
-    """Measure 8: the same steps with batches of one and of all."""
+    """Measure 8: the same steps, batched and one at a time."""
     single = Sized(LARGE, ALONE_SESSIONS, batch_sessions_max=1)
     batched = Sized(LARGE, ALONE_SESSIONS)
     ratios, rates = [], []

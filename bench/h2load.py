@@ -1,6 +1,6 @@
-"""Beside the goals: the generator of this folder held to h2load, where that is installed.
+"""Beside the goals: compares this folder's load generator with h2load, if that is installed.
 
-h2load has one body for all its requests and cannot number steps: the echo is what both can drive.
+h2load has one body for all its requests and cannot number steps; both can drive the echo.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bench.rounds import Effort
 from bench.rows import Row
 
 CONNECTIONS, REPLY_BYTES, MESSAGE = 8, 56, bytes(130)
-REQUESTS_PER_S = 4000  # about; what a round of h2load is to last
+REQUESTS_PER_S = 4000  # about; it sets how long a round of h2load lasts
 
 
 def h2load(effort: Effort) -> list[Row]:
-    """The echo's CPU time per answer, under the one / under the other."""
+    """The echo's CPU time per answer, driven by h2load / by ours."""
     if shutil.which("h2load") is None:
         return []
     with floor("bench.echo", str(REPLY_BYTES)) as served, tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""Owns one HTTP/2 connection of a load: prepared gRPC messages out, whole answers counted.
+"""One HTTP/2 connection of a load: it sends prepared gRPC messages and counts whole answers.
 
-Speaks just enough of RFC 9113 to cost next to nothing: the header block of a call is made once,
-answers' headers are not read. h2load has one body for all its requests; a numbered step needs
-another one each time.
+It speaks just enough of RFC 9113 to cost next to nothing: it makes the header block of a call once,
+and does not read the answers' headers. h2load has one body for all its requests; a numbered step
+needs another one each time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DYNAMIC = 62  # the newest entry of the dynamic table
 
 
 class Failed(Exception):
-    """A call that got no answer, or a connection that was ended."""
+    """A call got no answer, or the connection was ended."""
 
 
 class Connection:
@@ -48,7 +48,7 @@ class Connection:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answered = 0
-        self.last = b""  # the newest answer, so that somebody may look at one
+        self.last = b""  # the newest answer, for those who look at one
         self._messages = messages
         self._streamed = streamed
         self._is_paced = window == 0
@@ -56,7 +56,7 @@ class Connection:
         self._stream = -1  # id of the newest call
         self._stream_window_start = WINDOW_DEFAULT
         self._windows = {0: WINDOW_DEFAULT}
-        self._waiting: deque[tuple[int, bytes, bool]] = deque()  # what a window has no room for
+        self._waiting: deque[tuple[int, bytes, bool]] = deque()  # data that waits for a window
         self._received = bytearray()
         self._bodies: dict[int, bytearray] = {}
         self._unanswered: set[int] = set()  # unary calls
@@ -70,12 +70,12 @@ class Connection:
         self._flush()
 
     def send(self) -> None:
-        """The next message, now."""
+        """Sends the next message now."""
         self._send_next()
         self._flush()
 
     def receive(self) -> int:
-        """Reads what there is, sends what comes next; how many answers it brought."""
+        """Reads what has arrived, and sends the next messages. Returns the number of answers."""
         before = self.answered
         data = self.socket.recv(RECEIVE_BYTES)
         if not data:
@@ -96,7 +96,7 @@ class Connection:
         return self.answered - before
 
     def close(self) -> None:
-        """Ends it without a word."""
+        """Closes the connection, without GOAWAY."""
         self.socket.close()
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytearray) -> None:
@@ -187,7 +187,10 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _header_blocks(path: str, session_id: str) -> list[bytes]:
-    """Of the first call, which fills the dynamic table, and of all others (RFC 7541, 6)."""
+    """The header block of the first call, which fills the dynamic table, and that of all others.
+
+    RFC 7541, section 6, has their form.
+    """
     known = [(PATH, path), (AUTHORITY, "bench"), (CONTENT_TYPE, "application/grpc")]
     named = [("te", "trailers"), *([("x-session-id", session_id)] if session_id else [])]
     first = again = bytes([0x80 | METHOD_POST, 0x80 | SCHEME_HTTP])

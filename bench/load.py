@@ -1,4 +1,4 @@
-"""Owns the driving of connections: for a time, and what it cost the server. Knows no message."""
+"""Drives connections for a while, and measures what that costs the server. Knows no message."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WAIT_S_MAX = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a time of load gave."""
+    """What one time of load gave."""
 
     answers: int
     seconds: float
     cpu_s: float  # of the server's process, all its threads
-    own_cpu_s: float  # of the generator: near `seconds`, it is the limit
+    own_cpu_s: float  # of the generator: if it is near `seconds`, it is the limit
 
     @property
     def per_cpu_s(self) -> float:
@@ -33,7 +33,7 @@ class Sample:
 
 
 def measured(drive: Callable[[float], int], seconds: float, cpu_s: Callable[[], float]) -> Sample:
-    """A call of `drive`, with what it cost by the server's clock of CPU time."""
+    """Calls `drive`, and measures its cost by the server's CPU time, which `cpu_s` reads."""
     start_s, start_cpu_s, start_own_s = time.perf_counter(), cpu_s(), time.process_time()
     answers = drive(seconds)
     return Sample(
@@ -54,7 +54,10 @@ class Load:
         self.connections = connections
 
     def drive(self, seconds: float) -> int:
-        """For so long; the number of answers. Raises TimeoutError when none comes."""
+        """Drives the connections for `seconds`. Returns the number of answers.
+
+        Raises TimeoutError when no answer comes.
+        """
         answers = 0
         end_s = time.perf_counter() + seconds
         while time.perf_counter() < end_s:
@@ -66,7 +69,7 @@ class Load:
         return answers
 
     def measure(self, seconds: float, cpu_s: Callable[[], float]) -> Sample:
-        """drive(), with what it cost by the server's clock of CPU time."""
+        """Calls drive(), and measures its cost by the server's CPU time, which `cpu_s` reads."""
         return measured(self.drive, seconds, cpu_s)
 
     def close(self) -> None:

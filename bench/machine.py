@@ -1,4 +1,4 @@
-"""Owns what the benchmark asks of this machine: cores, what a process has used, what it runs on."""
+"""What the benchmark asks of this machine: cores, what a process has used, a description."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CPU_CLOCK = 2  # of a process, to the nanosecond: CPUCLOCK_SCHED of clock_getcpuclockid(3)
+CPU_CLOCK = 2  # of a process, in nanoseconds: CPUCLOCK_SCHED of clock_getcpuclockid(3)
 PACKAGES = ("grpcio", "onnxruntime", "numpy", "protobuf", "uvloop", "torch")
 SERVER_CPU, LOAD_CPU = sorted(os.sched_getaffinity(0))[0], sorted(os.sched_getaffinity(0))[-1]
 
 
 def pin_load() -> None:
-    """This process, the load, keeps to its own core."""
+    """Keeps this process, the load, on its own core."""
     os.sched_setaffinity(0, {LOAD_CPU})
 
 
 def on_core(command: list[str], cpu: int = SERVER_CPU) -> list[str]:
-    """The command, kept to a core, whatever core its parent keeps to."""
+    """The command, kept on a core, whichever core its parent is on."""
     return ["taskset", "--cpu-list", str(cpu), *command]
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time so far of a process and its children that live, all threads, user and system."""
+    """CPU time so far of a process and its live children, all threads, user and system."""
     used_s = time.clock_gettime(~pid << 3 | CPU_CLOCK)
     for task in Path(f"/proc/{pid}/task").iterdir():
         used_s += sum(map(cpu_s, map(int, (task / "children").read_text().split())))
@@ -50,7 +50,7 @@ def description() -> str:
 
 
 def commit() -> str:
-    """What is checked out, with a + where files were changed."""
+    """The commit that is checked out, with a + if files were changed."""
     changes = _git("status", "--porcelain", "--", ".", ":!bench/RESULTS.md", ":!bench/img")
     return _git("rev-parse", "--short", "HEAD") + ("+" if changes else "")
 

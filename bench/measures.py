@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bench import requests
 from bench.checkout import STORES
-from bench.clients import Messages, Predictions, Tasks, Threads, Triton
+from bench.clients import ClientLoad, Place, ours, triton
 from bench.http2 import Connection
 from bench.load import Load
 from bench.rounds import MODEL
@@ -26,33 +26,23 @@ RAGGED = np.random.default_rng(0).integers(1, 65, 64).tolist()
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
-class Target(Protocol):
-    """A server that serves MODEL, whoever made it."""
-
-    @property
-    def target(self) -> str:
-        """Its address, HOST:PORT."""
-
-
 @dataclass(frozen=True, slots=True)
 class Measure:
     """One load: how it is made for a server, and how many steps an answer holds."""
 
     name: str
-    load: Callable[[Target], Any]
+    load: Callable[[Place], Any]
     steps: int = 1
     stores: tuple[str, ...] = ("memory",)
 
 
-def raw(
-    method: str, count: int, *, streamed: bool, timeout_ms: int = 0
-) -> Callable[[Target], Load]:
+def raw(method: str, count: int, *, streamed: bool, timeout_ms: int = 0) -> Callable[[Place], Load]:
     """Connections of one session each, numbered steps, nothing else set but the time limit."""
 
-    def load(serving: Target) -> Load:
-        sessions = requests.open_sessions(serving.target, MODEL, count)
+    def load(place: Place) -> Load:
+        sessions = requests.open_sessions(place.target, MODEL, count)
         return _load(
-            serving,
+            place,
             requests.PATH + method,
             [requests.steps(each, SPEC, timeout_ms=timeout_ms) for each in sessions],
             streamed=streamed,
@@ -61,44 +51,42 @@ def raw(
     return load
 
 
-def many(serving: Target) -> Load:
+def many(place: Place) -> Load:
     """Two streams of StepMany, so that the server never waits for the load."""
-    cohorts = [requests.open_sessions(serving.target, MODEL, MANY) for _ in range(2)]
+    cohorts = [requests.open_sessions(place.target, MODEL, MANY) for _ in range(2)]
     messages = [requests.blocks(each, SPEC) for each in cohorts]
-    return _load(serving, requests.PATH + "StepMany", messages, streamed=True)
+    return _load(place, requests.PATH + "StepMany", messages, streamed=True)
 
 
-def predict(serving: Target) -> Load:
+def predict(place: Place) -> Load:
     """Ragged sequences, all in one call."""
     messages = [requests.predictions(MODEL, SPEC, RAGGED)]
-    return _load(serving, requests.PATH + "Predict", messages, streamed=False)
+    return _load(place, requests.PATH + "Predict", messages, streamed=False)
 
 
-def infer(count: int) -> Callable[[Target], Load]:
+def infer(count: int) -> Callable[[Place], Load]:
     """ModelInfer: a connection per sequence, as stock clients number nothing."""
 
-    def load(serving: Target) -> Load:
+    def load(place: Place) -> Load:
         messages = [requests.inferences(MODEL, SPEC, i + 1) for i in range(count)]
-        return _load(serving, INFER, messages, streamed=False)
+        return _load(place, INFER, messages, streamed=False)
 
     return load
 
 
-def _load(
-    serving: Target, path: str, messages: Sequence[Iterator[bytes]], *, streamed: bool
-) -> Load:
-    address = ("127.0.0.1", int(serving.target.rpartition(":")[2]))
+def _load(place: Place, path: str, messages: Sequence[Iterator[bytes]], *, streamed: bool) -> Load:
+    address = ("127.0.0.1", int(place.target.rpartition(":")[2]))
     return Load([Connection(address, path, each, streamed=streamed) for each in messages])
 
 
-def client(kind: Callable[..., Any], count: int, **options: Any) -> Callable[[Target], Any]:
-    """A load by one of the clients."""
-    return lambda serving: kind(serving.target, MODEL, SPEC, count, **options)
+def client(kind: str, *counts: int) -> Callable[[Place], ClientLoad]:
+    """A load by our own client."""
+    return lambda place: ours(kind, place, MODEL, SPEC.input_size, *counts)
 
 
-def whole(serving: Target) -> Predictions:
-    """The same by Client."""
-    return Predictions(serving.target, MODEL, SPEC, RAGGED)
+def stock(mode: str, count: int) -> Callable[[Place], ClientLoad]:
+    """A load by tritonclient."""
+    return lambda place: triton(mode, place, MODEL, SPEC.input_size, count)
 
 
 def _raw(method: str, counts: Sequence[int], *, streamed: bool = False) -> list[Measure]:
@@ -117,14 +105,14 @@ MEASURES = (
     Measure(f"StepMany, raw, {MANY}", many, MANY, STORES),
     Measure(f"Predict, raw, {len(RAGGED)} ragged", predict, len(RAGGED)),
     *(Measure(f"ModelInfer, raw, {n}", infer(n), stores=STORES) for n in (1, 8, 32)),
-    *(Measure(f"Client.step, {n}", client(Threads, n)) for n in (1, 32)),
-    *(Measure(f"AsyncClient.step, {n}", client(Tasks, n)) for n in (1, 8)),
-    Measure("AsyncClient.step, 32", client(Tasks, 32), stores=STORES),
-    Measure("AsyncClient.step, 64", client(Tasks, 64)),
-    *(Measure(f"AsyncClient.stream, {n}", client(Tasks, n, streamed=True)) for n in (8, 64)),
-    Measure(f"Client.step_many, {MANY}", client(Messages, MANY), stores=STORES),
-    Measure(f"Client.predict, {len(RAGGED)} ragged", whole),
-    *(Measure(f"tritonclient.infer, {n}", client(Triton, n, mode="unary")) for n in (1, 8)),
-    Measure("tritonclient.infer, 32", client(Triton, 32, mode="unary"), stores=STORES),
-    Measure("tritonclient stream, 8", client(Triton, 8, mode="stream")),
+    *(Measure(f"Client.step, {n}", client("threads", n)) for n in (1, 32)),
+    *(Measure(f"AsyncClient.step, {n}", client("tasks", n)) for n in (1, 8)),
+    Measure("AsyncClient.step, 32", client("tasks", 32), stores=STORES),
+    Measure("AsyncClient.step, 64", client("tasks", 64)),
+    *(Measure(f"AsyncClient.stream, {n}", client("streams", n)) for n in (8, 64)),
+    Measure(f"Client.step_many, {MANY}", client("messages", MANY), stores=STORES),
+    Measure(f"Client.predict, {len(RAGGED)} ragged", client("predictions", *RAGGED)),
+    *(Measure(f"tritonclient.infer, {n}", stock("unary", n)) for n in (1, 8)),
+    Measure("tritonclient.infer, 32", stock("unary", 32), stores=STORES),
+    Measure("tritonclient stream, 8", stock("stream", 8)),
 )

@@ -41,7 +41,7 @@ class Steppers:
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
 
     def latencies_s(self, seconds: float) -> list[float]:
-        """From a step's due time to its answer, for so long."""
+        """The times from a step's due time to its answer, for `seconds`."""
         start_s = time.perf_counter()
         due = [(start_s + PERIOD_S * i / STEPPERS, i) for i in range(STEPPERS)]
         sent_s: dict[Connection, float] = {}
@@ -50,7 +50,7 @@ class Steppers:
             while due[0][0] <= now_s:
                 due_s, i = heapq.heappop(due)
                 heapq.heappush(due, (due_s + PERIOD_S, i))
-                if self._paced[i] not in sent_s:  # else it is late already, and counts as that
+                if self._paced[i] not in sent_s:  # else it is late already
                     sent_s[self._paced[i]] = due_s
                     self._paced[i].send()
             for key, _ in self._selector.select(max(0.0, due[0][0] - time.perf_counter())):

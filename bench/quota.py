@@ -1,4 +1,4 @@
-"""Owns a limit on the CPU time of a process: a control group, of version 2 or 1. Needs root."""
+"""Limits the CPU time of a process by a control group, of version 2 or 1. Needs root."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 class NoQuota(RuntimeError):
-    """This machine has no control group for CPU time that we may write."""
+    """This machine has no control group for CPU time that this process may write."""
 
 
 @contextlib.contextmanager
 def quota(pid: int, share: float) -> Iterator[None]:
-    """The process has at most that share of one core (cpu.max). Raises NoQuota."""
+    """Limits the process to that share of one core (cpu.max). Raises NoQuota."""
     name = f"lstmserve-bench-{pid}"
     us = round(share * PERIOD_US)
     if (GROUPS / "cpu").is_dir():

@@ -1,4 +1,4 @@
-"""Owns bench/RESULTS.md: its figures are written here, what people say of them stays as it is."""
+"""Writes the figures into bench/RESULTS.md, and leaves the text that people wrote there."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COLOURS = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown."""
+    """The rows as a table in Markdown."""
     lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def write(rows: Sequence[Row], command: str, page: Path = PAGE) -> None:
-    """Puts the table, and where it comes from, in place of the last one; and the pictures."""
+    """Replaces the table, the line about its origin, and the pictures."""
     today = datetime.datetime.now(datetime.UTC).date()
     origin = f"`{command}`, commit {commit()}, {today}.\n{description()}.\n\n"
     text = page.read_text()
@@ -45,7 +45,7 @@ def write(rows: Sequence[Row], command: str, page: Path = PAGE) -> None:
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """Rates of ours beside the floor, and beside what people write by hand."""
+    """Draws our rates beside the floor, and beside what people write by hand."""
     file.parent.mkdir(exist_ok=True)
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2))
     height = 0.2
@@ -65,7 +65,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 
 def draw_ratios(rows: Sequence[Row], file: Path) -> None:
-    """Each figure as a part of its goal, with the spread of its rounds."""
+    """Draws each figure as a part of its goal, with the spread of its rounds."""
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 1.2))
     for i, row in enumerate(reversed(rows)):
         assert row.goal is not None

@@ -1,4 +1,4 @@
-"""Owns the prepared messages: numbered steps of sessions, without end, as bytes."""
+"""Prepares messages as bytes: endless numbered steps of sessions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUTS = 64  # different x, in turn
 
 
 def open_sessions(target: str, model: str, count: int) -> list[public.Session]:
-    """New sessions, with 32 hexadecimal digits for ids."""
+    """Opens sessions, with 32 hexadecimal digits for ids."""
     rng = np.random.default_rng()
     with grpc.insecure_channel(target) as channel:
         service = lstm_pb2_grpc.LstmServiceStub(channel)

@@ -1,7 +1,7 @@
 """Which sessions move when servers come and go: `python -m bench.rescale`, for docs/SCALING.md.
 
-One group after another is opened through Envoys that differ in the servers they know, and looked
-for on the servers. Hashing depends on addresses alone, so it is what one Envoy would do.
+It opens one group after another through Envoys that know different servers, and looks for the
+groups on the servers. Hashing depends on addresses alone, so the result holds for one Envoy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GROUPS, SERVERS = 1000, 6
 
 
 def homes(fleet: Fleet, servers: int) -> dict[str, str]:
-    """Where each group is with the first so many servers."""
+    """Where each group is if Envoy knows the first `servers` servers."""
     found = {}
     pods = fleet.pods[:servers]
     with envoy_of([pod.serving.target for pod in pods]) as envoy, Client(envoy.target) as client:
@@ -36,7 +36,7 @@ def homes(fleet: Fleet, servers: int) -> dict[str, str]:
 
 
 def main() -> None:
-    """One table."""
+    """Prints one table."""
     print("| servers | groups that move | of these, between servers that stay | fewest - most |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, fleet_of(Path(folder), SERVERS) as fleet:

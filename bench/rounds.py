@@ -1,4 +1,4 @@
-"""Owns the taking of turns: every side of a comparison, round after round, in one run."""
+"""Takes turns: every side of a comparison, round after round, in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Effort:
 
 @dataclass(slots=True)
 class Side:
-    """One of those compared: its process, and the load it is under when it has its turn."""
+    """One side of a comparison: its process, and the load that it gets in its turn."""
 
     name: str
     pid: int
@@ -35,7 +35,7 @@ class Side:
 
 
 def take_turns(sides: Sequence[Side], effort: Effort) -> dict[str, list[Sample]]:
-    """The samples of each side; the loads are closed. Every other round goes backwards."""
+    """The samples of each side; closes the loads. Every other round goes backwards."""
     for side in sides:
         side.load.drive(WARM_UP_S)
     samples: dict[str, list[Sample]] = {side.name: [] for side in sides}
@@ -54,7 +54,7 @@ def ratios(ours: Sequence[Sample], floor: Sequence[Sample]) -> list[float]:
 
 
 def require_applied(serving: Serving) -> None:
-    """Raises when steps failed, other than those that a stream's end takes back."""
+    """Raises an error if steps failed, except for those that the end of a stream takes back."""
     failed, cut = (
         serving.metric("lstm_step_errors_total", **labels)
         for labels in ({}, {"reason": "CANCELLED"})
@@ -66,7 +66,7 @@ def require_applied(serving: Serving) -> None:
 def served(
     folder: Path, spec: LstmSpec, *flags: str | Path, cpu: int = SERVER_CPU
 ) -> Iterator[Serving]:
-    """A server on its core with one model of random weights; every step must have been applied."""
+    """Runs a server on its core with one model of random weights; every step must succeed."""
     if not (folder / MODEL).exists():
         make_model(folder, spec, name=MODEL)
     command = ["taskset", "--cpu-list", f"{SERVER_CPU},{LOAD_CPU}", *COMMAND]

@@ -1,4 +1,4 @@
-"""Owns the rows of the results: a measure, its goal, and what each round of it gave."""
+"""The rows of the results: a measure, its goal, and what each round of it gave."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure should be; `is_least`: at least, else at most."""
+    """What a figure should be: at least `value` if `is_least`, else at most."""
 
     value: float
     is_least: bool = True
 
     def is_met(self, value: float) -> bool:
-        """Whether the figure is."""
+        """Whether the figure meets the goal."""
         return value >= self.value if self.is_least else value <= self.value
 
     def __str__(self) -> str:
@@ -24,9 +24,9 @@ class Goal:
 
 @dataclass(slots=True)
 class Row:
-    """One figure: the median of its rounds, with the lowest and highest beside it."""
+    """One figure: the median of its rounds, and their lowest and highest."""
 
-    measure: int  # of the goals' table; 0: beside them
+    measure: int  # its number in the table of goals; 0: without a goal
     name: str
     values: Sequence[float]
     goal: Goal | None = None
@@ -40,7 +40,7 @@ class Row:
         return median(self.values)
 
     def cells(self) -> list[str]:
-        """Of the table: what, goal, figure, range, context."""
+        """The cells of the table: what, goal, figure, range, context."""
         goal = "" if self.goal is None else str(self.goal)
         figure = f"{self.value:.3g}{self.unit}"
         if self.goal is not None:

@@ -1,14 +1,14 @@
 """`python -m bench.shape NAME=CHECKOUT ...`: how much code a step enters, and how much there is.
 
-A version is named as for bench.versions. Each serves with a profile hook on all its threads
-(bench/traced.py); a window holds one message and all that it causes. A figure is the median of the
-windows; a file, function or class counts when most windows entered it, so that a timer that fires
-now and then does not. Only frames of the package count: not gRPC, not generated code.
+bench.versions says how a version is named. Each version serves with a profile hook on all its
+threads (bench/traced.py). A window holds one message and everything that it causes. A figure is the
+median of the windows. A file, function or class counts if most windows entered it, so a timer that
+fires now and then does not count. Only frames of the package count, not gRPC's or generated code.
 
 - entries: into functions; a coroutine that goes on is entered again.
 - across files: entries whose caller in the package is in another file.
-- classes: whose methods were entered, a part of the concepts that one must hold.
-- threads: that entered the package.
+- classes: those whose methods were entered, a part of the concepts that one must know.
+- threads: those that entered the package.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A kind of message: what prepares it for a server, and the store that it is served with."""
+    """A kind of message: the function that prepares it for a server, and the server's store."""
 
     name: str
     prepare: Callable[[Serving], Step]
@@ -57,7 +57,7 @@ class Walk:
 
 
 def _connection(serving: Serving, path: str, messages: Iterator[bytes], *, streamed: bool) -> Step:
-    """A message on a connection of its own, until it is answered."""
+    """Prepares a message on a connection of its own. Calling it sends one and awaits the answer."""
     address = ("127.0.0.1", int(serving.target.rpartition(":")[2]))
     connection = Connection(address, path, messages, streamed=streamed, window=0)
 
@@ -116,7 +116,7 @@ class Entered:
 
 
 class Tracer:
-    """A window on a server that bench/traced.py runs."""
+    """Opens windows on a server that bench/traced.py runs."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -125,7 +125,7 @@ class Tracer:
         self._folder = folder
 
     def window(self, step: Step) -> list[list[Any]]:
-        """The entries that a step causes, as bench/traced.py tells them, without generated code."""
+        """The entries that a step causes, in bench/traced.py's form, without generated code."""
         self._ask("start")
         step()
         entries = json.loads(self._ask("stop"))
@@ -144,7 +144,7 @@ class Tracer:
         self._socket.close()
 
     def walk(self, step: Step) -> Entered:
-        """What that step enters, once the server has warmed up."""
+        """What a step enters, once the server has warmed up."""
         for _ in range(WARM_UP):
             step()
         windows = [self.window(step) for _ in range(WINDOWS)]
@@ -173,7 +173,7 @@ def _usual(windows: list[list[list[Any]]], what: Callable[[list[Any]], str]) -> 
 
 
 def _class(function: str) -> str | None:
-    """FILE:CLASS of a method, by the qualified name."""
+    """FILE:CLASS of a method, by its qualified name."""
     file, _, name = function.partition(" ")
     owner = name.rpartition(".")[0].partition(".<locals>")[0]
     return f"{file.partition(':')[0]}:{owner}" if owner and owner[0] != "<" else None
@@ -181,7 +181,7 @@ def _class(function: str) -> str | None:
 
 @contextmanager
 def tracing(version: Version, store: str) -> Iterator[tuple[Serving, Tracer]]:
-    """That version's server under the hook."""
+    """Runs that version's server under the hook."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "models", SPEC, name=MODEL)
@@ -194,13 +194,13 @@ def tracing(version: Version, store: str) -> Iterator[tuple[Serving, Tracer]]:
 
 
 def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def source_table(versions: Sequence[Version]) -> str:
-    """What is there, a column a version."""
+    """The table of what there is, with a column for each version."""
     sources = [Source.read(version.folder / PACKAGE) for version in versions]
     figures: dict[str, Callable[[Source], int]] = {
         "files": lambda source: len(source.trees),
@@ -224,7 +224,7 @@ def source_table(versions: Sequence[Version]) -> str:
 
 
 def walk_row(name: str, found: Sequence[Entered]) -> list[str]:
-    """What a step enters, versions in order in each cell."""
+    """The row of what a step enters; each cell has all versions in order."""
     figures: list[Callable[[Entered], float]] = [
         lambda each: len(each.files),
         lambda each: len(each.functions),
@@ -241,7 +241,7 @@ def walk_row(name: str, found: Sequence[Entered]) -> list[str]:
 @click.option("--only", default="", help="Steps whose name begins so.")
 @click.option("--names", is_flag=True, help="Also the files and functions that each step enters.")
 def main(texts: tuple[str, ...], only: str, names: bool) -> None:
-    """Prints two tables in Markdown: what is there, and what a step enters."""
+    """Prints two tables in Markdown: what there is, and what a step enters."""
     with all_checked_out(texts) as versions:
         click.echo(source_table(versions))
         rows, lists = [], []

@@ -1,6 +1,7 @@
 """What one session costs in a server and in Valkey: `python -m bench.sizing`, for docs/SCALING.md.
 
-Sizes do not depend on what else runs; rates are per second of CPU time, which depends on it little.
+Sizes do not depend on other processes; rates are per second of CPU time, which depends little on
+them.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def in_valkey(spec: LstmSpec, folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """One table."""
+    """Prints one table."""
     print(f"| per session, of {SESSIONS:,} | {' | '.join(MODELS)} |\n|---|---|---|")
     found = []
     for spec in MODELS.values():

@@ -1,6 +1,6 @@
 """Counts what a package's hand-written source holds, from its text alone.
 
-Must not import the package: its checkout may be of any age.
+It must not import the package, whose checkout may be of any age.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Source:
 
     @classmethod
     def read(cls, folder: Path) -> Source:
-        """Of the package in that folder."""
+        """Reads the package in that folder."""
         generated = {
             path.parent
             for path in folder.rglob("__init__.py")

@@ -1,7 +1,8 @@
 """What a message costs from its bytes to its reply's, without gRPC. Run by `make bench`.
 
-Everything lstmserve does for a Step, N of them at once, for a StepMany and for a Predict, but for
-the transport: a change of the path shows here first. Timings are never pass or fail.
+It measures everything that lstmserve does for a Step, for N Steps at once, for a StepMany and for a
+Predict, except the transport. A change of the path shows here first. Timings are never pass or
+fail.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Do = Callable[[Awaitable[T]], T]
 
 @contextmanager
 def running(folder: Path) -> Iterator[tuple[Engine, Metrics, Do[Any]]]:
-    """An engine with its model, metrics of its own, and what awaits something beside it."""
+    """An engine with its model, its metrics, and a function that runs a coroutine beside it."""
     loop = asyncio.new_event_loop()
 
     async def start() -> asyncio.Task[None]:
@@ -66,7 +67,7 @@ class Replies(Sender):
         self._has_one = asyncio.Event()
 
     def write(self, content: bytes) -> None:
-        """As StreamCall.write."""
+        """Takes a reply, in place of StreamCall.write."""
         super().write(content)
         self._has_one.set()
 
@@ -78,7 +79,7 @@ class Replies(Sender):
 
 
 def _sessions(engine: Engine, count: int) -> tuple[list[str], list[int]]:
-    """Ids and incarnations."""
+    """Opens sessions. Returns their ids and incarnations."""
     ids = [f"{i:032x}" for i in range(count)]
     rows = [open_session(engine, each) for each in ids]
     return ids, engine.table.incarnation[rows].tolist()
@@ -90,7 +91,7 @@ def _input(rows: int) -> bytes:
 
 
 def _rounds(engine: Engine, count: int) -> Iterator[list[bytes]]:
-    """Numbered steps of so many sessions, round after round."""
+    """Endless rounds of numbered steps, one step of each session in a round."""
     sessions, x = _sessions(engine, count), _input(1)
     for number in itertools.count(1):
         yield [
@@ -101,7 +102,7 @@ def _rounds(engine: Engine, count: int) -> Iterator[list[bytes]]:
 
 @pytest.mark.parametrize("count", [1, 8, 32])
 def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
-    """So many unary Steps that arrive together, bytes in, bytes out."""
+    """Unary Steps that arrive together, from bytes to bytes."""
     with running(tmp_path) as (engine, metrics, do):
         frame = CallerFrame(
             AnonymousAuthenticator(Limits()), metrics, PENDING, call_s_max=60.0, write_s_max=60.0
@@ -124,7 +125,7 @@ def test_steps(tmp_path: Path, benchmark: Any, count: int) -> None:
 
 
 def test_step_many(tmp_path: Path, benchmark: Any) -> None:
-    """A StepMany message of 256 sessions, the first of which named them."""
+    """A StepMany message of 256 sessions; the first message named them."""
     with running(tmp_path) as (engine, metrics, do):
         calls, replies = StepManyCalls(engine, metrics, PENDING), do(_started(Replies))
         stream = do(_started(lambda: calls.begin(replies, TENANT)))  # type: ignore[arg-type]
@@ -163,5 +164,5 @@ def test_predict(tmp_path: Path, benchmark: Any) -> None:
 
 
 async def _started(make: Callable[[], T]) -> T:
-    """What must be made on the loop."""
+    """Calls `make` on the loop."""
     return make()

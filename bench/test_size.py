@@ -30,7 +30,7 @@ ROUNDS = 300
 
 @pytest.mark.parametrize("slots", SIZES)
 def test_kernel(benchmark: Any, slots: int) -> None:
-    """One batch of 32 at T = 1, from and to random slots of a pool of so many."""
+    """One batch of 32 at T = 1, between random slots of a pool with `slots` slots."""
     network = LstmNetwork(SPEC, random_weights(SPEC, 0))
     pool = Pool(network.layout, slots + 2)
     kernel = Kernel(network, pool, "cpu", 1)
@@ -49,7 +49,7 @@ def test_kernel(benchmark: Any, slots: int) -> None:
 
 @pytest.mark.parametrize("sessions", SIZES)
 def test_engine_step(benchmark: Any, sessions: int, tmp_path: Path) -> None:
-    """32 steps of random ones of so many open sessions, from submit to reply."""
+    """32 steps of random sessions, of `sessions` that are open, from submit to reply."""
     size = slots_for(sessions, Config()) * SPEC.state_bytes
     engine = start_engine(tmp_path, SPEC, pool_bytes=size)
     rows = np.array([open_session(engine, f"{i:032x}") for i in range(sessions)])

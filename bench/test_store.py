@@ -1,7 +1,8 @@
 """What a batch of 64 sessions costs to put and to load, in each store. Run by `make bench`.
 
-20,000 sessions are stored, 64 drawn at random per round; every put is a compare-and-set that
-succeeds. State of LSTM(H=128, 1 layer) and LSTM(H=512, 2 layers). Timings are never pass or fail.
+20,000 sessions are stored, and each round draws 64 at random; every put is a compare-and-set that
+succeeds. The states are those of LSTM(H=128, 1 layer) and LSTM(H=512, 2 layers). Timings are never
+pass or fail.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Runs the command of lstmserve, and says which functions of a folder it entered.
+"""Runs the command of lstmserve, and reports which functions of a folder it entered.
 
-`python -P traced.py SOCKET FOLDER ARGUMENTS...`. Whoever connects to SOCKET begins a window with a
-line `start` and ends it with a line `stop`, which is answered by a line of JSON: a list of [file,
-line, function, file of the caller or null, thread, entries]. Standard library only, as it runs in
-checkouts of any age; must not know what the server does.
+`python -P traced.py SOCKET FOLDER ARGUMENTS...`. A client connects to SOCKET, begins a window with
+a line `start`, and ends it with a line `stop`. The answer is a line of JSON: a list of [file, line,
+function, file of the caller or null, thread, entries]. This file needs the standard library only,
+because it runs in checkouts of any age; it must not know what the server does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from types import CodeType, FrameType
 from typing import Any
 
-QUIET_S = 0.03  # without an entry: the work that the window holds is over
+QUIET_S = 0.03  # after this time without an entry the window's work is over
 
 Entry = tuple[CodeType, CodeType | None, int]
 
@@ -25,7 +25,7 @@ class Entries:
     """Notes the entries into functions whose file lies in the folder, while a window is open.
 
     A generator or coroutine that goes on is entered again. Code that Python makes for a
-    comprehension is part of the function around it.
+    comprehension belongs to the function around it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -33,7 +33,7 @@ class Entries:
         self._noted: list[Entry] | None = None
 
     def profile(self, frame: FrameType, event: str, _: Any) -> None:
-        """What sys.setprofile and threading.setprofile take."""
+        """The hook for sys.setprofile and threading.setprofile."""
         noted = self._noted
         if noted is None or event != "call" or not self._is_ours(frame):
             return
@@ -52,7 +52,7 @@ class Entries:
         self._noted = []
 
     def stop(self) -> list[list[Any]]:
-        """Closes the window once its work is over; its entries."""
+        """Waits until the window's work is over, and closes it. Returns its entries."""
         noted = self._noted
         assert noted is not None, "stop without start"
         before = -1
@@ -74,7 +74,7 @@ class Entries:
 
 
 def answer(listener: socket.socket, entries: Entries) -> None:
-    """Obeys one connection until it ends."""
+    """Serves one connection until it ends."""
     connection, _ = listener.accept()
     with connection, connection.makefile("rw") as lines:
         for line in lines:
@@ -87,7 +87,7 @@ def answer(listener: socket.socket, entries: Entries) -> None:
 
 
 def main() -> None:
-    """By its arguments."""
+    """Runs what the command line names."""
     path, folder, *arguments = sys.argv[1:]
     entries = Entries(folder)
     listener = socket.socket(socket.AF_UNIX)

@@ -1,6 +1,6 @@
 """A load by stock tritonclient, in its own environment: `TARGET MODEL INPUT SESSIONS MODE`.
 
-Reads a number of seconds a line, and answers how many steps were answered in them.
+It reads lines with a number of seconds, and answers each with the number of steps answered in them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def one_row(width: int) -> list[Any]:
 
 
 async def unary(target: str, model: str, width: int, sessions: int) -> None:
-    """A task a sequence, each with one infer() under way."""
+    """Runs a task for each sequence, with one infer() under way."""
     inputs = one_row(width)
     loop = asyncio.get_running_loop()
     async with aio.InferenceServerClient(target) as client:
@@ -49,7 +49,7 @@ async def unary(target: str, model: str, width: int, sessions: int) -> None:
 
 
 def stream(target: str, model: str, width: int, sessions: int) -> None:
-    """One stream of all sequences, each with one request under way."""
+    """Runs one stream with all sequences, each with one request under way."""
     inputs = one_row(width)
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with sync.InferenceServerClient(target) as client:

@@ -44,7 +44,7 @@ async def _put(store: RedisStore, step: int, state_bytes: int) -> None:
 
 
 async def _saved(admin: Redis) -> None:
-    """Until nothing is being written any more."""
+    """Waits until Valkey writes nothing any more."""
     while True:
         facts = await admin.info("persistence")
         if not any(facts[f"{kind}_in_progress"] for kind in ("aof_rewrite", "rdb_bgsave")):
@@ -57,7 +57,7 @@ def _bytes(folder: Path) -> float:
 
 
 async def measure(hidden: int, layers: int) -> str:
-    """One line: of RDB, of AOF as written, of each further step, of AOF once it is rewritten."""
+    """One line of bytes: RDB, AOF as written, each further step, AOF once it is rewritten."""
     size = 4 * hidden * layers
     found = []
     for options in ((), AOF):

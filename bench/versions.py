@@ -1,12 +1,12 @@
-"""`python -m bench.versions NAME=CHECKOUT[,FLAG...] ...`: versions of the server, in turns.
+r"""`python -m bench.versions NAME=CHECKOUT[,FLAG...] ...`: versions of the server, in turns.
 
-Every version serves from its own checkout, on the same core, with the same model. Round after round
-each gets the same load for the same time. A row of the table gives each version's CPU us a step and
-steps a second, the medians, and how many steps the last version answers in a CPU second beside each
-other one: the median of the rounds, and their lowest and highest. bench/measures.py has the loads,
-bench/checkout.py says how a version is named. The whole table of four versions:
+Every version serves from its own checkout, on the same core, with the same model. In each round all
+get the same load for the same time. A row of the table gives each version's CPU us a step and steps
+a second, as medians. Beside each other version it gives the ratio of the last version's steps in a
+CPU second to that version's: the median, lowest and highest of the rounds. bench/measures.py has
+the loads, and bench/checkout.py says how a version is named. The whole table of four versions:
 
-    PYTHONPATH=tests python -m bench.versions first=40ac75f old=COMMIT,listener \\
+    PYTHONPATH=tests python -m bench.versions first=40ac75f old=COMMIT,listener \
         old-off=COMMIT,no-listener new=.
 """
 
@@ -24,6 +24,7 @@ import click
 import numpy as np
 
 from bench.checkout import Version, all_checked_out, serving_of
+from bench.clients import Place
 from bench.load import Sample
 from bench.machine import commit, description, pin_load
 from bench.measures import MEASURES, SPEC, Measure
@@ -46,7 +47,11 @@ def compared(
         with ThreadPoolExecutor() as threads:
             servers = list(threads.map(start, versions))
         sides = [
-            Side(version.name, serving.process.pid, measure.load(serving))
+            Side(
+                version.name,
+                serving.process.pid,
+                measure.load(Place(serving.target, version.python_path)),
+            )
             for version, serving in zip(versions, servers, strict=True)
         ]
         taken = take_turns(sides, effort)
@@ -57,7 +62,7 @@ def compared(
 
 
 def cells(measure: Measure, taken: dict[str, list[Sample]]) -> list[str]:
-    """Of a row: each version's cost and rate, then the last one beside each other."""
+    """The cells of a row: each version's cost and rate, then the last one beside each other."""
     *others, last = taken.values()
     found = [
         f"{cost(samples, measure.steps)} ({rate(samples, measure.steps)}/s)"
@@ -85,7 +90,7 @@ def beside(samples: Sequence[Sample], others: Sequence[Sample], what: str = "per
 
 
 def rows(only: Sequence[str], stores: bool) -> list[tuple[str, Measure, str]]:
-    """Title, measure and store of those whose title begins as wanted."""
+    """Title, measure and store of the rows whose title begins with one of `only`."""
     every = [
         (measure.name if store == "memory" else f"{measure.name}, {store}", measure, store)
         for measure in MEASURES

@@ -38,7 +38,7 @@ class Wire:
         self.name = name
         self.spec = spec
         self.serving: Serving = stack.enter_context(served(folder, spec))
-        reply_bytes = 24 + 4 * spec.output_size  # of a StepResponse, about
+        reply_bytes = 24 + 4 * spec.output_size  # about the size of a StepResponse
         self.echo: Floor = stack.enter_context(floor("bench.echo", str(reply_bytes)))
         argument = spec_argument(spec)
         self.both = stack.enter_context(floor("bench.echo", str(reply_bytes), argument))
@@ -78,7 +78,7 @@ class Wire:
         return Row(3, f"{name}, {self.name}", values, goal, "", context)
 
     def predict(self, effort: Effort, goal: Goal | None) -> Row:
-        """Measure 4: 64 ragged sequences; onnxruntime in the grouping that is fastest for it."""
+        """Measure 4: 64 ragged sequences; onnxruntime groups them in its fastest way."""
         lengths = np.random.default_rng(0).integers(1, 65, 64).tolist()
         messages = [requests.predictions(MODEL, self.spec, lengths)]
         load = _load(_port(self.serving), requests.PATH + "Predict", messages, streamed=False)

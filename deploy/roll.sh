@@ -5,9 +5,9 @@
 #   LSTMSERVE_IMAGE=lstmserve:0.1.1 deploy/roll.sh
 #
 # Each server gets SIGTERM and its whole grace: it says NOT_SERVING and serves on while Envoy sends
-# its sessions elsewhere, stores them, and ends. Then a server of the image and settings that
-# compose has now takes its place. The next one follows when this one is healthy and Envoy calls it.
-# Where that does not happen the script stops; the other servers serve on as they are.
+# its sessions elsewhere, stores them, and ends. Then a server with compose's current image and
+# settings takes its place. The next one follows when this one is healthy and Envoy calls it. If
+# that does not happen the script stops, and the other servers serve on as they are.
 set -eu
 cd "$(dirname "$0")/.."
 export COMPOSE_FILE="${COMPOSE_FILE:-docker-compose.yml:docker-compose.scale.yml}"

@@ -1,4 +1,4 @@
-"""Owns a server process for the length of a demo. Never opens a session, never sends a step."""
+"""Runs a server process for the length of a demo. It opens no session and sends no step."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Server:
 
 @contextmanager
 def serve(models: Path) -> Iterator[Server]:
-    """Runs `lstmserve serve` on free loopback ports; ready on entry, drained and gone on exit.
+    """Runs `lstmserve serve` on free loopback ports.
 
-    Raises ServerDied, also in place of the client's error when the server died inside the block.
+    The server is ready on entry, and drained and gone on exit. Raises ServerDied if it died, also
+    in place of a client's error inside the block.
     """
     command = [LSTMSERVE, "serve", "--models", models, "--log", "json"]
     ports = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
@@ -68,10 +69,10 @@ def _wait_until_ready(process: subprocess.Popen[str], lines: deque[str]) -> Serv
 
 
 def _explain(process: subprocess.Popen[str], lines: deque[str], error: Exception) -> Exception:
-    """`error` itself while the server lives; else what became of it."""
+    """`error` itself if the server lives, else ServerDied with its last log lines."""
     try:
         code = process.wait(1.0)
     except subprocess.TimeoutExpired:
         return error
     words = "".join(lines) or "(it logged nothing)"
-    return ServerDied(f"the server ended with exit code {code}; its last words:\n{words}")
+    return ServerDied(f"the server ended with exit code {code}; its last log lines:\n{words}")

@@ -27,8 +27,8 @@ SERVICE = PROTO.parent / "service"
 BASELINE = PROTO / "baseline.binpb"
 PUBLIC = ["lstmserve/v1/lstm.proto", "lstmserve/v1/error_reason.proto"]
 TWIN = "lstmserve/wire/v1/lstm.proto"
-# Names and numbers are the protocol's, not ours to lint. No twin: its clients send raw contents,
-# which are `bytes` already.
+# The protocol fixes the names and numbers of this file, so buf does not lint it. It needs no twin,
+# because its clients send raw contents, which are `bytes` already.
 KSERVE = "lstmserve/kserve/v2/inference.proto"
 
 

@@ -28,7 +28,7 @@ BANNER = '"""The client for threads, generated from _async by `make proto`: edit
 
 
 def generate(out: Path) -> None:
-    """Writes the modules into `out`, formatted as the project's ruff has it."""
+    """Writes the modules into `out`, formatted by the project's ruff."""
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch, "_async"), Path(scratch, "_sync")
         source.mkdir()

@@ -1,7 +1,8 @@
 """Proofs on real processes: killed, frozen, restarted and flooded servers, and clients that crash.
 
-`make soak` runs all in their long form and writes docs/GUARANTEES.md; tests/test_soak_*.py run the
-short ones. What a run found is a dataclass of counts; `check()` holds it to its gates.
+`make soak` runs all of them in their long form and writes docs/GUARANTEES.md; tests/test_soak_*.py
+run the short ones. A run returns a dataclass of counts, whose `check()` compares them with its
+gates.
 """
 
 import sys

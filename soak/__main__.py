@@ -1,4 +1,4 @@
-"""The long form of every proof, and where its figures go: docs/GUARANTEES.md.
+"""Runs the long form of every proof, and writes the figures into docs/GUARANTEES.md.
 
 `python -m soak [NAME ...] [--minutes M] [--write]`; `make soak` runs all and writes.
 """
@@ -43,11 +43,11 @@ START = "|---|---|---|---|\n"
 END = "<!-- end of the figures -->"
 KILL_S, START_S = 2.0, 1.5
 SESSIONS, CLIENTS = 24, 200
-FAILOVER_S = 10.0  # one in so many seconds
+FAILOVER_S = 10.0  # a failover each ten seconds
 AWAY_S = 30.0, 10.0
 PEER_S = 8.0
 JUMP_S, CLOCKED = 5.0, 20
-PHASE_S = 3.0  # many short pairs: a hiccup of the machine meets one of them
+PHASE_S = 3.0  # many short pairs: a hiccup of the machine meets only one of them
 RESCALE_S, MOVING = 15.0, 200
 CANCELS = 150_000
 # Bytes of a call. gRPC itself loses 60 to 110 of one that is cancelled before its handler has the
@@ -57,13 +57,13 @@ COUNTED, COUNTING = 100_000, 256  # steps and sessions
 
 
 class Found(Protocol):
-    """What a proof gives."""
+    """What a proof returns."""
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
 
 
 def _kill9(mode: Mode, kind: Kind) -> Callable[[Path, float], Found]:
@@ -127,7 +127,7 @@ def _clock(folder: Path, minutes: float) -> Found:
 
 
 def _peers(folder: Path, minutes: float) -> Found:
-    rounds = max(3, round(minutes * 60 / (PEER_S + 15)))  # each waits until the server lets go
+    rounds = max(3, round(minutes * 60 / (PEER_S + 15)))  # each waits for the server to let go
     return peers.run(folder, rounds=rounds, each=2, phase_s=PEER_S / 2, is_short=False)
 
 
@@ -162,7 +162,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
 @click.option("--write", is_flag=True, help="Put the figures into docs/GUARANTEES.md.")
 def main(names: tuple[str, ...], minutes: float, write: bool) -> None:
     """Runs the proofs by NAME, or all of them."""
-    commit = _commit()  # before the page is written to
+    commit = _commit()  # read before the page is written to
     for name in names or PROOFS:
         with tempfile.TemporaryDirectory() as folder:
             found = PROOFS[name](Path(folder), minutes)
@@ -174,7 +174,7 @@ def main(names: tuple[str, ...], minutes: float, write: bool) -> None:
 
 
 def _commit() -> str:
-    """What is checked out, with a + where files beside the page were changed; and today."""
+    """The commit that is checked out, with a + if other files were changed, and today."""
     changes = _git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}")
     commit = _git("rev-parse", "--short", "HEAD") + ("+" if changes else "")
     return f"{commit}, {datetime.datetime.now(datetime.UTC).date()}"
@@ -187,7 +187,7 @@ def _git(*arguments: str) -> str:
 
 
 def enter(name: str, row: str) -> None:
-    """Writes a row of the page's table, in place of an older one of that name."""
+    """Writes a row of the page's table; it replaces the old row of that name."""
     text = PAGE.read_text()
     start, end = text.index(START) + len(START), text.index(END)
     rows = {match["name"]: match[0] for match in ROW.finditer(text, start)} | {name: row}

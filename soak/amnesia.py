@@ -1,4 +1,4 @@
-"""kill -9 of a server without a store: every session says that it is lost, none starts at zero."""
+"""kill -9 of a server without a store: every session is reported as lost, none restarts at zero."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from soak.fleet import Fleet, fleet_of
 
 @dataclass
 class Found:
-    """Of one run."""
+    """What one run found."""
 
     sessions: int
-    answers: int = 0  # of steps with the lost session's incarnation: silent zero states
+    answers: int = 0  # replies to steps with the lost session's incarnation: silent zero states
     reasons: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         assert self.answers == 0
         assert self.reasons == {"SESSION_LOST": 2 * self.sessions}
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         lost = self.reasons["SESSION_LOST"] / (2 * self.sessions)
         return (
             f"{self.sessions} sessions, SESSION_LOST for {lost:.0%} of their numbered and "
@@ -39,7 +39,7 @@ class Found:
 
 
 def run(folder: Path, *, sessions: int) -> Found:
-    """One server, killed once."""
+    """Kills one server once."""
     found = Found(sessions)
     with fleet_of(folder, 1) as fleet:
         asyncio.run(_run(fleet, found))

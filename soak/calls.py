@@ -1,6 +1,6 @@
-"""Owns calls by bare gRPC, with a ledger of their ends. Shares no code with the client library.
+"""Calls by bare gRPC, with a ledger of how they ended. It shares no code with the client library.
 
-It is what the servers' counters, and the client library, are held to.
+The proofs compare the server's counters, and the client library, with these ledgers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 
 
 class Refused(Exception):
-    """A call that ended with an error; `reason` is empty when no server of ours said it."""
+    """A call ended with an error; `reason` is empty if the error is not one of our server's."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self.code, self.text = error.code(), error.details() or ""
@@ -38,15 +38,15 @@ class Refused(Exception):
 
 @dataclass
 class Ledger:
-    """What the answers of one server process were: its counters must say the same."""
+    """Counts the answers of one server process: its own counters must say the same."""
 
     applied: int = 0
     replayed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    cut: int = 0  # calls without an answer: what the server counted is unknown
+    cut: int = 0  # calls without an answer: the server may have counted them or not
 
     def differences(self, serving: Serving) -> dict[str, tuple[float, float]]:
-        """Counter -> (server's, ours), where they are not equal."""
+        """Counter -> (the server's count, ours), where the two differ."""
         pairs = {
             "steps": (serving.metric("lstm_steps_total", code="OK"), self.applied),
             "replayed": (serving.metric("lstm_steps_replayed_total"), self.replayed),
@@ -63,7 +63,7 @@ class Ledger:
 
 
 class Calls:
-    """Channels to server processes, one each, made at the first call; with the caller's token."""
+    """One channel to each server process, made at the first call, with the caller's token."""
 
     def __init__(self, token: str = "") -> None:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -89,7 +89,7 @@ class Calls:
         timeout_s: float | None = TIMEOUT_S,
         path: str = PATH,
     ) -> Any:
-        """One unary call, never repeated. Raises Refused."""
+        """Makes one unary call, and never repeats it. Raises Refused."""
         stub: Any = self._channel(serving).unary_unary(
             path + method, type(request).SerializeToString, kind.FromString
         )
@@ -102,7 +102,7 @@ class Calls:
     async def step(
         self, serving: Serving, request: wire.StepRequest, timeout_s: float | None = TIMEOUT_S
     ) -> wire.StepResponse:
-        """One Step, entered in the server's ledger. Raises Refused."""
+        """Makes one Step, and enters it in the server's ledger. Raises Refused."""
         ledger = self.ledgers.setdefault(serving, Ledger())
         try:
             reply = await self.call(serving, "Step", request, wire.StepResponse, timeout_s)
@@ -126,8 +126,9 @@ class Calls:
         timeout_s: float = TIMEOUT_S,
         path: str = PATH,
     ) -> list[Any]:
-        """The replies of a stream that is sent one message after the other, each when the one
-        before was answered. Raises Refused.
+        """Sends the messages of a stream, each after the reply to the last one. Raises Refused.
+
+        Returns the replies.
         """
         call = self._channel(serving).stream_stream(
             path + method, type(requests[0]).SerializeToString, kind.FromString
@@ -146,7 +147,7 @@ class Calls:
         return replies
 
     def open_stream(self, serving: Serving, path: str) -> Any:
-        """A stream of bytes in both directions, without a deadline."""
+        """Opens a stream of bytes in both directions, without a deadline."""
         return self._channel(serving).stream_stream(path)(metadata=self._metadata)
 
     def _channel(self, serving: Serving) -> grpc.aio.Channel:

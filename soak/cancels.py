@@ -26,37 +26,37 @@ from soak.timing import pause
 from soak.ways import WAYS
 
 LEAVERS = 16
-TOGETHER_MAX = 4  # of one client's calls
+TOGETHER_MAX = 4  # calls of one client under way at once
 LONG_PART, LONG_ROWS = 0.3, 600
 LIMIT = 128
 SAMPLE_S = 0.25
 WARM_UP_PART = 0.4  # of the samples
 QUIET_S_MAX = 60
-OBJECTS_MAX = 10  # of those that calls are made of: more than after the warm-up
-CYCLES_MAX = 12.0  # objects of a call that only the collector frees: gRPC makes 5 of each call
+OBJECTS_MAX = 10  # more objects of calls than after the warm-up
+CYCLES_MAX = 12.0  # objects per call that only the collector frees: gRPC makes 5 of each call
 OUR_FAULTS = {"UNKNOWN", "INTERNAL", "DATA_LOSS"}
 FORMS = ("plain", "limited", "stored")
 
 
 @dataclass
 class Found:
-    """Of one server."""
+    """What a run found on one server."""
 
     form: str
-    slope_max: float | None  # bytes of a call; None: too few for a slope
+    slope_max: float | None  # bytes per call; None: too few calls for a slope
     ways: Counter[str] = field(default_factory=Counter)
     codes: set[str] = field(default_factory=set)
     steps: int = 0
     canceled: float = 0  # calls that the server saw end early
     applied: float = 0
     errors_at_limit: int = 0
-    objects: int = 0  # that live on
-    cycles: float = 0  # objects of a call that waited for the collector
+    objects: int = 0  # objects of calls that are still alive
+    cycles: float = 0  # objects per call that waited for the collector
     samples: list[Sample] = field(default_factory=list)
     violations: Violations = field(default_factory=Violations)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.violations.check()
         assert not self.codes & OUR_FAULTS, self.codes
         assert len(self.ways) == 4
@@ -72,13 +72,13 @@ class Found:
 
     @property
     def slope(self) -> float:
-        """Bytes of memory a call that was made, without the warm-up."""
+        """How many bytes of memory a call adds, without the warm-up."""
         busy = self.samples[int(WARM_UP_PART * len(self.samples)) : -1]
         calls, memory = ([getattr(s, name) for s in busy] for name in ("made", "rss_bytes"))
         return float(np.polyfit(calls, memory, 1)[0])
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         first, last = self.samples[0], self.samples[-1]
         ways = ", ".join(f"{way} {count}" for way, count in sorted(self.ways.items()))
         slope = "" if self.slope_max is None else f"; memory {self.slope:+.0f} bytes a call"
@@ -95,22 +95,22 @@ class Found:
 
 @dataclass
 class All:
-    """Of every form."""
+    """What the runs on every form of server found."""
 
     forms: list[Found]
 
     def check(self) -> None:
-        """As Found.check."""
+        """Raises AssertionError if a gate is not met."""
         for found in self.forms:
             found.check()
 
     def figures(self) -> str:
-        """As Found.figures."""
+        """The figures of every form in one line, for people."""
         return "; ".join(found.figures() for found in self.forms)
 
 
 def run(folder: Path, *, cancels: int, slope_max: float | None, seed: int = 0) -> All:
-    """So many over all forms."""
+    """Leaves `cancels` calls, over all forms of the server."""
     found = [Found(form, slope_max) for form in FORMS]
     for each in found:
         flags: dict[str, tuple[str, ...]] = {
@@ -153,7 +153,7 @@ async def _run(fleet: Fleet, found: Found, cancels: int, seed: int) -> None:
 
 
 async def _stage(serving: Serving, found: Found, leavers: list[Leaver], cancels: int) -> None:
-    """Until so many calls were left in all."""
+    """Leaves calls until there are `cancels` of them."""
     tasks = [asyncio.create_task(_work(leaver, found, cancels)) for leaver in leavers]
     pending: set[asyncio.Task[None]] = set(tasks)
     while pending:
@@ -182,7 +182,7 @@ async def _leave(leaver: Leaver, found: Found) -> None:
 
 
 async def _until_quiet(serving: Serving, found: Found) -> None:
-    """Until nothing is under way and no more connections are open than at first."""
+    """Waits until no call is under way and no more connections are open than at the start."""
     end_s = time.monotonic() + QUIET_S_MAX
     while True:
         found.samples.append(await _sample(serving, found))

@@ -1,7 +1,7 @@
-"""The wall clock of a server jumps, far past every session's time and back: no session ends by it.
+"""The wall clock of a server jumps, far beyond every session's ttl and back: no session ends by it.
 
-As at the first NTP sync of a machine without a clock of its own. New sessions are opened at every
-place of the clock, since they sweep what has expired, and the server is killed between jumps.
+The first NTP sync of a machine without a hardware clock does that. New sessions are opened at every
+place of the clock, because opening sweeps what has expired, and the server is killed between jumps.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from soak.timing import pause
 DAY_S = 86_400
 TTL_S = 60
 PLACES_S = (DAY_S, 0, 3650 * DAY_S, -3650 * DAY_S, -TTL_S, TTL_S + 30)  # beside the true time
-NEW = 6  # sessions at each place
+NEW = 6  # sessions opened at each place
 LOOK_S, LOOKS_MAX = 0.1, 300
 JUMP = "wall clock moved: no session ends by it"
 
 
 @dataclass(kw_only=True)
 class Found:
-    """Of one run."""
+    """What one run found."""
 
     mode: Mode
     jumps: int = 0
@@ -46,7 +46,7 @@ class Found:
     violations: Violations = field(default_factory=Violations)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         assert self.jumps == self.told > 0, (self.jumps, self.told)
         assert self.kills > 0
         assert self.loads > 0, "the store never brought a session back"
@@ -56,10 +56,10 @@ class Found:
         assert self.violations == Violations(), self.violations
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         found = self.violations
         return (
-            f"{self.mode}: {self.jumps} jumps of up to 20 years, {self.told} told in the log, "
+            f"{self.mode}: {self.jumps} jumps of up to 20 years, {self.told} logged, "
             f"{self.kills} kills; {self.opened} sessions with a ttl of {TTL_S} s, {self.steps} "
             f"steps: sessions lost {len(found.unexpected)}, expired {self.expired:.0f}, steps lost "
             f"{found.lost}, doubled {found.doubled}, wrong {found.wrong}; {self.loads:.0f} loads, "
@@ -69,28 +69,28 @@ class Found:
 
 @dataclass
 class Both:
-    """Of each mode."""
+    """What the runs of both store modes found."""
 
     runs: list[Found]
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         for each in self.runs:
             each.check()
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures of both modes in one line, for people."""
         return "; ".join(each.figures() for each in self.runs)
 
 
 def run_both(folder: Path, *, jumps: int, sessions: int) -> Both:
-    """Of so many jumps each."""
+    """Runs both store modes, with `jumps` jumps each."""
     modes: tuple[Mode, ...] = ("through", "behind")
     return Both([run(folder / mode, mode, jumps=jumps, sessions=sessions) for mode in modes])
 
 
 def run(folder: Path, mode: Mode, *, jumps: int, sessions: int) -> Found:
-    """One server with `file:`, killed after every second jump."""
+    """Runs one server with a `file:` store, and kills it after every second jump."""
     found = Found(mode=mode)
     folder.mkdir(exist_ok=True)
     clock = WallClock(folder)
@@ -122,10 +122,10 @@ class _Proof:
         self._fleet, self._found, self._calls = fleet, found, calls
         self._talks: list[Conversation] = []
         self._rng = np.random.default_rng(0)
-        self._told = 0  # by this process
+        self._told = 0  # jumps that this process has logged
 
     async def step_all(self, new: int) -> None:
-        """Those that are there, once their new ones were opened: they sweep."""
+        """Steps every session, after it has opened `new` ones; opening sweeps what has expired."""
         for _ in range(new):
             talk = Conversation(self._fleet, self._calls, f"s{len(self._talks)}")
             self._talks.append(talk)
@@ -134,7 +134,7 @@ class _Proof:
             await talk.step(self._rng)
 
     async def until_told(self) -> None:
-        """The log has the jump."""
+        """Waits until the log has the jump."""
         for _ in range(LOOKS_MAX):
             if len(self._pod.serving.events(JUMP)) > self._told:
                 break
@@ -142,7 +142,7 @@ class _Proof:
         self._told += 1
 
     async def restart(self) -> None:
-        """kill -9 of a server whose store has every step."""
+        """Kills the server with kill -9 when its store has every step, and starts it again."""
         await self._until_stored()
         self._count()
         await self._pod.end(signal.SIGKILL)
@@ -151,7 +151,7 @@ class _Proof:
         self._found.kills += 1
 
     async def end(self) -> None:
-        """Everything is held to the oracle."""
+        """Compares every session with the oracle, and reads the counters."""
         await self._until_stored()
         self._count()
         found = self._found
@@ -163,7 +163,7 @@ class _Proof:
         found.refusals = dict(self._calls.refusals)
 
     async def _until_stored(self) -> None:
-        """As the server says."""
+        """Waits until the server reports every step as stored."""
         for talk in self._talks:
             request = wire.GetSessionRequest(session_id=talk.name)
             for _ in range(LOOKS_MAX):
@@ -177,7 +177,7 @@ class _Proof:
                 raise AssertionError(f"{talk.name} is not stored: {reply.session}")
 
     def _count(self) -> None:
-        """What this process tells."""
+        """Adds the counters of this process."""
         serving, found = self._pod.serving, self._found
         found.told += len(serving.events(JUMP))
         found.loads += serving.metric("lstm_sessions_opened_total", source="load")

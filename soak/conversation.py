@@ -1,7 +1,8 @@
-"""Owns one session as its client sees it: numbered steps, repeats, and the history to be checked.
+"""One session as its client sees it: numbered steps, repeats, and the history to check.
 
-A step is sent until it is answered. Every answer is kept, and one that comes twice must be the
-same bits. Where a server asks for older steps (a gap), they are lost: sent again when `may_replay`.
+The client sends a step until it is answered. It keeps every answer, and a second answer to a step
+must have the same bits. When a server asks for older steps (a gap), it has lost them: the client
+sends them again if it `may_replay`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ Floats = npt.NDArray[np.float32]
 ATTEMPTS_MAX = 1000
 ROWS_MAX = 4
 REPEATED = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
-LEAVING = {"", "DRAINING"}  # reasons after which another server is asked
+LEAVING = {"", "DRAINING"}  # reasons for which the client asks another server
 
 
 class Conversation:
-    """`stray` is how often a call goes to any server instead of the right one, as a router may."""
+    """One session of a client; the share `stray` of its calls goes to any server."""
 
     if_exists = wire.IF_EXISTS_RESUME
 
@@ -48,7 +49,7 @@ class Conversation:
         self._incarnation = 0
 
     async def open(self) -> None:
-        """The id is its client's, so that a repeat finds what the first one made."""
+        """Opens the session by an id of the client's, so that a repeat finds the same session."""
         request = wire.OpenSessionRequest(
             model=MODEL, session_id=self.name, if_exists=self.if_exists
         )
@@ -56,30 +57,30 @@ class Conversation:
         self._incarnation = reply.session.incarnation
 
     async def step(self, rng: np.random.Generator) -> None:
-        """One more step, until it is acked."""
+        """Makes one more step, and sends it until it is acknowledged."""
         self.prepare(rng)
         await self.resume()
 
     def prepare(self, rng: np.random.Generator, rows: int = 0) -> int:
-        """The next step's input, of so many rows or a few; its number."""
+        """Makes the input of the next step, of `rows` rows or a few. Returns the step's number."""
         shape = (rows or int(rng.integers(1, ROWS_MAX + 1)), self._fleet.spec.input_size)
         self.inputs.append(rng.standard_normal(shape).astype(np.float32))
         return len(self.inputs)
 
     async def resume(self) -> None:
-        """Sends the step that was prepared, until it is acked."""
+        """Sends the prepared step until it is acknowledged."""
         await self._reach(len(self.inputs))
         self.experience.steps += 1
 
     async def try_once(self, serving: Serving, rng: np.random.Generator, rows: int) -> None:
-        """Sends the next step, or the one that was refused before. Raises Refused."""
+        """Sends the next step, or the one that was refused before, once. Raises Refused."""
         if len(self.outputs) == len(self.inputs):
             self.prepare(rng, rows)
         number = len(self.inputs)
         self._keep(serving, number, await self._calls.step(serving, self.request(number)))
 
     def request(self, number: int) -> wire.StepRequest:
-        """Of that step."""
+        """The request of the step with this number."""
         x = self.inputs[number - 1]
         return wire.StepRequest(
             session_id=self.name,
@@ -90,9 +91,10 @@ class Conversation:
         )
 
     async def verify(self) -> None:
-        """Holds the whole history, the last step and the state to the oracle.
+        """Compares the whole history, the last step and the state with the oracle.
 
-        When nothing is under way, and whoever had the session before has heard of it.
+        It must run when no step is under way, and every former owner of the session knows that it
+        is not.
         """
         self._stray = 0
         if not self.inputs:
@@ -113,7 +115,7 @@ class Conversation:
         self.violations.wrong += not is_right
 
     async def _reach(self, number: int) -> None:
-        """Sends a step, and before it those that a server lost, until it is acked."""
+        """Sends a step, and before it those that a server lost, until it is acknowledged."""
         began_s = time.monotonic()
         for attempt in range(ATTEMPTS_MAX):
             serving = await self._choose()
@@ -130,7 +132,7 @@ class Conversation:
         raise AssertionError(f"{self.name}: step {number} was refused {ATTEMPTS_MAX} times")
 
     async def _handle(self, error: Refused, serving: Serving, number: int) -> None:
-        """Prepares the next attempt."""
+        """Prepares the next attempt after an error."""
         if error.reason == "STEP_GAP":
             await self._send_again(int(error.metadata["expected_step"]), number)
         elif error.code not in REPEATED:
@@ -177,7 +179,7 @@ class Conversation:
         return serving
 
     async def _ask(self, method: str, request: Any, kind: type[Any]) -> Any:
-        """A call that may be repeated as it is."""
+        """Makes a call that may be repeated unchanged."""
         for _ in range(ATTEMPTS_MAX):
             serving = await self._choose()
             try:

@@ -1,6 +1,6 @@
-"""A client to be killed: streams steps of one session, and says a word for each that is answered.
+"""A client to be killed: it streams steps of one session, and prints a line for each reply.
 
-A program of its own: `python -m soak.crasher TARGET ID`.
+It is a program: `python -m soak.crasher TARGET ID`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROW = [1.0] * SPEC.input_size
 
 
 def main(target: str, session_id: str) -> None:
-    """Until it is killed."""
+    """Streams until it is killed."""
     with Client(target) as client:
         session = client.session(MODEL, id=session_id, if_exists="restart")
         while True:

@@ -1,6 +1,7 @@
-"""Many clients at work on a fleet, while somebody does something to it; then all of it is checked.
+"""Runs many clients on a fleet while a proof does something to it, and then checks all of them.
 
-Either bare calls (soak.conversation) or the client library through a router (soak.customer).
+The clients are bare calls (soak.conversation), or the client library behind a router
+(soak.customer).
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ Kind = Literal["bare", "library"]
 
 
 class Make(Protocol):
-    """Makes a client of the library, that keeps so many of its last steps."""
+    """Makes a client of the library; `log` is how many of its last steps it keeps."""
 
     def __call__(self, fleet: Fleet, client: AsyncClient, name: str, log: int, /) -> Talk:
-        """One with one session."""
+        """Makes a client with one session."""
 
 
 class Talk(Protocol):
@@ -45,39 +46,39 @@ class Talk(Protocol):
     experience: Experience
 
     async def open(self) -> None:
-        """Begins it."""
+        """Opens the session."""
 
     async def step(self, rng: np.random.Generator) -> None:
-        """One more step, until it is acked."""
+        """Makes one more step, and sends it until it is acknowledged."""
 
     async def verify(self) -> None:
-        """Counts what is not the oracle's."""
+        """Counts what differs from the oracle."""
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """Of one crowd. `loads` and `differences` are of the servers that ran at the end."""
+    """What one run found. `loads` and `differences` are of the servers that ran at the end."""
 
     mode: Mode
     kind: Kind
     clients: int
     seed: int = 0
     loads: float = 0
-    servers_compared: int = 0  # those that answered every call they got
+    servers_compared: int = 0  # servers that answered every call
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)  # attempts by gRPC code
     violations: Violations = field(default_factory=Violations)
     experience: Experience = field(default_factory=Experience)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.violations.check()
         assert self.experience.steps > 0
         assert self.servers_compared > 0
         assert self.differences == {}
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         found = self.violations
         return (
             f"{self.experience.steps} acked steps of {self.clients} sessions: lost {found.lost}, "
@@ -91,7 +92,7 @@ class Outcome:
 async def at_work(
     fleet: Fleet, outcome: Outcome, *, stray: float = 0, customer: Make = Customer
 ) -> AsyncIterator[None]:
-    """The crowd steps while the block runs. Raises what a client could not get over."""
+    """Lets the clients step while the block runs. Raises the errors that ended a client."""
     print(f"{outcome.kind} {outcome.mode}: seed {outcome.seed}")
     over = asyncio.Event()
     async with AsyncExitStack() as stack:

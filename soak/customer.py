@@ -1,6 +1,6 @@
 """A session through the client library, which numbers, repeats and replays by itself.
 
-Every call of it must succeed; its history is checked as that of a Conversation.
+Every call of it must succeed; its history is checked like that of a Conversation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from soak.fleet import MODEL, Fleet
 
 
 class Customer:
-    """Looks like a Conversation."""
+    """A client with the methods of a Conversation."""
 
     def __init__(self, fleet: Fleet, client: AsyncClient, name: str, replay_steps_max: int) -> None:
         self.name = name
@@ -27,13 +27,13 @@ class Customer:
         self._life = 0
 
     async def open(self) -> None:
-        """Under an id of its own."""
+        """Opens the session, with an id of the client's."""
         self.session = await self._client.session(
             MODEL, id=self.name, keep=True, replay_steps_max=self._replay_steps_max
         )
 
     async def step(self, rng: np.random.Generator) -> None:
-        """One more step. Raises LstmServeError, which is a failed call."""
+        """Makes one more step. Raises LstmServeError for a failed call."""
         shape = (int(rng.integers(1, ROWS_MAX + 1)), self._fleet.spec.input_size)
         x = rng.standard_normal(shape).astype(np.float32)
         y = await self.session.step(x)
@@ -48,8 +48,8 @@ class Customer:
         self._durable_step = self.session.durable_step
 
     async def verify(self) -> None:
-        """Holds the whole history, the last step and the state to the oracle."""
-        await self.step(np.random.default_rng(0))  # brings back what a move may have taken
+        """Compares the whole history, the last step and the state with the oracle."""
+        await self.step(np.random.default_rng(0))  # brings back steps that a move may have lost
         info = await self.session.info()
         self.violations.lost += max(0, len(self.inputs) - info.step)
         self.violations.doubled += max(0, info.step - len(self.inputs))

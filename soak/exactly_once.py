@@ -1,6 +1,6 @@
-"""Steps of the client library through a router that loses, repeats and delays: each counts once.
+"""The client library steps through a router that loses, repeats and delays: each step counts once.
 
-Every session mixes all ways of stepping: Step, StepStream and StepMany.
+Every session mixes all ways to step: Step, StepStream and StepMany.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ THREADS = 96  # each stream takes one
 
 
 class Witness(LossyRouter):
-    """Hears every reply to a Step or on a StepStream, also those that get lost on the way."""
+    """Sees every reply to a Step or on a StepStream, also the replies that the router loses."""
 
     def __init__(self, target: str, seed: int, threads: int) -> None:
         self._outputs: dict[tuple[str, int], bytes] = {}
@@ -36,7 +36,7 @@ class Witness(LossyRouter):
         super().__init__(target, seed, threads)
 
     def heard(self, name: str, request: bytes | None, reply: bytes) -> None:
-        """Holds it to what was heard of that step before."""
+        """Compares the reply with earlier ones to the same step."""
         if name not in ("Step", "StepStream"):
             return
         answer = wire.StepResponse.FromString(reply)
@@ -50,18 +50,18 @@ class Witness(LossyRouter):
 
 @dataclass(kw_only=True)
 class Found:
-    """Of one run. `applied` and `replayed` are the server's counters."""
+    """What one run found. `applied` and `replayed` are the server's counters."""
 
     sessions: int
-    steps: int = 0  # numbered ones that were answered
+    steps: int = 0  # numbered steps that were answered
     applied: float = 0
     replayed: float = 0
-    heard_again: int = 0  # replies that were held to an earlier one of their step
+    heard_again: int = 0  # replies that were compared with an earlier one to their step
     fates: Counter[tuple[str, Fate]] = field(default_factory=Counter)
     violations: Violations = field(default_factory=Violations)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.violations.check()
         assert self.applied == self.steps > 0
         assert self.replayed > 0, "nothing was ever repeated"
@@ -69,7 +69,7 @@ class Found:
         assert set(self.fates) == set(itertools.product(("request", "reply"), Fate))
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         found = self.violations
         fates = {
             f"{kind} {fate.name.lower()}": count
@@ -86,7 +86,7 @@ class Found:
 
 
 def run(folder: Path, *, steps: int, sessions: int, seed: int = 0) -> Found:
-    """About so many steps, by so many sessions at once."""
+    """Makes about `steps` steps, with `sessions` sessions at once."""
     found = Found(sessions=sessions)
     print(f"seed {seed}")
     with fleet_of(folder, 1) as fleet:
@@ -113,7 +113,7 @@ async def _run(fleet: Fleet, found: Found, routers: list[Witness], steps: int, s
             for router in routers
         ]
         for client in clients:
-            await client.models()  # whom a client never met it gives up soon
+            await client.models()  # the client gives up early on a server that it has never reached
         walks = [
             _walk(fleet, found, clients[i % ROUTERS], steps // found.sessions, [seed, i])
             for i in range(found.sessions)
@@ -124,7 +124,7 @@ async def _run(fleet: Fleet, found: Found, routers: list[Witness], steps: int, s
 async def _walk(
     fleet: Fleet, found: Found, client: AsyncClient, steps: int, seed: list[int]
 ) -> None:
-    """One session from its first step to its last, held to the oracle."""
+    """Runs one session from its first step to its last, and compares it with the oracle."""
     rng = np.random.default_rng(seed)
     session = await client.session(MODEL)
     xs: list[Floats] = []
@@ -150,7 +150,7 @@ async def _walk(
 async def step_all(
     client: AsyncClient, session: AsyncSession, xs: list[Floats], way: int
 ) -> list[Floats]:
-    """y of each, by one of three ways."""
+    """Steps each input in one of three ways. Returns the y of each."""
     match way:
         case 0:
             return [await session.step(x) for x in xs]

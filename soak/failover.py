@@ -1,7 +1,7 @@
-"""A store fails over to a replica that lacks the last writes: acked steps are taken back.
+"""A store fails over to a replica that lacks the last writes: acknowledged steps are lost.
 
-Half of the clients keep their inputs and send them again; the others must be told, and told of
-every case and of no other. Nobody may go on from a state that is not what he was answered.
+Half of the clients keep their inputs and send them again. The others must get an error exactly when
+steps were lost. No client may go on from another state than the one it was answered from.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LAG_S, ELECTION_S = 0.5, 1.0
 
 @dataclass(kw_only=True)
 class Taken(Patronage):
-    """What failovers took back."""
+    """What the failovers took back."""
 
     failovers: int = 0
-    steps_back: int = 0  # acked, and not on the replica
+    steps_back: int = 0  # steps that were acknowledged and that the replica lacks
     healed: set[str] = field(default_factory=set)  # names of sessions with a log
-    taken_back: dict[str, int] = field(default_factory=dict)  # without: the step each is at
+    taken_back: dict[str, int] = field(default_factory=dict)  # without a log: the step each is at
 
     def take_back(self, patron: Patron, step: int) -> None:
-        """The patron's session is at that step again."""
+        """Notes that the patron's session is at that step again."""
         self.steps_back += len(patron.outputs) - max(0, step)
         if patron.has_log:
             self.healed.add(patron.name)
@@ -42,7 +42,7 @@ class Taken(Patronage):
             self.taken_back[patron.name] = step
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         super().check()
         assert self.failovers > 0
         assert self.steps_back > 0, "nothing was taken back: nothing is shown"
@@ -51,18 +51,18 @@ class Taken(Patronage):
         assert self.told == self.taken_back
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         unknown = list(self.taken_back.values()).count(UNKNOWN)
         return (
             f"{self.failovers} failovers took {self.steps_back} acked steps back; "
             f"{len(self.healed)} sessions healed by replay, {len(self.taken_back)} without a log "
-            f"({unknown} unknown to the replica), of which told {len(self.told)}; "
+            f"({unknown} unknown to the replica), of which reported {len(self.told)}; "
             f"{super().figures()}"
         )
 
 
 def run(folder: Path, *, failovers: int, every_s: float, sessions: int) -> Taken:
-    """Three servers that reach their store by one address, behind which it fails over."""
+    """Runs three servers that reach their store by one address; the store fails over behind it."""
     found = Taken(mode="through", kind="library", clients=sessions)
     with Replicated(folder) as stores:
         front = StoreFront(stores.primary.port)
@@ -87,7 +87,7 @@ async def _run(
             await pause(LAG_S)
             await stores.fail_over()
             await front.refuse()
-            await pause(ELECTION_S)  # what is under way ends
+            await pause(ELECTION_S)  # calls that are under way end
             await _compare(found, stores, patrons)
             await front.lead_to(stores.primary.port)
             found.failovers += 1
@@ -96,14 +96,14 @@ async def _run(
 
 
 async def _compare(found: Taken, stores: Replicated, patrons: Sequence[Patron]) -> None:
-    """What the new primary has to what was acked."""
+    """Compares the steps on the new primary with those that were acknowledged."""
     for each, step in await steps_left(stores, patrons):
         if step < len(each.outputs):
             found.take_back(each, step)
 
 
 async def steps_left(stores: Replicated, patrons: Iterable[P]) -> list[tuple[P, int]]:
-    """Of each patron's session, what the primary has."""
+    """The step that the primary has of each patron's session."""
     opened = [each for each in patrons if each.session.id == each.name]
     keys = [redis_key(session_key("", each.name)) for each in opened]
     found = await stores.read(keys)

@@ -1,9 +1,9 @@
 """The store of servers that write behind fails over to a replica that lacks the last writes.
 
-A server that lives has what the store lost, and stores it anew: its sessions go on, but for those
-that the replica never heard of. At every second failover a server is killed, too: of its sessions
-the replica's steps are all that is left. Who kept his inputs sends them again, the others are told
-of every case and of no other, and go on from what is left or begin anew.
+A live server still has the steps that the store lost, and stores them again. So its sessions go on,
+except for those that the replica never had. At every second failover a server is killed, too, and
+of its sessions only the replica's steps are left. Clients that keep their inputs send them again.
+The others get an error exactly when steps were lost, and go on from what is left or begin again.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from soak.storefront import StoreFront
 from soak.timing import pause, percentile
 
 POLL_S = 0.02
-LATE_S = 4.0  # of a flush, beside its interval: the store's timeout, and a machine that is shared
+LATE_S = 4.0  # of a flush beyond its interval: the store's timeout, and a shared machine
 UNHEARD_S = BEHIND_S + 0.5  # a flush whose answer was cut off, and the one before it
 HEALED_S_MAX = 30.0
 
 
 @dataclass(kw_only=True)
 class Found(Taken):
-    """Of one run."""
+    """What one run found."""
 
     kills: int = 0
-    kept: int = 0  # times that a session went on where the replica was behind
+    kept: int = 0  # how often a session went on though the replica was behind
     resumed: int = 0
     waits_stored_s: list[float] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)  # lstm_durable_lag_seconds, store away
-    under_s: float = 0.0  # that the metric was less than what a client knew
-    over_s: float = 0.0  # that it was more than anybody could have waited
+    under_s: float = 0.0  # by how much the metric was less than what a client knew
+    over_s: float = 0.0  # by how much it was more than the longest possible wait
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         super().check()
         assert self.kills > 0
         assert self.kept > 0
@@ -57,11 +57,11 @@ class Found(Taken):
         assert self.over_s < UNHEARD_S
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         waits = self.waits_stored_s
         return (
             f"{super().figures()}; {self.kills} servers killed meanwhile; {self.kept} times a live "
-            f"server stored anew what the replica lacked; {self.resumed} sessions without a log "
+            f"server stored again what the replica lacked; {self.resumed} sessions without a log "
             f"went on from what was left; a new step stored p50 {percentile(waits, 50)} s, max "
             f"{max(waits):.2f} s after its ack (--behind-s-max {BEHIND_S}); durable lag up to "
             f"{max(self.lags_s):.2f} s, less than clients knew by {self.under_s:.2f} s, more by at "
@@ -70,13 +70,13 @@ class Found(Taken):
 
 
 def run(folder: Path, *, failovers: int, every_s: float, sessions: int) -> Found:
-    """Three servers that reach their store by one address, behind which it fails over."""
+    """Runs three servers that reach their store by one address; the store fails over behind it."""
     found = Found(mode="behind", kind="library", clients=sessions)
     flags = ("--store-mode", "behind", "--behind-s-max", str(BEHIND_S))
     with Replicated(folder) as stores:
         front = StoreFront(stores.primary.port)
         with fleet_of(folder, PODS, "--store", front.url, *flags) as fleet:
-            fleet.is_sticky = True  # a move takes back by itself what was not stored
+            fleet.is_sticky = True  # a move would itself lose the steps that are not stored
             asyncio.run(_Failovers(fleet, found, front, stores).run(failovers, every_s))
     return found
 
@@ -102,7 +102,7 @@ class _Failovers:
         await stores.in_step()
         await stores.cut()
         for each in (*self._patrons[::8], *self._patrons[1::8]):
-            each.leave()  # of its next session the replica never hears
+            each.leave()  # the replica will not have the client's next session
         await pause(LAG_S)
         self._stay(True)
         await stores.fail_over()
@@ -112,7 +112,7 @@ class _Failovers:
         if killed is not None:
             await killed.end(signal.SIGKILL)
             self._found.kills += 1
-        await pause(ELECTION_S)  # what is under way ends
+        await pause(ELECTION_S)  # calls that are under way end
         await self._compare(bereft)
         live = [pod for pod in self._fleet.pods if pod is not killed]
         self._found.lags_s += [await self._lag_s(pod, bereft) for pod in live]
@@ -125,21 +125,24 @@ class _Failovers:
             await self._lag_s(pod)
 
     def _at(self, pod: Pod) -> list[Debtor]:
-        """Whose session is there."""
+        """The patrons whose sessions are on the pod."""
         return [each for each in self._patrons if self._fleet.home(each.name) is pod.serving]
 
     def _mixed(self, pod: Pod) -> int:
-        """How many are there at least, with a log and without."""
+        """How many patrons the pod has, with a log or without, whichever are fewer."""
         logs = [each.has_log for each in self._at(pod)]
         return min(logs.count(True), logs.count(False))
 
     def _stay(self, is_so: bool) -> None:
-        """Who left a session that was lost would not be told."""
+        """Keeps patrons from changing their session: they would miss an error about the old one."""
         for each in self._patrons:
             each.stays = is_so
 
     async def _compare(self, bereft: set[str]) -> None:
-        """What the new primary has to what was acked; the server of the `bereft` is dead."""
+        """Compares the steps on the new primary with those that were acknowledged.
+
+        The server of the `bereft` sessions is dead.
+        """
         for each, step in await steps_left(self._stores, self._patrons):
             if step >= len(each.outputs):
                 continue
@@ -149,7 +152,7 @@ class _Failovers:
                 self._found.kept += 1
 
     async def _until_stored(self) -> None:
-        """Each has a step that was answered since the store is up, and the store has that, too."""
+        """Waits until each client has a step that was answered and stored since the store is up."""
         due_s, waiting = time.monotonic() + HEALED_S_MAX, list(self._patrons)
         while waiting := [each for each in waiting if not each.is_stored()]:
             late = [each.name for each in waiting]
@@ -159,7 +162,10 @@ class _Failovers:
             each.forget_left()
 
     async def _lag_s(self, pod: Pod, bereft: Set[str] = frozenset()) -> float:
-        """The metric, which is held to what clients know; the `bereft` are on no server."""
+        """Reads the lag metric, and compares it with what clients know.
+
+        The `bereft` sessions are on no server.
+        """
         began_s = time.monotonic()
         owed = [ack for each in self._patrons for ack in each.lacking_with_left(pod.serving)]
         lag_s: float = await asyncio.to_thread(pod.serving.metric, "lstm_durable_lag_seconds")

@@ -1,7 +1,7 @@
-"""A tenant that sends many times its limit: how much longer the others wait for it.
+"""One tenant sends many times its limit: how much longer do the others wait?
 
-Phases with it and without it take turns, and the ratio is the median over the pairs: what else this
-machine does meets both alike.
+Phases with it and without it take turns, and the ratio is the median over the pairs. Whatever else
+this machine does affects both alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tenancy import write_tokens
 
 MODEL = LstmSpec(input_size=8, hidden_size=512, num_layers=2, head=(Linear(4),))
 ROWS = 32  # of each step
-QUOTA = 320  # rows a second of the noisy tenant
+QUOTA = 320  # the limit of the noisy tenant, in rows a second
 TIMES = 20
 NOISY, VICTIMS = 100, 6  # sessions
 THINK_S = 0.1
@@ -34,7 +34,7 @@ RATIO_MAX = 1.5
 
 @dataclass
 class Found:
-    """Of one run: a list of seconds for each phase, without and with the noisy tenant."""
+    """What one run found: a list of seconds for each phase, without and with the noisy tenant."""
 
     alone_s: list[list[float]] = field(default_factory=list)
     beside_s: list[list[float]] = field(default_factory=list)
@@ -44,12 +44,12 @@ class Found:
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.check_counts()
         assert self.ratio < RATIO_MAX
 
     def check_counts(self) -> None:
-        """What no machine is too slow for."""
+        """Checks what even a slow machine must meet."""
         assert self.victims_refused == []
         assert self.wrong == 0
         assert self.differences == {}
@@ -57,16 +57,16 @@ class Found:
             assert level.others == []
             assert level.hints_missing == 0
             assert level.shed > 0
-            assert 0 < level.applied * ROWS <= QUOTA * (level.seconds + 1)  # it saves up a second
+            assert 0 < level.applied * ROWS <= QUOTA * (level.seconds + 1)  # and a full bucket
 
     @property
     def ratio(self) -> float:
-        """The victims' p99 with the noisy tenant over that without."""
+        """The victims' p99 with the noisy tenant, divided by that without."""
         pairs = zip(self.alone_s, self.beside_s, strict=True)
         return median(float(np.percentile(b, 99) / np.percentile(a, 99)) for a, b in pairs)
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         offered, applied, shed, seconds = (
             sum(getattr(level, name) for level in self.levels)
             for name in ("offered", "applied", "shed", "seconds")
@@ -81,7 +81,7 @@ class Found:
 
 
 def run(folder: Path, *, pairs: int, seconds: float) -> Found:
-    """So many pairs of phases, each for so long."""
+    """Runs `pairs` pairs of phases of `seconds` each."""
     found = Found()
     tokens = write_tokens(folder / "tokens", noisy=f"rows_per_s={QUOTA}", quiet="")
     with fleet_of(folder / "models", 1, "--tokens", folder / "tokens", spec=MODEL) as fleet:
@@ -93,7 +93,7 @@ async def _run(
     fleet: Fleet, tokens: dict[str, str], found: Found, pairs: int, seconds: float
 ) -> None:
     async with Calls(tokens["noisy"]) as loud, Calls(tokens["quiet"]) as calls:
-        loud.ledgers = calls.ledgers  # of one server
+        loud.ledgers = calls.ledgers  # one ledger for the one server
         noisy = [Conversation(fleet, loud, f"n{i}") for i in range(NOISY)]
         victims = [Conversation(fleet, calls, f"v{i}") for i in range(VICTIMS)]
         await asyncio.gather(*(talk.open() for talk in [*noisy, *victims]))
@@ -114,7 +114,7 @@ async def _run(
 async def _phase(
     fleet: Fleet, victims: Sequence[Conversation], found: Found, during: Awaitable[None]
 ) -> list[float]:
-    """Seconds of each step of the victims meanwhile."""
+    """The seconds of each step that the victims make meanwhile."""
     seconds: list[float] = []
     over = asyncio.Event()
     tasks = [asyncio.create_task(_converse(fleet, talk, seconds, found, over)) for talk in victims]
@@ -129,7 +129,7 @@ async def _converse(
 ) -> None:
     rng = np.random.default_rng(len(talk.inputs))
     while not over.is_set():
-        await pause(THINK_S * rng.uniform(0.5, 1.5))  # or they would all come at once
+        await pause(THINK_S * rng.uniform(0.5, 1.5))  # or all steps would come at once
         start_s = time.monotonic()
         try:
             await talk.try_once(fleet.pods[0].serving, rng, ROWS)

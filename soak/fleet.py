@@ -1,4 +1,4 @@
-"""Owns the servers of a soak: pods that are killed, stopped, frozen and started anew."""
+"""The servers of a soak: pods that are killed, stopped, frozen and started again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL = "soak"
 
 
 class Pod:
-    """A place in the fleet. Each start is another process, at another address unless it stays."""
+    """A place in the fleet. Each start is a new process, at a new address unless the pod stays."""
 
     def __init__(
         self, name: str, arguments: tuple[str | Path, ...], command: list[str], *, stays: bool
@@ -33,17 +33,17 @@ class Pod:
         self.serving = self._start()
         if stays:
             self._arguments += ("--listen", self.serving.target)
-        self.ended_s: dict[Serving, float] = {}  # when a process was told to end
+        self.ended_s: dict[Serving, float] = {}  # when a process was asked to end
 
     def _start(self) -> Serving:
         return Serving(self._arguments, self._command)
 
     async def start(self) -> None:
-        """Until it is ready."""
+        """Starts a server, and waits until it is ready."""
         self.serving = await asyncio.to_thread(self._start)
 
     async def end(self, number: signal.Signals) -> int:
-        """SIGKILL or SIGTERM, and the exit code."""
+        """Ends the server with SIGKILL or SIGTERM. Returns its exit code."""
         serving = self.serving
         self.ended_s[serving] = time.monotonic()
         serving.signal(number)
@@ -76,7 +76,7 @@ class Fleet:
         self.is_sticky = False
 
     def home(self, key: str) -> Serving | None:
-        """Where a session's calls go: the highest of its hashes over the pods thought alive.
+        """The server for a session's calls: the highest hash among the pods believed to be alive.
 
         A sticky fleet leaves a session where it is until that server leaves.
         """
@@ -90,27 +90,27 @@ class Fleet:
     def _hashed(self, key: str) -> Serving | None:
         alive = [pod for pod in self.pods if pod.serving not in self._suspects]
         if not alive:
-            self._suspects.clear()  # none is better than another
+            self._suspects.clear()  # all are suspects: none is better than another
             return None
         return max(alive, key=lambda pod: _weight(pod.name, key)).serving
 
     def suspect(self, serving: Serving) -> None:
-        """It did not answer, or leaves."""
+        """Avoids a server that did not answer, or leaves."""
         self._suspects.add(serving)
 
     def trust(self, serving: Serving) -> None:
-        """It answers again."""
+        """Uses a server again that answers."""
         self._suspects.discard(serving)
 
     def ended_s(self, serving: Serving) -> float:
-        """When that process was told to end; now, if it was not."""
+        """When that process was asked to end; now, if it was not."""
         return next(
             (pod.ended_s[serving] for pod in self.pods if serving in pod.ended_s),
             time.monotonic(),
         )
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over the pods as they are now."""
+        """The sum of a metric over the pods, now."""
         return sum(pod.serving.metric(name, **labels) for pod in self.pods)
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Fleet:
 
 @contextmanager
 def fleet_of(folder: Path, count: int, *arguments: str | Path, **options: Any) -> Iterator[Fleet]:
-    """A fleet, of the options of Fleet, that is ended with the block."""
+    """A fleet with the options of Fleet, which ends with the block."""
     fleet = Fleet(folder, count, *arguments, **options)
     try:
         yield fleet

@@ -1,7 +1,7 @@
-"""One connection without a token that floods frames: how long the others wait meanwhile.
+"""One connection without a token floods frames: how long do the others wait meanwhile?
 
-Each kind of flood goes on for a while at full speed, by plain text and by TLS, from a process of
-its own; the others step, and a health check asks, on connections of their own.
+Each kind of flood runs for a while at full speed, over plain text and over TLS, from a process of
+its own. The others step, and a health check asks, on connections of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GATED = ("settings", "ping", "window-update")
 OTHERS = ("reset", "priority", "unknown", "calls", "long-headers", "empty-data", "continuation")
 CONNECTIONS = ("silent", "short")
 WAIT_S_MAX = 5.0
-RATE = 10**9  # frames a second: as fast as they are taken
+RATE = 10**9  # frames a second: as fast as the server takes them
 SESSIONS = 4
 PACE_S = 0.005
 X = [0.5, -1.0, 2.0]
@@ -37,7 +37,7 @@ X = [0.5, -1.0, 2.0]
 
 @dataclass
 class Phase:
-    """The others beside one flood; times in seconds."""
+    """What the others saw beside one flood; times in seconds."""
 
     kind: str
     is_tls: bool
@@ -47,10 +47,10 @@ class Phase:
     beside_s: list[float] = field(default_factory=list)
     checks_s: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    grown: float = 0.0  # bytes of the server
+    grown: float = 0.0  # bytes that the server's memory grew by
 
     def figures(self) -> str:
-        """A few words."""
+        """The figures in a few words."""
         return (
             f"{_short(self.sent_per_s)}/s{' until it was cut' if self.cut else ''}, p99 "
             f"{_ms(self.beside_s):.0f} ms beside {_ms(self.alone_s):.0f} without, longest "
@@ -60,12 +60,12 @@ class Phase:
 
 @dataclass
 class Found:
-    """Of one run."""
+    """What one run found."""
 
     phases: list[Phase] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         for phase in self.phases:
             assert phase.failed == [], (phase.kind, phase.failed[:3])
             assert phase.beside_s, phase.kind
@@ -73,7 +73,7 @@ class Found:
             assert max(phase.beside_s + phase.checks_s) < WAIT_S_MAX, (phase.kind, phase.figures())
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         steps = sum(len(phase.beside_s) for phase in self.phases)
         checks = sum(len(phase.checks_s) for phase in self.phases)
         kinds: dict[str, list[str]] = {phase.kind: [] for phase in self.phases}
@@ -87,7 +87,7 @@ class Found:
 
 
 def run(folder: Path, *, seconds: float, kinds: Sequence[str] = GATED) -> Found:
-    """Each kind for so long, by plain text and by TLS, on a server of its own."""
+    """Runs each kind of flood for `seconds`, by plain text and TLS, each on a server of its own."""
     make_model(folder / "models")
     tokens = write_tokens(folder / "tokens", acme="")
     authority = Authority(folder)
@@ -149,7 +149,7 @@ def _measure(
             count=RATE,
             tls=phase.is_tls and phase.kind not in CONNECTIONS,
         ) as flood:
-            # One that is cut is over at once; the others are measured for as long all the same.
+            # A flood that is cut is over at once; the others are still measured for as long.
             phase_of(phase.beside_s, phase.checks_s, lambda: time.monotonic() > end_s)
             phase.grown = _memory(serving) - before
             sent = flood.ended()

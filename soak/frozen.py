@@ -1,6 +1,6 @@
 """A frozen server whose sessions moved on wakes up: what it still writes and answers is harmless.
 
-It is stopped with calls on their way to it and, in `behind` mode, with steps that no store has.
+It is frozen with calls on their way to it and, in `behind` mode, with steps that no store has.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ ON_ITS_WAY_S = 0.2
 
 @dataclass
 class Found:
-    """Of one run; late calls are those that reached the stale owner after their session moved."""
+    """What one run found. Late calls reach the stale owner after their session has moved."""
 
     mode: str
     moved: int = 0
     late_refused: int = 0
-    late_answered: int = 0  # behind: from the stale copy, and then taken back
+    late_answered: int = 0  # behind: calls that the stale copy answered; later the steps were lost
     late_wrong: int = 0
     fenced_writes: float = 0
     violations: Violations = field(default_factory=Violations)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.violations.check()
         assert self.moved > 0
         assert self.late_refused + self.late_answered == self.moved
@@ -47,7 +47,7 @@ class Found:
         assert self.mode == "behind" or self.late_answered == 0
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         return (
             f"{self.moved} sessions moved while their owner was frozen: {self.fenced_writes:.0f} "
             f"stale writes fenced, landed {self.violations.wrong + self.violations.doubled}; "
@@ -57,7 +57,7 @@ class Found:
 
 
 def run(folder: Path, mode: str, *, sessions: int) -> Found:
-    """Two servers and one store; one of them is frozen for a while."""
+    """Runs two servers with one store, and freezes one of them for a while."""
     found = Found(mode)
     flags = ("--store-mode", mode, "--behind-s-max", str(BEHIND_S))
     with Valkey(folder) as valkey, fleet_of(folder, 2, "--store", valkey.url, *flags) as fleet:
@@ -100,7 +100,7 @@ async def _step(talk: Conversation, rng: np.random.Generator) -> None:
 
 
 async def _late(calls: Calls, frozen: Serving, talk: Conversation, number: int) -> bytes | None:
-    """A step sent to the frozen server; its y, or None when it is refused."""
+    """Sends a step to the frozen server. Returns its y, or None if the step is refused."""
     try:
         reply = await calls.step(frozen, talk.request(number), timeout_s=None)
     except Refused:
@@ -119,7 +119,7 @@ def _judge(found: Found, talk: Conversation, y: bytes | None) -> None:
 async def _finish(
     fleet: Fleet, talks: list[Conversation], rng: np.random.Generator, found: Found, frozen: Serving
 ) -> None:
-    """Everything goes on at its first home, the one that was frozen too."""
+    """Lets every session go on at its first server, the one that was frozen."""
     for talk in talks:
         await _step(talk, rng)
         await talk.verify()

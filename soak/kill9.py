@@ -1,7 +1,7 @@
-"""kill -9 of servers that share a store: no acked step is lost, doubled or wrong.
+"""kill -9 of servers that share a store: no acknowledged step is lost, doubled or wrong.
 
-The client keeps no log in `through` mode: it is the store that brings a session back. In `behind`
-mode the client sends again what was rolled back.
+In `through` mode the client keeps no log: the store alone brings a session back. In `behind` mode
+the client sends the steps again that were rolled back.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ STRAY = 0.01
 
 @dataclass(kw_only=True)
 class Found(Outcome):
-    """Of one run."""
+    """What one run found."""
 
     kills: int = 0
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         super().check()
         assert self.kills > 0
         assert self.loads > 0, "the store never brought a session back"
@@ -36,7 +36,7 @@ class Found(Outcome):
         assert self.experience.rollbacks == [] or self.mode == "behind"
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         text = f"{self.kills} kills, {super().figures()}; {self.loads:.0f} loads"
         if seen := self.experience.recoveries_s:
             text += f"; recovery p50 {percentile(seen, 50)} s, p99 {percentile(seen, 99)} s"

@@ -1,7 +1,7 @@
-"""Calls of every kind, by a client that does not mind how they end.
+"""Calls of every kind, by a client that may leave each of them at any moment.
 
 A step of the client's own session is numbered and sent again until it is answered, so its history
-stays known. What happens to a spare session or sequence nobody knows; its id is used again.
+stays known. The state of the spare session and sequence is unknown; their ids are used again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from soak.fleet import MODEL, Fleet
 
 KSERVE = "/inference.GRPCInferenceService/"
 MOMENT_S_MIN, MOMENT_S_MAX = 5e-5, 5e-2
-ITS_OWN = "Internal error from Core"  # grpc.aio's, of a stream that has ended while it is written
+ITS_OWN = "Internal error from Core"  # grpc.aio's text for a write to a stream that has ended
 
 
 class Leaver:
@@ -37,15 +37,15 @@ class Leaver:
         self._fleet = fleet
 
     async def step(self, calls: Calls, timeout_s: float) -> None:
-        """The next step of its session."""
+        """Sends the next step of its session."""
         await self._unary(calls, "Step", self._own(), timeout_s)
 
     async def step_stream(self, calls: Calls, timeout_s: float) -> None:
-        """The same on a stream."""
+        """Sends the next step of its session on a stream."""
         await self._stream(calls, "StepStream", self._own(), wire.StepResponse, timeout_s)
 
     async def step_many(self, calls: Calls, timeout_s: float) -> None:
-        """The same in a message of columns."""
+        """Sends the next step of its session in a message of columns."""
         own = self._own()
         request = wire.StepManyRequest(
             session_ids=[own.session_id],
@@ -57,42 +57,42 @@ class Leaver:
         await self._stream(calls, "StepMany", request, wire.StepManyResponse, timeout_s)
 
     async def step_spare(self, calls: Calls, timeout_s: float) -> None:
-        """A step without a number."""
+        """Sends a step without a number to the spare session."""
         request = wire.StepRequest(session_id=self.spare, x=self._x(1))
         await self._unary(calls, "Step", request, timeout_s)
 
     async def open(self, calls: Calls, timeout_s: float) -> None:
-        """The spare session, anew."""
+        """Opens the spare session, or restarts it."""
         request = wire.OpenSessionRequest(
             model=MODEL, session_id=self.spare, if_exists=wire.IF_EXISTS_RESTART
         )
         await self._unary(calls, "OpenSession", request, timeout_s)
 
     async def close(self, calls: Calls, timeout_s: float) -> None:
-        """The spare session."""
+        """Closes the spare session."""
         request = wire.CloseSessionRequest(session_id=self.spare)
         await self._unary(calls, "CloseSession", request, timeout_s)
 
     async def predict(self, calls: Calls, timeout_s: float) -> None:
-        """Of no session."""
+        """Sends a Predict, which has no session."""
         rows = int(self.rng.integers(1, 200))
         request = wire.PredictRequest(model=MODEL, lengths=[rows], x=self._x(rows))
         await self._unary(calls, "Predict", request, timeout_s)
 
     async def infer(self, calls: Calls, timeout_s: float) -> None:
-        """A request of the sequence: the first, another or the last."""
+        """Sends a request of the sequence: the first, another or the last."""
         request = self.inference(is_start=self.rng.random() < 0.5, is_end=self.rng.random() < 0.2)
         reply = kserve.ModelInferResponse
         await calls.call(self.serving, "ModelInfer", request, reply, timeout_s, KSERVE)
 
     async def infer_stream(self, calls: Calls, timeout_s: float) -> None:
-        """The same on a stream."""
+        """Sends two requests of the sequence on a stream."""
         requests = [self.inference(is_start=True), self.inference()]
         reply = kserve.ModelStreamInferResponse
         await calls.stream(self.serving, "ModelStreamInfer", requests, reply, timeout_s, KSERVE)
 
     def inference(self, *, is_start: bool = False, is_end: bool = False) -> Any:
-        """A row of the sequence that is named as the spare session is."""
+        """A request of one row of the sequence, which has the name of the spare session."""
         shape = [1, 1, self._fleet.spec.input_size]
         request = kserve.ModelInferRequest(model_name=MODEL, raw_input_contents=[self._x(1)])
         request.inputs.add(name="x", datatype="FP32", shape=shape)
@@ -102,7 +102,7 @@ class Leaver:
         return request
 
     async def fill(self, count: int) -> int:
-        """A message of so many sessions' steps; how many were refused."""
+        """Steps `count` sessions in one message. Returns how many were refused."""
         names = [f"full-{i}" for i in range(count)]
         for name in names:
             await self._ask("OpenSession", session_id=name, model=MODEL)
@@ -114,9 +114,9 @@ class Leaver:
         return len(reply.errors) + reply.HasField("error")
 
     async def end(self) -> None:
-        """Of every session that it may have."""
+        """Ends every session that it may have."""
         await self._ask("CloseSession", session_id=self.talk.name)
-        with contextlib.suppress(Refused):  # where it was never opened
+        with contextlib.suppress(Refused):  # it may never have been opened
             await self._ask("CloseSession", session_id=self.spare)
         last = self.inference(is_start=True, is_end=True)
         await self.calls.call(
@@ -124,12 +124,12 @@ class Leaver:
         )
 
     def call(self, calls: Calls, timeout_s: float = TIMEOUT_S) -> asyncio.Task[str]:
-        """One of any kind, under way; its code."""
+        """Starts a call of any kind. The task returns its code."""
         kind = KINDS[int(self.rng.integers(len(KINDS)))]
         return asyncio.create_task(_code(lambda: kind(self, calls, timeout_s)))
 
     def moment_s(self) -> float:
-        """Any, by its logarithm."""
+        """A random time; its logarithm is uniform."""
         return float(np.exp(self.rng.uniform(np.log(MOMENT_S_MIN), np.log(MOMENT_S_MAX))))
 
     def _own(self) -> wire.StepRequest:

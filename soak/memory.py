@@ -1,7 +1,8 @@
-"""Floods of long messages: what a server holds stays within the formula of docs/SCALING.md.
+"""Floods of long messages: the server's memory stays within the formula of docs/SCALING.md.
 
-Each form is a flood of its own on a server of its own, whose peak resident memory is read from
-the kernel (VmHWM), which misses no moment. Beside it one session steps and is held to the oracle.
+Each form is a flood of its own on a server of its own. The peak of its resident memory comes from
+the kernel (VmHWM), which misses no moment. Beside the flood one session steps, and is compared with
+the oracle.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ TICK_S = 0.1
 
 @dataclass
 class Found:
-    """Of one form: what the server held at most, and how the calls of the flood ended."""
+    """What the flood of one form gave: the memory of the server, and how the calls ended."""
 
     form: str
     peak_bytes: int = 0
     before_bytes: int = 0
-    rest_bytes: float = 0.0  # still counted when nothing is under way
+    rest_bytes: float = 0.0  # bytes that are still counted when no call is under way
     pending_bytes_most: float = 0.0
     answered: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -61,16 +62,16 @@ class Found:
 
     @property
     def limit_bytes(self) -> int:
-        """What the formula allows."""
+        """What the formula allows, in bytes."""
         return POOL_BYTES + FIXED_BYTES + K * PENDING_BYTES_MAX
 
     @property
     def factor(self) -> float:
-        """K as it was here: what the flood added, in multiples of the budget."""
+        """The measured K: what the flood added, in multiples of the budget."""
         return (self.peak_bytes - self.before_bytes) / PENDING_BYTES_MAX
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         assert self.peak_bytes <= self.limit_bytes, self
         assert self.rest_bytes == 0, self
         assert self.refused.keys() <= WANTED, self
@@ -79,7 +80,7 @@ class Found:
         assert self.answered > 0, self
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         return (
             f"{self.form}: {self.before_bytes >> 20} -> {self.peak_bytes >> 20} MiB "
             f"(K {self.factor:.2f}), counted at most {int(self.pending_bytes_most) >> 20} MiB, "
@@ -89,17 +90,17 @@ class Found:
 
 @dataclass
 class All:
-    """Of every form."""
+    """What the floods of every form gave."""
 
     forms: list[Found]
 
     def check(self) -> None:
-        """As Found.check."""
+        """Raises AssertionError if a gate is not met."""
         for found in self.forms:
             found.check()
 
     def figures(self) -> str:
-        """As Found.figures."""
+        """The figures of every form in one line, for people."""
         allowed = (self.forms[0].limit_bytes if self.forms else 0) >> 20
         worst = max(found.factor for found in self.forms)
         return (
@@ -125,7 +126,7 @@ class Flood:
     async def unary(
         self, i: int, method: str, request: Any, kind: type[Any], path: str = PATH
     ) -> None:
-        """One call after the other until the flood is over."""
+        """Makes one call after the other until the flood is over."""
         while not self.is_over:
             try:
                 await self.calls[i].call(self.serving, method, request, kind, path=path)
@@ -135,14 +136,14 @@ class Flood:
                 self.found.answered += 1
 
     def refused(self, error: Refused) -> None:
-        """Counts it."""
+        """Counts a refusal."""
         self.found.refused[error.reason or f"{error.code.name} {error.text}"] += 1
         self.found.hints_missing += error.retry_s is None or error.pushback_ms is None
 
     async def streamed(
         self, i: int, method: str, request: bytes, *, path: str = PATH, reads: bool = True
     ) -> None:
-        """Messages as fast as they are taken; `reads`: and their replies are."""
+        """Sends messages as fast as they are taken; with `reads` it reads the replies, too."""
         call = self.calls[i].open_stream(self.serving, path + method)
         sending = asyncio.create_task(self._send(call, request))
         try:
@@ -150,7 +151,7 @@ class Flood:
                 while not self.is_over and await call.read() is not grpc.aio.EOF:
                     self.found.answered += 1
             else:
-                while not self.is_over:  # the server ends such a stream, and it hears nothing
+                while not self.is_over:  # the server ends such a stream, and the sender goes on
                     await pause(TICK_S)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             self.ended[str(error)[:80]] += 1
@@ -165,7 +166,7 @@ class Flood:
                 await call.write(request)
 
     async def session(self, i: int) -> wire.Session:
-        """One for this sender."""
+        """A session for this sender."""
         request = wire.OpenSessionRequest(
             model=MODEL, session_id=f"flood-{i}", if_exists=wire.IF_EXISTS_RESUME
         )
@@ -185,51 +186,51 @@ class Flood:
 
 
 async def step(flood: Flood, i: int) -> None:
-    """Step."""
+    """Floods with Step."""
     session = await flood.session(i)
     request = wire.StepRequest(session_id=session.id, length=ROWS, x=flood.x)
     await flood.unary(i, "Step", request, wire.StepResponse)
 
 
 async def step_stream(flood: Flood, i: int, *, reads: bool = True) -> None:
-    """StepStream."""
+    """Floods with StepStream."""
     session = await flood.session(i)
     request = wire.StepRequest(session_id=session.id, length=ROWS, x=flood.x)
     await flood.streamed(i, "StepStream", request.SerializeToString(), reads=reads)
 
 
 async def step_many(flood: Flood, i: int) -> None:
-    """StepMany."""
+    """Floods with StepMany."""
     session = await flood.session(i)
     request = wire.StepManyRequest(session_ids=[session.id], lengths=[ROWS], x=flood.x)
     await flood.streamed(i, "StepMany", request.SerializeToString())
 
 
 async def predict(flood: Flood, i: int) -> None:
-    """Predict."""
+    """Floods with Predict."""
     request = wire.PredictRequest(model=MODEL, lengths=[ROWS], x=flood.x)
     await flood.unary(i, "Predict", request, wire.PredictResponse)
 
 
 async def infer(flood: Flood, i: int) -> None:
-    """ModelInfer."""
+    """Floods with ModelInfer."""
     kind = kserve.ModelInferResponse
     await flood.unary(i, "ModelInfer", flood.inference(i), kind, KSERVE_PATH)
 
 
 async def infer_stream(flood: Flood, i: int) -> None:
-    """ModelStreamInfer."""
+    """Floods with ModelStreamInfer."""
     request = flood.inference(i).SerializeToString()
     await flood.streamed(i, "ModelStreamInfer", request, path=KSERVE_PATH)
 
 
 async def deaf(flood: Flood, i: int) -> None:
-    """StepStream by clients that read no reply, which is eight times the input."""
+    """Floods with StepStream and reads no reply, each of eight times the bytes of the input."""
     await step_stream(flood, i, reads=i % 2 == 0)
 
 
 async def repeats(flood: Flood, i: int) -> None:
-    """StepStream, ever the same few numbers: the pending ones are joined, again and again."""
+    """Floods with StepStream and the same few numbers, which join the pending steps."""
     with contextlib.suppress(Refused):
         session = await flood.session(i)
         await _repeat(flood, i, session)
@@ -279,7 +280,7 @@ FORMS: dict[str, tuple[Form, LstmSpec]] = {
 
 
 def run(folder: Path, *, seconds: float, forms: tuple[str, ...] = tuple(FORMS)) -> All:
-    """Each form for so long."""
+    """Floods a server in each form, for `seconds` each."""
     found = []
     for form in forms:
         found.append(Found(form))
@@ -314,7 +315,7 @@ async def _run(fleet: Fleet, found: Found, seconds: float) -> None:
 
 
 async def _step_beside(flood: Flood, talk: Conversation) -> None:
-    """Short steps: they are applied or refused, and exact."""
+    """Sends short steps, which must be applied exactly, or refused."""
     rng = np.random.default_rng(1)
     while not flood.is_over:
         try:
@@ -328,7 +329,7 @@ async def _step_beside(flood: Flood, talk: Conversation) -> None:
 async def _sample(serving: Serving, found: Found) -> None:
     try:
         value = await asyncio.to_thread(serving.metric, "lstm_pending_bytes")
-    except ValueError:  # no metrics: its loop was late
+    except ValueError:  # no metrics: the event loop was late
         found.scrapes_missed += 1
         return
     found.pending_bytes_most = max(found.pending_bytes_most, value)
@@ -345,7 +346,7 @@ async def _until_quiet(serving: Serving, found: Found) -> None:
 
 
 def resident(serving: Serving, name: str) -> int:
-    """VmRSS, or VmHWM, which is its peak."""
+    """VmRSS in bytes, or VmHWM, which is its peak."""
     text = Path(f"/proc/{serving.process.pid}/status").read_text()
     found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
     assert found is not None

@@ -1,4 +1,4 @@
-"""The store dies, or hangs, for a while under load: nothing is acked meanwhile, and all goes on."""
+"""The store dies, or hangs, for a while under load: no step is acknowledged, then all go on."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ QUIET_S = 1.0
 
 @dataclass(kw_only=True)
 class Found(Patronage):
-    """Of one run. A call that fails after its repeats ends the run."""
+    """What one run found. A call that fails after its repeats ends the run."""
 
     outages_s: list[float] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         super().check()
         assert self.outages_s
         assert set(self.refusals) == {"UNAVAILABLE"}
         assert self.told == {}
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         outages = ", ".join(f"{each:g} s" for each in self.outages_s)
         return f"store killed or frozen for {outages}; {super().figures()}"
 
 
 def run(folder: Path, *, away_s: Sequence[float], sessions: int) -> Found:
-    """Outages of these lengths: by kill -9 and by a freeze, in turn."""
+    """Takes the store away for these times, in turn by kill -9 and by freezing it."""
     found = Found(mode="through", kind="library", clients=sessions)
-    # With everysec Valkey acks before it writes while an fsync is slow: a kill takes steps back.
+    # With everysec, Valkey acks before it writes while an fsync is slow: a kill would lose steps.
     options = ("--appendonly", "yes", "--appendfsync", "always")
     with Valkey(folder, *options) as valkey:
         front = StoreFront(valkey.port)

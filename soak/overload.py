@@ -1,4 +1,4 @@
-"""More load than a server can carry: it goes on at its capacity, and says to the rest when to come.
+"""More load than a server can carry: it serves at its capacity, and tells the rest when to retry.
 
 The model is large, so that the load that floods the server does not need more than this machine.
 """
@@ -21,7 +21,7 @@ from soak.timing import pause, percentile
 LARGE = LstmSpec(input_size=8, hidden_size=1024, num_layers=2, head=(Linear(4),))
 ROWS = 64
 PENDING_MAX = 64
-CHECKED = 8  # sessions: the oracle is as slow as the server
+CHECKED = 8  # sessions that are compared with the oracle, which is as slow as the server
 TICK_S = 0.01
 RATIO_GOAL = 0.9
 
@@ -34,7 +34,7 @@ class Level:
     offered: int = 0
     applied: int = 0
     shed: int = 0
-    hints_missing: int = 0  # shed without RetryInfo or without pushback
+    hints_missing: int = 0  # steps that were shed without RetryInfo or without pushback
     others: list[str] = field(default_factory=list)  # refusals for other reasons
     seconds: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Level:
 
 @dataclass
 class Found:
-    """Of one run."""
+    """What one run found."""
 
     levels: list[Level]
     capacity: float = 0.0
@@ -56,7 +56,7 @@ class Found:
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met; goodput is a figure, not a gate."""
+        """Raises AssertionError if a gate is not met; goodput is a figure, not a gate."""
         assert self.wrong == 0
         assert self.differences == {}
         for level in self.levels:
@@ -67,11 +67,11 @@ class Found:
 
     @property
     def ratio(self) -> float:
-        """Goodput at the last level over that at the first."""
+        """Goodput at the last level, divided by that at the first."""
         return self.levels[-1].goodput / self.levels[0].goodput
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         levels = "; ".join(
             f"{level.factor:g}x: {level.offered / level.seconds:.0f}/s offered, "
             f"{level.goodput:.0f}/s applied, {level.shed} shed, "
@@ -87,7 +87,7 @@ class Found:
 
 
 def run(folder: Path, *, factors: tuple[float, ...], seconds: float, sessions: int) -> Found:
-    """Each level for so long, on one server."""
+    """Offers each level for `seconds`, to one server."""
     found = Found([Level(factor) for factor in factors], sessions=sessions)
     flags = ("--pending-steps-max", str(PENDING_MAX))
     with fleet_of(folder, 1, *flags, spec=LARGE) as fleet:
@@ -112,9 +112,9 @@ async def _run(fleet: Fleet, found: Found, seconds: float) -> None:
 
 
 class Flood:
-    """Idle sessions are the source of calls; a shed step is sent again when its turn comes.
+    """Calls from idle sessions; a step that was shed is sent again at the session's next turn.
 
-    `reason` is that of the refusals which are wanted.
+    `reason` is that of the refusals which are expected.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Flood:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def capacity(self, seconds: float) -> float:
-        """Steps per second when there is always just enough to do."""
+        """Steps per second while the server always has just enough to do."""
         level = Level(0)
         start_s = time.monotonic()
         while time.monotonic() - start_s < seconds:
@@ -143,7 +143,7 @@ class Flood:
         return level.goodput
 
     async def run(self, level: Level, rate: float, seconds: float) -> None:
-        """Offers `rate` steps per second, whatever becomes of them."""
+        """Offers `rate` steps per second, however they end."""
         start_s = time.monotonic()
         while (elapsed_s := time.monotonic() - start_s) < seconds:
             while level.offered < rate * elapsed_s and self._idle:

@@ -1,4 +1,4 @@
-"""Customers of servers whose store comes and goes, who know which writes it took."""
+"""Clients of servers whose store comes and goes; they know which writes it took."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from soak.fleet import Fleet
 from soak.storefront import StoreFront
 from soak.timing import pause, percentile
 
-NEW_LIFE = 0.01  # how often a step is the first of another session
-UNKNOWN = -1  # in place of a step: the session is not known
+NEW_LIFE = 0.01  # the probability that a step is the first of another session
+UNKNOWN = -1  # in place of a step: the server does not know the session
 
 
 class Patron(Customer):
-    """A customer who knows what the store took. After a session it begins the next one.
+    """A Customer that knows which writes the store took, and begins another session now and then.
 
-    Without a log it bears that acked steps are taken back, if it is told so: `told` has the step
-    that each session was said to be at.
+    Without a log it accepts that acknowledged steps are lost, if the server says so: `told` has the
+    step that the server named for each session.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class Patron(Customer):
         self.has_log = log > 0
         self.told: dict[str, int] = {}
         self.without_write = 0
-        self.waits_s: list[float] = []  # from when the store was up until the next ack
+        self.waits_s: list[float] = []  # from the time the store came up until the next ack
         self.served_s = 0.0
         self.new_life = NEW_LIFE
-        self.stays = False  # with its session
+        self.stays = False  # whether it must not change its session
         self._front, self._names = front, (f"{name}.{i}" for i in range(2, 1 << 31))
 
     async def step(self, rng: np.random.Generator) -> None:
-        """One more step, or what it was told instead."""
+        """Makes one more step, or notes the error about lost steps."""
         if rng.random() < self.new_life and not self.stays:
-            await self._begin_anew()
+            await self._begin_again()
         began_s = time.monotonic()
         try:
             await super().step(rng)
@@ -62,21 +62,21 @@ class Patron(Customer):
             self.waits_s.append(self.served_s - up_s)
 
     def _acked(self) -> None:
-        """The last output has just come."""
+        """Notes that the newest output has come."""
         number = len(self.outputs)
         self.without_write += not self._front.has(self.name, self.session.incarnation, number)
 
     async def _go_on(self, step: int) -> None:
-        """After it was told that the session is at that step."""
-        await self._begin_anew()
+        """Goes on after the server has said that the session is at that step."""
+        await self._begin_again()
 
     def _hold(self) -> None:
-        """Its history so far, to the oracle."""
+        """Compares its history so far with the oracle."""
         if self.inputs:
             y, *_ = self._fleet.oracle.run(np.concatenate(self.inputs))
             self.violations.wrong += not np.array_equal(np.concatenate(self.outputs), y)
 
-    async def _begin_anew(self) -> None:
+    async def _begin_again(self) -> None:
         self._hold()
         self.name, self.inputs, self.outputs = next(self._names), [], []
         self._durable_step = 0
@@ -85,21 +85,21 @@ class Patron(Customer):
 
 @dataclass(kw_only=True)
 class Patronage(Outcome):
-    """What came of all of them."""
+    """What all patrons found."""
 
     told: dict[str, int] = field(default_factory=dict)
     without_write: int = 0
     waits_s: list[float] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         super().check()
         assert self.without_write == 0
         assert self.waits_s
         assert self.refusals["UNAVAILABLE"] > 0, "no client noticed"
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         return (
             f"acked without a write {self.without_write}, failed calls 0, {super().figures()}; "
             f"a step again once the store was reached p50 {percentile(self.waits_s, 50)} s, "
@@ -114,7 +114,7 @@ P = TypeVar("P", bound=Patron)
 async def patrons_at_work(
     kind: type[P], fleet: Fleet, found: Patronage, front: StoreFront, *, logs: bool
 ) -> AsyncIterator[Sequence[P]]:
-    """They step while the block runs; with `logs` every second one keeps what it sent."""
+    """Lets the patrons step while the block runs; with `logs` every second one keeps its inputs."""
     patrons: list[P] = []
 
     def patron(fleet: Fleet, client: AsyncClient, name: str, _: int) -> P:
@@ -131,6 +131,6 @@ async def patrons_at_work(
 
 
 async def until_served(patrons: Sequence[Patron], front: StoreFront) -> None:
-    """Each has been answered since the store was up."""
+    """Waits until each patron has been answered after the store came up."""
     while any(each.served_s < front.up_s for each in patrons):
         await pause(0.1)

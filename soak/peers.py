@@ -1,7 +1,8 @@
 """Clients that freeze, go deaf or die harm neither the server nor others nor their own sessions.
 
-Frozen: stopped with streams open and replies unread; its kernel still acknowledges. Deaf: stopped,
-and what is sent to it vanishes (soak.victim): to the server, a half-open connection. Dead: killed.
+A frozen client is stopped with streams open and replies unread; its kernel still acknowledges. A
+deaf one is stopped, and what is sent to it vanishes (soak.victim): the server sees a half-open
+connection. A dead one is killed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ PACE_S = 0.025
 LOOK_S = 0.1
 GROWTH_MAX = 16e6
 RATIO_MAX = 1.2
-NOTICE_S_MAX = 120  # of a wait that ends as a failure
+NOTICE_S_MAX = 120  # a wait of this length is a failure
 KINDS = {"frozen": signal.SIGSTOP, "deaf": signal.SIGSTOP, "dead": signal.SIGKILL}
-WRITE_S = 3600  # of a server with a short keepalive: nothing else may cut its peers
+WRITE_S = 3600  # for a server with a short keepalive: only that may cut its peers
 SHORT = """
 from lstmserve.server.transport import arguments as transport
 transport.KEEPALIVE_MS = transport.PING_TIMEOUT_MS = 1000
@@ -43,13 +44,13 @@ serve()
 
 @dataclass
 class Found:
-    """Of one run; times in seconds."""
+    """What one run found; times in seconds."""
 
     notice_s_max: float
     are_ratios_gated: bool
     peers: int = 0
-    noticed_s: dict[str, float] = field(default_factory=dict)  # the longest, by kind
-    retransmitted: int = 0  # of the deaf: connections on which the server had no answer
+    noticed_s: dict[str, float] = field(default_factory=dict)  # the longest time to notice, by kind
+    retransmitted: int = 0  # connections of deaf clients on which the server had no answer
     growths: list[float] = field(default_factory=list)  # bytes
     without_s: list[float] = field(default_factory=list)  # p99 of a phase
     beside_s: list[float] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Found:
     violations: Violations = field(default_factory=Violations)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.violations.check()
         assert self.damaged == []
         assert self.retransmitted == self.peers / len(KINDS) > 0
@@ -67,11 +68,11 @@ class Found:
 
     @property
     def ratio(self) -> float:
-        """p99 of others' steps beside the victims over that before: the median of the pairs."""
+        """p99 of the others' steps beside the victims / before them: the median of the pairs."""
         return float(np.median(np.divide(self.beside_s, self.without_s)))
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         noticed = ", ".join(f"{kind} {s:.1f} s" for kind, s in self.noticed_s.items())
         return (
             f"{self.peers} peers with 2 streams each; let go after at most {noticed} (limit "
@@ -79,16 +80,15 @@ class Found:
             f"beside them; p99 of others' steps {1e3 * np.median(self.beside_s):.1f} ms beside "
             f"them, {1e3 * np.median(self.without_s):.1f} ms without, ratio {self.ratio:.2f} "
             f"(the median of {len(self.beside_s)} pairs of phases); {2 * self.peers} sessions of "
-            f"theirs stepped on from elsewhere, damaged {len(self.damaged)}"
+            f"theirs went on with another client, damaged {len(self.damaged)}"
         )
 
 
 def run(folder: Path, *, rounds: int, each: int, phase_s: float, is_short: bool) -> Found:
-    """`each` victims of each kind, `rounds` times.
+    """Makes `each` victims of each kind, `rounds` times.
 
-    Beside the victims of each round others step for `phase_s`, and before them as long.
-
-    The short form has a server with a keepalive of a second, and reports the ratio only.
+    In each round others step for `phase_s`, first without the victims and then beside them. The
+    short form has a server with a keepalive of a second, and only reports the ratio.
     """
     keepalive_ms = 2000 if is_short else transport.KEEPALIVE_MS + transport.PING_TIMEOUT_MS
     found = Found(keepalive_ms / 1e3 + 1, are_ratios_gated=not is_short)
@@ -120,7 +120,7 @@ async def _run(fleet: Fleet, found: Found, rounds: int, each: int, phase_s: floa
             for peer in peers:
                 peer.process.send_signal(KINDS[peer.kind])
             watching = asyncio.create_task(_watch(fleet, found, peers, before))
-            while await asyncio.to_thread(serving.metric, "lstm_pending_steps"):  # work is no harm
+            while await asyncio.to_thread(serving.metric, "lstm_pending_steps"):  # no harm
                 await pause(LOOK_S)
             found.beside_s.append(await others.phase(phase_s))
             await watching
@@ -136,14 +136,14 @@ async def _run(fleet: Fleet, found: Found, rounds: int, each: int, phase_s: floa
 
 
 class Others:
-    """Sessions that step at their pace, all the same whoever is beside them."""
+    """Sessions that step at a pace of their own, with and without victims beside them."""
 
     def __init__(self, talks: list[Conversation]) -> None:
         self._talks = talks
         self._rng = np.random.default_rng(0)
 
     async def phase(self, seconds: float) -> float:
-        """p99 of their steps' times."""
+        """Steps for `seconds`. Returns the p99 of the steps' times."""
         times_s: list[float] = []
         end_s = time.monotonic() + seconds
         await asyncio.gather(*(self._step(talk, end_s, times_s) for talk in self._talks))
@@ -157,7 +157,7 @@ class Others:
 
 
 async def _watch(fleet: Fleet, found: Found, peers: list[Peer], before: int) -> None:
-    """Until the server has let go of all of them."""
+    """Waits until the server has let go of all victims."""
     serving = fleet.pods[0].serving
     start_s = time.monotonic()
     held = {peer.port: peer for peer in peers}
@@ -181,17 +181,17 @@ async def _watch(fleet: Fleet, found: Found, peers: list[Peer], before: int) -> 
 
 
 def _connections(port: int) -> dict[int, bool]:
-    """Of the server's sockets by its peer's port: whether the kernel sends something again."""
+    """Peer's port -> whether the kernel retransmits, of the server's sockets."""
     tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table.splitlines()[1:]]
     return {
         int(remote.rpartition(":")[2], 16): int(retransmits, 16) > 0
         for _, local, remote, _, _, _, retransmits, _, _, inode, *_ in rows
-        if int(local.rpartition(":")[2], 16) == port and inode != "0"  # 0: no process has it
+        if int(local.rpartition(":")[2], 16) == port and inode != "0"  # 0: without a process
     }
 
 
 def _memory(serving: Serving) -> int:
-    """Its resident bytes; not by a scrape, which others' steps would wait for."""
+    """The server's resident bytes. It does not scrape: others' steps would wait for that."""
     pages = Path(f"/proc/{serving.process.pid}/statm").read_text().split()[1]
     return int(pages) * resource.getpagesize()

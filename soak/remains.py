@@ -1,4 +1,4 @@
-"""Owns the question what a server still has: calls, sessions, memory, and Python's objects."""
+"""Reads what a server still holds: calls, sessions, memory, and Python objects."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ signal.signal(signal.SIGUSR1, tell)
 from lstmserve.cli.serve import serve
 serve()
 """
-COMMAND = [sys.executable, "-c", COUNTING]  # of a server that objects_of() may ask
+COMMAND = [sys.executable, "-c", COUNTING]  # the command of a server that objects_of() may ask
 
 
 class Sample(NamedTuple):
-    """Of the server, at a time."""
+    """What the server held at one time."""
 
-    made: float  # calls of the clients
+    made: float  # calls that the clients had made
     started: float
     handled: float
     rss_bytes: float
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def sample_of(serving: Serving, made: int) -> Sample:
-    """As it is now; `made` calls were made so far."""
+    """Takes a sample now; `made` calls were made so far."""
     values = serving.metrics(
         "grpc_server_started_total",
         "grpc_server_handled_total",
@@ -69,7 +69,7 @@ def sample_of(serving: Serving, made: int) -> Sample:
 
 
 def objects_of(serving: Serving) -> dict[str, Any]:
-    """What the server's collector says."""
+    """The report of the server's garbage collector."""
     said = len(serving.events("objects"))
     end_s = time.monotonic() + ANSWER_S_MAX
     serving.signal(signal.SIGUSR1)

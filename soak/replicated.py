@@ -1,4 +1,4 @@
-"""Owns a Valkey and its replica: cut off, killed, promoted. Which is which changes each time."""
+"""A Valkey and its replica, to cut off, kill and promote. Their roles change each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_S = 0.05
 
 
 class Replicated:
-    """Writes are replicated when the replica is there; an ack does not wait for it."""
+    """Writes go to the replica when it is there; an ack does not wait for it."""
 
     def __init__(self, folder: Path) -> None:
         self._folders = (folder / f"valkey-{i}" for i in itertools.count())
@@ -24,28 +24,28 @@ class Replicated:
         self.replica = self._start("--replicaof", "127.0.0.1", str(self.primary.port))
 
     async def in_step(self) -> None:
-        """Until the replica has everything that it was told."""
+        """Waits until the replica has every write."""
         async with Redis.from_url(self.replica.url) as replica:
             while (await replica.info("replication"))["master_link_status"] != "up":
                 await pause(POLL_S)
 
     async def cut(self) -> None:
-        """From now on the replica hears of nothing."""
+        """Cuts the replica off from all later writes."""
         async with Redis.from_url(self.replica.url) as replica:
             await replica.execute_command("REPLICAOF", "NO", "ONE")
 
     async def fail_over(self) -> None:
-        """kill -9 of the primary; the replica is one, and has none of its own."""
+        """Kills the primary with kill -9, and promotes the replica, which then has no replica."""
         await asyncio.to_thread(self.primary.kill)
         self.primary = self.replica
 
     async def replicate(self) -> None:
-        """The primary gets a replica."""
+        """Gives the primary a new replica."""
         arguments = ("--replicaof", "127.0.0.1", str(self.primary.port))
         self.replica = await asyncio.to_thread(self._start, *arguments)
 
     async def read(self, keys: list[str]) -> list[bytes | None]:
-        """What the primary has."""
+        """What the primary has under these keys."""
         async with Redis.from_url(self.primary.url) as primary:
             found: list[Any] = await primary.mget(keys)
             return found

@@ -1,7 +1,7 @@
-"""4 servers -> 5 -> 4 behind Envoy, under load: the new server's share moves, and nothing else.
+"""4 servers -> 5 -> 4 behind Envoy, under load: only the new server's share of sessions moves.
 
-State follows through the store. Who leaves is told to, by SIGTERM; who comes is asked as soon as
-Envoy's health check has found it.
+State follows through the store. A server leaves on SIGTERM; a new one gets calls as soon as Envoy's
+health check has found it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from soak.timing import percentile
 from storing import Valkey
 
 SERVERS = 5
-DEVIATIONS = 5  # of a share of so many sessions, were they thrown by dice
-NEEDLESS_MAX = 0.02  # Maglev's own is some 0.1 %
+DEVIATIONS = 5  # standard deviations that a share of sessions may be off
+NEEDLESS_MAX = 0.02  # Maglev's own is about 0.1 %
 DRAIN_DELAY_S = "2"  # Envoy asks once a second
 STEPS = 3
 
@@ -40,7 +40,7 @@ class Timed(Customer):
         self.times: list[tuple[float, float]] = []
 
     async def step(self, rng: np.random.Generator) -> None:
-        """One more step."""
+        """Makes one more step."""
         began_s = time.monotonic()
         await super().step(rng)
         self.times.append((began_s, time.monotonic() - began_s))
@@ -48,7 +48,7 @@ class Timed(Customer):
 
 @dataclass(kw_only=True)
 class Found:
-    """Of one run. A call that fails after its repeats ends the run."""
+    """What one run found. A call that fails after its repeats ends the run."""
 
     sessions: int
     moves: list[Move] = field(default_factory=list)  # there and back, in turn
@@ -60,7 +60,7 @@ class Found:
     violations: Violations = field(default_factory=Violations)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         self.violations.check()
         assert self.moves
         share = 1 / SERVERS
@@ -72,7 +72,7 @@ class Found:
         assert self.exit_codes == {0}
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         out, back = self.moves[::2], self.moves[1::2]
         needless = max(move.needless for move in self.moves)
         restless = sum(len(move.restless) for move in self.moves)
@@ -89,14 +89,14 @@ class Found:
 
 
 def run(folder: Path, *, times: int, sessions: int) -> Found:
-    """The fifth server comes and goes so many times."""
+    """Lets the fifth server come and go `times` times."""
     found = Found(sessions=sessions)
     flags = ("--drain-delay-s", DRAIN_DELAY_S)
     with (
         Valkey(folder) as valkey,
         fleet_of(folder, SERVERS, "--store", valkey.url, *flags, stays=True) as fleet,
     ):
-        fleet.pods[-1].serving.kill()  # its address is known, and nobody is there yet
+        fleet.pods[-1].serving.kill()  # Envoy knows the address, and no server is there yet
         with envoy_of([pod.serving.target for pod in fleet.pods]) as envoy:
             asyncio.run(_run(fleet, envoy, found, times))
     return found
@@ -134,7 +134,7 @@ async def _move(
     change: Callable[[], Awaitable[float]],
     is_over: Callable[[], bool],
 ) -> None:
-    """A while without a change, and then the change."""
+    """Watches for a while without a change, and then makes the change."""
     async with watched(fleet, envoy) as restless:
         found.quiet_s += await _taken(load, time.monotonic())
         before = await asyncio.to_thread(homes, fleet)
@@ -146,7 +146,7 @@ async def _move(
 
 
 async def _taken(load: Load[Timed], began_s: float) -> list[float]:
-    """How long each step took that began since then, or in the next ones of every customer."""
+    """How long each step took that began since then, or among the next ones of every customer."""
     await load.steps(STEPS)
     return [took for each in load.customers for at, took in each.times if at > began_s]
 

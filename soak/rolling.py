@@ -1,4 +1,4 @@
-"""SIGTERM of one server after another under load: nothing is lost, and no call fails for good."""
+"""SIGTERM of one server after another under load: no step is lost, and no call fails in the end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ QUIET_S = 1.0
 
 @dataclass(kw_only=True)
 class Found(Outcome):
-    """Of one run. A call that fails after its repeats ends the run."""
+    """What one run found. A call that fails after its repeats ends the run."""
 
     exit_codes: list[int] = field(default_factory=list)
     drains_s: list[float] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         super().check()
         assert len(self.exit_codes) >= PODS
         assert set(self.exit_codes) == {0}
@@ -33,7 +33,7 @@ class Found(Outcome):
         assert self.experience.rollbacks == []
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         return (
             f"{len(self.exit_codes)} restarts, failed calls 0, {super().figures()}; exit codes "
             f"{set(self.exit_codes)}, drains at most {max(self.drains_s):.2f} s"
@@ -41,10 +41,10 @@ class Found(Outcome):
 
 
 def run(folder: Path, mode: Mode, kind: Kind, *, clients: int, restarts: int) -> Found:
-    """Three servers and one store.
+    """Restarts three servers with one store, in turn.
 
-    Behind the store nothing but a drain writes (and the sessions stay until there is one): or it
-    would not be shown that drains do.
+    In `behind` mode only a drain writes, and sessions stay where they are until then; otherwise the
+    run would not show that drains write.
     """
     found = Found(mode=mode, kind=kind, clients=clients)
     flags = ("--store-mode", mode, "--behind-s-max", "3600")

@@ -1,4 +1,4 @@
-"""A fleet behind Envoy, with the committed configuration, and customers at work on it."""
+"""A fleet behind Envoy, with the committed configuration, and customers that step through it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from soak.timing import pause
 CONNECTIONS = 4
 Talk = TypeVar("Talk", bound=Customer)
 POLL_S = 0.01
-WATCH_S = 0.2  # Envoy gives a server up for a second at least
+WATCH_S = 0.2  # Envoy avoids a server for at least a second
 
 
 def homes(fleet: Fleet) -> dict[str, str]:
-    """Which pod each session is on, by asking the pods themselves.
+    """Which pod each session is on, as the pods themselves say.
 
-    Where a session has left without a word, its former server has an older step of it.
+    The former server of a session that moved may still have an older step of it.
     """
     found: dict[str, tuple[int, str]] = {}
     for pod in fleet.pods:
@@ -40,19 +40,19 @@ def homes(fleet: Fleet) -> dict[str, str]:
 
 
 class Load(Generic[Talk]):
-    """Customers at work through Envoy, each with a session of its own."""
+    """Customers that step through Envoy, each with a session of its own."""
 
     def __init__(self, customers: Sequence[Talk]) -> None:
         self.customers = customers
         self.violations = Violations()  # counted at the end
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        """More steps go by until it is so, whatever it is."""
+        """Lets steps go by until `is_so()` returns true."""
         while not await asyncio.to_thread(is_so):
             await self.steps(1)
 
     async def steps(self, count: int) -> None:
-        """Until every customer has made so many more."""
+        """Waits until every customer has made `count` more steps."""
         wanted = [each.experience.steps + count for each in self.customers]
         for customer, many in zip(self.customers, wanted, strict=True):
             while customer.experience.steps < many:
@@ -69,9 +69,9 @@ async def load_on(
     customer: type[Talk] = Customer,  # type: ignore[assignment]  # mypy: a default of a TypeVar
     **options: float,
 ) -> AsyncIterator[Load[Talk]]:
-    """They step while the block runs; then every history is held to a single server's.
+    """Lets customers step while the block runs, and then compares every history with the oracle.
 
-    Raises what a customer could not get over.
+    Raises the errors that ended a customer.
     """
     over = asyncio.Event()
 
@@ -106,10 +106,10 @@ async def load_on(
 
 @dataclass(frozen=True)
 class Move:
-    """Where sessions, or groups, were before and after a change of servers: name -> server.
+    """The servers of sessions, or groups, before and after a change of servers: name -> server.
 
-    The router gave up `restless` for a while, who did not answer in time: what it makes of their
-    sessions is not the change's.
+    `restless` servers did not answer in time, and the router avoided them for a while: moves of
+    their sessions are not due to the change.
     """
 
     before: dict[str, str]
@@ -118,7 +118,7 @@ class Move:
 
     @property
     def moved(self) -> float:
-        """The share that came to a new server, or left one that is gone."""
+        """The share that moved to a new server, or from one that is gone."""
         changed = set(self.before.values()) ^ set(self.after.values())
         return self._share(lambda ends: not ends.isdisjoint(changed))
 
@@ -133,18 +133,18 @@ class Move:
         return sum(len(ends) == 2 and is_counted(ends) for ends in pairs) / len(pairs)
 
     def sizes(self) -> list[int]:
-        """How many each server has after it."""
+        """How many each server has after the change."""
         return sorted(Counter(self.after.values()).values())
 
 
 def is_asked(envoy: Envoy, pod: Pod) -> bool:
-    """Whether Envoy sends calls to that one."""
+    """Whether Envoy sends calls to the pod."""
     return envoy.servers()[pod.serving.target]
 
 
 @asynccontextmanager
 async def watched(fleet: Fleet, envoy: Envoy) -> AsyncIterator[set[str]]:
-    """Pods that Envoy did not ask at some time during the block; filled while it runs."""
+    """Pods that Envoy did not call at some time during the block; the set grows while it runs."""
     restless: set[str] = set()
 
     async def watch() -> None:

@@ -1,6 +1,6 @@
-"""A router before the fleet, as Envoy would be: one address, sessions hashed, nothing retried.
+"""A router before the fleet, as Envoy would be: one address, sessions hashed, no retries.
 
-It passes on what servers say, and UNAVAILABLE where none says anything. Unary calls only.
+It passes on the errors of servers, and UNAVAILABLE if a server does not answer. Unary calls only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from soak.timing import pause
 
 
 class Router(grpc.GenericRpcHandler):
-    """Enters every Step in the ledgers of `calls`."""
+    """Forwards calls, and enters every Step in the ledgers of `calls`."""
 
     def __init__(self, fleet: Fleet, calls: Calls) -> None:
         self._fleet, self._calls = fleet, calls
@@ -58,7 +58,7 @@ class Router(grpc.GenericRpcHandler):
 
 @asynccontextmanager
 async def router_of(fleet: Fleet, calls: Calls) -> AsyncIterator[str]:
-    """Its target."""
+    """Runs a router while the block runs. Yields its target."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((Router(fleet, calls),))
     port = server.add_insecure_port("127.0.0.1:0")

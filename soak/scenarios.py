@@ -1,7 +1,7 @@
-"""The kinds of clients that a long-running server meets, with how often each comes.
+"""The kinds of clients that a long-running server meets, and how often each comes.
 
-Weights are those of Triton's L0_long_running_stress (qa/, stress.py): its ResNet is our Predict,
-its perf analyzer our StepMany.
+The weights are those of Triton's L0_long_running_stress (qa/, stress.py), with Predict for its
+ResNet and StepMany for its perf analyzer.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ ROWS_AHEAD_MAX = 100
 
 
 async def valid(client: Visitor) -> None:
-    """A sequence from start to end."""
+    """Runs a sequence from start to end."""
     await client.sequence()
     await client.close()
 
 
 async def valid_valid(client: Visitor) -> None:
-    """Two sequences under one id, one after the other."""
+    """Runs two sequences under one id, one after the other."""
     await valid(client)
     await valid(client)
 
 
 async def valid_no_end(client: Visitor) -> None:
-    """Two sequences under one id; the second is never closed."""
+    """Runs two sequences under one id; the second is never closed."""
     await valid(client)
     await client.sequence()
 
 
 async def no_end(client: Visitor) -> None:
-    """A sequence that is never closed: it expires, or its id is taken again."""
+    """Runs a sequence that is never closed: it expires, or another one takes its id."""
     await client.sequence()
 
 
 async def no_start(client: Visitor) -> None:
-    """A step of a session that was never opened."""
+    """Sends a step of a session that was never opened."""
     request = wire.StepRequest(session_id=f"{client.name}-never", x=client.x(1).tobytes())
     try:
         await client.calls.step(client.serving, request)
@@ -61,7 +61,7 @@ async def no_start(client: Visitor) -> None:
 
 
 async def timeout(client: Visitor) -> None:
-    """A deadline far too short for its step; the same number is then answered in peace."""
+    """Sends a step with a deadline that is far too short, and then the same number without one."""
     incarnation = await client.open(client.name)
     x = client.x(LONG_ROWS)
     request = wire.StepRequest(
@@ -87,7 +87,7 @@ async def timeout(client: Visitor) -> None:
 
 
 async def crash(client: Visitor) -> None:
-    """A client process that is killed in the middle of its stream."""
+    """Runs a client process that is killed in the middle of its stream."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "soak.crasher", client.serving.target, client.name),
         env=environment(PYTHONPATH=":".join(sys.path)),
@@ -99,12 +99,12 @@ async def crash(client: Visitor) -> None:
     process.kill()
     rest = await process.stdout.read()
     await process.wait()
-    # The client sends several rows as one step: how many steps it were, it knows alone.
+    # The client sends several rows as one step, so only it knows how many steps there were.
     client.tally.unknown += ANSWERS_BEFORE_CRASH + rest.count(b"answered\n") + ROWS_AHEAD_MAX
 
 
 async def predict(client: Visitor) -> None:
-    """A whole sequence, of no session."""
+    """Sends a whole sequence without a session."""
     x = client.x(client.length())
     request = wire.PredictRequest(model=MODEL, lengths=[len(x)], x=x.tobytes())
     reply = await client.calls.call(client.serving, "Predict", request, wire.PredictResponse)
@@ -112,7 +112,7 @@ async def predict(client: Visitor) -> None:
 
 
 async def load(client: Visitor) -> None:
-    """A gateway: many sessions in each message."""
+    """Acts as a gateway: many sessions in each message."""
     names = [f"{client.name}-{i}" for i in range(BLOCK)]
     incarnations = await asyncio.gather(*(client.open(name) for name in names))
     length = client.length()

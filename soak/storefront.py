@@ -1,7 +1,7 @@
-"""One address for a store's primary, as a service's IP is, and what was written through it.
+"""One address for a store's primary, like a service's IP, and a record of what was written to it.
 
-It reads what it passes on: a compare-and-set is noted before the server that asked for it hears of
-it, so that an ack without one is known at once.
+It reads what it forwards. It notes a compare-and-set before the server gets its answer, so an ack
+without a write shows at once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from soak.timing import pause
 
 CHUNK = 1 << 16
 ADDRESS = "127.0.0.1", 0
-ACCEPTED_S = 0.05  # until who was accepted last is among those that are cut
+ACCEPTED_S = 0.05  # until a connection that was just accepted is among those to cut
 
 
 class StoreFront:
-    """`written`: (key, incarnation, step) of every record that the store said it took.
+    """`written` has (key, incarnation, step) of every record that the store took.
 
-    `_last`: the step of the latest by (key, incarnation).
+    `_last` has the newest step by (key, incarnation).
     """
 
     def __init__(self, port: int) -> None:
@@ -50,16 +50,16 @@ class StoreFront:
         return (redis_key(session_key("", name)), incarnation, step) in self.written
 
     def last(self, name: str, incarnation: int) -> int:
-        """The step that the store took last of a session; 0 when it took none."""
+        """The last step that the store took of a session, 0 if it took none."""
         return self._last.get((redis_key(session_key("", name)), incarnation), 0)
 
     async def lead_to(self, port: int) -> None:
-        """Who calls from now on gets to that store."""
+        """Leads new connections to that store."""
         self._port, self.up_s = port, time.monotonic()
         self._listener = await asyncio.start_server(self._pass_on, *self._address)
 
     async def refuse(self) -> None:
-        """Who calls from now on is refused, and connections are cut."""
+        """Refuses new connections, and cuts the others."""
         self.up_s = math.inf
         if self._listener is not None:
             self._listener.close()
@@ -70,7 +70,7 @@ class StoreFront:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Servers are served while the block runs."""
+        """Leads servers to the store while the block runs."""
         await self.lead_to(self._port)
         try:
             yield
@@ -90,7 +90,7 @@ class StoreFront:
                 tasks.create_task(_ask(reader, store_writer, asked))
                 tasks.create_task(self._answer(store_reader, writer, asked))
         except* OSError:
-            pass  # either side is gone, and so will the other be
+            pass  # one side is gone, and the other one will be
         finally:
             for each in writers:
                 each.close()
@@ -100,9 +100,9 @@ class StoreFront:
     async def _answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: deque[Any]
     ) -> None:
-        """Raises ConnectionError when the store says no more.
+        """Forwards the store's answers and notes its writes. Raises ConnectionError when they end.
 
-        What it did for a server that has hung up is noted, too: it was done.
+        It notes a write even if the server has hung up, because the store has done it.
         """
         parser = hiredis.Reader()
         while content := await reader.read(CHUNK):

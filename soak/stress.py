@@ -1,7 +1,8 @@
 """Hours of clients of every kind, in the proportions of Triton's L0_long_running_stress.
 
-Good sequences, ones that never end or never began, too short deadlines, clients that crash. When
-they are gone, nothing of them may be left: memory, descriptors, sessions.
+There are good sequences, ones that never end or never began, deadlines that are too short, and
+clients that crash. When they are gone, they must leave nothing behind: no memory, no descriptors,
+no sessions.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from soak.visitor import Visitor
 TTL_S = 2
 WORKERS = 8
 SAMPLE_S = 1.0
-WARM_UP_PART = 0.2  # of the samples: pools fill, allocators settle
+WARM_UP_PART = 0.2  # of the samples, in which pools fill and allocators settle
 
 
 class Sample(NamedTuple):
-    """Of the server, at a time."""
+    """What the server held at one time."""
 
     time_s: float
     rss_bytes: float
@@ -41,19 +42,19 @@ class Sample(NamedTuple):
 
 @dataclass
 class Found:
-    """Of one run; the slopes are those of a line through the samples."""
+    """What one run found; the slopes are those of a line through the samples."""
 
     seed: int
     done: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     wrong: int = 0
-    applied: int = 0  # steps that the clients saw the answer of
+    applied: int = 0  # steps whose answer the clients saw
     unknown: int = 0  # steps whose answer they did not wait for
     counted: float = 0  # steps that the server counted
     samples: list[Sample] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises AssertionError when a gate is not met."""
+        """Raises AssertionError if a gate is not met."""
         assert self.failures == []
         assert self.wrong == 0
         assert set(self.done) == {scenario.__name__ for scenario in SCENARIOS}
@@ -64,7 +65,7 @@ class Found:
         assert self.applied <= self.counted <= self.applied + self.unknown
 
     def slope(self, name: str) -> float:
-        """Per hour, without the warm-up."""
+        """The slope per hour, without the warm-up."""
         samples = self.samples[int(WARM_UP_PART * len(self.samples)) : -1]
         times = [each.time_s for each in samples]
         values = [getattr(each, name) for each in samples]
@@ -76,7 +77,7 @@ class Found:
         return [self.samples[count * i // 4].rss_bytes for i in range(5)]
 
     def figures(self) -> str:
-        """One line for people."""
+        """The figures in one line, for people."""
         first, last = self.samples[0], self.samples[-1]
         return (
             f"{self.done.total()} scenarios in {last.time_s - first.time_s:.0f} s "
@@ -90,7 +91,7 @@ class Found:
 
 
 def run(folder: Path, *, scenarios: int, seconds: float = 0, seed: int = 0) -> Found:
-    """At least so many scenarios, for at least so long, on one server."""
+    """Runs at least `scenarios` scenarios, for at least `seconds`, on one server."""
     print(f"stress: seed {seed}")
     found = Found(seed)
     flags = ("--session-ttl-s", str(TTL_S), "--tombstones-max", "1000")
@@ -127,7 +128,7 @@ async def _work(fleet: Fleet, found: Found, index: int, is_over: Callable[[], bo
     chosen = list(SCENARIOS)
     turn = index
     while not is_over():
-        # Each scenario comes once before chance has its way, so that a short run has them all.
+        # Each scenario comes once before the random ones, so that a short run has them all.
         scenario = chosen[turn % len(chosen)]
         if turn >= len(chosen):
             scenario = chosen[int(rng.choice(len(chosen), p=weights / weights.sum()))]

@@ -1,4 +1,4 @@
-"""Owns waiting by the clock, which only a soak may do, and percentiles of what it measured."""
+"""Waiting by the clock, which only a soak may do, and percentiles of what was measured."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 
 async def pause(seconds: float) -> None:
-    """Lets others go on for so long."""
+    """Lets others run for `seconds`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.get_running_loop().create_future()
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Of the values; 0 when there are none."""
+    """A percentile of the values; 0 without values."""
     return round(float(np.percentile(values, percent)), 3) if values else 0.0

@@ -1,9 +1,9 @@
-"""A client that something befalls: two streams, each with many steps sent and one reply read.
+"""A client to be frozen or killed: two streams, each with many steps sent and one reply read.
 
-A program of its own, `python -m soak.victim TARGET ID KIND`, and what its proof sees of it. It says
-the port of its connection when it has come so far, and waits to be stopped or killed. A `deaf` one
-hears nothing any more: its kernel drops what arrives, as if the way to it was cut, and acknowledges
-none of it.
+It is a program, `python -m soak.victim TARGET ID KIND`, beside the functions with which its proof
+looks at it. When its streams are open it prints the port of its connection, and waits to be stopped
+or killed. A `deaf` one receives nothing more: its kernel drops what arrives, as if the network was
+cut, and acknowledges none of it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from soak.calls import PATH, Calls
 from soak.fleet import MODEL, SPEC, Fleet
 
 ROWS = 200
-MESSAGES = 100  # more than the window; their replies are more than gRPC takes in unread
+MESSAGES = 100  # more than the window; their replies are more than gRPC buffers
 X = np.ones((ROWS, SPEC.input_size), np.float32)
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
 RETURN_NOTHING = struct.pack("HBBI", 6, 0, 0, 0)  # one instruction of BPF: keep 0 bytes
 
 
 class Peer(NamedTuple):
-    """A victim that has come to its streams."""
+    """A victim whose streams are open."""
 
     kind: str
     name: str
@@ -44,7 +44,7 @@ class Peer(NamedTuple):
 
 
 async def victim_of(fleet: Fleet, kind: str, name: str) -> Peer:
-    """Its program, that far."""
+    """Starts a victim, and waits until its streams are open."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "soak.victim", fleet.pods[0].serving.target, name, kind),
         env=environment(PYTHONPATH=os.pathsep.join(sys.path)),
@@ -55,7 +55,7 @@ async def victim_of(fleet: Fleet, kind: str, name: str) -> Peer:
 
 
 async def damaged(fleet: Fleet, calls: Calls, peer: Peer) -> list[str]:
-    """Its sessions that are not as they must be: exact, nothing waits, they step on from here."""
+    """The victim's damaged sessions: inexact, with steps pending, or unable to go on."""
     bad = []
     serving = fleet.pods[0].serving
 
@@ -88,7 +88,7 @@ def names(name: str) -> tuple[str, str]:
 
 
 def main(target: str, name: str, kind: str) -> None:
-    """Until it is killed."""
+    """Opens the streams, and waits until it is killed."""
     one, many = names(name)
     hold: queue.Queue[Any] = queue.Queue()
     with grpc.insecure_channel(target) as channel:
@@ -118,7 +118,7 @@ def _messages(content: bytes, hold: queue.Queue[Any]) -> Iterator[bytes]:
 
 
 def _connection(port: int) -> socket.socket:
-    """The one to the server, as gRPC has it."""
+    """gRPC's connection to the server."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):  # no socket, or one without a peer
             found = socket.socket(fileno=os.dup(fd))

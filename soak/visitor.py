@@ -1,4 +1,4 @@
-"""What one client of the stress does: sequences under an id of its worker, held to the oracle."""
+"""What one client of the stress test does: sequences under an id of its worker, which it checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from soak.fleet import MODEL, Fleet
 
 Floats = npt.NDArray[np.float32]
 
-# As Triton's stress has them: two ids are used again and again, eight now and then.
+# As in Triton's stress test: two ids are used again and again, eight others now and then.
 LENGTH_MEAN, LENGTH_DEVIATION = 16, 8
 COMMON, RARE, RARE_PART = 2, 8, 0.1
 
@@ -39,7 +39,7 @@ class Visitor:
         self.name = f"w{worker}-{number}"
 
     def length(self) -> int:
-        """Of a sequence."""
+        """A random length for a sequence."""
         return max(1, int(self.rng.normal(LENGTH_MEAN, LENGTH_DEVIATION)))
 
     def x(self, rows: int) -> Floats:
@@ -51,7 +51,7 @@ class Visitor:
         self.tally.wrong += y != expected.tobytes()
 
     async def open(self, name: str) -> int:
-        """A new session under the id, whoever had it; its incarnation."""
+        """Opens a session under the id, whichever session had it. Returns its incarnation."""
         request = wire.OpenSessionRequest(
             model=MODEL, session_id=name, if_exists=wire.IF_EXISTS_RESTART
         )
@@ -61,12 +61,12 @@ class Visitor:
         return int(reply.session.incarnation)
 
     async def close(self) -> None:
-        """Ends the session."""
+        """Closes the session."""
         request = wire.CloseSessionRequest(session_id=self.name)
         await self.calls.call(self.serving, "CloseSession", request, wire.CloseSessionResponse)
 
     async def sequence(self) -> None:
-        """Opens a session and streams a whole sequence, which stays open."""
+        """Opens a session and streams a whole sequence; the session stays open."""
         incarnation = await self.open(self.name)
         x = self.x(self.length())
         requests = [

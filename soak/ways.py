@@ -1,6 +1,6 @@
-"""The ways in which a client leaves its calls: by any of them, at any moment.
+"""The ways in which a client leaves its calls, at any moment.
 
-Each gives how many calls it left, and the codes of those that were answered or refused before.
+Each returns how many calls it left, and the codes of those that ended before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CALLS_OF_A_CHANNEL = 8
 
 
 async def at_once(leaver: Leaver) -> tuple[int, set[str]]:
-    """Before or while it is sent: after a few passes of the loop."""
+    """Cancels before or while the call is sent: after a few passes of the loop."""
     task = leaver.call(leaver.calls)
     for _ in range(int(leaver.rng.integers(PASSES_MAX))):
         await asyncio.sleep(0)
@@ -25,21 +25,21 @@ async def at_once(leaver: Leaver) -> tuple[int, set[str]]:
 
 
 async def later(leaver: Leaver) -> tuple[int, set[str]]:
-    """While it waits, runs or is answered; some are answered before."""
+    """Cancels while the call waits, runs or is answered; some calls end before."""
     task = leaver.call(leaver.calls)
     await asyncio.wait({task}, timeout=leaver.moment_s())
     return 1, await _ended([task])
 
 
 async def deadline(leaver: Leaver) -> tuple[int, set[str]]:
-    """Its time is up, or nearly."""
+    """Gives the call a deadline that passes at any moment."""
     return 1, {await leaver.call(leaver.calls, leaver.moment_s())}
 
 
 async def channel(leaver: Leaver) -> tuple[int, set[str]]:
-    """A connection is closed with calls on it."""
+    """Closes a connection with calls on it."""
     async with Calls() as calls:
-        await leaver.predict(calls, TIMEOUT_S)  # it is connected
+        await leaver.predict(calls, TIMEOUT_S)  # it is connected from now on
         tasks = [leaver.call(calls) for _ in range(CALLS_OF_A_CHANNEL)]
         await asyncio.wait(tasks, timeout=leaver.moment_s())
     return len(tasks), await _ended(tasks)

@@ -1,6 +1,6 @@
-"""Owns the bad messages of many sessions: what is sent, and the reason that it is told.
+"""Bad messages of many sessions: what is sent, and the reason of the error.
 
-A bad session among good ones is a row of the bad steps; what refuses the whole message is here.
+A bad session among good ones is a row of badsteps.py; this file has what refuses a whole message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lstmserve.v1 import lstm_pb2 as pb
 from wire import Good
 
 TOO_MANY = 301  # sessions, one more than the servers of these tests take
-OTHER_NAMES = {"length": "lengths"}  # of fields that a message has as columns
+OTHER_NAMES = {"length": "lengths"}  # names of fields that are columns in a message
 SPARSE = {
     "SESSION_NOT_FOUND",
     "SESSION_LOST",
@@ -34,7 +34,7 @@ LATER = row("NaN in a later row", "NON_FINITE", "x", length=3, x=[*X, *X[:2], NA
 
 
 def _is_sparse(bad: Row) -> bool:
-    """Whether a message may have it as one of its sessions: its other rows keep their places."""
+    """Whether a message may have it among its sessions without moving the others' rows."""
     if bad.reason not in SPARSE:
         return False
     sent = pb.StepRequest.FromString(bad.step(pb.Session(id="a")))
@@ -59,11 +59,14 @@ class Among:
 
     @property
     def good_lengths(self) -> list[int]:
-        """Without the bad one's."""
+        """The lengths without the bad session's."""
         return self.lengths[: self.place] + self.lengths[self.place + 1 :]
 
     def check(self, response: pb.StepManyResponse) -> Any:
-        """The good ones' outputs are the oracle's, the bad one has NaN; the status of that."""
+        """Checks that the good sessions have the oracle's outputs and the bad one has NaN.
+
+        Returns the status of the bad one.
+        """
         assert not response.HasField("error"), response.error
         (error,) = response.errors
         assert error.index == self.place
@@ -82,7 +85,7 @@ class Among:
 def among(
     bad: Row, own: pb.Session, goods: Sequence[Good], place: int, lengths: Sequence[int] = ()
 ) -> Among:
-    """`own` is whose session the bad one is of, or would be; `lengths` are the good ones'."""
+    """`own` is the session of the bad step, or would be; `lengths` are those of the good ones."""
     sent = pb.StepRequest.FromString(bad.step(own))
     all_lengths = [*(lengths or [1] * len(goods))]
     xs = [good.rows(n).reshape(-1) for good, n in zip(goods, all_lengths, strict=True)]
@@ -106,7 +109,7 @@ def among(
 
 
 class Whole(NamedTuple):
-    """What refuses a message: fields over those of a good one, of the sessions a and b."""
+    """Fields that refuse a whole message, in place of a good message's of the sessions a and b."""
 
     name: str
     reason: str
@@ -120,7 +123,7 @@ class Whole(NamedTuple):
 
 
 def whole(name: str, reason: str, *blamed: str, **fields: Any) -> Whole:
-    """A case."""
+    """A case by its name, its reason and its fields."""
     return Whole(name, reason, list(blamed), fields)
 
 

@@ -1,4 +1,4 @@
-"""Owns the bad steps of the catalogue: what is sent, and the code and reason that it is told."""
+"""The bad steps of the catalogue: what is sent, and the code and reason of the error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INT32_MAX, INT64_MAX, INT64_MIN = 2**31 - 1, 2**63 - 1, -(2**63)
 
 @dataclass
 class Row:
-    """One bad step: the fields of its StepRequest (over a good one's) or its bytes."""
+    """One bad step: the fields of its StepRequest, in place of a good one's, or its bytes."""
 
     name: str
     reason: str
@@ -42,7 +42,7 @@ class Row:
 
 
 def row(name: str, reason: str, *blamed: str, **rest: Any) -> Row:
-    """A row whose further arguments are Row's, or else fields of the request."""
+    """A row; the further arguments are Row's, or else fields of the request."""
     known = {key: rest.pop(key) for key in ("content", "code", "metadata", "model") if key in rest}
     return Row(name, reason, list(blamed), rest, **known)
 

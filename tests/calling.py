@@ -1,4 +1,4 @@
-"""Calls for tests without gRPC: what serves a call or a stream sees of one, and how it ended."""
+"""Calls for tests without gRPC: the interface of a call or a stream, and how it ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lstmserve.server.rpc import Frame
 
 
 class Caller:
-    """A unary call with a deadline far away. `done` is its answer, or the error it ended by."""
+    """A unary call with a deadline far away. `done` is its answer, or the error that ended it."""
 
     def __init__(self, content: bytes, tenant: Tenant, pending: PendingBytes) -> None:
         self.content = content
@@ -26,27 +26,25 @@ class Caller:
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def invocation_metadata(self) -> tuple[()]:
-        """None."""
         return ()
 
     def take(self) -> bytes:
-        """As UnaryCall.take."""
         content, self.content = self.content, b""
         return content
 
     def reply(self, content: bytes) -> None:
-        """As UnaryCall.reply; it is sent at once."""
+        """Answers the call; the reply is sent at once."""
         self._end()
         self.done.set_result(content)
 
     def fail(self, error: BaseException) -> None:
-        """What CallerFrame makes of an abort."""
+        """Ends the call with the error."""
         if not self.is_over:
             self._end()
             self.done.set_exception(error)
 
     def leave(self) -> None:
-        """The client goes away."""
+        """Lets the client go away."""
         if not self.is_over:
             on_gone = self.on_gone
             self._end()
@@ -61,20 +59,20 @@ class Caller:
 
 
 class CallerFrame(Frame):
-    """A frame whose calls are Callers: they end by the error itself."""
+    """A frame whose calls are Callers, and end with the error itself."""
 
     def reply(self, call: Any, content: bytes) -> None:
-        """As Frame.reply, of whatever length."""
+        """Answers the call, with a reply of any length."""
         if not call.is_over:
             call.reply(content)
 
     def abort(self, call: Any, error: BaseException, name: str) -> None:
-        """As Frame.abort."""
+        """Ends the call with the error itself."""
         call.fail(error)
 
 
 async def answered(receive: Callable[[list[Any]], None], caller: Caller) -> bytes:
-    """The answer of one call. Raises what it ended by; to be cancelled is to leave."""
+    """The answer of one call. Raises the error that ended it. If cancelled, the client leaves."""
     receive([caller])
     try:
         return await asyncio.shield(caller.done)
@@ -95,26 +93,22 @@ class Sender:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        """As StreamCall.invocation_metadata."""
         return self._metadata
 
     def admitted(self, size: int) -> None:
-        """All is read already."""
+        """Does nothing: every message is read already."""
 
     def write(self, content: bytes) -> None:
-        """As StreamCall.write."""
         if not self.is_over:
             self.replies.append(content)
             asyncio.get_running_loop().call_soon(self.conversation.sent)
 
     def finish(self) -> None:
-        """As StreamCall.finish."""
         self.is_over = True
         if not self._ended.done():
             self._ended.set_result(None)
 
     def fail(self, stream: Sender, error: Exception) -> None:
-        """As Streams.fail."""
         self.is_over = True
         self.conversation.gone()
         if not self._ended.done():
@@ -123,7 +117,7 @@ class Sender:
     async def run(
         self, begin: Callable[[Any, Tenant], Any], tenant: Tenant, sent: list[bytes]
     ) -> None:
-        """Sends the messages and waits for the end of the stream; to be cancelled is to leave."""
+        """Sends the messages, and waits for the stream's end; if cancelled, the client leaves."""
         self.conversation = begin(self, tenant)
         try:
             for content in sent:

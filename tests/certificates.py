@@ -1,4 +1,4 @@
-"""Owns certificates made for a test: an authority, and files of what it signed."""
+"""Certificates made for a test: an authority, and files of what it signed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ class Authority:
         return cert, key
 
     def credentials(self, client: tuple[Path, Path] | None = None) -> grpc.ChannelCredentials:
-        """Of a client that trusts this authority and may have a certificate itself."""
+        """Credentials of a client that trusts this authority; `client` is its own certificate."""
         cert, key = (path.read_bytes() for path in client) if client else (None, None)
         return grpc.ssl_channel_credentials(self.path.read_bytes(), key, cert)

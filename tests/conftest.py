@@ -1,4 +1,4 @@
-"""Owns what every test module shares: the --long option, the tiny model and servers of it."""
+"""What every test module shares: the --long option, the tiny model and servers of it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from serving import serve, server
 from tritonserving import triton
 from zoo import zoo
 
-# No time is pass or fail: an example may meet a collection of garbage, or a busy machine.
+# No time is pass or fail: an example may run during a garbage collection, or on a busy machine.
 hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("untimed")
 
-# All servers of tests are this machine's: a developer's proxy is not asked for them.
+# All servers of tests are on this machine, so they are not reached through a developer's proxy.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,::1,localhost"
 
 __all__ = ["router", "serve", "server", "triton", "zoo"]  # fixtures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--long runs the long form of the proofs."""
+    """Adds --long, which runs the long form of the proofs."""
     parser.addoption("--long", action="store_true", help="also run the long form of the proofs")
     parser.addoption("--seed", type=int, help="tests/simulation: this seed alone, told in full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what is marked long, unless asked for."""
+    """Skips the tests that are marked long, unless --long is given."""
     if config.getoption("--long"):
         return
     for item in items:

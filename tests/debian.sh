@@ -1,7 +1,7 @@
 #!/bin/sh
 # Gets what tests need of Debian: Prometheus, unpacked into .venv/prometheus and not installed, so
-# that no service starts; and, for root, a headless Chromium and libfaketime. Does nothing when they
-# are there.
+# that no service starts; and, for root, a headless Chromium, libfaketime and systemd-analyze. Does
+# nothing when they are there.
 # What cannot be had is said here; its tests skip then, and fail in CI.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -33,3 +33,6 @@ command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null 
 
 [ -n "$(find /usr/lib -name libfaketime.so.1 2>/dev/null)" ] || install libfaketime ||
     echo "no libfaketime, and not root or no apt-get; tests of clocks that jump will skip"
+
+command -v systemd-analyze >/dev/null || install systemd ||
+    echo "no systemd-analyze, and not root or no apt-get; the test of the systemd unit will skip"

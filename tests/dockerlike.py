@@ -1,8 +1,8 @@
-"""Owns a stand-in of the docker command for tests of scripts: a few servers, kept in a JSON file.
+"""A stand-in for the docker command in tests of scripts: a few servers in a JSON file.
 
-Runs as `docker ...`, and knows only what deploy/roll.sh asks. A new server takes `start_looks`
-looks at its health until it is what `becomes` says of its image, and Envoy calls a healthy one
-after `envoy_looks` more. `events` has every change, with the servers that Envoy called before it.
+It runs as `docker ...`, and knows only what deploy/roll.sh asks. After `start_looks` looks at its
+health a new server is what `becomes` says of its image, and after `envoy_looks` more looks Envoy
+calls it if it is healthy. `events` has every change, with the servers that Envoy called before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ State = dict[str, Any]
 
 
 def new_state(count: int, **changes: Any) -> State:
-    """So many healthy servers of the image `old`, called by Envoy."""
+    """The state of `count` healthy servers with the image `old`, which Envoy calls."""
     old = {"image": "old", "health": "healthy", "looks": 0, "unseen": 0, "exit": 0}
     servers = {f"id-{i}": dict(old) for i in range(1, count + 1)}
     state: State = {"servers": servers, "next": count + 1, "events": [], "images": ["old", "new"]}
@@ -31,7 +31,7 @@ def called(state: State) -> list[str]:
 
 
 def inspect(state: State, form: str, key: str) -> str:
-    """One field of one server. A look at its health brings a starting one further."""
+    """One field of one server. Each look at a starting server's health brings it further."""
     server = state["servers"][key]
     if "Health" in form:
         if server["health"] == "starting":
@@ -66,7 +66,7 @@ def compose(state: State, arguments: list[str]) -> str:
 
 
 def start(state: State) -> None:
-    """A server of the image that compose names."""
+    """Starts a server with the image that compose names."""
     key, state["next"] = f"id-{state['next']}", state["next"] + 1
     state["events"].append(["up", key, called(state)])
     image = os.environ.get("LSTMSERVE_IMAGE", "old")
@@ -76,7 +76,7 @@ def start(state: State) -> None:
 
 
 def run(state: State, arguments: list[str]) -> str:
-    """What the command prints. Exits with 1 for an image that is not there."""
+    """The output of the command. Exits with 1 if the image does not exist."""
     match arguments:
         case ["compose", *rest]:
             return compose(state, rest)

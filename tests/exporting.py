@@ -1,4 +1,4 @@
-"""What the export's tests share: networks, files, the command, onnxruntime on what it wrote."""
+"""What the export's tests share: networks, files, the command, and onnxruntime on its output."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Net(nn.Module):
 
 
 def save(content: object, path: Path, **options: object) -> Path:
-    """torch.save, and the path."""
+    """Saves the content by torch.save. Returns the path."""
     torch.save(content, path, **options)
     return path
 
 
 def run_export(checkpoint: Path, *flags: str, env: dict[str, str] | None = None) -> Result:
-    """The command, models beside the checkpoint unless the flags say otherwise."""
+    """Runs the command; the models lie beside the checkpoint unless a flag says otherwise."""
     args = [str(checkpoint), *flags]
     if "--models" not in flags:
         args += ["--models", str(models_of(checkpoint))]
@@ -44,7 +44,7 @@ def run_export(checkpoint: Path, *flags: str, env: dict[str, str] | None = None)
 
 
 def models_of(checkpoint: Path) -> Path:
-    """Where run_export puts models."""
+    """The folder into which run_export puts models."""
     return checkpoint.parent / "models"
 
 
@@ -56,7 +56,7 @@ def exported(checkpoint: Path, *flags: str) -> ModelFiles:
 
 
 def refused(checkpoint: Path, *flags: str) -> str:
-    """The one line of a refusal, which wrote nothing."""
+    """The one line of a refusal. The command must have written nothing."""
     result = run_export(checkpoint, *flags)
     assert result.exit_code == 1, result.output
     assert not models_of(checkpoint).exists()

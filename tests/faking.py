@@ -1,6 +1,7 @@
-"""Owns a wall clock that a test moves under a running server: libfaketime, read at each look.
+"""A wall clock that a test moves under a running server, by libfaketime, which reads it each time.
 
-Only the wall clock: the monotonic one goes on as it does when an operator or NTP sets the time.
+Only the wall clock moves. The monotonic clock goes on, as it does when an operator or NTP sets the
+time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from serving import COMMAND
 
 
 def library() -> Path:
-    """Without libfaketime the test skips, and fails in CI."""
+    """The path of libfaketime. Without it the test is skipped, and fails in CI."""
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     if found:
         return found[0]
@@ -25,7 +26,7 @@ def library() -> Path:
 
 
 class WallClock:
-    """`command` runs servers by this clock, which goes as the machine's does until it is moved."""
+    """`command` runs servers with this clock, which follows the machine's until it is moved."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "wall-clock"
@@ -40,7 +41,7 @@ class WallClock:
         ]
 
     def move(self, by_s: int) -> None:
-        """From now on it shows so much more than the machine's, or less."""
+        """Sets it `by_s` ahead of the machine's clock from now on, or behind it."""
         new = self._file.with_name("wall-clock.new")
         new.write_text(f"{by_s:+d}s\n")
         new.replace(self._file)

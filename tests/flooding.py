@@ -1,8 +1,8 @@
-"""Owns hostile HTTP/2 connections: frames that cost their sender nothing, on loopback only.
+"""Hostile HTTP/2 connections: frames that cost their sender nothing, on loopback only.
 
 `python flooding.py KIND HOST:PORT SECONDS [--rate N] [--count N] [--tls]` floods from a process of
-its own, so that what measures beside it does not share its interpreter, and prints one line of
-JSON. It has no token and makes no call that a server would answer.
+its own, so that it does not share an interpreter with the measurement, and prints one line of JSON.
+It has no token, and makes no call that a server would answer.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def priorities() -> Iterator[bytes]:
 
 
 def unknown() -> Iterator[bytes]:
-    """Frames of a kind that RFC 9113 lets a server ignore."""
+    """Frames of a kind that a server may ignore, by RFC 9113."""
     return itertools.repeat(frame(UNKNOWN))
 
 
@@ -124,7 +124,7 @@ KINDS = (*FRAMES, SILENT, SHORT)
 
 @dataclass(frozen=True)
 class Sent:
-    """What a flood did: frames (or connections), and by what it was ended before its time."""
+    """What a flood did: its frames (or connections), and what ended it early."""
 
     count: int
     seconds: float
@@ -137,7 +137,7 @@ class Sent:
 
 
 class Flood:
-    """A flood in a process of its own, as a context; ended() waits for what it did."""
+    """A flood in a process of its own, as a context manager."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Flood:
         return self._process.poll() is not None
 
     def ended(self) -> Sent:
-        """What it did, when it is over."""
+        """What it did, once it is over."""
         out, _ = self._process.communicate()
         assert self._process.returncode == 0, out
         return Sent(**json.loads(out))
@@ -179,7 +179,7 @@ class Flood:
 
 
 def flood(kind: str, address: str, seconds: float, rate: int, count: int, tls: bool) -> Sent:
-    """Floods from here, for so long and so many frames at most; returns early when it is cut."""
+    """Floods from this process for `seconds`, with `count` frames at most, or until it is cut."""
     host, _, port = address.rpartition(":")
     assert ipaddress.ip_address(host).is_loopback, "only this machine is ours to flood"
     if kind in (SILENT, SHORT):
@@ -223,7 +223,7 @@ def _write(connection: socket.socket, content: memoryview) -> int:
 
 
 def _hear(connection: socket.socket, heard: bytearray) -> str:
-    """Reads what is there, keeps the newest of it; why the connection ended, "" when it did not."""
+    """Reads what is there, and keeps the newest bytes. Returns why the connection ended, or ""."""
     while True:
         try:
             content = connection.recv(65_536)
@@ -236,7 +236,7 @@ def _hear(connection: socket.socket, heard: bytearray) -> str:
 
 
 def _farewell(heard: bytes) -> str:
-    """The text of a GOAWAY at the end of what was heard."""
+    """The text of a GOAWAY at the end of the bytes."""
     at = heard.rfind(struct.pack(">BBI", GOAWAY, 0, 0))
     return heard[at + 14 :].decode("ascii", "replace").split("\0")[0] if at >= 3 else ""
 
@@ -256,7 +256,7 @@ def _connect(kind: str, address: tuple[str, int], seconds: float, rate: int, cou
             connection.close()
         else:
             held.append(connection)
-    while time.monotonic() - start_s < seconds:  # the others are measured beside what is held
+    while time.monotonic() - start_s < seconds:  # others are measured meanwhile
         select([], [], [], 0.01)
     for connection in held:
         connection.close()
@@ -264,7 +264,7 @@ def _connect(kind: str, address: tuple[str, int], seconds: float, rate: int, cou
 
 
 def main() -> None:
-    """By its arguments."""
+    """Floods as the command line says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("address")

@@ -1,4 +1,4 @@
-"""A store that a test may hold up, cut or break; behind it is the real file store."""
+"""A store that a test can hold up, cut off or break, in front of the real file store."""
 
 from __future__ import annotations
 
@@ -27,29 +27,27 @@ Trouble = Callable[[], BaseException]
 
 
 class Gate:
-    """`load` and `put` of the store behind, unless one of the troubles is set."""
+    """Passes `load` and `put` on to the file store, unless one of the troubles is set."""
 
     def __init__(self, store: Store) -> None:
         self.behind = store
         self.loads = 0
         self.puts: list[Sequence[Write]] = []
         self.going, self.loading = asyncio.Event(), asyncio.Event()  # cleared: puts, loads wait
-        self.answering = asyncio.Event()  # cleared: what is put is answered later
+        self.answering = asyncio.Event()  # cleared: answers to puts come later
         for each in (self.going, self.loading, self.answering):
             each.set()
-        self.not_sent: Trouble | None = None  # happens in place of a put
-        self.lost: Trouble | None = None  # happens after a put
-        self.is_full = False  # takes nothing but deletions
+        self.not_sent: Trouble | None = None  # raised in place of a put
+        self.lost: Trouble | None = None  # raised after a put
+        self.is_full = False  # whether it takes nothing but deletions
         self._is_taken: Callable[[Write], bool] | None = None
 
     async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
-        """As Store.load."""
         self.loads += 1
         await self.loading.wait()
         return await self.behind.load(keys)
 
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """As Store.put."""
         self.puts.append(writes)
         await self.going.wait()
         if self.not_sent is not None:
@@ -65,25 +63,23 @@ class Gate:
         return written
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """As Store.quarantine."""
         await self.behind.quarantine(key, content)
 
     async def close(self) -> None:
-        """As Store.close."""
         await self.behind.close()
 
     async def version(self, session_id: str) -> Version | None:
-        """What is stored of a session without a tenant."""
+        """The stored version of a session without a tenant."""
         (content,) = raised(await self.behind.load([f"/{session_id}"]))
         return None if content is None else version_of(content)
 
     def only(self, is_taken: Callable[[Write], bool] | None) -> None:
-        """Other writes are refused from now on; None: none is."""
+        """Refuses all other writes from now on; None refuses none."""
         self._is_taken = is_taken
 
     @contextlib.contextmanager
     def held(self, *, are_loads: bool = False) -> Iterator[None]:
-        """Puts, or loads, wait meanwhile."""
+        """Holds up puts, or loads, while the block runs."""
         going = self.loading if are_loads else self.going
         going.clear()
         try:
@@ -93,7 +89,7 @@ class Gate:
 
     @contextlib.contextmanager
     def refusing(self, error: Trouble) -> Iterator[None]:
-        """Nothing is put meanwhile."""
+        """Refuses puts with the error while the block runs."""
         self.not_sent = error
         try:
             yield
@@ -102,7 +98,7 @@ class Gate:
 
     @contextlib.contextmanager
     def losing(self, error: Trouble) -> Iterator[None]:
-        """What is put meanwhile has no answer."""
+        """Loses the answers of puts while the block runs."""
         self.lost = error
         try:
             yield
@@ -111,7 +107,7 @@ class Gate:
 
 
 def failed(trouble: Trouble, writes: Sequence[Write]) -> list[WriteOutcome]:
-    """The outcome of writes that met the trouble; a bug is raised."""
+    """The outcomes of writes that met the trouble. Raises a bug."""
     error = trouble()
     if isinstance(error, StoreUnavailable | StoreTimeout):
         return [error] * len(writes)

@@ -1,6 +1,6 @@
-"""Owns the checkpoints and flags that export refuses, by the row of docs/EXPORT.md they prove.
+"""The checkpoints and flags that export refuses, each by the row of docs/EXPORT.md that it proves.
 
-Every maker gets an empty folder and gives the checkpoint and the flags.
+Every maker gets an empty folder, and returns the checkpoint and the flags.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _overlapping(folder: Path) -> Case:
     content = path.read_bytes()
     end = content.rfind(b"PK\x05\x06")
     count, _, size, start = struct.unpack("<HHII", content[end + 8 : end + 20])
-    # The same entries again and again: the directory is small, what it names is not.
+    # The same entries again and again: the directory is small, but it names a lot.
     directory = content[start : start + size] * 20
     tail = struct.pack("<HHIIH", count * 20, count * 20, len(directory), start, 0)
     path.write_bytes(content[:start] + directory + content[end : end + 8] + tail)
@@ -159,7 +159,7 @@ def _trap(folder: Path) -> Case:
     return saved(folder, {**state(), "trap": Trap(folder)})
 
 
-@row("the same in the legacy format", "(posix.mkdir)")
+@row("a pickle that runs a command, in the legacy format", "(posix.mkdir)")
 def _legacy_trap(folder: Path) -> Case:
     content = {**state(), "trap": Trap(folder)}
     return save(content, folder / "net.pt", _use_new_zipfile_serialization=False), []
@@ -236,7 +236,7 @@ def _int8(folder: Path) -> Case:
 def quantised(layers: set[type[nn.Module]]) -> nn.Module:
     """The network after torch's own quantization of these layers."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that quantisation will move to torchao
+        warnings.simplefilter("ignore")  # a warning that quantization will move to torchao
         return torch.ao.quantization.quantize_dynamic(Net(), layers, dtype=torch.qint8)
 
 
@@ -245,7 +245,7 @@ def _quantised(folder: Path) -> Case:
     return saved(folder, quantised({nn.LSTM, nn.Linear}).state_dict())
 
 
-@row("one of which only the head is quantised", "only the network from before quantisation")
+@row("a network of which only the head is quantised", "only the network from before quantisation")
 def _quantised_head(folder: Path) -> Case:
     return saved(folder, quantised({nn.Linear}).state_dict())
 

@@ -1,4 +1,4 @@
-"""Owns the making of hostile messages for the fuzz: raw bytes, hostile values, broken encodings."""
+"""Hostile messages for the fuzz: raw bytes, hostile values, broken encodings."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if field.type == FieldDescriptor.TYPE_STRING:
         return st.lists(NAMES, max_size=4)
     if field.type == FieldDescriptor.TYPE_FLOAT:
-        # The same value throughout: what matters is how many there are, and whether one is bad.
+        # One value throughout: only the number of values matters, and whether one is bad.
         return st.builds(lambda n, value, last: [value] * n + last, SIZES, FLOATS, few(FLOATS))
     return few(one)
 
 
 def few(one: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
-    """Up to three of them, mostly none."""
+    """Lists of up to three of them, mostly empty."""
     return st.just([]) | st.lists(one, max_size=3)
 
 
@@ -114,13 +114,13 @@ def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
 
 
 def serialized(method: str) -> st.SearchStrategy[bytes]:
-    """Hostile values, well encoded."""
+    """Hostile values in a correct encoding."""
     return messages(METHODS[method]).map(lambda message: message.SerializeToString())
 
 
 @st.composite
 def nearly_good(draw: st.DrawFn, method: str) -> bytes:
-    """A message that would be served, but for up to two of its fields."""
+    """A message that would be served if not for up to two of its fields."""
     message = type(BASES[method][0])()
     message.CopyFrom(draw(st.sampled_from(BASES[method])))
     fields = list(METHODS[method].fields)

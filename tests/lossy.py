@@ -1,4 +1,4 @@
-"""Owns a router that loses, repeats and holds back what it forwards, as its dice say."""
+"""A router that loses, repeats and delays what it forwards, at random."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import numpy as np
 from router import STREAMS, Router
 
 LOST_REQUESTS, LOST_REPLIES, REPEATED = 0.2, 0.2, 0.1
-CUT_OF_LOST = 0.3  # on a stream: so many of the losses are the loss of the connection
+CUT_OF_LOST = 0.3  # the share of a stream's losses that lose the whole connection
 
 
 class Fate(Enum):
-    """Of one message."""
+    """What happens to one message."""
 
     FINE = 0
     LOST = 1
-    CUT = 2  # with the stream it is on
+    CUT = 2  # lost together with its stream
     REPEATED = 3
-    LATE = 4  # a request: once more, behind a later one; a reply: too late for a call
+    LATE = 4  # a request: sent again behind a later one; a reply: too late for a call
 
 
 class LossyRouter(Router):
-    """Counts what it does in `fates`; `seed` is for the dice. A stream takes a thread."""
+    """Counts the fates of messages in `fates`; `seed` sets them. A stream takes a thread."""
 
     def __init__(self, target: str, seed: int, threads: int = 8) -> None:
         self._rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ class LossyRouter(Router):
         )
 
     def heard(self, name: str, request: bytes | None, reply: bytes) -> None:
-        """A reply of the server's came, whatever will become of it; `request` on no stream."""
+        """Sees each reply of the server, before its fate; `request` is None on a stream."""
 
     def _draw(self, kind: str) -> Fate:
         with self._lock:
@@ -88,7 +88,7 @@ class LossyRouter(Router):
         return reply
 
     def _repeats(self, fate: Fate, request: bytes) -> list[bytes]:
-        """What goes after a request: it once more, and those that were held back."""
+        """What follows a request: perhaps a copy of it, and the copies that were held back."""
         if fate is Fate.REPEATED:
             return [request]
         with self._lock:

@@ -1,7 +1,7 @@
-"""Owns a mixed load for tests of what an operator sees: all kinds of calls, well and not, for ever.
+"""A mixed load for tests of what an operator sees: all kinds of calls, good and bad, endlessly.
 
-Two servers share one store, so that sessions move between them; their pools are smaller than the
-sessions are many, so that they are evicted and loaded. Asserts nothing of the replies.
+Two servers share one store, so that sessions move between them. Their pools hold fewer sessions
+than there are, so that sessions are evicted and loaded. It asserts nothing of the replies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MANY: Final = 5
 
 
 class MixedLoad:
-    """Runs in a thread of its own until stopped. Raises there nothing that a server may answer."""
+    """Runs in a thread of its own until stopped. It ignores the errors that a server may answer."""
 
     def __init__(self, *servings: Serving) -> None:
         self._targets = [serving.target for serving in servings]
@@ -45,13 +45,13 @@ class MixedLoad:
         self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Lets it run; raises what it met."""
+        """Lets it run for a while. Raises the error that it met."""
         self._is_over.wait(seconds)
         if self._error is not None:
             raise self._error
 
     def stop(self) -> None:
-        """Ends it; raises what it met."""
+        """Ends it. Raises the error that it met."""
         self._is_over.set()
         self._thread.join(WAIT_S_MAX)
         if self._error is not None:
@@ -83,7 +83,7 @@ def _x(length: int) -> Any:
 
 
 def good(client: Client, turn: int = 0) -> None:
-    """Steps by every method, of unlike lengths; the sessions are closed, and one is a fork."""
+    """Steps by every method, with different lengths; closes the sessions, one of them a fork."""
     with client.session("tiny") as session:
         session.step(_x(1)[0])
         session.fork().close()
@@ -97,7 +97,7 @@ def good(client: Client, turn: int = 0) -> None:
 
 
 def _faulty(stub: lstm_pb2_grpc.LstmServiceStub) -> None:
-    """Calls that are refused: a session that nobody has, a NaN, a model that is not there."""
+    """Calls that are refused: an unknown session, a NaN, an unknown model."""
     opened = stub.OpenSession(pb.OpenSessionRequest(model="tiny"))
     name = opened.session.id
     with suppress(grpc.RpcError):
@@ -110,7 +110,7 @@ def _faulty(stub: lstm_pb2_grpc.LstmServiceStub) -> None:
 
 
 def _again(stub: lstm_pb2_grpc.LstmServiceStub, turn: int) -> None:
-    """The same numbered step, so often that it is answered from the saved reply."""
+    """Repeats a numbered step often, so that it is answered from the saved reply."""
     session = stub.OpenSession(pb.OpenSessionRequest(model="tiny")).session
     request = pb.StepRequest(
         session_id=session.id, incarnation=session.incarnation, step=1, length=1, x=[1, 2, 3]
@@ -123,7 +123,7 @@ def _again(stub: lstm_pb2_grpc.LstmServiceStub, turn: int) -> None:
 def _moving(
     one: lstm_pb2_grpc.LstmServiceStub, other: lstm_pb2_grpc.LstmServiceStub, turn: int
 ) -> None:
-    """Sessions that live on; each is used here and there, and the former owner is fenced."""
+    """Uses sessions now here and now there, so that the former owner is fenced."""
     name = f"moving-{turn % SESSIONS}"
     with suppress(grpc.RpcError):
         one.OpenSession(

@@ -1,6 +1,6 @@
-"""Owns models for tests: random weights, and what they must give, from a float64 LSTM in numpy.
+"""Models for tests: random weights, and what they must give, from a float64 LSTM in numpy.
 
-Independent of lstmserve.graph and of onnxruntime: it is what they are held to.
+It is independent of lstmserve.graph and of onnxruntime, because it is there to check them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns the Prometheus that tests run: Debian's, with the rules of deploy/ and a faster clock."""
+"""The Prometheus that tests run: Debian's, with the rules of deploy/ and a faster clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ INTERVAL = "500ms"
 
 
 def binary(*names: str) -> str:
-    """The first of these programs that there is; without one the test skips, and fails in CI."""
+    """The path of the first of these programs that exists; without one the test is skipped.
+
+    In CI the test fails instead.
+    """
     path = os.pathsep.join((str(BINARIES), os.environ["PATH"]))
     for name in names:
         if found := shutil.which(name, path=path):
@@ -35,7 +38,7 @@ def binary(*names: str) -> str:
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs it in deploy/prometheus."""
+    """Runs promtool in deploy/prometheus."""
     return subprocess.run(
         [binary("promtool"), *arguments],
         cwd=FOLDER,
@@ -47,7 +50,7 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 class Prometheus:
-    """A server that scrapes `targets` with the rules of deploy/; ended by its pid."""
+    """A server that scrapes `targets` with the rules of deploy/, and is ended by its pid."""
 
     def __init__(self, folder: Path, *targets: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,4 +1,4 @@
-"""Owns how tests read an error of the wire, in trailers or in band, and what must not be in it."""
+"""How tests read an error on the wire, in trailers or in band, and what must not be in it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refusal(error: grpc.aio.AioRpcError) -> Refusal:
 def in_band(
     status: Status, code: grpc.StatusCode | None = None, pushback: str | None = None
 ) -> Refusal:
-    """What a Status says; `code` when it is known from elsewhere."""
+    """What a Status says; `code` if it is known from another place."""
     info, bad, retry = ErrorInfo(), BadRequest(), RetryInfo()
     for detail in status.details:
         for kind in (info, bad, retry):
@@ -59,7 +59,7 @@ def in_band(
 
 
 def leaks(said: Refusal, folder: Path) -> None:
-    """Nothing of the server's inside is in a refusal, and it is short."""
+    """Asserts that a refusal is short and shows nothing of the server's inside."""
     text = f"{said.message} {said.metadata}"
     assert len(text) < 500
     for secret in (str(folder), FOREIGN, "Traceback", 'File "', ".py", " at 0x"):

@@ -1,4 +1,4 @@
-"""Owns a router for tests: forwards every call to a server, and notes what a router would read."""
+"""A router for tests: it forwards every call to a server, and notes what a router would read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STREAMS = ("StepStream", "StepMany")
 
 
 class Router(grpc.GenericRpcHandler):
-    """Knows no message: bytes in, bytes out."""
+    """Knows no message, only bytes."""
 
     def __init__(self, target: str, threads: int = 8) -> None:
         self._channel = grpc.insecure_channel(target)
@@ -37,12 +37,12 @@ class Router(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(lambda request, _: forward(request))
 
     def keys(self) -> list[tuple[str, str | None]]:
-        """The calls since the last time, each with what a router hashes."""
+        """The calls since the last time, each with the key that a router hashes."""
         calls, self.calls = self.calls, []
         return [(name, metadata.get("x-session-id")) for name, metadata in calls]
 
     def stop(self) -> None:
-        """Ends it."""
+        """Stops the router."""
         self._server.stop(None).wait()
         self._channel.close()
 

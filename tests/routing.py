@@ -1,6 +1,6 @@
-"""Owns Envoy for tests and benchmarks: the committed deploy/envoy/envoy.yaml, addresses adapted.
+"""Envoy for tests and benchmarks: the committed deploy/envoy/envoy.yaml, with other addresses.
 
-`envoy_of(targets)` yields it, running in front of servers that run already. Starts no server.
+`envoy_of(targets)` yields an Envoy in front of servers that run already. It starts no server.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Envoy:
         ports = {name: each["port_value"] for name, each in addresses.items()}
         self.target = f"127.0.0.1:{ports['grpc']}"
         self.metrics_url = f"http://127.0.0.1:{ports['metrics']}/metrics"
-        # By the worker, as calls go: whom to ask it has been told before it answers this.
+        # The worker that routes calls answers this, so it knows the servers before it answers.
         urllib.request.urlopen(self.metrics_url, timeout=START_S_MAX).close()
 
     def servers(self) -> dict[str, bool]:
@@ -62,7 +62,7 @@ class Envoy:
         return sum(int(each.get("value", 0)) for each in found["stats"])
 
     def stop(self) -> None:
-        """Ends it, at once."""
+        """Kills it."""
         self.process.kill()
         self.process.wait()
         self._log.close()
@@ -77,9 +77,9 @@ class Envoy:
         return {_address(host): host["health_status"] for host in cluster.get("host_statuses", [])}
 
     def _wait(self, log: Path, targets: set[str]) -> None:
-        """Until it takes calls, and has asked every server for its health.
+        """Waits until it takes calls, and has checked every server's health.
 
-        It takes calls as soon as it has asked one; the sessions would move again.
+        It takes calls once it has checked one server, and then sessions would move again.
         """
         end_s = time.monotonic() + START_S_MAX
         while time.monotonic() < end_s and self.process.poll() is None:
@@ -93,7 +93,7 @@ class Envoy:
 
 
 def adapted(targets: Sequence[str], admin: str) -> dict[str, Any]:
-    """The committed configuration with these addresses in place of its own; else unchanged."""
+    """The committed configuration with these addresses in place of its own."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["admin"]["address"] = _socket_address(admin)
     for listener in config["static_resources"]["listeners"]:
@@ -110,7 +110,7 @@ def adapted(targets: Sequence[str], admin: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def envoy_of(targets: Sequence[str], *, concurrency: int = 1) -> Iterator[Envoy]:
-    """An Envoy in front of the servers, ended with the block."""
+    """An Envoy in front of the servers, which ends with the block."""
     with tempfile.TemporaryDirectory() as folder:
         envoy = Envoy(targets, Path(folder), concurrency)
         try:

@@ -1,4 +1,4 @@
-"""Owns what the Triton dialect's tests share: sequences of requests, and what they must give."""
+"""What the tests of the Triton dialect share: sequences of requests, and their right answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the wire's three models, made once; not to be written to."""
+    """A folder with the wire's three models, made once; tests must not write to it."""
     return tmp_path_factory.mktemp("kserve")
 
 
@@ -32,7 +32,7 @@ def rows(length: int, seed: int, model: str = "m") -> Array:
 
 
 def inputs(count: int, seed: int) -> list[Array]:
-    """x of so many steps of "m", of 1 to 5 rows."""
+    """x of `count` steps of "m", with 1 to 5 rows each."""
     return [rows(1 + (n + seed) % 5, 100 * seed + n) for n in range(count)]
 
 
@@ -44,7 +44,7 @@ def wanted(wire: Wire, xs: list[Array], model: str = "m") -> list[Array]:
 
 
 def check(wire: Wire, xs: list[Array], answers: list[Answer], model: str = "m") -> None:
-    """The answers are those of the whole sequence, bit for bit."""
+    """Asserts that the answers equal those of the whole sequence, bit for bit."""
     assert len(answers) == len(xs)
     for each, y in zip(answers, wanted(wire, xs, model), strict=True):
         assert np.array_equal(each.y, y)
@@ -53,7 +53,7 @@ def check(wire: Wire, xs: list[Array], answers: list[Answer], model: str = "m") 
 def sequence(
     xs: list[Array], sequence_id: int | str, *, has_end: bool = True, **others: Any
 ) -> list[dict[str, Any]]:
-    """Its requests, from START to END."""
+    """The requests of a sequence, from START to END."""
     last = len(xs) - 1 if has_end else None
     return [
         request(
@@ -69,7 +69,7 @@ def sequence(
 
 
 def shuffled(sequences: list[list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
-    """Their requests, each sequence's in order, in some order."""
+    """The requests of all sequences in random order, but each sequence's own in order."""
     order = [i for i, each in enumerate(sequences) for _ in each]
     random.Random(seed).shuffle(order)
     left = [iter(each) for each in sequences]

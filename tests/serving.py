@@ -1,4 +1,4 @@
-"""Owns real server processes for tests: starts `lstmserve serve` on free ports, and ends it."""
+"""Real server processes for tests: starts `lstmserve serve` on free ports, and ends it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ Serve = Callable[..., "Serving"]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process' environment with the checkout importable and no setting but those given."""
+    """This process' environment, with the checkout importable and no settings but those given."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LSTMSERVE_")}
     return {**kept, "PYTHONPATH": f"{ROOT / 'service'}{os.pathsep}{ROOT / 'export'}", **variables}
 
@@ -47,7 +48,7 @@ def run_serve(
 
 
 class Serving:
-    """A server process that said ready, or that it waits for its store.
+    """A server process that is ready, or waits for its store.
 
     `target` is for a gRPC channel; `log` grows.
     """
@@ -65,7 +66,7 @@ class Serving:
         self.ready = self._read_until_ready()
         self.target: str = self.ready["listen"]
         self.metrics_url = f"http://{self.ready['metrics']}"
-        # Somebody must read on, or a full pipe stops the server.
+        # A thread reads on, or a full pipe would stop the server.
         self._reader = threading.Thread(target=self._read_on, daemon=True)
         self._reader.start()
 
@@ -79,11 +80,11 @@ class Serving:
                 return error.code, error.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over the samples of that name which have these labels; 0 when there is none."""
+        """The sum over the samples of that name that have these labels; 0 without samples."""
         return self.metrics(name, **labels)[0]
 
     def metrics(self, *names: str, **labels: str) -> list[float]:
-        """The same of several names, in one scrape."""
+        """The sums of several names, in one scrape."""
         _, body = self.get("/metrics")
         sums = dict.fromkeys(names, 0.0)
         for family in text_string_to_metric_families(body):
@@ -92,12 +93,22 @@ class Serving:
                     sums[sample.name] += sample.value
         return list(sums.values())
 
+    def metrics_by(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """The sums over the samples that have these labels, by the value of another label."""
+        _, body = self.get("/metrics")
+        sums: dict[str, float] = defaultdict(float)
+        for family in text_string_to_metric_families(body):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    sums[sample.labels[label]] += sample.value
+        return {value: total for value, total in sums.items() if total}
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Sends a signal."""
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """The exit code, once it has ended; its whole log has been read then."""
+        """The exit code, once the server has ended and its whole log has been read."""
         code = self.process.wait(timeout=WAIT_S_MAX)
         self._reader.join(timeout=WAIT_S_MAX)
         assert self.process.stderr is not None
@@ -105,12 +116,12 @@ class Serving:
         return code
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Sends SIGTERM, and returns the exit code."""
         self.signal()
         return self.wait()
 
     def kill(self) -> None:
-        """SIGKILL, when it still runs."""
+        """Sends SIGKILL if the server still runs."""
         if self.process.returncode is None:
             self.process.kill()
             self.wait()
@@ -145,7 +156,7 @@ class Serving:
 
 @pytest.fixture
 def serve(models: Path) -> Iterator[Serve]:
-    """Starts servers on the tiny model, with the flags a test gives; kills what it left running."""
+    """Starts servers on the tiny model with the flags of a test, and kills those that still run."""
     started: list[Serving] = []
 
     def start(
@@ -164,7 +175,7 @@ def serve(models: Path) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def server(models: Path) -> Iterator[Serving]:
-    """One server on the tiny model, shared by tests that leave it as it was."""
+    """One server on the tiny model, shared by tests that leave it unchanged."""
     serving = Serving(("--models", models), COMMAND)
     yield serving
     assert serving.stop() == 0

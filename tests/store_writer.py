@@ -1,6 +1,6 @@
-"""Writes to a store until it is killed, and says after each put which steps are stored.
+"""Writes to a store until it is killed, and prints after each put which steps are stored.
 
-A program of its own: `python store_writer.py URL`. It goes on from what it finds.
+It is a program: `python store_writer.py URL`. It continues from the steps that it finds.
 """
 
 from __future__ import annotations

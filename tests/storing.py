@@ -1,4 +1,4 @@
-"""Owns what the tests of stores share: records, a real Valkey server, a writer to be killed."""
+"""What the tests of stores share: records, a real Valkey server, a writer to be killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WRITER = Path(__file__).with_name("store_writer.py")
 
 
 def content(version: Version, *, size: int = 16, ttl_s: float = 60.0) -> bytes:
-    """An encoded record of that version, with h and c of so many bytes that depend on it."""
+    """An encoded record of that version; h and c have `size` bytes that depend on it."""
     state = (version.step % 251).to_bytes(1, "little") * size
     return encode(
         Record(
@@ -41,14 +41,14 @@ def content(version: Version, *, size: int = 16, ttl_s: float = 60.0) -> bytes:
 
 
 def signed(content: bytes | bytearray) -> bytes:
-    """An encoded record that was changed, with the checksum of what it is now."""
+    """A changed encoded record, with the checksum of its new content."""
     at = 116 if content[4:6] == b"\1\0" else CRC_SLICE.start
     crc = google_crc32c.value(bytes(content[:at]) + bytes(content[at + 4 :]))
     return bytes(content[:at]) + struct.pack("<I", crc) + bytes(content[at + 4 :])
 
 
 def later(content: bytes, number: int = 3) -> bytes:
-    """A record as a later release may write it: of another format, the version where it was."""
+    """A record as a later release may write it: in another format, the version in its place."""
     return signed(content[:4] + struct.pack("<H", number) + content[6:])
 
 
@@ -60,7 +60,7 @@ def write(
     ttl_s: float = 60.0,
     size: int = 16,
 ) -> Write:
-    """A put of a record of the version `new`, or a delete."""
+    """A put of a record with the version `new`, or a delete."""
     return Write(
         key,
         Version(*expected) if expected else None,
@@ -70,7 +70,7 @@ def write(
 
 
 def raised(outcomes: Sequence[object]) -> list[Any]:
-    """The outcomes of a store's call; the first error among them is raised."""
+    """The outcomes of a store's call. Raises the first error among them."""
     for each in outcomes:
         if isinstance(each, Exception):
             raise each
@@ -111,11 +111,11 @@ class Valkey:
         raise AssertionError("".join(lines))
 
     def signal(self, number: int) -> None:
-        """Sends it a signal."""
+        """Sends the server a signal."""
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kills it by kill -9."""
         self.process.kill()
         self.process.communicate()
 
@@ -127,9 +127,9 @@ class Valkey:
 
 
 def acknowledged(url: str, puts: int) -> list[int]:
-    """Lets a process write to the store, and kills it -9 after so many acknowledged puts.
+    """Lets a process write to the store, and kills it by kill -9 after `puts` acknowledged puts.
 
-    Returns the last step acknowledged of each key.
+    Returns the last acknowledged step of each key.
     """
     process = subprocess.Popen(
         [sys.executable, WRITER, url],
@@ -142,6 +142,6 @@ def acknowledged(url: str, puts: int) -> list[int]:
     for _, line in zip(range(puts), process.stdout, strict=False):
         last = line
     os.kill(process.pid, signal.SIGKILL)
-    rest = process.communicate()[0].splitlines()  # it went on until the signal came
+    rest = process.communicate()[0].splitlines()  # it wrote until the signal came
     whole = [text for text in rest if text.endswith(".")]
     return [int(step) for step in (whole[-1] if whole else last).strip(". \n").split()]

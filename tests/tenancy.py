@@ -1,4 +1,4 @@
-"""Owns a server with tenants in this process, its clock in the test's hand, and its callers."""
+"""A server with tenants in this process; the test moves its clock and makes its calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEADLINE_S = 30.0
 
 
 class Clock:
-    """The machine's clocks, or one that stands still but for what a test adds."""
+    """The machine's clocks, or clocks that only a test moves."""
 
     def __init__(self) -> None:
         self.stopped: Now | None = None
@@ -40,7 +40,7 @@ class Clock:
         return self.stopped or read_clocks()
 
     def add(self, seconds: float) -> None:
-        """Time passes, as far as the server knows, and only so from now on."""
+        """Lets time pass for the server; from now on only this moves its clocks."""
         now, step_ns = self(), round(seconds * 1e9)
         self.stopped = Now(now.monotonic_ns + step_ns, now.wall_ns + step_ns)
 
@@ -67,13 +67,13 @@ class Tenancy:
     async def channel(
         self, address: str | None = None, **options: int
     ) -> AsyncIterator[grpc.aio.Channel]:
-        """A bare channel, to the public port unless another is named; options as grpc_x_y."""
+        """A bare channel, by default to the public port; options have the form grpc_x_y."""
         named = [(name.replace("_", ".", 2), value) for name, value in options.items()]
         async with grpc.aio.insecure_channel(address or self.ports.listen, named) as channel:
             yield channel
 
     def metadata(self, tenant: str) -> tuple[tuple[str, str], ...]:
-        """With the tenant's token."""
+        """The call metadata with the tenant's token."""
         return (("authorization", f"Bearer {self.tokens[tenant]}"),)
 
     def scrape(self) -> str:
@@ -81,14 +81,14 @@ class Tenancy:
         return generate_latest(self._registry).decode()
 
     async def close(self) -> None:
-        """Every client."""
+        """Closes every client."""
         for client in self._clients:
             await client.close()
 
 
 @contextlib.asynccontextmanager
 async def tenancy(folder: Path, file: Path | None, **settings: Any) -> AsyncIterator[Tenancy]:
-    """A running server on the models in `folder` and the tokens in `file`, whole at its end."""
+    """A server on the models in `folder` and the tokens in `file`; checks its integrity last."""
     free = {"listen": "127.0.0.1:0", "pool_bytes": 4 << 20}
     config = Config(models=folder, tokens=file, **{**free, **settings})
     models = load_models(config)
@@ -126,7 +126,7 @@ def write_tokens(file: Path, **tenants: str) -> dict[str, str]:
 async def limited(
     models: Path, folder: Path, limits: str, **settings: Any
 ) -> AsyncIterator[Tenancy]:
-    """A server with the tenant acme, who has the limits, and other, who has none of its own."""
+    """A server with the tenant acme, which has the limits, and other, which has none of its own."""
     tokens = write_tokens(folder / "tokens", acme=limits, other="")
     async with tenancy(models, folder / "tokens", **settings) as running:
         running.tokens = tokens
@@ -134,7 +134,7 @@ async def limited(
 
 
 async def refusal(call: grpc.aio.Call) -> tuple[LstmServeError, str | None]:
-    """How a bare call fails, and what it says to gRPC's own retry."""
+    """How a bare call fails, and the pushback that it gives gRPC's own retry."""
     try:
         if isinstance(call, grpc.aio.StreamStreamCall):
             await call.read()
@@ -146,7 +146,7 @@ async def refusal(call: grpc.aio.Call) -> tuple[LstmServeError, str | None]:
 
 
 def path(method: str) -> str:
-    """Of a call on the wire."""
+    """The path of a call on the wire."""
     return f"/{service.SERVICE}/{method}"
 
 

@@ -1,4 +1,5 @@
-"""The rules: valid; each alert is shown to fire and not to fire, and has lines in the runbook."""
+"""The alert rules: they are valid, each one fires and does not fire in a test, and has a
+runbook."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ PAGE = ROOT / "docs/MONITORING.md"
 
 
 def test_the_configuration_is_valid() -> None:
-    """promtool reads it with its rules."""
+    """promtool accepts the configuration and its rules."""
     done = promtool("check", "config", "prometheus.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(ALERTS)} rules found" in done.stdout
@@ -31,7 +32,7 @@ def test_alerts_fire_when_they_should(path: Path) -> None:
 
 
 def test_every_alert_is_tested_and_explained() -> None:
-    """Each is expected to fire in a promtool test, has a runbook entry, and points at it."""
+    """Each alert is expected to fire in a promtool test, and names its entry in the runbook."""
     tests = "".join(path.read_text() for path in TESTS)
     rules = (FOLDER / "rules/alerts.yml").read_text()
     headings = re.findall(r"^### (\w+)$", PAGE.read_text(), re.MULTILINE)
@@ -42,6 +43,6 @@ def test_every_alert_is_tested_and_explained() -> None:
 
 
 def test_the_goal_s_codes_are_shown_from_the_start() -> None:
-    """Codes that the recording rules count as bad are those a server shows before the first."""
+    """A new server shows every code that the recording rules count as bad, before it occurs."""
     rules = (FOLDER / "rules/recording.yml").read_text()
     assert set(re.findall(r'code=~"([^"]+)"', rules)) == {"|".join(WATCHED_CODES[1:])}

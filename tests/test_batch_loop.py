@@ -1,4 +1,4 @@
-"""A batch's way from schedule to settling: whatever fails in it, everybody is told, once."""
+"""A batch's way from schedule to settling: whatever fails, every step is answered once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IN_FLIGHT_MAX = 2
 
 
 class Stage(CommitStage):
-    """Counts the commits that wait, and breaks when it is told to."""
+    """Counts the commits that wait, and breaks when a test says so."""
 
     def __init__(self) -> None:
         self.breaks = ""
@@ -34,7 +34,7 @@ class Stage(CommitStage):
         self.most = 0
 
     def commit(self, model: Model, batch: Batch) -> Awaitable[None]:  # type: ignore[override]  # waits
-        """As CommitStage.commit."""
+        """Counts the commit, waits and breaks if the test says so."""
         if self.breaks == "commit":
             raise RuntimeError("a bug")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -64,7 +64,7 @@ def x(seed: int = 0) -> Any:
 
 
 async def passes(count: int = 50) -> None:
-    """So many passes of the loop."""
+    """Passes the loop `count` times."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -74,7 +74,8 @@ async def passes(count: int = 50) -> None:
 async def test_a_bug_ends_the_engine_and_every_step(
     engine: Engine, stage: Stage, monkeypatch: pytest.MonkeyPatch, where: str, is_short: bool
 ) -> None:
-    """In the kernel or before the commit, in a round or outside: nobody waits for ever."""
+    """After a bug in the kernel or before the commit, in a round or outside, no step waits for
+    ever."""
     monkeypatch.setattr(Cost, "of", lambda *_: 0 if is_short else 10**9)
     running = asyncio.create_task(engine.run())
     rows = [open_session(engine, f"s{i}", engine.models[i % 2]) for i in range(6)]
@@ -97,7 +98,8 @@ async def test_a_bug_ends_the_engine_and_every_step(
 
 
 async def test_a_bug_in_reading_many_messages_ends_the_engine(engine: Engine) -> None:
-    """So many that they are read at once, outside a round: the steps that wait are answered."""
+    """With so many messages that they are read at once, outside a round, the waiting steps are
+    answered."""
     running = asyncio.create_task(engine.run())
     await passes()
     inbox: Inbox[int] = Inbox(engine.batch_loop, _broken)
@@ -116,7 +118,7 @@ def _broken(messages: list[int]) -> None:
 async def test_an_engine_that_dies_answers_the_batch_that_it_left_to_the_next_round(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long batch that was scheduled between two rounds fails with everything else."""
+    """A long batch that was scheduled between two rounds fails like everything else."""
     monkeypatch.setattr(Cost, "of", lambda *_: 10**9)
     running = asyncio.create_task(engine.run())
     row = open_session(engine, "s", engine.models[0])
@@ -137,7 +139,7 @@ async def test_an_engine_that_dies_answers_the_batch_that_it_left_to_the_next_ro
 async def test_an_engine_that_died_answers_what_waits_behind_a_commit(
     engine: Engine, stage: Stage
 ) -> None:
-    """The step in flight ends as its store says, and the one behind it fails."""
+    """The step in flight ends as its store says, and the next one of its session fails."""
     running = asyncio.create_task(engine.run())
     row = open_session(engine, "s", engine.models[0])
     (_, first), (_, second) = submit(engine, row, x(1)), submit(engine, row, x(2))
@@ -158,7 +160,7 @@ async def test_an_engine_that_died_answers_what_waits_behind_a_commit(
 async def test_a_commit_that_raises_leaves_its_sessions_unknown(
     engine: Engine, stage: Stage
 ) -> None:
-    """Its steps are told that nobody knows, what is cached of them is dropped, others go on."""
+    """Its steps end as unknown, their sessions' cached copies are dropped, and others go on."""
     running = asyncio.create_task(engine.run())
     a, b = (open_session(engine, name, engine.models[i]) for i, name in enumerate("ab"))
     _, lost = submit(engine, a, x(1))
@@ -180,7 +182,7 @@ async def test_a_commit_that_raises_leaves_its_sessions_unknown(
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_commits_in_flight_have_a_limit(engine: Engine, stage: Stage, seed: int) -> None:
-    """However answers come, no more batches wait for a store than the limit, and all are told."""
+    """In whatever order answers come, no more batches than the limit wait for a store."""
     print("seed", seed)
     rng = np.random.default_rng(seed)
     running = asyncio.create_task(engine.run())

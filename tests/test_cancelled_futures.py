@@ -1,7 +1,7 @@
-"""Every future that a call of ours waits for is cancelled in turn, and its client hears an end.
+"""Each future that a call of ours waits for is cancelled in turn, and its client gets a status.
 
 Such a cancellation is a bug of ours and not the client's doing: without a status the client would
-wait to its deadline.
+wait until its deadline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wire import Good, Wire, serving
 
 X = [0.5, -1.0, 2.0]
 PASSES = 100
-DEADLINE_S = 15.0  # who hangs waits so long; a busy machine took more than 5
+DEADLINE_S = 15.0  # a client that hangs waits this long; a busy machine took more than 5 s
 UNDISTURBED = -1
 NATIVE, KSERVE = "/lstmserve.v1.LstmService/", "/inference.GRPCInferenceService/"
 STREAMS = ("StepStream", "StepMany", "ModelStreamInfer")
@@ -32,7 +32,7 @@ STORED = ("Step", "OpenSession", "CloseSession", "GetSession", "ModelInfer", *ST
 
 
 def request(method: str, session_id: str) -> bytes:
-    """One that waits for something."""
+    """A request of the method that waits for something."""
     messages: dict[str, Any] = {
         "Step": lambda: pb.StepRequest(session_id=session_id, x=X),
         "StepStream": lambda: pb.StepRequest(session_id=session_id, x=X),
@@ -47,7 +47,7 @@ def request(method: str, session_id: str) -> bytes:
 
 
 def inference() -> kserve.ModelInferRequest:
-    """The first of a sequence."""
+    """The first request of a sequence."""
     message = kserve.ModelInferRequest(model_name="m")
     tensor = message.inputs.add(name="x", datatype="FP32", shape=[1, 1, 3])
     tensor.contents.fp32_contents.extend(X)
@@ -58,9 +58,9 @@ def inference() -> kserve.ModelInferRequest:
 
 @contextlib.asynccontextmanager
 async def waiting(folder: Path, place: str) -> AsyncIterator[tuple[Wire, Good]]:
-    """A server whose engine stands still, or whose store does not answer; and a session of it.
+    """A server whose engine does not run, or whose store does not answer, and a session of it.
 
-    The session has a step that waits, and the store has not been asked for it yet.
+    A step of the session waits, and the store has not been asked for it yet.
     """
     if place == "engine":
         async with serving(folder, is_running=False) as wire:
@@ -81,7 +81,7 @@ async def waiting(folder: Path, place: str) -> AsyncIterator[tuple[Wire, Good]]:
 
 
 def waits_of(others: set[asyncio.Task[Any]]) -> list[asyncio.Future[Any]]:
-    """What the server's tasks since then wait for, in their order."""
+    """The futures that the server's newer tasks wait for, in their order."""
     found = []
     for task in sorted(asyncio.all_tasks() - others, key=lambda each: each.get_name()):
         code = getattr(task.get_coro(), "cr_code", None)
@@ -93,7 +93,7 @@ def waits_of(others: set[asyncio.Task[Any]]) -> list[asyncio.Future[Any]]:
 
 
 async def heard(wire: Wire, method: str, session_id: str) -> StatusCode:
-    """How the call ends for its client; OK also where the answer tells of an error."""
+    """How the call ends for its client; OK also if the answer holds an error."""
     path = (KSERVE if method.startswith("Model") else NATIVE) + method
     content = request(method, session_id)
     try:
@@ -117,7 +117,7 @@ async def heard(wire: Wire, method: str, session_id: str) -> StatusCode:
     + [(place, method) for place in ("load", "put") for method in STORED],
 )
 async def test_every_future_in_turn(tmp_path: Path, place: str, method: str) -> None:
-    """Whichever of them it is, the client hears at once, and the server steps on."""
+    """Whichever future is cancelled, the client gets a status at once, and the server steps on."""
     turn, count = 0, 1
     while turn < count:
         folder = tmp_path / str(turn)
@@ -145,7 +145,8 @@ async def test_every_future_in_turn(tmp_path: Path, place: str, method: str) -> 
 
 @pytest.mark.parametrize("method", STREAMS)
 async def test_a_wait_for_bytes_that_is_cancelled(tmp_path: Path, method: str) -> None:
-    """A stream is not read while the budget is used up: if that wait fails, its client hears."""
+    """A client gets a status if the wait for room in the budget fails, while its stream is not
+    read."""
     async with serving(tmp_path) as wire:
         good, other = await wire.good(), await wire.good()
         account = wire.door.tenant(None).account  # type: ignore[arg-type]  # anyone

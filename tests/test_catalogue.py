@@ -1,7 +1,7 @@
 """Every bad step of the catalogue, as raw bytes, on each call that takes steps.
 
-One server for each row: it answers with the documented code and reason, says nothing it should
-not, and a good session beside steps on, bit for bit.
+Each row has a server of its own. It answers with the documented code and reason, reveals nothing
+else, and a good session beside it steps on, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ WITH_NAMES = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 @pytest.fixture
 async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
-    """A server with a session of somebody else, and a length_max that is soon reached."""
+    """A server with a session of another tenant, and a length_max that is soon reached."""
     async with serving(tmp_path, length_max=64, reply_bytes_max=0) as wire:
         await wire.open(session_id=FOREIGN)
         yield wire
 
 
 def check(said: Refusal, row: Row, wire: Wire) -> None:
-    """The refusal is the row's, and leaks nothing."""
+    """Asserts that the refusal is the row's, and leaks nothing."""
     assert (said.code, said.reason) == (row.code, row.reason), said
     assert said.fields == row.blamed
     assert said.metadata.keys() == row.metadata.keys()

@@ -1,7 +1,7 @@
-"""The whole catalogue, all calls' bad content, beside good sessions that step meanwhile.
+"""The whole catalogue of bad content on every call, while good sessions step.
 
-They step in each way there is, and bad messages have good sessions among them: not one output may
-differ from the oracle's.
+The good sessions step in every way there is, and some share messages with bad ones: none of their
+outputs may differ from the oracle's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Work = Callable[[], Awaitable[None]]
 
 @pytest.fixture
 async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
-    """A server with limits that are soon reached, and a session of somebody else."""
+    """A server with limits that are soon reached, and a session of another tenant."""
     limits = {"length_max": 64, "pending_steps_max": 300, "predict_rows_max": 400}
     async with serving(tmp_path, reply_bytes_max=0, **limits) as wire:
         await wire.open(session_id=FOREIGN)
@@ -39,7 +39,7 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 
 def by_step(goods: Sequence[Good]) -> Work:
-    """A Step of each at once."""
+    """Sends a Step of each session at once."""
 
     async def step() -> None:
         await asyncio.gather(*(good.step(1 + i % 2) for i, good in enumerate(goods)))
@@ -48,7 +48,7 @@ def by_step(goods: Sequence[Good]) -> Work:
 
 
 def by_stream(wire: Wire, goods: Sequence[Good]) -> Work:
-    """A message of each on one StepStream, before any reply is read; their order is free."""
+    """Sends a message of each session on one StepStream, before any reply is read, in any order."""
     stream, named = wire.stream("StepStream", **LONG), {good.id: good for good in goods}
 
     async def step() -> None:
@@ -65,7 +65,7 @@ def by_stream(wire: Wire, goods: Sequence[Good]) -> Work:
 
 
 def next_of(goods: Sequence[Good], *, is_named: bool, is_numbered: bool) -> pb.StepManyRequest:
-    """Their next steps as a message."""
+    """The next steps of the sessions as one message."""
     x = np.concatenate([good.rows().reshape(-1) for good in goods])
     request = pb.StepManyRequest(x=x)
     if is_named:
@@ -77,7 +77,7 @@ def next_of(goods: Sequence[Good], *, is_named: bool, is_numbered: bool) -> pb.S
 
 
 def check_all(response: pb.StepManyResponse, goods: Sequence[Good]) -> None:
-    """The reply to next_of()."""
+    """Asserts that the reply to next_of() is right."""
     assert not response.HasField("error"), response.error
     assert not response.errors
     assert list(response.steps) == [good.number() for good in goods]
@@ -87,7 +87,7 @@ def check_all(response: pb.StepManyResponse, goods: Sequence[Good]) -> None:
 
 
 def by_messages(wire: Wire, goods: Sequence[Good]) -> Work:
-    """A message of all on one StepMany, by turns with and without ids, and with numbers or not."""
+    """Sends messages of all sessions on one StepMany, in turn with and without ids and numbers."""
     stream, counter = wire.stream("StepMany", **LONG), itertools.count()
 
     async def step() -> None:
@@ -99,7 +99,7 @@ def by_messages(wire: Wire, goods: Sequence[Good]) -> Work:
 
 
 def by_predict(wire: Wire) -> Work:
-    """Sequences of different lengths and states."""
+    """Sends Predicts with different lengths and states."""
     rng = np.random.default_rng(8)
 
     async def one() -> None:
@@ -129,7 +129,7 @@ async def ask(stream: Stream, content: bytes) -> pb.StepManyResponse:
 
 
 class Hostile:
-    """Sends the catalogue; `mates` are good sessions that are in the bad messages."""
+    """Sends the catalogue; `mates` are good sessions that share the bad messages."""
 
     def __init__(self, wire: Wire, strangers: dict[str, Good], mates: Sequence[Good]) -> None:
         self.wire = wire
@@ -138,7 +138,7 @@ class Hostile:
         self.count = 0
 
     async def steps(self) -> None:
-        """Every bad step as a Step and in a StepStream."""
+        """Sends every bad step as a Step and on a StepStream."""
         stream = self.wire.stream("StepStream", **LONG)
         for row in ROWS:
             content = row.step(self.strangers[row.model].session)
@@ -150,7 +150,7 @@ class Hostile:
         stream.cancel()
 
     async def other_calls(self) -> None:
-        """About sessions and models, and Predict."""
+        """Sends the bad calls about sessions and models, and the bad Predicts."""
         for each in CASES:
             said = await self.wire.refused(each.method, request_of(each))
             assert (said.code, said.reason) == (each.code, each.reason), said
@@ -161,7 +161,7 @@ class Hostile:
         self.count += len(CASES) + len(predict.CASES)
 
     async def sessions_of_messages(self) -> None:
-        """Every bad session among the mates, in every place."""
+        """Sends every bad session among the mates, in every place."""
         stream = self.wire.stream("StepMany", **LONG)
         own = self.strangers["m"].session
         for row, place in itertools.product(BAD_SESSIONS, range(len(self.mates) + 1)):
@@ -173,10 +173,10 @@ class Hostile:
         stream.cancel()
 
     async def messages(self) -> None:
-        """Whatever refuses a message, with a good one before it and one behind it on its stream."""
+        """Sends whatever refuses a message, between two good ones on its stream."""
         stream = self.wire.stream("StepMany", **LONG)
         requests = [(case.request(), case.reason) for case in WHOLE]
-        # One without ids would be of the sessions of the message before it.
+        # A message without ids would belong to the sessions of the message before it.
         cases = [(each.SerializeToString(), why) for each, why in requests if each.session_ids]
         for content, reason in [*cases, *((content, "MALFORMED") for content in GARBAGE)]:
             for is_named in (True, False):

@@ -42,7 +42,7 @@ async def exchange(wire: Wire, content: bytes) -> pb.StepManyResponse:
 
 
 async def goes_on(wire: Wire, *sessions: Good) -> None:
-    """The sessions are as if nothing had been sent, and step."""
+    """Asserts that the sessions are unchanged, and step."""
     for session in sessions:
         await session.step()
         await session.check_state()
@@ -51,7 +51,7 @@ async def goes_on(wire: Wire, *sessions: Good) -> None:
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("row", BAD_SESSIONS, ids=lambda row: row.name)
 async def test_one_bad_session_among_good_ones(wire: Wire, row: Row, place: int) -> None:
-    """Its error is sparse, its rows are NaN, and its neighbours step on exactly."""
+    """A bad session's error is sparse, its rows are NaN, and its neighbours step on exactly."""
     a, bad, b = [await wire.good() for _ in range(3)]
     await bad.step()
     for lengths in ([1, 1], [2, 3]):
@@ -108,7 +108,7 @@ async def test_what_refuses_the_whole_message(wire: Wire, case: Whole) -> None:
 
 @pytest.mark.parametrize("content", GARBAGE)
 async def test_garbage_is_told_in_band(wire: Wire, content: bytes) -> None:
-    """Bytes that are no message are MALFORMED, and the stream goes on."""
+    """Bytes that are not a message are MALFORMED in band, and the stream goes on."""
     a = await wire.good()
     said = in_band((await exchange(wire, content)).error)
     assert (said.code, said.reason) == (StatusCode.INVALID_ARGUMENT, "MALFORMED")
@@ -132,7 +132,7 @@ async def test_numbers_are_checked_for_each_session(wire: Wire) -> None:
 
 
 async def test_a_message_of_strangers_alone(wire: Wire) -> None:
-    """With no good session every one has its error, and no reply is made up."""
+    """If every session is unknown, each has its error, and the reply invents no rows."""
     response = await exchange(
         wire, pb.StepManyRequest(session_ids=["p", "q"], x=[NAN] * 6).SerializeToString()
     )
@@ -142,7 +142,7 @@ async def test_a_message_of_strangers_alone(wire: Wire) -> None:
 
 
 async def test_too_many_sessions_are_not_kept(wire: Wire) -> None:
-    """A stream keeps the sessions of a refused message, but not more than it may have."""
+    """A stream remembers the sessions of a refused message, but never more than the limit."""
     a, stream = await wire.good(), wire.stream("StepMany")
     idless = pb.StepManyRequest(x=X).SerializeToString()
     many = pb.StepManyRequest(session_ids=[a.id] * TOO_MANY).SerializeToString()
@@ -156,7 +156,8 @@ async def test_too_many_sessions_are_not_kept(wire: Wire) -> None:
 
 @pytest.mark.parametrize("content", GARBAGE)
 async def test_garbage_leaves_the_stream_its_sessions(wire: Wire, content: bytes) -> None:
-    """The message after it, which names none, is of those of the message before it."""
+    """A message without ids after a garbled one belongs to the sessions of the message before
+    it."""
     sessions, stream = [await wire.good() for _ in range(3)], wire.stream("StepMany")
     for ids in ([each.id for each in sessions], []):
         x = np.concatenate([each.rows().reshape(-1) for each in sessions])

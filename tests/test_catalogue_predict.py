@@ -22,7 +22,7 @@ GONE = StatusCode.NOT_FOUND
 
 
 class Case(NamedTuple):
-    """Fields of a PredictRequest over those of a good one, or its bytes."""
+    """Fields of a PredictRequest in place of a good one's, or its bytes."""
 
     name: str
     reason: str
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def case(name: str, reason: str, *blamed: str, **rest: Any) -> Case:
-    """A case whose further arguments are Case's, or else fields of the request."""
+    """A case; the further arguments are Case's, or else fields of the request."""
     known = {key: rest.pop(key) for key in ("content", "code") if key in rest}
     return Case(name, reason, list(blamed), rest, **known)
 
@@ -97,7 +97,7 @@ CASES = [
 
 
 def request_of(case: Case) -> bytes:
-    """What is sent."""
+    """The bytes that are sent."""
     if case.content is not None:
         return case.content
     request = pb.PredictRequest(**{"model": "m", "x": X, **case.fields})
@@ -113,7 +113,7 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 
 async def goes_on(wire: Wire) -> None:
-    """A sequence from zeros is what the oracle says."""
+    """Asserts that a sequence from zeros gives what the oracle says."""
     x = np.random.default_rng(5).standard_normal((7, 3), np.float32)
     response = await wire.call("Predict", model="m", x=x.reshape(-1))
     wanted, _, _ = wire.oracles["m"].run(x)
@@ -121,7 +121,7 @@ async def goes_on(wire: Wire) -> None:
 
 
 def check(said: Refusal, case: Case, wire: Wire) -> None:
-    """The refusal is the case's."""
+    """Asserts that the refusal is the case's."""
     assert (said.code, said.reason) == (case.code, case.reason), said
     assert said.fields == case.blamed
     assert said.retry_s is None
@@ -139,7 +139,8 @@ async def test_predict(wire: Wire, case: Case) -> None:
 
 @pytest.mark.parametrize("model", ["m", "both"])
 async def test_a_call_is_bounded_in_rows_and_sequences(wire: Wire, model: str) -> None:
-    """At predict_rows_max rows, or pending_steps_max sequences, it is served; one more is not."""
+    """A call of predict_rows_max rows or pending_steps_max sequences is served, one more is
+    refused."""
 
     def request(*lengths: int) -> pb.PredictRequest:
         return pb.PredictRequest(model=model, lengths=lengths, x=X * sum(lengths))
@@ -158,7 +159,7 @@ async def test_a_call_is_bounded_in_rows_and_sequences(wire: Wire, model: str) -
 
 
 async def test_bidirectional_models_take_no_session(wire: Wire) -> None:
-    """OpenSession of a bidirectional model says to use Predict."""
+    """OpenSession of a bidirectional model is refused, and the error names Predict."""
     request = pb.OpenSessionRequest(model="both")
     said = await wire.refused("OpenSession", request.SerializeToString())
     assert said.code is StatusCode.FAILED_PRECONDITION

@@ -1,4 +1,4 @@
-"""Bad calls about sessions and models, as raw bytes: the documented code and reason each."""
+"""Bad calls about sessions and models, as raw bytes: each gets its documented code and reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAKEN = "taken"
 
 
 class Case(NamedTuple):
-    """A call, its fields or bytes, and what it is told."""
+    """A call, its fields or bytes, and the reason of its error."""
 
     method: str
     name: str
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def case(method: str, name: str, reason: str, *blamed: str, **rest: Any) -> Case:
-    """A case whose further arguments are Case's, or else fields of the request."""
+    """A case; the further arguments are Case's, or else fields of the request."""
     known = {key: rest.pop(key) for key in ("content", "code") if key in rest}
     return Case(method, name, reason, list(blamed), rest, **known)
 
@@ -204,7 +204,7 @@ CASES = [
 
 
 def request_of(case: Case) -> bytes:
-    """What is sent."""
+    """The bytes that are sent."""
     if case.content is not None:
         return case.content
     fields = {"model": "m", **case.fields} if case.method == OPEN else case.fields
@@ -221,7 +221,7 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method} {case.name}")
 async def test_calls(wire: Wire, case: Case) -> None:
-    """A bad call is refused as documented, opens and closes nothing, and all goes on."""
+    """A bad call is refused as documented, opens and closes nothing, and later calls are served."""
     good = await wire.good()
     await good.step()
     said = await wire.refused(case.method, request_of(case))

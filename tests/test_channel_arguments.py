@@ -1,6 +1,6 @@
-"""gRPC ignores a channel argument whose name it does not know: each of ours is held to its library.
+"""gRPC ignores channel arguments that it does not know: each of ours is looked up in its library.
 
-The names stand in cygrpc's shared library as C strings, which end with a NUL.
+The library holds the names as C strings, which end with a NUL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_known(name: str) -> bool:
 
 
 class Flavour:
-    """Keeps the options of the channels that it is asked for."""
+    """Records the options of the channels that it makes."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -36,7 +36,8 @@ class Flavour:
 
 
 def test_every_channel_argument_is_one_that_grpc_reads() -> None:
-    """What server and client set, by their own options and by every name in the product's text."""
+    """gRPC reads every argument that server and client set, and every name in the product's
+    text."""
     config = Config(connection_age_s_max=60).resolved([])
     client = Flavour()
     for target in ("127.0.0.1:1", "example.org:1"):
@@ -48,6 +49,6 @@ def test_every_channel_argument_is_one_that_grpc_reads() -> None:
 
 
 def test_a_name_that_grpc_does_not_read_is_seen() -> None:
-    """The look at the library tells a wrong name from the right one."""
+    """The look-up in the library tells a wrong name from the right one."""
     assert not is_known("grpc.http2.min_recv_ping_interval_without_data_ms")
     assert is_known("grpc.http2.min_ping_interval_without_data_ms")

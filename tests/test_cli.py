@@ -1,4 +1,4 @@
-"""The command line of a client, as processes of its own against a real server."""
+"""The command line of a client: processes of its own against a real server."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from zoo import TOLERANCE, Zoo
 
 MAIN = "from lstmserve.cli import main; main()"
 COMMAND = [sys.executable, "-W", "error", "-c", MAIN]
-# A job in a shell's background ignores Ctrl-C, and so would its children. Not a preexec_fn: that
-# forks, and gRPC's threads here do not survive it.
+# A job in a shell's background ignores Ctrl-C, and so would its children. A preexec_fn would not
+# help: it forks, and gRPC's threads here do not survive that.
 HEEDS_CTRL_C = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
@@ -42,7 +42,7 @@ class Shell:
         self.environment = environment(LSTMSERVE_TARGET=target, XDG_STATE_HOME=str(home))
 
     def run(self, *arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
-        """To its end, `text` on stdin."""
+        """Runs a command to its end, with `text` on stdin."""
         return subprocess.run(
             [*COMMAND, *arguments],
             env=self.environment,
@@ -54,20 +54,20 @@ class Shell:
         )
 
     def out(self, *arguments: str | Path, text: str = "") -> str:
-        """What it prints; it succeeds, and says nothing on stderr."""
+        """The output of a command that succeeds and prints nothing on stderr."""
         done = self.run(*arguments, text=text)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
     def refusal(self, *arguments: str | Path, text: str = "", code: int = 1) -> str:
-        """What it says on stderr; it fails, and for 1 in one line."""
+        """What a failing command prints on stderr: one line if the exit code is 1."""
         done = self.run(*arguments, text=text)
         assert done.returncode == code
         assert code != 1 or done.stderr.count("\n") == 1
         return done.stderr
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A process to talk to."""
+        """Starts a process to talk to."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
             [*INTERRUPTIBLE, *arguments],
@@ -101,7 +101,8 @@ def test_step_is_csv_in_and_out(shell: Shell, zoo: Zoo) -> None:
 
 
 def test_step_twice_continues_the_sequence(shell: Shell) -> None:
-    """With --session two calls print what one would; --close ends it, and the next starts anew."""
+    """With --session two calls print what one would, and --close ends it, so the next starts
+    over."""
     first, second = ROWS[:18], ROWS[18:]
     whole = shell.out("step", "tiny", text=ROWS)
     with_id = ("step", "tiny", "--session", "twice")
@@ -113,7 +114,8 @@ def test_step_twice_continues_the_sequence(shell: Shell) -> None:
 def test_a_lost_session_is_not_begun_in_silence(
     serve: Serve, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A first use opens; after a loss it is exit 1 and SESSION_LOST, or a new session."""
+    """A first use opens the session; after a loss only --if-lost new opens it again, and without
+    that the command exits with 1 and SESSION_LOST."""
     first, second = ROWS[:18], ROWS[18:]
     serving = serve()
     shell = Shell(serving.target, tmp_path)
@@ -137,7 +139,7 @@ def test_a_lost_session_is_not_begun_in_silence(
 
 
 def test_a_session_that_another_opened_again_is_not_this_one(shell: Shell, zoo: Zoo) -> None:
-    """The shell goes on with its own life of the id alone, unless it may be another."""
+    """The shell continues its own incarnation of the id only, unless it is allowed another one."""
     call = ("step", "tiny", "--session", "again")
     shell.out(*call, text=ROWS)
     with Client(zoo.target) as client:
@@ -154,7 +156,7 @@ def test_a_session_that_another_opened_again_is_not_this_one(shell: Shell, zoo: 
 def test_a_session_that_a_command_made_is_remembered(
     serve: Serve, tmp_path: Path, command: str
 ) -> None:
-    """What was opened under a name by import or fork is not begun in silence either."""
+    """A lost session that import or fork opened is not silently opened again, either."""
     serving = serve()
     shell = Shell(serving.target, tmp_path)
     shell.out("step", "tiny", "--session", "one", text=ROWS)
@@ -169,19 +171,19 @@ def test_a_session_that_a_command_made_is_remembered(
 
 
 def test_a_shell_that_cannot_remember_says_so(shell: Shell, tmp_path: Path) -> None:
-    """Without a folder to write to the step is served, with a warning."""
+    """Without a folder for its notes the shell serves the step, and warns."""
     (tmp_path / "file").write_text("")
     shell.environment["XDG_STATE_HOME"] = str(tmp_path / "file")
     done = shell.run("step", "tiny", "--session", "unkept", "--close", text=ROWS)
     assert done.returncode == 0
     assert done.stdout.count("\n") == ROWS.count("\n")
-    assert done.stderr.count("a lost one will not be noticed") == 1
+    assert done.stderr.count("a lost session will go unnoticed") == 1
 
 
 def test_a_shell_remembers_so_many_sessions(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The file keeps those used last, at the limit all of them and above it no more."""
+    """The file keeps the sessions that were used last, up to the limit."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(known_sessions, "SESSIONS_MAX", 3)
     known = known_sessions.KnownSessions("h:1")
@@ -197,7 +199,7 @@ def test_a_shell_remembers_so_many_sessions(
 
 
 def test_a_row_does_not_wait_for_the_next(shell: Shell) -> None:
-    """Each y is there before the next x is written, and Ctrl-C ends it without a word."""
+    """Each y is printed before the next x is written, and Ctrl-C ends the command quietly."""
     with shell.start("step", "tiny") as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -213,7 +215,7 @@ def test_a_row_does_not_wait_for_the_next(shell: Shell) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_an_ended_command_closes_its_session(shell: Shell, name: str) -> None:
-    """As Ctrl-C does: a terminal that closes leaves no session that lives on for a day."""
+    """A terminal that closes ends the command like Ctrl-C, and leaves no session open."""
     with Client(shell.target) as client, shell.start("step", "tiny") as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -229,7 +231,7 @@ def test_an_ended_command_closes_its_session(shell: Shell, name: str) -> None:
 
 
 def test_a_reader_that_leaves_ends_it_quietly(shell: Shell) -> None:
-    """As in `lstmserve step ... | head -1`."""
+    """`lstmserve step ... | head -1` ends quietly."""
     with shell.start("step", "tiny") as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -268,7 +270,7 @@ def test_a_reader_that_leaves_ends_it_quietly(shell: Shell) -> None:
     ],
 )
 def test_a_bad_row_is_named(shell: Shell, model: str, row: str, message: str) -> None:
-    """The line and what is wrong with it."""
+    """A bad row is refused with its line number and its fault."""
     good = "1,2,3\n" if model == "tiny" else "1\n"
     text = f"{good}\n{row}\n{good}"
     said = shell.refusal("step", model, text=text)
@@ -286,7 +288,7 @@ def test_rows_as_spreadsheets_write_them(shell: Shell) -> None:
 
 @pytest.mark.timeout(60)
 def test_an_endless_line_is_not_read_to_its_end(shell: Shell) -> None:
-    """It is refused once it is too long, whatever still comes."""
+    """A line that is too long is refused, however much of it is still to come."""
     with shell.start("step", "tiny") as process, Path("/dev/zero").open("rb") as zeros:
         assert process.stdin is not None
         assert process.stderr is not None
@@ -300,7 +302,7 @@ def test_an_endless_line_is_not_read_to_its_end(shell: Shell) -> None:
 
 
 def test_the_last_row_before_a_bad_one_is_printed(shell: Shell) -> None:
-    """With --last-only too what counts is seen."""
+    """With --last-only, too, the last good row's output is printed."""
     last = shell.out("step", "tiny", "--last-only", text="1,2,3\n")
     done = shell.run("step", "tiny", "--last-only", text="1,2,3\nbad\n")
     assert (done.returncode, done.stdout) == (1, last)
@@ -335,13 +337,14 @@ def test_a_broken_standard_stream_is_one_line(shell: Shell, command: str) -> Non
     ],
 )
 def test_a_bad_address_or_token_exits_2(shell: Shell, flag: str, value: str, message: str) -> None:
-    """Named before anything is sent; nobody else's port is asked."""
+    """A bad address or token is refused by name before anything is sent."""
     for command in (("models",), ("health",), ("step", "tiny")):
         assert message in shell.refusal(*command, flag, value, code=2)
 
 
 def test_rows_before_a_bad_row_count(shell: Shell) -> None:
-    """They are stepped and printed, and a session that is kept goes on after them."""
+    """The rows before a bad row are stepped and printed, and a session that is kept goes on after
+    them."""
     two = shell.out("step", "tiny", text="1,2,3\n4,5,6\n")
     done = shell.run("step", "tiny", "--session", "bad", text="1,2,3\nbad\n4,5,6\n")
     assert (done.returncode, done.stdout) == (1, two.splitlines(True)[0])
@@ -378,7 +381,8 @@ def test_models_and_health(shell: Shell, zoo: Zoo) -> None:
 
 
 def test_sessions_are_looked_at_moved_and_closed(shell: Shell, tmp_path: Path) -> None:
-    """list, get, state, export, import, fork and close; a moved session answers as the first."""
+    """list, get, state, export, import, fork and close work; an imported session answers like the
+    first."""
     first, second = ROWS[:18], ROWS[18:]
     shell.out("step", "tiny", "--session", "moved", text=first)
     assert shell.out("sessions", "list").splitlines()[1].split()[:2] == ["moved", "tiny:2"]
@@ -417,19 +421,20 @@ def test_sessions_are_looked_at_moved_and_closed(shell: Shell, tmp_path: Path) -
     ],
 )
 def test_bad_usage_exits_2(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
-    """With what was given and what is allowed."""
+    """Bad usage exits with 2, and names what was given and what is allowed."""
     assert message in shell.refusal(*arguments, code=2)
 
 
 def test_a_refusal_is_one_line(shell: Shell) -> None:
-    """An unknown model, and nobody there, exit 1 and name the reason."""
+    """An unknown model, and a missing server, exit with 1 and one line with the reason."""
     assert "MODEL_NOT_FOUND" in shell.refusal("step", "none")
     for command in (("models",), ("health",), ("step", "tiny"), ("sessions", "list")):
         assert "UNAVAILABLE" in shell.refusal(*command, "--target", "127.0.0.1:1")
 
 
 def test_proto_hands_out_the_contract(shell: Shell, tmp_path: Path) -> None:
-    """The files of proto/, byte for byte, and their paths; what is there is written over."""
+    """The files of proto/ are written byte for byte over existing ones, and their paths are
+    printed."""
     for _ in range(2):
         written = shell.out("proto", tmp_path / "new").split()
     names = [str(Path(path).relative_to(tmp_path / "new")) for path in written]
@@ -468,7 +473,7 @@ def test_the_contract_compiles_from_an_empty_folder(shell: Shell, tmp_path: Path
 
 
 def test_help_costs_nothing(shell: Shell) -> None:
-    """--help lists every subcommand without an import of gRPC, numpy or the server."""
+    """--help lists every subcommand without importing gRPC, numpy or the server."""
     code = (
         "import sys; from lstmserve.cli import commands; "
         "commands.main(['--help'], standalone_mode=False); "
@@ -505,7 +510,7 @@ def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[An
 )
 @pytest.mark.parametrize("width", [60, 80, 132])
 def test_help_is_whole(path: tuple[str, ...], command: click.Command, width: int) -> None:
-    """No line of it is cut, and every flag has help that ends its sentence."""
+    """No line of the help is cut, and the help of every flag is a whole sentence."""
     done = CliRunner().invoke(commands, [*path, "--help"], terminal_width=width)
     assert done.exit_code == 0
     _, _, after = done.output.partition("\n\n")  # behind the usage line, which may have FILE...
@@ -519,7 +524,7 @@ def test_help_is_whole(path: tuple[str, ...], command: click.Command, width: int
 
 
 def test_many_rows_at_once_are_the_same_bits(shell: Shell, zoo: Zoo) -> None:
-    """A file of 3,000 rows prints what single steps give, to the last digit."""
+    """A file of 3,000 rows prints what single steps print, to the last digit."""
     x = np.random.default_rng(3).standard_normal((3000, 3)).astype(np.float32)
     text = "".join(",".join(map(str, row)) + "\n" for row in x)
     out = shell.out("step", "tiny", text=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from lstmserve.client import (
     State,
     StepManyFailed,
 )
+from lstmserve.client.records import LstmInfo
 from modelmaking import random_input
 from serving import Serve
 from zoo import SPECS, TOLERANCE, Zoo
@@ -43,7 +45,7 @@ def inputs(model: str, *shape: int, seed: int = SEED) -> npt.NDArray[Any]:
 
 
 def assert_close(actual: npt.ArrayLike, expected: npt.ArrayLike) -> None:
-    """Within what float32 explains, and of the same shape."""
+    """Asserts equal shapes, and differences that float32 explains."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
@@ -51,7 +53,8 @@ def assert_close(actual: npt.ArrayLike, expected: npt.ArrayLike) -> None:
 
 @pytest.mark.parametrize("model", ["tiny", "letters", "projected"])
 def test_steps_keep_the_state(client: Client, zoo: Zoo, model: str) -> None:
-    """Single time steps, several at once and the last only are one sequence to the server."""
+    """Single time steps, several at once, and only the last one make one sequence for the
+    server."""
     x = inputs(model, 9)
     y, hn, cn = zoo.expected(model, x)
     with client.session(model) as session:
@@ -98,7 +101,8 @@ def test_outputs_belong_to_the_caller(client: Client) -> None:
     ],
 )
 def test_nothing_is_guessed(client: Client, model: str, x: Any, message: str) -> None:
-    """Any other shape, type or value is a ValueError that says what is expected, and no step."""
+    """A wrong shape, type or value is a ValueError that says what is expected, and makes no
+    step."""
     with client.session(model) as session:
         with pytest.raises(ValueError, match=message):
             session.step(x)
@@ -138,7 +142,7 @@ def test_states_of_another_shape_are_refused(client: Client, name: str) -> None:
 
 
 def test_an_exported_state_goes_on_elsewhere(client: Client) -> None:
-    """A State survives bytes, and opens a session that answers bit for bit as the first does."""
+    """A State survives serialization, and opens a session with the same bits as the first."""
     x = inputs("tiny", 6)
     with client.session("tiny") as first:
         first.step(x[:3])
@@ -161,7 +165,7 @@ def first_half(state: State) -> bytes:
 
 
 def test_forks_part(client: Client) -> None:
-    """A fork goes on from the same step and then lives its own life, beside its origin."""
+    """A fork continues from the same step, and then the two sessions are independent."""
     x = inputs("tiny", 4)
     with client.session("tiny") as origin:
         origin.step(x[:2])
@@ -176,7 +180,7 @@ def test_forks_part(client: Client) -> None:
 
 
 def test_ids_are_taken_resumed_and_restarted(client: Client, zoo: Zoo) -> None:
-    """A taken id is refused, gone on with, or replaced; the handle from before learns of it."""
+    """A taken id is refused, resumed or replaced, and the old handle gets an error after that."""
     x = inputs("tiny", 2)
     y = zoo.expected("tiny", x)[0]
     with client.session("tiny", id="mine", keep=True) as first:
@@ -199,7 +203,7 @@ def test_ids_are_taken_resumed_and_restarted(client: Client, zoo: Zoo) -> None:
 
 
 def test_attach_takes_what_is_there(client: Client) -> None:
-    """attach() finds a session of any model and keeps it; an id that nobody opened is not found."""
+    """attach() finds a session of any model and keeps it open; an unknown id is not found."""
     with client.session("letters", version=1) as session:
         session.step(3)
         with client.attach(session.id) as attached:
@@ -211,7 +215,7 @@ def test_attach_takes_what_is_there(client: Client) -> None:
 
 
 def test_refusals_at_opening(client: Client) -> None:
-    """An unknown model, and one that reads both ways, open no session."""
+    """An unknown model, and a bidirectional one, open no session."""
     with pytest.raises(ModelNotFound):
         client.session("none")
     with pytest.raises(ModelNotSteppable):
@@ -229,9 +233,15 @@ def test_models_tell_their_sizes(client: Client) -> None:
     assert set(models) == {*((name, 1) for name in SPECS), ("tiny", 2)}
     for name, spec in SPECS.items():
         model = models[name, 1]
-        assert (model.input_size, model.output_size) == (spec.input_size, spec.output_size)
-        assert model.state_size == spec.state_size
-        assert model.layers == spec.num_layers * spec.num_directions
+        assert (model.inputs, model.outputs, model.states) == (
+            spec.inputs,
+            spec.outputs,
+            spec.states,
+        )
+        assert (model.kind, model.is_streaming) == ("lstm", not spec.bidirectional)
+        assert model.lstm is not None
+        names = [each.name for each in dataclasses.fields(LstmInfo)]
+        assert {n: getattr(model.lstm, n) for n in names} == {n: getattr(spec, n) for n in names}
     assert client.model("tiny") == models["tiny", 2]
     with client.session("tiny", version=1) as old, client.session("tiny") as new:
         assert (old.version, new.version) == (1, 2)
@@ -275,7 +285,8 @@ def test_step_many_is_step_by_step(client: Client) -> None:
 
 
 def test_step_many_tells_who_failed(client: Client) -> None:
-    """A closed session fails alone, by name; a bad shape is refused before anything is sent."""
+    """A closed session fails by its name and alone; a bad shape is refused before anything is
+    sent."""
     good, gone, plain = (client.session("tiny", id=name) for name in ("g:1", "g:2", "plain"))
     client.attach(gone.id).close()
     x = [1.0, 2.0, 3.0]
@@ -320,7 +331,7 @@ def test_predict_is_the_whole_sequence(client: Client, zoo: Zoo, model: str) -> 
 
 
 def test_messages_are_cut_to_the_servers_limit(serve: Serve) -> None:
-    """predict and step_many of more than a message's bytes arrive whole, in several messages."""
+    """predict and step_many of more than a message's bytes are sent in several messages."""
     serving = serve("--message-bytes-max", str(4 << 20))
     with Client(serving.target) as client:
         limit = client.model("tiny").message_bytes_max
@@ -365,7 +376,7 @@ def test_threads_share_a_client(client: Client) -> None:
 def test_the_same_x_from_two_threads_is_two_steps(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that is interrupted between its step and taking y gets that y, and no other."""
+    """A thread that is interrupted between its step and taking y gets that y, and no other one."""
     with client.session("tiny") as session, client.session("tiny") as alone:
         ys: list[Any] = []
         thread = threading.Thread(target=lambda: ys.append(session.step([1, 2, 3])))

@@ -1,4 +1,4 @@
-"""Streams and clients that are left in the middle: every thread, task and call of theirs ends."""
+"""Streams and clients that are left half-way: all their threads, tasks and calls end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Replies = Generator[np.ndarray]
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Every thread that the test started has ended after it, the client library's and gRPC's."""
+    """Asserts that every thread that the test started has ended."""
     before = set(threading.enumerate())
     yield
     gc.collect()
@@ -37,36 +37,36 @@ def threads() -> Iterator[None]:
 
 
 def close(replies: Replies) -> None:
-    """As `contextlib.closing` does."""
+    """Closes the generator, as `contextlib.closing` does."""
     replies.close()
 
 
 def drop(replies: Replies) -> None:
-    """The caller keeps the generator no longer than its name."""
+    """Drops the last reference to the generator."""
     del replies
 
 
 def throw(replies: Replies) -> None:
-    """An exception goes into the generator."""
+    """Throws an exception into the generator."""
     with suppress(ZeroDivisionError):
         replies.throw(ZeroDivisionError)
 
 
 def break_out(replies: Replies) -> None:
-    """The caller's own exception leaves a loop over it."""
+    """Leaves a loop over it by an exception of the caller's own."""
     with suppress(ZeroDivisionError, ValueError):
         for _ in replies:
             raise ZeroDivisionError
 
 
 def in_a_cycle(replies: Replies) -> None:
-    """Only the garbage collector ends it."""
+    """Leaves it in a cycle that only the garbage collector frees."""
     cycle: list[object] = [replies]
     cycle.append(cycle)
 
 
 def broken(length: int) -> Iterator[np.ndarray]:
-    """The first `length` rows, and then an exception."""
+    """Yields `length` rows, and then raises an exception."""
     yield from X[:length]
     raise ZeroDivisionError("the sensor broke")
 
@@ -86,7 +86,7 @@ SOURCES: dict[str, Callable[[int], Iterator[np.ndarray]]] = {
 def test_a_stream_that_is_left_leaves_no_thread(
     zoo: Zoo, leave: Callable[[Replies], None], source: str
 ) -> None:
-    """However it is left, whatever its source still has, for windows of one and of more."""
+    """A stream that is left leaves no thread, whatever its source still has, for every window."""
     with Client(zoo.target) as client, client.session("tiny") as session:
         for window, length in itertools.product((1, 2, 32), (1, 2, 3, 4, 12)):
             replies = session.stream(SOURCES[source](length), window=window)
@@ -99,7 +99,8 @@ def test_a_stream_that_is_left_leaves_no_thread(
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_stream_of_a_closed_client_leaves_no_thread(zoo: Zoo, source: str) -> None:
-    """The client is closed first; the caller asks for further replies, or for none."""
+    """A stream of a client that was closed leaves no thread, whether the caller asks for
+    further replies or not."""
     for window, is_asked in itertools.product((1, 2, 32), (True, False)):
         with Client(zoo.target) as client:
             session = client.session("tiny")
@@ -107,7 +108,7 @@ def test_a_stream_of_a_closed_client_leaves_no_thread(zoo: Zoo, source: str) -> 
             next(replies)
             client.close()
             with suppress(Cancelled, ZeroDivisionError, ValueError):
-                if is_asked:  # what had come before is still given
+                if is_asked:  # earlier replies are still given
                     list(replies)
         close_by_another(zoo, session.id)
 
@@ -120,7 +121,7 @@ def close_by_another(zoo: Zoo, session_id: str) -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_a_client_that_is_never_closed_leaves_no_thread(zoo: Zoo) -> None:
-    """It is dropped with a stream in the middle and a StepMany stream open."""
+    """A client that is dropped with an unfinished stream and an open StepMany leaves no thread."""
     for _ in range(10):
         client = Client(zoo.target)
         session, other = client.session("tiny"), client.session("tiny")
@@ -135,7 +136,8 @@ def test_a_client_that_is_never_closed_leaves_no_thread(zoo: Zoo) -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_a_stream_ends_in_whatever_thread_lets_go_of_it(zoo: Zoo) -> None:
-    """Its own source's thread and its own reader's are among them: none waits for itself."""
+    """A stream ends when its own source's thread or its reader's thread drops it, without a
+    deadlock."""
     with Client(zoo.target) as client, client.session("tiny") as session:
         held: list[Replies] = []
 
@@ -154,7 +156,7 @@ def test_a_stream_ends_in_whatever_thread_lets_go_of_it(zoo: Zoo) -> None:
 
 
 def test_streams_that_are_left_give_their_calls_back(serve: Serve) -> None:
-    """A connection that has room for eight calls takes a hundred streams, one after the other."""
+    """A hundred streams, one after the other, run on a connection with room for eight calls."""
     serving = serve("--streams-max", "8")
     with Client(serving.target) as client, client.session("tiny") as session:
         for i in range(100):
@@ -166,7 +168,7 @@ def test_streams_that_are_left_give_their_calls_back(serve: Serve) -> None:
 
 
 async def test_a_client_that_is_never_closed_leaves_no_task(zoo: Zoo) -> None:
-    """The same on the event loop."""
+    """A client that is dropped on the event loop, with open streams, leaves no task."""
     left = [each for _ in range(10) for each in await leave_a_client(zoo)]
     gc.collect()
     await all_tasks_end()
@@ -193,7 +195,8 @@ async def all_tasks_end() -> None:
 
 
 async def test_streams_that_are_left_give_their_calls_back_on_the_loop(serve: Serve) -> None:
-    """The same with aclose, with a dropped generator, and with a task that is cancelled."""
+    """Streams give back their calls after aclose, after a dropped generator and a cancelled
+    task."""
     serving = serve("--streams-max", "8")
     async with AsyncClient(serving.target) as client, client.session("tiny") as session:
         for i in range(99):

@@ -1,4 +1,4 @@
-"""What a caller can give wrong is a ValueError that names it, before anything is sent."""
+"""A wrong argument of a caller is a ValueError that names it, before anything is sent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cases(name: str, values: list[Any], *but: object) -> list[Any]:
     ],
 )
 def test_of_a_client(flavour: type[Client] | type[AsyncClient], name: str, value: object) -> None:
-    """Constructing refuses it; a token is not shown."""
+    """The constructor refuses it, and does not show a token."""
     with pytest.raises(ValueError, match=f"^{name} ") as refused:
         flavour(**{"target": NOWHERE, name: value})
     assert name != "token" or repr(value) not in str(refused.value)
@@ -73,7 +73,7 @@ def test_of_a_client(flavour: type[Client] | type[AsyncClient], name: str, value
     ],
 )
 def test_of_a_session(name: str, value: object) -> None:
-    """Nobody is there to be asked, and nobody is; nothing is opened and left."""
+    """A wrong argument of session() is refused before the server is asked, and opens nothing."""
     with (
         Client(NOWHERE, retry_s_max=0) as client,
         pytest.raises(ValueError, match=f"^{name} is .*, must be"),
@@ -82,7 +82,7 @@ def test_of_a_session(name: str, value: object) -> None:
 
 
 def test_of_other_calls() -> None:
-    """The same words for the same arguments elsewhere."""
+    """Other calls refuse the same wrong arguments in the same words."""
     with Client(NOWHERE, retry_s_max=0) as client:
         for call in (
             lambda: client.attach("a b"),
@@ -99,7 +99,7 @@ def test_of_other_calls() -> None:
     ("name", "value"), [*cases("timeout_s", NO_SECONDS, None), *cases("window", [0, *NO_COUNT])]
 )
 def test_of_steps(session: Session, client: Client, name: str, value: Any) -> None:
-    """No step is taken, and no stream waits for ever."""
+    """A wrong argument makes no step, and no stream waits for ever."""
     calls: list[Callable[[], object]] = [lambda: list(session.stream([X], **{name: value}))]
     if name == "timeout_s":
         calls.append(lambda: session.step(X, timeout_s=value))
@@ -112,7 +112,7 @@ def test_of_steps(session: Session, client: Client, name: str, value: Any) -> No
 
 @pytest.mark.parametrize("bad", NO_ID)
 def test_of_a_fork(session: Session, bad: Any) -> None:
-    """An empty id is no wish for a made one."""
+    """An empty id is refused, and not taken for a request to make one."""
     with pytest.raises(ValueError, match=r"^id is "):
         session.fork(bad)
 
@@ -120,7 +120,7 @@ def test_of_a_fork(session: Session, bad: Any) -> None:
 @pytest.mark.parametrize("kind", [float, np.float32, np.float64, int, np.int64])
 @pytest.mark.parametrize("value", [5, 1e7, 1e300, math.inf])
 def test_any_number_of_seconds(zoo: Zoo, kind: Callable[[float], Any], value: float) -> None:
-    """numpy's numbers are numbers, and for ever is allowed: a long time, not an expired one."""
+    """numpy's numbers are accepted, and infinity is a long time, not an expired one."""
     try:
         with np.errstate(over="ignore"):
             seconds = kind(value)
@@ -135,7 +135,7 @@ def test_any_number_of_seconds(zoo: Zoo, kind: Callable[[float], Any], value: fl
 
 
 def test_of_many(session: Session, client: Client, zoo: Zoo) -> None:
-    """Two handles of one session, another client's, what is no session, what is no mapping."""
+    """step_many refuses two handles of one session, another client's session, and wrong types."""
     twin = client.attach(session.id)
     with pytest.raises(ValueError, match=f"^session {session.id} is there twice"):
         client.step_many({session: X, twin: X})

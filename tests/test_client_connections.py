@@ -1,4 +1,4 @@
-"""Which connections a client opens: enough for its streams, its own, no proxy to loopback."""
+"""Which connections a client opens: enough for its streams, and none to loopback by a proxy."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from serving import COMMAND as SERVE
 from serving import ROOT, Serve, environment
 
 X = [0.5, -1.0, 2.0]
-STREAMS = 300  # a server takes 256 of one connection
+STREAMS = 300  # a server takes 256 on one connection
 COMMAND = SERVE[:-1]
-DEAD = "http://127.0.0.1:1"  # a port that nobody may listen on
+DEAD = "http://127.0.0.1:1"  # a port on which no process may listen
 PROXIES = dict.fromkeys(
     ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"), DEAD
 )
 
 
 def test_three_hundred_streams_of_a_client(serve: Serve) -> None:
-    """All have their replies, unary calls of this client and of another go on beside them."""
+    """All 300 streams get their replies, and unary calls of this client and another one still
+    work."""
     serving = serve()
     with ExitStack() as stack:
         client = stack.enter_context(Client(serving.target, timeout_s=10, retry_s_max=0))
@@ -49,7 +50,7 @@ def test_three_hundred_streams_of_a_client(serve: Serve) -> None:
 
 
 async def test_three_hundred_streams_of_an_async_client(serve: Serve) -> None:
-    """The same of AsyncClient."""
+    """All 300 streams of an AsyncClient get their replies."""
     serving = serve()
     over = asyncio.Event()
 
@@ -77,7 +78,7 @@ async def test_three_hundred_streams_of_an_async_client(serve: Serve) -> None:
 
 @pytest.mark.parametrize("is_unary", [False, True])
 def test_a_call_beyond_the_servers_limit_names_it(serve: Serve, is_unary: bool) -> None:
-    """Where a server takes fewer streams than we put on a connection, the error says which flag."""
+    """If a server takes fewer streams than the client opens, the error names the server's flag."""
     serving = serve("--streams-max", "2")
     with ExitStack() as stack:
         client = stack.enter_context(Client(serving.target, timeout_s=1, retry_s_max=0))
@@ -95,7 +96,7 @@ def test_a_call_beyond_the_servers_limit_names_it(serve: Serve, is_unary: bool) 
 
 
 def test_places_on_connections() -> None:
-    """A connection carries so many streams, and the first one with room gets the next."""
+    """A connection takes streams up to its limit, and the first one with room gets the next."""
     made = itertools.count()
     pool = ChannelPool(lambda: next(made))
     taken = [pool.acquire() for _ in range(STREAMS_MAX)]
@@ -121,7 +122,7 @@ def test_no_proxy_for_this_machine(serve: Serve, arguments: list[str]) -> None:
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command of ours in an environment with dead proxies, which nothing exempts."""
+    """Runs a command of ours in an environment with dead proxies and no exceptions."""
     given = environment(no_proxy="", NO_PROXY="", **PROXIES, **variables)
     return subprocess.run(
         [*COMMAND, *arguments], env=given, input="0.5,-1,2\n", capture_output=True, text=True
@@ -129,7 +130,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_demo_beside_a_proxy(serve: Serve) -> None:
-    """The example that scrapes its own server asks no proxy for it."""
+    """The example that scrapes its own server uses no proxy for that."""
     program = (
         "import sys\n"
         "from examples.serving import Server\n"
@@ -150,7 +151,7 @@ def test_a_demo_beside_a_proxy(serve: Serve) -> None:
 
 
 class Flavour:
-    """Keeps the options of a channel."""
+    """Records the options of a channel."""
 
     def insecure_channel(self, target: str, options: Any) -> dict[str, Any]:
         """As grpc.insecure_channel."""
@@ -175,14 +176,14 @@ class Flavour:
     ],
 )
 def test_a_proxy_is_asked_for_other_machines_alone(target: str, may_ask: int) -> None:
-    """Other targets keep to the environment's proxy, but for `lstmserve health`."""
+    """Clients reach other machines by the environment's proxy, except for `lstmserve health`."""
     endpoint = Endpoint(target, None, False)
     assert endpoint.open_channel(Flavour())["grpc.enable_http_proxy"] == may_ask
     assert endpoint.open_channel(Flavour(), uses_proxy=False)["grpc.enable_http_proxy"] == 0
 
 
 def test_another_machine_is_reached_by_the_proxy() -> None:
-    """A client asks the proxy of its environment to connect it, as gRPC does."""
+    """A client asks its environment's proxy to connect it to another machine, as gRPC does."""
     program = (
         "import socket, threading\n"
         "from lstmserve import Client\n"

@@ -42,7 +42,7 @@ OF_REASON = {
 
 
 def status(reason: str, domain: str = "lstmserve") -> status_pb2.Status:
-    """As the server makes it, with a delay of 0.25 s."""
+    """A status as the server makes it, with a delay of 0.25 s."""
     made = status_pb2.Status(code=REASONS[reason].code.value[0], message="why")
     info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata={"last_step": "7"})
     made.details.add().Pack(info)
@@ -62,7 +62,7 @@ class Failed(grpc.RpcError):
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_every_reason_is_told(reason: str) -> None:
-    """Code, reason, facts, delay and applied are those of the contract, in trailers and in band."""
+    """Code, reason, facts, delay and applied are the contract's, in trailers and in band."""
     trailers = (("x", b""), ("grpc-status-details-bin", status(reason).SerializeToString()))
     for error in (from_status(status(reason)), from_rpc(Failed(REASONS[reason].code, trailers))):
         assert (error.code, error.applied) == REASONS[reason]
@@ -74,7 +74,7 @@ def test_every_reason_is_told(reason: str) -> None:
 
 @pytest.mark.parametrize("reason", OF_REASON)
 def test_what_a_caller_handles_has_a_class(reason: str) -> None:
-    """Each reason of these has the class of its name, or of its code."""
+    """Each of these reasons has the class of its name, or of its code."""
     assert type(from_status(status(reason))) is OF_REASON[reason]
 
 
@@ -88,7 +88,7 @@ def test_without_a_status_the_code_speaks(trailers: tuple[tuple[str, bytes], ...
 
 
 def test_another_domain_is_not_ours() -> None:
-    """A reason of somebody else's service is not taken for one of the contract."""
+    """A reason of another service is not taken for one of the contract."""
     error = from_status(status("SESSION_LOST", domain="envoy"))
     assert type(error) is LstmServeError
     assert (error.reason, error.applied) == ("", None)
@@ -104,7 +104,8 @@ def test_in_band_errors_raise_and_replies_pass() -> None:
 
 
 def test_step_many_says_applied_only_where_all_agree() -> None:
-    """One error that knows and one that does not make an answer that does not know."""
+    """If one of two errors leaves it unknown whether its step was applied, so does
+    StepManyFailed."""
     lost, unknown = from_status(status("SESSION_LOST")), from_status(status("FENCED"))
     assert StepManyFailed({}, {"a": lost, "b": lost}).applied is False
     assert StepManyFailed({}, {"a": lost, "b": unknown}).applied is None

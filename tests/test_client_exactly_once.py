@@ -1,4 +1,5 @@
-"""Exactly-once as a caller sees it: a router loses and repeats, and every step counts once."""
+"""Exactly-once as a caller sees it: a router loses and repeats messages, and each step counts
+once."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def oracle(models: Path) -> Oracle:
 
 @pytest.fixture
 def router(server: Serving, seed: int) -> Iterator[LossyRouter]:
-    """Before the shared server; the seed is printed."""
+    """A router before the shared server; it prints its seed."""
     print(f"seed {seed}")
     router = LossyRouter(server.target, seed)
     yield router
@@ -40,12 +41,12 @@ def router(server: Serving, seed: int) -> Iterator[LossyRouter]:
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Of the dice; the parameter where a test has one."""
+    """The router's seed: the parameter if the test has one, else a random one."""
     return int(getattr(request, "param", 0))
 
 
 def assert_unkind(router: LossyRouter) -> None:
-    """Everything that can happen to a message has happened."""
+    """Asserts that everything that can happen to a message has happened."""
     print(router.fates)
     assert set(router.fates) == set(itertools.product(("request", "reply"), Fate))
 
@@ -71,7 +72,7 @@ def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: State) -> 
 
 
 async def walk(client: AsyncClient, session: AsyncSession, xs: list[Any], seed: int) -> list[Any]:
-    """All xs through one session, by step, step_many and streams as the dice say."""
+    """Steps all xs through one session, at random by step, step_many and streams."""
     rng = np.random.default_rng(seed)
     left = iter(xs)
     ys: list[Any] = []
@@ -90,7 +91,8 @@ async def walk(client: AsyncClient, session: AsyncSession, xs: list[Any], seed: 
 async def test_losses_and_repeats_change_nothing(
     router: LossyRouter, oracle: Oracle, seed: int
 ) -> None:
-    """A fifth of requests and replies lost, a tenth repeated: all ways give the oracle's bits."""
+    """With a fifth of messages lost and a tenth repeated, all ways to step give the oracle's
+    bits."""
     async with AsyncClient(router.target, timeout_s=TRY_S, groups=2) as client:
         inputs = [chunks(10 * seed + n, 20) for n in range(12)]
         sessions = [await client.session("tiny") for _ in inputs]
@@ -107,7 +109,8 @@ async def test_losses_and_repeats_change_nothing(
 def test_losses_and_repeats_change_nothing_in_threads(
     router: LossyRouter, oracle: Oracle, seed: int
 ) -> None:
-    """The same with a thread for each session, and step_many of the others beside them."""
+    """With a thread for each session, beside a step_many of others, the bits are the oracle's,
+    too."""
     with Client(router.target, timeout_s=TRY_S) as client:
         inputs = [chunks(10 * seed + n, 12) for n in range(9)]
         sessions = [client.session("tiny") for _ in inputs]
@@ -139,7 +142,7 @@ def test_losses_and_repeats_change_nothing_in_threads(
 
 @pytest.mark.parametrize("seed", [7], indirect=True)
 def test_sessions_of_one_step_share_their_turns(router: LossyRouter, oracle: Oracle) -> None:
-    """Two threads on one session: each has its own y, and together they are one sequence."""
+    """Two threads on one session each get their own y, and together they make one sequence."""
     xs = [random_input(TINY, (), n) for n in range(16)]
     with Client(router.target, timeout_s=TRY_S) as client, client.session("tiny") as session:
         answered: list[tuple[int, Any]] = []
@@ -160,7 +163,8 @@ def test_sessions_of_one_step_share_their_turns(router: LossyRouter, oracle: Ora
 
 @pytest.mark.parametrize("seed", [3], indirect=True)
 def test_a_long_upload_is_cut_where_its_reply_is_kept(router: LossyRouter, oracle: Oracle) -> None:
-    """A y above 64 KiB travels as several steps, each of which can be repeated; bits are equal."""
+    """An input whose y is above 64 KiB is sent as several steps, which can be repeated, bit for
+    bit."""
     x = random_input(TINY, (10_000,), 1)
     with Client(router.target, timeout_s=4 * TRY_S) as client, client.session("tiny") as session:
         ys = [session.step(x)]

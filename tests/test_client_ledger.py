@@ -1,4 +1,4 @@
-"""The client's ledger against a server of a few lines: nothing lost, nothing doubled, no I/O."""
+"""The client's ledger against a small model of a server: no row is lost or doubled. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAST = StepInput(np.array([7], np.float32).tobytes(), [], 1, single=False)
 
 
 def refusal(reason: str, **metadata: object) -> LstmServeError:
-    """As the server says it."""
+    """A refusal of the server."""
     texts = {key: str(value) for key, value in metadata.items()}
     delay_s = 0.0 if reason == "OVERLOADED" else None
     code = REASONS[reason].code
@@ -36,7 +36,7 @@ def refusal(reason: str, **metadata: object) -> LstmServeError:
 
 
 def lost() -> LstmServeError:
-    """As gRPC says it."""
+    """A lost reply, as gRPC reports it."""
     return Unavailable("gone", code=REASONS["DRAINING"].code)
 
 
@@ -47,10 +47,10 @@ def chain(rows: bytes) -> list[float]:
 
 @dataclass
 class Server:
-    """Facts, section 2, and no more: the table of answers, a crash, a rollback to what is durable.
+    """A model of a server: the table of answers, a crash, a rollback to what is durable.
 
-    `steps` are those applied, each its rows; what is before `durable` survives. With `fails_over`
-    the store may be an older copy after a crash, or an empty one.
+    `steps` are those applied, each with its rows; `durable` says how many survive. With
+    `fails_over` the store may be an older copy, or empty, after a crash.
     """
 
     is_stored: bool
@@ -60,11 +60,12 @@ class Server:
     steps: list[tuple[StepInput, bool]] = field(default_factory=list)
 
     def session(self) -> wire.Session:
-        """As OpenSession tells it."""
+        """The session as OpenSession returns it."""
         return wire.Session(id="a", incarnation=self.incarnation, step=len(self.steps))
 
     def crash(self, copy: int) -> None:
-        """What is not durable is gone, or was after `copy`; without a store that is the session."""
+        """Crashes: steps that are not durable, or after `copy`, are lost; without a store the
+        session is."""
         if self.fails_over:
             self.durable = copy % (self.durable + 1)
         del self.steps[self.durable :]
@@ -72,7 +73,7 @@ class Server:
             self.incarnation += 1
 
     def step(self, incarnation: int, step: NumberedStep) -> tuple[Floats, int]:
-        """y and durable_step."""
+        """Applies a step. Returns its y and durable_step."""
         if incarnation != self.incarnation:
             raise refusal("SESSION_LOST")
         last, sent = len(self.steps), (step.rows, step.last_only)
@@ -88,12 +89,12 @@ class Server:
         return np.array(y[-1:] if step.last_only else y, np.float32)[:, None], self.durable
 
     def rows(self) -> bytes:
-        """All that it has seen."""
+        """All rows that it has applied."""
         return b"".join(rows.x for rows, _ in self.steps)
 
 
 class Caller:
-    """Steps rows through a ledger; gives up at times, and tries again in other chunks."""
+    """Steps rows through a ledger; it gives up at times, and tries again in other chunks."""
 
     def __init__(self, seed: int, server: Server) -> None:
         self.rng = np.random.default_rng(seed)
@@ -105,7 +106,7 @@ class Caller:
         self.calls = 0
 
     def call(self, rows: StepInput, last_only: bool) -> Floats:
-        """Delivers the rows as StepDelivery does, without the waiting."""
+        """Delivers the rows like StepDelivery, without waiting."""
         self.calls += 1
         assert self.calls < CALLS_MAX, f"no progress: {self.seen}"
         try:
@@ -123,7 +124,7 @@ class Caller:
         return y
 
     def recover(self, step: NumberedStep, error: LstmServeError) -> None:
-        """The recovery, unless the caller gives up."""
+        """Recovers, unless the caller gives up."""
         recovery = self.ledger.failed(step, error)
         self.seen[f"{error.reason} {recovery.name}"] += 1
         if recovery is Recovery.NONE or (not self.is_calm and self.rng.random() < 0.2):
@@ -132,7 +133,7 @@ class Caller:
             self.ledger.reopened(self.server.session())
 
     def send(self, step: NumberedStep) -> tuple[Floats, int]:
-        """Half of the time something happens."""
+        """Sends the step; half of the time a fault happens."""
         server, incarnation = self.server, self.ledger.session.incarnation
         match 15 if self.is_calm else self.rng.integers(16):
             case 0 | 1:
@@ -159,7 +160,7 @@ class Caller:
 def test_whatever_happens_each_row_counts_once(
     seed: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows without a y are sent again in other chunks; the server has each once, in order."""
+    """Rows without a y are sent again in other chunks, and the server has each once, in order."""
     monkeypatch.setattr(packing, "REPLY_BYTES", 4 * ROWS_MAX)
     caller = Caller(seed, Server(kind != "memory", kind == "failover"))
     rng = caller.rng
@@ -171,7 +172,7 @@ def test_whatever_happens_each_row_counts_once(
         try:
             y = caller.call(StepInput(some.tobytes(), [], len(some), single=False), last_only)
         except LstmServeError as error:
-            if error.applied is False:  # so it may be dropped
+            if error.applied is False:  # so the caller may drop it
                 xs = np.delete(xs, slice(done, done + len(some)))
                 ahead, last_only = done, False
             else:
@@ -181,9 +182,9 @@ def test_whatever_happens_each_row_counts_once(
         assert y[:, 0].tolist() == (wanted[-1:] if last_only else wanted)
         done += len(some)
         some = xs[done : done + 3]
-        # A last_only step is repeated as it is, so it begins where nothing was left without its y.
+        # A last_only step is repeated unchanged, so it begins where no row was left without its y.
         last_only = len(some) > 0 and done >= ahead and bool(rng.random() < 0.2)
-    caller.is_calm = True  # and brings the server up to date, should it have crashed at the end
+    caller.is_calm = True  # this also brings the server up to date if it crashed at the end
     caller.call(LAST, last_only=False)
     assert caller.server.rows() == xs.tobytes() + LAST.x
     print(caller.seen)

@@ -31,7 +31,7 @@ SHORT_S = 0.2
 
 @contextmanager
 def frozen(serving: Serving) -> Iterator[None]:
-    """The server is stopped in the middle of whatever it does."""
+    """Stops the server in the middle of its work while the block runs."""
     os.kill(serving.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -56,7 +56,7 @@ def cause(error: LstmServeError) -> LstmServeError:
 
 
 def test_a_killed_server_is_a_clear_error(serve: Serve) -> None:
-    """Steps under way and later ones end as Unavailable, and nobody hangs."""
+    """Steps under way, and later ones, end as Unavailable, and no call hangs."""
     serving = serve()
     with Client(serving.target, retry_s_max=0) as client:
         session, other = client.session("tiny"), client.session("tiny")
@@ -76,7 +76,7 @@ def test_a_killed_server_is_a_clear_error(serve: Serve) -> None:
 
 
 def test_a_restarted_server_says_that_it_forgot(serve: Serve) -> None:
-    """The same client gets through again; its old session is lost, not silently new."""
+    """The same client gets through again, and its old session is lost, not silently replaced."""
     serving = serve()
     with Client(serving.target, retry_s_max=0) as client:
         session = client.session("tiny")
@@ -95,7 +95,7 @@ def test_a_restarted_server_says_that_it_forgot(serve: Serve) -> None:
 
 
 def is_back(client: Client) -> bool:
-    """Whether a call gets through; gRPC waits a second or so between its attempts."""
+    """Whether a call gets through; gRPC waits about a second between its attempts."""
     try:
         return bool(client.models())
     except Unavailable:
@@ -103,7 +103,8 @@ def is_back(client: Client) -> bool:
 
 
 def test_a_frozen_server_meets_the_deadline(serve: Serve) -> None:
-    """Every way to step ends in DeadlineExceeded, outcome unknown, and works again after it."""
+    """Every way to step ends with DeadlineExceeded and an unknown outcome, and works again
+    later."""
     serving = serve()
     with Client(serving.target, retry_s_max=0) as client:
         session = client.session("tiny")
@@ -119,7 +120,7 @@ def test_a_frozen_server_meets_the_deadline(serve: Serve) -> None:
 
 
 async def test_a_frozen_server_meets_the_deadline_on_the_loop(serve: Serve) -> None:
-    """The same, by asyncio."""
+    """On the event loop every way to step ends with DeadlineExceeded, and works again later."""
     serving = serve()
     async with AsyncClient(serving.target, retry_s_max=0) as client:
         session = await client.session("tiny")
@@ -135,7 +136,7 @@ async def test_a_frozen_server_meets_the_deadline_on_the_loop(serve: Serve) -> N
 
 
 async def test_cancelling_a_step_is_heard_at_once(serve: Serve) -> None:
-    """Tasks in each way to step end as cancelled while the server does nothing."""
+    """Cancelled tasks end at once in every way to step, while the server does nothing."""
     serving = serve()
     async with AsyncClient(serving.target, retry_s_max=0) as client:
         session = await client.session("tiny")
@@ -158,7 +159,8 @@ async def test_cancelling_a_step_is_heard_at_once(serve: Serve) -> None:
 
 
 async def test_closing_the_client_ends_what_waits_on_the_loop(serve: Serve) -> None:
-    """A caller that nobody cancelled gets Cancelled, an error; so does every later call."""
+    """A call that waits when its client is closed gets the error Cancelled, and so do later
+    calls."""
     serving = serve()
     client = AsyncClient(serving.target, retry_s_max=0)
     session = await client.session("tiny")
@@ -179,7 +181,7 @@ async def test_closing_the_client_ends_what_waits_on_the_loop(serve: Serve) -> N
 
 
 def test_closing_the_client_ends_what_waits(serve: Serve) -> None:
-    """The same from another thread."""
+    """A call that waits when another thread closes the client gets the error Cancelled."""
     serving = serve()
     client = Client(serving.target, retry_s_max=0)
     session = client.session("tiny")
@@ -208,7 +210,7 @@ def test_closing_the_client_ends_what_waits(serve: Serve) -> None:
 
 
 def test_an_idle_session_expires(serve: Serve) -> None:
-    """After its ttl a step says that the session expired, and that nothing was applied."""
+    """After its ttl a step fails with SessionExpired, and was not applied."""
     with Client(serve().target, retry_s_max=0) as client:
         session = client.session("tiny", ttl_s=0.05)
         while is_open(session):
@@ -219,7 +221,7 @@ def test_an_idle_session_expires(serve: Serve) -> None:
 
 
 def is_open(session: Session) -> bool:
-    """Whether it has not expired; looking at it does not renew it."""
+    """Whether it has not expired; looking does not renew it."""
     try:
         return bool(session.info())
     except SessionExpired:
@@ -227,7 +229,7 @@ def is_open(session: Session) -> bool:
 
 
 def test_a_full_server_says_when_to_come_again(serve: Serve) -> None:
-    """One session too many is Overloaded with a delay; a closed one makes room."""
+    """One session too many is Overloaded with a delay, and closing one makes room."""
     serving = serve("--batch-sessions-max", "4", "--pool-bytes", "22000")
     with Client(serving.target, retry_s_max=0) as client:
         sessions = [client.session("tiny") for _ in range(serving.ready["sessions_max"]["tiny:1"])]
@@ -240,7 +242,8 @@ def test_a_full_server_says_when_to_come_again(serve: Serve) -> None:
 
 
 def test_the_error_of_the_block_is_the_news(serve: Serve) -> None:
-    """When the session cannot be closed because the server died, `with` raises the first error."""
+    """If the session cannot be closed because the server died, `with` raises the block's own
+    error."""
     serving = serve()
     with Client(serving.target, retry_s_max=0) as client:
         with pytest.raises(ZeroDivisionError):
@@ -250,7 +253,7 @@ def test_the_error_of_the_block_is_the_news(serve: Serve) -> None:
 
 
 def fail_in_a_session(client: Client, act: Callable[[], None]) -> None:
-    """Raises an error of the block itself, after act()."""
+    """Raises an error inside the block, after act()."""
     with client.session("tiny"):
         act()
         raise ZeroDivisionError

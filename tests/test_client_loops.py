@@ -1,4 +1,4 @@
-"""AsyncClient and event loops: it belongs to the one that made it, and says so."""
+"""AsyncClient and event loops: it belongs to the loop that made it, and its error says so."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ X = [1.0, 2.0, 3.0]
 
 
 def test_it_is_made_in_a_coroutine() -> None:
-    """Without a running loop it is refused with where to make it."""
+    """Without a running loop it is refused, and the error says where to make it."""
     with pytest.raises(RuntimeError, match="make it in a coroutine"):
         AsyncClient("127.0.0.1:1")
 
 
 @pytest.mark.parametrize("way", ["step", "step_many", "stream", "models"])
 def test_another_loop_is_told(zoo: Zoo, way: str) -> None:
-    """Every way to call from a second loop, while the first one lives, and the first goes on."""
+    """Every way to call from a second loop is refused, and the first loop's calls go on."""
 
     async def first() -> None:
         async with AsyncClient(zoo.target) as client, client.session("tiny") as session:

@@ -1,4 +1,4 @@
-"""Input above what a message holds: steps are cut and keep their bits, the rest says what to do."""
+"""Input above the size of a message: steps are cut, bit for bit; the rest says what to do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ X = random_input(TINY, (3000,), 11)  # 36 kB
 
 @pytest.fixture(params=["4096", "8192"])
 def client(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Client]:
-    """Of a server whose messages are small."""
+    """A client of a server with small messages."""
     with Client(serve("--message-bytes-max", request.param).target, retry_s_max=0) as client:
         yield client
 
 
 def test_steps_above_a_message_are_cut(client: Client) -> None:
-    """Alone, among many and on a stream, all rows or the last only: the same bits."""
+    """Steps alone, among many and on a stream, with all rows or the last, keep their bits."""
     with client.session("tiny") as parts:
         y = np.concatenate([parts.step(X[n : n + 100]) for n in range(0, len(X), 100)])
     for session_id in (None, "alone"):
@@ -55,7 +55,8 @@ def parts_after(client: Client, x: np.ndarray) -> np.ndarray:
 
 
 def test_a_sequence_above_a_message_is_refused(client: Client) -> None:
-    """With what to do instead; those that fit go in as many messages as it takes."""
+    """A sequence above a message is refused with advice, and others are sent in several
+    messages."""
     with pytest.raises(InvalidInput, match=r"36000 bytes, .*: step it in a session \(TOO_LONG"):
         client.predict("tiny", [X[:10], X], return_sequences=False)
     assert len(client.predict("tiny", [X[:100]] * 60)) == 60

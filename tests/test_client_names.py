@@ -32,7 +32,6 @@ CLIENT = [
 SESSION = [
     "close",
     "durable_step",
-    "export",
     "fork",
     "id",
     "incarnation",
@@ -49,7 +48,7 @@ SESSION = [
 
 
 def public(thing: object) -> list[str]:
-    """What completion offers after a dot."""
+    """The names that completion offers after a dot."""
     return sorted(name for name in dir(thing) if not name.startswith("_"))
 
 
@@ -68,7 +67,7 @@ def test_modules_show_what_they_offer(module: ModuleType) -> None:
 
 
 def test_an_error_is_one_class() -> None:
-    """An `except` catches it whichever way it was imported, and none is missing on one of them."""
+    """`except` catches an error however it was imported, and both modules have every error."""
     for name in errors.__all__:
         kind = getattr(errors, name)
         assert kind is getattr(client, name) is getattr(lstmserve.errors, name)
@@ -87,7 +86,7 @@ def test_completion_shows_no_internals(zoo: Zoo) -> None:
 
 
 async def test_completion_shows_no_internals_on_the_loop(zoo: Zoo) -> None:
-    """The same names with await."""
+    """AsyncClient and its session show the same names as the client for threads."""
     async with AsyncClient(zoo.target) as made, made.session("tiny") as session:
         assert public(made) == public(AsyncClient) == CLIENT
         assert public(session) == SESSION
@@ -98,13 +97,13 @@ async def test_completion_shows_no_internals_on_the_loop(zoo: Zoo) -> None:
 
 @pytest.fixture
 def made(zoo: Zoo) -> Iterator[Client]:
-    """A client of the zoo's server that repeats nothing."""
+    """A client of the zoo's server that repeats no call."""
     with Client(zoo.target, retry_s_max=0) as client:
         yield client
 
 
 def test_a_taken_id_says_how_to_go_on(made: Client) -> None:
-    """The server says it for any language, the library in its own words."""
+    """The server's message fits any language, and the library adds its own advice."""
     with made.session("tiny", id="taken"), pytest.raises(errors.SessionExists) as raised:
         made.session("tiny", id="taken")
     assert "if_exists RESUME" in raised.value.message
@@ -112,7 +111,7 @@ def test_a_taken_id_says_how_to_go_on(made: Client) -> None:
 
 
 def test_an_unknown_model_says_what_is_served(made: Client) -> None:
-    """Other models for a name, and for a version that is to come the newest that there is."""
+    """The error lists other models for an unknown name, and the newest version for a later one."""
     with pytest.raises(errors.ModelNotFound) as raised:
         made.session("tinny")
     assert "no model 'tinny' is served here, but both, letters, projected, tiny" in str(
@@ -128,7 +127,7 @@ def test_an_unknown_model_says_what_is_served(made: Client) -> None:
 
 
 def test_a_lost_session_names_the_store(serve: Serve) -> None:
-    """A restarted server says which flag would have kept the session."""
+    """The error after a restart names the flag that would have kept the session."""
     first = serve()
     with Client(first.target, retry_s_max=0) as client:
         session = client.session("tiny")
@@ -146,6 +145,6 @@ def test_a_lost_session_names_the_store(serve: Serve) -> None:
 
 
 def test_a_bidirectional_model_says_what_it_does(made: Client) -> None:
-    """It names the call that answers whole sequences."""
+    """The error names the call that answers whole sequences."""
     with pytest.raises(errors.ModelNotSteppable, match=r"use Predict; call predict\(\)"):
         made.session("both")

@@ -1,4 +1,4 @@
-"""A session that outlives its server: the client sends again what a restarted one has lost."""
+"""A session that outlives its server: the client sends again what a restarted server has lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def x(seed: int, *shape: int) -> Any:
 
 
 class Mortal:
-    """A server that is killed and started anew, on the same port, each time its turn has come."""
+    """A server that is killed and started again, on the same port, each time its turn has come."""
 
     def __init__(self, serve: Serve, *flags: str) -> None:
         self._serve = serve
@@ -58,12 +58,12 @@ class Mortal:
         self._thread.start()
 
     def answered(self, count: int) -> None:
-        """So many steps were; the first of some numbers of them is the end of a server."""
+        """Is called after `count` steps; some counts kill the server."""
         if count in KILLS:
             self._due.release()
 
     def end(self) -> Serving:
-        """The last server, once all others are dead."""
+        """Stops. Returns the last server; all others are dead."""
         self._thread.join(WAIT_S_MAX)
         assert len(self.servings) == len(KILLS) + 1
         return self.servings[-1]
@@ -103,7 +103,7 @@ def step_through(client: Client, session: Session, xs: list[Any], mortal: Mortal
 
 
 def test_a_session_survives_its_servers_by_its_log(serve: Serve, oracle: Oracle) -> None:
-    """State in memory, two kills: the log is sent again, and the caller notices nothing."""
+    """With state in memory and two kills the log is sent again, and the caller notices nothing."""
     mortal = Mortal(serve)
     with Client(mortal.target, timeout_s=TRY_S) as client:
         xs = [x(n, *(() if n % 3 else (3,))) for n in range(STEPS)]
@@ -125,7 +125,8 @@ def test_a_session_survives_its_servers_by_its_log(serve: Serve, oracle: Oracle)
 def test_a_session_survives_its_servers_in_the_store(
     flags: tuple[str, ...], serve: Serve, oracle: Oracle, tmp_path: Path
 ) -> None:
-    """A store and two kills: write-through needs no log, write-behind one for what was behind."""
+    """With a store and two kills, write-through needs no log, and write-behind a log of recent
+    steps."""
     mortal = Mortal(serve, "--store", f"file:{tmp_path / 's'}", "--store-mode", *flags)
     log = 0 if flags == ("through",) else STEPS
     with Client(mortal.target, timeout_s=TRY_S) as client:
@@ -169,13 +170,14 @@ async def test_sessions_survive_their_servers_on_the_loop(serve: Serve, oracle: 
 
 
 def restarted(serve: Serve, serving: Serving, *flags: str) -> Serving:
-    """Killed, and started anew on the same port."""
+    """Kills the server, and starts it again on the same port."""
     serving.kill()
     return serve("--listen", serving.target, *flags)
 
 
 def test_a_log_that_does_not_reach_back_tells(serve: Serve) -> None:
-    """One step more than the log is long: SessionLost, nothing applied, by every way."""
+    """With one step more than the log holds, every way to step raises SessionLost, nothing
+    applied."""
     serving = serve()
     with Client(serving.target) as client:
         short, empty, long = (client.session("tiny", replay_steps_max=n) for n in (2, 0, 3))
@@ -194,7 +196,7 @@ def test_a_log_that_does_not_reach_back_tells(serve: Serve) -> None:
 
 
 def test_a_log_goes_back_to_where_the_session_began(serve: Serve, oracle: Oracle) -> None:
-    """An imported state, or one that was set, is what the log is sent on top of."""
+    """The log is sent on top of an imported state, or of one that was set."""
     serving = serve()
     with Client(serving.target) as client:
         source = client.session("tiny")
@@ -215,7 +217,7 @@ def test_a_log_goes_back_to_where_the_session_began(serve: Serve, oracle: Oracle
 
 
 def test_write_behind_without_a_log_tells_what_was_lost(serve: Serve, tmp_path: Path) -> None:
-    """Steps that were answered and not stored: StepsLost with the step that is expected."""
+    """Steps that were answered and not stored raise StepsLost with the expected step."""
     flags = ("--store", f"file:{tmp_path / 's'}", *BEHIND)
     serving = serve(*flags)
     with Client(serving.target) as client:
@@ -234,7 +236,8 @@ def test_write_behind_without_a_log_tells_what_was_lost(serve: Serve, tmp_path: 
 def test_a_state_is_never_an_older_one(
     is_stored: bool, serve: Serve, oracle: Oracle, tmp_path: Path
 ) -> None:
-    """After a crash the log is sent before the state is told; without a log the loss is told."""
+    """After a crash the log is sent before a state is returned; without a log the loss is an
+    error."""
     flags = ("--store", f"file:{tmp_path / 's'}", *BEHIND) if is_stored else ()
     serving = serve(*flags)
     with Client(serving.target) as client:
@@ -250,7 +253,7 @@ def test_a_state_is_never_an_older_one(
 
 @contextmanager
 def frozen(serving: Serving) -> Iterator[None]:
-    """The server is stopped in the middle of whatever it does."""
+    """Stops the server in the middle of its work while the block runs."""
     serving.signal(signal.SIGSTOP)
     try:
         yield
@@ -262,7 +265,7 @@ def frozen(serving: Serving) -> Iterator[None]:
 def test_a_step_of_unknown_end_is_finished_by_the_next(
     is_repeated: bool, serve: Serve, oracle: Oracle
 ) -> None:
-    """The same x again is that step; another one comes after it: neither is lost or doubled."""
+    """The same x again is that step, another x comes after it, and neither is lost or doubled."""
     serving = serve()
     with Client(serving.target) as client:
         session = client.session("tiny")
@@ -287,7 +290,7 @@ def test_a_step_of_unknown_end_is_finished_by_the_next(
 
 @pytest.mark.parametrize("last_only", [False, True])
 def test_the_same_x_twice_is_two_steps(last_only: bool, serve: Serve, oracle: Oracle) -> None:
-    """Only what was left without its y is a repeat."""
+    """Only a step that was left without its y is repeated by the same x."""
     with Client(serve().target) as client, client.session("tiny") as session:
         given = {"return_sequences": not last_only}
         xs = [x(1, 2)] * 9
@@ -300,7 +303,7 @@ def test_the_same_x_twice_is_two_steps(last_only: bool, serve: Serve, oracle: Or
 
 
 def test_a_broken_stream_is_taken_up(serve: Serve, oracle: Oracle) -> None:
-    """xs from the first without a y, streamed again: what was sent ahead of it counts once."""
+    """xs are streamed again from the first without a y, and those sent ahead before count once."""
     xs = [x(n, *(() if n % 3 else (2,))) for n in range(40)]
     rng = np.random.default_rng(5)
     mortal = serve()
@@ -321,7 +324,7 @@ def test_a_broken_stream_is_taken_up(serve: Serve, oracle: Oracle) -> None:
 
 
 def test_two_clients_of_one_session_are_told(serve: Serve, oracle: Oracle) -> None:
-    """A number that another client took is a StepConflict; after it the session goes on."""
+    """A number that another client took raises StepConflict, and after it the session goes on."""
     serving = serve()
     with Client(serving.target) as one, Client(serving.target) as two:
         mine = one.session("tiny", id="a")

@@ -1,4 +1,4 @@
-"""When a call is tried again: the clock and the dice are the test's."""
+"""When a call is tried again; the test sets the clock and the random numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lstmserve.reasons import REASONS
 
 
 class Clock:
-    """Stands still unless it is told."""
+    """A clock that stands still unless the test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -23,21 +23,22 @@ class Clock:
 
 
 def known(retry_s_max: float, clock: Clock | None = None, uniform: float = 1.0) -> RetryPolicy:
-    """Of a client whose server has answered before."""
+    """The policy of a client whose server has answered before."""
     policy = RetryPolicy(1.0, retry_s_max, clock or Clock(), lambda: uniform)
     policy.was_reached = True
     return policy
 
 
 def unavailable(retry_delay_s: float | None = None) -> LstmServeError:
-    """As a server that is on its way out says it."""
+    """An error of a server that is shutting down."""
     return Unavailable("why", code=StatusCode.UNAVAILABLE, retry_delay_s=retry_delay_s)
 
 
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize("retry_delay_s", [None, 0.5])
 def test_what_is_tried_again(reason: str, retry_delay_s: float | None) -> None:
-    """What is unavailable or late, and what is exhausted only if the server says when to come."""
+    """What is unavailable or late is tried again, and what is exhausted only if the server asks for
+    it."""
     code = REASONS[reason].code
     error = LstmServeError("why", code=code, reason=reason, retry_delay_s=retry_delay_s)
     wanted = {
@@ -50,13 +51,13 @@ def test_what_is_tried_again(reason: str, retry_delay_s: float | None) -> None:
 
 
 def test_a_broken_stream_is_tried_again() -> None:
-    """INTERNAL is the server's bug where it gives its reason, and else the connection's."""
+    """INTERNAL with a reason is a bug of the server, and without one a broken connection."""
     assert is_transient(LstmServeError("from core", code=StatusCode.INTERNAL))
     assert not is_transient(LstmServeError("bug", code=StatusCode.INTERNAL, reason="INTERNAL"))
 
 
 def test_waits_grow_to_a_limit() -> None:
-    """Twice as long each time, up to the limit; something that got through starts it over."""
+    """Waits double up to the limit, and start over after a success."""
     attempts = known(math.inf).attempts()
     waits = [attempts.wait_s(unavailable()) for _ in range(40)]
     assert waits == [min(BACKOFF_S_MAX, BACKOFF_S * 2**n) for n in range(40)]
@@ -65,7 +66,7 @@ def test_waits_grow_to_a_limit() -> None:
 
 
 def test_waits_are_spread() -> None:
-    """The dice choose between nothing and the whole wait, on top of what the server asks for."""
+    """A wait is random, up to its length, on top of what the server asks for."""
     dice = iter([0.0, 0.5, 0.25])
     policy = RetryPolicy(1.0, 60.0, Clock(), lambda: next(dice))
     policy.was_reached = True
@@ -76,7 +77,7 @@ def test_waits_are_spread() -> None:
 
 
 def test_at_once_is_at_once_only_once() -> None:
-    """A server that says 0 is believed the first time."""
+    """A server's delay of 0 is obeyed once."""
     attempts = known(60.0).attempts()
     assert [attempts.wait_s(unavailable(0.0)) for _ in range(2)] == [0.0, 2 * BACKOFF_S]
 
@@ -97,7 +98,7 @@ def test_patience_ends() -> None:
 
 
 def test_no_patience_is_one_try() -> None:
-    """With retry_s_max 0 the first error is raised, also one whose cause was mended."""
+    """With retry_s_max 0 the first error is raised, even if its cause was healed."""
     attempts = RetryPolicy(1.0, 0.0, Clock()).attempts()
     for is_recovered in (False, True):
         with pytest.raises(Unavailable):
@@ -105,7 +106,7 @@ def test_no_patience_is_one_try() -> None:
 
 
 def test_a_stranger_is_given_up_soon() -> None:
-    """Where no server ever answered policy is short; any answer, an error too, is one."""
+    """Retries are short until a server has answered for the first time, even with an error."""
     for answer in (None, "DRAINING"):
         clock = Clock()
         policy = RetryPolicy(1.0, 60.0, clock, lambda: 0.0)
@@ -122,7 +123,7 @@ def test_a_stranger_is_given_up_soon() -> None:
 
 
 def test_what_will_not_help_is_raised() -> None:
-    """An error that no try can change ends it, unless its cause is mended."""
+    """An error that no retry can change is raised, unless its cause is healed."""
     attempts = RetryPolicy(1.0, 60.0, Clock()).attempts()
     error = LstmServeError("why", code=StatusCode.INVALID_ARGUMENT)
     with pytest.raises(LstmServeError, match="why"):
@@ -147,6 +148,6 @@ def test_a_try_is_shorter_than_the_callers_deadline() -> None:
 
 @pytest.mark.parametrize("bad", [{"timeout_s": 0.0}, {"timeout_s": math.nan}, {"retry_s_max": -1}])
 def test_a_bad_setting_is_named(bad: dict[str, float]) -> None:
-    """With its value and what is allowed."""
+    """A bad setting is refused with its name, its value and what is allowed."""
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*, must be"):
         RetryPolicy(**{"timeout_s": 1.0, "retry_s_max": 1.0, **bad})

@@ -18,7 +18,7 @@ X = [1.0, 2.0, 3.0]
 
 
 def test_every_call_names_its_session(router: Router) -> None:
-    """Calls about a session carry its id; streams, which many share, carry its group."""
+    """Calls about one session carry its id, and streams, which many sessions share, their group."""
     with Client(router.target) as client:
         client.models()
         client.predict("tiny", [X], version=2)
@@ -50,7 +50,7 @@ def test_every_call_names_its_session(router: Router) -> None:
 
 
 class Hanging(Router):
-    """Leaves the messages of one group where they are, until `is_over`."""
+    """Holds back the messages of one group until `is_over`."""
 
     def __init__(self, target: str, group: str) -> None:
         super().__init__(target)
@@ -58,7 +58,7 @@ class Hanging(Router):
         self.is_over = threading.Event()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """As Router.service."""
+        """Holds back messages of the group, and forwards the others."""
         key = dict(details.invocation_metadata).get("x-session-id")
         if key != self._group or self.is_over.is_set():
             return super().service(details)
@@ -70,7 +70,8 @@ class Hanging(Router):
 
 
 def test_a_deadline_bounds_a_hanging_group(zoo: Zoo) -> None:
-    """step_many gives what the other groups answered, and the step counts once when it goes on."""
+    """step_many returns what the other groups answered, and the held step counts once in the
+    end."""
     router = Hanging(zoo.target, "h")
     try:
         with Client(router.target) as client:
@@ -91,7 +92,7 @@ def test_a_deadline_bounds_a_hanging_group(zoo: Zoo) -> None:
 
 
 def test_groups_are_spread(router: Router) -> None:
-    """Ids are made in each group in turn; step_many opens one stream for each."""
+    """New ids take each group in turn, and step_many opens one stream for each group."""
     with Client(router.target, groups=3) as client:
         sessions = [client.session("tiny") for _ in range(9)]
         groups = [protocol.group(session.id) for session in sessions]
@@ -105,7 +106,7 @@ def test_groups_are_spread(router: Router) -> None:
 
 
 def test_an_id_without_a_group_travels_alone(router: Router) -> None:
-    """In step_many it is a Step of its own, as no other session need be on its server."""
+    """In step_many an id without a group is a Step of its own, as its server may have no other."""
     with Client(router.target) as client:
         one, two = client.session("tiny", id="one"), client.session("tiny", id="two")
         router.keys()
@@ -116,7 +117,8 @@ def test_an_id_without_a_group_travels_alone(router: Router) -> None:
 
 
 def test_what_the_group_of_an_id_is() -> None:
-    """The part before the first colon, unless that is empty: Envoy's rule in the contract."""
+    """The group is the part before the first colon, unless that is empty: Envoy's rule in the
+    contract."""
     assert [protocol.group(each) for each in ("a", "a:b", "a:b:c", ":b", "a:")] == [
         "a",
         "a",
@@ -132,7 +134,7 @@ def test_what_the_group_of_an_id_is() -> None:
 
 
 async def test_the_token_goes_with_every_call(router: Router) -> None:
-    """Both flavours send it as a bearer token, on streams too; without one nothing is sent."""
+    """Both clients send it as a bearer token, on streams too, and nothing without a token."""
     with Client(router.target, token="secret") as client, client.session("tiny") as session:
         assert list(session.stream([X]))
     async with (

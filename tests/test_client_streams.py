@@ -19,7 +19,7 @@ X = np.random.default_rng(5).standard_normal((200, 3)).astype(np.float32)
 
 @pytest.fixture
 def client(zoo: Zoo) -> Iterator[Client]:
-    """A client of the zoo's server; it leaves no thread behind."""
+    """A client of the zoo's server; asserts that it leaves no thread behind."""
     with Client(zoo.target) as client:
         yield client
     assert own_threads() == []
@@ -27,7 +27,7 @@ def client(zoo: Zoo) -> Iterator[Client]:
 
 @pytest.fixture
 async def aio_client(zoo: Zoo) -> AsyncIterator[AsyncClient]:
-    """The same on the event loop; it leaves no task behind."""
+    """An AsyncClient of the zoo's server; asserts that it leaves no task behind."""
     async with AsyncClient(zoo.target) as client:
         yield client
     await asyncio.sleep(0)
@@ -35,7 +35,7 @@ async def aio_client(zoo: Zoo) -> AsyncIterator[AsyncClient]:
 
 
 def own_threads() -> list[str]:
-    """The names of the client library's threads that are alive."""
+    """The names of the client library's live threads."""
     names = [thread.name for thread in threading.enumerate()]
     return [name for name in names if name.startswith("lstmserve")]
 
@@ -48,9 +48,10 @@ def test_stream_is_step_by_step(client: Client, window: int) -> None:
         ys = list(session.stream(chunks, window=window))
         for chunk, y in zip(chunks, ys, strict=True):
             np.testing.assert_array_equal(y, alone.step(chunk), strict=True)
-        assert session.step_count <= len(chunks)  # what is there together is one step
+        assert session.step_count <= len(chunks)  # steps that are ready together become one
         assert window > 1 or session.step_count == len(chunks)
-        assert session.state() == alone.state()
+        for ours, theirs in zip(session.state(), alone.state(), strict=True):
+            assert ours.tobytes() == theirs.tobytes()
         assert list(session.stream([])) == []
 
 
@@ -68,7 +69,7 @@ async def test_stream_is_step_by_step_on_the_loop(aio_client: AsyncClient) -> No
 
 
 def test_a_reply_does_not_wait_for_the_next_item(client: Client) -> None:
-    """A source that gives its next row only after the last reply was read is served."""
+    """A source that yields its next row only after the last reply is served."""
     was_read = threading.Semaphore()
 
     def source() -> Iterator[np.ndarray]:
@@ -85,7 +86,7 @@ def test_a_reply_does_not_wait_for_the_next_item(client: Client) -> None:
 async def test_a_reply_does_not_wait_for_the_next_item_on_the_loop(
     aio_client: AsyncClient,
 ) -> None:
-    """The same with an asynchronous source."""
+    """An asynchronous source that yields its next row only after the last reply is served."""
     was_read = asyncio.Semaphore()
 
     async def source() -> AsyncIterator[np.ndarray]:
@@ -101,7 +102,7 @@ async def test_a_reply_does_not_wait_for_the_next_item_on_the_loop(
 
 @pytest.mark.parametrize("bad", [[1.0], [np.nan, 0, 0]])
 def test_a_stream_ends_before_a_bad_item(client: Client, bad: list[float]) -> None:
-    """The replies before it come first; nothing after it is sent, though much could have been."""
+    """The replies before a bad item come first, and no later item is sent."""
     with client.session("tiny") as session:
         got = []
         with pytest.raises(ValueError, match=r"not \[1\]|NaN") as refusal:
@@ -112,7 +113,7 @@ def test_a_stream_ends_before_a_bad_item(client: Client, bad: list[float]) -> No
 
 
 def test_what_the_source_raises_is_raised(client: Client) -> None:
-    """The source's own exception arrives as it is, after the replies before it."""
+    """The source's own exception is raised unchanged, after the replies before it."""
 
     def source() -> Iterator[np.ndarray]:
         yield from X[:3]
@@ -126,7 +127,7 @@ def test_what_the_source_raises_is_raised(client: Client) -> None:
 
 
 async def test_what_the_source_raises_is_raised_on_the_loop(aio_client: AsyncClient) -> None:
-    """The same with an asynchronous source."""
+    """An asynchronous source's own exception is raised unchanged, after the replies before it."""
 
     async def source() -> AsyncIterator[np.ndarray]:
         yield X[0]
@@ -172,7 +173,7 @@ def test_an_abandoned_stream_ends(client: Client) -> None:
 
 
 async def test_an_abandoned_stream_ends_on_the_loop(aio_client: AsyncClient) -> None:
-    """The same with a task that is cancelled in the middle."""
+    """Cancelling a task in the middle stops the source and leaves the session usable."""
     started = asyncio.Event()
 
     async def endless() -> None:
@@ -189,7 +190,7 @@ async def test_an_abandoned_stream_ends_on_the_loop(aio_client: AsyncClient) -> 
 
 
 def test_a_source_that_never_goes_on_holds_nobody_up(client: Client) -> None:
-    """Closing a stream does not wait for its source."""
+    """Closing a stream does not wait for a source that is blocked."""
     is_over = threading.Event()
 
     def source() -> Iterator[np.ndarray]:
@@ -209,7 +210,7 @@ def test_a_source_that_never_goes_on_holds_nobody_up(client: Client) -> None:
 
 
 def test_what_a_stream_has_read_ahead_is_its_own(client: Client) -> None:
-    """A step between two replies of a stream is a step of its own, though its x is the same."""
+    """A step between two replies of a stream is a new step, even with the same x."""
     x = np.ones(3, np.float32)
     with client.session("tiny") as session, client.session("tiny") as plain:
         stream = session.stream([x] * 8)
@@ -222,7 +223,7 @@ def test_what_a_stream_has_read_ahead_is_its_own(client: Client) -> None:
 
 
 def test_what_a_closed_stream_had_read_ahead_is_repeatable(client: Client) -> None:
-    """The same xs again are the same steps, also after another stream ended half-way."""
+    """The same xs again are the same steps, also after another stream that ended half-way."""
     xs = list(np.eye(3, dtype=np.float32)) * 2
     with client.session("tiny") as session, client.session("tiny") as plain:
         first = session.stream(xs)

@@ -1,4 +1,4 @@
-"""The client for threads is what the generator makes of the one on asyncio."""
+"""The client for threads equals what the generator makes of the asyncio client."""
 
 import subprocess
 import sys

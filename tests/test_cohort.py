@@ -1,6 +1,6 @@
-"""A stream that names its sessions once, while they close, restart, expire and come anew.
+"""A stream that names its sessions once, while they close, restart, expire and open again.
 
-What is kept of them between two messages must never be what they were.
+What it remembers of them between two messages must never be outdated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPS = 250
 
 @pytest.fixture
 async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
-    """A server that remembers for a day who ended."""
+    """A server that remembers for a day how sessions ended."""
     async with serving(tmp_path, tombstone_s=86_400) as wire:
         yield wire
 
@@ -43,7 +43,7 @@ async def ask(stream: Stream, **fields: Any) -> pb.StepManyResponse:
 
 
 def reasons(response: pb.StepManyResponse) -> dict[int, str]:
-    """Of the sessions that were not stepped."""
+    """The reasons of the sessions that were not stepped."""
     return {error.index: in_band(error.status).reason for error in response.errors}
 
 
@@ -52,26 +52,26 @@ class Id:
     """What a session id stands for, by the rules of the contract."""
 
     name: str
-    good: Good | None = None  # while it is open, or its time ran out and nobody was told
+    good: Good | None = None  # while it is open, or expired and no client has learned of it
     ttl_s: int = 0
     used_s: int = 0
     endings: dict[int, str] = field(default_factory=dict)  # by incarnation: how the last one ended
-    told: int = 0  # the incarnation that a client last heard
+    told: int = 0  # the incarnation that a client last got
 
     def look(self, now_s: int) -> Good | None:
-        """The session, unless its time ran out."""
+        """The session, unless it has expired."""
         if self.good is not None and self.used_s + self.ttl_s <= now_s:
             self.end("SESSION_EXPIRED")
         return self.good
 
     def end(self, reason: str) -> None:
-        """It is over."""
+        """Notes how it ended."""
         assert self.good is not None
         self.endings = {self.good.session.incarnation: reason}
         self.good = None
 
     def verdict(self, told: int, number: int | None, now_s: int) -> str:
-        """The reason of the error that a step has; "" for none."""
+        """The reason of the error that a step gets; "" for none."""
         if number is not None and not told:
             return "BAD_STEP"
         good = self.look(now_s)
@@ -83,7 +83,7 @@ class Id:
 
 
 class Lives:
-    """Ids and two streams of some of them, in orders of their own."""
+    """Ids, and two streams that name some of them, each in its own order."""
 
     def __init__(self, wire: Wire, seed: int) -> None:
         self.wire = wire
@@ -96,11 +96,11 @@ class Lives:
 
     @property
     def now_s(self) -> int:
-        """Of the test's clock."""
+        """The test's clock."""
         return self.wire.clock.ahead_ns // SECOND_NS
 
     async def open(self, each: Id) -> None:
-        """Anew, in place of what is there."""
+        """Opens the id again, in place of what is there."""
         if each.look(self.now_s) is not None:
             each.end("replaced")
             each.endings.clear()
@@ -113,20 +113,20 @@ class Lives:
             each.told = session.incarnation
 
     async def close(self, each: Id) -> None:
-        """If it is open."""
+        """Closes the session if it is open."""
         if each.look(self.now_s) is not None:
             await self.wire.call("CloseSession", session_id=each.name)
             each.end("SESSION_CLOSED")
 
     async def step(self, each: Id) -> None:
-        """By itself: the stream hears nothing of it."""
+        """Steps the session by another call: the stream does not learn of it."""
         good = each.look(self.now_s)
         if good is not None:
             await good.step()
             each.used_s = self.now_s
 
     def asked(self, members: Sequence[Id]) -> tuple[list[pb.StepRequest], list[str]]:
-        """A step of each, in one of the forms there are; and what each must be told."""
+        """A step of each, in one of the forms there are, and what each must be answered."""
         rng = self.rng
         form = rng.choice(["bare", "told", "true", "numbered", "mixed"])
         if form == "true":
@@ -154,7 +154,8 @@ class Lives:
         return steps, verdicts
 
     async def message(self, which: int) -> None:
-        """To one of the streams; every session's answer is what the rules say."""
+        """Sends a message to one of the streams; every session's answer must be what the rules
+        say."""
         members = self.cohorts[which]
         steps, verdicts = self.asked(members)
         request = pb.StepManyRequest(x=[value for step in steps for value in step.x])
@@ -172,7 +173,7 @@ class Lives:
         self.check(reasons(response), list(response.steps), y, members, verdicts)
 
     async def together(self) -> None:
-        """The same as calls that come together."""
+        """Sends the steps as calls that arrive together."""
         steps, verdicts = self.asked(self.ids)
         sent = [self.wire.send("Step", step.SerializeToString()) for step in steps]
         said, numbers = {}, [0] * len(sent)
@@ -194,9 +195,9 @@ class Lives:
         members: Sequence[Id],
         verdicts: Sequence[str],
     ) -> None:
-        """The answers, by what each was to be told."""
+        """Compares the answers with the verdicts."""
         for i, each in enumerate(members):
-            # Of another life than the one that expired: it depends on whether that was swept yet.
+            # If an older life expired, the answer depends on whether it was swept yet.
             if verdicts[i] == "SESSION_LOST" and "SESSION_EXPIRED" in each.endings.values():
                 assert said.pop(i) in ("SESSION_LOST", "SESSION_REPLACED")
                 said[i] = "SESSION_LOST"
@@ -213,7 +214,7 @@ class Lives:
                 each.good.check(y[i])
 
     async def anything(self) -> None:
-        """One of what may happen."""
+        """Does one of the things that may happen."""
         each = self.ids[self.rng.integers(len(self.ids))]
         chance = self.rng.random()
         if chance < 0.06:
@@ -234,8 +235,8 @@ class Lives:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_any_order_of_lives(wire: Wire, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random opens, closes, restarts, pauses and steps between messages and calls: every answer
-    is right."""
+    """After random opens, closes, restarts, pauses and steps between messages and calls, every
+    answer is right."""
     monkeypatch.setattr(ordering, "COLUMNS_FROM", 1)
     monkeypatch.setattr(settle, "COLUMNS_FROM", 1)
     lives = Lives(wire, seed)
@@ -255,7 +256,7 @@ async def test_any_order_of_lives(wire: Wire, seed: int, monkeypatch: pytest.Mon
 
 
 async def test_a_new_life_has_a_time_of_its_own(wire: Wire) -> None:
-    """A session that was restarted with a short ttl expires by that, whatever was known of all."""
+    """A session that was restarted with a short ttl expires by that one."""
     goods, stream = [await wire.good() for _ in range(3)], wire.stream("StepMany")
 
     async def step() -> pb.StepManyResponse:
@@ -266,7 +267,7 @@ async def test_a_new_life_has_a_time_of_its_own(wire: Wire) -> None:
     assert reasons(await step()) == {}
     ttl = Duration(seconds=TTLS_S[0])
     goods[1] = Good(wire, "m", await wire.open(session_id=ids[1], if_exists=2, ttl=ttl))
-    for pause_s in (0, *(TTLS_S[0] - 2 for _ in range(3))):  # each step is a new start
+    for pause_s in (0, *(TTLS_S[0] - 2 for _ in range(3))):  # each step renews the time
         wire.clock.ahead_ns += pause_s * SECOND_NS
         response = await step()
         assert reasons(response) == {}
@@ -283,8 +284,8 @@ async def test_a_new_life_has_a_time_of_its_own(wire: Wire) -> None:
 async def test_sessions_that_leave_while_they_wait(
     tmp_path: Path, is_many: bool, is_numbered: bool
 ) -> None:
-    """Of a block that waits one is closed, one restarted and one moves: the closed one runs first,
-    the others are REPLACED and FENCED, and the rest are as if nothing had been."""
+    """Of a waiting block one session is closed, one restarted and one moved: the closed one runs
+    first, the others are REPLACED and FENCED, and the rest runs as if nothing had happened."""
     async with serving(tmp_path, is_running=False) as wire:
         goods = [await wire.good() for _ in range(8)]
         steps = [good.request() for good in goods]
@@ -350,8 +351,8 @@ async def test_sessions_that_leave_while_they_wait(
 
 @pytest.mark.parametrize("pool_bytes", [4 << 20, 3 * 8192], ids=["room for all", "a small pool"])
 async def test_sessions_that_move_between_servers(tmp_path: Path, pool_bytes: int) -> None:
-    """Two servers of one store are sent the same sessions by turns, which each stream names once:
-    one that has moved is FENCED or comes back, and not one output is another's."""
+    """Two servers of one store are sent the same sessions in turn: one that has moved is FENCED or
+    comes back, and no output is another session's."""
     rng, fenced = np.random.default_rng(4), 0
     small = {"batch_sessions_max": 8, "long_steps_max": 8, "batch_cells_max": 64}
     settings: dict[str, Any] = {**small, "pool_bytes": pool_bytes}

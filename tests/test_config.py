@@ -12,12 +12,12 @@ from lstmserve.server.ports import share_bytes_max
 from lstmserve.spec import Linear, LstmSpec
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}
-# These two may not be below another setting, so that one goes along.
+# These two may not be below another setting, so that one changes with them.
 TOGETHER = {"slice_rows_max": "batch_cells_max", "length_max": "predict_rows_max"}
 
 
 def with_value(name: str, value: float) -> Config:
-    """A Config with one setting changed, and what must keep up with it."""
+    """A Config with one setting changed, and the settings that must change with it."""
     values = {name: value}
     if name in TOGETHER:
         values[TOGETHER[name]] = max(value, settings()[TOGETHER[name]].default)
@@ -29,7 +29,8 @@ def with_value(name: str, value: float) -> Config:
 
 @pytest.mark.parametrize("name", RANGED)
 def test_range_is_inclusive_and_closed(name: str) -> None:
-    """Both ends are taken; one past each is refused with name, value and range."""
+    """Both ends of a range are accepted, and one past each is refused with name, value and
+    range."""
     setting = settings()[name].metadata["setting"]
     assert getattr(with_value(name, setting.low), name) == setting.low
     assert getattr(with_value(name, setting.high), name) == setting.high
@@ -65,7 +66,7 @@ def test_wrong_kind_is_refused_by_name(name: str, value: object) -> None:
 
 
 def test_limits_must_fit_each_other() -> None:
-    """A slice must fit a batch, and the longest sequence the Predict queue."""
+    """A slice must fit a batch, and the longest sequence the queue of Predict."""
     with pytest.raises(ValueError, match="batch_cells_max is 8, must be at least slice_rows_max"):
         Config(batch_cells_max=8)
     with pytest.raises(ValueError, match="predict_rows_max is 9, must be at least length_max"):
@@ -105,7 +106,8 @@ def test_message_limit_has_bounds() -> None:
 
 
 def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
-    """Twice the longest message is enough, given or derived; one byte less is refused by name."""
+    """Twice the longest message is enough, given or derived, and one byte less is refused by
+    name."""
     Config(pending_bytes_max=8192, message_bytes_max=4096).resolved([])
     with pytest.raises(ValueError, match=r"^pending_bytes_max is 8193, must be at least twice"):
         Config(pending_bytes_max=8193, message_bytes_max=4097).resolved([])
@@ -116,7 +118,8 @@ def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
 
 
 def test_a_tenants_share_is_a_quarter_unless_told() -> None:
-    """With tokens it is; without, all callers are one tenant and share nothing; a flag decides."""
+    """With tokens the share is a quarter, without tokens there is none, and a flag overrides
+    both."""
     tokens = Path("tokens")
     assert share_bytes_max(Config(tokens=tokens)) == Config().pending_bytes_max // 4
     assert share_bytes_max(Config()) is None
@@ -137,6 +140,6 @@ def test_a_tenants_share_is_a_quarter_unless_told() -> None:
     ],
 )
 def test_addresses(address: str, host: str, port: int, local: bool) -> None:
-    """Host and port come apart, and loopback is told from what others can reach."""
+    """Host and port are split, and a loopback address is told from one that others can reach."""
     assert host_port("listen", address) == (host, port)
     assert is_loopback(host) is local

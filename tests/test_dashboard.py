@@ -1,4 +1,4 @@
-"""The dashboard: as generated, fit to be read, and every query answered by a live Prometheus."""
+"""The dashboard: as generated, readable, and every query answered by a live Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monitoring import FOLDER, Prometheus
 from serving import COMMAND, ROOT, Serving
 
 PANELS = [panel for panel in generate.dashboard()["panels"] if panel["type"] != "row"]
-# Panels whose value need not differ from one check to the next, though nothing is wrong.
+# Panels whose value need not change from one check to the next.
 STEADY = {"Slots used", "Servers", "Slots", "Sessions", "Pending steps", "Open files", "Models"}
 STEADY |= {"Durable lag", "Memory"}
 VARIABLES = {"$__rate_interval": "5s", "$instance": ".*", "$model": ".*"}
@@ -33,7 +33,7 @@ def test_the_committed_dashboard_is_the_generated_one() -> None:
 
 
 def test_the_runbook_names_panels_that_exist() -> None:
-    """What stands in italics in docs/MONITORING.md is a panel's title."""
+    """Every text in italics in docs/MONITORING.md is a panel's title."""
     before, _, rest = generate.PAGE.read_text().partition(generate.START)
     named = re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", before + rest.partition(generate.END)[2])
     titles = {panel["title"] for panel in PANELS}
@@ -42,7 +42,7 @@ def test_the_runbook_names_panels_that_exist() -> None:
 
 
 def test_every_panel_says_what_it_shows() -> None:
-    """Each has a title of its own in its row, a unit, a description and queries."""
+    """Each panel has a title that is unique in its row, a unit, a description and queries."""
     for row, panels in ROWS.items():
         assert len({panel.title for panel in panels}) == len(panels), row
     for panel in PANELS:
@@ -53,7 +53,7 @@ def test_every_panel_says_what_it_shows() -> None:
 
 
 def test_no_panel_hides_that_there_is_nothing() -> None:
-    """No query has a value of its own making."""
+    """No query makes up a value when there is none."""
     for panel in PANELS:
         for target in panel["targets"]:
             assert "vector(" not in target["expr"]
@@ -61,7 +61,7 @@ def test_no_panel_hides_that_there_is_nothing() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Each has its place on the grid of 24 columns."""
+    """Each panel has its own place on the grid of 24 columns."""
     taken: set[tuple[int, int]] = set()
     for panel in generate.dashboard()["panels"]:
         place = panel["gridPos"]
@@ -74,7 +74,8 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_the_provisioning_names_the_same_source() -> None:
-    """Data source, folder and interval are those that dashboard, compose and scrape have."""
+    """Data source, folder and interval are the same in the dashboard, in compose and in the
+    scrape."""
     sources = (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
     assert f"uid: {generate.SOURCE['uid']}" in sources
     interval = re.search(r"timeInterval: (\w+)", sources)
@@ -108,7 +109,7 @@ def asked(prometheus: Prometheus, expression: str) -> str:
 
 
 def test_every_panel_shows_the_load(load: tuple[Prometheus, MixedLoad]) -> None:
-    """Under load each query has data, and each of traffic differs between two checks."""
+    """Under load each query has data, and each query about traffic changes between two checks."""
     prometheus, mixed = load
     queries = {
         (panel["title"], target["refId"], target["expr"]): panel["title"] not in STEADY
@@ -154,7 +155,7 @@ def test_a_panel_without_data_says_why(models: Path, tmp_path: Path) -> None:
 
 
 def test_every_server_is_a_target(load: tuple[Prometheus, MixedLoad]) -> None:
-    """Both are up, and no rule fails."""
+    """Both servers are up, and no rule fails."""
     prometheus, _ = load
     targets = prometheus.get("targets")["activeTargets"]
     assert [target["health"] for target in targets] == ["up", "up"]
@@ -164,13 +165,13 @@ def test_every_server_is_a_target(load: tuple[Prometheus, MixedLoad]) -> None:
 
 
 def test_every_selector_of_the_rules_finds_something(load: tuple[Prometheus, MixedLoad]) -> None:
-    """No rule waits for a metric or a label's value that no server has."""
+    """Every metric and label value in a rule's selectors exists on a server."""
     prometheus, _ = load
     text = "".join(path.read_text() for path in (FOLDER / "rules").iterdir())
     selectors = {
         match[0]
         for match in re.finditer(r"\b(?:lstm_|grpc_|process_|up)\w*\{[^{}]+\}", text)
-        if "STORE_" not in match[0]  # nobody stopped the store
+        if "STORE_" not in match[0]  # the store was not stopped
     }
     assert len(selectors) > 10
     assert [each for each in selectors if not prometheus.query(each)] == []

@@ -3,152 +3,148 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import click
 import pytest
-import yaml
 
-from lstmserve.cli import COMMANDS, commands
+import documentation
+from documentation import Page
 from serving import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *ROOT.glob("examples/*/*.md")])
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-CODE = re.compile(r"`([^`]+)`")
-# Before it: the prompt, a variable, or `docker compose exec SERVICE`.
-LSTMSERVE = re.compile(r"(?:^|\$ |\w=\S+ |exec (?:--index \d+ )?[\w-]+ )lstmserve +((?!https?:).+)")
-COMPOSE_FILES = [ROOT / f"docker-compose{part}.yml" for part in ("", ".scale", ".gpu")]
-# Flags of docker, of Triton's perf_analyzer; an example of a value that looks like a flag.
-NOT_OURS = {"--read-only", "--scale", "--shape", "--foo-bar"}
-
-pytestmark = pytest.mark.parametrize("page", PAGES, ids=NAMES)
-
-
-def lines(page: Path) -> Iterator[str]:
-    """Each line of a fenced block, and each piece of code within a line."""
-    text = page.read_text()
-    for block in FENCE.findall(text):
-        yield from re.sub(r"\\\n\s*", "", block).splitlines()
-    yield from (" ".join(code.split()) for code in CODE.findall(FENCE.sub("", text)))
-
-
-def words(command: str) -> list[str]:
-    """Of a shell line, up to its first pipe, redirection, end or comment."""
-    command = re.split(r"\s(?:\||>>?|&&?|;|#|\.\.\.)(?:\s|$)|\s{3,}", command)[0]
-    try:
-        return shlex.split(re.sub(r"[\[\]<>|]", " ", command))
-    except ValueError:
-        return command.split()
-
-
-def unknown(arguments: list[str]) -> Iterator[str]:
-    """Subcommands and flags among the arguments of `lstmserve` that it does not have."""
-    command: click.Command = commands
-    context = click.Context(command)
-    rest = list(arguments)
-    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-        found = command.get_command(context, rest[0])
-        if found is None:
-            yield rest[0]
-            return
-        command = found
-        rest.pop(0)
-    known = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
-    for word in rest:
-        flag = word.partition("=")[0].rstrip(",.:)")
-        if flag.startswith("--") and flag not in known | {"--help", "--version", "--"}:
-            yield flag
-
-
-def all_flags() -> set[str]:
-    """Of every command of ours."""
-    found = {"--help", "--version"}
-    waiting = [commands.get_command(click.Context(commands), name) for name in COMMANDS]
-    while waiting:
-        command = waiting.pop()
-        assert command is not None
-        found |= {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
-        if isinstance(command, click.Group):
-            waiting += command.commands.values()
-    return found
-
-
-def test_every_command_exists(page: Path) -> None:
-    """Each `lstmserve ...` names a subcommand and flags that the command line has."""
-    wrong = [
-        (line, missing)
-        for line in lines(page)
-        for match in LSTMSERVE.finditer(line)
-        for missing in unknown(words(match[1]))
-    ]
-    assert wrong == []
-    assert list(unknown(words("serve --nothing 1 --models x | y --else"))) == ["--nothing"]
-    assert list(unknown(words("sessions nothing ID"))) == ["nothing"]
-
-
-def test_every_flag_exists(page: Path) -> None:
-    """Code that begins with a flag, as in `--pool-bytes`, is about a flag that something has."""
-    tools = [*ROOT.glob("soak/*.py"), *ROOT.glob("bench/*.py"), *ROOT.glob("examples/*/*.py")]
-    others = "".join(path.read_text() for path in [*tools, ROOT / "tests" / "conftest.py"])
-    known = all_flags() | NOT_OURS
-    codes = CODE.findall(FENCE.sub("", page.read_text()))
-    flags = {match[0] for code in codes if (match := re.match(r"--[a-z][a-z0-9-]*[a-z0-9]", code))}
-    assert [each for each in flags if each not in known and f'"{each}"' not in others] == []
-
-
-def test_every_target_and_module_exists(page: Path) -> None:
-    """Each `make X` is a target of the Makefile, and each `python -m X` of ours is there."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for line in lines(page):
-        for target in re.findall(r"(?:^|\$ )make ([a-z]+)", line):
-            assert target in targets, line
-        for module in re.findall(r"python -m ((?:bench|soak|examples|deploy)[\w.]*)", line):
-            path = ROOT / module.replace(".", "/")
-            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), line
+PAGES = documentation.pages()
+Check = Callable[[Page], list[str]]
+CHECKS: list[Check] = [
+    documentation.unknown_commands,
+    documentation.unknown_flags,
+    documentation.unknown_variables,
+    documentation.unknown_targets,
+    documentation.unknown_services,
+    documentation.broken_links,
+    documentation.missing_files,
+    documentation.wrong_python,
+]
+BLOCK = "```\n{}\n```\n"
+# A sound line of each kind, and the same with a fault: (check, sound, faulty).
+PLANTED: list[tuple[Check, str, str]] = [
+    (documentation.unknown_commands, "`lstmserve models`", "`lstmserve model`"),
+    (documentation.unknown_commands, "`lstmserve sessions list`", "`lstmserve sessions lost`"),
+    (
+        documentation.unknown_commands,
+        BLOCK.format("tail -f x | lstmserve step m --if-lost new"),
+        BLOCK.format("tail -f x | lstmserve step m --if-lost old"),
+    ),
+    (
+        documentation.unknown_commands,
+        BLOCK.format("$ A=1 lstmserve serve \\\n  --store-format 2 | x --else"),
+        BLOCK.format("$ A=1 lstmserve serve \\\n  --store-format 9 | x --else"),
+    ),
+    (
+        documentation.unknown_commands,
+        BLOCK.format("lstmserve models; lstmserve health"),
+        BLOCK.format("lstmserve models; lstmserve healthy"),
+    ),
+    (
+        documentation.unknown_commands,
+        "`/opt/lstmserve/bin/lstmserve serve --models m`",
+        "`/opt/lstmserve/bin/lstmserve serve --model m`",
+    ),
+    (documentation.unknown_flags, "`--pool-bytes`", "`--pool-byte`"),
+    (documentation.unknown_variables, "`LSTMSERVE_STORE`", "`LSTMSERVE_STOER`"),
+    (documentation.unknown_targets, "`make demo`", "`make demos`"),
+    (
+        documentation.unknown_targets,
+        "`python -m bench.versions new=. --rounds 3`",
+        "`python -m bench.versions new=. --round 3`",
+    ),
+    (
+        documentation.unknown_targets,
+        "`python -m examples.weather.demo`",
+        "`python -m examples.weather.demos`",
+    ),
+    (documentation.unknown_targets, "`python -m venv x`", "`python -m venvs x`"),
+    (
+        documentation.unknown_services,
+        "`docker compose up -d envoy`",
+        "`docker compose up -d envoys`",
+    ),
+    (documentation.broken_links, "[a](docs/EXPORT.md)", "[a](docs/EXPORTS.md)"),
+    (
+        documentation.broken_links,
+        "[a](docs/EXPORT.md#what-is-read)",
+        "[a](docs/EXPORT.md#what-is-red)",
+    ),
+    (documentation.broken_links, "# A `b`, c\n[a](#a-b-c)", "# A `b`, c\n[a](#a-b)"),
+    (
+        documentation.broken_links,
+        '<img src="docs/img/weather.png">',
+        '<img src="docs/img/whether.png">',
+    ),
+    (documentation.broken_links, "[a]: Makefile", "[a]: Makefiles"),
+    (documentation.missing_files, "see docs/EXPORT.md.", "see docs/EXPORTS.md."),
+    (documentation.missing_files, "`soak/`, `tests/test_cli.py`", "`tests/test_clis.py`"),
+    (documentation.missing_files, "`test_store*.py`", "`test_stores*.py`"),
+    (
+        documentation.missing_files,
+        BLOCK.format("docker compose -f docker-compose.scale.yml up"),
+        BLOCK.format("docker compose -f docker-compose.scales.yml up"),
+    ),
+    (
+        documentation.wrong_python,
+        "```python\nfrom lstmserve import Client\n```",
+        "```python\nfrom lstmserve import Clients\n```",
+    ),
+    (
+        documentation.wrong_python,
+        "```python\nerrors.SessionLost\n```",
+        "```python\nerrors.SessionLosts\n```",
+    ),
+    (documentation.wrong_python, "```python\nx = 1\n```", "```python\nx = = 1\n```"),
+]
 
 
-def test_every_service_exists(page: Path) -> None:
-    """What `docker compose up`, `build` and others are given are services of the compose files."""
-    loader = type("Loader", (yaml.SafeLoader,), {})
-    loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-    files = [yaml.load(path.read_text(), loader) for path in COMPOSE_FILES]
-    services = {name for each in files for name in each["services"]}
-    asked = re.compile(r"docker compose (?:-f \S+ )*(up|build|exec|run|logs|stop|restart)\b(.*)")
-    for line in lines(page):
-        for verb, rest in asked.findall(line):
-            named = [each for each in words(f" {rest}") if re.fullmatch("[a-z]+", each)]
-            if verb in ("exec", "run"):
-                named = named[:1]
-            assert set(named) <= services, line
+def name_of(page: Page) -> str:
+    """Its path from the root."""
+    return str(page.path.relative_to(ROOT))
 
 
-def test_every_link_and_path_resolves(page: Path) -> None:
-    """Links lead to files and headings that are there, and so do paths and tests in code."""
-    text = page.read_text()
-    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
-        if re.match(r"[a-z]+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        other = (page.parent / path) if path else page
-        assert other.exists(), target
-        assert not anchor or anchor in anchors(other), target
-    folders = "docs|deploy|tests|soak|bench|examples|proto|service|export"
-    for code in lines(page):
-        for path in re.findall(rf"(?:^|[\s(])((?:{folders})/[\w./*-]*[\w*])", code):
-            assert exists(path), path
-        for name in re.findall(r"\b(test_\w+\.py|docker-compose[\w.]*\.yml)\b", code):
-            assert list(ROOT.glob(f"*/{name}")) + list(ROOT.glob(name)), name
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_page_is_right(page: Page, check: Check) -> None:
+    """The check finds nothing on the page."""
+    assert check(page) == []
 
 
-def exists(path: str) -> bool:
-    """Below the root, or a folder that commands make there."""
-    return any(ROOT.glob(path)) or "/out" in path
+@pytest.mark.parametrize(("check", "sound", "faulty"), PLANTED)
+def test_a_planted_fault_is_found(check: Check, sound: str, faulty: str) -> None:
+    """The check finds nothing in a sound line, and something in the same line with a fault."""
+    page = ROOT / "page.md"
+    assert check(Page(page, sound)) == []
+    assert check(Page(page, faulty)) != []
 
 
-def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+def test_every_check_is_held_by_a_planted_fault() -> None:
+    """Each check has a fault that it must find, so none of them can pass because it is empty."""
+    assert {check for check, _, _ in PLANTED} == set(CHECKS)
+
+
+def test_the_pages_are_all_there() -> None:
+    """The pages are those of every folder, the systemd unit among them."""
+    names = {name_of(page) for page in PAGES}
+    assert {"README.md", "docs/README.md", "examples/weather/README.md"} <= names
+    assert {"deploy/roll.sh", "deploy/envoy/envoy.yaml", "docker-compose.yml"} <= names
+    assert any(name.endswith(".service") for name in names)
+
+
+def test_the_index_has_every_page() -> None:
+    """docs/README.md links to every other page of docs/, and README.md to the index."""
+    index = (ROOT / "docs" / "README.md").read_text()
+    linked = {(ROOT / "docs" / path).resolve() for path in re.findall(r"\]\(([^)#]+)", index)}
+    wanted = {page.path for page in PAGES if name_of(page).startswith("docs/")}
+    assert wanted - linked - {ROOT / "docs" / "README.md"} == set()
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text()
+
+
+def test_the_fastapi_server_of_the_docs_is_the_measured_one() -> None:
+    """The page for those who come from FastAPI shows bench/fastapi_server.py as it is."""
+    source = (ROOT / "bench" / "fastapi_server.py").read_text()
+    assert source in (ROOT / "docs" / "howto" / "from-fastapi.md").read_text()

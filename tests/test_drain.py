@@ -1,4 +1,5 @@
-"""What a leaving server says, and what it could not store: told, counted, and in the exit code."""
+"""What a leaving server says, and the steps it could not store: answered, counted, and in the exit
+code."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ X = [0.5, -1.0, 2.0]
 
 
 async def says_draining(wire: Wire, sessions: list[pb.Session]) -> None:
-    """Every call that steps or opens is UNAVAILABLE, with its reason and a hint."""
+    """Asserts that every call that steps or opens is UNAVAILABLE, with its reason and a hint."""
     steps: list[Any] = [pb.StepRequest(session_id=sessions[0].id, x=X)]
     numbered = {"step": 1, "incarnation": sessions[0].incarnation}
     steps.append(pb.StepRequest(session_id=sessions[0].id, x=X, **numbered))
@@ -48,7 +49,8 @@ async def says_draining(wire: Wire, sessions: list[pb.Session]) -> None:
 
 @pytest.mark.parametrize("mode", ["memory", "through", "behind"])
 async def test_a_leaving_server_says_so(tmp_path: Path, mode: str) -> None:
-    """In every mode and by every call, and its sessions are counted when it has left."""
+    """In every mode each call is refused by its reason, and the sessions are counted after the
+    drain."""
     settings = {} if mode == "memory" else {"store_mode": mode}
     (tmp_path / "models").mkdir()
     open_server = serving(tmp_path / "models") if mode == "memory" else gated(tmp_path, **settings)
@@ -68,7 +70,8 @@ async def test_a_leaving_server_says_so(tmp_path: Path, mode: str) -> None:
 def test_steps_that_cannot_be_stored_fail_the_exit(
     serve: Serve, tmp_path: Path, stored: int
 ) -> None:
-    """Behind a store that went away: exit 1, and the log counts the sessions that lost steps."""
+    """If the store went away, the exit code is 1, and the log counts the sessions that lost
+    steps."""
     flags = ("--store-mode", "behind", "--behind-s-max", "3600", "--drain-s-max", "1")
     with Valkey(tmp_path) as valkey:
         serving = serve("--store", valkey.url, "--store-timeout-s", "0.2", *flags)
@@ -85,7 +88,7 @@ def test_steps_that_cannot_be_stored_fail_the_exit(
 
 
 def test_without_a_store_the_log_counts_what_is_gone(serve: Serve) -> None:
-    """The exit is 0, for that was the operator's choice, and the count is in the log."""
+    """The exit code is 0, because the operator chose no store, and the log has the count."""
     serving = serve()
     with Client(serving.target) as client:
         for _ in range(2):

@@ -88,7 +88,7 @@ class Caller:
 
 
 def check_last(caller: Caller, session: dict[str, Any]) -> None:
-    """A repeat of the last step is answered as the first edition answered it."""
+    """Asserts that a repeat of the last step gets the answer of the first edition."""
     last = session["last"]
     if last["reply"] == "saved":
         y, is_replayed = caller.step(session, session["step"], last["x"])
@@ -105,7 +105,7 @@ def check_last(caller: Caller, session: dict[str, Any]) -> None:
 
 
 def go_on(caller: Caller, session: dict[str, Any]) -> None:
-    """The next steps give what they gave then."""
+    """Asserts that the next steps give what they gave then."""
     for number, step in enumerate(session["next"], session["step"] + 1):
         if "sequence" in session:
             y = caller.infer(session, step["x"])
@@ -115,7 +115,8 @@ def go_on(caller: Caller, session: dict[str, Any]) -> None:
 
 
 def test_every_session_goes_on(store: tuple[str, str], serve: Serve, tmp_path: Path) -> None:
-    """Each stored session answers its last step again, and steps on as it did."""
+    """Each stored session answers its last step again, and its next steps give what they gave
+    then."""
     kind, url = store
     token, line = make_token("acme")
     tokens = tmp_path / "tokens"
@@ -177,7 +178,7 @@ def test_an_exported_state_is_imported(serve: Serve) -> None:
 
 
 def test_the_fixtures_are_what_they_were() -> None:
-    """No file that the first edition wrote has changed: a later one would prove nothing."""
+    """No fixture file has changed since the first edition wrote it."""
     lines = (FIXTURES / "SHA256SUMS").read_text().splitlines()
     wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     ours = ("README.md", "make.py", "SHA256SUMS")

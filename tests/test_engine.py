@@ -1,4 +1,4 @@
-"""The engine under cancellation, failure, replacement and limits: neighbours never notice."""
+"""The engine under cancellation, failure, replacement and limits: other sessions never notice."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ SLICE = 4
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    """An engine that is not running: a test runs it when it wants."""
+    """An engine that does not run until a test runs it."""
     return start_engine(tmp_path, SPEC, seed=3, slice_rows_max=SLICE, batch_cells_max=64)
 
 
 @pytest.fixture
 async def running(engine: Engine) -> AsyncIterator[Engine]:
-    """The engine, driven; whole when it ends."""
+    """The running engine; its integrity is checked at the end."""
     task = asyncio.create_task(engine.run())
     yield engine
     await engine.close(5)
@@ -80,7 +80,7 @@ def wanted(engine: Engine, *xs: Any) -> Any:
 
 
 async def passes(count: int) -> None:
-    """So many passes of the loop."""
+    """Passes the loop `count` times."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -103,7 +103,8 @@ def open_request(engine: Engine, name: str, **fields: Any) -> OpenRequest:
 async def test_a_step_cancelled_at_any_moment_happens_wholly_or_not_at_all(
     running: Engine, moment: int
 ) -> None:
-    """After each number of loop passes: the cancelled step is whole or absent, others exact."""
+    """After any number of loop passes a cancelled step is applied whole or not at all, and others
+    are exact."""
     a, b = open_session(running, "a"), open_session(running, "b")
     step, reply = submit(running, a, x(5 * SLICE))
     _, neighbour = submit(running, b, x(3 * SLICE, seed=1))
@@ -135,7 +136,7 @@ async def test_cancelling_reaches_both_ends(running: Engine) -> None:
 
 
 async def test_steps_behind_one_that_fails_fail_in_order(running: Engine) -> None:
-    """A cancelled step takes those that wait behind it along, in order; later ones go on."""
+    """A cancelled step fails those that wait after it, in order, and later ones go on."""
     row = open_session(running, "a")
     order: list[int] = []
     replies = [submit(running, row, x(2 * SLICE, seed=i)) for i in range(4)]
@@ -153,7 +154,7 @@ async def test_steps_behind_one_that_fails_fail_in_order(running: Engine) -> Non
 async def test_only_the_row_that_the_model_fails_on_fails(
     running: Engine, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
-    """When a run fails the rows run one by one: 31 of 32 are applied with their own bits."""
+    """When a run fails the rows run one by one, so 31 of 32 are applied with their own bits."""
     rows = [open_session(running, f"s{i}") for i in range(32)]
     marker = x(1, seed=99)
     run = Kernel.run
@@ -191,7 +192,7 @@ async def test_only_the_row_that_the_model_fails_on_fails(
 
 
 async def test_a_deadline_that_passed_in_the_queue_is_told(running: Engine) -> None:
-    """A step and a block whose deadline is over when their turn comes are not computed."""
+    """A step and a block whose deadline has passed when their turn comes are not computed."""
     row = open_session(running, "a")
     past = running.clock().monotonic_ns - 1
     _, reply = submit(running, row, x(), deadline_ns=past)
@@ -224,7 +225,7 @@ async def test_limits_hold_at_the_limit_and_one_above(tmp_path: Path) -> None:
 
 
 async def test_the_pool_has_room_for_as_many_sessions_as_it_says(tmp_path: Path) -> None:
-    """At sessions_max sessions all can step, long and short at once; one more is refused."""
+    """With sessions_max sessions all can step, long and short at once, and one more is refused."""
     settings = {"pool_bytes": 400 * 128 * 2, "batch_sessions_max": 16, "long_steps_max": 16}
     engine = start_engine(tmp_path, SPEC, slice_rows_max=SLICE, batch_cells_max=64, **settings)
     count = engine.models[0].sessions_max
@@ -245,7 +246,8 @@ async def test_the_pool_has_room_for_as_many_sessions_as_it_says(tmp_path: Path)
 
 
 async def test_a_replaced_session_ends_its_pending_steps(running: Engine) -> None:
-    """RESTART while steps run: they end as SessionReplaced, and the new session starts at zero."""
+    """After RESTART the running steps end as SessionReplaced, and the new session starts at
+    zero."""
     row = open_session(running, "a")
     replies = [submit(running, row, x(3 * SLICE))[1] for _ in range(3)]
     await passes(2)
@@ -262,7 +264,8 @@ async def test_a_replaced_session_ends_its_pending_steps(running: Engine) -> Non
 
 
 async def test_closing_runs_what_is_pending_first(running: Engine) -> None:
-    """close() answers with the number of the last pending step, refuses later ones, twice too."""
+    """close() returns the number of the last pending step and refuses later ones, also the second
+    time."""
     row = open_session(running, "a")
     key, ended = session_key("", "a"), asyncio.get_running_loop().create_future()
     replies = [submit(running, row, x(2 * SLICE))[1] for _ in range(3)]
@@ -279,7 +282,7 @@ async def test_closing_runs_what_is_pending_first(running: Engine) -> None:
 
 
 def test_what_is_told_of_an_absent_session(engine: Engine) -> None:
-    """Never opened, lost, expired, closed and replaced are told apart."""
+    """Sessions that were never opened, lost, expired, closed and replaced get different errors."""
     now = engine.clock()
     key = session_key("", "a")
     find = engine.sessions.find
@@ -301,7 +304,7 @@ def test_what_is_told_of_an_absent_session(engine: Engine) -> None:
 
 
 def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
-    """Expired sessions give their rows back without being asked for."""
+    """Expired sessions give their rows back even if no call names them."""
     now = engine.clock()
     for i in range(10):
         engine.lifecycle._opener.open(
@@ -314,7 +317,7 @@ def test_the_sweep_ends_idle_sessions(engine: Engine) -> None:
 
 
 def expire_some(engine: Engine, count: int) -> Now:
-    """Opens so many sessions, and returns a time at which they have all expired."""
+    """Opens `count` sessions. Returns a time at which they have all expired."""
     now = engine.clock()
     for i in range(count):
         engine.lifecycle._opener.open(open_request(engine, f"s{i}", ttl_ns=5), now)
@@ -322,7 +325,7 @@ def expire_some(engine: Engine, count: int) -> Now:
 
 
 def test_the_sweep_walks_no_row_that_was_never_used(tmp_path: Path) -> None:
-    """In a pool of a million slots too, one sweep finds what has expired since the last one."""
+    """In a pool of a million slots, too, one sweep finds what has expired since the last one."""
     engine = start_engine(tmp_path, SPEC, pool_bytes=128 << 20)
     assert engine.table.rows > 1_000_000
     assert engine.capacity.sweep(engine.clock())
@@ -332,7 +335,7 @@ def test_the_sweep_walks_no_row_that_was_never_used(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_bounded(tmp_path: Path) -> None:
-    """More that has expired than it ends at once is left to the next one, which says so."""
+    """If more sessions have expired than one sweep ends, it says so, and the next one goes on."""
     engine = start_engine(tmp_path, SPEC, pool_bytes=4 << 20)
     later = expire_some(engine, 2 * EXPIRED_MAX + 1)
     for left in (EXPIRED_MAX + 1, 1):
@@ -344,23 +347,23 @@ def test_a_sweep_is_bounded(tmp_path: Path) -> None:
 
 
 class SlowStore:
-    """A store whose commits wait until a test lets them end; fails those it is told to."""
+    """A store whose commits wait until a test lets them end; it fails those that the test names."""
 
     def __init__(self) -> None:
         self.commits: list[tuple[Batch, asyncio.Future[None]]] = []
 
     def admit(self, rows: Any) -> None:
-        """Every session."""
+        """Admits every session."""
 
     async def run(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def lag_s(self) -> float:
-        """None."""
+        """No lag."""
         return 0.0
 
     async def drain(self, timeout_s: float) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def commit(self, model: Model, batch: Batch) -> Awaitable[None]:
         """Waits for the test."""
@@ -370,7 +373,7 @@ class SlowStore:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Loop passes until the condition holds."""
+    """Passes the loop until the condition holds."""
     for _ in range(10_000):
         if condition():
             return
@@ -379,7 +382,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_step_is_in_flight_until_the_store_has_it(tmp_path: Path) -> None:
-    """Other sessions' batches run while a commit waits; replies come in the order of commits."""
+    """Other sessions' batches run while a commit waits, and replies come in the order of
+    commits."""
     engine = start_engine(tmp_path, SPEC, slice_rows_max=SLICE, batch_cells_max=64)
     store = SlowStore()
     engine = Engine(engine.config, load_models(engine.config), NoMetrics(), stage=store)
@@ -430,7 +434,7 @@ ENDS: dict[str, type[ServeError]] = {
 async def test_a_long_line_fails_at_once(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However the first of thousands of steps fails, those behind it are told, in order."""
+    """However the first of thousands of steps fails, those after it fail in order."""
     engine = start_engine(tmp_path, SPEC, session_pending_max=LINE, pending_steps_max=LINE)
     row = open_session(engine, "a")
     first = {"deadline_ns": 1} if end == "late" else {}
@@ -457,14 +461,14 @@ async def test_a_long_line_fails_at_once(
 
 
 def break_run(*_: Any) -> Any:
-    """In place of a kernel's run."""
+    """Replaces a kernel's run, and fails."""
     raise KernelError("as wanted")
 
 
 async def test_the_engines_death_fails_every_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug in the kernel ends run(), and every caller has an answer."""
+    """A bug in the kernel ends run(), and every caller gets an answer."""
 
     def break_down(*arguments: Any) -> Any:
         raise RuntimeError("a bug")
@@ -483,7 +487,7 @@ async def test_the_engines_death_fails_every_step(
 
 
 async def test_close_fails_what_it_has_no_time_for(engine: Engine) -> None:
-    """With no time left the queued steps end as Draining, and run() returns."""
+    """Without time left the queued steps end as Draining, and run() returns."""
     rows = [open_session(engine, f"s{i}") for i in range(3)]
     replies = [submit(engine, row, x(50 * SLICE))[1] for row in rows]
     task = asyncio.create_task(engine.run())

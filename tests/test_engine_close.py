@@ -15,7 +15,7 @@ from lstmserve.server.observe.metrics import Metrics
 
 @pytest.mark.parametrize("passes", range(8))
 async def test_close_is_heard_at_every_pass(models: Path, passes: int) -> None:
-    """An engine that was just woken returns at once, at whatever loop pass close() comes."""
+    """close() at any loop pass lets an engine that was just woken return at once."""
     config = Config(models=models, pool_bytes=1 << 20)
     engine = Engine(config, load_models(config), Metrics(CollectorRegistry()))
     running = asyncio.create_task(engine.run())

@@ -1,4 +1,4 @@
-"""Holds the cipher example to what it claims, letter by letter through a real server."""
+"""The cipher example: its claims, letter by letter through a real server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw_text(length: int) -> str:
 
 
 def share_right(decrypted: str, text: str) -> float:
-    """Share of equal letters."""
+    """The share of equal letters."""
     return sum(a == b for a, b in zip(decrypted, text, strict=True)) / len(text)
 
 
@@ -49,26 +49,26 @@ def test_erpdrf_is_secret(client: Client) -> None:
 
 
 def test_the_shift_net_knows_every_letter(client: Client) -> None:
-    """All 27 letters, in a random text, come back."""
+    """A random text with all 27 letters comes back."""
     text = ALPHABET + draw_text(200)
     assert decrypt(client, "shift", encrypt_shift(text)) == text
 
 
 def test_the_key_net_remembers_where_it_is(client: Client) -> None:
-    """500 random letters under the repeating key come back, but for a stray one."""
+    """500 random letters under the repeating key come back, except for a few."""
     text = draw_text(500)
     assert share_right(decrypt(client, "key", encrypt_key(text)), text) >= 0.99
 
 
 def test_the_key_net_fails_without_state(client: Client) -> None:
-    """With its state dropped before every letter it is right no more often than one key letter."""
+    """Without its state it is right no more often than a net that knows one letter of the key."""
     text = draw_text(500)
     without = share_right(decrypt_without_state(client, "key", encrypt_key(text)), text)
     assert without < 2.5 / len(KEY)
 
 
 def test_the_demo_prints_both(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo shows the secret and the text whose key is remembered, and what is lost without."""
+    """The demo prints the secret, the text decrypted with state, and the failure without state."""
     run(client)
     printed = capsys.readouterr().out
     assert "ERPDRF -> SECRET" in printed

@@ -1,4 +1,4 @@
-"""Holds the weather example to its data, its split and its committed files."""
+"""The weather example: its data, its split and its committed files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_grid_is_complete_and_physical(year: Year) -> None:
 
 
 def test_every_fourth_block_is_held_out(year: Year) -> None:
-    """Blocks 3, 7, 11, 15 of 504 hours, counted from the first observation."""
+    """The blocks 3, 7, 11, 15 of 504 hours are held out, counted from the first observation."""
     held = {hour // BLOCK_H for hour in np.flatnonzero(year.held_out)}
     assert held == {3, 7, 11, 15}
     assert year.held_out.sum() == 4 * BLOCK_H
@@ -57,20 +57,21 @@ def test_nothing_held_out_is_trained_on(year: Year) -> None:
 
 
 def test_persistence_is_the_reference(year: Year) -> None:
-    """Forecasting no change gives the issue's persistence errors: same data, same split."""
+    """A forecast of no change has the errors that the issue gives, so data and split are the
+    same."""
     assert rmse_f(np.zeros_like(year.warming()), year) == pytest.approx(PERSISTENCE, abs=0.05)
 
 
 def test_the_checkpoint_forecasts_as_well_as_the_reference(year: Year) -> None:
-    """Torch, carrying its state through the year, is at most 0.15 °F above the reference."""
+    """Torch with its state kept through the year is at most 0.15 °F above the reference."""
     errors = rmse_f(compute_with_torch(CHECKPOINT, year), year)
     assert np.all(np.array(errors) <= np.array(SERVED) + 0.15)
 
 
 def test_the_committed_model_is_the_checkpoints_export(tmp_path: Path) -> None:
-    """Exporting the committed checkpoint gives the committed graph, to the byte."""
-    # Its golden vectors may be another draw; reading verifies them, and the server replays them.
-    # To write it anew: the command that the demo prints, with --models examples/weather/models.
+    """An export of the committed checkpoint gives the committed graph, byte for byte."""
+    # Its golden vectors may come from other random numbers; reading and serving verify them.
+    # To write it again: the command that the demo prints, with --models examples/weather/models.
     export(CHECKPOINT, tmp_path)
     committed, anew = (read_model(folder, "weather", 1) for folder in (MODELS, tmp_path))
     assert committed.manifest.fingerprint == anew.manifest.fingerprint
@@ -78,7 +79,8 @@ def test_the_committed_model_is_the_checkpoints_export(tmp_path: Path) -> None:
 
 
 def test_the_demo_on_the_first_months(year: Year, tmp_path: Path) -> None:
-    """Streaming two held-out blocks: the result's keys, torch's numbers, a state's worth."""
+    """Streaming two held-out blocks gives the result's keys, torch's numbers, and the gain of the
+    state."""
     hours = 8 * BLOCK_H
     months = dataclasses.replace(
         year, x=year.x[:, :hours], temp_f=year.temp_f[:, :hours], held_out=year.held_out[:hours]
@@ -103,7 +105,7 @@ def test_the_demo_on_the_first_months(year: Year, tmp_path: Path) -> None:
 
 
 def test_the_picture_shows_the_week_in_which_the_state_helps_most(year: Year) -> None:
-    """At its station, six hours ahead, no other held-out week gains as much by the kept state."""
+    """At its station, six hours ahead, the kept state gains most in that held-out week."""
     kept = compute_with_torch(CHECKPOINT, year)
     with serve(MODELS) as server, Client(server.target) as client:
         dropped = forget(client, year)
@@ -120,7 +122,7 @@ def test_the_picture_shows_the_week_in_which_the_state_helps_most(year: Year) ->
 
 
 def test_a_server_that_dies_is_named(year: Year) -> None:
-    """Killing the server under a client ends in its exit code and last words, not in a hang."""
+    """Killing the server under a client gives its exit code and last log lines, and no hang."""
 
     def step_after_kill() -> None:
         with (
@@ -136,13 +138,14 @@ def test_a_server_that_dies_is_named(year: Year) -> None:
 
 
 def test_a_server_that_never_starts_is_named(tmp_path: Path) -> None:
-    """Without a model the server's own refusal is what the demo says."""
+    """Without a model the demo shows the server's own refusal."""
     with pytest.raises(ServerDied, match="exit code 1"), serve(tmp_path / "none"):
         pass
 
 
 async def test_many_sessions_stream_to_a_running_server(year: Year) -> None:
-    """The operator's client counts every step; its replies have the whole sequence's bits."""
+    """The client of the example counts every step, and its replies have the whole sequence's
+    bits."""
     with serve(MODELS) as server:
         found = await stream.run(server.target, year, sessions=7, seconds=0.5)
         assert found.is_right(), found
@@ -153,7 +156,7 @@ async def test_many_sessions_stream_to_a_running_server(year: Year) -> None:
 
 
 async def test_a_run_after_one_that_was_killed_has_sessions_of_its_own(year: Year) -> None:
-    """What an earlier run left open is in nobody's way."""
+    """The sessions of an earlier run that was killed do not disturb a new run."""
     with serve(MODELS) as server:
         task = asyncio.create_task(stream.run(server.target, year, sessions=3, seconds=60))
         async with AsyncClient(server.target) as client:
@@ -166,8 +169,8 @@ async def test_a_run_after_one_that_was_killed_has_sessions_of_its_own(year: Yea
 
 
 async def test_a_session_that_fails_is_counted(year: Year) -> None:
-    """A server that forgets sessions, and one that goes: neither is told as nothing lost."""
-    # Who has sent a second step has the first one's reply.
+    """A server that forgets sessions, and one that dies, are both counted as faults."""
+    # A client that sent a second step has the first one's reply.
     with serve(MODELS) as server:
         task = asyncio.create_task(
             stream.run(server.target, year, sessions=3, seconds=60, retry_s_max=0)
@@ -210,5 +213,5 @@ async def test_a_session_that_fails_is_counted(year: Year) -> None:
     ],
 )
 def test_a_run_that_saw_nothing_is_not_right(found: stream.Found, is_right: bool) -> None:
-    """Every session must have been checked, and none faulted."""
+    """A run is right only if every session was checked, and none had a fault."""
     assert found.is_right() == is_right

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: every file here holds one network and gives one fingerprint."""
+"""Checkpoints as people have them: every file here holds the same network, with one fingerprint."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def trained() -> tuple[Net, torch.optim.Optimizer]:
 
 
 def flat(path: Path) -> Path:
-    """torch.save(model.state_dict(), path)."""
+    """Writes torch.save(model.state_dict(), path)."""
     return save(trained()[0].state_dict(), path)
 
 
 def nested(key: str) -> Callable[[Path], Path]:
-    """The state dict under a key, beside optimizer, epoch and best loss."""
+    """Writes the state dict under a key, beside optimizer, epoch and best loss."""
 
     def write(path: Path) -> Path:
         net, optimizer = trained()
@@ -40,13 +40,13 @@ def nested(key: str) -> Callable[[Path], Path]:
 
 
 def twice_nested(path: Path) -> Path:
-    """A dict in a dict, and an optimizer by an odd name."""
+    """Writes a dict in a dict, and an optimizer under an odd name."""
     net, optimizer = trained()
     return save({"ckpt": {"net": net.state_dict(), "adam": optimizer.state_dict()}}, path)
 
 
 def lightning(path: Path) -> Path:
-    """What pytorch-lightning writes, in outline."""
+    """Writes an outline of what pytorch-lightning writes."""
     net, optimizer = trained()
     callbacks = {"EarlyStopping": {"best_score": torch.tensor(0.5)}}
     content = {
@@ -58,7 +58,7 @@ def lightning(path: Path) -> Path:
 
 
 def prefixed(prefix: str) -> Callable[[Path], Path]:
-    """Every name with what DataParallel or torch.compile put before it."""
+    """Writes every name with the prefix of DataParallel or torch.compile."""
 
     def write(path: Path) -> Path:
         return save({prefix + k: v for k, v in trained()[0].state_dict().items()}, path)
@@ -67,40 +67,40 @@ def prefixed(prefix: str) -> Callable[[Path], Path]:
 
 
 def compiled_part(path: Path) -> Path:
-    """torch.compile on the LSTM alone."""
+    """Writes a network whose LSTM alone went through torch.compile."""
     tensors = trained()[0].state_dict()
     return save({k.replace("lstm.", "lstm._orig_mod."): v for k, v in tensors.items()}, path)
 
 
 def parts(path: Path) -> Path:
-    """Two state dicts side by side."""
+    """Writes two state dicts side by side."""
     net, _ = trained()
     return save({"lstm": net.lstm.state_dict(), "fc": net.fc.state_dict()}, path)
 
 
 def legacy(path: Path) -> Path:
-    """The format before torch 1.6."""
+    """Writes the format before torch 1.6."""
     return save(trained()[0].state_dict(), path, _use_new_zipfile_serialization=False)
 
 
 def parameters(path: Path) -> Path:
-    """nn.Parameter in place of plain tensors."""
+    """Writes nn.Parameter in place of plain tensors."""
     return save(dict(trained()[0].named_parameters()), path)
 
 
 def safetensors_file(path: Path) -> Path:
-    """Safetensors by content, whatever the file is called."""
+    """Writes safetensors content, whatever the file's name."""
     safetensors.torch.save_file(trained()[0].state_dict(), path)
     return path
 
 
 def double(path: Path) -> Path:
-    """float64 of float32 values."""
+    """Writes float32 values as float64."""
     return save({k: v.double() for k, v in trained()[0].state_dict().items()}, path)
 
 
 def on_cuda(path: Path) -> Path:
-    """As saved on a GPU: the pickle's location of the storages says cuda:0."""
+    """Writes a file as saved on a GPU: the pickle gives cuda:0 as the storages' location."""
     patch_zip(flat(path), {"data.pkl": lambda data: data.replace(*CPU_TO_CUDA)})
     return path
 
@@ -130,7 +130,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def fingerprint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """That of the plain state dict."""
+    """The fingerprint of the plain state dict."""
     return exported(flat(tmp_path_factory.mktemp("flat") / "net.pt")).manifest.fingerprint
 
 
@@ -143,7 +143,8 @@ def test_every_kind_of_file_gives_the_same_model(
 
 
 def test_the_crafted_cuda_file_does_name_cuda(tmp_path: Path) -> None:
-    """Without the map to the CPU, torch refuses it here: the case above tests what it says."""
+    """Without a map to the CPU, torch refuses the file here, so the case above tests what it
+    says."""
     path = on_cuda(tmp_path / "net.pt")
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(path, weights_only=True)
@@ -151,7 +152,7 @@ def test_the_crafted_cuda_file_does_name_cuda(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_floats_are_converted_and_it_says_so(tmp_path: Path, dtype: torch.dtype) -> None:
-    """In the summary and in the manifest."""
+    """The summary and the manifest say that the weights were converted."""
     tensors = {k: v.to(dtype) for k, v in trained()[0].state_dict().items()}
     path = save(tensors, tmp_path / "net.pt")
     name = str(dtype).removeprefix("torch.")
@@ -161,13 +162,13 @@ def test_other_floats_are_converted_and_it_says_so(tmp_path: Path, dtype: torch.
 
 
 def test_where_the_weights_lay_is_a_note(tmp_path: Path) -> None:
-    """A reader sees which dict of the file was taken."""
+    """A note says which dict of the file was taken."""
     path = nested("model_state")(tmp_path / "net.pt")
     assert exported(path).manifest.notes == ("the weights lie in 'model_state' of the file",)
 
 
 def test_two_sets_of_weights_are_two_candidates(tmp_path: Path) -> None:
-    """A running average beside the model is chosen by the dict's name."""
+    """A running average beside the model is chosen by its dict's name."""
     net = Net()
     content = {"model": net.state_dict(), "ema": {k: v / 2 for k, v in net.state_dict().items()}}
     path = save(content, tmp_path / "net.pt")

@@ -1,4 +1,4 @@
-"""Random damage to every kind of file: a network or a refusal comes out, never anything else."""
+"""Random damage to every kind of file gives a network or a refusal, never anything else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADER_BYTES = 1500  # where names, sizes and the pickle are; the rest is weight
 
 
 def damage(rng: random.Random, content: bytes) -> bytes:
-    """One to four bytes changed, mostly where the structure is; sometimes cut short."""
+    """One to four bytes changed, mostly in the structure; sometimes the file is cut short."""
     data = bytearray(content)
     end = len(data) if rng.random() < 0.3 else min(len(data), HEADER_BYTES)
     for _ in range(rng.randint(1, 4)):
@@ -30,22 +30,22 @@ def damage(rng: random.Random, content: bytes) -> bytes:
 
 
 def zipped(path: Path) -> None:
-    """What torch.save writes."""
+    """Writes what torch.save writes."""
     save(Net().state_dict(), path)
 
 
 def legacy(path: Path) -> None:
-    """What torch.save wrote before 1.6; it has no checksums at all."""
+    """Writes what torch.save wrote before 1.6, which has no checksums."""
     save(Net().state_dict(), path, _use_new_zipfile_serialization=False)
 
 
 def tensors(path: Path) -> None:
-    """Safetensors."""
+    """Writes safetensors."""
     safetensors.torch.save_file(Net().state_dict(), path)
 
 
 def outcome(path: Path) -> bool:
-    """Whether it was refused; anything but a network or a refusal is the test's failure."""
+    """Whether it was refused; any other error fails the test."""
     try:
         assemble(read_checkpoint(path), Choices())
     except Refused:
@@ -55,7 +55,7 @@ def outcome(path: Path) -> bool:
 
 @pytest.mark.parametrize("write", [zipped, legacy, tensors])
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, write: Callable[[Path], None]) -> None:
-    """Some damage leaves a valid file (a renamed key, a weight): then there is a network."""
+    """Some damage leaves a valid file (a renamed key, a weight), which then gives a network."""
     print(f"seed {SEED}")
     rng, path = random.Random(SEED), tmp_path / "net.pt"
     write(path)
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, write: Callable[[Path
 
 
 def test_a_damaged_pickle_with_a_right_checksum_is_read_or_refused(tmp_path: Path) -> None:
-    """What an attacker would do: the archive is whole, the pickle in it is not."""
+    """An attacker's file, with a whole archive around a damaged pickle, is read or refused."""
     print(f"seed {SEED}")
     rng, path = random.Random(SEED), tmp_path / "net.pt"
     zipped(path)

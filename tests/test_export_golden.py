@@ -1,4 +1,5 @@
-"""--golden: the user's own pairs are proved, kept, and refused with what would make them match."""
+"""--golden: the user's own pairs are proved and kept, or refused with what would make them
+match."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Edit = Callable[[Arrays], Arrays]
 
 @torch.no_grad()
 def pairs(net: Net, activation: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> Arrays:
-    """x and y of the user's forward(), an activation before the head."""
+    """x and y of the user's forward(), with an activation before the head."""
     x = rows()
     out, (hn, cn) = net.lstm(torch.from_numpy(x).transpose(0, 1))
     y = net.fc(activation(out)).transpose(0, 1).numpy()
@@ -48,7 +49,7 @@ GOOD: dict[str, Edit] = {
 
 
 def padded(arrays: Arrays) -> Arrays:
-    """Only the first rows of each sequence count."""
+    """Pairs whose sequences have padding after their first rows."""
     lengths = np.array([9, 1, 4, 7])
     past = np.arange(9) >= lengths[:, None]
     return {
@@ -59,7 +60,8 @@ def padded(arrays: Arrays) -> Arrays:
 
 @pytest.mark.parametrize("edit", GOOD.values(), ids=GOOD)
 def test_good_pairs_pass_and_are_kept(tmp_path: Path, edit: Edit) -> None:
-    """golden.npz then has them beside the export's own, and the manifest says how close."""
+    """golden.npz then has them beside the export's own, and the manifest says how close they
+    are."""
     net = Net()
     path, flags = export_with(tmp_path, net, edit(pairs(net)))
     files = exported(path, *flags)
@@ -82,7 +84,7 @@ def test_pairs_of_tokens(tmp_path: Path) -> None:
 
 
 def test_a_foreign_order_of_gates_is_caught(tmp_path: Path) -> None:
-    """Same names and shapes, other order: only the user's pairs can tell."""
+    """Only the user's pairs show another order of gates with the same names and shapes."""
     net = Net()
     arrays = pairs(net)
     with torch.no_grad():
@@ -106,7 +108,7 @@ def test_a_forgotten_activation_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_time_major_pairs_are_named(tmp_path: Path) -> None:
-    """x and y as nn.LSTM has them without batch_first."""
+    """The refusal names x and y in nn.LSTM's order without batch_first."""
     net = Net()
     arrays = {k: v.swapaxes(0, 1) for k, v in pairs(net).items() if k in "xy"}
     path, flags = export_with(tmp_path, net, arrays)
@@ -146,7 +148,7 @@ ROWS: dict[str, tuple[str, Edit]] = {
 
 @pytest.mark.parametrize(("says", "edit"), ROWS.values(), ids=ROWS)
 def test_bad_pairs_are_refused(tmp_path: Path, says: str, edit: Edit) -> None:
-    """One line, exit 1, nothing written."""
+    """Bad pairs give one line and exit code 1, and nothing is written."""
     net = Net()
     path, flags = export_with(tmp_path, net, edit(pairs(net)))
     if edit is dict:

@@ -16,7 +16,7 @@ from lstmserve_export import Refused, export
 
 
 def test_live_modules_and_their_checkpoint_are_one_model(tmp_path: Path) -> None:
-    """One fingerprint: sessions may move between the two."""
+    """Both have one fingerprint, so sessions may move between them."""
     net = Net(num_layers=2)
     live = export(net.lstm, net.fc, name="net", models=tmp_path / "live")
     assert live.folder == tmp_path / "live" / "net" / "1"
@@ -25,7 +25,7 @@ def test_live_modules_and_their_checkpoint_are_one_model(tmp_path: Path) -> None
 
 
 def test_the_modules_stay_as_they_were(tmp_path: Path) -> None:
-    """Training goes on after an export: mode, gradients and dtype are the caller's."""
+    """Training can go on after an export: mode, gradients and dtype are unchanged."""
     net = Net().double().train()
     export(net.lstm, net.fc, name="net", models=tmp_path)
     assert net.lstm.training
@@ -34,7 +34,7 @@ def test_the_modules_stay_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_sequential_head_keeps_its_order(tmp_path: Path) -> None:
-    """Dropout and Identity are left out, nested ones are flattened."""
+    """Dropout and Identity are left out, and nested Sequentials are flattened."""
     head = nn.Sequential(
         nn.ReLU(),
         nn.Sequential(nn.Linear(HIDDEN, 6, bias=False), nn.Tanh(), nn.Dropout(0.5)),
@@ -52,7 +52,7 @@ def test_a_sequential_head_keeps_its_order(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, about oneDNN
 def test_everything_at_once(tmp_path: Path) -> None:
-    """Embedding, projection, output scale, pairs of tokens, a named version."""
+    """Embedding, projection, output scale, pairs of tokens and a given version work together."""
     torch.manual_seed(0)
     table, lstm = nn.Embedding(7, INPUTS), nn.LSTM(INPUTS, HIDDEN, proj_size=4, batch_first=True)
     head, scale = nn.Linear(4, 2), [2.0, 3.0]
@@ -75,14 +75,14 @@ def test_everything_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dim", [-1, 2])
 def test_softmax_over_the_features_is_taken(tmp_path: Path, dim: int) -> None:
-    """The last axis, however it is written."""
+    """A softmax over the last axis is taken, however the axis is written."""
     head = nn.Sequential(nn.Linear(HIDDEN, OUTPUTS), nn.Softmax(dim=dim))
     result = export(nn.LSTM(INPUTS, HIDDEN), head, name="net", models=tmp_path)
     assert result.manifest.lstm.head[-1] == "softmax"
 
 
 def weight_normed() -> nn.LSTM:
-    """An LSTM with tensors that are not its own."""
+    """An LSTM with tensors that nn.LSTM does not have."""
     lstm = nn.LSTM(INPUTS, HIDDEN)
     nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
     return lstm
@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module | None]], str]]
 def test_modules_that_are_not_served(
     tmp_path: Path, make: Callable[[], tuple[nn.Module, nn.Module | None]], says: str
 ) -> None:
-    """Refused by name, and nothing is written."""
+    """They are refused by name, and nothing is written."""
     lstm, head = make()
     with pytest.raises(Refused) as error:
         export(lstm, head, name="net", models=tmp_path / "models")
@@ -120,7 +120,7 @@ def test_weights_that_diverged_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_embedding_that_renormalises_is_refused(tmp_path: Path) -> None:
-    """max_norm changes rows while it runs."""
+    """An embedding with max_norm is refused, because it changes rows while it runs."""
     with pytest.raises(Refused, match="max_norm"):
         export(
             nn.LSTM(4, 3),
@@ -132,7 +132,7 @@ def test_an_embedding_that_renormalises_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("good", [True, False])
 def test_pairs_may_be_arrays(tmp_path: Path, good: bool) -> None:
-    """The same gate as --golden."""
+    """Arrays pass the same gate as the file of --golden."""
     net = Net()
     x = torch.from_numpy(rows())
     y = net.fc(net.lstm(x.transpose(0, 1))[0]).transpose(0, 1).detach().numpy()

@@ -1,4 +1,4 @@
-"""The proof itself: it sees a fault wherever one can sit, and only there."""
+"""The proof itself: it finds a fault wherever one can be, and finds nothing else."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ Fault = Callable[[dict[str, np.ndarray]], None]
 
 
 def two_layers() -> Network:
-    """A network that has one of everything a fault can hit."""
+    """A network with one of everything that a fault can change."""
     torch.manual_seed(3)
     return Network(take_lstm(nn.LSTM(INPUTS, HIDDEN, 2)), take_head(nn.Linear(HIDDEN, OUTPUTS)))
 
 
 def proved(network: Network, weights: Weights) -> None:
-    """The proof on a model.onnx with these weights."""
+    """Runs the proof on a model.onnx with these weights."""
     spec = describe(network)
     content = build_portable(spec, weights).SerializeToString()
     prove(content, spec, refer(network, probe(network, spec)), lambda stage: None)
 
 
 def swap_layers(w: dict[str, np.ndarray]) -> None:
-    """The recurrent weights of the two layers."""
+    """Swaps the recurrent weights of the two layers."""
     w["lstm.0.R"], w["lstm.1.R"] = w["lstm.1.R"], w["lstm.0.R"]
 
 
 def swap_biases(w: dict[str, np.ndarray]) -> None:
-    """Input and recurrent biases: their sum is what counts, so this is no fault."""
+    """Swaps input and recurrent biases, which is no fault, because only their sum counts."""
     w["lstm.0.B"] = np.roll(w["lstm.0.B"], 4 * HIDDEN, axis=1)
 
 
 def roll_gates(w: dict[str, np.ndarray]) -> None:
-    """The gates of one layer by one."""
+    """Rolls the gates of one layer by one."""
     w["lstm.1.W"] = np.roll(w["lstm.1.W"], HIDDEN, axis=1)
 
 
 def roll_units(w: dict[str, np.ndarray]) -> None:
-    """The units of one layer by one."""
+    """Rolls the units of one layer by one."""
     w["lstm.1.R"] = np.roll(w["lstm.1.R"], 1, axis=2)
 
 
 def one_weight(w: dict[str, np.ndarray]) -> None:
-    """A thousandth on one of 1,000 weights."""
+    """Changes one of 1,000 weights by a thousandth."""
     w["lstm.0.R"] = w["lstm.0.R"].copy()
     w["lstm.0.R"][0, 5, 5] += 1e-3
 
 
 def head_bias(w: dict[str, np.ndarray]) -> None:
-    """No head bias."""
+    """Drops the head's bias."""
     w["head.0.bias"] = np.zeros_like(w["head.0.bias"])
 
 
 @pytest.mark.parametrize("fault", [swap_layers, roll_gates, roll_units, one_weight, head_bias])
 def test_a_planted_fault_fails_the_proof(fault: Fault) -> None:
-    """Each is as large as a real mistake would be, or smaller."""
+    """Each planted fault is as large as a real mistake, or smaller, and the proof finds it."""
     network = two_layers()
     weights = dict(convert(network, describe(network)))
     fault(weights)
@@ -86,7 +86,7 @@ def test_what_is_no_fault_passes() -> None:
 
 
 def test_the_probe_has_200_rows_and_both_kinds_of_start() -> None:
-    """Half the sequences start from zeros, as a new session does, half from a state."""
+    """Half of its sequences start from zeros, like new sessions, and half from a state."""
     network = two_layers()
     inputs = probe(network, describe(network))
     assert sum(LENGTHS) == inputs.lengths.sum() == 200
@@ -112,7 +112,8 @@ def test_the_reference_is_torch_itself() -> None:
 
 
 def test_a_chaotic_network_is_proved_where_float32_means_something(tmp_path: Path) -> None:
-    """Large weights amplify rounding: the sequences are shortened until torch is close; a note."""
+    """Large weights amplify rounding, so the sequences are shortened until float32 means something,
+    and a note says so."""
     network = two_layers()
     for name, parameter in network.lstm.named_parameters():
         parameter.mul_(30 if "_hh_" in name else 1)
@@ -125,7 +126,7 @@ def test_a_chaotic_network_is_proved_where_float32_means_something(tmp_path: Pat
 
 
 def test_answers_past_a_length_do_not_count() -> None:
-    """What stands in the padding of x changes nothing."""
+    """Values in the padding of x change nothing."""
     network = two_layers()
     inputs = probe(network, describe(network))
     past = np.arange(inputs.x.shape[1]) >= inputs.lengths[:, None]

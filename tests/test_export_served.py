@@ -1,4 +1,4 @@
-"""What the export writes, the server finds good: golden replay, pool self-test, Ready."""
+"""The server accepts what the export writes: golden replay, self-test, Ready."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ SIZES = {
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_an_exported_model_loads(tmp_path: Path, sizes: dict[str, object]) -> None:
-    """Every kind, with pairs of the user's own: as many as are allowed, last time step only."""
+    """Every kind of network loads, with as many pairs of the user's own as allowed, last step
+    only."""
     torch.manual_seed(7)
     lstm = nn.LSTM(INPUTS, HIDDEN, batch_first=True, **sizes)
     width = (lstm.proj_size or HIDDEN) * (1 + lstm.bidirectional)
@@ -40,9 +41,10 @@ def test_an_exported_model_loads(tmp_path: Path, sizes: dict[str, object]) -> No
 
 
 def test_a_model_of_tokens_loads(tmp_path: Path) -> None:
-    """Embedding, and a softmax at the end."""
+    """A model with an embedding and a softmax at the end loads."""
     head = nn.Sequential(nn.Linear(HIDDEN, 7), nn.Softmax(dim=-1))
     table = nn.Embedding(7, INPUTS)
     export(nn.LSTM(INPUTS, HIDDEN), head, name="net", models=tmp_path, embedding=table)
     (model,) = load_models(Config(models=tmp_path, pool_bytes=1 << 20))
+    assert model.spec.lstm is not None
     assert model.spec.lstm.num_embeddings == 7

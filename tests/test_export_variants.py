@@ -1,4 +1,4 @@
-"""Every kind of nn.LSTM that is exported equals torch on inputs the export has not seen."""
+"""Every kind of exported nn.LSTM equals torch on inputs that the export has not seen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VARIANTS = {
 
 @torch.no_grad()
 def torch_answers(net: Net, x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """y, hn, cn of the net's own forward, whatever its order of axes."""
+    """y, hn and cn of the net's own forward, whatever its order of axes."""
     net.eval()
     batch_first = net.lstm.batch_first
     tensor = torch.from_numpy(x)
@@ -46,7 +46,7 @@ def torch_answers(net: Net, x: np.ndarray) -> tuple[np.ndarray, ...]:
 def test_a_checkpoint_of_every_variant_equals_its_own_forward(
     tmp_path: Path, sizes: dict[str, object]
 ) -> None:
-    """Sizes are inferred from the tensors alone, and y, hn and cn are torch's."""
+    """Sizes are inferred from the tensors alone, and y, hn and cn equal torch's."""
     net = Net(**sizes)
     path = save(net.state_dict(), tmp_path / "net.pt")
     spec = exported(path).manifest.lstm
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_every_variant_equals_its_own_forward(
 def test_a_ragged_batch_equals_every_row_alone_in_torch(
     tmp_path: Path, sizes: dict[str, object]
 ) -> None:
-    """Padding reaches neither y nor the state, also read backwards."""
+    """Padding changes neither y nor the state, also when read backwards."""
     net = Net(**sizes)
     path = save(net.state_dict(), tmp_path / "net.pt")
     exported(path)
@@ -88,7 +88,7 @@ def test_an_lstm_without_a_head_answers_its_own_output(tmp_path: Path) -> None:
 
 
 def test_an_lstm_cell_is_an_lstm_of_one_layer(tmp_path: Path) -> None:
-    """nn.LSTMCell's names have no layer number."""
+    """An nn.LSTMCell's names without a layer number are understood."""
     torch.manual_seed(2)
     cell, fc = nn.LSTMCell(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
     path = save(nn.ModuleDict({"cell": cell, "fc": fc}).state_dict(), tmp_path / "cell.pt")
@@ -102,7 +102,7 @@ def test_an_lstm_cell_is_an_lstm_of_one_layer(tmp_path: Path) -> None:
 
 
 def test_a_convolution_of_kernel_one_is_a_linear_head(tmp_path: Path) -> None:
-    """Its weight [out, H, 1] is the Linear's with an axis more."""
+    """Its weight [out, H, 1] is a Linear's with one axis more."""
     net = Net()
     conv = nn.Conv1d(HIDDEN, OUTPUTS, 1)
     tensors = {**net.lstm.state_dict(prefix="lstm."), **conv.state_dict(prefix="out.")}
@@ -116,7 +116,7 @@ def test_a_convolution_of_kernel_one_is_a_linear_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
 def test_activations_stand_where_the_flags_put_them(tmp_path: Path, activation: str) -> None:
-    """Before the head, between its Linears, after it."""
+    """They may stand before the head, between its Linears, and after it."""
     net, second = Net(), nn.Linear(OUTPUTS, 2)
     function = getattr(torch, activation)
     tensors = {**net.state_dict(), **second.state_dict(prefix="fc2.")}
@@ -131,7 +131,7 @@ def test_activations_stand_where_the_flags_put_them(tmp_path: Path, activation: 
 
 
 def test_an_embedding_is_used_when_it_is_named(tmp_path: Path) -> None:
-    """The model then takes tokens."""
+    """With its embedding named the model takes tokens."""
     net, table = Net(), nn.Embedding(11, INPUTS)
     tensors = {**table.state_dict(prefix="embed."), **net.state_dict()}
     path = save(tensors, tmp_path / "net.pt")
@@ -143,7 +143,8 @@ def test_an_embedding_is_used_when_it_is_named(tmp_path: Path) -> None:
 
 
 def test_means_and_scales_are_part_of_the_model(tmp_path: Path) -> None:
-    """(x - mean) / scale before, y * scale + mean after; .npy or one number a line."""
+    """(x - mean) / scale comes before and y * scale + mean after, from .npy or one number a
+    line."""
     net = Net()
     path = save(net.state_dict(), tmp_path / "net.pt")
     rng = np.random.default_rng(5)

@@ -1,4 +1,4 @@
-"""What the export leaves on disk and says: versions, atomic folders, summary, exit codes."""
+"""What the export leaves on disk and prints: versions, atomic folders, summary, exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_the_folder_has_three_files_that_a_server_reads(checkpoint: Path) -> None:
-    """Nothing else is left behind, also not a scratch folder."""
+    """The folder has three files and nothing else, and no scratch folder is left."""
     files = exported(checkpoint)
     folder = models_of(checkpoint) / "net"
     assert sorted(os.listdir(folder)) == ["1"]
@@ -33,7 +33,7 @@ def test_the_folder_has_three_files_that_a_server_reads(checkpoint: Path) -> Non
 
 
 def test_versions_count_on(checkpoint: Path) -> None:
-    """NEXT is one more than the newest; a version may be named, and the next counts on from it."""
+    """NEXT is one more than the newest version, also after a version that was given."""
     for flags in ([], [], ["--model-version", "7"], ["--model-version", "NEXT"]):
         assert run_export(checkpoint, *flags).exit_code == 0
     models = models_of(checkpoint)
@@ -41,7 +41,7 @@ def test_versions_count_on(checkpoint: Path) -> None:
 
 
 def test_a_version_that_exists_needs_force(checkpoint: Path) -> None:
-    """Without it the old one stays, with it the new one stands."""
+    """Without --force the old version stays, and with it the new one replaces it."""
     first = exported(checkpoint).manifest.fingerprint
     save(Net(bias=False).state_dict(), checkpoint)
     again = run_export(checkpoint, "--model-version", "1")
@@ -54,7 +54,7 @@ def test_a_version_that_exists_needs_force(checkpoint: Path) -> None:
 
 
 def test_a_dry_run_proves_and_writes_nothing(checkpoint: Path) -> None:
-    """The summary is the same, but for its end."""
+    """The summary is the same except for its end."""
     result = run_export(checkpoint, "--dry-run")
     assert result.exit_code == 0
     assert "passed" in result.stdout
@@ -80,14 +80,15 @@ def test_a_failed_write_leaves_the_old_version(
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(checkpoint: Path) -> None:
-    """What is under version control can be regenerated and compared."""
+    """What is under version control can be generated again and compared."""
     first = exported(checkpoint).manifest.sha256
     assert run_export(checkpoint).exit_code == 0
     assert read_model(models_of(checkpoint), "net", 2).manifest.sha256 == first
 
 
 def test_the_summary_ends_with_the_formula_and_the_next_command(checkpoint: Path) -> None:
-    """What it computes, how to prove that it is the user's forward(), what to type."""
+    """It ends with what the model computes, how to prove that against forward(), and what to
+    type."""
     lines = run_export(checkpoint).stdout.splitlines()
     assert lines[-4] == "computes  y = linear(lstm(x)), at every time step"
     assert "--golden" in lines[-2]
@@ -103,7 +104,7 @@ def test_the_summary_ends_with_the_formula_and_the_next_command(checkpoint: Path
 
 
 def test_tensors_left_out_are_named(checkpoint: Path) -> None:
-    """In the summary and in the manifest, once the flags allow it."""
+    """The summary and the manifest name them, once the flags allow to leave them out."""
     net = Net()
     save({**net.state_dict(), "norm.weight": net.fc.bias}, checkpoint)
     result = run_export(checkpoint, "--lstm", "lstm", "--head", "fc")
@@ -114,7 +115,7 @@ def test_tensors_left_out_are_named(checkpoint: Path) -> None:
 
 
 def test_the_environment_sets_flags_and_flags_win(checkpoint: Path) -> None:
-    """--model-version is LSTMSERVE_MODEL_VERSION."""
+    """LSTMSERVE_MODEL_VERSION sets --model-version, and the flag overrides it."""
     env = {"LSTMSERVE_NAME": "other", "LSTMSERVE_MODEL_VERSION": "4"}
     assert run_export(checkpoint, env=env).exit_code == 0
     assert run_export(checkpoint, "--model-version", "5", env=env).exit_code == 0
@@ -131,7 +132,7 @@ def test_the_environment_sets_flags_and_flags_win(checkpoint: Path) -> None:
     ],
 )
 def test_bad_usage_is_exit_2(checkpoint: Path, flags: list[str], says: str) -> None:
-    """The line has name, value and what is allowed."""
+    """The line has the name, the value and what is allowed."""
     result = run_export(checkpoint, *flags)
     assert result.exit_code == 2
     assert says in result.stderr
@@ -139,13 +140,13 @@ def test_bad_usage_is_exit_2(checkpoint: Path, flags: list[str], says: str) -> N
 
 
 def test_a_checkpoint_that_is_not_there_is_bad_usage(tmp_path: Path) -> None:
-    """So is a folder."""
+    """A missing checkpoint and a folder are bad usage."""
     assert run_export(tmp_path / "none.pt").exit_code == 2
     assert run_export(tmp_path).exit_code == 2
 
 
 def test_without_torch_it_names_the_extra() -> None:
-    """The command, not a traceback, in a process where torch cannot be imported."""
+    """If torch cannot be imported the command names the extra, without a traceback."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from lstmserve_export.cli import export_command as command\n"
@@ -165,7 +166,7 @@ def test_without_torch_it_names_the_extra() -> None:
 def test_an_export_that_fails_its_proof_is_not_written(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: the gates in torch's order."""
+    """With the gates planted in torch's order the proof fails, and nothing is written."""
     monkeypatch.setattr("lstmserve_export.convert.GATE_ORDER", (0, 1, 2, 3))
     assert "parity failed on whole" in refused(checkpoint)
 
@@ -173,7 +174,7 @@ def test_an_export_that_fails_its_proof_is_not_written(
 def test_weights_beyond_two_gigabytes_are_refused(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is made small: an ONNX file cannot be larger, whatever the machine."""
+    """A larger ONNX file than the limit, which is made small here, is refused."""
     monkeypatch.setattr("lstmserve_export.api.ONNX_BYTES_MAX", 1000)
     assert "larger than the 2 GB" in refused(checkpoint)
 
@@ -181,6 +182,6 @@ def test_weights_beyond_two_gigabytes_are_refused(
 def test_wide_models_are_proved_on_fewer_rows(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """golden.npz does not grow with a vocabulary; every sequence keeps a row."""
+    """golden.npz does not grow with a vocabulary, and every sequence keeps a row."""
     monkeypatch.setattr(lstmserve_export.parity, "VALUE_COUNT_MAX", 200)
     assert 8 <= exported(checkpoint).manifest.parity["rows"] < 30

@@ -1,4 +1,4 @@
-"""What a tenant's limits spare the others: by counts, not by time."""
+"""What a tenant's limits spare the others, by counts and not by time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tenancy import X, limited
 
 
 async def test_a_noisy_tenant_starves_nobody(models: Path, tmp_path: Path) -> None:
-    """While one tenant sends 20 times its limit, all steps of another are taken: by counts."""
+    """While one tenant sends 20 times its limit, every step of another one is accepted."""
     limits, settings = "pending_steps_max=32", {"pending_steps_max": 64}
     async with limited(models, tmp_path, limits, **settings) as running:
         acme, victim = running.client("acme"), await running.client("other").session("tiny")

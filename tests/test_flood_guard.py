@@ -1,4 +1,4 @@
-"""What floods without a call that was let in is cut, and nothing else."""
+"""Connections that flood without an authenticated call are cut, and no others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Caller:
         return ()
 
     def peer(self) -> str:
-        """As gRPC says it."""
+        """The address as gRPC gives it."""
         return f"ipv4:127.0.0.1:{self._port}"
 
 
@@ -42,7 +42,7 @@ class Pair:
         self.server, _ = listener.accept()
 
     def send(self, count: int) -> None:
-        """From the server, and it is acknowledged when this returns."""
+        """Sends from the server's end, and returns when all is acknowledged."""
         while count:
             chunk = bytes(min(count, 4096))
             self.server.sendall(chunk)
@@ -51,7 +51,7 @@ class Pair:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the client sees its end."""
+        """Whether the client's end sees that it is cut."""
         self.client.setblocking(False)
         try:
             return self.client.recv(1) == b""
@@ -61,7 +61,7 @@ class Pair:
             self.client.settimeout(30)
 
     def close(self) -> None:
-        """Both ends."""
+        """Closes both ends."""
         self.client.close()
         self.server.close()
 
@@ -75,7 +75,7 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize(("count", "is_cut"), [(SENT_BYTES_MAX, False), (SENT_BYTES_MAX + 1, True)])
 def test_much_to_one_without_a_call(listener: socket.socket, count: int, is_cut: bool) -> None:
-    """At the limit twice it stays, a byte more cuts it; one that was let in stays in any case."""
+    """At the limit twice it stays, a byte more cuts it, and an authenticated one is never cut."""
     guard, port = FloodGuard(AnonymousAuthenticator(Limits())), listener.getsockname()[1]
     stranger, guest, quiet = (Pair(listener) for _ in range(3))
     guard.authenticator.tenant(Caller(guest.client))
@@ -93,7 +93,7 @@ def test_much_to_one_without_a_call(listener: socket.socket, count: int, is_cut:
 
 @pytest.mark.parametrize("kind", ["ping", "settings"])
 def test_a_flood_that_is_answered_is_cut(serve: Serve, tmp_path: Path, kind: str) -> None:
-    """It ends with its connection, and a client with a token steps on beside it."""
+    """The flood ends with its connection, and a client with a token steps on beside it."""
     tokens = write_tokens(tmp_path / "tokens", acme="")
     serving = serve("--tokens", tmp_path / "tokens")
     with (

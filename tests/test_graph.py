@@ -1,4 +1,4 @@
-"""The two graphs: equal bits whatever the batch and the chunks, and in place where they must be."""
+"""The two graphs: equal bits whatever the batch and the chunks, and updates in place."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Outputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def open_model(model: onnx.ModelProto) -> ort.InferenceSession:
-    """In a plain onnxruntime, one thread."""
+    """The model in a plain onnxruntime session with one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # refusals are expected here, and reach us as exceptions
+    options.log_severity_level = 4  # the tests expect refusals, and get them as exceptions
     return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
@@ -61,17 +61,17 @@ class Portable:
         return y, hn, cn
 
     def whole(self) -> Outputs:
-        """All sequences in one call; y past a length zeroed, for comparisons."""
+        """All sequences in one call; y past a length is zeroed, for comparisons."""
         return self.masked(self.run(self.x, self.lengths, self.h0, self.c0))
 
     def masked(self, outputs: Outputs) -> Outputs:
-        """As whole."""
+        """The outputs with y past a length zeroed."""
         y, hn, cn = outputs
         valid = self.lengths[:, None] > np.arange(y.shape[1])
         return np.where(valid[:, :, None], y, np.float32(0)), hn, cn
 
     def chunked(self, cuts: Sequence[int]) -> Outputs:
-        """The same in chunks; a sequence that has ended takes part with length 0."""
+        """The sequences in chunks; one that has ended takes part with length 0."""
         ys, h, c = [], self.h0, self.c0
         for start, stop in pairwise(cuts):
             lengths = np.clip(self.lengths - start, 0, stop - start).astype(np.int32)
@@ -169,7 +169,7 @@ def test_a_sequence_without_rows_keeps_its_state(spec: LstmSpec) -> None:
 
 
 def test_what_stands_in_the_padding_does_not_matter() -> None:
-    """Not even NaN, which onnxruntime's LSTM turns into finite numbers."""
+    """Padding does not matter, not even NaN, which onnxruntime's LSTM turns into finite numbers."""
     portable = Portable(SPECS["three layers"])
     expected = portable.whole()
     past = np.arange(12) >= portable.lengths[:, None]

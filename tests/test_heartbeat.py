@@ -1,4 +1,4 @@
-"""The loop's pulse, on a clock and a loop that the test turns by hand."""
+"""The loop's pulse, with a clock and a loop that the test drives."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from lstmserve.server.observe.heartbeat import AGE_S_MAX, INTERVAL_S, Heartbeat
 
 
 class HandLoop(asyncio.SelectorEventLoop):
-    """A loop whose timers fire when the test says so; the real call_later on a hand-set clock."""
+    """A loop with the real call_later, whose timers fire when the test moves the clock."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 1000.0
 
     def time(self) -> float:
-        """Of the test."""
+        """The test's clock."""
         return self.now_s
 
     def turn(self, at_s: float) -> None:
-        """Fires what is due at that time."""
+        """Fires the timers that are due at that time."""
         self.now_s = at_s
         self.call_soon(self.stop)
         self.run_forever()
 
 
 def test_lag_and_age_are_measured() -> None:
-    """Timely beats keep it alive and show no lag; a loop that hung shows how long."""
+    """Timely beats keep it alive and show no lag, and a loop that hung shows how long it did."""
     loop, lags = HandLoop(), []
     heartbeat = Heartbeat(loop, lags.append, loop.time)
     for beat in range(1, 4):

@@ -1,4 +1,4 @@
-"""The HTTP side: what /, /metrics, /livez and /readyz answer, also when the event loop hangs."""
+"""The HTTP port: what /, /metrics, /livez and /readyz answer, also when the event loop hangs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Switches:
         self.hangs = False
 
     def read(self, function):
-        """As the server's own read does when the loop hangs."""
+        """Fails as the server's own read does when the loop hangs."""
         if self.hangs:
             raise TimeoutError
         return function()
@@ -68,7 +68,7 @@ def test_metrics_are_served(http: HttpServer) -> None:
 
 
 def test_probes_follow_what_they_are_told(http: HttpServer, switches: Switches) -> None:
-    """/livez and /readyz answer 200 or 503, each by its own question."""
+    """/livez and /readyz answer 200 or 503, each by its own callable."""
     assert get(http, "/livez") == (200, "OK\n")
     assert get(http, "/readyz") == (503, "Service Unavailable\n")
     switches.live, switches.ready = False, True
@@ -77,7 +77,7 @@ def test_probes_follow_what_they_are_told(http: HttpServer, switches: Switches) 
 
 
 def test_the_page_is_served_though_the_loop_hangs(http: HttpServer, switches: Switches) -> None:
-    """/ is the status page, whole, whatever the loop does."""
+    """/ is the whole status page, whatever the loop does."""
     switches.hangs = True
     status, body = get(http, "/")
     assert status == 200
@@ -109,7 +109,7 @@ def test_second_bind_is_refused(http: HttpServer) -> None:
 
 
 def test_stop_frees_the_port(http: HttpServer) -> None:
-    """After stop() nobody listens; stop() is fine twice."""
+    """After stop() the port is free, and stop() may be called twice."""
     http.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", http.port))
@@ -118,22 +118,22 @@ def test_stop_frees_the_port(http: HttpServer) -> None:
 def test_a_peer_that_is_slow_or_gone_is_no_event(
     http: HttpServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is printed, and others are answered."""
+    """A slow peer and a lost one print nothing, and others are answered."""
     monkeypatch.setattr(_Request, "timeout", 0.01)
     slow = socket.create_connection(("127.0.0.1", http.port))
     slow.sendall(b"GET /livez")
-    assert slow.recv(1) == b""  # the server gave it up
+    assert slow.recv(1) == b""  # the server gave up on it
     slow.close()
     gone = socket.create_connection(("127.0.0.1", http.port))
     gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     gone.sendall(b"GET /metrics HTTP/1.0\r\n")
-    gone.close()  # by a reset
+    gone.close()  # a reset
     assert get(http, "/livez")[0] == 200
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_crowd_of_connections_waits_to_be_accepted(http: HttpServer) -> None:
-    """A hundred that come before the first is accepted are all served, none is turned away."""
+    """A hundred connections that come before the first is accepted are all served."""
     http.stop()
     waiting = HttpServer("127.0.0.1", 0, CollectorRegistry(), lambda: True, bool)
     with ExitStack() as stack:
@@ -152,7 +152,7 @@ def test_a_crowd_of_connections_waits_to_be_accepted(http: HttpServer) -> None:
 def test_silent_connections_leave_room_for_a_probe(
     http: HttpServer, count: int, is_cut: bool
 ) -> None:
-    """One more than the limit ends the oldest of them, and is answered itself."""
+    """One connection above the limit ends the oldest one, and is answered itself."""
     with ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", http.port), timeout=30))

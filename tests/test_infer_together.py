@@ -1,4 +1,4 @@
-"""Messages of ModelStreamInfer that arrive together, without gRPC: each has its own end."""
+"""Messages of ModelStreamInfer that arrive together, without gRPC: each has its own outcome."""
 
 from __future__ import annotations
 
@@ -45,21 +45,22 @@ class Port:
     async def arrive(
         self, *messages: pb.ModelInferRequest, ends_at_error: bool = False
     ) -> list[pb.ModelStreamInferResponse]:
-        """The replies to a stream of messages that arrive together. Raises what ends it."""
+        """The replies to a stream of messages that arrive together. Raises the error that ends
+        it."""
         sender = Sender([("triton_grpc_error", "true")] if ends_at_error else [])
         sent = [message.SerializeToString() for message in messages]
         stream = asyncio.ensure_future(sender.run(self.calls.begin, self.tenant, sent))
         await asyncio.wait({stream, self.running}, return_when=asyncio.FIRST_COMPLETED)
         if self.running.done():
             stream.cancel()
-            self.running.result()  # raises what the engine died of
+            self.running.result()  # raises the error that ended the engine
         await stream
         return [pb.ModelStreamInferResponse.FromString(reply) for reply in sender.replies]
 
 
 @pytest.fixture
 async def port(tmp_path: Path) -> AsyncIterator[Port]:
-    """A port whose engine is whole when it ends, and holds nothing."""
+    """A port whose engine is consistent and holds nothing at the end."""
     port = Port(tmp_path)
     yield port
     await port.engine.close(5)
@@ -69,7 +70,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
 
 
 def infer(sequence: int, **parameters: Any) -> pb.ModelInferRequest:
-    """A step of one row; a parameter is of the kind of its value."""
+    """A step of one row; the type of a parameter's value sets its kind."""
     message = pb.ModelInferRequest(model_name="m")
     message.inputs.add(name="x", datatype="FP32", shape=(1, 3))
     message.raw_input_contents.append(random_input(SPEC, (1, 1), sequence).tobytes())
@@ -81,7 +82,7 @@ def infer(sequence: int, **parameters: Any) -> pb.ModelInferRequest:
 
 
 async def begun(port: Port, count: int) -> range:
-    """So many sequences, each of one step."""
+    """Begins `count` sequences with one step each."""
     sequences = range(1, count + 1)
     for reply in await port.arrive(*(infer(each, sequence_start=True) for each in sequences)):
         assert not reply.error_message
@@ -93,7 +94,8 @@ async def begun(port: Port, count: int) -> range:
     [("timeout", ""), ("step", f"step is {UINT64_MAX}"), ("incarnation", "incarnation")],
 )
 async def test_numbers_that_no_column_holds(port: Port, parameter: str, text: str) -> None:
-    """The largest number that a parameter may have is an answer each, however many come at once."""
+    """Messages with the largest number that a parameter may have are each answered, however many
+    come at once."""
     messages = [infer(each, **{parameter: UINT64_MAX}) for each in await begun(port, 6)]
     for reply in await port.arrive(*messages):
         assert bool(reply.error_message) == bool(text)
@@ -103,7 +105,7 @@ async def test_numbers_that_no_column_holds(port: Port, parameter: str, text: st
 async def test_a_sequence_does_not_end_between_two_of_its_steps(
     port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sequence that lives for the first of the steps that arrive together lives for all."""
+    """A sequence that is alive for the first of the steps that arrive together is alive for all."""
     await begun(port, 1)
     times = itertools.count(int(port.engine.table.expiry_ns[0]) - 1)
     monkeypatch.setattr(port.engine, "clock", lambda: Now(next(times), 0))
@@ -117,7 +119,7 @@ async def test_a_sequence_does_not_end_between_two_of_its_steps(
 async def test_a_stream_that_ends_by_an_error_takes_its_others_along(
     port: Port, monkeypatch: pytest.MonkeyPatch, count: int, where: str
 ) -> None:
-    """Where the first of several steps is refused and the stream ends, the others are not run."""
+    """If the first of several steps is refused and the stream ends, the others are not run."""
     messages = [*map(infer, await begun(port, count))]
     accept = port.engine.accept
 
@@ -139,5 +141,5 @@ async def test_a_stream_that_ends_by_an_error_takes_its_others_along(
         messages[0] = infer(1, step=9)
     with pytest.raises((Quota, StoreUnavailable, StepGap)):
         await port.arrive(*messages, ends_at_error=True)
-    await port.engine.close(5)  # what is pending runs before
+    await port.engine.close(5)  # the pending steps run before
     assert port.engine.table.step[:count].tolist() == [1] * count

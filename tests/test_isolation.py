@@ -1,4 +1,4 @@
-"""One tenant's sessions are nothing to another: same ids, foreign ids, lists, forks, retries."""
+"""One tenant's sessions do not exist for another: same ids, foreign ids, lists, forks, retries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def running(models: Path, tmp_path: Path) -> AsyncIterator[Tenancy]:
 
 
 async def test_the_same_id_is_two_sessions(running: Tenancy) -> None:
-    """Two tenants use one id, each with its own state, and each lists its own alone."""
+    """Two tenants use one id, each with its own state, and each lists only its own session."""
     acme, other = running.client("acme"), running.client("other")
     async with acme.session("tiny", id="s") as ours, other.session("tiny", id="s") as theirs:
         first = await ours.step(X)
@@ -44,7 +44,8 @@ async def test_the_same_id_is_two_sessions(running: Tenancy) -> None:
 
 
 async def test_pages_hold_the_tenant_s_own(running: Tenancy) -> None:
-    """Between others' sessions, pages of two are whole and the last one says so."""
+    """Between sessions of others, pages of two are full, and the last one says that it is the
+    last."""
     acme, other = running.client("acme"), running.client("other")
     for i in range(5):
         await acme.session("tiny", id=f"a{i}")
@@ -93,7 +94,7 @@ PROBES = {
 
 @pytest.mark.parametrize("name", PROBES)
 async def test_foreign_ids_look_unknown(running: Tenancy, name: str) -> None:
-    """Whatever is asked about it, another's session answers as one that never was."""
+    """Every call about another tenant's session is answered as if the session had never existed."""
     other = await running.client("other").session("tiny", id="theirs")
     await other.step(X)
     said = []
@@ -109,7 +110,7 @@ async def test_foreign_ids_look_unknown(running: Tenancy, name: str) -> None:
 
 @pytest.mark.parametrize("method", STREAMS)
 async def test_foreign_ids_look_unknown_on_streams(running: Tenancy, method: str) -> None:
-    """In band, another's session answers as one that never was, and the stream goes on."""
+    """In band, another tenant's session is answered as unknown, and the stream goes on."""
     other = await running.client("other").session("tiny", id="theirs")
     async with running.channel() as channel:
         call = channel.stream_stream(path(method))(metadata=running.metadata("acme"))
@@ -132,7 +133,7 @@ async def test_foreign_ids_look_unknown_on_streams(running: Tenancy, method: str
 
 
 async def test_request_ids_are_the_tenant_s_own(running: Tenancy) -> None:
-    """Another's request_id opens a session of the caller's; repeated by its owner it opens none."""
+    """Another tenant's request_id opens a new session, and repeated by its owner it opens none."""
     request = pb.OpenSessionRequest(model="tiny", request_id="r").SerializeToString()
     async with running.channel() as channel:
         call = channel.unary_unary(path("OpenSession"))
@@ -145,7 +146,7 @@ async def test_request_ids_are_the_tenant_s_own(running: Tenancy) -> None:
 
 
 TIMED = 500  # calls of a kind
-KINDS = ("theirs", "nobody", "no one")  # the last two are the same: the control
+KINDS = ("theirs", "nobody", "no one")  # the last two are alike: they are the control
 
 
 async def _took_us(ask: Callable[[str], Awaitable[Any]]) -> dict[str, npt.NDArray[np.float64]]:
@@ -162,7 +163,7 @@ async def _took_us(ask: Callable[[str], Awaitable[Any]]) -> dict[str, npt.NDArra
 
 @pytest.mark.parametrize("method", ["Step", *STREAMS])
 async def test_foreign_ids_take_the_time_of_unknown_ones(running: Tenancy, method: str) -> None:
-    """The gap of the medians is smaller than what two unknown ids, asked by turns, differ by."""
+    """The medians of the times differ less than those of two unknown ids that are asked in turn."""
     await running.client("other").session("tiny", id="theirs")
     metadata = running.metadata("acme")
     async with running.channel() as channel:
@@ -191,7 +192,8 @@ async def test_foreign_ids_take_the_time_of_unknown_ones(running: Tenancy, metho
 
 
 async def test_timing_of_tokens_is_reported(running: Tenancy) -> None:
-    """Median times of a step without, with a wrong and with a nearly right token: a report."""
+    """The median times of a step without a token, with a wrong and with a nearly right one are
+    reported."""
     wrong = (("authorization", "Bearer " + "A" * 43),)
     near = (("authorization", f"Bearer {running.tokens['acme'][:-1]}~"),)
     cases: dict[str, Any] = {"no token": (), "wrong token": wrong, "nearly right token": near}

@@ -1,4 +1,4 @@
-"""The locks of keys: one at a time and in order per key, whoever is cancelled, and none is left."""
+"""The locks of keys: one holder at a time and in order per key, and no lock is left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lstmserve.engine.persist.ownership import KeyLocks
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_one_at_a_time_whoever_goes_away(seed: int) -> None:
-    """Waiters and holders cancelled at any moment, or failing: the others have their turn."""
+    """If waiters and holders are cancelled at any moment, or fail, the others still get their
+    turn."""
     dice = random.Random(seed)
     locks, inside = KeyLocks(), defaultdict[str, int](int)
     asked, served = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
@@ -48,7 +49,7 @@ async def test_one_at_a_time_whoever_goes_away(seed: int) -> None:
 
 
 async def test_keys_do_not_wait_for_each_other() -> None:
-    """While one key is held another one is free."""
+    """While one key is locked another one is free."""
     locks = KeyLocks()
     async with locks.lock("a"), locks.lock("b"):
         assert len(locks) == 2

@@ -1,4 +1,5 @@
-"""The KServe dialect to clients that are not Triton's: typed contents, odd and hostile requests."""
+"""The KServe dialect with clients that are not Triton's: typed contents, odd and hostile
+requests."""
 
 from __future__ import annotations
 
@@ -25,8 +26,13 @@ from wire import Wire, serving
 
 __all__ = ["folder"]  # a fixture
 PATH = "/inference.GRPCInferenceService/"
-CONTENTS = {"FP32": "fp32_contents", "INT64": "int64_contents", "INT32": "int_contents"}
-DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
+CONTENTS = {
+    "FP32": "fp32_contents",
+    "INT64": "int64_contents",
+    "INT32": "int_contents",
+    "BOOL": "bool_contents",
+}
+DATATYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ async def wire(folder: Path) -> AsyncIterator[Wire]:
 
 
 def put(message: pb.ModelInferRequest, name: str, values: Array, *, is_raw: bool = True) -> None:
-    """One more input."""
+    """Adds an input."""
     datatype = DATATYPES[str(values.dtype)]
     header = message.inputs.add(name=name, datatype=datatype, shape=values.shape)
     if is_raw:
@@ -70,7 +76,7 @@ async def sent(wire: Wire, message: pb.ModelInferRequest | bytes) -> pb.ModelInf
 
 
 async def refused(wire: Wire, message: pb.ModelInferRequest | bytes) -> Refusal:
-    """How it fails."""
+    """The refusal of a call that fails."""
     try:
         reply = await sent(wire, message)
     except grpc.aio.AioRpcError as error:
@@ -137,8 +143,8 @@ async def test_parameters_of_the_user_s_own_are_let_through(wire: Wire) -> None:
 
 
 async def test_ids_at_their_limits(wire: Wire) -> None:
-    """128 characters are an id and 129 are none; a negative number is the unsigned one of its
-    bits; no id has no START, no END and no step."""
+    """An id has up to 128 characters, a negative number is the unsigned one of its bits, and
+    without an id there is no START, no END and no step."""
     x = rows(1, 0)
     assert await sent(wire, infer(x, sequence_id="ü" * 128, sequence_start=True))
     said = await refused(wire, infer(x, sequence_id="ü" * 129, sequence_start=True))
@@ -154,7 +160,7 @@ async def test_ids_at_their_limits(wire: Wire) -> None:
 
 
 def without_data(message: pb.ModelInferRequest) -> None:
-    """An input without contents."""
+    """Adds an input without contents."""
     del message.raw_input_contents[:]
 
 
@@ -171,9 +177,10 @@ Change = Callable[[pb.ModelInferRequest], object]
             "raw_input_contents has more entries",
         ),
         (lambda m: put(m, "x", rows(1, 0)), "MALFORMED", "input 'x' is sent twice"),
-        (lambda m: put(m, "h0", np.zeros((2, 8), np.float32)), "BAD_TENSOR", "c0 is missing"),
+        (lambda m: put(m, "h0", np.zeros((2, 8), np.float32)),
+         "BAD_TENSOR", "input 'c0' is missing: give every state or none, that is h0, c0"),
         (lambda m: m.inputs[0].shape.append(-1), "BAD_TENSOR", "an impossible shape"),
-        (lambda m: m.inputs[0].shape.extend([1] * 7), "BAD_TENSOR", "an impossible shape"),
+        (lambda m: m.inputs[0].shape.extend([1] * 9), "BAD_TENSOR", "an impossible shape"),
         (lambda m: m.inputs[0].shape.append(2**62), "BAD_TENSOR", "input 'x' has 3 values"),
         (lambda m: m.raw_input_contents.extend([m.raw_input_contents.pop() + b"\0"]),
          "BAD_TENSOR", "input 'x' ends within a value"),
@@ -188,7 +195,7 @@ Change = Callable[[pb.ModelInferRequest], object]
     ],
 )  # fmt: skip
 async def test_wrong_tensors(wire: Wire, change: Change, reason: str, text: str) -> None:
-    """What is wrong with a request's tensors is told, and no sequence begins."""
+    """The refusal says what is wrong with a request's tensors, and no sequence begins."""
     message = infer(rows(1, 0), sequence_id=1, sequence_start=True)
     change(message)
     said = await refused(wire, message)
@@ -199,7 +206,8 @@ async def test_wrong_tensors(wire: Wire, change: Change, reason: str, text: str)
 
 @pytest.mark.parametrize("length", [9, 2 * SHORT_BYTES])
 async def test_not_a_message(wire: Wire, length: int) -> None:
-    """Bytes that are no request are refused, however many; in a stream in band, and it goes on."""
+    """Bytes that are no request are refused, however many, and a stream refuses them in band and
+    goes on."""
     assert (await refused(wire, b"\xff" * length)).reason == "MALFORMED"
     stream = wire.channel.stream_stream(PATH + "ModelStreamInfer")(timeout=30)
     await stream.write(b"\xff" * length)
@@ -213,8 +221,8 @@ async def test_not_a_message(wire: Wire, length: int) -> None:
 
 
 async def test_random_bytes_never_reach_the_server_s_inside(wire: Wire) -> None:
-    """Whatever a request becomes when bytes of it change, it has an answer of the contract, and
-    the sequences beside it keep their bits."""
+    """A request whose bytes are changed gets an answer of the contract, and the sequences beside it
+    keep their bits."""
     seed = 7
     print(f"seed {seed}")
     rng, x = random.Random(seed), rows(6, 1)
@@ -236,8 +244,8 @@ async def test_random_bytes_never_reach_the_server_s_inside(wire: Wire) -> None:
 
 
 async def test_how_many_may_stand_in_line(folder: Path) -> None:
-    """Behind a START session_pending_max requests of its sequence wait, it included; one more is
-    refused, and the others are answered."""
+    """After a START, session_pending_max requests of its sequence may wait, itself included, one
+    more is refused, and the others are answered."""
     async with serving(folder, is_running=False, session_pending_max=4) as wire:
         stream = wire.channel.stream_stream(PATH + "ModelStreamInfer")(timeout=30)
         x = [rows(1, i) for i in range(5)]
@@ -254,7 +262,7 @@ async def test_how_many_may_stand_in_line(folder: Path) -> None:
 
 
 async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
-    """A START for which there is no room among the waiting steps, or no time, has not happened."""
+    """A START that finds no room among the waiting steps, or no time, has not happened."""
     limits = {"pending_steps_max": 1, "call_s_max": 0.3}
     async with serving(folder, is_running=False, **limits) as wire:
         call = wire.channel.unary_unary(PATH + "ModelInfer")
@@ -275,7 +283,8 @@ async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
 
 
 async def test_limits_of_a_tenant(models: Path, tmp_path: Path) -> None:
-    """Rows a second hold for sequences and whole ones; a repeat of a numbered step is let in."""
+    """Rows a second are limited for sequences and for whole ones, and a repeat of a numbered step
+    is admitted."""
     async with limited(models, tmp_path, "rows_per_s=4") as running, running.channel() as channel:
         running.clock.add(0)
         call = channel.unary_unary(PATH + "ModelInfer")
@@ -298,8 +307,8 @@ async def test_limits_of_a_tenant(models: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_server_knows_the_dialect() -> None:
-    """Its stubs would clash with others' of `inference.*`: nothing of the client and the command
-    line imports them."""
+    """Its stubs would clash with others of `inference.*`, so client and command line import none of
+    them."""
     importers = {
         str(path.relative_to(ROOT / "service" / "lstmserve").parent)
         for path in (ROOT / "service").rglob("*.py")

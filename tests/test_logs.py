@@ -14,7 +14,7 @@ from lstmserve.server.observe import logs
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    """The log's configuration is the process': put it back."""
+    """Restores the log's configuration, which belongs to the process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -38,7 +38,7 @@ def test_every_event_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """The text form has event and facts, and prints an exception without a warning."""
+    """The text form has the event and its facts, and prints an exception without a warning."""
     logs.configure("text")
     structlog.get_logger().error("internal error", model="tiny", exc_info=ValueError("why"))
     err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The model folder: what is written is read, and what is not whole or not ours is refused."""
+"""The model folder: what is written is read, and incomplete or foreign content is refused."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> object:
-    """As the server does."""
+    """Reads the folder as the server does."""
     return read_model(folder.parent.parent, folder.parent.name, int(folder.name))
 
 
 def edit_manifest(folder: Path, **values: Any) -> None:
-    """Fields of manifest.json replaced."""
+    """Replaces fields of manifest.json."""
     file = folder / MANIFEST
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:
-    """A file replaced and its sha256 with it: what remains are the checks of the content."""
+    """Replaces a file and its sha256, so that only the checks of the content are left."""
     (folder / name).write_bytes(content)
     sums = json.loads((folder / MANIFEST).read_text())["sha256"]
     edit_manifest(folder, sha256={**sums, name: sha256(content)})
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    """Weights, spec, golden vectors and every field of the manifest."""
+    """Weights, spec, golden vectors and every field of the manifest are read as they were
+    written."""
     weights = make_model(tmp_path)
     files = read_model(tmp_path, "tiny", 1)
     assert isinstance(files.network, LstmNetwork)
@@ -157,14 +158,14 @@ def test_a_folder_that_is_not_whole_is_refused(folder: Path, says: str, fault: F
 
 
 def test_golden_vectors_are_never_unpickled(tmp_path: Path) -> None:
-    """An array of objects is a program."""
+    """An array of objects would be a program, and is refused."""
     np.savez(tmp_path / "golden.npz", **{"case/x": np.array([{"a": 1}])}, allow_pickle=True)
     with pytest.raises(InvalidGolden, match="allow_pickle"):
         load_lstm_golden((tmp_path / "golden.npz").read_bytes())
 
 
 def test_golden_vectors_without_states_stay_so() -> None:
-    """What is not known is not invented."""
+    """Golden vectors without states are read without states."""
     case = make_golden(TINY, random_weights(TINY, 0), 0)
     last = case.y[np.arange(3), case.lengths - 1]
     loaded = load_lstm_golden(dump_lstm_golden({"user": replace(case, y=last, hn=None, cn=None)}))[
@@ -176,7 +177,7 @@ def test_golden_vectors_without_states_stay_so() -> None:
 
 
 def edited(edit: Callable[[onnx.TensorProto], object]) -> bytes:
-    """A good model.onnx, but for lstm.0.W."""
+    """A good model.onnx except for lstm.0.W."""
     model = build_portable(TINY, random_weights(TINY, 0))
     (tensor,) = (t for t in model.graph.initializer if t.name == "lstm.0.W")
     edit(tensor)
@@ -184,7 +185,7 @@ def edited(edit: Callable[[onnx.TensorProto], object]) -> bytes:
 
 
 def external(tensor: onnx.TensorProto) -> None:
-    """The weights in a file of the attacker's choice."""
+    """Puts the weights into a file of the attacker's choice."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="/etc/passwd")
     tensor.ClearField("raw_data")
@@ -210,13 +211,14 @@ TENSORS: dict[str, tuple[str, Callable[[onnx.TensorProto], object]]] = {
 def test_a_tensor_that_is_not_what_the_spec_promises(
     says: str, edit: Callable[[onnx.TensorProto], object]
 ) -> None:
-    """Judged before it is decoded; the graph around it is never run."""
+    """It is judged before it is decoded, and the graph around it is never run."""
     with pytest.raises(InvalidModel, match=says):
         read_weights(edited(edit), TINY)
 
 
 def test_weights_that_do_not_fit_their_spec_are_told_apart() -> None:
-    """Missing, unknown, of another type or shape, not finite."""
+    """Missing, unknown and non-finite tensors, and those of another type or shape, get different
+    errors."""
     good = dict(random_weights(TINY, 0))
     tensor = good["lstm.0.W"]
     for says, weights in {
@@ -255,13 +257,13 @@ def test_specs_are_json_and_back() -> None:
     ids=str,
 )
 def test_impossible_specs_are_refused(values: dict[str, Any]) -> None:
-    """Before anything is built from them."""
+    """An impossible spec is refused before anything is built from it."""
     with pytest.raises(InvalidSpec):
         LstmSpec.from_json({"input_size": 3, "hidden_size": 5, **values})
 
 
 def test_versions_are_listed_and_strangers_passed_over(tmp_path: Path) -> None:
-    """Only NAME/N/manifest.json counts, N an integer >= 1 as it is usually written."""
+    """Only NAME/N/manifest.json counts, with N an integer >= 1 in its usual form."""
     make_model(tmp_path)
     for stranger in ("tiny/02", "tiny/0", "tiny/latest", "tiny/3", ".hidden/1", "two words/1"):
         target = tmp_path / stranger
@@ -273,7 +275,7 @@ def test_versions_are_listed_and_strangers_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_version_is_written_once(tmp_path: Path) -> None:
-    """Another one of the same number needs force, and then replaces it whole."""
+    """Another version with the same number needs force, and then replaces it whole."""
     make_model(tmp_path)
     files = read_model(tmp_path, "tiny", 1)
     with pytest.raises(FileExistsError):

@@ -1,7 +1,7 @@
 """What a call leaves behind when it has ended: nothing that waits for the garbage collector.
 
-Of a call that its client cancels only the server's own objects are counted: here client and server
-are one process, and grpc.aio's client keeps those calls until its channel is closed.
+For a call that its client cancels, the test counts only the server's own objects. Client and server
+are one process here, and grpc.aio's client keeps those calls until its channel is closed.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ LENGTH = 8000
 X = np.random.default_rng(0).standard_normal(3 * LENGTH, np.float32).tobytes()
 NAN = np.full(3 * LENGTH, np.nan, np.float32).tobytes()
 CALLS = 8
-KEPT_BYTES_MAX = len(X) // 4  # of one call, whose message and reply are three times that
+KEPT_BYTES_MAX = len(X) // 4  # for one call, whose message and reply are three times that
 
 
 async def step(wire: Wire, session: public.Session, **fields: object) -> None:
-    """A unary call, which may be refused."""
+    """Makes a unary Step, which may be refused."""
     request = pb.StepRequest(**{"session_id": session.id, "x": X, "length": LENGTH, **fields})
     with contextlib.suppress(grpc.aio.AioRpcError):
         await wire.send("Step", request.SerializeToString())
 
 
 async def conversation(wire: Wire, method: str, request: object) -> None:
-    """A stream of one message."""
+    """Makes a stream of one message."""
     stream = wire.stream(method)
     await stream.write(request.SerializeToString())  # type: ignore[attr-defined]  # a message
     assert await stream.read() is not grpc.aio.EOF
@@ -55,13 +55,13 @@ async def conversation(wire: Wire, method: str, request: object) -> None:
 
 
 async def streamed(wire: Wire, session: public.Session, x: bytes = X) -> None:
-    """StepStream."""
+    """Makes a StepStream."""
     request = pb.StepRequest(session_id=session.id, x=x, length=LENGTH)
     await conversation(wire, "StepStream", request)
 
 
 async def many(wire: Wire, session: public.Session, x: bytes = X, other: str = "") -> None:
-    """StepMany, perhaps with another session for the last row."""
+    """Makes a StepMany, perhaps with another session for the last row."""
     ids, lengths = [session.id], [LENGTH]
     if other:
         ids, lengths = [session.id, other], [LENGTH - 1, 1]
@@ -70,13 +70,13 @@ async def many(wire: Wire, session: public.Session, x: bytes = X, other: str = "
 
 
 async def predict(wire: Wire, session: public.Session) -> None:
-    """Predict."""
+    """Makes a Predict."""
     request = pb.PredictRequest(model="m", x=X, lengths=[LENGTH])
     await wire.send("Predict", request.SerializeToString())
 
 
 def inference(session: public.Session, x: bytes, sequence: str) -> kserve.ModelInferRequest:
-    """A request of the other dialect: a whole sequence at once, or one that is kept by nobody."""
+    """A ModelInfer request: a whole sequence at once, or a step of an unknown one."""
     request = kserve.ModelInferRequest(model_name="m", raw_input_contents=[x])
     tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, LENGTH, 3])
     assert tensor.name == "x"
@@ -88,7 +88,7 @@ def inference(session: public.Session, x: bytes, sequence: str) -> kserve.ModelI
 
 
 async def infer(wire: Wire, session: public.Session, x: bytes = X, sequence: str = "s") -> None:
-    """ModelInfer."""
+    """Makes a ModelInfer."""
     request = inference(session, x, sequence).SerializeToString()
     call = wire.channel.unary_unary(f"/{SERVICE}/ModelInfer")
     with contextlib.suppress(grpc.aio.AioRpcError):
@@ -96,7 +96,7 @@ async def infer(wire: Wire, session: public.Session, x: bytes = X, sequence: str
 
 
 async def infer_stream(wire: Wire, session: public.Session) -> None:
-    """ModelStreamInfer."""
+    """Makes a ModelStreamInfer."""
     stream = wire.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(timeout=30)
     await stream.write(inference(session, X, "s").SerializeToString())
     assert await stream.read() is not grpc.aio.EOF
@@ -125,7 +125,7 @@ ENDS: dict[str, Call] = {
 
 @pytest.mark.parametrize("end", ENDS)
 async def test_a_call_frees_its_memory_at_once(tmp_path: Path, end: str) -> None:
-    """However it ends, and its session with it: neither message nor reply is held by a cycle."""
+    """However a call and its session end, no cycle holds its message or its reply."""
     async with serving(tmp_path) as wire:
 
         async def once() -> None:
@@ -151,8 +151,8 @@ async def test_a_call_frees_its_memory_at_once(tmp_path: Path, end: str) -> None
 
 
 def messages_held() -> int:
-    """Requests of the other dialect that somebody has whole, the collector apart."""
-    # Not isinstance(): that asks every object for its __class__, and some of torch's warn of it.
+    """The number of ModelInfer requests that some object still holds."""
+    # isinstance() would ask every object for its __class__, and some of torch's warn of that.
     kinds = (UnaryInfer, StreamInfer)
     messages = [each for each in gc.get_objects() if type(each) in kinds]
     return sum(bool(each._content or each._message is not None) for each in messages)
@@ -162,7 +162,8 @@ def messages_held() -> int:
 async def test_a_message_that_nobody_reads_is_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Its caller goes away while a batch is computed and it waits: it is gone with him."""
+    """If the caller leaves while its message waits for a batch to end, the message is freed with
+    it."""
     async with serving(tmp_path) as wire:
         session, busy, going = await wire.good(), asyncio.Event(), asyncio.Event()
         computing = wire.engine.batch_loop.executor
@@ -222,7 +223,8 @@ libc.fflush(None)
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_all_threads_share_one_heap() -> None:
-    """Where each has its own, what one allocates and another frees stays in use."""
+    """With a heap for each thread, memory that one thread allocates and another frees stays in
+    use."""
     counts = {}
     for how in ("shared", "own"):
         command = [sys.executable, "-c", HEAPS, how]

@@ -36,6 +36,7 @@ NAMES = {
     *("lstm_steps", "lstm_step_errors", "lstm_steps_replayed", "lstm_rows", "lstm_padding_rows"),
     *("lstm_step_seconds", "lstm_queue_seconds", "lstm_compute_seconds", "lstm_batch_size"),
     *("lstm_pending_steps", "lstm_slots", "lstm_sessions"),
+    *("lstm_pool_bytes", "lstm_pool_bytes_limit"),
     *("lstm_pending_bytes", "lstm_pending_bytes_limit"),
     *("lstm_sessions_opened", "lstm_sessions_closed", "lstm_loop_lag_seconds"),
     *("lstm_store_seconds", "lstm_store_errors", "lstm_durable_lag_seconds"),
@@ -51,7 +52,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def metrics(registry: CollectorRegistry) -> Metrics:
-    """Metrics that have seen a bit of everything."""
+    """Metrics that have counted a bit of everything."""
     metrics = Metrics(registry)
     model = metrics.model("tiny", 1)
     model.batch(sessions=3, rows=7, padding_rows=2, compute_ns=80_000)
@@ -62,8 +63,9 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     model.opened("new")
     model.opened("fork")
     model.closed("client")
-    metrics.model_info("tiny", 1, "abc")
-    metrics.add_gauges("tiny", 1, lambda: Gauges(pending_steps=5, slots_used=1, sessions_clean=1))
+    gauges = Gauges("abc", pending_steps=5, slots_used=1, sessions_clean=1, pool_bytes_touched=9)
+    metrics.gauges = lambda: {("tiny", "1"): gauges}
+    metrics.pool_bytes_max = 1024
     steps, streams = metrics.rpc("Step", "unary"), metrics.rpc("StepStream", "bidi_stream")
     steps.started = streams.started = 1
     steps.ended(grpc.StatusCode.NOT_FOUND, 0.002)
@@ -78,7 +80,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def test_counts_come_out(registry: CollectorRegistry, metrics: Metrics) -> None:
-    """Every count that was put in is shown with its labels."""
+    """Every count is shown with its labels."""
     assert value(registry, "lstm_steps_total", method="StepStream", code="OK") == 3
     assert value(registry, "lstm_steps_total", method="Step", code="OK") == 2
     assert value(registry, "lstm_steps_total", method="StepMany", code="InvalidArgument") == 4
@@ -95,13 +97,15 @@ def test_counts_come_out(registry: CollectorRegistry, metrics: Metrics) -> None:
     assert value(registry, "lstm_compute_seconds_sum") == pytest.approx(80e-6)
     assert value(registry, "lstm_pending_steps") == 5
     assert value(registry, "lstm_slots", state="used") == 1
+    assert value(registry, "lstm_pool_bytes", state="touched") == 9
+    assert registry.get_sample_value("lstm_pool_bytes_limit") == 1024
     assert value(registry, "lstm_model_info", fingerprint="abc") == 1
 
 
 def test_rpcs_come_out_as_go_grpc_prometheus_names_them(
     registry: CollectorRegistry, metrics: Metrics
 ) -> None:
-    """Calls are counted under the names, labels and code spelling of stock dashboards."""
+    """Calls have the names, labels and spelling of codes that stock dashboards expect."""
     labels = {
         "grpc_type": "unary",
         "grpc_service": "lstmserve.v1.LstmService",
@@ -127,17 +131,14 @@ def test_names_and_labels_are_the_contract_s(registry: CollectorRegistry, metric
 
 
 def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
-    """However sessions come and go, opened - closed equals lstm_sessions at every scrape."""
+    """However sessions begin and end, opened - closed equals lstm_sessions at every scrape."""
     seed = 2
     print(f"seed {seed}")
     rng = random.Random(seed)
     metrics = Metrics(registry)
     model, live = metrics.model("tiny", 1), 0
 
-    def gauges() -> Gauges:
-        return Gauges(sessions_clean=live)
-
-    metrics.add_gauges("tiny", 1, gauges)
+    metrics.gauges = lambda: {("tiny", "1"): Gauges(sessions_clean=live)}
     for _ in range(200):
         if rng.random() < 0.6:
             model.opened(rng.choice(["new", "import", "fork"]))
@@ -156,7 +157,7 @@ def test_opened_minus_closed_is_sessions(registry: CollectorRegistry) -> None:
 
 @pytest.mark.parametrize("bounds", [SECONDS_BOUNDS, SIZE_BOUNDS], ids=["seconds", "sizes"])
 def test_histogram_counts_as_plain_python_does(bounds: tuple[float, ...]) -> None:
-    """Numpy's buckets equal bisect's, also on a bound itself and over several foldings."""
+    """Numpy's buckets equal bisect's, also on a bound itself and over several folds."""
     seed = 3
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -174,7 +175,7 @@ def test_histogram_counts_as_plain_python_does(bounds: tuple[float, ...]) -> Non
 
 
 def test_bounds_hold_in_nanoseconds() -> None:
-    """A value of exactly a bound counts below it when values are in nanoseconds too."""
+    """A value on a bound counts below it, also when values are in nanoseconds."""
     histogram = Histogram(SECONDS_BOUNDS, 1e-9)
     for bound in SECONDS_BOUNDS:
         histogram.observe(round(bound * 1e9))
@@ -182,14 +183,14 @@ def test_bounds_hold_in_nanoseconds() -> None:
 
 
 def test_codes_are_spelt_as_go_does() -> None:
-    """The two odd ones and a compound one, by code and by name."""
+    """The two irregular codes and a compound one are spelt as in Go, by code and by name."""
     assert go_code(grpc.StatusCode.OK) == "OK"
     assert go_code("CANCELLED") == "Canceled"
     assert go_code("FAILED_PRECONDITION") == "FailedPrecondition"
 
 
 def test_scrape_runs_where_the_counts_live() -> None:
-    """The counts are read by the function the server hands in, not on the scrape's thread."""
+    """The function that the server hands in reads the counts, not the scrape's thread."""
     registry, calls = CollectorRegistry(), []
 
     def read(function):
@@ -202,7 +203,8 @@ def test_scrape_runs_where_the_counts_live() -> None:
 
 
 def test_counts_that_are_watched_begin_at_0(registry: CollectorRegistry) -> None:
-    """A method that answered once shows 0 for the codes an alert waits for, a store its calls."""
+    """A method that answered once shows 0 for the codes that alerts watch, and so does a store for
+    its calls."""
     metrics = Metrics(registry)
     metrics.model("tiny", 1).failed("Step", "UNKNOWN", "INTERNAL")
     metrics.rpc("Step", "unary").started = 1

@@ -1,4 +1,4 @@
-"""A bad model folder stops itself alone: it is told, counted, and refused in one line."""
+"""A bad model folder stops only itself: it is reported, counted, and refused in one line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_the_others_are_served(serve: Serve, tmp_path: Path, name: str) -> None:
-    """The log, /readyz and a metric say which is not, and --strict-models refuses to start."""
+    """The log, /readyz and a metric name the refused one; --strict-models refuses to start."""
     folder, says, spoil = BAD[name]
     models = tmp_path / "models"
     make_model(models)
@@ -90,7 +90,7 @@ def test_the_others_are_served(serve: Serve, tmp_path: Path, name: str) -> None:
 
 
 def test_strangers_are_passed_over(tmp_path: Path) -> None:
-    """Files, lost+found, hidden folders and folders without versions are nobody's models."""
+    """Files, lost+found, hidden folders and folders without versions are not models."""
     make_model(tmp_path)
     (tmp_path / "README.md").touch()
     for stranger in ("lost+found", ".git/1", "docs/img", "tiny/latest"):
@@ -101,7 +101,7 @@ def test_strangers_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_left_it_fails(tmp_path: Path) -> None:
-    """With the first reason, and a count of the others."""
+    """Without any good model the start fails with the first reason, and a count of the others."""
     for version in (1, 2, 3):
         make_model(tmp_path, version=version)
         (tmp_path / "tiny" / str(version) / MODEL).unlink()
@@ -110,7 +110,7 @@ def test_where_nothing_is_left_it_fails(tmp_path: Path) -> None:
 
 
 def test_a_model_too_large_for_its_share_stops_no_other(tmp_path: Path) -> None:
-    """The pool is divided; what does not fit is refused with what it needs."""
+    """The pool is divided, and a model that does not fit its part is refused with what it needs."""
     make_model(tmp_path)
     make_model(tmp_path, replace(TINY, hidden_size=300), name="wide")
     refused: list[RefusedFolder] = []
@@ -190,7 +190,7 @@ GOLDEN_FAULTS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize("name", GOLDEN_FAULTS)
 def test_golden_vectors_that_prove_nothing_are_refused(tmp_path: Path, name: str) -> None:
-    """In one line, and before anything large is allocated."""
+    """They are refused in one line, before anything large is allocated."""
     says, make = GOLDEN_FAULTS[name]
     make_model(tmp_path)
     with np.errstate(invalid="ignore"):
@@ -210,7 +210,7 @@ def test_good_vectors_are_read_as_they_were_written() -> None:
 
 @pytest.mark.parametrize("name", [MANIFEST, MODEL, GOLDEN])
 def test_a_file_of_20_gb_is_not_read(tmp_path: Path, name: str) -> None:
-    """Sparse or not: its size says that it is none of ours."""
+    """A file of 20 GB is refused by its size, sparse or not."""
     make_model(tmp_path)
     os.truncate(tmp_path / "tiny" / "1" / name, 20 << 30)
     with pytest.raises(InvalidModelFolder, match=f"{name} has 21474836480 bytes, at most"):
@@ -240,7 +240,7 @@ def test_manifests_of_odd_values_are_refused_or_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kilobytes", [200_000, 300_000, 1_000_000])
 def test_too_little_memory_is_one_line(models: Path, kilobytes: int) -> None:
-    """Wherever it runs out: nothing hangs, and no trace is printed."""
+    """Wherever memory runs out, the start neither hangs nor prints a traceback."""
     flags = ["--models", models, *FREE_PORTS, "--pool-bytes", str(1 << 30)]
     limited = ["sh", "-c", f'ulimit -v {kilobytes}; exec "$@"', "sh", *COMMAND]
     ended: subprocess.CompletedProcess[str] = run_serve(*flags, command=limited)

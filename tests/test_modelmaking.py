@@ -1,4 +1,4 @@
-"""Holds the tests' own reference to onnxruntime, on the portable graph."""
+"""The tests' own reference compared with onnxruntime, on the portable graph."""
 
 from __future__ import annotations
 

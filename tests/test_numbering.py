@@ -31,7 +31,7 @@ SLICE = 4
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
-    """A driven engine; whole when it ends."""
+    """The running engine; its integrity is checked at the end."""
     engine = start_engine(tmp_path, SPEC, seed=3, slice_rows_max=SLICE, reply_bytes_max=256)
     task = asyncio.create_task(engine.run())
     yield engine
@@ -46,13 +46,14 @@ def x(length: int = 1, seed: int = 0) -> Any:
 
 
 async def send(engine: Engine, row: int, number: int, rows: Any, **options: Any) -> Any:
-    """One numbered step, answered."""
+    """Sends one numbered step, and returns its answer."""
     _, reply = submit(engine, row, rows, **number_of(number, rows, **options))
     return await reply
 
 
 async def test_the_table_of_answers(engine: Engine) -> None:
-    """Next, repeat, other input, old, gap: each has its answer, and only the next one counts."""
+    """The next step, a repeat, another input, an old number and a gap each have their answer, and
+    only the next step counts."""
     row = open_session(engine, "a")
     first = await send(engine, row, 1, x(3, 1))
     second = await send(engine, row, 2, x(2, 2))
@@ -74,7 +75,7 @@ async def test_the_table_of_answers(engine: Engine) -> None:
 
 
 async def test_a_repeat_joins_the_step_that_is_in_flight(engine: Engine) -> None:
-    """All senders of a pending number get its one reply, also when the first one goes away."""
+    """All senders of a pending number get its one reply, also if the first sender goes away."""
     row = open_session(engine, "a")
     rows = x(5 * SLICE, 1)
     leader, first = submit(engine, row, rows, **number_of(1, rows))
@@ -93,7 +94,7 @@ async def test_a_repeat_joins_the_step_that_is_in_flight(engine: Engine) -> None
 
 @pytest.mark.parametrize("as_block", [False, True])
 async def test_who_joins_a_step_has_his_own_time(engine: Engine, as_block: bool) -> None:
-    """A first sender's deadline that passed does not end the step for who has joined it since."""
+    """If the first sender's deadline passes, the step goes on for the sender that joined it."""
     row, rows = open_session(engine, "a"), x()
     late = {"deadline_ns": 1}
     if as_block:
@@ -107,7 +108,7 @@ async def test_who_joins_a_step_has_his_own_time(engine: Engine, as_block: bool)
 
 
 async def test_those_behind_a_step_that_failed_are_told_its_number(engine: Engine) -> None:
-    """A numbered step behind one that was not applied is a gap, and so is its repeat."""
+    """A numbered step after one that was not applied is a gap, and so is its repeat."""
     row = open_session(engine, "a")
     leader, first = submit(engine, row, x(3 * SLICE, 1), **number_of(1, x(3 * SLICE, 1)))
     _, second = submit(engine, row, x(1, 2), **number_of(2, x(1, 2)))
@@ -123,7 +124,7 @@ async def test_those_behind_a_step_that_failed_are_told_its_number(engine: Engin
 
 
 async def test_a_reply_too_large_to_keep_is_superseded(engine: Engine) -> None:
-    """At reply_bytes_max the reply is kept; one row above it, its absence is told."""
+    """At reply_bytes_max the reply is kept, and one row above it a repeat is superseded."""
     row = open_session(engine, "a")
     at_limit = 256 // (4 * SPEC.output_size)
     await send(engine, row, 1, x(at_limit, 1))
@@ -134,7 +135,7 @@ async def test_a_reply_too_large_to_keep_is_superseded(engine: Engine) -> None:
 
 
 async def test_an_unnumbered_step_keeps_no_reply(engine: Engine) -> None:
-    """Steps without a number count on, and a later repeat of theirs by number is told so."""
+    """Steps without a number count on, and a later repeat by number is superseded."""
     row = open_session(engine, "a")
     await submit(engine, row, x())[1]
     assert (await send(engine, row, 2, x(1, 1))).number == 2
@@ -144,7 +145,7 @@ async def test_an_unnumbered_step_keeps_no_reply(engine: Engine) -> None:
 
 
 async def attempt(engine: Engine, rng: np.random.Generator, row: int, k: int, each: Any) -> Any:
-    """One try of step k + 1, as a step or a block; None when its reply was lost."""
+    """Tries step k + 1 once, as a step or a block. Returns None if its reply was lost."""
     is_lost = rng.random() < 0.3
     if rng.random() < 0.4:
         reply = submit_block(engine, [row], [each], numbers=[k + 1])
@@ -163,12 +164,12 @@ async def attempt(engine: Engine, rng: np.random.Generator, row: int, k: int, ea
 
 
 async def send_all(engine: Engine, rng: np.random.Generator, row: int, inputs: list[Any]) -> Any:
-    """Sends each step again and again until it has its reply; all replies as one y."""
+    """Sends each step until it has its reply. Returns all replies as one y."""
     outputs = []
     for k, each in enumerate(inputs):
         y = None
         while y is None:
-            # Somebody's try may have been cancelled before it ran: then nothing was applied.
+            # A sender's try may have been cancelled before it ran: then nothing was applied.
             with contextlib.suppress(Cancelled, StepGap):
                 y = await attempt(engine, rng, row, k, each)
         outputs.append(y)
@@ -177,7 +178,8 @@ async def send_all(engine: Engine, rng: np.random.Generator, row: int, inputs: l
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_mixture_counts_each_step_once(engine: Engine, seed: int) -> None:
-    """Lost replies, repeats, cancellations, steps and blocks: all ends as the oracle says."""
+    """With lost replies, repeats, cancellations, steps and blocks everything ends as the oracle
+    says."""
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     oracle = Oracle(engine.config.models / "m" / "1", SPEC)
@@ -196,7 +198,7 @@ async def test_any_mixture_counts_each_step_once(engine: Engine, seed: int) -> N
 
 
 def digests(x: Any, last_only: bool, **columns: list[int]) -> list[int]:
-    """Of numbered steps that are one request."""
+    """The digests of numbered steps that are one request."""
     count = len(columns.get("lengths", x))
     numbers, rows = [1] * count, list(range(count))
     request = Request(
@@ -208,7 +210,8 @@ def digests(x: Any, last_only: bool, **columns: list[int]) -> list[int]:
 
 
 def test_a_digest_is_the_same_however_it_is_computed() -> None:
-    """One by one or as columns, of x or tokens; another value, length or layout differs."""
+    """One by one or as columns, of x or tokens, it is the same, and another value, length or layout
+    differs."""
     many, lengths, firsts = x(40, 7), [1, 5, 1, 33], [0, 1, 6, 7]
     for last_only in (False, True):
         columns = digests(many, last_only, lengths=lengths, firsts=firsts)

@@ -36,7 +36,7 @@ Step = Callable[[], Awaitable[Any]]
 
 @contextlib.contextmanager
 def counted() -> Iterator[list[int]]:
-    """The rows of each request that an engine accepts meanwhile."""
+    """The rows of each request that an engine accepts while the block runs."""
     sizes: list[int] = []
     accept = Engine.accept
 
@@ -51,7 +51,7 @@ def counted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def arrivals(count: int) -> Iterator[asyncio.Event]:
-    """It is set when so many messages have arrived, which need not have been read."""
+    """An event that is set when `count` messages have arrived; they need not have been read."""
     are_all, arrived, put_all = asyncio.Event(), 0, Inbox.put_all
 
     def put_counted(self: Inbox[Any], messages: Sequence[Any]) -> None:
@@ -67,7 +67,7 @@ def arrivals(count: int) -> Iterator[asyncio.Event]:
 
 
 async def sizes_of(engine: Engine, first: Step, others: Sequence[Step], count: int) -> list[int]:
-    """Rows of each request that the engine accepts for a step and `count` others behind it."""
+    """The rows of each request that the engine accepts for a step and `count` others after it."""
     computing = engine.batch_loop.executor
     in_thread, is_held, is_released = computing.in_thread, asyncio.Event(), threading.Event()
 
@@ -153,7 +153,7 @@ async def test_streams_of_the_async_client(wire: Wire) -> None:
 
 
 async def test_a_token_model(wire: Wire) -> None:
-    """Steps of a model that takes tokens are one request, of unlike lengths too."""
+    """Steps of a model that takes tokens are one request, also with different lengths."""
     good = await wire.good("letters")
     async with AsyncClient(wire.target) as client:
         sessions = [await client.session("letters") for _ in range(COUNT)]
@@ -165,12 +165,12 @@ async def test_a_token_model(wire: Wire) -> None:
 
 
 async def test_behind_a_store(tmp_path: Path) -> None:
-    """Steps of sessions that are here need not ask the store: they are one request."""
+    """Steps of sessions that are here do not ask the store, and are one request."""
     async with stored(tmp_path) as wire, AsyncClient(wire.target) as client:
         good = await wire.good()
         sessions = [await client.session("m") for _ in range(COUNT)]
         steps = [lambda each=each: each.step(rows(1, 0)) for each in sessions]
-        for _ in range(2):  # a first step, and one of a session that is known
+        for _ in range(2):  # a first step, and then one of a known session
             assert await sizes_of(wire.engine, good.step, steps, COUNT) == TOGETHER
 
 
@@ -194,13 +194,13 @@ async def test_the_client_of_triton(wire: Wire, triton: Triton, mode: str) -> No
 async def test_the_client_of_triton_behind_a_store(
     tmp_path: Path, triton: Triton, mode: str
 ) -> None:
-    """The same where every step is stored."""
+    """tritonclient's calls are one request, also if every step is stored."""
     async with stored(tmp_path) as wire:
         await takes_the_path_by_triton(wire, triton, mode)
 
 
 async def takes_the_path_by_triton(wire: Wire, triton: Triton, mode: str) -> None:
-    """Sequences that were started step together."""
+    """Asserts that sequences that have begun step together."""
     good = await wire.good()
 
     def requests(*, is_start: bool) -> list[dict[str, Any]]:
@@ -221,7 +221,7 @@ async def test_raw_streams(wire: Wire) -> None:
     streams = [wire.stream("StepStream") for _ in range(COUNT // 2)]
 
     async def step(i: int) -> None:
-        for good in others[i :: len(streams)]:  # gRPC takes one write of a call after the other
+        for good in others[i :: len(streams)]:  # gRPC takes a call's writes one after the other
             await streams[i].write(good.request().SerializeToString())
         for _ in others[i :: len(streams)]:
             reply = pb.StepResponse.FromString(await streams[i].read())

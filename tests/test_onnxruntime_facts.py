@@ -38,7 +38,7 @@ def run_in_process(batch: int) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_an_empty_batch_aborts_the_process() -> None:
-    """So nothing of ours may ever pass one on: no exception comes, and every session is gone."""
+    """An empty batch aborts the process without an exception, so ours must never pass one on."""
     done = run_in_process(0)
     assert done.returncode == -signal.SIGABRT
     assert b"survived" not in done.stdout
@@ -58,7 +58,7 @@ MALFORMED = {
 
 
 def lstm(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """An LSTM node alone, hidden_size 8, with weights of these shapes, unseen by any checker."""
+    """An LSTM node alone, hidden_size 8, with weights of these shapes that no checker has seen."""
     tensors = [
         onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name)
         for name, shape in shapes.items()
@@ -80,13 +80,14 @@ def run_lstm(content: bytes) -> list[np.ndarray]:
 
 
 def test_well_formed_weights_run() -> None:
-    """The node below is refused for its shapes and nothing else."""
+    """The node of the next test is refused for its shapes, and for nothing else."""
     assert run_lstm(lstm({"W": W, "R": R, "B": B}))[0].shape == (2, 1, 3, 8)
 
 
 @pytest.mark.parametrize("shapes", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_weights_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Older versions read past their end; the server checks shapes itself all the same."""
+    """onnxruntime refuses them; older versions read past their end, so the server checks shapes,
+    too."""
     content = lstm({"W": W, "R": R, "B": B} | shapes)
     with pytest.raises((errors.Fail, errors.InvalidArgument, errors.RuntimeException)):
         run_lstm(content)

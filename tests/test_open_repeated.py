@@ -1,4 +1,4 @@
-"""An OpenSession whose reply was lost and that is sent again: one session, on whichever server."""
+"""An OpenSession whose reply was lost and that is sent again opens one session, on any server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPEN = "/lstmserve.v1.LstmService/OpenSession"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of the models tiny:1, tiny:2 and other:1."""
+    """A folder with the models tiny:1, tiny:2 and other:1."""
     models = tmp_path / "models"
     make_model(models)
     make_model(models, seed=1, version=2)
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["file", "valkey"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Its URL."""
+    """The URL of a store."""
     if request.param == "file":
         yield f"file:{tmp_path / 'store'}"
         return
@@ -83,7 +83,7 @@ def step(serving: Serving, session: pb.Session, number: int) -> Any:
 
 
 def opening(request_id: str, **fields: Any) -> pb.OpenSessionRequest:
-    """Of a session of tiny:1."""
+    """A request that opens a session of tiny:1."""
     return pb.OpenSessionRequest(model="tiny", version=1, request_id=request_id, **fields)
 
 
@@ -102,13 +102,13 @@ OPENINGS = (
 
 
 def identity(session: pb.Session) -> tuple[Any, ...]:
-    """What of a session never changes."""
+    """The fields of a session that never change."""
     return session.id, session.incarnation, session.model, session.version
 
 
 def test_after_kill_9_the_repeat_finds_its_session(store: str, serve: Serve, folder: Path) -> None:
-    """However a session is opened, the request sent again to the next server is answered with the
-    session that the dead one opened, which steps on, and sent again later it takes nothing back."""
+    """After kill -9 the next server answers the repeated request with the dead one's session,
+    however it was opened; the session steps on, and a later repeat takes nothing back."""
     one = serve("--store", store, models=folder)
     sources = [
         call(one, "OpenSession", opening("", session_id=name)).session
@@ -148,7 +148,7 @@ def test_another_request_still_meets_a_taken_id(store: str, serve: Serve, folder
 
 
 def refuse(serving: Serving, *requests: pb.OpenSessionRequest) -> None:
-    """The id is taken."""
+    """Asserts that the id is taken."""
     for request in requests:
         with pytest.raises(LstmServeError) as refused:
             call(serving, "OpenSession", request)
@@ -169,7 +169,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 def test_a_request_id_of_another_request_is_refused(
     has_store: bool, serve: Serve, folder: Path, tmp_path: Path
 ) -> None:
-    """It opens nothing, and is not answered with the other request's session."""
+    """A request_id of another request opens nothing, and does not return the other's session."""
     flags = ("--store", f"file:{tmp_path / 'store'}") if has_store else ()
     one = serve(*flags, models=folder)
     first = call(one, "OpenSession", TAKEN)
@@ -181,7 +181,7 @@ def test_a_request_id_of_another_request_is_refused(
     again = call(one, "OpenSession", TAKEN)
     assert again.session.incarnation == first.session.incarnation
     assert len(call(one, "ListSessions", pb.ListSessionsRequest()).sessions) == 1
-    if has_store:  # the next server knows what the record says
+    if has_store:  # the next server learns from the record
         one.kill()
         two = serve(*flags, models=folder)
         for other in others[:2]:
@@ -189,7 +189,7 @@ def test_a_request_id_of_another_request_is_refused(
 
 
 def refuse_reuse(serving: Serving, request: pb.OpenSessionRequest) -> None:
-    """Its request_id is another request's."""
+    """Asserts that its request_id is refused as another request's."""
     with pytest.raises(LstmServeError) as refused:
         call(serving, "OpenSession", request)
     assert refused.value.reason == "MALFORMED"
@@ -198,8 +198,8 @@ def refuse_reuse(serving: Serving, request: pb.OpenSessionRequest) -> None:
 
 
 async def test_two_servers_at_once_open_one_session(tmp_path: Path) -> None:
-    """The same request on two servers at the same time: both answer with the session that the
-    store has, and it steps where it was opened last."""
+    """The same request on two servers at once returns the session that the store has, and it steps
+    on the server that opened it last."""
     request = pb.OpenSessionRequest(model="m", version=1, session_id="a", request_id="q1")
     async with (
         gated(tmp_path) as (one, gate),
@@ -217,7 +217,7 @@ async def test_two_servers_at_once_open_one_session(tmp_path: Path) -> None:
 
 
 class Crashing(Router):
-    """Kills its server before each reply to an OpenSession, and goes on with the next one."""
+    """Kills its server before each reply to an OpenSession, and goes on with the next server."""
 
     def __init__(self, start: Callable[[], Serving]) -> None:
         self._start, self._serving = start, start()
@@ -226,7 +226,7 @@ class Crashing(Router):
         super().__init__(self._serving.target)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """Each second OpenSession is answered."""
+        """Lets every second OpenSession be answered."""
         if details.method != OPEN:
             return super().service(details)
 
@@ -255,8 +255,8 @@ def crashing(store: str, serve: Serve, folder: Path) -> Iterator[Crashing]:
 
 
 def test_the_client_s_opens_survive_a_crash(crashing: Crashing, folder: Path) -> None:
-    """session(), session(id=), fork(), fork(id) and set_state() whose server dies with the reply:
-    each is the session that was asked for, and no other is left."""
+    """When the server dies with the reply, session(), session(id=), fork(), fork(id) and
+    set_state() return the session that was asked for, and leave no other."""
     rows = [random_input(TINY, (2,), n) for n in range(3)]
     oracle = Oracle(folder / "tiny" / "1", TINY)
     with Client(crashing.target, timeout_s=60) as client:
@@ -279,7 +279,7 @@ def test_the_client_s_opens_survive_a_crash(crashing: Crashing, folder: Path) ->
 
 
 async def test_the_async_client_s_fork_survives_a_crash(crashing: Crashing) -> None:
-    """The same of AsyncClient."""
+    """A fork by AsyncClient survives a crash in the same way."""
     async with AsyncClient(crashing.target, timeout_s=60) as client:
         session = await client.session("tiny", id="mine")
         await session.step(random_input(TINY, (), 1))
@@ -290,7 +290,7 @@ async def test_the_async_client_s_fork_survives_a_crash(crashing: Crashing) -> N
 
 
 class Wandering(LossyRouter):
-    """Loses messages, and sends each call to one of two servers, as its dice say."""
+    """Loses messages, and sends each call to one of two servers at random."""
 
     def __init__(self, targets: tuple[str, str], seed: int) -> None:
         super().__init__(targets[0], seed)
@@ -310,8 +310,8 @@ class Wandering(LossyRouter):
 
 
 def test_a_lossy_way_to_two_servers(valkey: Valkey, serve: Serve, folder: Path) -> None:
-    """Sessions and their forks, opened by a client whose calls are lost and wander between
-    two servers: none is refused as existing, each steps on exactly, and none is left over."""
+    """Sessions and forks of a client whose calls are lost and wander between two servers are never
+    refused as existing, step on exactly, and none is left over."""
     servers = [serve("--store", valkey.url, models=folder) for _ in range(2)]
     router = Wandering((servers[0].target, servers[1].target), seed=7)
     rows = [random_input(TINY, (2,), n) for n in range(2)]

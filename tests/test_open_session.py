@@ -36,7 +36,8 @@ async def reason(wire: Wire, method: str, **fields: object) -> str:
 
 
 async def test_ids(wire: Wire) -> None:
-    """An id is the client's, of every allowed character, or the server's own, never twice."""
+    """An id is the client's, with every allowed character, or the server's own, which never
+    repeats."""
     own = "AZaz09._~:-" + "x" * 117
     session = await wire.open(session_id=own, version=1)
     assert session.id == own
@@ -50,7 +51,7 @@ async def test_ids(wire: Wire) -> None:
 
 
 async def test_a_session_ends_when_its_time_runs_out(wire: Wire) -> None:
-    """Steps renew the time, looks do not; afterwards the id is told to be expired, and is free."""
+    """Steps renew the time and looks do not; later the id is reported as expired, and is free."""
     a = Good(wire, "m", await wire.open(version=1, ttl=Duration(seconds=TTL_S)))
     ahead_ns = TTL_S * SECOND_NS - SECOND_NS // 2
     for _ in range(3):
@@ -69,7 +70,7 @@ async def test_a_session_ends_when_its_time_runs_out(wire: Wire) -> None:
 
 
 async def test_the_default_time_is_the_servers(wire: Wire) -> None:
-    """Without a ttl it is session_ttl_s, and the longest is 30 days."""
+    """Without a ttl it is session_ttl_s, and the longest ttl is 30 days."""
     session = await wire.open()
     assert session.ttl.seconds == wire.engine.config.session_ttl_s
     longest = await wire.open(ttl=Duration(seconds=30 * 86_400))
@@ -78,7 +79,8 @@ async def test_the_default_time_is_the_servers(wire: Wire) -> None:
 
 
 async def test_what_a_taken_id_may_mean(wire: Wire) -> None:
-    """Fail, resume (with its state, and no other), restart (from zeros, a new incarnation)."""
+    """Fail, resume (with its state, and no other) and restart (from zeros, with a new
+    incarnation)."""
     a = Good(wire, "m", await wire.open(version=1))
     await a.step()
     taken = {"model": "m", "session_id": a.id}
@@ -103,7 +105,7 @@ async def test_what_a_taken_id_may_mean(wire: Wire) -> None:
 
 
 async def test_a_state_goes_out_and_in_bit_for_bit(wire: Wire) -> None:
-    """An imported state counts on from its step, steps on exactly, and comes out as it went in."""
+    """An imported state counts on from its step, steps on exactly, and is exported unchanged."""
     a = Good(wire, "m", await wire.open(version=1))
     await a.step(7)
     state = (await wire.call("GetState", session_id=a.id)).state
@@ -161,7 +163,7 @@ async def test_extreme_states(wire: Wire) -> None:
 
 
 async def test_a_fork_goes_its_own_way(wire: Wire) -> None:
-    """A fork has its source's state and number; then each is its own."""
+    """A fork has its source's state and number, and then the two are independent."""
     a = Good(wire, "m", await wire.open(version=1))
     await a.step(3)
     b = Good(wire, "m", await wire.open(version=1, fork_of=a.id))
@@ -178,7 +180,8 @@ async def test_a_fork_goes_its_own_way(wire: Wire) -> None:
 
 
 async def test_a_repeated_request_opens_once(wire: Wire) -> None:
-    """The same request_id gives the same session, until it is closed; another opens another."""
+    """The same request_id gives the same session until it is closed, and another one opens another
+    session."""
     first, second = [await wire.call("OpenSession", model="m", request_id="r1") for _ in range(2)]
     assert first.session.id == second.session.id
     assert first.session.incarnation == second.session.incarnation
@@ -192,7 +195,7 @@ async def test_a_repeated_request_opens_once(wire: Wire) -> None:
 
 
 async def test_closing_twice_is_fine(wire: Wire) -> None:
-    """Close tells the last step, also the second time; what comes later is told it is closed."""
+    """Close returns the last step, also the second time, and later calls get SESSION_CLOSED."""
     a = Good(wire, "m", await wire.open(version=1))
     await a.step()
     for incarnation in (0, a.session.incarnation, 0):

@@ -1,4 +1,4 @@
-"""The engine held to its oracle: whatever the batches and chunks, a session has its own bits."""
+"""The engine compared with its oracle: in any batches and chunks a session has its own bits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Life:
 
 
 class Traffic:
-    """Random steps, blocks and closings of many sessions at once; counts what it checked."""
+    """Random steps, blocks and closings of many sessions at once; it counts what it checked."""
 
     def __init__(self, engine: Engine, oracle: Oracle, seed: int) -> None:
         self._engine = engine
@@ -58,7 +58,7 @@ class Traffic:
         self.mismatches = 0
 
     async def run(self, rows: int) -> None:
-        """Until about `rows` time steps were checked."""
+        """Runs until about `rows` time steps were checked."""
         lives = [self._open() for _ in range(SESSIONS)]
         while self.rows_checked < rows:
             for _ in range(int(self._rng.integers(1, 30))):
@@ -140,7 +140,7 @@ async def drive(
     rows: int,
     plant: Callable[[Engine, pytest.MonkeyPatch], None] | None = None,
 ) -> Traffic:
-    """Random traffic on a fresh engine until it is checked, and the engine whole afterwards."""
+    """Runs random traffic on a fresh engine, checks it, and then the engine's integrity."""
     print(f"seed {seed}, {spec}")
     engine = start_engine(folder, spec, seed, session_pending_max=64, slice_rows_max=16)
     traffic = Traffic(engine, Oracle(folder / "m" / "1", spec), seed)
@@ -152,7 +152,7 @@ async def drive(
         await asyncio.wait([running, checking], return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             checking.cancel()
-            await running  # raises what the engine died of
+            await running  # raises the error that ended the engine
         await checking
     await engine.close(5)
     await running
@@ -197,7 +197,7 @@ def _length_off_by_one(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 
 
 def _swap(patch: pytest.MonkeyPatch, a: str, b: str) -> None:
-    """The state of `a` is written where that of `b` belongs, and the other way round."""
+    """Exchanges the states of `a` and `b` when they are written."""
     make = ShapeBinding.__init__
 
     def crossed(self: ShapeBinding, session: Any, pool: Pool, *arguments: Any) -> None:
@@ -227,7 +227,7 @@ def _scratch_reused_too_early(engine: Engine, patch: pytest.MonkeyPatch) -> None
 
 
 def _y_not_copied(engine: Engine, patch: pytest.MonkeyPatch) -> None:
-    """Replies are views of the buffer that the next run writes to."""
+    """Replies are views of the buffer that the next run overwrites."""
     kernel = engine.models[0].kernel
     assert kernel is not None
     run = kernel.run

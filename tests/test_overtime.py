@@ -1,4 +1,4 @@
-"""Calls that are watched for their time: one timer ends each when its time is over."""
+"""Calls whose time is watched: one timer ends each when its time is over."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ SECONDS = 0.05
 
 
 class Call:
-    """A call that somebody may end."""
+    """A call that can be ended."""
 
     def __init__(self) -> None:
         self.is_over = False
         self.expired: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def expire(self) -> None:
-        """Its time is over."""
+        """Notes that its time is over."""
         self.is_over = True
         self.expired.set_result(asyncio.get_running_loop().time())
 
 
 def watching() -> Overtime[Call]:
-    """Of such calls."""
+    """An Overtime of such calls."""
     return Overtime(SECONDS, lambda call: call.is_over, Call.expire)
 
 
 async def test_each_has_its_own_time() -> None:
-    """None is ended before its time, all are, and those that are over are left in peace."""
+    """No call ends before its time, every late one does, and those that are over are not
+    touched."""
     loop = asyncio.get_running_loop()
     overtime = watching()
     begun = []
@@ -44,7 +45,7 @@ async def test_each_has_its_own_time() -> None:
 
 
 async def test_a_later_call_is_watched_too() -> None:
-    """The timer that ran out starts again with the next call."""
+    """After its timer has fired, it starts again for the next call."""
     overtime = watching()
     for _ in range(2):
         call = Call()

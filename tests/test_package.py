@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A command outside the checkout's import paths."""
+    """Runs a command outside the checkout's import paths."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return subprocess.run(
         command, env=kept, capture_output=True, text=True, check=check, timeout=280, cwd="/"
@@ -48,7 +48,8 @@ def _install(bin_folder: Path, requirement: str) -> None:
 
 
 def test_the_wheel_has_its_licence_and_says_what_it_is(wheel: Path) -> None:
-    """The licence's text is the repository's; the metadata names it, and invents no address."""
+    """The licence's text is the repository's; the metadata names it, and contains no made-up
+    address."""
     with zipfile.ZipFile(wheel) as archive:
         (folder,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
         text = archive.read(f"{folder}/licenses/LICENSE")
@@ -61,7 +62,7 @@ def test_the_wheel_has_its_licence_and_says_what_it_is(wheel: Path) -> None:
 
 
 def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> None:
-    """It imports, and says which extras `serve`, `top` and `export` need, with exit code 2."""
+    """It imports, and `serve`, `top` and `export` exit with 2 and name the extra that they need."""
     run(base / "python", "-c", "from lstmserve import AsyncClient, Client")
     refused = run(base / "lstmserve", "serve", "--models", models, check=False)
     assert refused.returncode == 2
@@ -77,7 +78,7 @@ def test_the_base_install_is_a_client(base: Path, wheel: Path, models: Path) -> 
 def test_the_cpu_extra_serves_without_torch(
     base: Path, wheel: Path, models: Path, tmp_path: Path
 ) -> None:
-    """`pip install lstmserve[cpu]`: Ready, a step through the shell, and no torch anywhere."""
+    """`pip install lstmserve[cpu]` serves, answers a step from the shell, and installs no torch."""
     _install(base, f"{wheel}[cpu]")
     found = run(base / "python", "-c", "import torch", check=False)
     assert "No module named 'torch'" in found.stderr

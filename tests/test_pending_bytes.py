@@ -1,4 +1,4 @@
-"""The budget of bytes that wait: its sums, its limits, whose turn it is, over all calls."""
+"""The budget of bytes that wait: its sums, its limits, and whose turn it is, over all calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KSERVE = "/inference.GRPCInferenceService/"
 
 @pytest.fixture
 def budget() -> Iterator[PendingBytes]:
-    """One that is empty, and whole, when it is over."""
+    """A budget that is empty and consistent at the end."""
     budget = PendingBytes(MAX)
     yield budget
     budget.check_integrity()
@@ -46,13 +46,13 @@ def budget() -> Iterator[PendingBytes]:
 
 
 async def turns() -> None:
-    """Lets everybody whose turn has come go on."""
+    """Lets those whose turn has come go on."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 def release(leases: list[Lease]) -> None:
-    """All of them."""
+    """Releases all of them."""
     for lease in leases:
         lease.release()
 
@@ -60,7 +60,7 @@ def release(leases: list[Lease]) -> None:
 async def test_long_messages_fill_it_to_the_byte_but_for_the_part_of_short_ones(
     budget: PendingBytes,
 ) -> None:
-    """At the limit they are taken and one byte more is refused, with a delay; short ones go on."""
+    """At the limit long messages are refused with a delay, and short ones still pass."""
     account = Account()
     leases = [budget.enter(account, LONG) for _ in range(15)]
     assert budget.held == 15 * LONG
@@ -76,7 +76,8 @@ async def test_long_messages_fill_it_to_the_byte_but_for_the_part_of_short_ones(
 
 
 async def test_a_share_is_full_to_the_byte(budget: PendingBytes) -> None:
-    """A tenant at its share is refused one byte more, another one is not; it may change."""
+    """A tenant at its share is refused one byte more, another tenant is not, and the share may
+    change."""
     mine, other = Account(1000), Account(1000)
     leases = [budget.enter(mine, 999), budget.enter(mine, 1), budget.enter(other, 1000)]
     with pytest.raises(Quota) as refused:
@@ -91,7 +92,7 @@ async def test_a_share_is_full_to_the_byte(budget: PendingBytes) -> None:
 async def test_a_message_larger_than_what_there_is_has_its_turn_alone(
     budget: PendingBytes, share: int | None
 ) -> None:
-    """It waits until nothing long is held, then it is taken: nothing is stuck for ever."""
+    """It waits until no long message is held, and is then admitted: no message waits for ever."""
     account = Account(share)
     first = await budget.admit(account, 20 * MAX)
     second = asyncio.create_task(budget.admit(account, 20 * MAX))
@@ -105,7 +106,8 @@ async def test_a_message_larger_than_what_there_is_has_its_turn_alone(
 async def test_whoever_waits_has_his_turn_in_order_and_tenants_in_turn(
     budget: PendingBytes,
 ) -> None:
-    """Of one tenant the first is first, and a tenant with a long line keeps no other waiting."""
+    """A tenant's first message is first, and a tenant with many waiting messages does not hold up
+    others."""
     a, b = Account(), Account()
     all_of_it = await budget.admit(a, MAX)
     order: list[str] = []
@@ -125,7 +127,7 @@ async def test_whoever_waits_has_his_turn_in_order_and_tenants_in_turn(
 
 
 async def test_a_full_share_keeps_nobody_else_waiting(budget: PendingBytes) -> None:
-    """Who waits for the bytes of his own tenant stands in no other one's way."""
+    """A message that waits for its own tenant's bytes does not hold up other tenants."""
     mine, other = Account(2 * LONG), Account()
     leases = [budget.enter(mine, 2 * LONG)]
     waiting = asyncio.create_task(budget.admit(mine, LONG))
@@ -139,7 +141,7 @@ async def test_a_full_share_keeps_nobody_else_waiting(budget: PendingBytes) -> N
 async def test_who_may_read_and_has_nothing_to_read_keeps_nobody_waiting(
     budget: PendingBytes,
 ) -> None:
-    """Streams that were told to read take nothing: all of them are told within a while."""
+    """Streams that may read on and have nothing to read take nothing, so all get their turn."""
     account = Account()
     lease = await budget.admit(account, MAX)
     tasks = [asyncio.create_task(budget.vacancy(account, 9 * LONG)) for _ in range(5)]
@@ -161,7 +163,7 @@ class Lives:
         self.waiting: set[asyncio.Task[Lease]] = set()
 
     def act(self) -> None:
-        """One of what can happen."""
+        """Does one of the things that may happen."""
         rng, leases = self.rng, self.leases
         account, size = rng.choice(self.accounts), rng.choice([9, SHORT_BYTES, LONG, 3 * LONG])
         match rng.randrange(5):
@@ -177,7 +179,7 @@ class Lives:
                 self.use(rng.choice(leases), size)
 
     def use(self, lease: Lease, size: int) -> None:
-        """Its step holds it for a while; it grows or does not, and shrinks."""
+        """Holds the lease for a while, as a step does; it may grow, and it shrinks."""
         lease.hold()
         with contextlib.suppress(Refused, Quota):
             lease.grow(size)
@@ -185,7 +187,7 @@ class Lives:
         lease.release()
 
     def collect(self) -> None:
-        """Who has waited."""
+        """Collects the leases that have waited."""
         for task in [task for task in self.waiting if task.done()]:
             self.waiting.discard(task)
             self.leases += [] if task.cancelled() else [task.result()]
@@ -193,8 +195,8 @@ class Lives:
 
 @pytest.mark.parametrize("seed", range(30))
 async def test_whatever_ends_gives_its_bytes_back(budget: PendingBytes, seed: int) -> None:
-    """Random leases that grow, shrink, are shared, cancelled while they wait: never below zero,
-    never above the limit, nothing left."""
+    """Random leases that grow, shrink, are shared or cancelled while they wait never go below zero
+    or above the limit, and leave nothing."""
     lives = Lives(budget, random.Random(seed))
     for _ in range(400):
         lives.act()
@@ -217,32 +219,32 @@ def long_step(session_id: str, **fields: Any) -> bytes:
 
 
 async def step(wire: Wire, good: Good) -> grpc.aio.Call:
-    """Step."""
+    """Sends a Step."""
     call = wire.channel.unary_unary("/lstmserve.v1.LstmService/Step")
     return call(long_step(good.id), timeout=30)
 
 
 async def step_stream(wire: Wire, good: Good) -> grpc.aio.Call:
-    """StepStream."""
+    """Sends a StepStream."""
     return await streamed(wire, "/lstmserve.v1.LstmService/StepStream", long_step(good.id))
 
 
 async def step_many(wire: Wire, good: Good) -> grpc.aio.Call:
-    """StepMany."""
+    """Sends a StepMany."""
     request = pb.StepManyRequest(session_ids=[good.id], lengths=[ROWS], x=X.tobytes())
     path = "/lstmserve.v1.LstmService/StepMany"
     return await streamed(wire, path, request.SerializeToString())
 
 
 async def predict(wire: Wire, good: Good) -> grpc.aio.Call:
-    """Predict."""
+    """Sends a Predict."""
     request = pb.PredictRequest(model="m", x=X.tobytes())
     call = wire.channel.unary_unary("/lstmserve.v1.LstmService/Predict")
     return call(request.SerializeToString(), timeout=30)
 
 
 def inference(sequence: str = "", **numbers: int) -> bytes:
-    """A ModelInferRequest; of no sequence it is a whole one."""
+    """A ModelInferRequest; without a sequence it is a whole one."""
     request = kserve.ModelInferRequest(model_name="m", raw_input_contents=[X.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=[1, ROWS, 3])
     if sequence:
@@ -253,17 +255,17 @@ def inference(sequence: str = "", **numbers: int) -> bytes:
 
 
 async def infer(wire: Wire, good: Good) -> grpc.aio.Call:
-    """ModelInfer."""
+    """Sends a ModelInfer."""
     return wire.channel.unary_unary(f"{KSERVE}ModelInfer")(inference(), timeout=30)
 
 
 async def infer_stream(wire: Wire, good: Good) -> grpc.aio.Call:
-    """ModelStreamInfer."""
+    """Sends a ModelStreamInfer."""
     return await streamed(wire, f"{KSERVE}ModelStreamInfer", inference())
 
 
 async def streamed(wire: Wire, path: str, content: bytes) -> grpc.aio.Call:
-    """A stream of one message."""
+    """Sends a stream of one message."""
     stream = wire.channel.stream_stream(path)(timeout=30)
     await stream.write(content)
     return stream
@@ -276,7 +278,8 @@ STREAMS: list[Send] = [step_stream, step_many, infer_stream]
 
 @pytest.mark.parametrize("send", UNARY + STREAMS)
 async def test_a_call_that_is_cancelled_gives_its_bytes_back(tmp_path: Path, send: Send) -> None:
-    """While its step waits they are held; cancelled, they are free once its turn has come."""
+    """The bytes are held while its step waits, and are free once a cancelled call's turn has
+    come."""
     async with serving(tmp_path, is_running=False) as wire:
         calls = [await send(wire, await wire.good()) for _ in range(3)]
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
@@ -290,7 +293,8 @@ async def test_a_call_that_is_cancelled_gives_its_bytes_back(tmp_path: Path, sen
 
 @pytest.mark.parametrize("send", UNARY)
 async def test_a_unary_call_whose_bytes_do_not_fit_is_refused(tmp_path: Path, send: Send) -> None:
-    """As many as fit are taken, the next is told when to come again, and a short step passes."""
+    """As many calls as fit are accepted, the next is refused with a delay, and a short step
+    passes."""
     settings = {"message_bytes_max": MESSAGE, "pending_bytes_max": 2 * MESSAGE}
     fitting = (2 * MESSAGE - 2 * MESSAGE // 16) // (X.nbytes + ROWS * 2 * 4)
     async with serving(tmp_path, is_running=False, **settings) as wire:
@@ -308,7 +312,7 @@ async def test_a_unary_call_whose_bytes_do_not_fit_is_refused(tmp_path: Path, se
 
 @pytest.mark.parametrize("send", STREAMS)
 async def test_a_stream_is_not_read_while_its_bytes_do_not_fit(tmp_path: Path, send: Send) -> None:
-    """More streams than fit: the others wait, nothing is refused, and all are answered."""
+    """If more streams come than fit, the others wait, none is refused, and all are answered."""
     settings = {"message_bytes_max": MESSAGE, "pending_bytes_max": 2 * MESSAGE}
     fitting = (2 * MESSAGE - 2 * MESSAGE // 16) // (X.nbytes + ROWS * 2 * 4)
     async with serving(tmp_path, is_running=False, **settings) as wire:
@@ -327,13 +331,14 @@ async def test_a_stream_is_not_read_while_its_bytes_do_not_fit(tmp_path: Path, s
 
 
 async def test_a_tenants_share_is_its_own(tmp_path: Path) -> None:
-    """At its share a tenant's call is QUOTA, with a delay; the budget has room."""
+    """At its share a tenant's call is refused as QUOTA with a delay, although the budget has
+    room."""
     limits = Limits(pending_bytes_max=2 * (X.nbytes + ROWS * 2 * 4))
     async with serving(tmp_path, is_running=False, limits=limits) as wire:
-        calls = [await predict(wire, None)]  # type: ignore[arg-type]  # of no session
+        calls = [await predict(wire, None)]  # type: ignore[arg-type]  # without a session
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await (await predict(wire, None))  # type: ignore[arg-type]  # of no session
+            await (await predict(wire, None))  # type: ignore[arg-type]  # without a session
         said = refusal(failure.value)
         assert (said.code, said.reason) == (StatusCode.RESOURCE_EXHAUSTED, "QUOTA")
         assert said.retry_s
@@ -342,7 +347,7 @@ async def test_a_tenants_share_is_its_own(tmp_path: Path) -> None:
 
 
 async def test_a_reply_that_nobody_reads_ends_its_unary_call(tmp_path: Path) -> None:
-    """Its client takes no byte of it: after write_s_max the call is cut and its bytes are free."""
+    """If its client reads nothing, the call is cut after write_s_max, and its bytes are free."""
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 5)]
     async with serving(tmp_path, write_s_max=0.2) as wire:
         good = await wire.good()
@@ -356,7 +361,7 @@ async def test_a_reply_that_nobody_reads_ends_its_unary_call(tmp_path: Path) -> 
 
 
 def unsent(wire: Wire, method: str, **options: Any) -> grpc.aio.StreamUnaryCall[Any, Any]:
-    """A unary call whose message has not been sent, and never is."""
+    """A unary call whose message is never sent."""
     call = wire.channel.stream_unary(f"/lstmserve.v1.LstmService/{method}")
     return call(timeout=30, **options)
 
@@ -365,7 +370,8 @@ def unsent(wire: Wire, method: str, **options: Any) -> grpc.aio.StreamUnaryCall[
 async def test_a_unary_call_is_refused_before_its_message_is_read(
     tmp_path: Path, full: str
 ) -> None:
-    """While the budget, or its tenant's share, is used up: a client that sends nothing hears it."""
+    """While the budget or its tenant's share is full, a client that sends no message gets the
+    error."""
     share = 100 if full == "QUOTA" else None
     async with serving(tmp_path, limits=Limits(pending_bytes_max=share)) as wire:
         good = await wire.good()
@@ -374,7 +380,7 @@ async def test_a_unary_call_is_refused_before_its_message_is_read(
         lease = wire.pending.take(account, SHORT_BYTES if share is None else size)
         assert lease is not None
         lease.resize(size)
-        if share is not None:  # the first refusal of a tenant is after its message was read
+        if share is not None:  # the first refusal of a tenant comes after its message was read
             assert (await wire.refused("Step", b"")).reason == "QUOTA"
         for method in ("Step", "GetSession"):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
@@ -388,7 +394,7 @@ async def test_a_unary_call_is_refused_before_its_message_is_read(
 
 
 async def test_a_stream_whose_client_reads_nothing_and_sends_no_more(tmp_path: Path) -> None:
-    """Its replies are dropped after write_s_max though it has ended its side, and hold no bytes."""
+    """Its replies are dropped after write_s_max although it has half-closed, and hold no bytes."""
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 5)]
     async with serving(tmp_path, write_s_max=0.1) as wire:
         good = await wire.good()
@@ -410,12 +416,12 @@ class Failing:
 
     @staticmethod
     def FromString(content: bytes) -> Any:  # noqa: N802 -- protobuf's name
-        """What protobuf says in both cases."""
+        """Raises what protobuf raises in both cases."""
         raise DecodeError("Error parsing message")
 
 
 def test_want_of_memory_is_not_told_as_the_clients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no memory can be had the message is refused for now; where it can, it is malformed."""
+    """Without memory the message is refused for now, and with memory it is malformed."""
     with pytest.raises(Malformed):
         codec.parse(Failing, b"x")  # type: ignore[type-var]  # a part of one
 
@@ -439,14 +445,14 @@ def repeat(good: Good, number: int = 1) -> pb.StepRequest:
 
 
 async def repeats_by_step(wire: Wire, good: Good) -> list[str]:
-    """The reason of each refusal."""
+    """The reason of each refusal, by unary Steps."""
     content = repeat(good).SerializeToString()
     call = wire.channel.unary_unary("/lstmserve.v1.LstmService/Step")
     return await refusals(wire, [call(content, timeout=30) for _ in range(LIMIT + 1)])
 
 
 async def refusals(wire: Wire, calls: list[Any]) -> list[str]:
-    """Once as many as may are waiting, and the others were refused."""
+    """The refusals' reasons, once as many calls as may are waiting."""
     await wire.until(lambda: any(call.done() for call in calls))
     assert wire.engine.batch_loop.pending_steps == LIMIT
     await wire.until(lambda: wire.pending.held <= X.nbytes + LIMIT * (ROWS * 2 * 4 + 100))
@@ -456,7 +462,7 @@ async def refusals(wire: Wire, calls: list[Any]) -> list[str]:
 
 
 async def repeats_by_stream(wire: Wire, good: Good) -> list[str]:
-    """StepStream."""
+    """The refusals' reasons, by a StepStream."""
     stream = wire.stream("StepStream")
     for _ in range(LIMIT + 1):
         await stream.write(repeat(good).SerializeToString())
@@ -464,7 +470,8 @@ async def repeats_by_stream(wire: Wire, good: Good) -> list[str]:
 
 
 async def told(wire: Wire, stream: Any, kind: type[Any]) -> list[str]:
-    """The reasons in all replies. The refusal waits, too: a session's replies keep their order."""
+    """The reasons in all replies; the refusal waits, too, as a session's replies keep their
+    order."""
     counts = wire.metrics.models.values()
     await wire.until(lambda: sum(each.errors.total() for each in counts) == 1)
     assert wire.engine.batch_loop.pending_steps == LIMIT
@@ -478,7 +485,7 @@ async def told(wire: Wire, stream: Any, kind: type[Any]) -> list[str]:
 
 
 def reasons(reply: Any) -> list[str]:
-    """Of a reply's errors."""
+    """The reasons of a reply's errors."""
     if isinstance(reply, public.StepManyResponse):
         found = [each.status for each in reply.errors]
         found += [reply.error] if reply.HasField("error") else []
@@ -488,12 +495,12 @@ def reasons(reply: Any) -> list[str]:
 
 
 def in_band_reason(status: Any) -> str:
-    """The reason that a Status has."""
+    """The reason of a Status."""
     return str(in_band(status).reason)
 
 
 async def repeats_by_many(wire: Wire, good: Good) -> list[str]:
-    """StepMany."""
+    """The refusals' reasons, by a StepMany."""
     stream = wire.stream("StepMany")
     request = pb.StepManyRequest(
         session_ids=[good.id],
@@ -508,7 +515,7 @@ async def repeats_by_many(wire: Wire, good: Good) -> list[str]:
 
 
 async def repeats_by_infer(wire: Wire, good: Good) -> list[str]:
-    """ModelInfer, of a sequence whose session is begun by the library's own name for it."""
+    """The refusals' reasons, by ModelInfer of a sequence that a native call began."""
     request = kserve.ModelInferRequest.FromString(inference("s"))
     request.parameters["step"].int64_param = 1
     request.parameters["incarnation"].int64_param = good.session.incarnation
@@ -530,7 +537,8 @@ BY: list[Callable[[Wire, Good], Awaitable[list[str]]]] = [
 async def test_repeats_of_a_pending_step_are_counted(
     tmp_path: Path, limited: str, send: Callable[[Wire, Good], Awaitable[list[str]]]
 ) -> None:
-    """At the limit they join it and hold no input, one more is refused; all have its reply."""
+    """At the limit repeats join the step and hold no input, one more is refused, and all get its
+    reply."""
     settings: dict[str, Any] = {
         "session": {"session_pending_max": LIMIT},
         "all": {"pending_steps_max": LIMIT},
@@ -545,7 +553,7 @@ async def test_repeats_of_a_pending_step_are_counted(
 
 
 def sequence(wire: Wire) -> public.Session:
-    """The session of sequence "s", begun without a step."""
+    """The session of sequence "s", which has no step yet."""
     engine = wire.engine
     (model,) = [each for each in engine.models if each.name == "m"]
     tenant_key = sequence_key("", "m", "s")

@@ -1,4 +1,4 @@
-"""Which sequences of a Predict run together: every one once, in groups that a batch takes."""
+"""Which sequences of a Predict run together: each one once, in groups that fit a batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COSTS = st.builds(Cost, st.integers(0, 10**6), st.integers(0, 10**6), st.integer
 @settings(deadline=None, max_examples=100)
 @given(LENGTHS, CONFIGS, COSTS)
 def test_a_group_fits_a_batch(lengths: list[int], config: Config, cost: Cost) -> None:
-    """Every sequence is in one group; groups fall in length, and none passes a limit."""
+    """Every sequence is in one group, groups are ordered by length, and none exceeds a limit."""
     groups = groups_of(np.array(lengths, np.int32), config, cost)
     places = np.concatenate(groups)
     assert sorted(places.tolist()) == list(range(len(lengths)))
@@ -43,18 +43,18 @@ def test_a_group_fits_a_batch(lengths: list[int], config: Config, cost: Cost) ->
 
 
 def test_padding_is_weighed_against_a_batch() -> None:
-    """Where a cell costs much, like lengths run together; where it costs nothing, all do."""
+    """If a cell is expensive, sequences of like lengths run together, and if it is free, all do."""
     lengths = np.array([32] * 8 + [1] * 8, np.int32)
     config = Config()
     dear, cheap = Cost(0, 0, BATCH_NS), Cost(0, 0, 1)
     assert [each.size for each in groups_of(lengths, config, dear)] == [8, 8]
     assert [each.size for each in groups_of(lengths, config, cheap)] == [16]
-    heavy = Cost(0, 100 * BATCH_NS, BATCH_NS)  # a time step more costs as much as 100 cells
+    heavy = Cost(0, 100 * BATCH_NS, BATCH_NS)  # a further time step costs as much as 100 cells
     assert groups_of(lengths, config, heavy)[0].size > 8
 
 
 def test_the_cost_is_that_of_the_model_that_was_timed() -> None:
-    """From three timings, its parts; noise gives no negative one."""
+    """Three timings give the parts of the cost, and noise gives no negative part."""
     cost = Cost(1000, 500, 30)
     assert Cost.measured(cost.of(1, 1), cost.of(1, 16), cost.of(16, 1), 16) == cost
     assert Cost.measured(100, 90, 80, 16) == Cost(99, 0, 1)

@@ -28,7 +28,7 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 
 class Batch:
-    """Random sequences of a model, and what the portable graph makes of each alone."""
+    """Random sequences of a model, and what the portable graph computes of each alone."""
 
     def __init__(self, wire: Wire, model: str, with_state: bool) -> None:
         spec = SPECS[model]
@@ -82,7 +82,7 @@ async def test_every_layout(wire: Wire, model: str, with_state: bool, last_only:
 
 @MODELS
 async def test_without_lengths_it_is_one_sequence(wire: Wire, model: str) -> None:
-    """All rows are one sequence, and no state is sent that was not asked for."""
+    """All rows are one sequence, and states are sent only if they were asked for."""
     batch = Batch(wire, model, with_state=False)
     kind = "tokens" if model == "letters" else "x"
     response = await wire.call("Predict", model=model, **{kind: batch.xs[1].reshape(-1)})
@@ -92,7 +92,7 @@ async def test_without_lengths_it_is_one_sequence(wire: Wire, model: str) -> Non
 
 
 async def test_nothing_is_kept(wire: Wire) -> None:
-    """The same call twice gives the same reply, and a session beside notices nothing."""
+    """The same call twice gives the same reply, and a session beside it does not change."""
     batch = Batch(wire, "m", with_state=True)
     good = await wire.good()
     await good.step()
@@ -113,7 +113,7 @@ async def test_states_carry_over(wire: Wire) -> None:
 
 
 async def test_waiting_rows_are_bounded(tmp_path: Path) -> None:
-    """Together calls may wait with predict_rows_max rows; one row more is told to come again."""
+    """predict_rows_max rows of all calls may wait, and one row more is refused with a delay."""
     limits = {"length_max": 10, "predict_rows_max": 20}
     async with serving(tmp_path, is_running=False, **limits) as wire:
         good = await wire.good()
@@ -134,7 +134,7 @@ async def test_waiting_rows_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_sequences_that_wait_refuse_no_session_its_step(tmp_path: Path) -> None:
-    """A Predict that fills its queue leaves the steps' queue to the sessions."""
+    """A Predict that fills its own queue leaves the queue of steps to the sessions."""
     async with serving(tmp_path, is_running=False, pending_steps_max=3) as wire:
         good = await wire.good()
         request = pb.PredictRequest(model="m", x=[0.5] * 9, lengths=[1, 1, 1])

@@ -31,7 +31,7 @@ CALLS = 40
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
-    """Driven; whole when it ends: no slot lost, none with two owners."""
+    """The running engine; at the end no slot is lost, and none has two owners."""
     engine = start_engine(tmp_path, SPEC, seed=3, **LIMITS)
     task = asyncio.create_task(engine.run())
     yield engine
@@ -42,7 +42,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
 
 
 def job(engine: Engine, lengths: Any, seed: int, **options: Any) -> PredictJob:
-    """Random x of these lengths."""
+    """A job with random x of these lengths."""
     x = random_input(SPEC, (int(np.sum(lengths)),), seed)
     given = {"initial": None, "last_only": False, "with_state": True} | options
     now_ns = engine.clock().monotonic_ns
@@ -50,7 +50,7 @@ def job(engine: Engine, lengths: Any, seed: int, **options: Any) -> PredictJob:
 
 
 def check(engine: Engine, job: PredictJob, got: Prediction) -> None:
-    """The bits of the portable graph on each sequence alone."""
+    """Asserts the bits of the portable graph on each sequence alone."""
     oracle = Oracle(engine.config.models / "m" / "1", SPEC)
     ends, places = np.cumsum(job.lengths), np.cumsum(got.lengths)
     for i, x in enumerate(np.split(job.x, ends[:-1])):
@@ -65,7 +65,8 @@ def check(engine: Engine, job: PredictJob, got: Prediction) -> None:
 
 
 async def test_a_crowd_of_calls(engine: Engine) -> None:
-    """Of all kinds at once, some cancelled, steps beside them: every bit is right."""
+    """With calls of all kinds at once, some cancelled, and steps beside them, every bit is
+    right."""
     seed = int(np.random.default_rng().integers(2**32))
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
@@ -101,7 +102,7 @@ async def test_a_crowd_of_calls(engine: Engine) -> None:
 async def test_one_bad_sequence_fails_its_call_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model fails on one call's rows, also in a batch with others': those are right."""
+    """If the model fails on one call's rows, calls that share a batch with it are right."""
     model, run = engine.models[0], Kernel.run
     good, bad = job(engine, [3, 9, 2, 9], 1), job(engine, [9, 9, 9], 2)
 
@@ -122,7 +123,8 @@ async def test_one_bad_sequence_fails_its_call_alone(
 
 
 async def test_a_call_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Beyond the limit of waiting sequences nothing of a call waits; closing fails what does."""
+    """Beyond the limit of waiting sequences no part of a call waits, and closing fails those that
+    do."""
     engine = start_engine(tmp_path, SPEC, seed=3, pending_steps_max=10, **LIMITS)
     model = engine.models[0]
     calls = [

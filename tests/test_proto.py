@@ -22,12 +22,12 @@ WIRE_PACKAGE = "lstmserve.wire.v1."
 
 
 def floats_of(public_field: FieldDescriptor) -> bool:
-    """Whether it is one of the fields that the twin has as bytes."""
+    """Whether the field is one that the twin has as bytes."""
     return public_field.type == FieldDescriptor.TYPE_FLOAT and public_field.is_repeated
 
 
 def shape(field: FieldDescriptor) -> tuple[object, ...]:
-    """Everything about a field that the wire format depends on, and its name."""
+    """The parts of a field that the wire format depends on, and its name."""
     target = field.message_type or field.enum_type
     target_name = target.full_name.replace(WIRE_PACKAGE, "lstmserve.v1.") if target else None
     oneof = field.containing_oneof.name if field.containing_oneof else None
@@ -42,7 +42,7 @@ def reserved(message: Descriptor) -> list[int]:
 
 
 def fill(message: Message, rng: random.Random) -> None:
-    """Sets every field, and of a oneof one, to values that fit its type."""
+    """Sets every field, and one field of each oneof, to values that fit its type."""
     for field in message.DESCRIPTOR.fields:
         target = getattr(message, field.name)
         if field.type == FieldDescriptor.TYPE_MESSAGE:

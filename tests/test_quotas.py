@@ -24,7 +24,8 @@ async def ask(running: Tenancy, method: str, request: Any) -> tuple[LstmServeErr
 
 
 async def test_sessions_are_limited(models: Path, tmp_path: Path) -> None:
-    """The limit's sessions open, one more is QUOTA that no waiting helps, closing one does."""
+    """As many sessions as the limit open, one more is QUOTA without a delay, and closing one makes
+    room."""
     async with limited(models, tmp_path, "sessions_max=2") as running:
         acme = running.client("acme")
         first, _ = [await acme.session("tiny", id=f"s{i}") for i in range(2)]
@@ -41,7 +42,7 @@ async def test_sessions_are_limited(models: Path, tmp_path: Path) -> None:
 
 
 async def test_expired_sessions_make_room(models: Path, tmp_path: Path) -> None:
-    """A session whose time ran out does not count, though nobody has swept it yet."""
+    """A session that has expired does not count, even before it is swept."""
     async with limited(models, tmp_path, "sessions_max=1") as running:
         await running.client("acme").session("tiny", ttl_s=1.0)
         running.clock.add(2.0)
@@ -49,7 +50,8 @@ async def test_expired_sessions_make_room(models: Path, tmp_path: Path) -> None:
 
 
 async def test_waiting_steps_are_limited(models: Path, tmp_path: Path) -> None:
-    """A message of the limit's steps passes, one of one more is refused whole, with a delay."""
+    """A message with as many steps as the limit passes, and one step more is refused whole, with a
+    delay."""
     async with limited(models, tmp_path, "pending_steps_max=3") as running:
         acme = running.client("acme")
         sessions = [await acme.session("tiny", id=f"g:{i}") for i in range(4)]
@@ -66,7 +68,7 @@ async def test_waiting_steps_are_limited(models: Path, tmp_path: Path) -> None:
 
 
 async def test_steps_are_counted_out_however_they_end(models: Path, tmp_path: Path) -> None:
-    """After replies, refusals, failures and cancelled calls all of the limit is free again."""
+    """After replies, refusals, failures and cancelled calls the whole limit is free again."""
     async with limited(models, tmp_path, "pending_steps_max=2") as running:
         acme = running.client("acme")
         sessions = [await acme.session("tiny", id=f"g:{i}") for i in range(2)]
@@ -86,12 +88,13 @@ async def test_steps_are_counted_out_however_they_end(models: Path, tmp_path: Pa
             call.cancel()
         while running.engine.batch_loop.pending_steps:  # noqa: ASYNC110 -- a loop pass, no clock
             await asyncio.sleep(0)
-        # The stream may have stepped one of them: attached anew, they have the server's numbers.
+        # The stream may have stepped one of them; attach() gives them the server's numbers.
         await acme.step_many({await acme.attach(each.id): X for each in sessions})
 
 
 async def test_rows_a_second_are_limited(models: Path, tmp_path: Path) -> None:
-    """A second's rows pass by whatever call, the next waits for as long as the refusal says."""
+    """The rows of one second pass by any call, and the next wait for as long as the refusal
+    says."""
     async with limited(models, tmp_path, "rows_per_s=10") as running:
         acme = running.client("acme")
         session = await acme.session("tiny", id="g:0")
@@ -119,7 +122,7 @@ async def _items(rows: list[list[float]]) -> AsyncIterator[list[float]]:
 
 
 async def test_a_repeat_costs_nothing(models: Path, tmp_path: Path) -> None:
-    """A step that was applied is answered again past the limit, over Step and StepMany."""
+    """A step that was applied is answered again past the limit, by Step and by StepMany."""
     async with limited(models, tmp_path, "rows_per_s=1") as running:
         session = await running.client("acme").session("tiny", id="s")
         running.clock.add(1.0)
@@ -151,7 +154,7 @@ async def test_a_repeat_costs_nothing(models: Path, tmp_path: Path) -> None:
 async def test_the_server_s_limit_holds_for_tenants_without_one(
     models: Path, tmp_path: Path
 ) -> None:
-    """A flag limits those for whom the file says nothing, and each on its own."""
+    """A flag limits each tenant for which the file sets nothing."""
     settings = {"tenant_sessions_max": 1}
     async with limited(models, tmp_path, "sessions_max=2", **settings) as running:
         acme, other = running.client("acme"), running.client("other")

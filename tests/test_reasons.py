@@ -1,4 +1,4 @@
-"""The table of reasons against the contract's file, where their meaning is published."""
+"""The table of reasons against the contract's file, which publishes their meaning."""
 
 import re
 from pathlib import Path

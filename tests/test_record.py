@@ -120,7 +120,7 @@ def field(tag: int, value: bytes) -> bytes:
 
 @given(RECORDS)
 def test_round_trip(record: Record) -> None:
-    """Any record is decoded as it was encoded, and its version is read without decoding."""
+    """Any record is decoded to what was encoded, and its version is read without decoding."""
     content = encode(record)
     assert decode(content) == record
     assert version_of(content) == record.version
@@ -131,7 +131,7 @@ def test_round_trip(record: Record) -> None:
 def test_format_1_is_written_for_what_it_holds(
     record: Record, request_id: str, released: bool
 ) -> None:
-    """Format 2 is for what needs it; held to format 1, a record is the same without that."""
+    """Format 2 is used only if needed, and with format_max 1 a record loses only what needs it."""
     content = encode(record)
     assert content[4] == 1
     assert encode(record, 1) == content
@@ -142,13 +142,13 @@ def test_format_1_is_written_for_what_it_holds(
 
 @pytest.mark.parametrize("change", [{"states": WINDOW}, {"reply_ints": bytes(8)}])
 def test_format_1_cannot_hold_all_states(change: dict[str, Any]) -> None:
-    """Held to format 1, a record of other states or int64 replies is refused, not cut."""
+    """With format_max 1 a record of other states or int64 replies is refused, not cut."""
     with pytest.raises(ValueError, match="format 1 holds no"):
         encode(dataclasses.replace(EXAMPLE, **change), 1)
 
 
 def test_empty_reply_is_a_reply() -> None:
-    """A saved reply of no bytes is told from no saved reply."""
+    """A saved reply without bytes differs from no saved reply."""
     for example in EXAMPLES:
         for reply in (b"", None):
             record = dataclasses.replace(example, reply=reply, reply_ints=b"")
@@ -156,7 +156,7 @@ def test_empty_reply_is_a_reply() -> None:
 
 
 def test_layout_is_fixed() -> None:
-    """Format 1 keeps its offsets, which scripts in running stores rely on."""
+    """Format 1 keeps its offsets, because scripts in running stores rely on them."""
     content = encode(EXAMPLE)
     assert content[:8] == b"LSTr" + struct.pack("<HH", 1, len("weather"))
     assert content[VERSION_SLICE] == struct.pack("<3q", 7, 3, 41)
@@ -166,7 +166,7 @@ def test_layout_is_fixed() -> None:
 
 
 def test_layout_of_format_2_is_fixed() -> None:
-    """Format 2 keeps its bytes, and every later format where the version and the checksum lie."""
+    """Format 2 keeps its bytes, and every later format the places of version and checksum."""
     content = encode(SECOND)
     assert content[:8] == b"LSTr" + struct.pack("<HH", 2, 0)
     assert (VERSION_SLICE.start, VERSION_SLICE.stop) == (8, 32)
@@ -184,8 +184,8 @@ def test_layout_of_format_2_is_fixed() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_flipped_bit_is_found(example: Record) -> None:
-    """No single flipped bit, in the header, its checksum or the body, goes unnoticed, and one of
-    the format's number is damage too, not a later release's record."""
+    """Every flipped bit is found, in the header, its checksum or the body, and one in the format's
+    number is damage, not a later release's record."""
     content = encode(example)
     for bit in range(8 * len(content)):
         damaged = bytearray(content)
@@ -196,7 +196,7 @@ def test_every_flipped_bit_is_found(example: Record) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_truncation_is_found(example: Record) -> None:
-    """No beginning of a record is a record, nor one with more behind it."""
+    """A truncated record is refused, and so is a record with bytes behind it."""
     content = encode(example)
     for size in range(len(content)):
         with pytest.raises(CorruptRecord, match=r"bytes|checksum"):
@@ -207,7 +207,7 @@ def test_every_truncation_is_found(example: Record) -> None:
 
 @given(st.binary(max_size=300), st.booleans(), st.sampled_from(EXAMPLES))
 def test_noise_is_refused(noise: bytes, begins_well: bool, example: Record) -> None:
-    """Whatever the bytes, the only error is CorruptRecord."""
+    """Whatever the bytes are, the only error is CorruptRecord."""
     content = encode(example)[:120] + noise if begins_well else noise
     if content != encode(example):
         with pytest.raises(CorruptRecord):
@@ -217,8 +217,8 @@ def test_noise_is_refused(noise: bytes, begins_well: bool, example: Record) -> N
 @given(st.integers(6, 400), st.binary(min_size=1, max_size=8), st.sampled_from(EXAMPLES))
 @settings(max_examples=500)
 def test_forged_record_is_refused_or_valid(at: int, patch: bytes, example: Record) -> None:
-    """What is changed under a right checksum gives a valid record, or is refused as damaged, or,
-    in format 2, as a later release's."""
+    """Changed bytes under a right checksum give a valid record, or are refused as damage or, in
+    format 2, as a later release's."""
     content = bytearray(encode(example))
     size = len(content)
     content[at : at + len(patch)] = patch
@@ -237,7 +237,7 @@ def test_forged_record_is_refused_or_valid(at: int, patch: bytes, example: Recor
 
 @given(st.integers(0, 2**16 - 1).filter(lambda n: n not in FORMATS), st.binary(max_size=300))
 def test_a_later_format_is_left_alone(number: int, rest: bytes) -> None:
-    """A whole record of any other format is a later release's: its version is read, no more."""
+    """A whole record of any other format is a later release's: only its version is read."""
     start = b"LSTr" + struct.pack("<HH3q4x", number, 0, 7, 3, 41)
     content = signed(start + rest + bytes(HEADER2_BYTES))
     with pytest.raises(UnknownRecord, match=f"format {number}, this release reads 1 to 2"):
@@ -252,7 +252,7 @@ def test_a_later_format_is_left_alone(number: int, rest: bytes) -> None:
 
 
 def test_what_format_2_may_say_later() -> None:
-    """An unknown field, type or flag leaves the record alone, an optional field is passed over."""
+    """An unknown field, type or flag refuses the record, and an optional field is ignored."""
     content = encode(SECOND)
     for tag in (7, OPTIONAL - 1):
         with pytest.raises(UnknownRecord, match=f"field {tag}"):
@@ -277,7 +277,7 @@ def test_what_format_2_may_say_later() -> None:
     ],
 )
 def test_fields_out_of_order_are_damage(more: bytes, what: str) -> None:
-    """Under a right checksum: fields twice, out of order, or cut."""
+    """Under a right checksum, fields that come twice, out of order or cut are refused."""
     with pytest.raises(CorruptRecord, match=what):
         decode(signed(encode(SECOND) + more))
 
@@ -314,13 +314,13 @@ def test_impossible_records_are_not_made(change: dict[str, Any], what: str) -> N
 
 @pytest.mark.parametrize("change", [{"digest": 2**64}, {"digest": -1}, {"model": "m" * 70_000}])
 def test_too_large_for_the_header(change: dict[str, Any]) -> None:
-    """A number or name that the header has no room for is a ValueError, not a cut."""
+    """A number or name that has no room in the header is a ValueError, and is not cut."""
     with pytest.raises(ValueError, match="no room"):
         encode(dataclasses.replace(EXAMPLE, **change))
 
 
 def test_other_bytes_say_so() -> None:
-    """Wrong bytes are refused by their beginning and their size."""
+    """Other bytes are refused by their beginning and their size."""
     with pytest.raises(CorruptRecord, match="begin"):
         version_of(b"x" * 200)
     with pytest.raises(CorruptRecord, match="less than the header"):
@@ -330,7 +330,7 @@ def test_other_bytes_say_so() -> None:
 
 
 def test_records_of_the_first_edition() -> None:
-    """Those of its store are decoded, and encoded again byte for byte."""
+    """Records of the first edition's store are decoded, and encoded again byte for byte."""
     uri = f"file:{EDITION1_STORE}?immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
         contents = [row[0] for row in database.execute("SELECT content FROM record")]

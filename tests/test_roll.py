@@ -1,4 +1,4 @@
-"""deploy/roll.sh, with a stand-in for the docker command; docs/OPERATIONS.md has a real run."""
+"""deploy/roll.sh with a stand-in for the docker command; docs/OPERATIONS.md has a real run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = ROOT / "deploy" / "roll.sh"
 
 @dataclass(frozen=True)
 class Rolled:
-    """What a run of the script left and said."""
+    """What a run of the script left and printed."""
 
     code: int
     out: str
@@ -34,7 +34,7 @@ class Rolled:
         return [key for kind, key, _ in self.state["events"] if kind == "stop"]
 
     def images(self) -> list[str]:
-        """Of the servers that are there now."""
+        """The images of the servers that exist now."""
         return [server["image"] for server in self.state["servers"].values()]
 
 
@@ -60,7 +60,7 @@ def roll(folder: Path, state: dockerlike.State, **variables: str) -> Rolled:
 
 
 def test_a_server_leaves_only_when_all_others_are_called(tmp_path: Path) -> None:
-    """Three servers become three of the new image, and never are fewer than two called."""
+    """Three servers become three of the new image, and at least two are called at any time."""
     rolled = roll(tmp_path, dockerlike.new_state(3))
     assert (rolled.code, rolled.error) == (0, "")
     assert rolled.images() == ["new"] * 3
@@ -73,7 +73,7 @@ def test_a_server_leaves_only_when_all_others_are_called(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("health", ["unhealthy", "restarting"])
 def test_it_stops_at_a_new_server_that_is_not_healthy(tmp_path: Path, health: str) -> None:
-    """The others stay as they are, and the last line says how to go back."""
+    """The other servers stay unchanged, and the last line says how to go back."""
     rolled = roll(tmp_path, dockerlike.new_state(3, becomes={"new": health}))
     assert rolled.code == 1
     assert rolled.images() == ["old", "old", "new"]
@@ -92,7 +92,7 @@ def test_the_way_back_replaces_the_broken_one_first(tmp_path: Path) -> None:
 
 
 def test_it_stops_when_envoy_does_not_call_the_new_server(tmp_path: Path) -> None:
-    """Healthy is not enough: the next one would leave with nobody in its place."""
+    """A healthy server is not enough: without Envoy's calls to it the next one must not leave."""
     rolled = roll(tmp_path, dockerlike.new_state(3, envoy_looks=100))
     assert rolled.code == 1
     assert rolled.stopped() == ["id-1"]
@@ -100,7 +100,7 @@ def test_it_stops_when_envoy_does_not_call_the_new_server(tmp_path: Path) -> Non
 
 
 def test_it_stops_after_a_server_that_could_not_store_its_sessions(tmp_path: Path) -> None:
-    """Its place is taken, its log's end is shown, and the others are not asked to leave."""
+    """A new server takes its place, the end of its log is shown, and the others are not stopped."""
     state = dockerlike.new_state(3)
     state["servers"]["id-1"]["exit"] = 1
     rolled = roll(tmp_path, state)
@@ -121,7 +121,7 @@ def test_it_stops_after_a_server_that_could_not_store_its_sessions(tmp_path: Pat
 def test_it_changes_nothing_when_it_cannot_begin(
     tmp_path: Path, count: int, changes: dict[str, Any], reason: str
 ) -> None:
-    """No image, or no second server: one line, and no server is touched."""
+    """Without the image, or without a second server, it prints one line and touches no server."""
     rolled = roll(tmp_path, dockerlike.new_state(count, **changes))
     assert rolled.code == 1
     assert rolled.state["events"] == []
@@ -129,7 +129,7 @@ def test_it_changes_nothing_when_it_cannot_begin(
 
 
 def test_it_waits_for_servers_that_still_start(tmp_path: Path) -> None:
-    """Right after `up` no server is taken for a broken one."""
+    """Right after `up` it takes no starting server for a broken one."""
     state = dockerlike.new_state(2)
     for server in state["servers"].values():
         server |= {"health": "starting", "looks": 2, "unseen": 2}
@@ -139,7 +139,8 @@ def test_it_waits_for_servers_that_still_start(tmp_path: Path) -> None:
 
 
 def test_what_the_script_names_exists() -> None:
-    """Services, Envoy's admin port, its cluster's name and the image's variable are compose's."""
+    """Services, Envoy's admin port, its cluster's name and the image's variable are those of
+    compose."""
     text = SCRIPT.read_text()
     services = compose("scale")["services"]
     assert {"lstmserve", "envoy"} <= services.keys()

@@ -1,4 +1,4 @@
-"""Acked steps that a store has not, or has no more: no step without a number goes on from there."""
+"""A store that lacks acknowledged steps: no step without a number goes on from its state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PIPELINED = 10
 
 @contextlib.asynccontextmanager
 async def fleet(folder: Path, *each: dict[str, Any]) -> AsyncIterator[tuple[list[Wire], Store]]:
-    """Servers in this process, of these settings, and the store that they share."""
+    """Servers in this process with these settings, and the store that they share."""
     store = open_store(f"file:{folder / 'store'}", timeout_s=20)
     assert store is not None
     models = folder / "models"
@@ -55,7 +55,7 @@ async def fleet(folder: Path, *each: dict[str, Any]) -> AsyncIterator[tuple[list
 
 
 async def left_behind(wire: Wire, name: str = "a") -> Good:
-    """A session of which the store has steps 1 to 2, and its server ACKED."""
+    """A session whose server has ACKED steps, of which the store has only 1 and 2."""
     good = Good(wire, "m", await wire.open(session_id=name))
     for number in range(ACKED):
         await good.step()
@@ -100,7 +100,8 @@ async def step_of(wire: Wire, name: str = "a") -> int:
 
 
 async def test_every_unnumbered_step_is_refused(tmp_path: Path) -> None:
-    """By every call, alone and pipelined, with and without the incarnation: nothing is applied."""
+    """Every call refuses them, alone and pipelined, with and without incarnation, and applies
+    none."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         good = await left_behind(first)
         incarnation = good.session.incarnation
@@ -121,7 +122,8 @@ async def test_every_unnumbered_step_is_refused(tmp_path: Path) -> None:
 
 
 async def test_numbered_steps_go_on_as_they_are(tmp_path: Path) -> None:
-    """Under the same incarnation: a gap, the last step again, the next; then others run, too."""
+    """With the same incarnation a gap, the last step again and the next step are answered, and then
+    others run."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         good = await left_behind(first)
         named = {"incarnation": good.session.incarnation}
@@ -136,7 +138,7 @@ async def test_numbered_steps_go_on_as_they_are(tmp_path: Path) -> None:
 
 
 async def test_numbered_columns_are_heard(tmp_path: Path) -> None:
-    """StepMany with numbers: the sessions go on, and so do their unnumbered steps."""
+    """StepMany with numbers goes on, and after it unnumbered steps of its sessions do, too."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         goods = [await left_behind(first, name) for name in "ab"]
         fields = {"session_ids": ["a", "b"], "lengths": [1, 1], "x": [0.5] * 6}
@@ -148,7 +150,8 @@ async def test_numbered_columns_are_heard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("if_exists", [RESUME, RESTART])
 async def test_who_opens_it_again_goes_on(tmp_path: Path, if_exists: int) -> None:
-    """From what is left, or from zeros; a repeated RESUME is the same one again."""
+    """The session goes on from what is left, or from zeros, and a repeated RESUME changes
+    nothing."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         good = await left_behind(first)
         assert (await reason_of(second, unnumbered()))[0] == ROLLED_BACK
@@ -169,8 +172,8 @@ async def test_who_opens_it_again_goes_on(tmp_path: Path, if_exists: int) -> Non
 async def test_who_was_told_elsewhere_is_not_answered_from_what_was_taken_back(
     tmp_path: Path,
 ) -> None:
-    """The session moved without an order, its client was told, resumed it and took other steps
-    under the same numbers: the first server, which still has its own, goes on from theirs."""
+    """If a session moved without a drain, and its client resumed it and took other steps under the
+    same numbers, the first server goes on from those, and not from its own."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         good = await left_behind(first)
         old = good.session.incarnation
@@ -181,7 +184,7 @@ async def test_who_was_told_elsewhere_is_not_answered_from_what_was_taken_back(
         good.wire = second
         del good.xs[2:]
         rng = np.random.default_rng(99)
-        for number in range(3, ACKED + 1):  # as many as the first server has
+        for number in range(3, ACKED + 1):  # as many steps as the first server has
             request = good.request(step=number, incarnation=new)
             x = rng.standard_normal(3, np.float32)
             good.xs[-1] = x.reshape(1, 3)
@@ -196,7 +199,7 @@ async def test_who_was_told_elsewhere_is_not_answered_from_what_was_taken_back(
 
 
 async def test_whom_it_left_unnoticed_is_told_when_it_knows(tmp_path: Path) -> None:
-    """A suspect copy that the session has left again refuses nothing: it asks the store first."""
+    """A suspect copy whose session has moved on refuses nothing before it has asked the store."""
     async with fleet(tmp_path, BEHIND, BEHIND, BEHIND) as ((first, second, third), _):
         await left_behind(first)
         assert (await reason_of(second, unnumbered()))[0] == ROLLED_BACK
@@ -208,8 +211,8 @@ async def test_whom_it_left_unnoticed_is_told_when_it_knows(tmp_path: Path) -> N
 
 
 async def test_what_a_drain_hands_over_goes_on(tmp_path: Path) -> None:
-    """A session with steps that were stored, and one with steps that were not: both are released;
-    a suspect one is not, for its client has not heard."""
+    """Sessions with stored and with unstored steps are released, and a suspect one is not, because
+    its client has not got the error."""
     async with fleet(tmp_path, BEHIND, BEHIND, BEHIND) as ((first, second, third), store):
         await left_behind(first, "suspect")
         assert (await reason_of(second, unnumbered("suspect")))[0] == ROLLED_BACK
@@ -230,7 +233,7 @@ async def test_what_a_drain_hands_over_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [{}, FORMAT_1])
 async def test_what_moved_out_comes_back(tmp_path: Path, more: dict[str, Any]) -> None:
-    """Sessions that made room for others go on, on the same server, whatever its records say."""
+    """Sessions that made room for others go on on the same server, whatever its records say."""
     async with fleet(tmp_path, BEHIND | SMALL | more) as ((wire,), _):
         fits = wire.engine.model("m", 1).sessions_max
         goods = [Good(wire, "m", await wire.open()) for _ in range(fits)]
@@ -243,7 +246,7 @@ async def test_what_moved_out_comes_back(tmp_path: Path, more: dict[str, Any]) -
 
 
 async def test_what_moved_out_goes_on_elsewhere(tmp_path: Path) -> None:
-    """Its record is released when it moves out."""
+    """A session's record is released when it moves out."""
     async with fleet(tmp_path, BEHIND | SMALL, BEHIND) as ((first, second), _):
         fits = first.engine.model("m", 1).sessions_max
         goods = [Good(first, "m", await first.open()) for _ in range(fits)]
@@ -263,7 +266,7 @@ async def test_what_moved_out_goes_on_elsewhere(tmp_path: Path) -> None:
     [
         (BEHIND, THROUGH, True),
         (BEHIND | FORMAT_1, BEHIND, True),
-        (BEHIND | FORMAT_1, THROUGH, False),  # nothing says how it was written
+        (BEHIND | FORMAT_1, THROUGH, False),  # no record says how it was written
         (THROUGH, THROUGH, False),
         (THROUGH, BEHIND, True),  # nor here
     ],
@@ -271,7 +274,7 @@ async def test_what_moved_out_goes_on_elsewhere(tmp_path: Path) -> None:
 async def test_modes_and_formats(
     tmp_path: Path, writer: dict[str, Any], reader: dict[str, Any], is_suspect: bool
 ) -> None:
-    """A record that says nothing is taken as its reader writes its own."""
+    """A record that does not say it is treated as its reader writes its own."""
     async with fleet(tmp_path, writer, reader) as ((first, second), store):
         await left_behind(first)
         if not is_suspect:
@@ -283,8 +286,8 @@ async def test_modes_and_formats(
 
 
 async def test_a_store_that_went_back(tmp_path: Path) -> None:
-    """Through: a server whose store has less than it was told refuses unnumbered steps, though the
-    record says nothing; and so where the session had moved out before."""
+    """A write-through server whose store has fewer steps than it wrote refuses unnumbered steps,
+    though the record says nothing, and also if the session had moved out before."""
     async with fleet(tmp_path, THROUGH) as ((wire,), store):
         good = Good(wire, "m", await wire.open(session_id="a"))
         await good.step()
@@ -309,7 +312,7 @@ async def test_a_store_that_went_back(tmp_path: Path) -> None:
 
 
 async def put_back(store: Store, key: str, content: bytes | None) -> None:
-    """The store has this record again, whatever it has now."""
+    """Puts this record into the store, whatever is there now."""
     (found,) = await store.load([key])
     assert found is not None
     await store.put([Write(key, version_of(found), None, 1.0)])
@@ -317,7 +320,7 @@ async def put_back(store: Store, key: str, content: bytes | None) -> None:
 
 
 async def test_a_claim_without_an_answer_raises_no_suspicion(tmp_path: Path) -> None:
-    """A released session whose claim was stored and not answered goes on at the repeat."""
+    """A released session whose claim was stored without an answer goes on at the repeat."""
     async with fleet(tmp_path, BEHIND) as ((first,), store):
         good = Good(first, "m", await first.open(session_id="a"))
         await good.step()
@@ -331,7 +334,7 @@ async def test_a_claim_without_an_answer_raises_no_suspicion(tmp_path: Path) -> 
 
 
 async def test_the_client_library_goes_on_by_itself(tmp_path: Path) -> None:
-    """It numbers its steps: after RESUME it goes on from what is left."""
+    """The client library numbers its steps, so after RESUME it goes on from what is left."""
     async with fleet(tmp_path, BEHIND, BEHIND) as ((first, second), _):
         good = await left_behind(first)
         async with AsyncClient(second.target) as client:

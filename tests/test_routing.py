@@ -22,12 +22,12 @@ from soak.routed import Move, homes, is_asked, load_on, watched
 from storing import Valkey
 
 SERVERS, SESSIONS = 3, 36
-DRAIN_DELAY_S = "2"  # Envoy asks once a second, and takes NOT_SERVING at its word
+DRAIN_DELAY_S = "2"  # Envoy asks once a second, and then believes NOT_SERVING
 
 
 @contextmanager
 def behind_envoy(folder: Path, *flags: str) -> Iterator[tuple[Fleet, Envoy]]:
-    """Three servers, their store and Envoy; servers that are started again keep their address."""
+    """Three servers, their store and Envoy; a server that is started again keeps its address."""
     with (
         Valkey(folder) as valkey,
         fleet_of(folder, SERVERS, "--store", valkey.url, *flags, stays=True) as fleet,
@@ -37,13 +37,14 @@ def behind_envoy(folder: Path, *flags: str) -> Iterator[tuple[Fleet, Envoy]]:
 
 
 def loads(fleet: Fleet) -> float:
-    """How often a running server took a session from the store."""
+    """How often a running server loaded a session from the store."""
     alive = [pod.serving for pod in fleet.pods if pod.serving.process.poll() is None]
     return sum(each.metric("lstm_sessions_opened_total", source="load") for each in alive)
 
 
 def test_calls_go_where_their_session_is(tmp_path: Path) -> None:
-    """Sessions spread over the servers, stay, and come with their group, over any connection."""
+    """Sessions are spread over the servers, stay there, and keep to their group, by any
+    connection."""
     with behind_envoy(tmp_path) as (fleet, envoy):
         names = [f"g{i}:{j}" for i in range(20) for j in range(3)]
         x = np.ones(fleet.spec.input_size, np.float32)
@@ -66,8 +67,9 @@ def test_calls_go_where_their_session_is(tmp_path: Path) -> None:
 async def test_a_killed_server_moves_its_own_sessions_alone(
     mode: str, replay_steps_max: int, tmp_path: Path
 ) -> None:
-    """kill -9 under load: the others' sessions stay, no acked step is lost, the bits are right."""
-    # Behind the store the client sends again what the dead server had not stored.
+    """After kill -9 under load the other sessions stay, no acknowledged step is lost, and the bits
+    are right."""
+    # In `behind` mode the client sends again what the dead server had not stored.
     with behind_envoy(tmp_path, "--store-mode", mode) as (fleet, envoy):
         async with (
             watched(fleet, envoy) as restless,
@@ -89,7 +91,7 @@ async def test_a_killed_server_moves_its_own_sessions_alone(
 
 
 async def test_a_rolling_restart_fails_no_call(tmp_path: Path) -> None:
-    """SIGTERM of one server after another: without any repeat by the client, no call fails."""
+    """SIGTERM of one server after another fails no call, even without repeats by the client."""
     with behind_envoy(tmp_path, "--drain-delay-s", DRAIN_DELAY_S) as (fleet, envoy):
         async with load_on(fleet, envoy, sessions=SESSIONS, retry_s_max=0) as load:
             for pod in fleet.pods:
@@ -102,7 +104,7 @@ async def test_a_rolling_restart_fails_no_call(tmp_path: Path) -> None:
 
 
 def test_nobody_to_ask(tmp_path: Path) -> None:
-    """Without a server that serves, calls are UNAVAILABLE: Envoy asks none that does not."""
+    """If no server serves, calls are UNAVAILABLE, because Envoy asks none."""
     with (
         envoy_of(["127.0.0.1:9"]) as envoy,
         Client(envoy.target, retry_s_max=0) as client,
@@ -114,7 +116,8 @@ def test_nobody_to_ask(tmp_path: Path) -> None:
 
 
 def test_how_envoy_is_watched(tmp_path: Path) -> None:
-    """The healthcheck of docker compose passes, and Prometheus gets metrics but not the rest."""
+    """The healthcheck of docker compose passes, and Prometheus reaches the metrics and nothing
+    else."""
     with envoy_of(["127.0.0.1:9"]) as envoy:
         test = compose("scale")["services"]["envoy"]["healthcheck"]["test"]
         port = envoy.admin.rpartition(":")[2]

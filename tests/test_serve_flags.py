@@ -46,7 +46,7 @@ def test_help_names_every_setting() -> None:
 
 
 def test_every_setting_is_in_one_group() -> None:
-    """--help shows each setting once, under its group, and what is no setting at the end."""
+    """--help shows each setting once, under its group, and at the end what is not a setting."""
     grouped = [name for names in GROUPS.values() for name in names]
     assert sorted(grouped) == sorted(settings())
     text = CliRunner().invoke(serve_command, ["--help"]).output
@@ -99,7 +99,7 @@ def test_bad_value_exits_2(flag: str, value: str, allowed: str) -> None:
 
 
 def test_plain_text_stays_on_loopback() -> None:
-    """An address that others can reach is refused, and the refusal names the ways out."""
+    """An address that others can reach is refused, and the error names the ways out."""
     refused("--insecure", 2, "--listen", "0.0.0.0:0")
     refused("--tls-cert", 2, "--listen", "[::]:0")
 
@@ -113,7 +113,7 @@ def test_insecure_opens_it(serve: Serve) -> None:
 
 @pytest.mark.parametrize("module", ["onnxruntime", "structlog"])
 def test_missing_extra_exits_2(module: str) -> None:
-    """Without the server's extras it exits 2 naming both."""
+    """Without the server's extras it exits with 2 and names both."""
     code = f"import sys; sys.modules['{module}'] = None; from lstmserve.cli.serve import serve"
     ended = run_serve(command=[sys.executable, "-c", f"{code}; serve()"])
     assert ended.returncode == 2
@@ -122,7 +122,8 @@ def test_missing_extra_exits_2(module: str) -> None:
 
 
 def test_models_folder_must_hold_models(tmp_path: Path) -> None:
-    """No folder, an empty one, and a changed file exit 1 with one line that says what to do."""
+    """A missing folder, an empty one and a changed file exit with 1 and one line that says what to
+    do."""
     missing = tmp_path / "nowhere"
     refused("no such folder", 1, "--models", missing, *FREE_PORTS)
     refused("lstmserve export", 1, "--models", tmp_path, *FREE_PORTS)
@@ -133,7 +134,8 @@ WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *C
 
 @pytest.mark.parametrize("place", ["tiny", "tiny/1", "tiny/1/model.onnx", ".store"])
 def test_what_may_not_be_read_is_told(models: Path, tmp_path: Path, place: str) -> None:
-    """A folder or file without permission is refused by its name: no model is just missed."""
+    """A folder or file without permission is refused by its name, and no model is silently
+    missing."""
     shutil.copytree(models, tmp_path, dirs_exist_ok=True)
     make_model(tmp_path, name="other")
     (tmp_path / ".store").mkdir()
@@ -154,7 +156,7 @@ def test_what_may_not_be_read_is_told(models: Path, tmp_path: Path, place: str) 
 
 
 def test_a_pipe_is_no_model(models: Path, tmp_path: Path) -> None:
-    """It is refused, not waited for."""
+    """A pipe is refused, and the start does not wait for it."""
     shutil.copytree(models, tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / "tiny" / "1" / "manifest.json"
     manifest.unlink()
@@ -163,7 +165,7 @@ def test_a_pipe_is_no_model(models: Path, tmp_path: Path) -> None:
 
 
 def test_more_memory_than_there_is_exits_1(models: Path) -> None:
-    """One line that names the flag."""
+    """The error is one line that names the flag."""
     refused("--pool-bytes: ", 1, "--models", models, *FREE_PORTS, "--pool-bytes", str(1 << 40))
 
 
@@ -184,14 +186,14 @@ def test_a_device_that_is_not_there_exits_1(models: Path) -> None:
 
 
 def test_auto_says_which_device_it_took(serve: Serve) -> None:
-    """--device auto takes what is there, and the Ready line names it."""
+    """--device auto takes an available device, and the Ready line names it."""
     serving = serve("--device", "auto")
     assert serving.ready["device"] == "cpu"
     assert serving.stop() == 0
 
 
 def test_taken_ports_exit_1(server: Serving, models: Path) -> None:
-    """A second server on either port is refused with one line, and the first one lives on."""
+    """A second server on either port is refused with one line, and the first one keeps serving."""
     metrics = server.metrics_url.removeprefix("http://")
     refused(server.target, 1, "--models", models, *FREE_PORTS, "--listen", server.target)
     refused(metrics, 1, "--models", models, *FREE_PORTS, "--metrics", metrics)
@@ -218,7 +220,7 @@ UNKNOWN = "no address is known for the host no-such-host.invalid: "
 def test_an_address_that_cannot_be_had_says_why(
     models: Path, flag: str, address: str, why: str
 ) -> None:
-    """One line names the flag, its value and the one reason."""
+    """One line names the flag, its value and the reason."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         address, why = address.replace("PORT", port), why.replace("PORT", port)
@@ -229,7 +231,8 @@ def test_an_address_that_cannot_be_had_says_why(
 
 
 def test_a_port_that_needs_rights_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests may run as root, who may take any port: the kernel's refusal is made here."""
+    """The kernel's refusal is simulated, because the tests may run as root, who may take any
+    port."""
 
     def bind(self: socket.socket, address: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -250,7 +253,7 @@ def test_unknown_variables_only_warn(serve: Serve) -> None:
 
 
 def test_flag_beats_variable(serve: Serve) -> None:
-    """A variable sets a setting, and the flag beats it."""
+    """A variable sets a setting, and a flag overrides it."""
     serving = serve("--drain-s-max", "7", LSTMSERVE_DRAIN_S_MAX="8", LSTMSERVE_DRAIN_DELAY_S="0.5")
     assert serving.stop() == 0
     (draining,) = serving.events("draining")
@@ -258,13 +261,14 @@ def test_flag_beats_variable(serve: Serve) -> None:
 
 
 def test_sigterm_before_ready_ends_it(models: Path, tmp_path: Path) -> None:
-    """Also as process 1 of a container, where a signal without a handler changes nothing."""
+    """SIGTERM ends a starting server, also as process 1 of a container, where signals without a
+    handler are ignored."""
     tokens = tmp_path / "tokens"
     os.mkfifo(tokens)
     command = [*COMMAND, *FREE_PORTS, "--models", models, "--tokens", tokens]
     with (
         subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process,
-        tokens.open("w"),  # opens when the server does, which then waits for its content
+        tokens.open("w"),  # blocks until the server opens it, which then waits for its content
     ):
         process.terminate()
         assert process.wait(WAIT_S_MAX) == 128 + signal.SIGTERM
@@ -282,7 +286,7 @@ def test_sigterm_before_ready_ends_it(models: Path, tmp_path: Path) -> None:
 def test_what_protects_it_is_said(
     given: dict[str, Any], protected_by: list[str], warned: str
 ) -> None:
-    """A server that others can reach in plain text says so at its start."""
+    """A server that others can reach in plain text logs that at its start."""
     config = Config(**given)
     with structlog.testing.capture_logs() as logs:
         machine.check_plain_text(config)
@@ -292,7 +296,8 @@ def test_what_protects_it_is_said(
 
 
 def test_grpcs_own_listener_is_left_on() -> None:
-    """Without it one connection that floods frames stops all others: no import turns it off."""
+    """Without gRPC's event listener one flooding connection stops all others, so no import turns it
+    off."""
     program = (
         "import os\n"
         "import lstmserve.cli.serve, lstmserve.server.server\n"

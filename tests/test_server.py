@@ -1,4 +1,4 @@
-"""The life of a real server process: Ready, signals, drain under load, the engine's death."""
+"""The life of a real server process: Ready, signals, draining under load, the engine's death."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Peer:
         return self.lstm.Step(request, timeout=DEADLINE_S)
 
     def watch(self) -> Iterator[int]:
-        """The server's health, as it changes."""
+        """The server's health, each time it changes."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         return (reply.status for reply in self.health.Watch(request, timeout=DEADLINE_S))
 
@@ -66,7 +66,7 @@ def code_of(error: BaseException) -> grpc.StatusCode:
 
 
 def test_ready_means_ready(server: Serving, channels: list[grpc.Channel]) -> None:
-    """After Ready the probes pass, health serves, and the log says how many sessions fit."""
+    """After Ready the probes pass, health says SERVING, and the log says how many sessions fit."""
     assert server.get("/livez")[0] == server.get("/readyz")[0] == 200
     health = Peer(server, channels).health
     for name in ("", SERVICE):
@@ -96,7 +96,7 @@ def test_reflection_shows_the_public_proto(server: Serving, channels: list[grpc.
 def test_reflection_can_be_off(
     serve: Serve, channels: list[grpc.Channel], flags: tuple[str, ...]
 ) -> None:
-    """With --no-reflection, and where others can reach the server, the service is not there."""
+    """With --no-reflection, and if others can reach the server, reflection is not served."""
     stub = Peer(serve(*flags), channels).reflection
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     with pytest.raises(grpc.RpcError) as refusal:
@@ -120,7 +120,7 @@ def test_message_limit_holds(serve: Serve, channels: list[grpc.Channel]) -> None
 
 
 def test_calls_per_connection_are_limited(serve: Serve, channels: list[grpc.Channel]) -> None:
-    """With --streams-max 2 a third call on one connection waits until one of the two has ended."""
+    """With --streams-max 2 a third call on a connection waits until one of the two has ended."""
     health = Peer(serve("--streams-max", "2"), channels).health
     request = health_pb2.HealthCheckRequest()
     watches = [health.Watch(request, timeout=DEADLINE_S) for _ in range(2)]
@@ -163,7 +163,7 @@ def test_a_hung_loop_fails_livez_and_the_scrape(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"])
 def test_signal_ends_it_with_0(serve: Serve, name: str) -> None:
-    """Each of these stops an idle server with exit code 0, and the log says which it was."""
+    """Each of these signals stops an idle server with exit code 0, and the log names the signal."""
     serving = serve(command=HEEDING)
     serving.signal(signal.Signals[name])
     assert serving.wait() == 0
@@ -172,7 +172,7 @@ def test_signal_ends_it_with_0(serve: Serve, name: str) -> None:
 
 
 def test_a_second_hangup_ends_nothing(serve: Serve) -> None:
-    """A terminal that closes sends SIGHUP more than once: the drain goes on all the same."""
+    """A terminal that closes may send SIGHUP twice, and the drain still goes on."""
     serving = serve("--drain-delay-s", "3600", command=HEEDING)
     serving.signal(signal.SIGHUP)
     while serving.get("/readyz")[0] == 200:
@@ -184,7 +184,7 @@ def test_a_second_hangup_ends_nothing(serve: Serve) -> None:
 
 
 def test_an_ignored_hangup_stays_ignored(serve: Serve) -> None:
-    """Under nohup a server outlives its terminal."""
+    """Under nohup a server survives its terminal."""
     serving = serve(command=["nohup", *COMMAND])
     serving.signal(signal.SIGHUP)
     assert serving.get("/readyz")[0] == 200
@@ -195,7 +195,7 @@ def test_an_ignored_hangup_stays_ignored(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
 def test_a_signal_without_a_meaning_is_told(serve: Serve, name: str) -> None:
-    """Log rotation sends such a signal to every service: it ends no server."""
+    """The signals that log rotation sends to services do not end the server."""
     serving = serve()
     serving.signal(signal.Signals[name])
     while not (ignored := serving.events("signal ignored: this server ends by SIGTERM")):
@@ -215,7 +215,8 @@ def test_pinned_to_one_core(serve: Serve) -> None:
 
 
 def test_draining_serves_open_sessions_only(serve: Serve, channels: list[grpc.Channel]) -> None:
-    """While it waits for routers, it is not ready, refuses new sessions, and steps open ones."""
+    """While it waits for routers, a server is not ready, refuses new sessions, and steps open
+    ones."""
     serving = serve("--drain-delay-s", "3600")
     peer = Peer(serving, channels)
     session_id = peer.open()
@@ -235,7 +236,8 @@ def test_draining_serves_open_sessions_only(serve: Serve, channels: list[grpc.Ch
 
 
 def test_drain_under_load_drops_nothing(serve: Serve, channels: list[grpc.Channel]) -> None:
-    """SIGTERM under load: replies come in order without a gap, later calls are UNAVAILABLE."""
+    """After SIGTERM under load replies come in order without a gap, and later calls are
+    UNAVAILABLE."""
     serving = serve("--drain-delay-s", "0.2")
     peers = [Peer(serving, channels) for _ in range(4)]
     ends: Counter[grpc.StatusCode] = Counter()
@@ -268,7 +270,7 @@ def test_drain_under_load_drops_nothing(serve: Serve, channels: list[grpc.Channe
 
 
 def test_drain_ends_streams_without_a_gap(serve: Serve, channels: list[grpc.Channel]) -> None:
-    """A stream under load gets its replies in order, then only DRAINING, then its end."""
+    """A stream under load gets its replies in order, then only DRAINING, and then its end."""
     serving = serve()
     peer = Peer(serving, channels)
     session_id, told = peer.open(), threading.Event()
@@ -287,8 +289,8 @@ def test_drain_ends_streams_without_a_gap(serve: Serve, channels: list[grpc.Chan
                 continue
             numbers.append(reply.step)
             if len(numbers) == 100:
-                serving.signal()  # once: a second one would end the server at once
-    except grpc.RpcError:  # a busy machine's client took longer than the grace to end its side
+                serving.signal()  # once: a second signal would end the server at once
+    except grpc.RpcError:  # on a busy machine the client may not end its side within the grace
         assert told.is_set()
         assert replies.code() == grpc.StatusCode.UNAVAILABLE
     assert serving.wait() == 0
@@ -325,8 +327,8 @@ serve()
 def test_engine_death_ends_the_process(
     serve: Serve, channels: list[grpc.Channel], place: str, count: int
 ) -> None:
-    """When the engine dies no step hangs, whether it brought the bug or waited beside; health
-    flips, and the exit code is 3."""
+    """When the engine dies no step hangs, neither the one with the bug nor those beside it, health
+    changes, and the exit code is 3."""
     serving = serve(command=[sys.executable, "-c", DIES.replace("PLACE", place)])
     peer = Peer(serving, channels)
     ids = [peer.open() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""What bench/shape.py counts: of source by its text, of a run by the functions it enters."""
+"""What bench/shape.py counts: of source its text, of a run the functions that it enters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_hand_written_source_is_counted(package: Path) -> None:
-    """Files and statements leave out what a tool wrote, and docstrings."""
+    """Files and statements do not include generated code or docstrings."""
     source = Source.read(package)
     hand_written = {name for name in FILES if not name.startswith("made") and "pb2" not in name}
     assert source.trees.keys() == hand_written
@@ -53,7 +53,7 @@ def test_hand_written_source_is_counted(package: Path) -> None:
 
 
 def test_circles_and_namesakes_are_found(package: Path) -> None:
-    """A circle by types counts on request only; private and generated names never do."""
+    """A circle by types counts only on request, and private and generated names never do."""
     source = Source.read(package)
     assert source.circles(with_types=False) == [["shape.four", "shape.three"]]
     circles = [["shape.four", "shape.three"], ["shape.one", "shape.two"]]
@@ -82,7 +82,7 @@ def test_entries_know_their_caller(tmp_path: Path) -> None:
     entries = Entries(str(tmp_path))
     entries.start()
     sys.setprofile(entries.profile)
-    outer.walk(lambda leaf: leaf(), inner.Cell().leaf)  # the lambda is not of the folder
+    outer.walk(lambda leaf: leaf(), inner.Cell().leaf)  # the lambda is not in the folder
     sys.setprofile(None)
     outer.walk(lambda leaf: leaf(), inner.Cell().leaf)
     found = {name: (line, caller, count) for _, line, name, caller, _, count in entries.stop()}
@@ -93,7 +93,7 @@ def test_entries_know_their_caller(tmp_path: Path) -> None:
 
 
 def test_a_raw_load_fails_when_a_call_does(server: Serving) -> None:
-    """A call that ends without its answer is no answer, and no figure comes of it."""
+    """A call that ends without its answer fails the load, and gives no figure."""
     host, _, port = server.target.rpartition(":")
     lost = itertools.repeat(pb.StepRequest(session_id="0" * 32).SerializeToString())
     path = "/lstmserve.v1.LstmService/Step"

@@ -8,7 +8,8 @@ from soak import cancels
 
 
 def test_calls_that_end_early_leave_nothing(tmp_path: Path) -> None:
-    """Cancelled, late or without their connection: nothing is held for them, sessions are exact."""
+    """Cancelled calls, late ones and those whose connection broke hold nothing, and sessions are
+    exact."""
     found = cancels.run(tmp_path, cancels=4500, slope_max=None)
     print(found.figures())
     found.check()

@@ -1,4 +1,4 @@
-"""The short form of what a wall clock that jumps does; `make soak` runs the long one."""
+"""The short form of a wall clock that jumps; `make soak` runs the long one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from soak.crowd import Mode
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
 def test_a_clock_that_jumps_ends_no_session(mode: Mode, tmp_path: Path) -> None:
-    """A day forward past every ttl, and back, with kills: all step on, stored, with equal bits."""
+    """A day forward past every ttl, and back, with kills: all sessions step on, stored, bit for
+    bit."""
     found = clock.run(tmp_path / "proof", mode, jumps=2, sessions=20)
     print(found.figures())
     found.check()

@@ -8,7 +8,8 @@ from soak import exactly_once
 
 
 def test_every_step_counts_once(tmp_path: Path) -> None:
-    """A fifth of messages lost, a tenth repeated or late: by every way of stepping, once each."""
+    """With a fifth of messages lost and a tenth repeated or late, each step counts once by every
+    call."""
     found = exactly_once.run(tmp_path, steps=2000, sessions=48)
     print(found.figures())
     found.check()

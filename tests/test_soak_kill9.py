@@ -1,4 +1,4 @@
-"""The short form of what happens to killed and frozen servers; `make soak` runs the long one."""
+"""The short form of killed and frozen servers; `make soak` runs the long one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from soak.crowd import Kind, Mode
     ("mode", "kind"), [("through", "bare"), ("behind", "bare"), ("behind", "library")]
 )
 def test_killed_servers_lose_no_acked_step(mode: Mode, kind: Kind, tmp_path: Path) -> None:
-    """kill -9 of three servers with one store: every acked step once, with the oracle's bits."""
+    """After kill -9 of three servers with one store every acknowledged step counts once, with the
+    oracle's bits."""
     found = kill9.run(tmp_path, mode, kind, kills=3, every_s=1, sessions=8)
     print(found.figures())
     found.check()
@@ -22,14 +23,15 @@ def test_killed_servers_lose_no_acked_step(mode: Mode, kind: Kind, tmp_path: Pat
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
 def test_a_stale_owner_is_harmless(mode: str, tmp_path: Path) -> None:
-    """A frozen server wakes up after its sessions moved: its writes are fenced."""
+    """The writes of a frozen server that wakes up after its sessions moved are fenced."""
     found = frozen.run(tmp_path, mode, sessions=32)
     print(found.figures())
     found.check()
 
 
 def test_a_crash_without_a_store_is_loud(tmp_path: Path) -> None:
-    """kill -9 with states in memory: every step says SESSION_LOST, none starts from zeros."""
+    """After kill -9 with states in memory every step says SESSION_LOST, and no session starts at
+    zeros."""
     found = amnesia.run(tmp_path, sessions=50)
     print(found.figures())
     found.check()

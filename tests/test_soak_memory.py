@@ -11,7 +11,7 @@ from soak import memory
 
 @pytest.mark.parametrize("form", ["Step", "StepStream", "repeats"])
 def test_a_flood_of_long_messages_stays_within_the_formula(tmp_path: Path, form: str) -> None:
-    """Resident memory stays below pool + 300 MB + K x pending-bytes-max, and all is given back."""
+    """Resident memory stays below pool + 300 MB + K x pending-bytes-max, and is given back."""
     found = memory.run(tmp_path, seconds=4, forms=(form,))
     print(found.figures())
     found.check()

@@ -8,7 +8,7 @@ from soak import peers
 
 
 def test_peers_that_are_gone_harm_nobody(tmp_path: Path) -> None:
-    """The server lets go of them in time, and their sessions step on from elsewhere."""
+    """The server lets go of them in time, and another client steps their sessions."""
     found = peers.run(tmp_path, rounds=1, each=1, phase_s=2, is_short=True)
     print(found.figures())
     found.check()

@@ -8,7 +8,7 @@ from soak import rescale
 
 
 def test_a_rescale_moves_the_new_servers_share_alone(tmp_path: Path) -> None:
-    """4 servers, 5, and 4 again, under load: state follows, and no call fails."""
+    """With 4 servers, then 5, and 4 again, under load, states follow, and no call fails."""
     found = rescale.run(tmp_path, times=1, sessions=100)
     print(found.figures())
     found.check()

@@ -8,7 +8,7 @@ from soak import stress
 
 
 def test_nothing_is_left_of_clients_of_any_kind(tmp_path: Path) -> None:
-    """Ended, endless, late and crashing clients: exact answers, and nothing of them stays."""
+    """Ended, endless, late and crashing clients get exact answers, and leave nothing behind."""
     found = stress.run(tmp_path, scenarios=100)
     print(found.figures())
     found.check()

@@ -64,7 +64,7 @@ def test_pushback_forbids_a_retry_that_cannot_help() -> None:
 
 
 def test_a_bug_leaks_no_text_and_is_logged_once() -> None:
-    """Any other exception is INTERNAL without its text, and one log line has it."""
+    """Any other exception is INTERNAL without its text, and is logged once."""
     secret = ValueError("secret path /etc/lstm")
     with structlog.testing.capture_logs() as lines:
         abort = to_abort(secret, method="Step")
@@ -77,7 +77,7 @@ def test_a_bug_leaks_no_text_and_is_logged_once() -> None:
 
 
 def test_a_failing_model_is_logged_with_its_cause() -> None:
-    """MODEL_ERROR is ours to mend: the log has what the runtime said, the client does not."""
+    """For MODEL_ERROR the log has the runtime's message, and the client does not."""
     cause = RuntimeError("LSTM node, bad allocation")
     error = errors.ModelError("the model failed on this step")
     error.__cause__ = cause

@@ -1,4 +1,4 @@
-"""The status page: self-contained, allowed nothing else, and true, in a real browser."""
+"""The status page: self-contained, allowed nothing more, and true, in a real browser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIST = """JSON.stringify((() => {
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """A browser, shared by tests that go to pages of their own."""
+    """A browser, shared by tests that open pages of their own."""
     with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
 
@@ -48,7 +48,7 @@ def load(
 
 
 def listed(metric: str, label: str, serving: Serving) -> list[list[object]]:
-    """[[label's value, count], ...] that /metrics says and are not 0, sorted, as LIST has them."""
+    """[[label's value, count], ...] of /metrics without zeros, sorted, in the form of LIST."""
     _, body = serving.get("/metrics")
     sums: dict[str, int] = {}
     for labels, value in re.findall(rf"^{metric}{{(.*)}} (\S+)$", body, re.MULTILINE):
@@ -59,7 +59,7 @@ def listed(metric: str, label: str, serving: Serving) -> list[list[object]]:
 
 
 def test_the_page_is_alone_and_may_do_nothing_else(server: Serving) -> None:
-    """One document without an address in it, and a policy that names its script by its hash."""
+    """It is one document without any address in it, and its policy names its script by hash."""
     with urllib.request.urlopen(server.metrics_url + "/") as response:
         page, headers = response.read().decode(), response.headers
     assert headers["Content-Type"] == "text/html; charset=utf-8"
@@ -73,7 +73,7 @@ def test_the_page_is_alone_and_may_do_nothing_else(server: Serving) -> None:
 
 
 def test_the_page_shows_the_load(chromium: Chromium, load: tuple[Serving, MixedLoad]) -> None:
-    """Every number and picture comes, without a complaint, and from this server alone."""
+    """Every number and picture appears, without a complaint, and from this server alone."""
     serving, mixed = load
     chromium.problems.clear()
     chromium.requests.clear()
@@ -94,7 +94,7 @@ def test_the_page_shows_the_load(chromium: Chromium, load: tuple[Serving, MixedL
 def test_the_page_says_what_metrics_says(
     chromium: Chromium, load: tuple[Serving, MixedLoad]
 ) -> None:
-    """When the load has ended, counts on the page and of the server are the same."""
+    """When the load has ended, the page's counts and the server's are the same."""
     serving, mixed = load
     chromium.open(serving.metrics_url + "/")
     mixed.stop()
@@ -112,7 +112,8 @@ def test_the_page_says_what_metrics_says(
 
 
 def test_the_page_computes_as_top_does(chromium: Chromium, load: tuple[Serving, MixedLoad]) -> None:
-    """Of the same two scrapes, quantiles and sums of the page's script equal those of Python."""
+    """From the same two scrapes the page's script computes the same quantiles and sums as
+    Python."""
     serving, _ = load
     before, after = serving.get("/metrics")[1], late(serving)
     chromium.open(serving.metrics_url + "/")
@@ -137,7 +138,8 @@ def late(serving: Serving) -> str:
 
 
 def test_the_page_of_a_new_server_says_what_to_do(chromium: Chromium, serve: Serve) -> None:
-    """Before the first step it has a hint and no number that is not one; then it says no answer."""
+    """Before the first step it shows a hint and no made-up number, and later that there is no
+    answer."""
     serving = serve()
     chromium.open(serving.metrics_url + "/")
     chromium.until("!document.getElementById('quiet').hidden")
@@ -150,7 +152,7 @@ def test_the_page_of_a_new_server_says_what_to_do(chromium: Chromium, serve: Ser
 
 
 def test_the_page_is_dark_where_all_is_dark(chromium: Chromium, server: Serving) -> None:
-    """It follows the system's scheme, and fits a telephone."""
+    """It follows the system's colour scheme, and fits a telephone."""
     grounds = []
     for is_dark in (False, True):
         chromium.open(server.metrics_url + "/", width=390, is_dark=is_dark)

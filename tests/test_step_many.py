@@ -27,12 +27,12 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 def stream(wire: Wire) -> Stream:
-    """A StepMany of its own."""
+    """A StepMany stream."""
     return wire.stream("StepMany")
 
 
 def message(sessions: Sequence[Good], lengths: Sequence[int], **fields: Any) -> pb.StepManyRequest:
-    """The next step of each session, of so many rows."""
+    """The next step of each session as a message, with these numbers of rows."""
     rows = np.concatenate([s.rows(n) for s, n in zip(sessions, lengths, strict=True)]).reshape(-1)
     kind = "tokens" if sessions[0].spec.num_embeddings else "x"
     values = {"session_ids": [s.id for s in sessions], "lengths": lengths, kind: rows, **fields}
@@ -40,7 +40,7 @@ def message(sessions: Sequence[Good], lengths: Sequence[int], **fields: Any) -> 
 
 
 async def ask(stream: Stream, request: pb.StepManyRequest) -> pb.StepManyResponse:
-    """The next answer of the stream, after this message."""
+    """Sends the message. Returns the stream's next answer."""
     await stream.write(request.SerializeToString())
     return pb.StepManyResponse.FromString(await stream.read())
 
@@ -48,7 +48,7 @@ async def ask(stream: Stream, request: pb.StepManyRequest) -> pb.StepManyRespons
 def check(
     response: pb.StepManyResponse, sessions: Sequence[Good], lengths: Sequence[int], step: int = -1
 ) -> None:
-    """Every session's rows of y are those of its step (by its place in `xs`)."""
+    """Asserts that each session's rows of y are those of its step (by its place in `xs`)."""
     assert not response.HasField("error")
     assert not response.errors
     assert list(response.lengths or [1] * len(sessions)) == list(lengths)
@@ -67,7 +67,8 @@ def check(
 async def test_every_layout(
     wire: Wire, stream: Stream, model: str, last_only: bool, lengths: list[int]
 ) -> None:
-    """Rows or tokens, ragged or not, all rows or the last: each session gets its own, exactly."""
+    """With rows or tokens, ragged or not, all rows or the last, each session gets its own y,
+    exactly."""
     sessions = [await wire.good(model) for _ in lengths]
     for _ in range(3):
         response = await ask(stream, message(sessions, lengths, last_only=last_only))
@@ -77,7 +78,7 @@ async def test_every_layout(
 
 
 async def test_lengths_may_be_left_out(wire: Wire, stream: Stream) -> None:
-    """Without lengths every session has one row, and the reply needs none either."""
+    """Without lengths every session has one row, and the reply has no lengths, either."""
     sessions = [await wire.good() for _ in range(3)]
     request = message(sessions, [1, 1, 1])
     request.ClearField("lengths")
@@ -87,7 +88,7 @@ async def test_lengths_may_be_left_out(wire: Wire, stream: Stream) -> None:
 
 
 async def test_ids_may_be_left_out(wire: Wire, stream: Stream) -> None:
-    """A message without ids is of the sessions of the one before it, also of a refused one."""
+    """A message without ids belongs to the sessions of the one before it, even of a refused one."""
     sessions = [await wire.good() for _ in range(3)]
     bad = pb.StepManyRequest(session_ids=[s.id for s in sessions], x=[0.0])
     assert in_band((await ask(stream, bad)).error).reason == "BAD_TENSOR"
@@ -98,14 +99,14 @@ async def test_ids_may_be_left_out(wire: Wire, stream: Stream) -> None:
 
 
 async def test_256_sessions_at_once(wire: Wire, stream: Stream) -> None:
-    """A message of 256 sessions is one batch's worth, and every one has its own reply."""
+    """A message of 256 sessions is one batch, and every session has its own reply."""
     sessions = [await wire.good() for _ in range(256)]
     for lengths in ([1] * 256, [1 + i % 3 for i in range(256)]):
         check(await ask(stream, message(sessions, lengths)), sessions, lengths)
 
 
 async def test_messages_of_the_same_sessions_keep_their_order(wire: Wire, stream: Stream) -> None:
-    """Pipelined messages of busy sessions run one after the other, long steps too."""
+    """Pipelined messages of busy sessions run one after the other, also long steps."""
     sessions = [await wire.good() for _ in range(4)]
     plans = [[1, 1, 1, 1], [50, 1, 1, 2], [1, 1, 30, 1], [1, 1, 1, 1]]
     for tag, lengths in enumerate(plans):
@@ -117,7 +118,7 @@ async def test_messages_of_the_same_sessions_keep_their_order(wire: Wire, stream
 
 
 async def test_disjoint_messages_may_overtake(wire: Wire, stream: Stream) -> None:
-    """A short message of other sessions is answered before a long one; tags tell which."""
+    """A short message of other sessions is answered before a long one, and tags tell them apart."""
     slow, quick = [await wire.good()], [await wire.good()]
     await stream.write(message(slow, [5000], tag=1).SerializeToString())
     await stream.write(message(quick, [1], tag=2).SerializeToString())
@@ -128,7 +129,7 @@ async def test_disjoint_messages_may_overtake(wire: Wire, stream: Stream) -> Non
 
 
 async def test_steps_of_other_calls_are_waited_for(tmp_path: Path) -> None:
-    """Sessions that are busy with a Step or a StepStream take their turn within the message."""
+    """Sessions that are busy with a Step or a StepStream have their turn within the message."""
     async with serving(tmp_path, is_running=False) as wire:
         sessions = [await wire.good() for _ in range(3)]
         single = wire.stream("StepStream")
@@ -143,7 +144,7 @@ async def test_steps_of_other_calls_are_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_deadline_fails_the_sessions_that_wait(tmp_path: Path) -> None:
-    """When timeout_ms passed in the queue every session has DEADLINE, and nothing was applied."""
+    """If timeout_ms passes in the queue every session has DEADLINE, and no step is applied."""
     async with serving(tmp_path, is_running=False) as wire:
         sessions = [await wire.good() for _ in range(3)]
         stream = wire.stream("StepMany")
@@ -161,7 +162,8 @@ async def test_a_deadline_fails_the_sessions_that_wait(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_refuses_the_message_whole(tmp_path: Path) -> None:
-    """At pending_steps_max a message is accepted, one session more is told when to come again."""
+    """At pending_steps_max a message is accepted, and with one session more it is refused with a
+    delay."""
     async with serving(tmp_path, is_running=False, pending_steps_max=4) as wire:
         sessions = [await wire.good() for _ in range(5)]
         stream = wire.stream("StepMany")
@@ -178,7 +180,7 @@ async def test_a_full_queue_refuses_the_message_whole(tmp_path: Path) -> None:
 
 
 async def test_what_the_queue_refused_is_not_counted(tmp_path: Path) -> None:
-    """A message that has no room takes nothing of its tenant's limit, as often as it comes."""
+    """A message that finds no room takes nothing of its tenant's limit, however often it comes."""
     settings = {"is_running": False, "pending_steps_max": 4, "limits": Limits(pending_steps_max=6)}
     async with serving(tmp_path, **settings) as wire:
         sessions = [await wire.good() for _ in range(5)]

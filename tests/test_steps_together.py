@@ -1,4 +1,4 @@
-"""Steps that arrive together run as columns where they can, and no answer tells the difference."""
+"""Steps that arrive together run as columns if they can, and no answer shows the difference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SPEC = LstmSpec(3, 8, 2, head=(Linear(2),))
 
 
 class Port:
-    """One port's calls, without gRPC; its engine runs when it is told to."""
+    """One port's calls, without gRPC; its engine runs when the test starts it."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.metrics = Metrics(CollectorRegistry())
@@ -51,23 +51,23 @@ class Port:
         self.running: asyncio.Task[None] | None = None
 
     def open(self, name: str) -> tuple[str, int]:
-        """A new session's id and incarnation."""
+        """Opens a session. Returns its id and incarnation."""
         row = open_session(self.engine, name)
         return name, self.engine.table.incarnation.item(row)
 
     def arrive(self, *requests: pb.StepRequest) -> list[Caller]:
-        """All these calls at once."""
+        """Lets all these calls arrive at once."""
         contents = [each.SerializeToString() for each in requests]
         callers = [Caller(content, self.tenant, self.pending) for content in contents]
         self.calls.read([UnaryStep(self.calls, self.frame, each) for each in callers])
         return callers
 
     def run(self) -> None:
-        """From now on."""
+        """Starts the engine."""
         self.running = asyncio.create_task(self.engine.run())
 
     async def ends(self, calls: list[Caller]) -> list[pb.StepResponse | str]:
-        """The response of each, or the reason of its error."""
+        """The response of each call, or the reason of its error."""
         if self.running is None:
             self.run()
         assert self.running is not None
@@ -75,7 +75,7 @@ class Port:
         for call in calls:
             await asyncio.wait({call.done, self.running}, return_when=asyncio.FIRST_COMPLETED)
             if self.running.done():
-                self.running.result()  # raises what the engine died of
+                self.running.result()  # raises the error that ended the engine
             try:
                 found.append(pb.StepResponse.FromString(await call.done))
             except ServeError as error:
@@ -85,7 +85,7 @@ class Port:
 
 @pytest.fixture
 async def port(tmp_path: Path) -> AsyncIterator[Port]:
-    """A port whose engine is whole when it ends."""
+    """A port whose engine's integrity is checked at the end."""
     port = Port(tmp_path)
     yield port
     if port.running is None:
@@ -103,7 +103,7 @@ def request(session: tuple[str, int], number: int, x: Any, **fields: Any) -> pb.
 
 
 async def passes(count: int = 50) -> None:
-    """So many passes of the loop."""
+    """Passes the loop `count` times."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -130,7 +130,7 @@ async def test_steps_together_are_one_batch_with_the_oracles_bits(port: Port) ->
 
 
 async def test_each_has_the_end_it_would_have_alone(port: Port) -> None:
-    """Bad ones among good ones: the same code for each as when it comes by itself."""
+    """Bad steps among good ones get the same code each as when they come alone."""
     names = "abcdefghijklmnop"
     sessions = {name: port.open(name) for name in names}
     long, x = rows(1)[0].repeat(40, axis=0), rows(1)[0]
@@ -176,7 +176,8 @@ async def test_each_has_the_end_it_would_have_alone(port: Port) -> None:
 
 
 async def test_steps_of_one_session_keep_their_order(port: Port) -> None:
-    """The first of a session is a column, those behind it wait; a repeat has the first's reply."""
+    """The first step of a session is a column, later ones wait for it, and a repeat has its
+    reply."""
     sessions = [port.open(f"s{i}") for i in range(6)]
     xs = rows(3)
     asked = [request(s, n + 1, x) for n, x in enumerate(xs) for s in sessions]
@@ -191,7 +192,8 @@ async def test_steps_of_one_session_keep_their_order(port: Port) -> None:
 
 
 async def test_who_goes_away_is_not_computed(port: Port) -> None:
-    """Of steps that wait, those whose callers left do not apply; one that a repeat joined does."""
+    """Of steps that wait, those whose callers left are not applied, except one that a repeat has
+    joined."""
     sessions = [port.open(f"s{i}") for i in range(8)]
     xs = rows(8)
     asked = [request(s, 1, x) for s, x in zip(sessions, xs, strict=True)]
@@ -208,7 +210,7 @@ async def test_who_goes_away_is_not_computed(port: Port) -> None:
 
 
 async def test_no_room_for_all_is_room_for_some(tmp_path: Path) -> None:
-    """Where the queue has no place for all, it accepts as many as it has."""
+    """If the queue has no room for all, it accepts as many as it has."""
     port = Port(tmp_path, pending_steps_max=9)
     sessions = [port.open(f"s{i}") for i in range(12)]
     ends = await port.ends(port.arrive(*(request(s, 1, rows(1)[0]) for s in sessions)))
@@ -220,7 +222,7 @@ async def test_no_room_for_all_is_room_for_some(tmp_path: Path) -> None:
 
 
 async def test_a_busy_session_is_no_column(port: Port) -> None:
-    """A step of a session that has one pending waits behind it."""
+    """A step of a session with a pending step waits for that one."""
     sessions = [port.open(f"s{i}") for i in range(6)]
     first, second = rows(2)
     row = port.engine.table.find("/s3")
@@ -235,7 +237,7 @@ async def test_a_busy_session_is_no_column(port: Port) -> None:
 
 
 async def test_those_that_waited_together_keep_their_inputs(port: Port) -> None:
-    """Steps that wait behind others keep their inputs, in whatever order sessions come free."""
+    """Steps that wait for others keep their inputs, in whatever order their sessions come free."""
     sessions, xs = [port.open(f"s{i}") for i in range(6)], rows(12)
     port.arrive(*(request(s, 1, x) for s, x in zip(sessions, xs[:6], strict=True)))
     later = [request(s, 2, x) for s, x in zip(sessions, xs[6:], strict=True)]
@@ -249,7 +251,8 @@ async def test_those_that_waited_together_keep_their_inputs(port: Port) -> None:
 async def test_columns_or_singly_is_the_same(
     port: Port, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random traffic, in random numbers together, has the oracle's bits either way."""
+    """Random traffic that arrives in random groups has the oracle's bits, in columns or row by
+    row."""
     monkeypatch.setattr(ordering, "COLUMNS_FROM", few)
     monkeypatch.setattr(settle, "COLUMNS_FROM", few)
     rng = np.random.default_rng(few)
@@ -271,7 +274,7 @@ async def test_columns_or_singly_is_the_same(
 
 
 async def test_a_deadline_of_centuries_is_none(port: Port) -> None:
-    """Steps whose deadline is farther away than a clock counts run together like others."""
+    """Steps whose deadline is farther away than a clock counts run together with others."""
     sessions, x = [port.open(f"s{i}") for i in range(6)], rows(1)[0]
     contents = [request(s, 1, x).SerializeToString() for s in sessions]
     callers = [Caller(content, port.tenant, port.pending) for content in contents]
@@ -298,7 +301,7 @@ async def test_a_session_does_not_end_between_two_of_its_steps(
 
 
 async def test_a_repeat_never_waits_less_than_nothing(port: Port) -> None:
-    """A repeat spends no time in the queue, whatever arrived with it and when."""
+    """A repeat spends no time in the queue, whatever arrived with it, and when."""
     x, sessions = rows(1)[0], [port.open("s"), port.open("t")]
     await port.ends(port.arrive(request(sessions[0], 1, x)))
     contents = [request(s, 1, x).SerializeToString() for s in sessions]
@@ -312,7 +315,8 @@ async def test_a_repeat_never_waits_less_than_nothing(port: Port) -> None:
 
 
 async def test_a_step_that_waited_is_charged_when_it_is_accepted(port: Port) -> None:
-    """A step that waited for room in its stream, or for a store, finds the rate as it is now."""
+    """A step that waited for room in its stream, or for a store, is charged at the rate of its
+    acceptance."""
     sessions, x = [port.open(f"s{i}") for i in range(4)], rows(1)[0]
     port.tenant.limits = Limits(rows_per_s=4)
     contents = [request(s, 1, x).SerializeToString() for s in sessions]
@@ -357,7 +361,8 @@ async def test_a_refused_message_holds_its_answer_alone(port: Port, kind: str) -
 async def test_a_message_of_many_that_waits_for_its_turn_holds_its_reply_alone(
     port: Port,
 ) -> None:
-    """A StepMany message that is over before one that it shares a session with holds no input."""
+    """A StepMany message that is done before an earlier one with the same session holds no
+    input."""
     a, b = port.open("a"), port.open("b")
     calls = StepManyCalls(port.engine, port.metrics, port.pending)
     sender = Sender()
@@ -388,7 +393,7 @@ async def test_a_message_of_many_that_waits_for_its_turn_holds_its_reply_alone(
 
 
 async def test_a_message_of_repeats_alone_is_answered_once(port: Port) -> None:
-    """A StepMany message that is over as soon as it is accepted has one reply, with its y."""
+    """A StepMany message of repeats alone has one reply, with its y, as soon as it is accepted."""
     sessions = [port.open(f"s{i}") for i in range(5)]
     calls = StepManyCalls(port.engine, port.metrics, port.pending)
     sender, x = Sender(), np.ones((5, 3), np.float32)
@@ -411,7 +416,7 @@ async def test_a_message_of_repeats_alone_is_answered_once(port: Port) -> None:
 
 
 async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of another size, without x, with NaN or unknown leaves the others one request."""
+    """One step of another size, without x, with NaN or unknown leaves the others one request."""
     sessions, sizes = [port.open(f"s{i}") for i in range(9)], []
     accept = port.engine.accept
 
@@ -438,7 +443,7 @@ async def test_bad_ones_do_not_part_the_others(port: Port, monkeypatch: pytest.M
 
 
 async def test_a_step_that_waits_holds_no_others_input(port: Port) -> None:
-    """Steps behind others of their sessions are requests of their own, whatever comes with them."""
+    """Steps that wait for others of their sessions are requests of their own."""
     sessions, sizes = [port.open(f"s{i}") for i in range(8)], []
     accept = port.engine.accept
 

@@ -25,7 +25,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture(params=["file", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of each kind of store."""
+    """The URL of a store of each kind."""
     if request.param == "file":
         return f"file:{tmp_path}"
     server: Valkey = request.getfixturevalue("valkey")
@@ -59,18 +59,18 @@ async def test_create_step_delete(store: Store, key: str) -> None:
 
 
 async def test_refusals_change_nothing(store: Store, key: str) -> None:
-    """A write that expects another version says why it was refused, and leaves what is there."""
-    assert await store.put([write(key, (5, 3, 7), (5, 3, 8))]) == [CONFLICT]  # nothing is there
+    """A write that expects another version gets the reason, and leaves the record unchanged."""
+    assert await store.put([write(key, (5, 3, 7), (5, 3, 8))]) == [CONFLICT]  # there is no record
     assert await store.put([write(key, None, (5, 3, 7))]) == [OK]
     refused = {
-        None: CONFLICT,  # must not exist
+        None: CONFLICT,  # a record exists
         (5, 3, 6): CONFLICT,
         (5, 3, 8): CONFLICT,
-        (5, 4, 7): CONFLICT,  # an epoch that is not yet
+        (5, 4, 7): CONFLICT,  # a later epoch
         (5, 2, 7): FENCED,
         (5, 2, 9): FENCED,
         (5, 0, 7): FENCED,
-        (4, 2, 7): CONFLICT,  # another life: its epochs are not ours
+        (4, 2, 7): CONFLICT,  # another life, whose epochs do not count
         (6, 9, 7): CONFLICT,
     }
     for expected, outcome in refused.items():
@@ -82,7 +82,7 @@ async def test_refusals_change_nothing(store: Store, key: str) -> None:
 
 @pytest.mark.parametrize("higher", [1, 255, 256, 2**31, 2**32 + 1, 2**53 - 1])
 async def test_epochs_compare_as_numbers(store: Store, key: str, higher: int) -> None:
-    """The order of epochs is that of numbers, whatever bytes they are made of."""
+    """Epochs are ordered as numbers, whatever bytes they consist of."""
     assert await store.put([write(key, None, (1, higher, 0))]) == [OK]
     assert await store.put([write(key, (1, higher - 1, 0), (1, 1, 1))]) == [FENCED]
     if higher < 2**53 - 1:
@@ -90,7 +90,7 @@ async def test_epochs_compare_as_numbers(store: Store, key: str, higher: int) ->
 
 
 async def test_items_stand_alone(store: Store, key: str) -> None:
-    """In one put, what is refused does not touch its neighbours; one key's writes go in order."""
+    """A refused write in a put does not touch its neighbours, and one key's writes go in order."""
     outcomes = await store.put(
         [
             write(f"{key}-a", None, (1, 1, 0)),
@@ -120,7 +120,8 @@ async def test_tenants_do_not_meet(store: Store, key: str) -> None:
 
 
 async def test_expired_is_gone(store: Store, key: str) -> None:
-    """A record is gone after its ttl, renewed by a write; then the key can be created again."""
+    """A record is gone after its ttl, which a write renews, and then the key can be created
+    again."""
     short_s, long_s = 0.001, 60.0
     writes = [
         write(f"{key}-{name}", None, (1, 1, 0), ttl_s=ttl_s)
@@ -141,7 +142,7 @@ async def test_expired_is_gone(store: Store, key: str) -> None:
 
 
 async def test_quarantine_moves_only_what_is_corrupt(store: Store, key: str) -> None:
-    """What was found corrupt leaves its key, unless something else is there by now."""
+    """A corrupt record is moved away from its key, unless another one is there by now."""
     assert await store.put([write(key, None, (1, 1, 0))]) == [OK]
     await store.quarantine(key, b"what was there before")
     assert await store.load([key]) == [content(Version(1, 1, 0))]
@@ -164,7 +165,7 @@ async def test_one_of_two_racing_puts_wins(store: Store, key: str) -> None:
 
 
 async def test_no_step_is_lost_or_doubled(store: Store, key: str) -> None:
-    """Owners that load, step and put at random count together what each was told was OK."""
+    """Owners that load, step and put at random count together as many steps as got OK."""
     assert await store.put([write(key, None, (1, 1, 0))]) == [OK]
 
     async def owner(epoch: int) -> int:
@@ -184,7 +185,7 @@ async def test_no_step_is_lost_or_doubled(store: Store, key: str) -> None:
 
 
 async def test_random_traffic_is_as_a_dict(store: Store, key: str) -> None:
-    """Batches of random writes and loads of several owners end as the same calls on a dict do."""
+    """Batches of random writes and loads by several owners end like the same calls on a dict."""
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -214,7 +215,7 @@ async def test_random_traffic_is_as_a_dict(store: Store, key: str) -> None:
 
 
 def _guess(rng: random.Random, version: Version | None) -> Version | None:
-    """Mostly that version, else one that is off in one number, else none."""
+    """Mostly that version, else one that differs in one number, else none."""
     kind = rng.random()
     if version is None or kind < 0.05:
         return None if kind < 0.9 else Version(1, 1, 1)
@@ -232,7 +233,7 @@ def _next(rng: random.Random, version: Version | None) -> Version:
 
 
 def _expect(found: Version | None, expected: Version | None) -> Written:
-    """The contract in three lines, apart from the product's own."""
+    """The contract in three lines, independent of the product's code."""
     if found == expected:
         return OK
     same_life = found and expected and found[0] == expected[0]
@@ -240,7 +241,8 @@ def _expect(found: Version | None, expected: Version | None) -> Written:
 
 
 async def test_cancelled_call_disturbs_nobody(store: Store, key: str) -> None:
-    """Calls cancelled at any point leave no reply behind that another call could take for its."""
+    """Calls that are cancelled at any point leave no reply that another call could take for its
+    own."""
     assert await store.put([write(key, None, (1, 1, 0))]) == [OK]
     for passes in range(30):
         doomed = asyncio.ensure_future(store.put([write(f"{key}-{passes}", None, (2, 1, 0))]))
@@ -252,7 +254,7 @@ async def test_cancelled_call_disturbs_nobody(store: Store, key: str) -> None:
 
 
 async def test_killed_writer_loses_nothing_acknowledged(url: str) -> None:
-    """kill -9 in mid-stream, several times: every put that was acknowledged is there, whole."""
+    """After several kill -9 in mid-stream every acknowledged put is there, whole."""
     steps = [0]
     for puts in (1, 5, 30):
         last = acknowledged(url, puts)
@@ -269,11 +271,11 @@ async def test_killed_writer_loses_nothing_acknowledged(url: str) -> None:
     "url", ["", "file:", "redis", "memory:", "disk:/tmp", "http://localhost", "redis-sentinel://h"]
 )
 def test_unknown_stores_are_refused(url: str) -> None:
-    """What is no store's URL is refused with what would be one."""
+    """A URL of no store is refused, and the error shows valid forms."""
     with pytest.raises(StoreRefused, match=r"memory, file:DIR, redis://HOST"):
         open_store(url)
 
 
 def test_memory_is_no_store() -> None:
-    """--store memory is the engine's own."""
+    """--store memory opens no store."""
     assert open_store("memory") is None

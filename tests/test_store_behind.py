@@ -1,4 +1,4 @@
-"""Two live owners of one session behind the store: what the stale one says is the store's truth."""
+"""Two live owners of one session with write-behind: the stale one answers what the store has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from storing import Valkey
 
 
 async def test_a_step_is_not_taken_for_an_old_one(tmp_path: Path) -> None:
-    """An owner ahead of the store, whose session is elsewhere now, says gap and not superseded."""
+    """An owner that is ahead of the store, and whose session has moved, says gap and not
+    superseded."""
     flags = ("--store-mode", "behind", "--behind-s-max", "3600")
     with Valkey(tmp_path) as valkey, fleet_of(tmp_path, 2, "--store", valkey.url, *flags) as fleet:
         ahead, other = (pod.serving for pod in fleet.pods)
@@ -35,7 +36,7 @@ async def test_a_step_is_not_taken_for_an_old_one(tmp_path: Path) -> None:
 async def test_who_opens_anew_is_not_answered_from_steps_that_were_taken_back(
     tmp_path: Path,
 ) -> None:
-    """Told of a gap and opened with RESTART: the first owner's own later steps are no base."""
+    """After a gap and a RESTART the first owner does not answer from its own later steps."""
     flags = ("--store-mode", "behind", "--behind-s-max", "3600")
     with Valkey(tmp_path) as valkey, fleet_of(tmp_path, 2, "--store", valkey.url, *flags) as fleet:
         ahead, other = (pod.serving for pod in fleet.pods)

@@ -1,4 +1,5 @@
-"""What a bug or an extreme number does where a step is stored: told, not guessed, and survived."""
+"""What a bug or an extreme number does when a step is stored: an honest error, and the server goes
+on."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ STATE = pb.State(tensors=tensors(h=np.zeros((2, 8)), c=np.zeros((2, 8))))
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
 async def test_the_largest_step_number_can_be_stepped_from(tmp_path: Path, mode: str) -> None:
-    """The last number an import may have is stored and goes on; the next one is refused."""
+    """The largest number that an import may have is stored and goes on, and the next one is
+    refused."""
     async with gated(tmp_path, store_mode=mode) as (wire, _):
         for step in (STEP_MAX, 2**53 - 1, 2**53, 2**63 - 1, -1, -(2**63)):
             state = pb.State(tensors=STATE.tensors, step=step)
@@ -43,7 +45,7 @@ async def test_the_largest_step_number_can_be_stepped_from(tmp_path: Path, mode:
 
 
 async def test_a_write_that_raised_is_unknown(tmp_path: Path) -> None:
-    """A bug after the write was sent: the step may be stored, so the copy here is dropped."""
+    """After a bug the step may be stored, so the copy here is dropped."""
     async with gated(tmp_path) as (wire, gate):
         session = await wire.open()
         step = pb.StepRequest(
@@ -56,4 +58,4 @@ async def test_a_write_that_raised_is_unknown(tmp_path: Path) -> None:
         assert (reply.step, reply.replayed, reply.durable_step) == (1, True, 1)
         version = await gate.version(session.id)
         assert (version.incarnation, version.step) == (session.incarnation, 1)
-        assert version.epoch > 0  # it was fetched again
+        assert version.epoch > 0  # it was loaded again

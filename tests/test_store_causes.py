@@ -1,4 +1,4 @@
-"""Wrong setups of Redis: each is told by its cause, and none tells a secret."""
+"""Wrong setups of Redis: each is reported with its cause, and none reveals a secret."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ Options = tuple[str, ...]
 
 
 def user(*rules: str) -> Options:
-    """A Valkey's flags: one user besides the default one, with these rules."""
+    """A Valkey's flags: one user with these rules, besides the default one."""
     return ("--user", "lstm", "on", f">{SECRET}", *rules)
 
 
-# name: the server's flags, the URL (PORT is the server's), what the cause has in it.
+# name: the server's flags, the URL (PORT is the server's), a part of the cause.
 WRONG: dict[str, tuple[Options, str, str]] = {
     "password missing": (("--requirepass", SECRET), "redis://127.0.0.1:PORT/0", "asks for a pass"),
     "password wrong": (
@@ -101,7 +101,7 @@ def valkey(tmp_path: Path) -> Iterator[Callable[..., Valkey]]:
 
 
 async def cause_of(url: str, timeout_s: float = 5) -> str:
-    """What a check at the start says, of either kind."""
+    """What both kinds of check at the start report."""
     store = open_store(url, timeout_s=timeout_s)
     assert store is not None
     try:
@@ -119,7 +119,7 @@ async def cause_of(url: str, timeout_s: float = 5) -> str:
 async def test_a_wrong_setup_is_refused_with_its_cause(
     valkey: Callable[..., Valkey], name: str
 ) -> None:
-    """Time does not heal it, so the check refuses; it names the cause and quotes no secret."""
+    """The check refuses what time does not heal, names the cause, and quotes no secret."""
     options, url, expected = WRONG[name]
     found = await cause_of(url.replace("PORT", str(valkey(*options).port)))
     assert found.startswith("refused: the store cannot be used: "), found
@@ -129,7 +129,7 @@ async def test_a_wrong_setup_is_refused_with_its_cause(
 
 @contextlib.asynccontextmanager
 async def tls_front(server: Valkey, authority: Authority, host: str) -> AsyncIterator[int]:
-    """The port of a TLS front of the server (the test's has none); its certificate is for host."""
+    """The port of a TLS front of the server, which has no TLS here; its certificate is for host."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*authority.sign("valkey", host))
 
@@ -160,7 +160,8 @@ async def tls_front(server: Valkey, authority: Authority, host: str) -> AsyncIte
     ],
 )
 async def test_tls(tmp_path: Path, host: str, url: str, expected: str) -> None:
-    """TLS against plain, an unknown authority and another name are told; the right one serves."""
+    """TLS against plain text, an unknown authority and another name are reported, and the right
+    setup serves."""
     ours, other = Authority(tmp_path), Authority(tmp_path, "other")
     with Valkey(tmp_path) as server:
         async with tls_front(server, ours, host) as port:
@@ -168,13 +169,13 @@ async def test_tls(tmp_path: Path, host: str, url: str, expected: str) -> None:
 
 
 async def try_tls(url: str, ours: Authority, other: Authority, expected: str) -> None:
-    """The cause that the URL gets, once the files are in it."""
+    """Asserts the cause that the URL gets, once the files are in it."""
     url = url.replace("OTHER", str(other.path)).replace("CA", str(ours.path))
     assert expected in await cause_of(url)
 
 
 async def test_a_sentinel_is_no_store(tmp_path: Path) -> None:
-    """A Sentinel's port is told as what it is."""
+    """A Sentinel's port is reported as a Sentinel."""
     config = tmp_path / "sentinel.conf"
     with Valkey(tmp_path) as primary:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -198,7 +199,7 @@ async def test_a_sentinel_is_no_store(tmp_path: Path) -> None:
 
 
 async def test_another_servers_port_is_no_store() -> None:
-    """What answers in another protocol is refused: time does not make a store of it."""
+    """A server with another protocol is refused, because time does not make it a store."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -214,7 +215,7 @@ async def test_another_servers_port_is_no_store() -> None:
 
 
 def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
-    """A missing file is told apart from one that holds no certificate."""
+    """A missing file is told from one that holds no certificate."""
     (tmp_path / "empty.pem").touch()
     for name, why in (("none.pem", "No such file"), ("empty.pem", "they hold no certificate")):
         with pytest.raises(StoreRefused, match=why):
@@ -222,7 +223,8 @@ def test_a_certificate_that_is_not_there(tmp_path: Path) -> None:
 
 
 async def test_an_outage_is_no_misconfiguration(valkey: Callable[..., Valkey]) -> None:
-    """Nothing listens, no such name, a read-only replica, a frozen server: away, with the cause."""
+    """No listener, an unknown name, a read-only replica and a frozen server are outages with a
+    cause."""
     server = valkey()
     assert "away: nothing listens" in await cause_of("redis://127.0.0.1:1/0")
     assert "away: DNS does not" in await cause_of("redis://store.invalid/0", 20)
@@ -236,7 +238,8 @@ async def test_an_outage_is_no_misconfiguration(valkey: Callable[..., Valkey]) -
 
 
 async def test_a_policy_that_drops_sessions_is_told(valkey: Callable[..., Valkey]) -> None:
-    """An evicting policy under a limit is a warning; without a limit nothing is evicted."""
+    """An evicting policy with a memory limit is a warning, and without a limit nothing is
+    evicted."""
     for options, expected in (
         (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "allkeys-lru"),
         (("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), "volatile-ttl"),
@@ -251,7 +254,7 @@ async def test_a_policy_that_drops_sessions_is_told(valkey: Callable[..., Valkey
 
 
 async def test_a_check_leaves_nothing(valkey: Callable[..., Valkey]) -> None:
-    """The trial's keys are gone, and the rule of docs/STORES.md is enough for it."""
+    """The trial's keys are gone, and the rule of docs/STORES.md allows all of it."""
     server = valkey(*user("~s:*", *ACL))
     store = RedisStore(server.url.replace("//", f"//lstm:{SECRET}@"))
     assert await store.check() == ""
@@ -283,7 +286,7 @@ UNREADABLE = (
 
 @pytest.mark.parametrize("url", [*MISTYPED, *UNREADABLE])
 def test_a_mistyped_url_tells_no_password(models: Path, url: str) -> None:
-    """The command line's error has the scheme at the most, however the URL is mistyped."""
+    """However the URL is mistyped, the command line's error shows its scheme at most."""
     ended = run_serve("--models", models, *FREE_PORTS, LSTMSERVE_STORE=url)
     assert ended.returncode in (1, 2)
     assert "Error: " in ended.stderr.splitlines()[-1]
@@ -291,13 +294,13 @@ def test_a_mistyped_url_tells_no_password(models: Path, url: str) -> None:
 
 
 def test_valkey_is_another_name_of_redis() -> None:
-    """valkey:// and valkeys:// are taken, by the settings and by the store."""
+    """The settings and the store accept valkey:// and valkeys://."""
     for url in ("valkey://127.0.0.1/0", "valkeys://127.0.0.1/0"):
         assert isinstance(open_store(Config(store=url).store), RedisStore)
 
 
 def test_a_wrong_setup_ends_the_start(models: Path, valkey: Callable[..., Valkey]) -> None:
-    """Exit 1 and one line with the cause; neither password is anywhere on stderr."""
+    """A wrong setup exits with 1 and one line with the cause, and no password is on stderr."""
     port = valkey("--requirepass", SECRET).port
     url = f"redis://:other-horse@127.0.0.1:{port}/0"
     ended = run_serve("--models", models, *FREE_PORTS, LSTMSERVE_STORE=url)
@@ -308,13 +311,14 @@ def test_a_wrong_setup_ends_the_start(models: Path, valkey: Callable[..., Valkey
 
 
 def test_a_start_waits_for_its_store(serve: Serve, tmp_path: Path) -> None:
-    """Away at the start: 503 with the cause until it has answered once, then ready by itself."""
+    """If the store is away at the start, /readyz is 503 with the cause until the store answers, and
+    then ready."""
     with Valkey(tmp_path) as server:
         server.kill()
         serving = serve("--store", server.url)
         assert serving.ready["event"] == "waiting for the store"
         waiting = "Service Unavailable\nstore: nothing listens at its host and port\n"
-        while serving.get("/readyz") != (503, waiting):  # the first look is made once it serves
+        while serving.get("/readyz") != (503, waiting):  # the first check comes once it serves
             pass
         assert serving.get("/livez")[0] == 200
         server.start()
@@ -326,7 +330,7 @@ def test_a_start_waits_for_its_store(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_an_outage_under_load_is_few_lines(serve: Serve, tmp_path: Path) -> None:
-    """Hundreds of failed calls are a line for each cause, and one with the count at the end."""
+    """Hundreds of failed calls give a line for each cause, and one with the count at the end."""
     with Valkey(tmp_path) as server:
         serving = serve("--store", server.url, "--store-timeout-s", "0.3")
         with Client(serving.target, timeout_s=5, retry_s_max=0) as client:
@@ -336,7 +340,7 @@ def test_an_outage_under_load_is_few_lines(serve: Serve, tmp_path: Path) -> None
                 for session in sessions:
                     with pytest.raises(LstmServeError):
                         session.step(random_input(TINY, (1,), 0))
-            assert serving.get("/readyz")[0] == 200  # it was ready once: others are no better off
+            assert serving.get("/readyz")[0] == 200  # others are no better off
             while "store: nothing listens" not in serving.get("/readyz")[1]:
                 pass
             server.start()
@@ -353,7 +357,8 @@ def test_an_outage_under_load_is_few_lines(serve: Serve, tmp_path: Path) -> None
 
 
 def test_a_store_that_comes_and_goes_is_no_flood() -> None:
-    """However often it changes: few lines a minute, then one that says how many were left out."""
+    """However often it changes, the log has few lines a minute, and then one with how many were
+    left out."""
     outage = Outage()
     with capture_logs() as lines:
         for second in range(50):
@@ -366,12 +371,13 @@ def test_a_store_that_comes_and_goes_is_no_flood() -> None:
 
 
 def test_a_long_outage_is_a_line_a_minute() -> None:
-    """While it lasts the log counts once a minute; only what began after the failure ends it."""
+    """During an outage the log counts once a minute, and only a call that began after a failure
+    ends it."""
     outage = Outage()
     with capture_logs() as lines:
         for second in range(200):
             outage.failed("put", "it hangs", second)
-            outage.passed(second, second, "load")  # another kind of call proves nothing
+            outage.passed(second, second, "load")  # another kind of call does not count
         outage.passed(201, 198, "put")
         assert outage.cause == "it hangs"
         outage.passed(201, 200, "put")
@@ -382,7 +388,7 @@ def test_a_long_outage_is_a_line_a_minute() -> None:
 
 
 def test_a_cancelled_look_up_leaves_nothing() -> None:
-    """A host name that is gone is told, and no error of its look-up is left to nobody."""
+    """An unknown host name is reported, and its failed look-up leaves no unretrieved error."""
     left: list[dict[str, Any]] = []
 
     async def try_often() -> None:

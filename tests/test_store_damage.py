@@ -1,4 +1,5 @@
-"""A damaged file store: whatever became of the file, every call ends as the store's own error."""
+"""A damaged file store: whatever happened to the file, every call ends with the store's own
+error."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def open_rows(path: Path) -> RecordDatabase:
 
 
 def flipped(content: bytes, dice: random.Random) -> bytes:
-    """One bit, near a record's start where its columns' types are, or anywhere."""
+    """One bit flipped, near a record's start with its columns' types, or anywhere."""
     spoiled = bytearray(content)
     near = content.find(f"/{dice.randrange(SESSIONS)}".encode()) - dice.randrange(1, 16)
     place = dice.choice([max(0, near), dice.randrange(len(content))])
@@ -47,12 +48,12 @@ def flipped(content: bytes, dice: random.Random) -> bytes:
 
 
 def cut(content: bytes, dice: random.Random) -> bytes:
-    """Its beginning."""
+    """The file's beginning."""
     return content[: dice.randrange(1, len(content))]
 
 
 def overwritten(content: bytes, dice: random.Random) -> bytes:
-    """Some bytes of another file."""
+    """Some bytes replaced by another file's."""
     start, size = dice.randrange(len(content)), dice.choice([16, 256, 4096])
     return content[:start] + dice.randbytes(size) + content[start + size :]
 
@@ -61,7 +62,8 @@ def overwritten(content: bytes, dice: random.Random) -> bytes:
 def test_damage_is_the_stores_own_error(
     file: Path, spoil: Callable[[bytes, random.Random], bytes]
 ) -> None:
-    """Opening is refused, or each call works or raises what the engine handles; none is stuck."""
+    """The store refuses to open, or each call works or raises what the engine handles, and none
+    hangs."""
     whole, dice, ends = file.read_bytes(), random.Random(20261126), Counter[str]()
     for _ in range(120):
         file.write_bytes(spoil(whole, dice))
@@ -88,7 +90,7 @@ def _use(rows: RecordDatabase) -> Counter[str]:
                 decode(content)
             ends["read"] += 1
             raised(rows.put([write(f"/{n}", (1, 1, 0), (1, 1, 1), size=2000)])[0])
-            raised(rows.put([write(f"/new-{n}", None, (1, 1, 0))])[0])  # sweeps
+            raised(rows.put([write(f"/new-{n}", None, (1, 1, 0))])[0])  # this sweeps
         except CorruptRecord:
             ends["corrupt"] += 1
             assert content is not None
@@ -101,8 +103,8 @@ def _use(rows: RecordDatabase) -> Counter[str]:
 
 @pytest.mark.parametrize("value", ["text", 7, None, b"short", "\udcff"])
 def test_a_column_of_another_type_is_damage(file: Path, value: object) -> None:
-    """Content that is no record is put aside; a version that is none is an error, then and again;
-    an expiry that is no time harms no creation."""
+    """Content that is no record is put aside, a version that is none is an error each time, and an
+    expiry that is none does not disturb a creation."""
     with closing(sqlite3.connect(file)) as database:
         database.executescript(
             "DROP TABLE record; CREATE TABLE record (key, version, expiry_ms,"

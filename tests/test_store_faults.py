@@ -1,4 +1,4 @@
-"""What a store may hold that must not be served: damage, other weights, versions that are gone."""
+"""Records that must not be served: damage, other weights, versions that are gone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def raw(valkey: Valkey) -> Iterator[Any]:
 
 
 def leave_a_session(serving: Serving) -> Any:
-    """Session "a" of tiny after three steps, its server gone; the last y."""
+    """Leaves session "a" of tiny after three steps, and ends its server. Returns the last y."""
     with Client(serving.target) as client:
         session = client.session("tiny", id="a", keep=True)
         y = session.step(random_input(TINY, (3,), 1))
@@ -50,7 +50,7 @@ def reason(serving: Serving) -> str:
 
 
 def test_a_damaged_record_is_put_aside(serve: Serve, valkey: Valkey, raw: Any) -> None:
-    """One flipped bit: DATA_LOSS once, the record kept for the operator, the id free again."""
+    """One flipped bit gives DATA_LOSS once, keeps the record for the operator, and frees the id."""
     leave_a_session(serve("--store", valkey.url))
     content = bytearray(raw.get(KEY))
     content[-3] ^= 0x10
@@ -70,8 +70,8 @@ def test_a_damaged_record_is_put_aside(serve: Serve, valkey: Valkey, raw: Any) -
 def test_a_later_release_s_record_is_left(
     number: int, serve: Serve, valkey: Valkey, raw: Any
 ) -> None:
-    """A record of an unknown format is UNAVAILABLE with the way out, stays as it is under its key,
-    and the release that wrote it goes on with it."""
+    """A record of an unknown format is UNAVAILABLE with advice, stays unchanged under its key, and
+    the release that wrote it goes on with it."""
     leave_a_session(serve("--store", valkey.url))
     content = raw.get(KEY)
     newer = later(content, number)
@@ -100,7 +100,7 @@ def test_a_later_release_s_record_is_left(
 def test_other_weights_are_not_given_an_old_state(
     serve: Serve, valkey: Valkey, raw: Any, tmp_path: Path
 ) -> None:
-    """The same name and version with other weights: MODEL_MISMATCH, and the record stays."""
+    """The same name and version with other weights is MODEL_MISMATCH, and the record stays."""
     folder = tmp_path / "other"
     make_model(folder, TINY, seed=99)
     leave_a_session(serve("--store", valkey.url))
@@ -112,7 +112,8 @@ def test_other_weights_are_not_given_an_old_state(
 def test_a_version_that_is_not_served_any_more(
     serve: Serve, valkey: Valkey, raw: Any, tmp_path: Path
 ) -> None:
-    """MODEL_RETIRED, never another version's weights; served again, the session goes on."""
+    """A missing version is MODEL_RETIRED, never replaced by another one's weights, and goes on when
+    it is served again."""
     newer, both = tmp_path / "newer", tmp_path / "both"
     make_model(newer, TINY, seed=5, version=2)
     for version, seed in ((1, 0), (2, 5)):
@@ -126,7 +127,7 @@ def test_a_version_that_is_not_served_any_more(
 
 
 def test_a_full_store_refuses_and_harms_nothing(serve: Serve, valkey: Valkey, raw: Any) -> None:
-    """maxmemory reached: opening and stepping are STORE_FULL, and what is stored stays whole."""
+    """At maxmemory opening and stepping are STORE_FULL, and stored records stay whole."""
     serving = serve("--store", valkey.url)
     with Client(serving.target) as client:
         kept = client.session("tiny", keep=True)

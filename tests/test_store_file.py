@@ -27,9 +27,9 @@ YEAR_S = 365 * 86_400.0
 
 
 class Clock:
-    """The machine's clocks as the test sets them; may be held, and with them the store's thread.
+    """The machine's clocks as the test sets them; holding them holds the store's thread.
 
-    `now_s` passes; `moved_s` is what the wall clock was moved by besides.
+    `now_s` is the time that passed; `moved_s` is by how much the wall clock was set besides.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Clock:
         self.going.set()
 
     def __call__(self) -> Reading:
-        """The time, once it goes on."""
+        """The time, once the clock is not held."""
         self.going.wait()
         wall_ms = round(1000 * (self.now_s + self.moved_s))
         return Reading(wall_ms, round(1000 * self.now_s) - 1_600_000_000_000, self.boot_id)
@@ -61,7 +61,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[FileStore]:
 
 
 async def fill(store: FileStore) -> list[Write]:
-    """Creates sessions until there is no room; those that fitted."""
+    """Creates sessions until there is no room. Returns the writes that fitted."""
     stored: list[Write] = []
     while True:
         new = write(f"/{len(stored)}", None, (1, 1, 0), size=4096)
@@ -71,7 +71,7 @@ async def fill(store: FileStore) -> list[Write]:
 
 
 async def test_one_owner_at_a_time(tmp_path: Path) -> None:
-    """A second store on the same folder is refused in one line, until the first is closed."""
+    """A second store on the same folder is refused in one line, until the first one is closed."""
     first = FileStore(tmp_path)
     assert await first.put([write("/a", None, (1, 1, 0))]) == [OK]
     with pytest.raises(StoreRefused, match=r"^another process has .* open: stop it"):
@@ -84,7 +84,7 @@ async def test_one_owner_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_full_keeps_what_is_there(store: FileStore) -> None:
-    """Without room a write is FULL and the old record intact; a delete makes room again."""
+    """Without room a write is FULL and the old record intact, and a delete makes room again."""
     stored = await fill(store)
     assert len(stored) > 10
     grown = write("/0", (1, 1, 0), (1, 1, 1), size=64 << 10)
@@ -96,7 +96,7 @@ async def test_full_keeps_what_is_there(store: FileStore) -> None:
 
 
 async def test_full_is_of_one_write(store: FileStore) -> None:
-    """In a put that does not fit as a whole, what fits alone is written."""
+    """If a put does not fit as a whole, the writes that fit alone are written."""
     await fill(store)
     outcomes = await store.put(
         [
@@ -116,7 +116,7 @@ async def test_full_is_of_one_write(store: FileStore) -> None:
 
 @contextmanager
 def no_file_grows(beyond: int) -> Iterator[None]:
-    """The kernel fails every write of this process beyond so many bytes of a file."""
+    """Lets the kernel fail every write of this process beyond that size of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (beyond, hard))
     try:
@@ -126,7 +126,7 @@ def no_file_grows(beyond: int) -> Iterator[None]:
 
 
 async def test_failing_disk_fails_closed_and_heals(tmp_path: Path, clock: Clock) -> None:
-    """Writes that the kernel refuses are errors and change nothing; later ones succeed."""
+    """Writes that the kernel refuses are errors and change nothing, and later ones succeed."""
     store = FileStore(tmp_path, read=clock)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     log_size = (tmp_path / f"{FILE_NAME}-wal").stat().st_size
@@ -158,7 +158,7 @@ async def test_hanging_disk_holds_nobody(tmp_path: Path, clock: Clock) -> None:
 
 
 async def answer(store: FileStore, keys: list[str]) -> list[bytes | None]:
-    """What the store answers as soon as it does again."""
+    """What the store answers, as soon as it does."""
     while True:
         with contextlib.suppress(StoreUnavailable):
             return raised(await store.load(keys))
@@ -175,7 +175,8 @@ async def test_closing_does_not_wait_for_a_hanging_disk(tmp_path: Path, clock: C
 
 
 async def test_expiry_is_by_the_clock(store: FileStore, clock: Clock) -> None:
-    """A record is there just before its ttl has passed, and gone when it has, by wall clock."""
+    """A record is there until just before its ttl has passed, and gone after it, by the wall
+    clock."""
     assert await store.put([write("/a", None, (1, 1, 0), ttl_s=60)]) == [OK]
     clock.now_s += 59.999
     assert await store.load(["/a"]) == [content(Version(1, 1, 0))]
@@ -190,7 +191,7 @@ async def test_expiry_is_by_the_clock(store: FileStore, clock: Clock) -> None:
 
 
 async def test_old_records_are_swept(tmp_path: Path, clock: Clock) -> None:
-    """Creations sweep expired records, so that they stay a minority, and no living one."""
+    """Creations sweep expired records, so that those stay a minority, and sweep no other record."""
     store = FileStore(tmp_path, read=clock)
     living = [f"/old-{i}" for i in range(60)]
     assert await store.put([write(key, None, (1, 1, 0)) for key in living]) == [OK] * 60
@@ -212,7 +213,7 @@ async def test_old_records_are_swept(tmp_path: Path, clock: Clock) -> None:
 
 
 async def test_quarantine_is_for_the_operator(tmp_path: Path, clock: Clock) -> None:
-    """A corrupt record is found again in the table `quarantine`, with its key and when."""
+    """A corrupt record lies in the table `quarantine`, with its key and the time."""
     store = FileStore(tmp_path, read=clock)
     assert await store.put([write("/a", None, (1, 1, 0)), write("/b", None, (1, 1, 0))]) == [OK] * 2
     await store.quarantine("/a", content(Version(1, 1, 0)))
@@ -224,29 +225,29 @@ async def test_quarantine_is_for_the_operator(tmp_path: Path, clock: Clock) -> N
 
 
 def foreign(folder: Path) -> None:
-    """Not a database."""
+    """Puts a file there that is not a database."""
     (folder / FILE_NAME).write_bytes(b"not a database" * 1000)
 
 
 def later(folder: Path) -> None:
-    """A later release's."""
+    """Puts a later release's file there."""
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as database:
         database.execute("PRAGMA user_version = 2")
 
 
 def folder_as_file(folder: Path) -> None:
-    """A folder where the file should be."""
+    """Puts a folder there, in place of the file."""
     (folder / FILE_NAME).mkdir()
 
 
 def anothers(folder: Path) -> None:
-    """Another program's database."""
+    """Puts another program's database there."""
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as database:
         database.execute("CREATE TABLE account (name)")
 
 
 def namesake(folder: Path) -> None:
-    """Another program's, of a format of the same number."""
+    """Puts another program's database there, with a format of the same number."""
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as database:
         database.executescript("CREATE TABLE record (name); PRAGMA user_version = 1")
 
@@ -267,7 +268,7 @@ def test_foreign_files_are_refused(
     """What another program or release left there is refused in one line and not touched."""
     spoil(tmp_path)
     before = _bytes(tmp_path / FILE_NAME)
-    for _ in range(2):  # refused for the same reason again: nothing stayed locked
+    for _ in range(2):  # refused for the same reason again: it stayed unlocked
         with pytest.raises(StoreRefused, match=what) as refused:
             FileStore(tmp_path)
         assert str(tmp_path) in str(refused.value)
@@ -281,7 +282,7 @@ def _bytes(path: Path) -> bytes | None:
 
 @pytest.mark.parametrize(("sync", "level"), [(False, 1), (True, 2)])
 def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
-    """With sync every commit is flushed to the disk; without it the log is, when it is written
+    """With sync every commit is flushed to the disk, and without it only a log that is written
     back."""
     rows = RecordDatabase(tmp_path / FILE_NAME, sync=sync, bytes_max=None, read=Clock())
     assert rows._database.execute("PRAGMA synchronous").fetchone() == (level,)
@@ -290,14 +291,15 @@ def test_sync_is_sqlites_full(tmp_path: Path, sync: bool, level: int) -> None:
 
 
 async def test_the_folder_is_private(tmp_path: Path) -> None:
-    """States are nobody else's: the folder is made for its owner alone."""
+    """The folder is made for its owner alone, because states are private."""
     store = FileStore(tmp_path / "new" / "store")
     assert (tmp_path / "new" / "store").stat().st_mode & 0o077 == 0
     await store.close()
 
 
 async def test_a_moved_clock_expires_nothing(tmp_path: Path, clock: Clock) -> None:
-    """The wall clock goes years on, and back: what was stored is there, and so after a restart."""
+    """If the wall clock is set years ahead, and back, every record is still there, also after a
+    restart."""
     store = FileStore(tmp_path, read=clock)
     assert await store.put([write("/a", None, (1, 1, 0), ttl_s=60)]) == [OK]
     for years in (30, -30, 5):
@@ -316,7 +318,7 @@ async def test_a_moved_clock_expires_nothing(tmp_path: Path, clock: Clock) -> No
 
 
 async def test_time_passes_while_the_store_is_closed(tmp_path: Path, clock: Clock) -> None:
-    """A minute is one between two processes and between two boots; before an earlier one, none."""
+    """A minute between two processes or two boots is a minute, and the time never goes back."""
     for boot_id, moved_s, is_there in (
         ("boot", YEAR_S, False),
         ("another", 0.0, False),
@@ -335,7 +337,7 @@ async def test_time_passes_while_the_store_is_closed(tmp_path: Path, clock: Cloc
 
 
 async def test_a_damaged_mark_is_no_time(tmp_path: Path, clock: Clock) -> None:
-    """Bytes that were not written as the store's time do not set it: the wall clock does."""
+    """Bytes that are not a valid mark are ignored, and the wall clock sets the store's time."""
     for spoiled in (b"", b"\xff" * 64, None, "text"):
         store = FileStore(tmp_path, read=clock)
         assert await store.put([write(f"/{spoiled!r}", None, (1, 1, 0), ttl_s=60)]) == [OK]
@@ -349,12 +351,12 @@ async def test_a_damaged_mark_is_no_time(tmp_path: Path, clock: Clock) -> None:
 
 
 async def test_what_is_held_does_not_expire(tmp_path: Path, clock: Clock) -> None:
-    """A session that lives here longer than its record is loaded, stepped and not swept."""
+    """A session that lives here longer than its record is loaded and stepped, and not swept."""
     store = FileStore(tmp_path, read=clock)
     store.spare(lambda key: key == "/held")
     assert await store.put([write(key, None, (1, 1, 0)) for key in ("/held", "/free")]) == [OK] * 2
     clock.now_s += 61
-    for number in range(8):  # a sweep, and what it found is dropped by the next put
+    for number in range(8):  # a sweep finds it, and the next put would drop it
         assert await store.put([write(f"/{number}", None, (1, 1, 0))]) == [OK]
     assert await store.load(["/held", "/free"]) == [content(Version(1, 1, 0)), None]
     assert await store.put([write("/held", (1, 1, 0), (1, 1, 1))]) == [OK]
@@ -363,39 +365,39 @@ async def test_what_is_held_does_not_expire(tmp_path: Path, clock: Clock) -> Non
 
 
 def removed(file: Path) -> None:
-    """Somebody cleans up."""
+    """Removes the files."""
     for each in file.parent.iterdir():
         each.unlink()
 
 
 def log_removed(file: Path) -> None:
-    """The log alone."""
+    """Removes the log only."""
     Path(f"{file}-wal").unlink()
 
 
 def moved(file: Path) -> None:
-    """The whole folder has another name."""
+    """Renames the whole folder."""
     file.parent.rename(file.parent.with_name("elsewhere"))
 
 
 def replaced(file: Path) -> None:
-    """A copy takes its name."""
+    """Replaces the file by a copy."""
     shutil.copy(file, file.with_name("copy"))
     file.with_name("copy").rename(file)
 
 
 def cut(file: Path) -> None:
-    """Truncated to a part."""
+    """Truncates the file to a part."""
     os.truncate(file, 4096)
 
 
 def log_cut(file: Path) -> None:
-    """The log is emptied."""
+    """Empties the log."""
     os.truncate(f"{file}-wal", 0)
 
 
 def restored(file: Path) -> None:
-    """Written over in place, by what is no shorter."""
+    """Overwrites the file in place with another one that is not shorter."""
     file.write_bytes(bytes(file.stat().st_size))
 
 
@@ -412,7 +414,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
 async def test_a_lost_file_is_noticed(tmp_path: Path, lose: Callable[[Path], None]) -> None:
-    """Nothing is said to be stored from then on, by any call, until another process opens it."""
+    """No call reports a step as stored from then on, until another process opens the file."""
     folder = tmp_path / "store"
     store = FileStore(folder)
     big = [write(f"/{n}", None, (1, 1, 0), size=100_000) for n in range(50)]
@@ -436,7 +438,7 @@ async def test_a_lost_file_is_noticed(tmp_path: Path, lose: Callable[[Path], Non
 async def test_a_file_that_goes_in_a_flush_is_noticed(
     tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
-    """A transaction that was committed to what is not there any more is not said to be stored."""
+    """A transaction that was committed to a lost file is not reported as stored."""
     folder = tmp_path / "store"
     store = FileStore(folder)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
@@ -452,8 +454,8 @@ async def test_a_file_that_goes_in_a_flush_is_noticed(
 
 @pytest.mark.parametrize("commits", [1, 2])
 async def test_a_file_that_goes_between_two_writes_is_noticed(tmp_path: Path, commits: int) -> None:
-    """Of a put that is written one by one, nothing counts as stored when the file goes meanwhile;
-    what was not tried is surely not written."""
+    """If the file is lost while a put writes one by one, nothing counts as stored, and what was not
+    tried is surely not written."""
     folder = tmp_path / "store"
     store = FileStore(folder, bytes_max=FULL_BYTES)
     stored = await fill(store)
@@ -485,7 +487,7 @@ LOST_BETWEEN = {
 
 
 async def test_closing_harms_no_successor(tmp_path: Path) -> None:
-    """Who lost its file does not remove the log of the store that is there now."""
+    """A store that lost its file does not remove the log of the store that is there now."""
     lost = FileStore(tmp_path)
     assert await lost.put([write("/a", None, (1, 1, 0))]) == [OK]
     removed(tmp_path / FILE_NAME)
@@ -501,7 +503,7 @@ async def test_closing_harms_no_successor(tmp_path: Path) -> None:
 async def test_a_place_that_cannot_be_seen_may_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While nobody may look into the folder nothing is stored; it goes on when somebody may."""
+    """While the folder cannot be looked into nothing is stored, and later the store goes on."""
     store = FileStore(tmp_path)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
 

@@ -1,4 +1,5 @@
-"""A store without room, on a real full disk and in a real full Valkey: told, harmless, it heals."""
+"""A store without room, on a real full disk and in a real full Valkey: reported, harmless,
+healed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ MIB = 1 << 20
 
 
 class Narrow(NamedTuple):
-    """A server whose store can be filled up and given room again."""
+    """A server whose store can be filled up, and given room again."""
 
     serving: Serving
     fill: Callable[[], None]
@@ -33,7 +34,7 @@ class Narrow(NamedTuple):
 
 
 def on_disk(serve: Serve, folder: Path) -> Narrow:
-    """In a mount namespace of its own, on a disk of 8 MB of which a ballast takes what is left."""
+    """Runs it in a mount namespace of its own, on a disk of 8 MB that a ballast fills."""
     script = 'mount -t tmpfs -o size=8m none "$0" && exec "$@"'
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(folder)]
     try:
@@ -52,7 +53,7 @@ def on_disk(serve: Serve, folder: Path) -> Narrow:
 
 
 def in_valkey(serve: Serve, valkey: Valkey) -> Narrow:
-    """With maxmemory as little as it has, or enough."""
+    """Runs it with maxmemory as low as its use, or high enough."""
     serving = serve("--store", valkey.url)
 
     def allow(size: int) -> None:
@@ -73,7 +74,7 @@ def narrow(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iter
 
 
 def refusal(call: Callable[[], object]) -> LstmServeError:
-    """Why the store took nothing of it."""
+    """The error of a call for which the store has no room."""
     with pytest.raises(LstmServeError) as refused:
         call()
     assert refused.value.reason == "STORE_FULL"
@@ -83,10 +84,8 @@ def refusal(call: Callable[[], object]) -> LstmServeError:
 
 
 def test_a_full_store_is_told_and_heals(narrow: Narrow, models: Path) -> None:
-    """Steps, sessions and ends that find no room change nothing and say what to do; with room
-
-    again the same session goes on bit for bit, and the log told the operator once.
-    """
+    """Steps, sessions and closes that find no room change nothing and say what to do, and with room
+    again the same session goes on bit for bit."""
     with Client(narrow.serving.target) as client:
         sessions = [client.session("tiny", keep=True) for _ in range(4)]
         first = sessions[0].step(X[:50])

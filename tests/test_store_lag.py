@@ -1,4 +1,4 @@
-"""The metric of lag behind a store: as old as the oldest step it lacks, and no older."""
+"""The metric of lag behind a store: exactly as old as the oldest step that the store lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOURS = {"store_mode": "behind", "behind_s_max": 3600}
 
 
 async def flush_beside_a_step(wire: Wire, gate: Gate, good: Good) -> float:
-    """A flush during which the session steps on; when it began."""
+    """Flushes while the session steps on. Returns when the flush began."""
     began_s = time.monotonic()
     count = len(gate.puts)
     gate.answering.clear()
@@ -26,7 +26,7 @@ async def flush_beside_a_step(wire: Wire, gate: Gate, good: Good) -> float:
 
 
 async def test_a_session_that_steps_during_a_flush_is_as_late_as_that_step(tmp_path: Path) -> None:
-    """What was stored counts no more, though the session has never been all stored."""
+    """Stored steps do not count any more, even if the session was never stored completely."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
         good = await wire.good()
         await good.step()

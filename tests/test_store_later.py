@@ -1,4 +1,4 @@
-"""Records of a later release, and what this one leaves for an earlier: rolling updates."""
+"""Records of a later release, and what this one writes for an earlier one: rolling updates."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ BEHIND = {"store_mode": "behind", "behind_s_max": 3600}
 
 
 def unknown_field(content: bytes) -> bytes:
-    """A record of format 2 with a field that a later release relies on."""
+    """A record of format 2 with a field that a later release depends on."""
     second = encode(dataclasses.replace(decode(content), released=False))
     return signed(second + struct.pack("<HI", 7, 3) + b"new")
 
 
 async def take_over(gate: Gate, session_id: str, change: Callable[[bytes], bytes]) -> bytes:
-    """A server of a later release takes a session; what it stores."""
+    """Lets a server of a later release take over a session. Returns the record that it stores."""
     key = f"/{session_id}"
     (content,) = await gate.behind.load([key])
     assert content is not None
@@ -41,7 +41,7 @@ async def take_over(gate: Gate, session_id: str, change: Callable[[bytes], bytes
 
 
 async def forget(wire: Wire, session: Good, is_behind: bool) -> None:
-    """What is here of a session that was taken over is written to the store, and goes."""
+    """Writes a session that was taken over to the store, and drops it here."""
     if is_behind:
         await session.step()
         await wire.engine._stage.flush()
@@ -76,9 +76,8 @@ def calls(session: Good) -> list[tuple[str, Any]]:
 async def test_no_call_destroys_a_later_record(
     tmp_path: Path, change: Callable[[bytes], bytes], settings: dict[str, Any], way: str
 ) -> None:
-    """Whichever call meets a later release's record, of a session that was not here, that a write
-    of ours finds taken over, or that is still held to be ours: it is UNAVAILABLE, and the record
-    is what it was."""
+    """Whichever call meets a later release's record, even of a session that is believed to be ours,
+    is UNAVAILABLE, and the record stays what it was."""
     async with gated(tmp_path, **settings) as (wire, gate):
         for at in range(10):
             session = Good(wire, "m", await wire.open(version=1))
@@ -93,7 +92,7 @@ async def test_no_call_destroys_a_later_record(
                 await forget(wire, session, bool(settings))
             method, request = calls(session)[at]
             if way == "held" and method == "Step" and at < 2:
-                await forget(wire, session, bool(settings))  # such a step asks no store before
+                await forget(wire, session, bool(settings))  # such a step asks no store
             said = await wire.refused(method, request.SerializeToString())
             assert (said.code, said.reason) == (StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
             assert "a later release stored this session" in said.message
@@ -103,8 +102,8 @@ async def test_no_call_destroys_a_later_record(
 
 
 async def test_store_format_1_is_what_the_first_edition_reads(tmp_path: Path) -> None:
-    """With --store-format 1 no record needs format 2: opened with a request id, stepped, forked,
-    restarted, or brought here from format 2; without it, a request id does."""
+    """With --store-format 1 no record needs format 2, whether it is opened with a request id,
+    stepped, forked, restarted, or loaded from format 2, and without the flag a request id does."""
     opening = pb.OpenSessionRequest(model="m", version=1, session_id="a", request_id="r1")
     async with gated(tmp_path) as (wire, gate):
         opened = await wire.call("OpenSession", opening)
@@ -130,6 +129,6 @@ async def test_store_format_1_is_what_the_first_edition_reads(tmp_path: Path) ->
 
 
 async def formats(gate: Gate) -> dict[str, int]:
-    """Of the records of "a" and "b", where there are any."""
+    """The formats of the records of "a" and "b", if there are any."""
     found = zip("ab", await gate.behind.load(["/a", "/b"]), strict=True)
     return {key: content[4] for key, content in found if content is not None}

@@ -29,12 +29,12 @@ RESTART = pb.IF_EXISTS_RESTART
 
 
 def away() -> StoreUnavailable:
-    """The store's refusal."""
+    """The error of a store that is away."""
     return StoreUnavailable("away")
 
 
 def lost() -> StoreTimeout:
-    """The store's silence."""
+    """The error of a store that does not answer."""
     return StoreTimeout("lost")
 
 
@@ -44,7 +44,7 @@ async def reason(wire: Wire, method: str, request: Any) -> str:
 
 
 async def stepped(wire: Wire, count: int = 3) -> Good:
-    """A session after some steps."""
+    """A session after `count` steps."""
     session = Good(wire, "m", await wire.open(version=1))
     for _ in range(count):
         await session.step()
@@ -52,18 +52,18 @@ async def stepped(wire: Wire, count: int = 3) -> Good:
 
 
 def closing(session: Good) -> pb.CloseSessionRequest:
-    """Of that life."""
+    """The request to close that life."""
     return pb.CloseSessionRequest(session_id=session.id, incarnation=session.session.incarnation)
 
 
 def is_same_life(write: Write) -> bool:
-    """Whether it replaces nobody."""
+    """Whether the write replaces no other life."""
     assert write.expected
     return decode(write.content or b"").incarnation == write.expected.incarnation
 
 
 def keys(gate: Gate) -> set[str]:
-    """Those that were ever written."""
+    """The keys that were ever written."""
     return {write.key for writes in gate.puts for write in writes}
 
 
@@ -71,7 +71,7 @@ def keys(gate: Gate) -> set[str]:
 async def test_a_repeated_open_without_an_id_is_one_session(
     tmp_path: Path, are_loads: bool
 ) -> None:
-    """One after the other, together, or after it moved out: one id, and one record."""
+    """Repeats one after the other, together, or after it moved out give one id and one record."""
     async with gated(tmp_path) as (wire, gate):
         with gate.held(are_loads=are_loads):
             calls = [asyncio.ensure_future(wire.call("OpenSession", OPEN)) for _ in range(3)]
@@ -101,7 +101,7 @@ async def test_a_repeated_open_heals(tmp_path: Path, trouble: Any) -> None:
 
 @pytest.mark.parametrize("passes", [0, 1, 3, 10, 30])
 async def test_a_close_goes_on_without_its_caller(tmp_path: Path, passes: int) -> None:
-    """A client that goes away at any moment of its close has closed the session, everywhere."""
+    """A close goes on to its end, everywhere, at whatever moment its client goes away."""
     async with gated(tmp_path) as (wire, gate):
         session = await stepped(wire)
         with gate.held():
@@ -122,7 +122,7 @@ async def test_a_close_goes_on_without_its_caller(tmp_path: Path, passes: int) -
 
 
 async def test_a_shutdown_waits_for_a_close(tmp_path: Path) -> None:
-    """A close that was begun is in the store before the server's end."""
+    """A close that has begun is in the store before the server ends."""
     async with gated(tmp_path) as (wire, gate):
         session = await stepped(wire)
         with gate.held():
@@ -140,7 +140,8 @@ async def test_a_shutdown_waits_for_a_close(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trouble", [away, lost])
 async def test_a_failed_close_takes_no_step_back(tmp_path: Path, trouble: Any) -> None:
-    """Behind the store: whatever of the close failed, the session goes on or is closed, whole."""
+    """With write-behind, whatever part of the close failed, the session goes on or is closed,
+    whole."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
         session = await stepped(wire)
         with (gate.refusing if trouble is away else gate.losing)(trouble):
@@ -152,7 +153,8 @@ async def test_a_failed_close_takes_no_step_back(tmp_path: Path, trouble: Any) -
 
 
 async def test_a_close_that_deletes_nothing_takes_no_step_back(tmp_path: Path) -> None:
-    """The store takes the last steps and then goes away: the session comes back with all."""
+    """If the store takes the last steps and then goes away, the session comes back with all of
+    them."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
         session = await stepped(wire)
         with gate.held():
@@ -166,7 +168,7 @@ async def test_a_close_that_deletes_nothing_takes_no_step_back(tmp_path: Path) -
 
 
 async def test_a_full_store_lets_sessions_be_closed(tmp_path: Path) -> None:
-    """Behind the store: it has no room for the last steps, and closing makes some."""
+    """With write-behind the store has no room for the last steps, and closing makes some."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
         session = await stepped(wire)
         gate.is_full = True
@@ -178,7 +180,8 @@ async def test_a_full_store_lets_sessions_be_closed(tmp_path: Path) -> None:
 
 
 async def test_a_failed_restart_takes_no_step_back(tmp_path: Path) -> None:
-    """Behind the store: the life that was to be replaced goes on with every acked step."""
+    """With write-behind the life that should have been replaced goes on with every acknowledged
+    step."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
         session = await stepped(wire)
         again = pb.OpenSessionRequest(model="m", session_id=session.id, if_exists=RESTART)
@@ -191,7 +194,7 @@ async def test_a_failed_restart_takes_no_step_back(tmp_path: Path) -> None:
 
 
 async def test_a_step_sent_while_a_restart_makes_room_is_not_lost(tmp_path: Path) -> None:
-    """Behind the store: it waits for what becomes of the old life, which then goes on."""
+    """With write-behind the step waits for the outcome of the old life, which then goes on."""
     async with gated(tmp_path, **HOURS, **SMALL) as (wire, gate):
         session = await stepped(wire)
         await wire.engine._stage.flush()
@@ -218,7 +221,7 @@ async def test_a_step_sent_while_a_restart_makes_room_is_not_lost(tmp_path: Path
 async def test_a_fork_replaces_a_session_in_a_pool_of_one(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """The source and the one to be replaced are never here together."""
+    """The source and the session to be replaced are never here together."""
     async with gated(tmp_path, **mode, **{**SMALL, "pool_bytes": 2 * 51 * 128}) as (wire, _):
         assert wire.engine.model("m", 1).sessions_max == 1
         source, taken = await stepped(wire, 3), await stepped(wire, 2)
@@ -234,7 +237,7 @@ async def test_a_fork_replaces_a_session_in_a_pool_of_one(
 
 
 async def test_a_store_that_went_back_is_written_anew(tmp_path: Path) -> None:
-    """An older copy of the same owner's record is no reason to get stuck, nor to go back."""
+    """An older copy of the same owner's record neither blocks the session nor takes it back."""
     async with gated(tmp_path, **HOURS) as (wire, gate):
         session = await stepped(wire)
         (old,) = await gate.behind.load([f"/{session.id}"])
@@ -251,7 +254,7 @@ async def test_a_store_that_went_back_is_written_anew(tmp_path: Path) -> None:
 
 
 async def test_a_full_pool_makes_room_at_once(tmp_path: Path) -> None:
-    """Behind the store with an hour's leave: sessions move out, and come back with all steps."""
+    """With write-behind and an hour to flush, sessions move out, and come back with all steps."""
     async with gated(tmp_path, **HOURS, **SMALL) as (wire, _):
         fits = wire.engine.model("m", 1).sessions_max
         sessions = [await stepped(wire, 1) for _ in range(2 * fits)]
@@ -261,7 +264,8 @@ async def test_a_full_pool_makes_room_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_retired_models_session_can_be_closed(tmp_path: Path) -> None:
-    """Its model's folder is gone: closing takes it out of the store, and tells its last step."""
+    """If its model's folder is gone, closing takes the session out of the store, and returns its
+    last step."""
     for version in (1, 2):
         make_model(tmp_path / "models", SPECS["m"], seed=version, name="m", version=version)
     async with gated(tmp_path) as (wire, _):
@@ -280,7 +284,8 @@ async def test_a_retired_models_session_can_be_closed(tmp_path: Path) -> None:
 
 
 async def test_a_load_for_another_call_is_no_proof_of_a_gap(tmp_path: Path) -> None:
-    """Who waits while somebody else brings the session here is not told what that one was told."""
+    """A step that waits while another call loads the session is not refused by that call's
+    answer."""
     async with gated(tmp_path) as (one, gate):
         session = await stepped(one, 1)
         own = {"incarnation": session.session.incarnation}

@@ -26,24 +26,24 @@ LOST = "store lost: sessions are refused until this server is restarted"
 
 
 def removed(folder: Path) -> None:
-    """Somebody cleans up."""
+    """Removes the folder."""
     for each in folder.iterdir():
         each.unlink()
 
 
 def moved(folder: Path) -> None:
-    """The folder gets another name."""
+    """Renames the folder."""
     folder.rename(folder.with_name("elsewhere"))
 
 
 def replaced(folder: Path) -> None:
-    """A backup is put back."""
+    """Puts a backup back."""
     shutil.copy(folder / FILE_NAME, folder / "copy")
     (folder / "copy").rename(folder / FILE_NAME)
 
 
 def truncated(folder: Path) -> None:
-    """The file and its log are emptied."""
+    """Empties the file and its log."""
     for each in folder.iterdir():
         os.truncate(each, 0)
 
@@ -57,7 +57,7 @@ LOSSES = {
 
 
 class Caller:
-    """One numbered session, by the plain contract: what is said is what the server said."""
+    """One numbered session, by the plain contract, whose errors are the server's own words."""
 
     def __init__(self, serving: Serving) -> None:
         self._channel = grpc.insecure_channel(serving.target)
@@ -76,7 +76,7 @@ class Caller:
         self._channel.close()
 
     def next(self) -> pb.StepResponse:
-        """Raises grpc.RpcError."""
+        """Makes the next step. Raises grpc.RpcError."""
         reply = self._stub.Step(
             pb.StepRequest(
                 session_id="a",
@@ -91,14 +91,14 @@ class Caller:
         return reply
 
     def health(self) -> int:
-        """As a router asks it."""
+        """The health that a router would see."""
         stub = health_pb2_grpc.HealthStub(self._channel)
         status: int = stub.Check(health_pb2.HealthCheckRequest()).status
         return status
 
 
 def until_noticed(serving: Serving) -> str:
-    """What /readyz says once it is not ready any more."""
+    """Waits until /readyz says that it is not ready. Returns its text."""
     while True:
         status, text = serving.get("/readyz")
         if status != 200:
@@ -107,7 +107,7 @@ def until_noticed(serving: Serving) -> str:
 
 
 def refused(caller: Caller) -> Any:
-    """What the next step is told."""
+    """The error of the next step."""
     with pytest.raises(grpc.RpcError) as error:
         caller.next()
     return refusal(error.value)  # type: ignore[arg-type]  # has all that is read
@@ -118,7 +118,7 @@ def refused(caller: Caller) -> Any:
 def test_a_server_notices_that_its_file_is_lost(
     lose: Callable[[Path], None], mode: str, serve: Serve, tmp_path: Path
 ) -> None:
-    """No step is said to be stored any more, /readyz and health say so, and the log does once."""
+    """No step is reported as stored any more, /readyz and health say so, and the log does once."""
     folder = tmp_path / "store"
     flags = ("--store", f"file:{folder}", "--store-mode", mode, "--behind-s-max", "0.1")
     serving = serve(*flags)
@@ -126,7 +126,7 @@ def test_a_server_notices_that_its_file_is_lost(
         for _ in range(3):
             caller.next()
         lose(folder)
-        if mode == "through":  # every flush looks: not one step more is acked
+        if mode == "through":  # every flush checks: not one step more is acknowledged
             assert refused(caller).reason == "STORE_UNAVAILABLE"
         text = until_noticed(serving)
         assert str(folder) in text
@@ -143,7 +143,8 @@ def test_a_server_notices_that_its_file_is_lost(
 
 
 def test_the_next_server_has_the_folder_for_itself(serve: Serve, tmp_path: Path) -> None:
-    """Who lost the folder acks nothing beside a second server, and leaves its file as it is."""
+    """A server that lost the folder acks nothing beside a second server, and leaves its file
+    alone."""
     flags = ("--store", f"file:{tmp_path / 'store'}")
     first = serve(*flags)
     with Caller(first) as stale:
@@ -175,13 +176,13 @@ except StoreRefused as refused:
 
 
 def unwritable(folder: Path) -> Path:
-    """Another user's folder."""
+    """Makes it another user's folder."""
     folder.mkdir(mode=0o755)
     return folder
 
 
 def hidden(folder: Path) -> Path:
-    """A folder that no one may use, which has the rights of its owner."""
+    """Makes it a folder that no user may enter."""
     folder.mkdir()
     os.chown(folder, NOBODY, NOBODY)
     folder.chmod(0)
@@ -189,13 +190,13 @@ def hidden(folder: Path) -> Path:
 
 
 def no_parent(folder: Path) -> Path:
-    """It would have to be made in another user's folder."""
+    """Names a folder inside another user's folder."""
     folder.mkdir(mode=0o755)
     return folder
 
 
 def foreign_file(folder: Path) -> Path:
-    """The file is root's, in a folder that anybody may use."""
+    """Makes the file root's, in a folder that any user may use."""
     folder.mkdir()
     folder.chmod(0o777)
     (folder / FILE_NAME).touch(mode=0o644)
@@ -203,7 +204,7 @@ def foreign_file(folder: Path) -> Path:
 
 
 def read_only_file(folder: Path) -> Path:
-    """One's own file, which one may only read."""
+    """Makes its own file read-only."""
     folder.mkdir()
     folder.chmod(0o777)
     (folder / FILE_NAME).touch()

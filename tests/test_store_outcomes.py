@@ -48,19 +48,19 @@ Patch = pytest.MonkeyPatch
 
 
 class Spoiler(Protocol):
-    """A real store of which a test makes one record useless, and whole again."""
+    """A real store of which a test can damage one record, and repair it."""
 
     store: Store
 
     def spoil(self, key: str) -> None:
-        """From now on no write to the key can succeed."""
+        """Lets every later write to the key fail."""
 
     def mend(self, key: str) -> None:
-        """The record is as it was."""
+        """Repairs the record."""
 
 
 class SpoiledFile:
-    """The file store; the version in a row is damaged."""
+    """The file store; it damages the version in a row."""
 
     def __init__(self, folder: Path) -> None:
         self.store = FileStore(folder / "store", timeout_s=20)
@@ -70,18 +70,18 @@ class SpoiledFile:
         self.store._thread.submit(database.execute, text, arguments).result()
 
     def spoil(self, key: str) -> None:
-        """Cuts the version."""
+        """Cuts the version short."""
         self._execute("UPDATE record SET version = x'00' WHERE key = ?", key)
 
     def mend(self, key: str) -> None:
-        """Takes the version from the record."""
+        """Takes the version from the record again."""
         start, size = VERSION_SLICE.start + 1, VERSION_SLICE.stop - VERSION_SLICE.start
         text = "UPDATE record SET version = substr(content, ?, ?) WHERE key = ?"
         self._execute(text, start, size, key)
 
 
 class SpoiledValkey:
-    """Valkey; another program's list lies under a key."""
+    """Valkey; it puts another program's list under a key."""
 
     def __init__(self, server: Valkey) -> None:
         self.store = RedisStore(server.url, timeout_s=20)
@@ -124,7 +124,7 @@ async def served(folder: Path, store: Store, **settings: Any) -> AsyncIterator[t
 
 
 async def step_all(stream: Stream, sessions: list[Good]) -> pb.StepManyResponse:
-    """The next step of each in one message, by its number; what is said of them."""
+    """The next step of each session in one message, by its number. Returns the answer."""
     x = [value for session in sessions for value in session.rows().reshape(-1).tolist()]
     request = pb.StepManyRequest(
         session_ids=[session.id for session in sessions],
@@ -137,7 +137,7 @@ async def step_all(stream: Stream, sessions: list[Good]) -> pb.StepManyResponse:
 
 
 async def repeat(wire: Wire, session: Good) -> pb.StepResponse:
-    """The session's last step once more, by its number."""
+    """Repeats the session's last step, by its number."""
     reply = await wire.call(
         "Step",
         session_id=session.id,
@@ -150,8 +150,8 @@ async def repeat(wire: Wire, session: Good) -> pb.StepResponse:
 
 
 async def test_a_bad_record_fails_one_session(tmp_path: Path, spoiler: Spoiler) -> None:
-    """Of sessions that commit in one flush, the one whose record is useless is refused as not
-    applied, the others are acknowledged; mended, its step counts once."""
+    """Of sessions that commit in one flush, the one with a damaged record is refused as not
+    applied, the others are acknowledged, and after the repair its step counts once."""
     async with served(tmp_path, spoiler.store) as (wire, gate):
         sessions = [await wire.good() for _ in range(4)]
         bad, stream = sessions[1], wire.stream("StepMany")
@@ -177,8 +177,8 @@ async def test_a_bad_record_fails_one_session(tmp_path: Path, spoiler: Spoiler) 
 
 
 async def test_a_bad_record_holds_up_no_other_flush(tmp_path: Path, spoiler: Spoiler) -> None:
-    """Behind the store, the flush of a session whose record is useless takes nothing from the
-    others; mended, it is stored by the next flush."""
+    """With write-behind the flush of a session with a damaged record takes nothing from the others,
+    and after the repair the next flush stores it."""
     settings = {"store_mode": "behind", "behind_s_max": 3600}
     async with served(tmp_path, spoiler.store, **settings) as (wire, gate):
         sessions = [await wire.good() for _ in range(4)]
@@ -200,8 +200,8 @@ async def test_a_bad_record_holds_up_no_other_flush(tmp_path: Path, spoiler: Spo
 async def test_a_session_that_is_held_up_holds_up_no_other(
     tmp_path: Path, spoiler: Spoiler
 ) -> None:
-    """Behind the store, the session whose record is useless is refused once it is as far ahead as
-    it may be; the others that share its messages step on, and a drain releases them."""
+    """With write-behind a session with a damaged record is refused once it is as far ahead as it
+    may be, the others that share its messages step on, and a drain releases them."""
     settings = {"store_mode": "behind", "behind_s_max": 3600, "behind_steps_max": 4}
     async with served(tmp_path, spoiler.store, **settings, drain_s_max=2) as (wire, gate):
         sessions = [await wire.good() for _ in range(4)]
@@ -221,14 +221,14 @@ async def test_a_session_that_is_held_up_holds_up_no_other(
 
 
 def durable_step(wire: Wire, session: Good) -> int:
-    """What the engine says that the store has; the session is here."""
+    """The step that the engine says is stored; the session is here."""
     row = wire.engine.table.find(f"/{session.id}")
     assert row is not None
     return wire.engine.durable_step(row)
 
 
 def damage_pages(file: Path, mark: bytes) -> int:
-    """Makes the overflow pages that hold the mark lead to nowhere; how many there were."""
+    """Makes the overflow pages that hold the mark point to nowhere. Returns how many there were."""
     raw, count = bytearray(file.read_bytes()), 0
     for start in range(0, len(raw), 4096):
         if raw[start : start + 4] != bytes(4) and raw[start + 4 : start + 4096].find(mark) >= 0:
@@ -239,7 +239,7 @@ def damage_pages(file: Path, mark: bytes) -> int:
 
 
 async def test_a_damaged_page_fails_one_key(tmp_path: Path) -> None:
-    """On a damaged disk one record can be neither read nor written; the others can be both."""
+    """On a damaged disk one record can be neither read nor written, and the others can be both."""
     store = FileStore(tmp_path)
     writes = [write(f"/{i}", None, (1, 1, i), size=20_000) for i in range(1, 5)]
     assert await store.put(writes) == [OK] * 4
@@ -262,7 +262,7 @@ async def test_a_damaged_page_fails_one_key(tmp_path: Path) -> None:
 
 
 class Cutter:
-    """A way to a server that ends, once, after so many bytes of an answer."""
+    """A way to a server that ends once, after that many bytes of an answer."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -306,8 +306,8 @@ class Cutter:
 async def test_an_answer_that_ends_early_counts_as_far_as_it_came(
     tmp_path: Path, answers: int
 ) -> None:
-    """Writes whose answer came are known, the others are unknown though they were written; each
-    step that was told so counts once when it is repeated."""
+    """Writes whose answer came are known, the others are unknown though they were written, and each
+    unknown step counts once when it is repeated."""
     with Valkey(tmp_path) as server:
         async with Cutter(server.port) as cutter:
             store = RedisStore(cutter.url, timeout_s=20)
@@ -337,10 +337,10 @@ FIRST = content(Version(1, 1, 0))
 
 
 class Dice(Gate):
-    """The real file store, of which each key of each call has its own luck.
+    """The real file store, in which each key of each call may meet a fault at random.
 
-    `unlucky`: keys that met a fault since a test looked; `are_rolled`: whether there are faults;
-    `violations`: what a test noted, so that its server ends in order before it fails.
+    `unlucky` are the keys that met a fault since a test looked. `are_rolled` says whether there are
+    faults. `violations` are what a test noted, so that its server ends in order before it fails.
     """
 
     def __init__(self, store: Store, seed: int) -> None:
@@ -360,7 +360,7 @@ class Dice(Gate):
         return fate
 
     async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
-        """As Store.load; one key or another cannot be read."""
+        """Loads the records; some keys cannot be read."""
         found = await super().load(keys)
         unread = StoreUnavailable("not read", is_of_key=True)
         return [
@@ -369,7 +369,7 @@ class Dice(Gate):
         ]
 
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """As Store.put; one write or another is refused, finds no room or has no answer."""
+        """Puts the writes; some are refused, find no room or have no answer."""
         fates = [
             self._roll(each.key, ["refused", "full", "lost before", "lost after"])
             for each in writes
@@ -389,14 +389,14 @@ class Dice(Gate):
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Takes the first violation."""
+        """Notes the first violation."""
         try:
             yield
         except AssertionError as error:
             self.violations.append(str(error))
 
     async def step(self, session: Good) -> int:
-        """The step that the store has, whatever the dice say."""
+        """The step that the store has, apart from the faults."""
         (found,) = await self.behind.load([f"/{session.id}"])
         assert isinstance(found, bytes)
         return version_of(found).step
@@ -410,7 +410,7 @@ NOT_APPLIED = {"STORE_UNAVAILABLE", "STORE_FULL", "FENCED"}
 async def played(
     folder: Path, seed: int, **settings: Any
 ) -> AsyncIterator[tuple[Wire, Dice, list[Good], Stream]]:
-    """A server whose store has dice, and new sessions of it."""
+    """A server with such a store, and new sessions of it."""
     dice = Dice(FileStore(folder / "store", timeout_s=20), seed)
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
@@ -424,8 +424,10 @@ async def played(
 
 
 async def play_through(folder: Path, seed: int) -> Dice:
-    """Steps sessions together and repeats what was refused. Each is alone with its luck: what was
-    acknowledged is stored, what was refused is not, and no neighbour hears of it."""
+    """Steps sessions together and repeats what was refused, and checks each by itself.
+
+    What was acknowledged is stored, what was refused is not, and no other session notices.
+    """
     async with played(folder, seed) as (_, dice, sessions, stream):
         for number in range(1, ROUNDS + 1):
             for session in sessions:
@@ -442,7 +444,7 @@ async def play_through(folder: Path, seed: int) -> Dice:
 
 
 async def ask_all(stream: Stream, dice: Dice, sessions: Sequence[Good], number: int) -> list[Good]:
-    """Sends the last step of each, by its number; those that have to repeat it."""
+    """Sends the last step of each, by its number. Returns the sessions that must repeat it."""
     request = pb.StepManyRequest(
         session_ids=[session.id for session in sessions],
         incarnations=[session.session.incarnation for session in sessions],
@@ -468,13 +470,16 @@ async def ask_all(stream: Stream, dice: Dice, sessions: Sequence[Good], number: 
 
 
 async def play_behind(folder: Path, seed: int) -> Dice:
-    """The same behind the store: after each flush the steps of each key are durable, or its luck
-    was bad; none is called durable that the store has not, and no session is lost by a fault."""
+    """Steps sessions with write-behind, and checks each key after each flush.
+
+    The steps of each key are durable, unless it met a fault. No step is reported as durable that
+    the store lacks, and no session is lost by a fault.
+    """
     settings = {"store_mode": "behind", "behind_s_max": 3600, "behind_steps_max": 1000}
     async with played(folder, seed, **settings) as (wire, dice, sessions, stream):
         for number in range(1, ROUNDS + 1):
             assert not (await step_all(stream, sessions)).errors
-            before, dice.unlucky = dice.unlucky, set()  # a lost answer is looked up by the next one
+            before, dice.unlucky = dice.unlucky, set()  # the next flush looks up a lost answer
             dice.are_rolled = True
             await wire.engine._stage.flush()
             dice.are_rolled = False
@@ -498,7 +503,7 @@ SEEDS = range(6)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("play", [play_through, play_behind])
 async def test_each_key_has_its_own_luck(tmp_path: Path, play: Play, seed: int) -> None:
-    """Whatever happens to keys at random, each session is told of its own key and no other."""
+    """Whatever faults keys meet at random, each session gets its own key's outcome and no other."""
     print("seed", seed)
     dice = await play(tmp_path, seed)
     print(dict(dice.count))
@@ -507,7 +512,7 @@ async def test_each_key_has_its_own_luck(tmp_path: Path, play: Play, seed: int) 
 
 
 def one_for_all(patch: Patch) -> None:
-    """When one key of a flush fails, all of it counts as not stored."""
+    """Lets one failing key of a flush count as a failure of all."""
     of = write_through._outcome
     put = write_through.WriteThrough._put
 
@@ -520,7 +525,7 @@ def one_for_all(patch: Patch) -> None:
 
 
 def unknown_taken_for_refused(patch: Patch) -> None:
-    """A lost answer counts as a refusal."""
+    """Takes a lost answer for a refusal."""
     of = write_through._outcome
 
     def sure(written: WriteOutcome) -> Outcome:
@@ -530,7 +535,7 @@ def unknown_taken_for_refused(patch: Patch) -> None:
 
 
 def unknown_taken_for_stored(patch: Patch) -> None:
-    """A lost answer counts as yes."""
+    """Takes a lost answer for a success."""
     of = write_through._outcome
 
     def hopeful(written: WriteOutcome) -> Outcome:
@@ -540,7 +545,7 @@ def unknown_taken_for_stored(patch: Patch) -> None:
 
 
 def neighbours_outcome(patch: Patch) -> None:
-    """Behind the store outcomes are taken for those of the next key."""
+    """Takes the outcome of the next key for each key's, with write-behind."""
     note = WriteBehind._flush_rows
 
     async def turned(self: Any, model: Any, rows: Any, lives: Any) -> None:
@@ -574,7 +579,7 @@ def neighbours_outcome(patch: Patch) -> None:
 async def test_planted_bugs_are_caught(
     tmp_path: Path, monkeypatch: Patch, bug: Callable[[Patch], None], play: Play, words: str
 ) -> None:
-    """The play above is one that can be lost: each of these bugs loses it by its own words."""
+    """Each of these bugs fails the play above, with an error of its own."""
     bug(monkeypatch)
     found: list[str] = []
     for seed in SEEDS:
@@ -583,17 +588,15 @@ async def test_planted_bugs_are_caught(
 
 
 class Answering:
-    """A store that answers what a test says."""
+    """A store that answers what a test sets."""
 
     def __init__(self) -> None:
         self.outcomes: list[Any] = []
 
     async def load(self, keys: Sequence[str]) -> list[Any]:
-        """As Store.load."""
         return self.outcomes
 
     async def put(self, writes: Sequence[Write]) -> list[Any]:
-        """As Store.put."""
         return self.outcomes
 
 
@@ -616,7 +619,7 @@ OF_KEY = StoreUnavailable("bad", cause="damaged", is_of_key=True)
 async def test_only_a_store_that_serves_no_key_is_away(
     outcomes: list[Any], cause: str, events: list[str], reasons: dict[str, int]
 ) -> None:
-    """A call of which some keys fail is no outage; its keys are counted and logged, not often."""
+    """A call that fails some keys is no outage, and its keys are counted, and logged rarely."""
     metrics, store = Metrics(CollectorRegistry()), Answering()
     measured = MeasuredStore(store, metrics)  # type: ignore[arg-type]  # asked no more
     store.outcomes = outcomes

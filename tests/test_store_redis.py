@@ -44,7 +44,8 @@ async def admin(server: Valkey) -> AsyncIterator[Redis]:
 
 
 async def test_stalled_server(server: Valkey, admin: Redis) -> None:
-    """While the server is stopped a put is unknown and a load unavailable; then it heals alone."""
+    """While the server is stopped a put is unknown and a load unavailable, and later both work
+    again."""
     store = RedisStore(server.url, timeout_s=0.25, connections_max=3)
     await admin.set(redis_key("/a"), FIRST)
     server.signal(signal.SIGSTOP)
@@ -60,19 +61,20 @@ async def test_stalled_server(server: Valkey, admin: Redis) -> None:
 
 
 async def is_taken_over(store: RedisStore, key: str) -> bool:
-    """Load and put; writes sent during the stall may still arrive in between (CONFLICT)."""
+    """Whether load and put work; writes sent during the stall may still arrive in between
+    (CONFLICT)."""
     try:
         (raw,) = raised(await store.load([key]))
         old = version_of(raw)
         (outcome,) = raised(await store.put([write(key, old, (1, old.epoch + 1, old.step + 1))]))
-    except (StoreUnavailable, StoreTimeout):  # not awake yet
+    except (StoreUnavailable, StoreTimeout):  # it is not awake yet
         return False
     assert outcome in (OK, Written.CONFLICT)
     return bool(outcome is OK)
 
 
 async def test_dead_server(server: Valkey, store: RedisStore) -> None:
-    """Once the server is dead nothing is sent and the error says so; a new one is found alone."""
+    """A dead server is sent nothing, and the error says so; a new server is found by itself."""
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     server.kill()
     for _ in range(100):  # the loop learns of the closed connections
@@ -86,13 +88,13 @@ async def test_dead_server(server: Valkey, store: RedisStore) -> None:
         with pytest.raises(StoreUnavailable, match="no way to the store"):
             await store.quarantine("/a", b"")
     server.start()
-    assert await store.load(["/a"]) == [None]  # this server keeps nothing
+    assert await store.load(["/a"]) == [None]  # this server keeps no data
     assert await store.put([write("/a", (1, 1, 0), (1, 1, 1))]) == [Written.CONFLICT]
     assert await store.put([write("/a", None, (2, 1, 0))]) == [OK]
 
 
 async def test_late_reply_is_nobody_elses(server: Valkey) -> None:
-    """The reply to a cancelled call that was sent already is not taken for the next one's."""
+    """The reply to a cancelled call that was sent already is not taken for the next call's."""
     store = RedisStore(server.url, timeout_s=20, connections_max=1)
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     server.signal(signal.SIGSTOP)
@@ -110,7 +112,7 @@ async def test_late_reply_is_nobody_elses(server: Valkey) -> None:
 
 
 async def test_restart_between_calls(tmp_path: Path) -> None:
-    """A server that restarted with its data is used on at once, script and all."""
+    """A server that restarted with its data is used again at once, with the script."""
     options = ("--appendonly", "yes", "--appendfsync", "always")
     with Valkey(tmp_path, *options) as server:
         store = RedisStore(server.url, timeout_s=5)
@@ -129,7 +131,7 @@ async def test_restart_between_calls(tmp_path: Path) -> None:
 
 
 async def test_idle_connections_that_the_server_closes(store: RedisStore, admin: Redis) -> None:
-    """As Valkey's `timeout` does to idle ones: the next call makes a new one, and succeeds."""
+    """If Valkey's `timeout` closes idle connections, the next call makes a new one and succeeds."""
     for version in (FIRST, SECOND):
         expected = None if version is FIRST else Version(1, 1, 0)
         assert await store.put([Write("/a", expected, version, 60)]) == [OK]
@@ -139,7 +141,7 @@ async def test_idle_connections_that_the_server_closes(store: RedisStore, admin:
 
 
 async def test_forgotten_script(store: RedisStore, admin: Redis) -> None:
-    """A server that has forgotten the script is taught it again within the same call."""
+    """A server that has forgotten the script gets it again within the same call."""
     for step in range(3):
         await admin.script_flush()
         old = (1, 1, step - 1) if step else None
@@ -148,7 +150,7 @@ async def test_forgotten_script(store: RedisStore, admin: Redis) -> None:
 
 
 async def test_full_server(store: RedisStore, admin: Redis) -> None:
-    """At maxmemory a write is FULL and the old record intact; a delete goes through."""
+    """At maxmemory a write is FULL and the old record intact, and a delete passes."""
     assert await store.put([write("/a", None, (1, 1, 0)), write("/b", None, (1, 1, 0))]) == [OK] * 2
     await admin.config_set("maxmemory", "1")
     writes = [
@@ -158,14 +160,14 @@ async def test_full_server(store: RedisStore, admin: Redis) -> None:
     ]
     assert await store.put(writes) == [Written.FULL, Written.FULL, OK]
     assert await store.load(["/a", "/new", "/b"]) == [FIRST, None, None]
-    await store.quarantine("/a", FIRST)  # takes no more room
+    await store.quarantine("/a", FIRST)  # this takes no more room
     assert await store.load(["/a"]) == [None]
     await admin.config_set("maxmemory", "0")
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
 
 
 async def test_refusing_server(store: RedisStore, admin: Redis) -> None:
-    """A read-only replica refuses every write: surely nothing was written; then it heals."""
+    """A read-only replica refuses every write, which is surely not written, and later it heals."""
     assert await store.put([write("/a", None, (1, 1, 0))]) == [OK]
     await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
     for _ in range(3):
@@ -179,7 +181,7 @@ async def test_refusing_server(store: RedisStore, admin: Redis) -> None:
 
 
 async def test_a_foreign_value_fails_one_key(store: RedisStore, admin: Redis) -> None:
-    """A key that holds a list is neither overwritten nor taken for none; the others are served."""
+    """A key that holds a list is neither overwritten nor taken for empty, and others are served."""
     await admin.lpush(redis_key("/b"), "another program's list")
     ok, refused, last = await store.put([write(f"/{name}", None, (1, 1, 0)) for name in "abc"])
     assert (ok, last) == (OK, OK)
@@ -196,7 +198,7 @@ async def test_a_foreign_value_fails_one_key(store: RedisStore, admin: Redis) ->
 async def test_a_refused_key_fails_no_other_load(
     store: RedisStore, admin: Redis, server: Valkey
 ) -> None:
-    """A user who may read one tenant's keys alone gets those, and the others are unavailable."""
+    """A user who may read only one tenant's keys gets those, and the others are unavailable."""
     assert await store.put([write(f"acme/{name}", None, (1, 1, 0)) for name in "ab"]) == [OK] * 2
     rule = ("on", f">{SECRET}", "~s:acme:*", "+get")
     await admin.execute_command("ACL", "SETUSER", "acme", *rule)
@@ -211,7 +213,7 @@ async def test_a_refused_key_fails_no_other_load(
 
 
 async def test_least_privilege(store: RedisStore, admin: Redis, server: Valkey) -> None:
-    """The commands that the documentation grants suffice, and other keys stay out of reach."""
+    """The commands that the documentation grants suffice, and other keys cannot be reached."""
     commands = "+evalsha +eval +script|load +getrange +exists +get +set +del +rename +persist"
     await admin.execute_command(
         "ACL", "SETUSER", "lstm", "on", f">{SECRET}", "~s:*", *commands.split()
@@ -227,7 +229,7 @@ async def test_least_privilege(store: RedisStore, admin: Redis, server: Valkey) 
 
 
 async def test_secrets_stay_secret(server: Valkey, admin: Redis) -> None:
-    """Neither a refused password nor a mistyped URL is quoted, in any error or its traceback."""
+    """No error and no traceback quotes a refused password or a mistyped URL."""
     await admin.config_set("requirepass", "another")
     port = server.port
     refused = RedisStore(f"redis://user:{SECRET}@127.0.0.1:{port}")
@@ -260,7 +262,7 @@ async def test_connections_are_few(store: RedisStore, admin: Redis) -> None:
     writes = [write(f"/{i}", None, (1, 1, i)) for i in range(200)]
     outcomes = await asyncio.gather(*(store.put([w]) for w in writes))
     assert outcomes == [[OK]] * 200
-    assert len(await admin.client_list()) <= 3 + 1  # the operator's own
+    assert len(await admin.client_list()) <= 3 + 1  # the operator's own one
 
 
 async def test_what_lies_in_redis(store: RedisStore, admin: Redis) -> None:
@@ -279,7 +281,8 @@ async def test_what_lies_in_redis(store: RedisStore, admin: Redis) -> None:
 async def test_corrupt_record_is_not_overwritten_as_nothing(
     store: RedisStore, admin: Redis
 ) -> None:
-    """A record cut to less than a version is still something, to a write that expects nothing."""
+    """A record that is too short for a version still counts as a record for a write that expects
+    none."""
     for size in (0, 1, 8, 31):
         await admin.set(redis_key("/a"), FIRST[:size])
         assert await store.put([write("/a", None, (1, 1, 0))]) == [Written.CONFLICT]
@@ -298,7 +301,7 @@ async def test_tls_is_meant(server: Valkey) -> None:
 
 
 async def test_stale_owner_after_a_pause(store: RedisStore, server: Valkey) -> None:
-    """A server that slept through a take-over cannot write over the new owner's steps."""
+    """A server that was stopped during a take-over cannot write over the new owner's steps."""
     sleeper = RedisStore(server.url)
     assert await sleeper.put([write("/a", None, (1, 1, 0))]) == [OK]
     assert await store.put([write("/a", (1, 1, 0), (1, 2, 1))]) == [OK]

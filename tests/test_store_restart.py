@@ -1,4 +1,5 @@
-"""RESTART of a session that is stepped without pause: it succeeds, and no step is told a lie."""
+"""RESTART of a session that is stepped without pause: it succeeds, and every step's answer is
+true."""
 
 from __future__ import annotations
 
@@ -23,37 +24,36 @@ RESTART = pb.IF_EXISTS_RESTART
 HOURS = {"store_mode": "behind", "behind_s_max": 3600}
 TOGETHER = 8
 RESTARTS = 12
-LONG = 300  # time steps: some slices
+LONG = 300  # time steps: several slices
 PASSES = 300
-TRUTHS = {"FENCED", "PREDECESSOR_FAILED"}  # of a step that was not applied, and may be repeated
+TRUTHS = {"FENCED", "PREDECESSOR_FAILED"}  # of a step that was not applied and may be repeated
 
 
 def away() -> StoreUnavailable:
-    """The store's refusal."""
+    """The error of a store that is away."""
     return StoreUnavailable("away")
 
 
 def lost() -> StoreTimeout:
-    """The store's silence."""
+    """The error of a store that does not answer."""
     return StoreTimeout("lost")
 
 
 class Beginnings:
-    """A store that may hold up, refuse or not answer what puts a life in place of another."""
+    """A store that can hold up, refuse or not answer a write that replaces a life."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.count = 0
         self.going = asyncio.Event()
         self.going.set()
-        self.before: Trouble | None = None  # happens in place of it
-        self.after: Trouble | None = None  # happens though it was put
+        self.before: Trouble | None = None  # raised in place of the write
+        self.after: Trouble | None = None  # raised though it was written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """As Store.put."""
         if not any(map(is_beginning, writes)):
             return await self._store.put(writes)
         self.count += 1
@@ -67,7 +67,7 @@ class Beginnings:
 
 
 def is_beginning(write: Write) -> bool:
-    """Whether it puts one life in place of another."""
+    """Whether the write replaces one life by another."""
     if write.expected is None or write.content is None:
         return False
     return version_of(write.content).incarnation != write.expected.incarnation
@@ -113,12 +113,15 @@ class Stepping:
             self.replies[reply.step] = x, reply
 
     async def under_way(self) -> None:
-        """Some of its steps were answered since."""
+        """Waits until some of its steps are answered."""
         wanted = len(self.replies) + 2 * TOGETHER
         await self.wire.until(lambda: len(self.replies) >= wanted or len(self.ends) > 0)
 
     async def end(self) -> list[str]:
-        """Why every call ended that was not told to; what was answered is the oracle's."""
+        """The reasons with which the calls ended, except those that were asked to end.
+
+        Every answer must be the oracle's.
+        """
         await asyncio.gather(*self.calls)
         assert sorted(self.replies) == list(range(1, len(self.replies) + 1))
         found = [self.replies[number] for number in sorted(self.replies)]
@@ -129,12 +132,12 @@ class Stepping:
 
 
 def restart(session_id: str) -> pb.OpenSessionRequest:
-    """Of that session."""
+    """The request to restart that session."""
     return pb.OpenSessionRequest(model="m", session_id=session_id, if_exists=RESTART)
 
 
 async def restarted(wire: Wire, session_id: str) -> pb.Session:
-    """The new life."""
+    """Restarts the session. Returns the new life."""
     opened = await wire.call("OpenSession", restart(session_id))
     assert opened.created
     assert opened.session.step == 0
@@ -142,14 +145,15 @@ async def restarted(wire: Wire, session_id: str) -> pb.Session:
 
 
 async def passes() -> None:
-    """Whatever can happen does."""
+    """Lets everything happen that can."""
     for _ in range(PASSES):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
 async def test_it_succeeds_at_once(tmp_path: Path, mode: str) -> None:
-    """Again and again; whoever steps the old life is told that it was replaced, when it was."""
+    """It succeeds again and again, and steps of the old life get SESSION_REPLACED, once it is
+    true."""
     async with storing(tmp_path, store_mode=mode) as (wire, gate, beginnings):
         session = await wire.open()
         for i in range(RESTARTS):
@@ -175,7 +179,8 @@ async def test_it_succeeds_at_once(tmp_path: Path, mode: str) -> None:
 async def test_one_that_fails_replaces_nobody(
     tmp_path: Path, mode: str, is_named: bool, trouble: Trouble
 ) -> None:
-    """No step is told that it did, nor acked by who came to nothing: the old life goes on."""
+    """No step is told that the session was replaced, and none is acknowledged by the life that
+    failed: the old one goes on."""
     async with storing(tmp_path, store_mode=mode) as (wire, _, beginnings):
         session = await wire.open()
         stepping = Stepping(wire, session, is_named=is_named)
@@ -199,7 +204,7 @@ async def test_one_that_fails_replaces_nobody(
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
 async def test_one_whose_answer_was_lost_is_told_as_it_is(tmp_path: Path, mode: str) -> None:
-    """It was stored: steps that waited are to be repeated, and then hear that it was."""
+    """The restart was stored, so waiting steps must be repeated, and then get SESSION_REPLACED."""
     async with storing(tmp_path, store_mode=mode) as (wire, gate, beginnings):
         session = await wire.open()
         stepping = Stepping(wire, session)
@@ -219,7 +224,7 @@ async def test_one_whose_answer_was_lost_is_told_as_it_is(tmp_path: Path, mode: 
 async def test_steps_of_a_new_life_wait_for_it(
     tmp_path: Path, mode: str, trouble: Trouble | None
 ) -> None:
-    """Who names no life may step the new one before the store has it, and is not in its way."""
+    """Steps that name no incarnation may step the new life before the store has it."""
     async with storing(tmp_path, store_mode=mode) as (wire, _, beginnings):
         session = await wire.good()
         await session.step()
@@ -253,7 +258,8 @@ async def test_steps_of_a_new_life_wait_for_it(
 
 
 async def test_a_neighbour_in_a_message_does_not_stand_still(tmp_path: Path) -> None:
-    """Of a StepMany message one session is replaced; the other is stepped meanwhile."""
+    """Of a StepMany message one session is being replaced, and the other one is stepped
+    meanwhile."""
     async with storing(tmp_path, **HOURS) as (wire, gate, _):
         replaced, other = await wire.good(), await wire.good()
         await replaced.step()
@@ -277,7 +283,7 @@ async def test_a_neighbour_in_a_message_does_not_stand_still(tmp_path: Path) -> 
 
 
 async def test_a_shutdown_does_not_wait_for_those_that_stand_still(tmp_path: Path) -> None:
-    """Their steps end with the server's last refusal when its time is over."""
+    """When the server's time is over, the steps that wait end with its last refusal."""
     async with storing(tmp_path, **HOURS) as (wire, gate, _):
         session = await wire.good()
         await session.step()

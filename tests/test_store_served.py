@@ -1,4 +1,5 @@
-"""Servers with a store: acked steps outlive a kill, sessions move, a stale owner is harmless."""
+"""Servers with a store: acknowledged steps survive a kill, sessions move, a stale owner is
+harmless."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def x(length: int, seed: int) -> Any:
 
 
 def step(serving: Serving, session_id: str, rows: Any) -> Any:
-    """One step of a session that is resumed or opened; its y."""
+    """One step of a session that is resumed or opened. Returns its y."""
     with Client(serving.target) as client:
         session = client.session("tiny", id=session_id, if_exists="resume", keep=True)
         return session.step(rows)
@@ -50,7 +51,8 @@ def step(serving: Serving, session_id: str, rows: Any) -> Any:
 def test_a_killed_server_loses_no_acked_step(
     kind: str, serve: Serve, oracle: Oracle, valkey: Valkey, tmp_path: Path
 ) -> None:
-    """kill -9 between steps: the next server goes on from the last acked one, bit for bit."""
+    """After kill -9 between steps the next server goes on from the last acknowledged one, bit for
+    bit."""
     url = valkey.url if kind == "valkey" else f"file:{tmp_path / 'sessions'}"
     outputs, inputs = [], [x(n + 1, n) for n in range(4)]
     for each in inputs:
@@ -64,7 +66,7 @@ def test_a_killed_server_loses_no_acked_step(
 
 
 def test_sessions_move_between_servers(serve: Serve, oracle: Oracle, valkey: Valkey) -> None:
-    """Steps sent to two servers in turn are one sequence: the stale copy is never built upon."""
+    """Steps sent to two servers in turn are one sequence, and a stale copy is never used."""
     servers = [serve("--store", valkey.url) for _ in range(2)]
     inputs = [x(2, n) for n in range(8)]
     with Client(servers[0].target) as one, Client(servers[1].target) as two:
@@ -82,7 +84,7 @@ def test_sessions_move_between_servers(serve: Serve, oracle: Oracle, valkey: Val
 def test_a_claim_that_the_store_forgot_is_not_made_again(
     serve: Serve, oracle: Oracle, valkey: Valkey
 ) -> None:
-    """A failover takes back an owner's claim and step; later it does not pass for the next one."""
+    """After a failover has lost an owner's claim and step, they do not pass for the next claim."""
     before, forgotten, after = (serve("--store", valkey.url) for _ in range(3))
     key, inputs = redis_key(session_key("", "a")), [x(1, n) for n in range(3)]
     outputs = [step(before, "a", inputs[0])]
@@ -91,12 +93,12 @@ def test_a_claim_that_the_store_forgot_is_not_made_again(
         step(forgotten, "a", x(1, 9))
         admin.set(key, replicated)
     outputs.append(step(after, "a", inputs[1]))
-    outputs.append(step(forgotten, "a", inputs[2]))  # it, too, has a step 2
+    outputs.append(step(forgotten, "a", inputs[2]))  # it has a step 2, too
     assert np.array_equal(np.concatenate(outputs), oracle.run(np.concatenate(inputs))[0])
 
 
 def _again(session: Any, rows: Any) -> Any:
-    """A step whose number the other client may have taken: then nothing of it was applied."""
+    """Repeats a step whose number the other client may have taken; then it was not applied."""
     for _ in range(3):
         try:
             return session.step(rows)
@@ -129,7 +131,8 @@ def test_more_sessions_than_slots(serve: Serve, oracle: Oracle, tmp_path: Path) 
 
 
 def test_a_drain_writes_what_is_behind(serve: Serve, oracle: Oracle, tmp_path: Path) -> None:
-    """Write-behind with an hour's leave: SIGTERM flushes, and the next server has every step."""
+    """With write-behind and an hour to flush, SIGTERM flushes, and the next server has every
+    step."""
     url = f"file:{tmp_path / 's'}"
     inputs = [x(2, n) for n in range(6)]
     serving = serve("--store", url, "--store-mode", "behind", "--behind-s-max", "3600")
@@ -145,7 +148,7 @@ def test_a_drain_writes_what_is_behind(serve: Serve, oracle: Oracle, tmp_path: P
 
 
 def test_closing_takes_a_session_out_of_the_store(serve: Serve, valkey: Valkey) -> None:
-    """A session closed at one server is not found at the other."""
+    """A session that was closed at one server is not found at the other one."""
     one, two = serve("--store", valkey.url), serve("--store", valkey.url)
     with Client(one.target) as client, client.session("tiny", id="a") as session:
         session.step(x(1, 0))
@@ -156,7 +159,7 @@ def test_closing_takes_a_session_out_of_the_store(serve: Serve, valkey: Valkey) 
 
 
 def test_an_outage_fails_closed_and_heals(serve: Serve, oracle: Oracle, valkey: Valkey) -> None:
-    """While the store is away no step is acked; when it is back the session goes on exactly."""
+    """While the store is away no step is acknowledged, and later the session goes on exactly."""
     serving = serve("--store", valkey.url, "--store-timeout-s", "0.3")
     with Client(serving.target, timeout_s=5, retry_s_max=0) as client:
         session = client.session("tiny", id="a", keep=True)
@@ -169,7 +172,7 @@ def test_an_outage_fails_closed_and_heals(serve: Serve, oracle: Oracle, valkey: 
         valkey.signal(signal.SIGCONT)
         applied = session.info().step
         assert serving.metric("lstm_store_errors_total") >= 3
-    # An unnumbered step whose store reply was lost may have counted: what is told is what is there.
+    # An unnumbered step whose store reply was lost may have counted: the session shows it.
     assert 1 <= applied <= 4
     y, _, _ = oracle.run(np.concatenate([x(2, 0), *[x(2, 1)] * (applied - 1), x(2, 2)]))
     assert np.array_equal(first, y[:2])

@@ -20,7 +20,7 @@ Make = Callable[[pb.Session], bytes]
 
 
 def step(session: pb.Session, **fields: Any) -> bytes:
-    """A StepRequest of the session; `fields` are written over a good one's."""
+    """A StepRequest of the session; `fields` replace those of a good one."""
     values = {"session_id": session.id, "incarnation": session.incarnation, "x": X, **fields}
     return pb.StepRequest(**values).SerializeToString()
 
@@ -73,7 +73,8 @@ async def test_no_reply_overtakes_one_of_its_session(tmp_path: Path, kind: str) 
 
 
 async def test_a_deadline_is_told_in_its_turn(tmp_path: Path) -> None:
-    """A step that is too late fails behind the steps before it, and those after it follow it."""
+    """A step that is too late fails after the steps before it are answered, and later ones
+    follow."""
     async with serving(tmp_path, is_running=False) as wire:
         session = await wire.open()
         stream = wire.stream("StepStream")
@@ -87,7 +88,7 @@ async def test_a_deadline_is_told_in_its_turn(tmp_path: Path) -> None:
 
 
 async def test_a_drain_refuses_in_order(tmp_path: Path) -> None:
-    """What a leaving server refuses is answered after what it took before."""
+    """A leaving server's refusals are answered after the steps that it took before."""
     async with serving(tmp_path, is_running=False) as wire:
         session = await wire.open()
         stream = wire.stream("StepStream")
@@ -111,7 +112,7 @@ async def test_a_full_session_refuses_in_order(tmp_path: Path) -> None:
 
 
 async def refused_behind(wire: Wire, stream: Any, session: pb.Session) -> None:
-    """Two steps more are refused at once, and told after the two that were taken before."""
+    """Sends two steps more, which are refused at once, and answered after the two before them."""
     for tag in (3, 4):
         await stream.write(step(session, tag=tag))
     await stream.write(step(session, tag=5, session_id="another", x=[]))
@@ -124,7 +125,7 @@ async def refused_behind(wire: Wire, stream: Any, session: pb.Session) -> None:
 
 
 async def test_other_sessions_may_overtake(tmp_path: Path) -> None:
-    """A refusal of one session does not wait for another's steps."""
+    """A refusal of one session does not wait for another session's steps."""
     async with serving(tmp_path, is_running=False) as wire:
         waits, fails = await wire.open(), await wire.open()
         stream = wire.stream("StepStream")
@@ -139,7 +140,8 @@ async def test_other_sessions_may_overtake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["whole", "each", "malformed"])
 async def test_a_step_many_of_the_same_sessions_waits_its_turn(tmp_path: Path, kind: str) -> None:
-    """A refused StepMany message is answered behind those that share a session with it alone."""
+    """A refused StepMany message is answered after those that share a session with it, and no
+    others."""
     async with serving(tmp_path, is_running=False) as wire:
         ids = [(await wire.open()).id for _ in range(4)]
         stream = wire.stream("StepMany")
@@ -155,7 +157,7 @@ async def test_a_step_many_of_the_same_sessions_waits_its_turn(tmp_path: Path, k
         }[kind]
         await stream.write(message(1, ids[:2]))
         await stream.write(bad)
-        await stream.write(message(3, ids[3:], x=[]))  # disjoint: it may overtake
+        await stream.write(message(3, ids[3:], x=[]))  # it shares no session, so it may overtake
 
         async def reply() -> pb.StepManyResponse:
             return pb.StepManyResponse.FromString(await stream.read())

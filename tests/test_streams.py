@@ -28,7 +28,7 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 def stream(wire: Wire) -> Stream:
-    """A StepStream of its own."""
+    """A StepStream."""
     return wire.stream("StepStream")
 
 
@@ -62,7 +62,7 @@ async def test_every_session_has_its_own_order(wire: Wire, stream: Stream) -> No
 
 
 async def test_an_empty_id_is_the_last_one(wire: Wire, stream: Stream) -> None:
-    """A message without an id means the session of the message before it, also a refused one."""
+    """A message without an id means the session of the message before it, even of a refused one."""
     a, b = await wire.good(), await wire.good()
     for own, is_named in ((a, True), (a, False), (b, True), (b, False), (b, False)):
         request = own.request()
@@ -81,7 +81,7 @@ async def test_an_empty_id_is_the_last_one(wire: Wire, stream: Stream) -> None:
 
 
 async def test_the_first_message_needs_an_id(wire: Wire, stream: Stream) -> None:
-    """A stream that begins without an id is told so, and goes on with one."""
+    """A stream that begins without an id gets an error, and goes on with the next id."""
     a = await wire.good()
     await stream.write(pb.StepRequest(x=[0.0] * 3, tag=3).SerializeToString())
     reply = pb.StepResponse.FromString(await stream.read())
@@ -102,7 +102,7 @@ async def test_last_only_sends_one_row(wire: Wire, stream: Stream) -> None:
 
 
 async def test_a_bad_step_in_a_pipeline_fails_alone(wire: Wire, stream: Stream) -> None:
-    """A step that is refused takes no number; those before and behind it apply."""
+    """A refused step takes no number, and those before and after it are applied."""
     a = await wire.good()
     bad = pb.StepRequest(session_id=a.id, x=[NAN] * 3, tag=99)
     for content in (a.request(tag=1), bad, a.request(tag=2)):
@@ -117,13 +117,13 @@ async def test_a_bad_step_in_a_pipeline_fails_alone(wire: Wire, stream: Stream) 
 
 
 async def test_a_client_that_does_not_read_stops_itself(tmp_path: Path) -> None:
-    """The server reads ahead a window of messages, and takes the rest as replies are read."""
+    """The server reads a window of messages ahead, and the rest as replies are read."""
     async with serving(tmp_path, stream_window=WINDOW, slice_rows_max=1000) as wire:
         await flood_and_read(wire, wire.stream("StepStream"))
 
 
 async def flood_and_read(wire: Wire, stream: Stream) -> None:
-    """Ten megabytes each way, more than HTTP/2 takes ahead."""
+    """Sends and reads ten megabytes, more than HTTP/2 buffers."""
     a = await wire.good()
     contents = [a.request(1000).SerializeToString() for _ in range(1000)]
     sent = 0
@@ -153,13 +153,13 @@ async def flood_and_read(wire: Wire, stream: Stream) -> None:
 
 
 async def test_a_deadline_in_the_queue_is_told(tmp_path: Path) -> None:
-    """A step whose timeout_ms passed before its turn does not apply, nor do those behind it."""
+    """A step whose timeout_ms passes in the queue is not applied, nor are those after it."""
     async with serving(tmp_path, is_running=False) as wire:
         await deadline_in_the_queue(wire, wire.stream("StepStream"))
 
 
 async def deadline_in_the_queue(wire: Wire, stream: Stream) -> None:
-    """On a server whose engine does not run yet."""
+    """The deadline passes on a server whose engine does not run yet."""
     a = await wire.good()
     for tag, timeout_ms in ((1, 5), (2, 0)):
         request = pb.StepRequest(session_id=a.id, x=[0.0] * 3, timeout_ms=timeout_ms, tag=tag)

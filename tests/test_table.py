@@ -1,4 +1,4 @@
-"""The session table: which rows have run out of time, against a look at every one of them."""
+"""The session table: which rows have expired, compared with a look at every row."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ TTL_NS = 1000
 
 
 def slow(table: SessionTable, now_ns: int) -> set[int]:
-    """Rows that are open and idle, and over."""
+    """The rows that are open, idle and expired."""
     is_over = (table.phase == OPEN) & (table.pending == 0) & (table.expiry_ns <= now_ns)
     return set(np.flatnonzero(is_over).tolist())
 
 
 def end(table: SessionTable, rows: list[int]) -> None:
-    """As Sessions does."""
+    """Ends the rows as the engine does."""
     for row in rows:
         table.detach(row)
         table.release(row)
 
 
 def all_expired(table: SessionTable, now_ns: int, rows_max: int, blocks_max: int) -> set[int]:
-    """What one call after the other finds, each of them bounded, until one says that it is all."""
+    """What one bounded call after the other finds, until one says that it is all."""
     found: set[int] = set()
     while True:
         rows, is_all = table.expired(now_ns, rows_max, blocks_max)
@@ -39,7 +39,7 @@ def all_expired(table: SessionTable, now_ns: int, rows_max: int, blocks_max: int
 
 @pytest.mark.parametrize(("rows_max", "blocks_max"), [(10**6, 10**6), (100, 10**6), (10**6, 1)])
 def test_what_expired_is_found(rows_max: int, blocks_max: int) -> None:
-    """Sessions open, step, close and open again at random: none is missed, none ends early."""
+    """Sessions open, step, close and reopen at random, and no end is missed or early."""
     rng = np.random.default_rng(blocks_max)
     table, names, now_ns = SessionTable(ROWS), iter(range(10**9)), 0
     for _ in range(40):
@@ -63,7 +63,8 @@ def test_what_expired_is_found(rows_max: int, blocks_max: int) -> None:
 
 
 def test_what_waits_for_a_step_is_no_end_of_the_search() -> None:
-    """Blocks that are due, and have none that may end, are passed: those behind them have turns."""
+    """Blocks that are due but have no row that may end are passed, so later blocks have their
+    turn."""
     table = SessionTable(ROWS)
     for i in range(ROWS):
         table.begin_time(table.add(f"/{i}"), 0, 10)

@@ -1,4 +1,4 @@
-"""Nothing tells anybody anything: onnxruntime's telemetry is off wherever we load it."""
+"""Nothing is reported to anyone: onnxruntime's telemetry is off wherever we load it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving import Serve, environment
 
 
 def test_a_server_writes_no_telemetry(serve: Serve, tmp_path: Path) -> None:
-    """It keeps no device id and no events for its maker, nor anything else, in ~/.cache."""
+    """It writes no device id, no events and nothing else below ~/.cache."""
     serving = serve(HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert serving.stop() == 0
     assert list(tmp_path.rglob("*")) == []
@@ -20,7 +20,7 @@ def test_a_server_writes_no_telemetry(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["lstmserve.engine", "lstmserve_export.parity"])
 def test_whoever_loads_onnxruntime_turns_it_off(module: str, tmp_path: Path) -> None:
-    """Server and exporter load it through lstmserve.runtime."""
+    """Server and exporter load onnxruntime through lstmserve.runtime."""
     subprocess.run(
         [sys.executable, "-c", f"import sys, {module}; assert 'onnxruntime' in sys.modules"],
         env=environment(HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache")),

@@ -31,7 +31,7 @@ async def running(models: Path, tmp_path: Path) -> AsyncIterator[Tenancy]:
 
 
 async def failure(call: Awaitable[Any]) -> LstmServeError:
-    """How it fails."""
+    """The error of a call that fails."""
     with pytest.raises(LstmServeError) as failed:
         await call
     return failed.value
@@ -39,7 +39,8 @@ async def failure(call: Awaitable[Any]) -> LstmServeError:
 
 @pytest.mark.parametrize("method", [*UNARY, *STREAMS])
 async def test_no_call_without_a_token(running: Tenancy, method: str) -> None:
-    """A missing and a wrong token get one answer on every call, before the request is parsed."""
+    """A missing and a wrong token get the same answer on every call, before the request is
+    parsed."""
     said = set()
     wrong = (("authorization", "Bearer wrong"),)
     async with running.channel() as channel:
@@ -57,7 +58,7 @@ async def test_no_call_without_a_token(running: Tenancy, method: str) -> None:
 
 @pytest.mark.parametrize("method", [*UNARY, *STREAMS])
 async def test_without_a_token_no_message_is_read(running: Tenancy, method: str) -> None:
-    """A client that has sent none, and sends none, is refused."""
+    """A client without a token is refused even if it sends no message."""
     async with running.channel() as channel:
         kind = channel.stream_unary if method in UNARY else channel.stream_stream
         error, _ = await refusal(kind(path(method))(timeout=30))
@@ -65,14 +66,14 @@ async def test_without_a_token_no_message_is_read(running: Tenancy, method: str)
 
 
 async def test_with_a_token_a_bad_request_is_told_so(running: Tenancy) -> None:
-    """What is refused above for its token is refused here for its content."""
+    """With a token, the requests that were refused above are refused for their content."""
     async with running.channel() as channel:
         call = channel.unary_unary(path("Step"))(b"\xff", metadata=running.metadata("acme"))
         assert (await refusal(call))[0].reason == "MALFORMED"
 
 
 async def test_health_is_open(running: Tenancy) -> None:
-    """Probes have no token."""
+    """Probes need no token."""
     async with running.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as unset:
@@ -81,7 +82,8 @@ async def test_health_is_open(running: Tenancy) -> None:
 
 
 async def test_the_operator_acts_as_any_tenant(running: Tenancy) -> None:
-    """On the admin port the metadata names the tenant; on the public one it is refused."""
+    """On the operator's port the metadata names the tenant, and on the public port that is
+    refused."""
     await running.client("acme").session("tiny", id="s")
     name = (("x-lstmserve-tenant", "acme"),)
     close = pb.CloseSessionRequest(session_id="s").SerializeToString()
@@ -95,7 +97,7 @@ async def test_the_operator_acts_as_any_tenant(running: Tenancy) -> None:
 
 
 async def test_no_metric_names_a_tenant(running: Tenancy) -> None:
-    """After calls, refusals and errors of both tenants no label has a tenant or an id."""
+    """After calls, refusals and errors of both tenants no label names a tenant or an id."""
     for tenant in ("acme", "other"):
         session = await running.client(tenant).session("tiny", id="an-id")
         await session.step(X)

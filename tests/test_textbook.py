@@ -1,4 +1,4 @@
-"""Holds the textbook's LSTM, in numpy, to torch's, and docs/lstm.md to a real server."""
+"""The textbook's LSTM in numpy compared with torch's, and docs/lstm.md run on a real server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_blocks(page: Path) -> dict[str, Blocks]:
 
 
 def run_block(block: tuple[int, str], target: str, names: dict[str, Any]) -> None:
-    """Runs one block, its Client() led to `target`; a traceback names the page's line."""
+    """Runs one block, with its Client() on `target`; a traceback names the page's line."""
     line, code = block
     code = re.sub(r"\bClient\(\)", f"Client({target!r})", code)
     exec(compile("\n" * line + code, str(PAGE), "exec"), names)

@@ -1,4 +1,4 @@
-"""TLS: who is served and who is refused, and certificates that change."""
+"""TLS: which clients are served and which are refused, and certificates that change."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def secure(
 
 
 async def reach(running: Tenancy, credentials: grpc.ChannelCredentials | bool) -> None:
-    """One call on a connection of its own. Raises Unavailable when the handshake fails."""
+    """Makes one call on a connection of its own. Raises Unavailable when the handshake fails."""
     async with AsyncClient(running.ports.listen, tls=credentials, retry_s_max=0) as client:
         await client.models()
 
 
 async def test_a_step_over_tls(models: Path, ours: Authority) -> None:
-    """Who trusts the authority is served."""
+    """A client that trusts the authority is served."""
     async with (
         secure(models, ours.sign("server")) as running,
         AsyncClient(running.ports.listen, tls=ours.credentials(), retry_s_max=0) as client,
@@ -60,7 +60,7 @@ async def test_a_step_over_tls(models: Path, ours: Authority) -> None:
 async def test_clients_refuse_a_server_they_do_not_know(
     models: Path, ours: Authority, tmp_path: Path, host: str
 ) -> None:
-    """Plain text, another authority and another name's certificate end as Unavailable."""
+    """Plain text, another authority and a certificate of another name end as Unavailable."""
     strangers = Authority(tmp_path, "strangers")
     wrong: list[Any] = [False, True, strangers.credentials()]
     if host != "127.0.0.1":
@@ -74,7 +74,8 @@ async def test_clients_refuse_a_server_they_do_not_know(
 async def test_clients_need_a_certificate_when_asked(
     models: Path, ours: Authority, tmp_path: Path
 ) -> None:
-    """With --tls-client-ca no certificate, a stranger's and an expired one are refused."""
+    """With --tls-client-ca, clients without a certificate, with a stranger's or an expired one are
+    refused."""
     strangers = Authority(tmp_path, "strangers")
     async with secure(models, ours.sign("server"), ours.path) as running:
         await reach(running, ours.credentials(ours.sign("client")))
@@ -90,13 +91,13 @@ async def test_clients_need_a_certificate_when_asked(
 
 
 def shake_hands(address: str, version: ssl.TLSVersion) -> str:
-    """The version agreed on with a client that speaks only `version`. Raises SSLError."""
+    """The version that a client agrees on that speaks only `version`. Raises SSLError."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     client.set_alpn_protocols(["h2"])
     client.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # what is old is what is tested
+        warnings.simplefilter("ignore", DeprecationWarning)  # the test is about old versions
         client.minimum_version = client.maximum_version = version
     host, port = address.rsplit(":", 1)
     with socket.create_connection((host, int(port))) as plain, client.wrap_socket(plain) as wrapped:
@@ -104,7 +105,8 @@ def shake_hands(address: str, version: ssl.TLSVersion) -> str:
 
 
 async def test_old_versions_are_refused(models: Path, ours: Authority) -> None:
-    """TLS 1.2 and 1.3 are spoken, an older one ends with a closed connection or an alert."""
+    """TLS 1.2 and 1.3 are spoken, and an older version ends with a closed connection or an
+    alert."""
     async with secure(models, ours.sign("server")) as running:
         for version, name in (
             (ssl.TLSVersion.TLSv1_2, "TLSv1.2"),
@@ -117,7 +119,8 @@ async def test_old_versions_are_refused(models: Path, ours: Authority) -> None:
 
 
 async def test_certificates_are_read_anew(models: Path, ours: Authority, tmp_path: Path) -> None:
-    """New connections get the new certificate, open streams go on, a bad file changes nothing."""
+    """New connections get the new certificate, open streams go on, and a bad file changes
+    nothing."""
     cert, key = ours.sign("server")
     theirs = Authority(tmp_path, "theirs")
     changed, replies = asyncio.Event(), []
@@ -151,7 +154,7 @@ async def test_certificates_are_read_anew(models: Path, ours: Authority, tmp_pat
 def test_the_command_line_speaks_tls_and_tokens(
     serve: Serve, ours: Authority, tmp_path: Path
 ) -> None:
-    """A server that others can reach, with a certificate and tokens, by `lstmserve sessions`."""
+    """`lstmserve sessions` reaches a server that needs a certificate and tokens."""
     cert, key = ours.sign("server")
     token = write_tokens(tmp_path / "tokens", acme="")["acme"]
     flags = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ours.path)

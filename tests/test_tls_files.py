@@ -1,4 +1,4 @@
-"""Certificates that a start refuses: each with one line that names the file."""
+"""Certificates that the server refuses at its start: each with one line that names the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_spoilt_files_are_refused(ours: Authority, name: str) -> None:
-    """A file that is missing or is not what it should be is refused in one line with its name."""
+    """A missing or wrong file is refused in one line with its name."""
     spoil, says = SPOILT[name]
     cert, key = ours.sign("server")
     spoil(cert, key)
@@ -52,7 +52,7 @@ def test_spoilt_files_are_refused(ours: Authority, name: str) -> None:
 
 
 def test_certificates_are_proved_at_start(ours: Authority) -> None:
-    """An expired certificate, an early one, another's key and a bad client CA are refused."""
+    """An expired certificate, an early one, another key and a bad client CA are refused."""
     good, other = ours.sign("good"), ours.sign("other")
     for dates, says in ((EXPIRED, "expired"), (NOT_YET, "not yet valid")):
         cert, key = ours.sign("dated", **dates)
@@ -66,7 +66,7 @@ def test_certificates_are_proved_at_start(ours: Authority) -> None:
 
 
 def test_bad_files_exit_1(models: Path, ours: Authority, tmp_path: Path) -> None:
-    """Another's key, and a tokens file that is not there, end the start with one line."""
+    """Another certificate's key, and a missing tokens file, end the start with one line."""
     cert, _ = ours.sign("server")
     _, key = ours.sign("other")
     for flags, says in (

@@ -1,4 +1,4 @@
-"""The tokens file: what it may hold, what is refused, who is let in by it, and its reload."""
+"""The tokens file: its content, what is refused, which callers it admits, and its reload."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Seconds:
 
 
 def test_a_file_has_tenants_tokens_and_limits() -> None:
-    """Several lines of one tenant add up, comments and blank lines say nothing."""
+    """Several lines of one tenant add up, and comments and blank lines are ignored."""
     other = digest(b"another").hex()
     text = (
         f"# ours\n\nacme sha256:{HEX}  # old\nacme sha256:{other} rows_per_s=5\nacme sessions_max=2"
@@ -90,18 +90,18 @@ def test_malformed_files_are_refused(text: str, says: str) -> None:
 
 
 def test_limits_reach_to_their_ends() -> None:
-    """The smallest and the largest limit are taken."""
+    """The smallest and the largest limit are accepted."""
     for value in (1, LIMIT_MAX):
         assert parse(f"a sha256:{HEX} sessions_max={value}").limits["a"].sessions_max == value
 
 
 def test_flags_stand_in_for_what_the_file_leaves_out() -> None:
-    """A tenant's own limit beats the server's, which holds where the file says nothing."""
+    """A tenant's own limit overrides the server's, which applies if the file sets none."""
     assert Limits(sessions_max=1).over(Limits(2, 3)) == Limits(1, 3, None)
 
 
 def test_the_command_makes_a_line_and_shows_the_token_once() -> None:
-    """stdout is a line of the file, stderr the token that it is the hash of."""
+    """stdout has the line for the file, and stderr the token whose hash the line has."""
     done = CliRunner().invoke(token_command, ["acme"])
     made = done.stderr.split()[-1]
     assert done.exit_code == 0
@@ -114,7 +114,8 @@ def test_the_command_makes_a_line_and_shows_the_token_once() -> None:
 
 
 def test_the_door_knows_tokens(tmp_path: Path) -> None:
-    """Every token leads to its tenant, the same one each time; the scheme is in any case."""
+    """Every token gives its tenant, always the same object, and the scheme's case does not
+    matter."""
     made = write_tokens(tmp_path / "tokens", acme="sessions_max=1", other="")
     authenticator = TokenAuthenticator(tmp_path / "tokens", Limits(9, 9), Seconds())
     acme = authenticator.tenant(bearer(made["acme"]))
@@ -124,7 +125,7 @@ def test_the_door_knows_tokens(tmp_path: Path) -> None:
 
 
 def test_a_token_withdrawn_in_place_is_refused(tmp_path: Path) -> None:
-    """The file keeps its inode, its size and even its mtime: the ctime counts too."""
+    """A change that keeps the file's inode, size and mtime is still seen, by the ctime."""
     path, clock = tmp_path / "tokens", Seconds()
     made = write_tokens(path, acme="", other="")
     authenticator = TokenAuthenticator(path, Limits(), clock)
@@ -145,7 +146,7 @@ def test_a_token_withdrawn_in_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_door_says_one_thing_to_all_others(tmp_path: Path) -> None:
-    """No token, a wrong one, a hash in its place and another scheme get the same text."""
+    """No token, a wrong one, a hash in place of a token and another scheme get the same text."""
     made = write_tokens(tmp_path / "tokens", acme="")["acme"]
     authenticator = TokenAuthenticator(tmp_path / "tokens", Limits(), Seconds())
     calls = [
@@ -168,7 +169,7 @@ def test_the_door_says_one_thing_to_all_others(tmp_path: Path) -> None:
 
 
 def test_only_the_operator_acts_as_another(tmp_path: Path) -> None:
-    """The operator's port takes a tenant's name; a tenant who sends one is refused."""
+    """The operator's port takes a tenant's name, and a tenant that sends one is refused."""
     made = write_tokens(tmp_path / "tokens", acme="", other="")
     authenticator = TokenAuthenticator(tmp_path / "tokens", Limits(), Seconds())
     name = ("x-lstmserve-tenant", "other")
@@ -185,7 +186,8 @@ def test_only_the_operator_acts_as_another(tmp_path: Path) -> None:
 
 
 def test_the_file_is_read_anew_when_it_changes(tmp_path: Path) -> None:
-    """A changed file counts within a second; use outlives it, and a bad one changes nothing."""
+    """A changed file counts within a second, a tenant's use is kept, and a bad file changes
+    nothing."""
     file, clock = tmp_path / "tokens", Seconds()
     old = write_tokens(file, acme="")["acme"]
     authenticator = TokenAuthenticator(file, Limits(), clock)
@@ -220,7 +222,7 @@ def test_a_bad_file_is_refused_at_start(tmp_path: Path) -> None:
 
 
 def test_a_limiter_does_not_run_backwards() -> None:
-    """Rows that are taken at an older time than the last find what is left since."""
+    """Rows that are taken with an older time than the last find what is left then."""
     limiter, now_ns = RateLimiter(), 5 * 10**9
     for _ in range(10):
         limiter.take(1, 10, now_ns)
@@ -228,7 +230,7 @@ def test_a_limiter_does_not_run_backwards() -> None:
 
 
 def test_an_limiter_holds_one_second() -> None:
-    """The rate's rows of one second pass at once, one more waits for as long as it takes."""
+    """The rows of one second pass at once, and one more waits for as long as it takes."""
     limiter, now_ns = RateLimiter(), 5 * 10**9
     for _ in range(10):
         limiter.take(1, 10, now_ns)
@@ -241,7 +243,7 @@ def test_an_limiter_holds_one_second() -> None:
 
 
 def test_a_large_step_is_paid_off_afterwards() -> None:
-    """More rows than the limiter holds pass when it is full, and what follows waits."""
+    """A step of more rows than the limiter holds passes when it is full, and later ones wait."""
     limiter = RateLimiter()
     limiter.take(1, 10, 0)
     with pytest.raises(Quota) as early:

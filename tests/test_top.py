@@ -47,13 +47,13 @@ def shell(tmp_path: Path) -> Shell:
 
 
 def metrics_of(serving: Serving) -> tuple[str, int]:
-    """Host and port."""
+    """Host and port of the metrics."""
     host, _, port = serving.ready["metrics"].rpartition(":")
     return host, int(port)
 
 
 def test_the_numbers_are_the_server_s(serve: Serve) -> None:
-    """Between two looks exactly what happened is counted, per second of the time between them."""
+    """Between two scrapes exactly what happened is counted, per second of the time between them."""
     serving = serve()
     before = scrape(*metrics_of(serving))
     with Client(serving.target) as client, client.session("tiny", keep=True) as session:
@@ -83,19 +83,21 @@ def test_the_numbers_are_the_server_s(serve: Serve) -> None:
         (0.5, [(1.0, 10.0), (2.0, 10.0)], 1.0),
         (0.75, [(1.0, 10.0), (2.0, 10.0)], 1.5),
         (0.99, [(1.0, 0.0), (4.0, 4.0), (math.inf, 0.0)], 3.97),
-        (0.99, [(1.0, 1.0), (math.inf, 9.0)], 1.0),  # no more is known than the last bound
+        (0.99, [(1.0, 1.0), (math.inf, 9.0)], 1.0),  # nothing above the last bound is known
         (0.5, [(1.0, 0.0), (math.inf, 0.0)], math.nan),
     ],
 )
 def test_quantiles_are_prometheus_s(
     q: float, counts: list[tuple[float, float]], wanted: float
 ) -> None:
-    """As histogram_quantile: linear within a bucket, the last finite bound above it."""
+    """They equal histogram_quantile's: linear within a bucket, and the last finite bound above
+    it."""
     assert quantile(q, counts) == pytest.approx(wanted, nan_ok=True)
 
 
 def test_one_line_of_json_has_it_all(shell: Shell, load: tuple[Serving, MixedLoad]) -> None:
-    """Rates above 0 under load, errors by reason, the store; no NaN, which is no JSON."""
+    """It has rates above 0 under load, errors by reason, the store, and no NaN, which JSON
+    lacks."""
     serving, mixed = load
     mixed.wait(1)
     out = shell.out("top", "--metrics", serving.ready["metrics"], *QUICK, "--once", "--json")
@@ -108,7 +110,7 @@ def test_one_line_of_json_has_it_all(shell: Shell, load: tuple[Serving, MixedLoa
 
 
 def test_once_prints_a_picture(shell: Shell, load: tuple[Serving, MixedLoad]) -> None:
-    """Without colours or cursor moves where stdout is no terminal, and in 80 columns."""
+    """If stdout is no terminal, --once prints 80 columns without colours or cursor moves."""
     serving, mixed = load
     mixed.wait(0.1)
     out = shell.out("top", "--metrics", serving.ready["metrics"], *QUICK)
@@ -120,7 +122,8 @@ def test_once_prints_a_picture(shell: Shell, load: tuple[Serving, MixedLoad]) ->
 
 
 def test_a_terminal_is_drawn_again_and_again(load: tuple[Serving, MixedLoad]) -> None:
-    """On the alternate screen, until Ctrl-C, which is no failure and gives the terminal back."""
+    """It draws on the alternate screen until Ctrl-C, which exits with 0 and restores the
+    terminal."""
     serving, mixed = load
     with Terminal("--metrics", serving.ready["metrics"], *QUICK) as terminal:
         terminal.read_until(rf"(lstmserve .*?ready.*?{serving.ready['metrics']}.*?){{3}}")
@@ -132,7 +135,7 @@ def test_a_terminal_is_drawn_again_and_again(load: tuple[Serving, MixedLoad]) ->
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_gives_the_terminal_back(load: tuple[Serving, MixedLoad], name: str) -> None:
-    """Whoever ends it finds his own screen and the cursor again."""
+    """After a signal the terminal shows its own screen and the cursor again."""
     serving, mixed = load
     with Terminal("--metrics", serving.ready["metrics"], *QUICK) as terminal:
         terminal.read_until(r"lstmserve .*?ready")
@@ -170,7 +173,7 @@ class Terminal:
         self.seen = ""
 
     def read_until(self, pattern: str) -> None:
-        """Reads on until what was shown has it."""
+        """Reads until the output has the pattern."""
         while not re.search(pattern, self.seen, re.DOTALL):
             try:
                 self.seen += os.read(self._ours, 1 << 16).decode(errors="replace")
@@ -187,14 +190,14 @@ class Terminal:
 
 
 def test_nobody_there_is_one_line(shell: Shell) -> None:
-    """An address that refuses, and one that is none."""
+    """An address that refuses, and an invalid one, give one line."""
     assert "127.0.0.1:1: Connection refused" in shell.refusal("top", "--metrics", "127.0.0.1:1")
     assert "must be HOST:PORT" in shell.refusal("top", "--metrics", "9464", code=2)
     assert "is not in the range" in shell.refusal("top", "--every-s", "0", code=2)
 
 
 def test_somebody_else_is_named_so(shell: Shell, server: Serving) -> None:
-    """A web server that is not ours, and our own gRPC port, which does not speak HTTP/1."""
+    """A foreign web server, and our own gRPC port, which speaks no HTTP/1, are named as such."""
     with http.server.HTTPServer(("127.0.0.1", 0), Silent) as other:
         thread = threading.Thread(target=other.serve_forever)
         thread.start()
@@ -207,18 +210,18 @@ def test_somebody_else_is_named_so(shell: Shell, server: Serving) -> None:
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
-    """Finds nothing."""
+    """A server of HTTP that finds nothing."""
 
     def do_GET(self) -> None:
-        """404."""
+        """Answers 404."""
         self.send_error(404)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 def test_a_hung_loop_is_said_so(shell: Shell) -> None:
-    """/metrics is 503 then, and top says what that means."""
+    """If /metrics is 503, top says what that means."""
     registry = CollectorRegistry()
     Metrics(registry, hangs)
     server = HttpServer("127.0.0.1", 0, registry, bool, bool)
@@ -231,7 +234,7 @@ def test_a_hung_loop_is_said_so(shell: Shell) -> None:
 
 
 def hangs(_: Any) -> Any:
-    """As the server's own read of a loop that hangs."""
+    """Fails as the server's own read of a hung loop does."""
     raise TimeoutError
 
 
@@ -240,7 +243,7 @@ def hangs(_: Any) -> Any:
     [(0, "0"), (0.25, "0.2"), (9.96, "10.0"), (1234, "1,234"), (12345, "12.3k"), (2.5e6, "2.5M")],
 )
 def test_numbers_are_short(value: float, wanted: str) -> None:
-    """At most five characters and a unit."""
+    """Numbers have at most five characters and a unit."""
     assert screen.short(value) == wanted
     assert screen.short(math.nan) == "-"
 
@@ -250,12 +253,12 @@ def test_numbers_are_short(value: float, wanted: str) -> None:
     [(0, "0 s"), (25e-6, "25 µs"), (0.00123, "1.23 ms"), (2.5, "2.5 s"), (math.nan, "-")],
 )
 def test_times_have_a_unit_that_fits(value: float, wanted: str) -> None:
-    """Microseconds to seconds."""
+    """Times have a unit from microseconds to seconds."""
     assert screen.seconds(value) == wanted
 
 
 def test_lines_and_bars_are_as_wide_as_asked() -> None:
-    """The largest is a full block, nothing is the lowest, what is not known is blank."""
+    """The largest value is a full block, zero the lowest one, and an unknown value a blank."""
     assert screen.sparkline([0, 1, math.nan, 2], 6) == "  ▁▅ █"
     assert screen.sparkline([1, 2, 3], 2) == "▆█"
     assert screen.sparkline([], 2) == "  "

@@ -1,4 +1,4 @@
-"""The transport by itself, over the wire: what it reads and when, how calls and servers end."""
+"""The transport alone, over the wire: what it reads and when, how calls and servers end."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Unary:
         self.ends: list[grpc.StatusCode] = []
 
     def may_read(self, call: UnaryCall) -> bool:
-        """As it is set."""
+        """Returns what the test has set."""
         return self.is_vacant
 
     def receive(self, calls: list[UnaryCall]) -> None:
-        """Answers, if it is to."""
+        """Keeps the calls, or answers them."""
         self.calls += calls
         for call in calls:
             if call.content == b"a bug":
@@ -55,12 +55,12 @@ class Unary:
                 call.reply(call.take())
 
     def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
-        """Kept."""
+        """Notes the end."""
         self.ends.append(code)
 
 
 class Stream:
-    """A StreamMethod that keeps its messages, and does what it is told to with each stream."""
+    """A StreamMethod that keeps its messages, and does with each stream what the test has set."""
 
     window = 8
 
@@ -72,44 +72,44 @@ class Stream:
         self.heard: list[str] = []
 
     def may_read(self, stream: StreamCall) -> bool:
-        """As it is set."""
+        """Returns what the test has set."""
         return self.is_vacant
 
     def opened(self, stream: StreamCall) -> None:
-        """It listens to the stream itself."""
+        """Makes itself the stream's conversation."""
         stream.conversation = self
         self.streams.append(stream)
 
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
-        """Kept."""
+        """Keeps the messages."""
         for stream, content in messages:
             self.messages.append(content)
             if self.admits:
                 stream.admitted(len(content))
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Kept."""
+        """Notes the end."""
         self.heard.append(f"ended {code.name}")
 
     def closed(self, stream: StreamCall) -> None:
-        """Kept."""
+        """Notes it."""
         self.heard.append("closed")
 
     def half_closed(self) -> None:
-        """Kept; it ends the stream."""
+        """Notes it, and ends the stream."""
         self.heard.append("half-closed")
         self.streams[-1].finish()
 
     def gone(self) -> None:
-        """Kept."""
+        """Notes it."""
         self.heard.append("gone")
 
     def sent(self) -> None:
-        """Kept."""
+        """Notes it."""
         self.heard.append("sent")
 
     def stalled(self) -> None:
-        """Kept."""
+        """Notes it."""
         self.heard.append("stalled")
 
 
@@ -128,14 +128,14 @@ class Running:
         self.channel: grpc.aio.Channel
 
     async def call(self, content: bytes) -> bytes:
-        """A unary call."""
+        """Makes a unary call."""
         reply: bytes = await self.channel.unary_unary(UNARY)(content, timeout=DEADLINE_S)
         return reply
 
 
 @pytest.fixture
 async def running() -> AsyncIterator[Running]:
-    """With a channel to it."""
+    """A server with these methods, and a channel to it."""
     running = Running()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         running.channel = channel
@@ -144,13 +144,13 @@ async def running() -> AsyncIterator[Running]:
 
 
 async def until(is_so: Callable[[], object]) -> None:
-    """Passes of the loop until it is so; a test that waits in vain ends by its timeout."""
+    """Passes the loop until `is_so()`; a test that waits in vain ends by its timeout."""
     while not is_so():  # noqa: ASYNC110 -- what is waited for is another thread's
         await asyncio.sleep(0)
 
 
 async def code_of(call: Any) -> grpc.StatusCode:
-    """How it ended, without another message."""
+    """How the call ended, without another message."""
     with contextlib.suppress(grpc.aio.AioRpcError):
         if isinstance(call, grpc.aio.StreamStreamCall):
             assert await call.read() is grpc.aio.EOF
@@ -162,7 +162,8 @@ async def code_of(call: Any) -> grpc.StatusCode:
 
 @pytest.mark.parametrize("path", ["/test.Test/Other", "/other.Service/Unary", "/x"])
 async def test_a_method_that_is_not_served_is_unimplemented(running: Running, path: str) -> None:
-    """Unary or streamed, with a message or without, and the next call is answered."""
+    """Unary or streamed, with or without a message, it is UNIMPLEMENTED, and the next call is
+    answered."""
     channel, stream = running.channel, running.channel.stream_stream(path)
     calls = [channel.unary_unary(path)(b"x", timeout=DEADLINE_S), stream(timeout=DEADLINE_S)]
     for call in calls:
@@ -171,7 +172,7 @@ async def test_a_method_that_is_not_served_is_unimplemented(running: Running, pa
 
 
 async def test_a_call_that_ends_without_a_message(running: Running) -> None:
-    """Its method has it without content, and what the method says is the client's."""
+    """The method gets the call without content, and the client gets the method's answer."""
     call = running.channel.stream_unary(UNARY)(iter(()), timeout=DEADLINE_S)
     assert await code_of(call) is grpc.StatusCode.INVALID_ARGUMENT
     assert [call.content for call in running.unary.calls] == [b""]  # it was taken at the end
@@ -179,7 +180,7 @@ async def test_a_call_that_ends_without_a_message(running: Running) -> None:
 
 
 async def test_a_message_that_is_too_long(running: Running) -> None:
-    """gRPC refuses it, no method sees it, and the next one of the connection is answered."""
+    """gRPC refuses it, no method sees it, and the next message on the connection is answered."""
     assert await running.call(bytes(MESSAGE_BYTES_MAX)) == bytes(MESSAGE_BYTES_MAX)
     call = running.channel.unary_unary(UNARY)(bytes(MESSAGE_BYTES_MAX + 1), timeout=DEADLINE_S)
     assert await code_of(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -190,7 +191,7 @@ async def test_a_message_that_is_too_long(running: Running) -> None:
 
 
 async def test_a_message_is_not_read_before_it_may_be(running: Running) -> None:
-    """The method has the call without its message; after read() it has it again, with it."""
+    """The method gets the call without its message, and after read() once more, with it."""
     running.unary.is_vacant = running.unary.answers = False
     call = running.channel.stream_unary(UNARY)(timeout=DEADLINE_S)
     await until(lambda: running.unary.calls)  # and nothing has been sent yet
@@ -206,7 +207,7 @@ async def test_a_message_is_not_read_before_it_may_be(running: Running) -> None:
 
 
 async def test_a_call_can_be_refused_unread(running: Running) -> None:
-    """Its client hears it though it has sent no message."""
+    """The client gets the error although it has sent no message."""
     running.unary.is_vacant = running.unary.answers = False
     call = running.channel.stream_unary(UNARY)(timeout=DEADLINE_S)
     await until(lambda: running.unary.calls)
@@ -231,7 +232,7 @@ async def test_who_leaves_is_told_once(running: Running) -> None:
 
 
 async def test_an_overdue_call_is_ended(running: Running) -> None:
-    """Its client hears DEADLINE_EXCEEDED, and the method that the client has gone."""
+    """The client gets DEADLINE_EXCEEDED, and for the method the client has gone."""
     running.unary.answers = False
     call = running.channel.unary_unary(UNARY)(b"x", timeout=0.1)
     await until(lambda: running.unary.calls)
@@ -242,7 +243,8 @@ async def test_an_overdue_call_is_ended(running: Running) -> None:
 
 
 def test_a_deadline_is_on_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC's is on the wall clock and far away for none: one that jumps later moves nothing."""
+    """gRPC's deadline is in wall-clock time and far away for none, and a later jump of that clock
+    does not move ours."""
     details = SimpleNamespace(deadline=time.time() + 5)
     found = deadline_ns(details)
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -252,7 +254,7 @@ def test_a_deadline_is_on_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_bug_in_one_method_ends_no_other_call(running: Running) -> None:
-    """What it raises is logged, and everything else goes on."""
+    """The error is logged, and everything else goes on."""
     with structlog.testing.capture_logs() as logged:
         broken = running.channel.unary_unary(UNARY)(b"a bug", timeout=DEADLINE_S)
         await until(lambda: running.unary.calls)
@@ -263,7 +265,8 @@ async def test_a_bug_in_one_method_ends_no_other_call(running: Running) -> None:
 
 
 async def test_a_stream_is_read_as_far_as_its_replies_are_taken(running: Running) -> None:
-    """At most `window` messages without a reply; each reply that was taken lets one more in."""
+    """At most `window` messages are read without a reply, and each reply that is taken lets one
+    more in."""
     stream = running.channel.stream_stream(STREAM)(timeout=DEADLINE_S)
     for _ in range(3 * Stream.window):
         await stream.write(b"x")
@@ -277,7 +280,8 @@ async def test_a_stream_is_read_as_far_as_its_replies_are_taken(running: Running
 
 
 async def settled(running: Running) -> None:
-    """What the server would still read it has read: calls that came later are answered."""
+    """Waits until the server has read what it would still read: it answers calls that came
+    later."""
     for _ in range(5):
         await running.call(b"x")
 
@@ -285,7 +289,8 @@ async def settled(running: Running) -> None:
 async def test_a_stream_is_not_read_ahead_of_the_bytes_that_were_admitted(
     running: Running,
 ) -> None:
-    """After so many bytes it waits, however many messages that are; admitted() lets one more in."""
+    """After READ_AHEAD_BYTES it waits, however many messages those are, and admitted() lets one
+    more in."""
     running.stream.admits = False
     half = bytes(READ_AHEAD_BYTES // 2)
     stream = running.channel.stream_stream(STREAM)(timeout=DEADLINE_S)
@@ -300,7 +305,7 @@ async def test_a_stream_is_not_read_ahead_of_the_bytes_that_were_admitted(
 
 
 async def test_a_stream_that_may_not_be_read_stalls(running: Running) -> None:
-    """It is told so once and then read when it asks for it, one message, and stalls again."""
+    """It stalls once, reads one message when it is asked to, and stalls again."""
     running.stream.is_vacant = False
     stream = running.channel.stream_stream(STREAM)(timeout=DEADLINE_S)
     await stream.write(b"1")
@@ -315,7 +320,8 @@ async def test_a_stream_that_may_not_be_read_stalls(running: Running) -> None:
 
 
 async def test_every_reply_is_told_as_sent(running: Running) -> None:
-    """In a stream from which nothing else is heard, too; then it ends, and then it is closed."""
+    """Each reply is reported as sent, even on a stream without other events, and then comes its
+    end."""
     stream = running.channel.stream_stream(STREAM)(timeout=DEADLINE_S)
     await until(lambda: running.stream.streams)
     for _ in range(3):
@@ -328,7 +334,7 @@ async def test_every_reply_is_told_as_sent(running: Running) -> None:
 
 
 async def test_replies_that_are_not_read_wait_in_one_write(running: Running) -> None:
-    """The time of the write under way shows it, and a cut ends the stream and drops the others."""
+    """The age of the current write shows it, and a cut ends the stream and drops the others."""
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 5)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", narrow) as channel:
         stream = channel.stream_stream(STREAM)(timeout=DEADLINE_S)
@@ -346,7 +352,7 @@ async def test_replies_that_are_not_read_wait_in_one_write(running: Running) -> 
 
 
 async def test_a_watcher_who_leaves_silences_no_other(running: Running) -> None:
-    """Of three watchers of a service one leaves, and the others hear of NOT_SERVING."""
+    """Of three watchers of a service one leaves, and the others still get NOT_SERVING."""
     name = b"\x0a\x01a"
     watchers = [running.channel.unary_stream(WATCH)(name, timeout=DEADLINE_S) for _ in range(3)]
     serving, not_serving = b"\x08\x01", b"\x08\x02"
@@ -364,7 +370,8 @@ async def test_a_watcher_who_leaves_silences_no_other(running: Running) -> None:
 
 
 def test_who_has_gone_is_asked_before_who_sends_no_more() -> None:
-    """And openings come first, then messages in one list for each method, then what was sent."""
+    """Cancellations run before half-closes, openings first, then messages in one list per method,
+    then sent replies."""
     arrivals, heard = Arrivals(), list[str]()
 
     class Method:
@@ -386,7 +393,8 @@ def test_who_has_gone_is_asked_before_who_sends_no_more() -> None:
 
 
 async def test_calls_that_are_over_count_no_more(running: Running) -> None:
-    """Though they are still named here, a connection has room for as many as it may have open."""
+    """A connection has room for as many calls as it may, even if ended ones are still
+    referenced."""
     for _ in range(3):
         streams = [running.channel.stream_stream(STREAM)(timeout=DEADLINE_S) for _ in range(4)]
         for stream in streams:
@@ -417,7 +425,7 @@ async def test_a_server_stops_once_and_what_is_under_way_has_the_grace() -> None
 
 
 async def test_after_the_grace_calls_are_cut() -> None:
-    """Unary and streamed: their clients hear it, and their methods too."""
+    """Clients and methods of unary calls and streams learn that they were cut."""
     running = Running()
     running.unary.answers = False
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
@@ -432,7 +440,7 @@ async def test_after_the_grace_calls_are_cut() -> None:
 
 
 async def test_a_server_that_never_started_can_be_stopped() -> None:
-    """Bound or not, and its port is free then."""
+    """Bound or not, its port is free afterwards."""
     server = QueueServer(options(Config(message_bytes_max=4096)), {}, {})
     port = server.bind("127.0.0.1:0")
     await server.stop(0)
@@ -442,7 +450,7 @@ async def test_a_server_that_never_started_can_be_stopped() -> None:
 
 
 async def test_a_port_that_is_taken_is_none(running: Running) -> None:
-    """The second server on it is told 0."""
+    """The second server on the port gets 0."""
     other = QueueServer(options(Config(message_bytes_max=4096)), {}, {})
     assert other.bind(f"127.0.0.1:{running.port}") == 0
     await other.stop(0)

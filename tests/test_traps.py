@@ -1,4 +1,4 @@
-"""What grpc.aio does to those who trust it, each closed: handlers, clocks, readers, limits."""
+"""What grpc.aio does to those who rely on it, each prevented: handlers, clocks, readers, limits."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ SECRET = "a path of ours"
 
 
 async def raise_it(error: BaseException) -> Any:
-    """As a handler would."""
+    """Raises the error, as a handler would."""
     await asyncio.sleep(0)
     raise error
 
 
 async def cancelled_future() -> Any:
-    """Waits for what somebody of ours cancels."""
+    """Awaits a future that the server itself cancels."""
     future = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.cancel)
     await future
 
 
 async def cancelled_task() -> Any:
-    """Waits for a task of ours that is cancelled."""
+    """Awaits a task of the server that is cancelled."""
     task = asyncio.create_task(asyncio.Event().wait())
     asyncio.get_running_loop().call_soon(task.cancel)
     await task
@@ -68,7 +68,7 @@ ENDS: dict[str, tuple[Callable[[], Awaitable[Any]], grpc.StatusCode]] = {
 
 @contextlib.asynccontextmanager
 async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Channel]:
-    """A server whose two calls end so, behind the frame of every call."""
+    """A server whose two calls end so, in the frame of every call."""
 
     async def unary(request: Any, tenant: Any) -> Message:
         await end()
@@ -110,7 +110,7 @@ async def framed(end: Callable[[], Awaitable[Any]]) -> AsyncIterator[grpc.aio.Ch
 
 @pytest.mark.parametrize("name", ENDS)
 async def test_every_call_ends_with_a_status(name: str) -> None:
-    """However a handler ends, its client hears a code at once, never UNKNOWN and never our text."""
+    """However a handler ends, its client gets a code at once, never UNKNOWN and never our text."""
     end, code = ENDS[name]
     async with framed(end) as channel:
         calls: list[Any] = [
@@ -126,7 +126,7 @@ async def test_every_call_ends_with_a_status(name: str) -> None:
 
 
 async def test_a_call_without_a_deadline_gets_one(models: Path) -> None:
-    """A unary call that brings no deadline ends with call_s_max, and its step does not apply."""
+    """A unary call without a deadline ends after call_s_max, and its step is not applied."""
     async with tenancy(models, None, call_s_max=0.2) as running, running.channel() as channel:
         session = await running.client("").session("tiny", id="s")
         with stalled(running):
@@ -144,7 +144,7 @@ async def test_a_call_without_a_deadline_gets_one(models: Path) -> None:
 
 @contextlib.contextmanager
 def stalled(running: Tenancy) -> Any:
-    """The engine computes nothing meanwhile: no batch finds a spare slot."""
+    """The engine, which computes nothing meanwhile, because no batch finds a spare slot."""
     pool = running.engine.models[0].pool
     assert pool is not None
     slots = pool.take(pool.free_count)
@@ -154,7 +154,8 @@ def stalled(running: Tenancy) -> Any:
 
 
 async def test_a_slow_reader_loses_its_stream_only(models: Path) -> None:
-    """Who reads nothing for write_s_max loses the stream; the session lives, with what applied."""
+    """A client that reads nothing for write_s_max loses its stream, and the session keeps what was
+    applied."""
     async with tenancy(models, None, write_s_max=0.2, length_max=20_000) as running:
         session = await running.client("").session("tiny", id="s")
         small = {"grpc_http2_bdp_probe": 0, "grpc_http2_lookahead_bytes": 1 << 14}
@@ -180,7 +181,7 @@ async def read_on(stream: Any) -> None:
 
 
 async def test_metadata_has_a_limit(models: Path) -> None:
-    """8 KiB pass, 17 kB are refused by gRPC itself, and the connection goes on."""
+    """8 KiB of metadata pass, 17 kB are refused by gRPC itself, and the connection goes on."""
     async with tenancy(models, None) as running, running.channel() as channel:
         call = channel.unary_unary(path("ListModels"))
         await call(b"", metadata=(("x", "y" * 7_600),))
@@ -190,7 +191,7 @@ async def test_metadata_has_a_limit(models: Path) -> None:
 
 
 async def test_a_message_too_long_ends_its_stream_only(models: Path) -> None:
-    """One byte above the limit on a stream is RESOURCE_EXHAUSTED; the session lives."""
+    """One byte above the limit ends a stream as RESOURCE_EXHAUSTED, and its session goes on."""
     async with tenancy(models, None, message_bytes_max=4096) as running:
         session = await running.client("").session("tiny", id="s")
         async with running.channel() as channel:

@@ -87,8 +87,8 @@ async def test_what_is_not_served_says_so(triton: Triton, folder: Path) -> None:
 
 
 async def test_statistics_are_true_counts(triton: Triton, folder: Path) -> None:
-    """inference_count / execution_count is the mean batch, requests are counted by their end, and
-    steps of the native dialect count too."""
+    """inference_count / execution_count is the mean batch, requests are counted by how they end,
+    and steps of the native dialect count, too."""
     async with serving(folder, is_running=False) as wire:
         starts = [request(rows(1, n), n, start=True) for n in range(1, 7)]
         running = asyncio.create_task(triton.run("stream", wire.target, starts))
@@ -148,8 +148,8 @@ async def test_tls(triton: Triton, models: Path, tmp_path: Path) -> None:
 async def test_tokens_travel_in_headers(
     triton: Triton, models: Path, tmp_path: Path, mode: str
 ) -> None:
-    """A bearer token in the client's headers makes a tenant, whose ids are its own; without one
-    nobody is served, but for the two probes."""
+    """A bearer token in the client's headers selects a tenant, whose ids are its own, and without a
+    token only the two probes are answered."""
     tokens = write_tokens(tmp_path / "tokens", acme="sessions_max=1", other="")
     async with tenancy(models, tmp_path / "tokens") as running:
         url, start = running.ports.listen, request(rows(1, 0), 1, start=True, model="tiny")
@@ -174,7 +174,7 @@ async def test_tokens_travel_in_headers(
 
 
 async def test_stock_and_native_client_give_equal_bits(triton: Triton, server: Serving) -> None:
-    """On one model, and beside each other in one process with protobuf 6."""
+    """They do on one model, and beside each other in one process with protobuf 6."""
     x = np.random.default_rng(1).standard_normal((40, 3), np.float32)
     said = await triton.beside(server.target, x)
     assert said["protobuf"].startswith("6.")
@@ -186,8 +186,8 @@ async def test_stock_and_native_client_give_equal_bits(triton: Triton, server: S
 
 @pytest.mark.parametrize("mode", STREAMS)
 async def test_errors_on_a_stream(triton: Triton, folder: Path, mode: str) -> None:
-    """An error is in band, its text begins with the request's and the sequence's id, and the
-    stream goes on; in Triton's other way the first one ends the stream with its status."""
+    """An error is in band, its text begins with the ids of request and sequence, and the stream
+    goes on, unless the client asks that the first error end it with its status."""
     xs = inputs(3, 1)
     requests = sequence(xs, "s")
     requests[1:1] = [
@@ -217,8 +217,8 @@ async def test_errors_on_a_stream(triton: Triton, folder: Path, mode: str) -> No
 
 
 async def test_which_sequence_is_told(triton: Triton, tmp_path: Path) -> None:
-    """Another model's id, another version's and another incarnation's are told apart, and change
-    nothing; a sequence stays on its version."""
+    """The ids of another model, version and incarnation get different errors, and change nothing,
+    and a sequence stays on its version."""
     for seed, version in enumerate((1, 2)):
         make_model(tmp_path, SPECS["m"], seed, name="m", version=version)
     xs = inputs(3, 1)
@@ -252,8 +252,8 @@ async def test_which_sequence_is_told(triton: Triton, tmp_path: Path) -> None:
 
 
 async def test_a_numbered_step_counts_once(triton: Triton, folder: Path) -> None:
-    """`step` repeats are answered with the same bits; gaps, other inputs and steps of a sequence
-    that has ended are refused, each in its words; START repeated gives the same bits."""
+    """Repeats of a `step` get the same bits, gaps, other inputs and steps of an ended sequence are
+    refused, each in its own words, and a repeated START gets the same bits."""
     xs = inputs(3, 1)
 
     def numbered(i: int, **others: object) -> dict[str, object]:
@@ -285,7 +285,7 @@ async def test_a_numbered_step_counts_once(triton: Triton, folder: Path) -> None
 
 
 async def test_end_without_inputs(triton: Triton, folder: Path) -> None:
-    """END alone ends the sequence after its steps, tells its last step, and twice is fine."""
+    """END alone ends the sequence after its steps, returns its last step, and may be sent twice."""
     xs = inputs(2, 1)
     async with serving(folder) as wire:
         alone = request(None, 5, end=True)

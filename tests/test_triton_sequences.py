@@ -1,4 +1,4 @@
-"""Sequences of the stock Triton client, in every way it can send them, held to whole sequences.
+"""Sequences of the stock Triton client, sent in every way, compared with whole sequences.
 
 The scenarios are those of Triton's own suites for sequences and implicit state that can fail here.
 """
@@ -25,7 +25,7 @@ MUST_START = "must specify the START flag on the first request of the sequence"
 
 
 def closings(wire: Wire) -> dict[str, int]:
-    """How sessions of "m" have ended, where any has."""
+    """How sessions of "m" have ended, without zeros."""
     return {reason: n for reason, n in wire.metrics.model("m", 1).closings.items() if n}
 
 
@@ -33,8 +33,8 @@ def closings(wire: Wire) -> dict[str, int]:
 async def test_simple_ragged_skip_batch_and_preserved_order(
     triton: Triton, folder: Path, mode: str
 ) -> None:
-    """Sequences of integer and text ids with steps of any length, now and then none: each is its
-    own to the bit, and a stream's replies come in the order of its requests."""
+    """Sequences with integer and text ids and steps of any length, sometimes none, are exact, and a
+    stream's replies come in the order of its requests."""
     ids: list[int | str] = [1, "1", 2**63 - 1, "Ω/ü 💧%41" * 11, "a" * 128]
     async with serving(folder) as wire:
         xs = {each: inputs(8, i) for i, each in enumerate(ids)}
@@ -52,7 +52,7 @@ async def test_simple_ragged_skip_batch_and_preserved_order(
 
 @pytest.mark.parametrize("mode", ["one_by_one", "stream"])
 async def test_length1(triton: Triton, folder: Path, mode: str) -> None:
-    """START and END in one request, one after the other under one id: each begins at zero."""
+    """START and END in one request, repeated under one id, begin at zero each time."""
     xs = inputs(6, 1)
     async with serving(folder) as wire:
         requests = [request(x, 7, start=True, end=True) for x in xs]
@@ -62,7 +62,7 @@ async def test_length1(triton: Triton, folder: Path, mode: str) -> None:
 
 
 async def test_int_text_and_native_ids_are_distinct(triton: Triton, folder: Path) -> None:
-    """42, "42" and the native 42 live side by side, and so does 42 of another model."""
+    """42, "42", the native 42 and 42 of another model are different sessions."""
     async with serving(folder) as wire:
         mine = [inputs(3, 1), inputs(3, 2)]
         letters = [rows(2, n, "letters") for n in range(3)]
@@ -98,7 +98,7 @@ async def test_int_text_and_native_ids_are_distinct(triton: Triton, folder: Path
 
 
 async def test_no_correlation_id(triton: Triton, folder: Path) -> None:
-    """Without an id a step is refused and whole sequences are answered; nothing is kept."""
+    """Without an id a step is refused, whole sequences are answered, and nothing is kept."""
     x = rows(4, 1)
     whole = np.stack([x, rows(4, 2)])
     lengths = {"lengths": np.array([4, 2], np.int32)}
@@ -116,7 +116,8 @@ async def test_no_correlation_id(triton: Triton, folder: Path) -> None:
 
 
 async def test_no_sequence_start(triton: Triton, folder: Path) -> None:
-    """Without START a new id is refused in Triton's words, and one that has ended in others."""
+    """Without START a new id is refused in Triton's words, and one that has ended in other
+    words."""
     async with serving(folder) as wire:
         first, *_, late = await triton.run(
             "one_by_one",
@@ -131,7 +132,7 @@ async def test_no_sequence_start(triton: Triton, folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["one_by_one", "stream", "asyncio_stream"])
 async def test_no_sequence_end(triton: Triton, folder: Path, mode: str) -> None:
-    """START on a live id: all that the old sequence was sent is answered, then the id is new."""
+    """START on a live id: all requests of the old sequence are answered, and then the id is new."""
     old, new = inputs(5, 1), inputs(4, 2)
     async with serving(folder) as wire:
         with structlog.testing.capture_logs() as lines:
@@ -152,7 +153,7 @@ async def test_no_sequence_end(triton: Triton, folder: Path, mode: str) -> None:
 
 
 async def test_restart_can_be_refused(triton: Triton, folder: Path) -> None:
-    """With restart=false START of a live id changes nothing, and starts one that is free."""
+    """With restart=false START changes nothing on a live id, and starts one that is free."""
     xs, kept = inputs(3, 1), {"parameters": {"restart": False}}
     async with serving(folder) as wire:
         requests = sequence(xs, "a")
@@ -166,7 +167,8 @@ async def test_restart_can_be_refused(triton: Triton, folder: Path) -> None:
 
 
 async def test_backlog_fill(triton: Triton, folder: Path) -> None:
-    """All places taken: START is refused at once, with its reason, until a sequence ends."""
+    """When all places are taken, START is refused at once with its reason, until a sequence
+    ends."""
     settings = {"batch_sessions_max": 16, "batches_in_flight_max": 1, "long_steps_max": 16}
     async with serving(folder, pool_bytes=18_000, **settings) as wire:
         count = wire.engine.model("m", 0).sessions_max
@@ -194,7 +196,7 @@ async def test_backlog_fill(triton: Triton, folder: Path) -> None:
 async def test_backlog_same_correlation_id(
     triton: Triton, folder: Path, mode: str, has_end: bool
 ) -> None:
-    """Sequences one after the other under one id, sent before any is computed: each is whole."""
+    """Sequences one after the other under one id, sent before any is computed, are whole."""
     sequences = [inputs(n, n) for n in (4, 1, 3, 2)]
     requests = [each for xs in sequences for each in sequence(xs, "same", has_end=has_end)]
     async with serving(folder, is_running=False) as wire:
@@ -209,7 +211,7 @@ async def test_backlog_same_correlation_id(
 
 
 async def test_backlog_sequence_timeout(triton: Triton, folder: Path) -> None:
-    """A sequence whose time to live ran out is told to have expired, and its id is free."""
+    """A sequence whose time to live is over gets an error that says so, and its id is free."""
     xs = inputs(3, 1)
     async with serving(folder, session_ttl_s=100) as wire:
         requests = sequence(xs, 5, has_end=False)
@@ -223,8 +225,8 @@ async def test_backlog_sequence_timeout(triton: Triton, folder: Path) -> None:
 
 
 async def test_timeout_of_a_request(triton: Triton, folder: Path) -> None:
-    """A step that waits for longer than its timeout is not applied, nor is what waits behind it;
-    the steps before it and other sequences are."""
+    """A step that waits longer than its timeout is not applied, nor are those after it, but the
+    steps before it and other sequences are."""
     xs, other = inputs(4, 1), inputs(2, 2)
     async with serving(folder, is_running=False) as wire:
         requests = sequence(xs, 1, has_end=False) + sequence(other, 2)
@@ -248,7 +250,7 @@ async def test_timeout_of_a_request(triton: Triton, folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_grpc_deadline(triton: Triton, folder: Path, mode: str) -> None:
-    """A call or stream whose deadline passes is cancelled: nothing of it was applied, and a START
+    """A call or stream whose deadline passes is cancelled, none of it was applied, and a START
     leaves no sequence."""
     xs = inputs(2, 1)
     deadline = {("stream_timeout" if mode in STREAMS else "client_timeout"): 0.2}
@@ -264,7 +266,7 @@ async def test_grpc_deadline(triton: Triton, folder: Path, mode: str) -> None:
 
 
 async def test_no_update(triton: Triton, folder: Path) -> None:
-    """A request that is refused changes nothing of its sequence, whatever is wrong with it."""
+    """A request that is refused, for whatever reason, changes nothing of its sequence."""
     xs = inputs(3, 1)
     good, x = sequence(xs, 1), rows(2, 9)
     bad = [
@@ -290,7 +292,8 @@ async def test_no_update(triton: Triton, folder: Path) -> None:
 
 
 async def test_wrong_names(triton: Triton, folder: Path) -> None:
-    """Inputs and outputs that the model does not have are named in the refusal; so is the model."""
+    """A refusal names inputs and outputs that the model does not have, and a model that is
+    unknown."""
     x = rows(2, 0)
     async with serving(folder) as wire:
         said = await triton.run(
@@ -311,14 +314,14 @@ async def test_wrong_names(triton: Triton, folder: Path) -> None:
         for answer, text in zip(said, texts, strict=True):
             assert text in str(answer.error)
         codes = [str(answer.status).removeprefix("StatusCode.") for answer in said]
-        assert codes[3:5] == ["NOT_FOUND", "UNAVAILABLE"]  # m:2 may be on its way
+        assert codes[3:5] == ["NOT_FOUND", "UNAVAILABLE"]  # m:2 may come
         assert {*codes[:3], *codes[5:]} == {"INVALID_ARGUMENT"}
         assert len(wire.engine.table) == 0
 
 
 async def test_requested_outputs_and_ranks(triton: Triton, folder: Path) -> None:
-    """Outputs come as they are asked for, in order; y has the rank of x, states a batch axis where
-    x has one; without being asked only y comes."""
+    """Outputs come in the order in which they are asked for, y has the rank of x, states have a
+    batch axis if x has one, and by default only y comes."""
     xs = inputs(3, 1)
     x = np.concatenate(xs)
     names = ["cn", "y_last", "hn", "y"]
@@ -343,8 +346,8 @@ async def test_requested_outputs_and_ranks(triton: Triton, folder: Path) -> None
 
 
 async def test_two_states_are_never_swapped(triton: Triton, folder: Path) -> None:
-    """What hn and cn gave goes on as h0 and c0 of another sequence, to the bit, in all eight orders
-    and forms; swapped they give something else."""
+    """hn and cn continue bit for bit as h0 and c0 of another sequence, in all eight orders and
+    forms, and swapped they give something else."""
     xs = inputs(2, 1)
     async with serving(folder) as wire:
         goes_on = wanted(wire, xs)[1]
@@ -379,7 +382,7 @@ async def test_two_states_are_never_swapped(triton: Triton, folder: Path) -> Non
 
 @pytest.mark.parametrize("model", ["letters", "both"])
 async def test_tokens_and_bidirectional_models(triton: Triton, folder: Path, model: str) -> None:
-    """Tokens step like x; a bidirectional model has no sequences and answers whole ones."""
+    """Tokens step like x, and a bidirectional model has no sequences and answers whole ones."""
     async with serving(folder) as wire:
         if model == "letters":
             xs = [rows(n, n, "letters") for n in (2, 1, 3)]

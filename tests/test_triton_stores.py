@@ -1,4 +1,4 @@
-"""Sequences of the stock Triton client that outlive a server, move, are evicted, meet a drain."""
+"""Sequences of the stock Triton client that survive a server, move, are evicted, meet a drain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def steps(xs: list[Array], sequence_id: int | str, **others: object) -> list[dict[str, object]]:
-    """A sequence of tiny, to its END unless it is told otherwise."""
+    """A sequence of tiny, to its END unless the arguments say otherwise."""
     return sequence(xs, sequence_id, model="tiny", **others)
 
 
@@ -46,8 +46,8 @@ def is_whole(models: Path, xs: list[Array], answers: list[Answer]) -> bool:
 async def test_a_sequence_outlives_a_kill_and_moves(
     triton: Triton, serve: Serve, models: Path, valkey: Valkey
 ) -> None:
-    """kill -9, another server, and back: to the bit; END takes it out of the store, and START
-    replaces it wherever it was."""
+    """After kill -9, on another server, and back again a sequence is exact, END takes it out of the
+    store, and START replaces it wherever it was."""
     xs = [random_input(TINY, (n + 1,), n) for n in range(4)]
     requests = steps(xs, "é/1")
     one = serve("--store", valkey.url)
@@ -73,8 +73,8 @@ async def test_a_sequence_outlives_a_kill_and_moves(
 async def test_a_rolled_back_sequence_says_so_until_it_is_heard(
     triton: Triton, serve: Serve, models: Path, tmp_path: Path
 ) -> None:
-    """Behind the store, kill -9 after step 7: ten pipelined requests, none of them applied, nor one
-    by one, nor END; a numbered request or a START goes on."""
+    """With write-behind and kill -9 after step 7, none of ten pipelined requests is applied, nor
+    single ones, nor END, and a numbered request or a START goes on."""
     flags = ("--store", f"file:{tmp_path / 's'}", "--store-mode", "behind")
     xs = [random_input(TINY, (1,), n) for n in range(17)]
     one = serve(*flags, "--behind-s-max", "3600")
@@ -127,8 +127,8 @@ async def test_a_drained_sequence_goes_on_behind_the_store(
 async def test_evicted_sequences_come_back_or_say_so(
     triton: Triton, serve: Serve, models: Path, valkey: Valkey
 ) -> None:
-    """More sequences than places: those that moved out to the store come back exact; where the
-    store has lost them they are told to have been evicted, in other words than the rest."""
+    """Of more sequences than places, those that moved to the store come back exact, and those that
+    the store lost get an error about their eviction."""
     serving = serve("--store", valkey.url, "--long-steps-max", "8", *SMALL)
     count = 2 * serving.ready["sessions_max"]["tiny:1"]
     xs = [random_input(TINY, (2,), n) for n in range(3)]
@@ -150,8 +150,8 @@ async def test_evicted_sequences_come_back_or_say_so(
 async def test_start_replaces_a_sequence_of_a_model_that_is_gone(
     triton: Triton, serve: Serve, models: Path, tmp_path: Path
 ) -> None:
-    """After an upgrade that dropped version 1 its stored sequences are refused, and START of the
-    same id begins on version 2."""
+    """After an upgrade without version 1 its stored sequences are refused, and START of the same id
+    begins on version 2."""
     newer = tmp_path / "newer"
     make_model(newer, TINY, seed=5, version=2)
     url, xs = f"file:{tmp_path / 's'}", [random_input(TINY, (1,), n) for n in range(2)]
@@ -170,7 +170,8 @@ async def test_start_replaces_a_sequence_of_a_model_that_is_gone(
 async def test_the_native_dialect_sees_sequences(
     triton: Triton, serve: Serve, models: Path, tmp_path: Path
 ) -> None:
-    """ListSessions names them; by that name they are looked at, forked, and closed, not stepped."""
+    """ListSessions names them, and by that name they can be read, forked and closed, but not
+    stepped."""
     xs = [random_input(TINY, (2,), n) for n in range(3)]
     serving = serve("--store", f"file:{tmp_path / 's'}")
     answers = await triton.run("stream", serving.target, steps(xs, "a b", has_end=False)[:2])
@@ -188,7 +189,7 @@ async def test_the_native_dialect_sees_sequences(
 
 
 async def test_a_drain(triton: Triton, folder: Path) -> None:
-    """While the server drains sequences go on and none starts; it is not ready, and lives."""
+    """While the server drains sequences go on and none starts, and it is live but not ready."""
     xs = inputs(3, 1)
     async with serving(folder) as wire:
         requests = sequence(xs, 1)
@@ -207,8 +208,8 @@ async def test_a_drain(triton: Triton, folder: Path) -> None:
 
 
 async def test_closing_answers_everybody_in_line(triton: Triton, folder: Path) -> None:
-    """What stands in line when the server closes is answered: what it took is done, what would be
-    new is refused."""
+    """When the server closes, each waiting request is answered: accepted ones are done, and new
+    ones refused."""
     xs = inputs(2, 1)
     async with serving(folder, is_running=False) as wire:
         requests = [*sequence(xs, 1, has_end=False), *sequence(xs, 1)]
@@ -222,7 +223,7 @@ async def test_closing_answers_everybody_in_line(triton: Triton, folder: Path) -
 
 
 async def test_a_call_that_went_away_leaves_nothing(triton: Triton, folder: Path) -> None:
-    """What is cancelled while it stands in line has not happened; who comes after it is served."""
+    """A request that is cancelled while it waits is not applied, and the next one is served."""
     xs = inputs(2, 1)
     async with serving(folder, is_running=False) as wire:
         requests = [request(xs[0], 1, start=True), request(xs[1], 1, start=True)]

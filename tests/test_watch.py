@@ -1,4 +1,4 @@
-"""The look that the server takes every second, and numbers that outlive a clock that goes back."""
+"""The checks that the server makes every second, and numbers that rise though a clock goes back."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ S = 1_000_000_000
 
 
 class Looked:
-    """A store whose look raises what a test says."""
+    """A store whose check raises what a test sets."""
 
     def __init__(self) -> None:
         self.trouble: BaseException | None = None
         self.looks = 0
 
     async def check(self) -> str:
-        """As StoreOfServer.check."""
+        """Raises what the test has set."""
         self.looks += 1
         if self.trouble is not None:
             raise self.trouble
         return ""
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
-        """Nothing."""
+        """Loads nothing."""
         return [None for _ in keys]
 
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """All of it."""
+        """Writes everything."""
         return [Written.OK for _ in writes]
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     async def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class Clock:
@@ -70,18 +70,18 @@ class Clock:
         return self.now
 
     def go(self, s: float, moved_s: float = 0) -> None:
-        """Time passes, and somebody moves the wall clock."""
+        """Lets time pass, and moves the wall clock."""
         passed = round(s * S)
         wall_ns = self.now.wall_ns + passed + round(moved_s * S)
         self.now = Now(self.now.monotonic_ns + passed, wall_ns)
 
 
 async def over() -> None:
-    """Told."""
+    """Notes that it was called."""
 
 
 async def test_a_jump_is_told_once() -> None:
-    """Each jump has one line with its size; a clock that is slewed has none."""
+    """Each jump is logged once with its size, and a clock that is slewed is not."""
     clock = Clock()
     watch = Watch(None, [], over, over, clock)
     with capture_logs() as lines:
@@ -97,7 +97,7 @@ async def test_a_jump_is_told_once() -> None:
     ids=lambda error: type(error).__name__,
 )
 async def test_a_store_that_is_away_is_looked_at_again(trouble: Exception) -> None:
-    """Only what is final ends readiness, for good and once, with its cause as a remark."""
+    """Only a final error ends readiness, for good and once, with its cause as a remark."""
     store, remarks, told, there = Looked(), ["model refused: x"], list[int](), list[int]()
 
     async def on_over() -> None:
@@ -126,7 +126,7 @@ async def test_a_store_that_is_away_is_looked_at_again(trouble: Exception) -> No
 
 
 async def test_stamps_never_go_back(tmp_path: Path) -> None:
-    """Incarnations rise though the wall clock goes back by years, or stands."""
+    """Incarnations rise even if the wall clock goes back by years, or stands still."""
     async with serving(tmp_path) as wire:
         sessions = wire.engine.sessions
         walls = [5 * S, 5 * S, 2 * S, 6 * S, 1 * S]

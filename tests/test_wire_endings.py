@@ -1,6 +1,6 @@
 """Calls that end early: deadlines, cancellation at any moment, faults of our own, over the wire.
 
-No caller is left without a status, no step is half applied, and neighbours are exact.
+Every call gets a status, no step is half applied, and neighbours are exact.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 async def idle(tmp_path: Path) -> AsyncIterator[Wire]:
-    """A server whose engine does not run until it is told to."""
+    """A server whose engine does not run until the test starts it."""
     async with serving(tmp_path, is_running=False) as wire:
         yield wire
 
 
 async def test_a_deadline_before_compute(idle: Wire) -> None:
-    """A unary call whose deadline passes in the queue ends so, and its step never applies."""
+    """A unary call whose deadline passes in the queue ends so, and its step is never applied."""
     a, b = await idle.good(), await idle.good()
     waiting = asyncio.create_task(b.step())
     content = pb.StepRequest(session_id=a.id, x=X).SerializeToString()
@@ -52,7 +52,7 @@ async def test_a_deadline_before_compute(idle: Wire) -> None:
 @pytest.mark.parametrize("length", [1, 30])
 @pytest.mark.parametrize("moment", [0, 1, 2, 3, 5, 8, 13, 21, 34])
 async def test_a_step_cancelled_at_any_moment(wire: Wire, length: int, moment: int) -> None:
-    """It applies wholly or not at all, and its session and a neighbour go on exactly."""
+    """It is applied wholly or not at all, and its session and a neighbour go on exactly."""
     a, neighbour = await wire.good(), await wire.good()
     await a.step()
     beside = [asyncio.create_task(neighbour.step(30))]
@@ -72,7 +72,7 @@ async def test_a_step_cancelled_at_any_moment(wire: Wire, length: int, moment: i
 
 
 async def test_callers_that_leave_the_queue(idle: Wire) -> None:
-    """Of many waiting calls some are cancelled: the others apply, in order, exactly."""
+    """Of many waiting calls some are cancelled, and the others are applied, in order, exactly."""
     sessions = [await idle.good() for _ in range(12)]
     calls = [asyncio.create_task(s.step(1 + i % 3)) for i, s in enumerate(sessions)]
     await idle.until(lambda: idle.engine.batch_loop.pending_steps == 12)
@@ -92,7 +92,7 @@ async def test_callers_that_leave_the_queue(idle: Wire) -> None:
 
 
 async def test_a_message_of_many_whose_caller_leaves(idle: Wire) -> None:
-    """Nothing of a cancelled StepMany that had not begun is applied."""
+    """No part of a cancelled StepMany that had not begun is applied."""
     sessions = [await idle.good() for _ in range(3)]
     ids = [s.id for s in sessions]
     stream = idle.stream("StepMany")
@@ -108,7 +108,8 @@ async def test_a_message_of_many_whose_caller_leaves(idle: Wire) -> None:
 
 
 async def test_closing_waits_for_its_steps(idle: Wire) -> None:
-    """Close answers after the pending steps; one whose caller leaves closes all the same."""
+    """Close answers after the pending steps, and one whose caller leaves still closes the
+    session."""
     a, b = await idle.good(), await idle.good()
     steps = [asyncio.create_task(a.step()), asyncio.create_task(b.step())]
     await idle.until(lambda: idle.engine.batch_loop.pending_steps == 2)
@@ -129,7 +130,7 @@ async def test_closing_waits_for_its_steps(idle: Wire) -> None:
 
 
 async def test_restarting_ends_the_steps_that_wait(idle: Wire) -> None:
-    """Steps of a replaced session are told so, and the new one starts from zeros."""
+    """Steps of a replaced session get an error that says so, and the new one starts from zeros."""
     a = await idle.good()
     step = asyncio.create_task(
         idle.refused("Step", pb.StepRequest(session_id=a.id, x=X).SerializeToString())
@@ -161,8 +162,8 @@ async def test_a_future_of_ours_that_is_cancelled_is_a_status(idle: Wire) -> Non
 async def test_no_test_waits_for_an_engine_that_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, is_calling: bool
 ) -> None:
-    """A bug in a sink ends the test with that bug, whether it waits for a call or for the engine;
-    also when it is met in the call that brought a lone step, as after some steps."""
+    """A bug in a responder ends the test with that bug, whether it waits for a call or for the
+    engine, and also if the bug is in the call of a lone step."""
 
     def planted(*_: object) -> None:
         raise RuntimeError("planted")
@@ -184,7 +185,7 @@ async def test_no_test_waits_for_an_engine_that_died(
 
 
 async def test_unknown_methods(wire: Wire) -> None:
-    """gRPC's own answer to what is no method, and the session beside goes on."""
+    """gRPC answers a call of an unknown method, and the session beside it goes on."""
     a = await wire.good()
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await wire.send("Nothing", b"")

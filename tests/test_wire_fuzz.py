@@ -1,4 +1,4 @@
-"""Hostile bytes on every method of a real server process: documented answers, and nobody hurt."""
+"""Hostile bytes on every method of a real server process: documented answers, and no harm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHORT, LONG = 500, 100_000
 
 
 class Target:
-    """A server process under fire, and the good session beside."""
+    """A server process under fire, and a good session beside it."""
 
     def __init__(self, folder: Path) -> None:
         for name, spec in SPECS.items():
@@ -43,7 +43,7 @@ class Target:
         self.xs: list[Any] = []
 
     def fire(self, method: str, contents: list[bytes]) -> None:
-        """Sends the messages; every answer is one of the contract's."""
+        """Sends the messages, and asserts that every answer is one of the contract's."""
         path = f"/{SERVICE.full_name}/{method}"
         if method in STREAMS:
             call = self.channel.stream_stream(path)(iter(contents), timeout=DEADLINE_S)
@@ -58,13 +58,14 @@ class Target:
             self.check(refusal(error))
 
     def check(self, said: Refusal) -> None:
-        """The reason is documented, is no bug of ours, and has its code; nothing leaks."""
+        """Asserts that the reason is documented, is no bug of ours, and has its code, and that
+        nothing leaks."""
         assert said.reason != "INTERNAL"
         assert said.code is REASONS[said.reason].code
         leaks(said, self.folder)
 
     def open_targets(self) -> None:
-        """The sessions that hostile messages name; fire may close or replace them."""
+        """Opens the sessions that hostile messages name, since fire may close or replace them."""
         for name, model in OPENED.items():
             close = pb.CloseSessionRequest(session_id=name)
             with contextlib.suppress(grpc.RpcError):
@@ -73,7 +74,7 @@ class Target:
             self.stub.OpenSession(request, timeout=DEADLINE_S)
 
     def step(self) -> None:
-        """The good session's next step is exact."""
+        """Makes the good session's next step, which must be exact."""
         if len(self.xs) % STEPS_MAX == 0:
             self.open_targets()
             if self.id:
@@ -99,7 +100,7 @@ def statuses(reply: Any) -> Iterator[Status]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """One process for all of it: it must survive."""
+    """One process for all calls, which it must survive."""
     target = Target(tmp_path_factory.mktemp("fuzz"))
     yield target
     target.channel.close()
@@ -109,7 +110,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 def shoot(target: Target, examples: int) -> None:
-    """So many calls, each followed by a good step."""
+    """Makes `examples` calls, each followed by a good step."""
 
     @settings(
         max_examples=examples,
@@ -135,5 +136,5 @@ def test_hostile_calls(target: Target) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_hostile_calls(target: Target) -> None:
-    """The same for long."""
+    """Many more calls get documented answers."""
     shoot(target, LONG)

@@ -21,7 +21,7 @@ REPLY_ROWS = BYTES_MAX // (4 * SPECS["letters"].output_size)
 
 
 async def test_300_streams_on_one_connection(tmp_path: Path) -> None:
-    """streams_max of them are served at once, the others when some end, all exactly."""
+    """streams_max of them are served at once, the others when some end, and all are exact."""
     async with serving(tmp_path, streams_max=256) as wire:
         sessions = [await wire.good() for _ in range(300)]
         may_end = asyncio.Event()
@@ -38,8 +38,8 @@ async def test_300_streams_on_one_connection(tmp_path: Path) -> None:
 
         async def insist(session: Good) -> None:
             content = session.request().SerializeToString()
-            # While streams end gRPC may refuse one more (RST_STREAM 7), and its client shows that
-            # as UNAVAILABLE or INTERNAL; nothing of it was applied, as the states show in the end.
+            # While streams end gRPC may refuse one more (RST_STREAM 7), which its client shows as
+            # UNAVAILABLE or INTERNAL; it was not applied, as the states show in the end.
             while session not in answered:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await talk(session, content)
@@ -55,7 +55,7 @@ async def test_300_streams_on_one_connection(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["StepStream", "StepMany"])
 async def test_a_message_too_large_ends_its_stream(tmp_path: Path, method: str) -> None:
-    """gRPC refuses it as RESOURCE_EXHAUSTED; a message of the limit is read; sessions go on."""
+    """gRPC refuses it as RESOURCE_EXHAUSTED, a message of the limit is read, and sessions go on."""
     async with serving(tmp_path, message_bytes_max=BYTES_MAX) as wire:
         a = await wire.good()
         stream = wire.stream(method)
@@ -69,7 +69,7 @@ async def test_a_message_too_large_ends_its_stream(tmp_path: Path, method: str) 
 
 
 def padded(size: int) -> bytes:
-    """An unknown field, that fills so many bytes: all messages skip it."""
+    """An unknown field with that many bytes, which all messages skip."""
     head = b"\xfa\x01"  # field 31, bytes
     body = size - len(head) - 3
     length = bytes([body & 0x7F | 0x80, body >> 7 & 0x7F | 0x80, body >> 14])
@@ -77,7 +77,7 @@ def padded(size: int) -> bytes:
 
 
 async def test_a_compressed_message_counts_as_what_it_becomes(tmp_path: Path) -> None:
-    """Kilobytes that unpack to a message above the limit are refused, and the server lives."""
+    """Kilobytes that unpack to a message above the limit are refused, and the server goes on."""
     async with serving(tmp_path, message_bytes_max=BYTES_MAX) as wire:
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
@@ -99,7 +99,7 @@ async def test_metadata_too_large(tmp_path: Path) -> None:
 
 
 async def test_a_reply_no_message_holds_is_refused_before_it_is_computed(tmp_path: Path) -> None:
-    """At the limit it is sent; one row above it nothing is applied; last_only helps."""
+    """At the limit it is sent, one row above it no step is applied, and last_only helps."""
     async with serving(tmp_path, message_bytes_max=BYTES_MAX) as wire:
         a = await wire.good("letters")
         await a.step(REPLY_ROWS)
@@ -124,7 +124,8 @@ async def test_a_reply_no_message_holds_is_refused_before_it_is_computed(tmp_pat
 
 
 async def test_as_many_sessions_as_fit(tmp_path: Path) -> None:
-    """At the pool's limit all step; one more is told when to come again; closing makes room."""
+    """At the pool's limit all sessions step, one more is refused with a delay, and closing one
+    makes room."""
     small = {"batch_sessions_max": 8, "long_steps_max": 4, "batches_in_flight_max": 1}
     async with serving(tmp_path, pool_bytes=128 * 2 * 80, **small) as wire:
         (model,) = [m for m in wire.engine.models if m.name == "m"]
@@ -147,7 +148,8 @@ async def test_as_many_sessions_as_fit(tmp_path: Path) -> None:
 
 
 async def test_as_many_steps_as_may_wait(tmp_path: Path) -> None:
-    """At session_pending_max of one session, or pending_steps_max of all, one more is refused."""
+    """At session_pending_max of one session, or pending_steps_max of all, one step more is
+    refused."""
     limits = {"session_pending_max": 3, "pending_steps_max": 5}
     async with serving(tmp_path, is_running=False, **limits) as wire:
         a, b = await wire.good(), await wire.good()
@@ -166,7 +168,7 @@ async def test_as_many_steps_as_may_wait(tmp_path: Path) -> None:
 
 
 async def fill(wire: Wire, session: Good, count: int) -> grpc.aio.StreamStreamCall:
-    """A stream whose `count` steps wait."""
+    """A stream on which `count` steps wait."""
     stream = wire.stream("StepStream")
     before = wire.engine.batch_loop.pending_steps
     for _ in range(count):

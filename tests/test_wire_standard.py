@@ -1,4 +1,4 @@
-"""gRPC's own services, health and reflection, to broken bytes: an error of ours, never UNKNOWN."""
+"""gRPC's own services, health and reflection, get broken bytes: an error of ours, never UNKNOWN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BROKEN = (b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"\x0b")
 
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
-    """To a server that has these two services only."""
+    """A channel to a server that has only these two services."""
     well = Health(("", "a", "b"))
     well.set_all(is_serving=True)
     streams = {WATCH: well.watch, INFO: Reflection(("a", "b"))}
@@ -38,7 +38,7 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def last(call: Any) -> None:
-    """Its end."""
+    """Reads the call to its end."""
     if isinstance(call, grpc.aio.UnaryUnaryCall):
         await call
         return

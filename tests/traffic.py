@@ -1,7 +1,7 @@
-"""Owns random traffic for an engine, and the oracle it is held to: one plain onnxruntime session.
+"""Random traffic for an engine, and the oracle that checks it: one plain onnxruntime session.
 
-The oracle is model.onnx in an InferenceSession, one whole sequence per session from zero states:
-no pool, no slices, no batch.
+The oracle is model.onnx in an InferenceSession, with one whole sequence per session from zero
+states: no pool, no slices, no batch.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ TTL_NS = 3600 * 10**9
 
 
 class NoMetrics:
-    """Counts nothing; hands itself out for every model."""
+    """Counts nothing, for every model."""
 
     def model(self, name: str, version: int) -> NoMetrics:
         """Itself."""
         return self
 
     def batch(self, sessions: int, rows: int, padding_rows: int, compute_ns: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def opened(self, source: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def closed(self, reason: str, count: int = 1) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 @dataclass
 class Done:
-    """What became of a step."""
+    """The outcome of a step."""
 
     number: int
     y: npt.NDArray[Any]
@@ -68,7 +68,7 @@ class Reply:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def applied(self, request: Request, rows: Applied) -> None:
-        """The future has its output."""
+        """Sets the future's output."""
         assert not self.future.done(), "a step was answered twice"
         ((number,), (durable,)) = rows.numbers, rows.durable_steps
         y = request.output(0).copy()
@@ -76,7 +76,7 @@ class Reply:
         self.future.set_result(Done(number, y, durable, *times, rows.is_replayed))
 
     def failed(self, request: Request, place: int, error: ServeError) -> None:
-        """The future has its error."""
+        """Sets the future's error."""
         assert not self.future.done(), "a step was answered twice"
         self.future.set_exception(error)
 
@@ -85,7 +85,7 @@ class Reply:
 
 
 class ManyReply:
-    """The responder of many steps; `await reply` gives itself when all are over."""
+    """The responder of many steps; `await reply` returns itself when all are over."""
 
     def __init__(self, count: int) -> None:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -96,14 +96,14 @@ class ManyReply:
         self.y: npt.NDArray[Any] | None = None
 
     def applied(self, request: Request, rows: Applied) -> None:
-        """Their numbers are known."""
+        """Notes their numbers and outputs."""
         self.numbers[rows.places] = rows.numbers
         if rows.is_replayed:
             self.replayed += rows.places
         self._over(request, len(rows.places))
 
     def failed(self, request: Request, place: int, error: ServeError) -> None:
-        """Its error is known."""
+        """Notes the error."""
         self.errors[place] = error
         self._over(request, 1)
 
@@ -156,7 +156,7 @@ class Oracle:
 def start_engine(
     folder: Path, spec: LstmSpec, seed: int = 0, metrics: Any = None, **settings: Any
 ) -> Engine:
-    """An engine with one model "m", made in `folder`; not running yet."""
+    """An engine with one model "m", made in `folder`; it does not run yet."""
     make_model(folder, spec, seed, name="m")
     return load_engine(folder, metrics, **settings)
 
@@ -170,7 +170,7 @@ def load_engine(
 
 
 def open_session(engine: Engine, name: str, model: Model | None = None) -> int:
-    """A new session's row."""
+    """Opens a session. Returns its row."""
     chosen = model or engine.models[0]
     key = session_key("", name)
     engine.capacity.make_room(chosen, engine.clock())
@@ -191,7 +191,7 @@ def submit(
     last_only: bool = False,
     deadline_ns: int = 0,
 ) -> tuple[Request, Reply]:
-    """One step of the session in `row`. Raises what refuses it at once."""
+    """Submits one step of the session in `row`. Raises the error that refuses it at once."""
     reply = Reply()
     request = Request(
         as_rows(x),
@@ -211,7 +211,7 @@ def submit(
 
 
 def number_of(number: int, x: npt.NDArray[Any], last_only: bool = False) -> dict[str, Any]:
-    """Options of submit() for a numbered step."""
+    """The options of submit() for a numbered step."""
     return {"number": number, "last_only": last_only}
 
 
@@ -224,7 +224,7 @@ def submit_block(
     numbers: list[int] | None = None,
     deadline_ns: int = 0,
 ) -> ManyReply:
-    """One step for each row, as one StepMany message."""
+    """Submits one step for each row, as one StepMany message."""
     model = engine.model_of(rows[0])
     lengths = np.array([len(x) for x in xs], np.int64)
     starts = np.cumsum(lengths) - lengths

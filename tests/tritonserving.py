@@ -1,6 +1,6 @@
-"""Owns the stock Triton client of tests: a process of its own environment, speaking for them.
+"""The stock Triton client for tests: a process with an environment of its own.
 
-Not named `triton`: torch imports a module of that name wherever it finds one.
+This module is not named `triton`, because torch imports any module of that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".venv" / "triton"
 MODES = ("one_by_one", "callbacks", "asyncio", "stream", "asyncio_stream")
 STREAMS = ("stream", "asyncio_stream")
-# grpc#36066: a client in asyncio forgets the server's status when a write of its meets the end.
+# grpc#36066: an asyncio client loses the server's status if one of its writes meets the end.
 FORGOTTEN = "Internal error from Core"
 TRIES_MAX = 20
 
@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Answer:
-    """What became of a request: arrays by name, or an error with its status (None: in band)."""
+    """The answer to a request: arrays by name, or an error with its status (None: in band)."""
 
     error: str | None = None
     status: str | None = None
@@ -48,7 +48,7 @@ class Answer:
 
 
 class Triton:
-    """One request at a time: a test that asks for more waits."""
+    """Sends one request at a time: a second caller waits."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -63,14 +63,14 @@ class Triton:
         options: dict[str, Any] | None = None,
         **call: Any,
     ) -> list[Answer]:
-        """The requests' answers, see tritonside.run(); `call` are arguments of each call."""
+        """The requests' answers, as in tritonside.run(); `call` has the arguments of each call."""
         given = {"url": url, "requests": requests, "options": options or {}, "call": call}
         return [_answer(each) for each in await self._ask("run", mode=mode, **given)]
 
     async def refused(
         self, mode: str, url: str, requests: list[dict[str, Any]], **call: Any
     ) -> list[Answer]:
-        """run() of a call that the server ends, asked again while the client forgets how."""
+        """run() of a call that the server ends; it asks again while the client loses the status."""
         for _ in range(TRIES_MAX):
             answers = await self.run(mode, url, requests, **call)
             if answers[-1].error != FORGOTTEN:
@@ -78,7 +78,7 @@ class Triton:
         raise AssertionError(f"{FORGOTTEN}, {TRIES_MAX} times")
 
     async def tell(self, url: str, *calls: str | tuple[str, dict[str, Any]]) -> list[Any]:
-        """What the client's other methods give, messages as JSON; Answers for errors."""
+        """What the client's other methods return: messages as JSON, Answers for errors."""
         pairs = [(each, {}) if isinstance(each, str) else each for each in calls]
         said = await self._ask("tell", url=url, calls=pairs)
         is_error = [isinstance(each, dict) and "status" in each for each in said]
@@ -106,8 +106,8 @@ class Triton:
 
 def _answer(said: dict[str, Any]) -> Answer:
     arrays = {
-        name: np.array(values, np.float32).reshape(shape)
-        for name, (shape, values) in said.pop("outputs", {}).items()
+        name: np.array(values, dtype).reshape(shape)
+        for name, (dtype, shape, values) in said.pop("outputs", {}).items()
     }
     said["model"] = tuple(said.get("model", ()))
     return Answer(outputs=arrays, **said)
@@ -123,7 +123,7 @@ def request(
     inputs: dict[str, Array] | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Arguments of infer(); `x` are tokens when they are integers; None: no input."""
+    """Arguments of infer(); integer `x` are tokens; None is no input."""
     arrays = dict(inputs or {})
     if x is not None:
         arrays["x" if x.dtype == np.float32 else "tokens"] = x
@@ -143,7 +143,7 @@ def request(
 
 @pytest.fixture(scope="session")
 def triton() -> Iterator[Triton]:
-    """The client's process, whose environment is made first where it is missing."""
+    """The client's process; makes its environment first if it is missing."""
     subprocess.run(["make", "-s", "-C", ROOT, ".venv/triton/.setup-stamp"], check=True, timeout=300)
     with subprocess.Popen(
         [ENVIRONMENT / "bin" / "python", ROOT / "tests" / "tritonside.py"],

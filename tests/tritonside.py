@@ -1,8 +1,8 @@
-"""Owns the Triton client of tests/tritonserving.py: runs in .venv/triton, never imported by a test.
+"""The Triton client of tests/tritonserving.py: runs in .venv/triton, never imported by a test.
 
-Reads a function's name and arguments a line, and writes {"answers": ...} or {"bug": ...}. A request
-is what infer() takes: "inputs" by name, "outputs" as names, and its other arguments. An answer has
-"error" and "status", or "outputs" by name, "id", "model" and "parameters".
+It reads a function's name and arguments per line, and writes {"answers": ...} or {"bug": ...}. A
+request has what infer() takes: "inputs" by name, "outputs" as names, and its other arguments. An
+answer has "error" and "status", or "outputs" by name, "id", "model" and "parameters".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAIT_S_MAX = 60
 
 
 def arguments(request: Json, **others: Any) -> Json:
-    """What infer() takes."""
+    """The arguments of infer()."""
     given = []
     for name, (dtype, shape, values) in request.get("inputs", {}).items():
         array = np.array(values, dtype).reshape(shape)
@@ -40,7 +40,7 @@ def arguments(request: Json, **others: Any) -> Json:
 
 
 def answer(result: Any, error: InferenceServerException | None = None) -> Json:
-    """One request's."""
+    """The answer to one request."""
     if error is not None:
         return {"error": error.message(), "status": error.status()}
     response = result.get_response()
@@ -51,15 +51,18 @@ def answer(result: Any, error: InferenceServerException | None = None) -> Json:
             name: getattr(value, value.WhichOneof("parameter_choice"))
             for name, value in response.parameters.items()
         },
-        "outputs": {
-            output.name: [list(output.shape), result.as_numpy(output.name).ravel().tolist()]
-            for output in response.outputs
-        },
+        "outputs": {output.name: values(result, output) for output in response.outputs},
     }
 
 
+def values(result: Any, output: Any) -> list[Any]:
+    """An output as as_numpy() gives it, in the shape that the response names."""
+    array = result.as_numpy(output.name)
+    return [str(array.dtype), list(output.shape), array.ravel().tolist()]
+
+
 def one_by_one(client: Any, requests: list[Json], call: Json) -> list[Json]:
-    """infer() of each."""
+    """Calls infer() for each request."""
     answers = []
     for request in requests:
         try:
@@ -70,7 +73,7 @@ def one_by_one(client: Any, requests: list[Json], call: Json) -> list[Json]:
 
 
 def rounds(requests: list[Json]) -> list[list[Json]]:
-    """Cut so that a sequence has one in each: gRPC promises no order to calls in flight at once."""
+    """The requests in rounds with one of each sequence, as gRPC does not order calls in flight."""
     cut: list[list[Json]] = [[]]
     for request in requests:
         if request["sequence_id"] in [each["sequence_id"] for each in cut[-1]]:
@@ -80,7 +83,7 @@ def rounds(requests: list[Json]) -> list[list[Json]]:
 
 
 def callbacks(client: Any, requests: list[Json], call: Json) -> list[Json]:
-    """async_infer() of a round at once; answers in the order of the requests."""
+    """Calls async_infer() for a round at once; the answers have the order of the requests."""
     answers: list[Json] = []
     for together in rounds(requests):
         done: queue.Queue[tuple[int, Json]] = queue.Queue()
@@ -95,20 +98,20 @@ def callbacks(client: Any, requests: list[Json], call: Json) -> list[Json]:
 
 
 def stream(client: Any, requests: list[Json], call: Json) -> list[Json]:
-    """async_stream_infer() of all, answers in the order of arrival."""
+    """Calls async_stream_infer() for all; the answers have the order of arrival."""
     answers: list[Json] = []
     client.start_stream(lambda result, error: answers.append(answer(result, error)), **call)
     for request in requests:
         try:
             client.async_stream_infer(**arguments(request))
-        except InferenceServerException as error:  # the stream has ended before
+        except InferenceServerException as error:  # the stream has ended already
             print(error, file=sys.stderr)
     client.stop_stream()
     return answers
 
 
 async def asyncio_calls(client: Any, requests: list[Json], call: Json) -> list[Json]:
-    """The same in asyncio."""
+    """Calls asyncio's infer() for a round at once; the answers have the order of the requests."""
 
     async def infer(request: Json) -> Json:
         try:
@@ -123,7 +126,7 @@ async def asyncio_calls(client: Any, requests: list[Json], call: Json) -> list[J
 
 
 async def asyncio_stream(client: Any, requests: list[Json], call: Json) -> list[Json]:
-    """stream_infer(), answers in the order of arrival."""
+    """Calls stream_infer(); the answers have the order of arrival."""
 
     async def each() -> AsyncIterator[Json]:
         for request in requests:
@@ -133,7 +136,7 @@ async def asyncio_stream(client: Any, requests: list[Json], call: Json) -> list[
     try:
         async for result, error in client.stream_infer(each(), **call):
             answers += [answer(result, error)]
-    except grpc.aio.AioRpcError as error:  # here the library lets gRPC's own through
+    except grpc.aio.AioRpcError as error:  # the library lets gRPC's own error through
         answers.append({"error": error.details(), "status": str(error.code())})
     return answers
 
@@ -143,13 +146,13 @@ ASYNC = {"asyncio": asyncio_calls, "asyncio_stream": asyncio_stream}
 
 
 async def in_asyncio(mode: str, url: str, requests: list[Json], options: Json, call: Json) -> Any:
-    """run() of the modes of asyncio."""
+    """run() for the modes of asyncio."""
     async with aio.InferenceServerClient(url, **options) as client:
         return await ASYNC[mode](client, requests, call)
 
 
 def tell(url: str, calls: list[tuple[str, Json]]) -> list[Json]:
-    """What the client's other methods give, as JSON."""
+    """What the client's other methods return, as JSON."""
     with sync.InferenceServerClient(url) as client:
         answers: list[Json] = []
         for name, given in calls:
@@ -164,7 +167,7 @@ def tell(url: str, calls: list[tuple[str, Json]]) -> list[Json]:
 
 
 def beside(url: str, rows: list[list[float]]) -> Json:
-    """tritonclient and lstmserve's own client in one process, each with a session of tiny."""
+    """Runs tritonclient and lstmserve's own client in one process, each with a session of tiny."""
     import google.protobuf
 
     from lstmserve.client import Client
@@ -176,7 +179,7 @@ def beside(url: str, rows: list[list[float]]) -> Json:
     ]
     requests[0]["sequence_start"] = True
     with sync.InferenceServerClient(url) as client:
-        theirs = [each["outputs"]["y"][1] for each in one_by_one(client, requests, {})]
+        theirs = [each["outputs"]["y"][2] for each in one_by_one(client, requests, {})]
     with Client(url) as own, own.session("tiny") as session:
         ours = [session.step(row).tolist() for row in x]
     return {"protobuf": google.protobuf.__version__, "theirs": theirs, "ours": ours}
@@ -191,7 +194,7 @@ def run(mode: str, url: str, requests: list[Json], options: Json, call: Json) ->
 
 
 def main() -> None:
-    """Until its input ends."""
+    """Answers lines until the input ends."""
     functions = {each.__name__: each for each in (run, tell, beside)}
     for line in sys.stdin:
         name, given = json.loads(line)

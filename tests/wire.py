@@ -1,6 +1,6 @@
-"""Owns a server in this process for tests that speak raw bytes to it, and a good session beside.
+"""A server in this process for tests that send it raw bytes, and a good session to check it.
 
-Three models: "m" takes x, "letters" takes tokens, "both" is bidirectional.
+It has three models: "m" takes x, "letters" takes tokens, "both" is bidirectional.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ SPECS = {
     "both": LstmSpec(3, 4, bidirectional=True, head=(Linear(2),)),
 }
 DEADLINE_S = 30.0
-NO_LIMITS = Limits()  # of the caller, whoever it is
+NO_LIMITS = Limits()  # for every caller
 NO_LIMIT = ("grpc.max_receive_message_length", -1)
-Stream = grpc.aio.StreamStreamCall  # of bytes both ways
+Stream = grpc.aio.StreamStreamCall  # of bytes in both directions
 
 
 class Clock:
-    """The machine's clocks, ahead by what a test adds."""
+    """The machine's clocks, moved ahead by what a test adds."""
 
     def __init__(self) -> None:
         self.ahead_ns = 0
@@ -60,7 +60,7 @@ class Clock:
 
 
 class Wire:
-    """A client of raw bytes, with the engine behind it at hand."""
+    """A client of raw bytes, with access to the engine behind it."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Wire:
         self.target = ""  # for other clients
         self.pending: PendingBytes
         self.door: AnonymousAuthenticator
-        self.failure: BaseException | None = None  # what the engine died of
+        self.failure: BaseException | None = None  # the error that ended the engine
         self.running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.folder = engine.config.models
         self.oracles = {
@@ -88,24 +88,24 @@ class Wire:
         }
 
     async def send(self, method: str, content: bytes, **options: Any) -> bytes:
-        """A unary call; raises AioRpcError."""
+        """Makes a unary call. Raises AioRpcError."""
         call = self.channel.unary_unary(f"/{service.SERVICE}/{method}")
         return await call(content, **{"timeout": DEADLINE_S, **options})
 
     def stream(self, method: str, **options: Any) -> Stream:
-        """A call in both directions."""
+        """Begins a call in both directions."""
         call = self.channel.stream_stream(f"/{service.SERVICE}/{method}")
         return call(**{"timeout": DEADLINE_S, **options})
 
     async def call(self, method: str, request: Any = None, /, **fields: Any) -> Any:
-        """The response to a request of the method; `request` is what `fields` are written over."""
+        """The response to a call of the method; `fields` replace those of `request`."""
         message = request or getattr(pb, f"{method}Request")()
         message.MergeFrom(type(message)(**fields))
         content = await self.send(method, message.SerializeToString())
         return getattr(pb, f"{method}Response").FromString(content)
 
     async def refused(self, method: str, content: bytes, **options: Any) -> Refusal:
-        """How a unary call fails."""
+        """The refusal of a unary call that fails."""
         try:
             reply = await self.send(method, content, **options)
         except grpc.aio.AioRpcError as error:
@@ -113,21 +113,21 @@ class Wire:
         raise AssertionError(f"accepted: {reply!r}")
 
     async def open(self, model: str = "m", **fields: Any) -> pb.Session:
-        """A new session."""
+        """Opens a session."""
         return (await self.call("OpenSession", model=model, **fields)).session
 
     async def good(self, model: str = "m") -> Good:
-        """A new session that is held to the oracle."""
+        """Opens a session that compares its replies with the oracle."""
         return Good(self, model, await self.open(model))
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        """Passes of the loop until it is so; a test that waits in vain ends by its timeout."""
+        """Passes the loop until `is_so()`; a test that waits in vain ends by its timeout."""
         while not is_so():
             self.check_alive()
             await asyncio.sleep(0)
 
     def check_alive(self) -> None:
-        """Raises what the engine died of, if it did."""
+        """Raises the error that ended the engine, if any."""
         if self.running.done():
             self.running.result()
         if self.failure is not None:
@@ -140,7 +140,7 @@ class Wire:
         return int((await self.call("GetSession", session_id=session_id)).session.step)
 
     def run(self) -> None:
-        """Lets the engine run, where serving() was told not to: until then all steps wait."""
+        """Lets the engine run after serving() did not: until then all steps wait."""
         self.running = asyncio.create_task(driven(self.engine, self._stop))
 
     async def _stop(self, grace_s: float) -> None:
@@ -160,7 +160,7 @@ class Good:
         self.xs: list[npt.NDArray[Any]] = []
 
     def rows(self, length: int = 1) -> npt.NDArray[Any]:
-        """The next input, [length, I] or tokens [length]; it must be applied."""
+        """The next input, [length, I] or tokens [length]. The caller must have it applied."""
         rng = np.random.default_rng(len(self.xs))
         if self.spec.num_embeddings:
             self.xs.append(rng.integers(0, self.spec.num_embeddings, length))
@@ -169,7 +169,7 @@ class Good:
         return self.xs[-1]
 
     def request(self, length: int = 1, **fields: Any) -> pb.StepRequest:
-        """The next step."""
+        """The request of the next step."""
         x = self.rows(length)
         values = {"tokens": x} if self.spec.num_embeddings else {"x": x.reshape(-1)}
         return pb.StepRequest(session_id=self.id, length=length, **values, **fields)
@@ -181,22 +181,22 @@ class Good:
         return y[ends[step] - len(self.xs[step]) : ends[step]]
 
     def number(self, step: int = -1) -> int:
-        """Of a step by its place in `xs`."""
+        """The number of a step by its place in `xs`."""
         return range(1, len(self.xs) + 1)[step]
 
     def check(self, y: Any, step: int = -1) -> None:
-        """A reply's y is that of the step."""
+        """Asserts that a reply's y is that of the step."""
         wanted = self.wanted(step)
         assert np.array_equal(np.array(y, np.float32).reshape(wanted.shape), wanted)
 
     async def step(self, length: int = 1) -> None:
-        """One step, checked."""
+        """Makes one step, and checks it."""
         response = await self.wire.call("Step", self.request(length))
         assert response.step == len(self.xs)
         self.check(response.y)
 
     async def check_state(self) -> None:
-        """The state after all steps so far is the oracle's, and so is their number."""
+        """Asserts that the state after all steps is the oracle's, and so is the number of steps."""
         state = (await self.wire.call("GetState", session_id=self.id)).state
         _, hn, cn = self.wire.oracles[self.model].run(np.concatenate(self.xs))
         assert state.step == len(self.xs)
@@ -230,7 +230,7 @@ def arrays(messages: Iterable[pb.Tensor]) -> dict[str, npt.NDArray[Any]]:
 
 
 async def driven(engine: Engine, stop: Callable[[float], Awaitable[None]]) -> None:
-    """Until the engine is closed. If it dies the server stops, as a real one: no call waits."""
+    """Runs the engine until it is closed. If it dies the server stops like a real one."""
     try:
         await engine.run()
     except Exception:
@@ -247,7 +247,7 @@ async def serving(
     limits: Limits = NO_LIMITS,
     **settings: Any,
 ) -> AsyncIterator[Wire]:
-    """A server with the three models on a free port, whole when it ends."""
+    """A server with the three models on a free port, whose integrity is checked at the end."""
     for name in SPECS.keys() - set(os.listdir(folder)):
         make_model(folder, SPECS[name], name=name)
     config = Config(models=folder, listen="127.0.0.1:0", **{"pool_bytes": 4 << 20, **settings})

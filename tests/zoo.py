@@ -1,4 +1,4 @@
-"""Owns the models that the client's tests run against, and one server process that has them all."""
+"""The models for the client's tests, and one server process that serves them all."""
 
 from __future__ import annotations
 

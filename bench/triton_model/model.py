@@ -1,7 +1,7 @@
 """A stateful LSTM for Triton's Python backend: the portable graph, one row a request.
 
-Triton's sequence batcher gives it batches with at most one request of a sequence each. Runs in
-Triton's process, in the environment that Triton was installed into; must not import lstmserve.
+Triton's sequence batcher gives it batches with at most one request of a sequence each. It runs in
+Triton's process, in the environment that Triton was installed into, and must not import lstmserve.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TritonPythonModel:
         self._states: dict[int, State] = {}
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One step of each request's sequence, in one run."""
+        """Makes one step of each request's sequence, in one run."""
         rows, numbers, ends = [], [], []
         for request in requests:
             rows.append(pb.get_input_tensor_by_name(request, "x").as_numpy())

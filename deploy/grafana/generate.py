@@ -1,7 +1,7 @@
-"""Owns Grafana's form of the dashboard: `python -m deploy.grafana.generate` writes it.
+"""Writes the Grafana dashboard: `python -m deploy.grafana.generate`.
 
-And the table of its panels in docs/MONITORING.md. A test holds both to this. What is shown is in
-panels.py.
+It also writes the table of panels in docs/MONITORING.md, and a test compares both files with it.
+panels.py says what the dashboard shows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole of it, as Grafana reads it."""
+    """The whole dashboard, in Grafana's form."""
     return {
         "uid": "lstmserve",
         "title": "lstmserve",
@@ -67,7 +67,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def text() -> str:
-    """As it is written."""
+    """The dashboard's file as text."""
     return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
 
 

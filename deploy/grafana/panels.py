@@ -1,6 +1,6 @@
-"""Owns what the dashboard shows: rows of panels, each a title, a unit, a reason and its queries.
+"""What the dashboard shows: rows of panels, each with a title, a unit, a reason and its queries.
 
-Knows nothing of Grafana's JSON, which generate.py owns.
+This module knows nothing of Grafana's JSON, which generate.py writes.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ class Panel:
 
 
 def rate(metric: str, by: str, where: str = MODEL) -> str:
-    """How much it grows per second."""
+    """The expression for the growth per second."""
     return f"sum by ({by}) (rate({metric}{{{where}}}{RATE}))"
 
 
 def quantile(q: float, metric: str, by: str = "", where: str = MODEL) -> str:
-    """Of a histogram; `by` are labels besides le."""
+    """The expression for a histogram's quantile; `by` are labels besides le."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({q}, {rate(metric + '_bucket', labels, where)})"
 
 
 def quantiles(metric: str, name: str) -> tuple[tuple[str, str], ...]:
-    """The median and the slowest hundredth."""
+    """The queries for the median and the slowest hundredth."""
     return ((quantile(0.5, metric), f"{name} p50"), (quantile(0.99, metric), f"{name} p99"))
 
 
 def heat(metric: str, where: str = MODEL) -> tuple[tuple[str, str], ...]:
-    """A histogram over time, for a heatmap."""
+    """The query for a histogram over time, as a heatmap shows it."""
     return ((f"sum by (le) (increase({metric}_bucket{{{where}}}{RATE}))", "{{le}}"),)
 
 
 def ratio(part: str, whole: str) -> str:
-    """Of two expressions."""
+    """The expression for the ratio of two expressions."""
     return f"{part} / {whole}"
 
 
 NOW = (
     Panel(
-        *("Sessions", "none", "Open now. Each has its state in a slot."),
+        *("Sessions", "none", "Sessions open now. Each has its state in a slot."),
         ((f"sum(lstm_sessions{{{MODEL}}})", ""),),
         *("stat", 4),
     ),
@@ -70,24 +70,28 @@ NOW = (
         *("stat", 4),
     ),
     Panel(
-        *("Step latency p99", "s", "Arrival to answer of an applied step, in the server."),
+        *(
+            "Step latency p99",
+            "s",
+            "From arrival to answer of an applied step, measured in the server.",
+        ),
         ((quantile(0.99, "lstm_step_seconds"), ""),),
         *("stat", 4, (0.05, 0.25)),
     ),
     Panel(
-        *("Failed by our fault", "percentunit"),
-        "Steps answered UNAVAILABLE, INTERNAL, UNKNOWN or DATA_LOSS, of all; 0.1 % is the goal.",
+        *("Server errors", "percentunit"),
+        "Share of steps answered UNAVAILABLE, INTERNAL, UNKNOWN or DATA_LOSS. The goal is 0.1 %.",
         (("max(job:lstm_steps_bad:ratio_rate5m)", ""),),
         *("stat", 4, (0.001, 0.0144)),
     ),
     Panel(
         *("Slots used", "percentunit"),
-        "Of the fullest model. Without a store the next session after 100 % is refused.",
+        "Of the fullest model. Without a store, new sessions are refused at 100 %.",
         ((f"max(instance:lstm_slots:used_ratio{{{MODEL}}})", ""),),
         *("stat", 4, (0.75, 0.9)),
     ),
     Panel(
-        *("Servers", "none", "That answer the scrape."),
+        *("Servers", "none", "Servers that answer the scrape."),
         ((f"sum(up{{{PROCESS}}})", ""),),
         *("stat", 4),
     ),
@@ -95,7 +99,11 @@ NOW = (
 
 TRAFFIC = (
     Panel(
-        *("Steps by method", "ops", "Steps answered, well or not. StepMany counts each session's."),
+        *(
+            "Steps by method",
+            "ops",
+            "Steps answered, errors included. StepMany counts one per session.",
+        ),
         ((rate("lstm_steps_total", "method"), "{{method}}"),),
         is_stacked=True,
     ),
@@ -106,7 +114,7 @@ TRAFFIC = (
     ),
     Panel(
         *("Calls by method", "reqps"),
-        "gRPC calls that arrived. A stream is one call, whatever it carries.",
+        "gRPC calls that arrived. A stream counts as one call.",
         ((rate("grpc_server_started_total", "grpc_method", SERVER), "{{grpc_method}}"),),
     ),
 )
@@ -114,20 +122,20 @@ TRAFFIC = (
 ERRORS = (
     Panel(
         *("Steps that failed, by code", "ops"),
-        "Unavailable, Internal, Unknown and DataLoss are our fault, and count against the goal.",
+        "Server errors (Unavailable, Internal, Unknown and DataLoss) count against the goal.",
         ((rate("lstm_steps_total", "code", f'{MODEL}, code!="OK"'), "{{code}}"),),
         is_stacked=True,
     ),
     Panel(
         *("Steps that failed, by reason", "ops"),
-        "The reason the client was told (google.rpc.ErrorInfo).",
+        "The reason that the client received (google.rpc.ErrorInfo).",
         ((rate("lstm_step_errors_total", "reason"), "{{reason}}"),),
         is_stacked=True,
         empty=NO_FAILURE,
     ),
     Panel(
         *("Calls that failed, by code", "reqps"),
-        "Calls of every kind, OpenSession too. Canceled: the client left, as streams do.",
+        "Calls of every kind. Canceled: the client left, which is how most streams end.",
         (
             (
                 rate("grpc_server_handled_total", "grpc_code", f'{SERVER}, grpc_code!="OK"'),
@@ -137,8 +145,8 @@ ERRORS = (
         is_stacked=True,
     ),
     Panel(
-        *("Failed by our fault, against the goal", "percentunit"),
-        "Of all steps; the goal is 0.1 %. The alerts compare 14.4, 6 and 1 times the goal.",
+        *("Server errors, against the goal", "percentunit"),
+        "Share of all steps. The goal is 0.1 %; alerts compare with 14.4, 6 and 1 times that.",
         (
             ("job:lstm_steps_bad:ratio_rate5m", "5 minutes"),
             ("job:lstm_steps_bad:ratio_rate1h", "1 hour"),
@@ -148,7 +156,7 @@ ERRORS = (
     ),
     Panel(
         *("Steps answered again", "ops"),
-        "A numbered step that was sent twice, answered from its saved reply: it counted once.",
+        "Numbered steps sent twice. The saved reply answered them, and each counted once.",
         ((rate("lstm_steps_replayed_total", "model, version"), "{{model}}:{{version}}"),),
         width=12,
     ),
@@ -156,7 +164,7 @@ ERRORS = (
 
 LATENCY = (
     Panel(
-        *("Step latency", "s", "Arrival to answer, and its two parts. queue: until its batch."),
+        *("Step latency", "s", "From arrival to answer, and its two parts: queue and compute."),
         (
             *quantiles("lstm_step_seconds", "step"),
             *quantiles("lstm_queue_seconds", "queue"),
@@ -164,7 +172,7 @@ LATENCY = (
         ),
     ),
     Panel(
-        *("Queue", "s", "Arrival to start of compute of applied steps: how long they waited."),
+        *("Queue", "s", "How long applied steps waited, from arrival to the start of compute."),
         heat("lstm_queue_seconds"),
         kind="heatmap",
     ),
@@ -177,7 +185,7 @@ LATENCY = (
 
 BATCHES = (
     Panel(
-        *("Batch size", "none", "Sessions in one run. More at once is cheaper for each."),
+        *("Batch size", "none", "Sessions in one run. A larger batch costs less per session."),
         heat("lstm_batch_size"),
         *("heatmap", 6),
     ),
@@ -196,7 +204,7 @@ BATCHES = (
     ),
     Panel(
         *("Padding waste", "percentunit"),
-        "Rows computed for nobody, because steps of unlike lengths ran together.",
+        "Share of computed rows that are padding, because steps of unlike lengths ran together.",
         (
             (
                 f"{rate('lstm_padding_rows_total', 'model, version')} / "
@@ -209,7 +217,11 @@ BATCHES = (
         high=1,
     ),
     Panel(
-        *("Pending steps", "none", "Queued or running now. At the limit steps are OVERLOADED."),
+        *(
+            "Pending steps",
+            "none",
+            "Steps queued or running now. At the limit further steps get OVERLOADED.",
+        ),
         (
             (
                 f"sum by (model, version) (lstm_pending_steps{{{MODEL}}})",
@@ -222,26 +234,34 @@ BATCHES = (
 
 SESSIONS = (
     Panel(
-        *("Sessions", "none", "Open now; dirty: the store does not have the last step yet."),
+        *(
+            "Sessions",
+            "none",
+            "Sessions open now. dirty: the store does not have the last step yet.",
+        ),
         ((f"sum by (state) (lstm_sessions{{{MODEL}}})", "{{state}}"),),
         width=6,
         is_stacked=True,
     ),
     Panel(
-        *("Opened, by source", "ops", "load: fetched from the store on touch."),
+        *(
+            "Opened, by source",
+            "ops",
+            "load: the session came from the store when a call named it.",
+        ),
         ((rate("lstm_sessions_opened_total", "source"), "{{source}}"),),
         width=6,
         is_stacked=True,
     ),
     Panel(
         *("Closed, by reason", "ops"),
-        "evicted: to the store, for room. moved: another server has it now. drained: we left.",
+        "evicted: to the store, for room. moved: to another server. drained: the server left.",
         ((rate("lstm_sessions_closed_total", "reason"), "{{reason}}"),),
         width=6,
         is_stacked=True,
     ),
     Panel(
-        *("Slots", "none", "Rows of the state pool; spare ones are for steps under way."),
+        *("Slots", "none", "Rows of the state pool. Spare slots are for steps under way."),
         ((f"sum by (state) (lstm_slots{{{MODEL}}})", "{{state}}"),),
         width=6,
         is_stacked=True,
@@ -250,7 +270,11 @@ SESSIONS = (
 
 STORE = (
     Panel(
-        *("Store latency", "s", "One call of the store; with write-through a step waits for it."),
+        *(
+            "Store latency",
+            "s",
+            "Time of one call to the store. With write-through a step waits for it.",
+        ),
         (
             (quantile(0.5, "lstm_store_seconds", "op", SERVER), "{{op}} p50"),
             (quantile(0.99, "lstm_store_seconds", "op", SERVER), "{{op}} p99"),
@@ -259,7 +283,7 @@ STORE = (
         empty=NO_STORE,
     ),
     Panel(
-        *("Store calls", "ops", "A call has up to 256 records."),
+        *("Store calls", "ops", "Calls to the store, each with up to 256 records."),
         ((rate("lstm_store_seconds_count", "op", SERVER), "{{op}}"),),
         width=6,
         empty=NO_STORE,
@@ -268,7 +292,7 @@ STORE = (
         *(
             "Store errors",
             "ops",
-            "Calls that failed, and records refused: another server was there.",
+            "Calls that failed, and records refused because another server owns the session.",
         ),
         ((rate("lstm_store_errors_total", "op, reason", SERVER), "{{op}} {{reason}}"),),
         width=6,
@@ -279,7 +303,7 @@ STORE = (
         *(
             "Durable lag",
             "s",
-            "Age of the oldest step the store does not have: what kill -9 loses.",
+            "Age of the oldest step that the store does not have: what kill -9 would lose.",
         ),
         (
             (
@@ -295,7 +319,11 @@ STORE = (
 
 SERVERS = (
     Panel(
-        *("Event loop lag", "s", "How late the loop's own timer fires: all else is as late."),
+        *(
+            "Event loop lag",
+            "s",
+            "How late the event loop's own timer fires. Everything else is as late.",
+        ),
         (
             (quantile(0.5, "lstm_loop_lag_seconds", "instance", SERVER), "{{instance}} p50"),
             (quantile(0.99, "lstm_loop_lag_seconds", "instance", SERVER), "{{instance}} p99"),
@@ -306,7 +334,7 @@ SERVERS = (
         *(
             "CPU",
             "suffix: cores",
-            "Used by the process. A server has one event loop and one kernel thread.",
+            "Cores that the process uses. A server has one event loop and one kernel thread.",
         ),
         ((f"rate(process_cpu_seconds_total{{{PROCESS}}}{RATE})", "{{instance}}"),),
         width=6,
@@ -315,23 +343,27 @@ SERVERS = (
         *(
             "Memory",
             "bytes",
-            "Resident. It grows with the slots that were ever used, then no more.",
+            "Resident memory. It grows until every slot has been used once.",
         ),
         ((f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),),
         width=6,
     ),
     Panel(
-        *("Open files", "none", "Connections are most of them."),
+        *("Open files", "none", "Open file descriptors; most are connections."),
         ((f"process_open_fds{{{PROCESS}}}", "{{instance}}"),),
         width=6,
     ),
     Panel(
-        *("Up since", "s", "Age of the process. A saw's tooth is a restart."),
+        *("Up since", "s", "Age of the process. Each drop to zero is a restart."),
         ((f"time() - process_start_time_seconds{{{PROCESS}}}", "{{instance}}"),),
         width=12,
     ),
     Panel(
-        *("Models", "none", "The weights that each server has: one fingerprint per version."),
+        *(
+            "Models",
+            "none",
+            "The weights that the servers have. Each version should have one fingerprint.",
+        ),
         (
             (
                 f"count by (model, version, fingerprint) (lstm_model_info{{{MODEL}}})",

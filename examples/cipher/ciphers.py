@@ -1,4 +1,4 @@
-"""Owns the two ciphers over A-Z and '-': letters to tokens and back. No torch, no network."""
+"""The two ciphers over A-Z and '-', and letters as tokens. Needs neither torch nor a server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def letters(numbers: Iterable[int]) -> str:
 
 
 def encrypt_shift(text: str) -> str:
-    """Every letter moved on by 13 places of 27: SECRET becomes ERPDRF."""
+    """Moves every letter on by 13 places of 27: SECRET becomes ERPDRF."""
     return letters((token + SHIFT) % len(ALPHABET) for token in tokens(text))
 
 
 def encrypt_key(text: str) -> str:
-    """Letter n moved on by letter n of the key, which begins again when it ends (Vigenère)."""
+    """Moves letter n on by letter n of the key, which repeats (Vigenère)."""
     pairs = zip(tokens(text), cycle(tokens(KEY)), strict=False)
     return letters((token + key) % len(ALPHABET) for token, key in pairs)

@@ -1,6 +1,6 @@
-"""Owns the cipher demo: python -m examples.cipher.demo. Serves nothing itself.
+"""The cipher demo: python -m examples.cipher.demo.
 
-Exports both nets, starts a server and sends encrypted texts one letter at a time.
+It exports both nets, starts a server and sends encrypted texts one letter at a time.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ TEXT = "THE-SERVER-REMEMBERS-WHERE-IN-THE-KEY-IT-IS"
 
 
 def export(name: str, models: Path) -> None:
-    """checkpoint/NAME.pt to models/NAME/1."""
+    """Exports checkpoint/NAME.pt to models/NAME/1."""
     flags = ["--embedding", "embedding", "--model-version", "1", "--force", "--models", models]
     subprocess.run([LSTMSERVE, "export", CHECKPOINT / f"{name}.pt", *flags], check=True)
 
 
 def decrypt(client: Client, model: str, encrypted: str) -> str:
-    """Letter by letter through one session; the text begins where the session does."""
+    """Decrypts letter by letter, through one session that begins with the text."""
     with client.session(model) as session:
         scores = [session.step(token) for token in tokens(encrypted)]
     return letters(int(score.argmax()) for score in scores)
 
 
 def decrypt_without_state(client: Client, model: str, encrypted: str) -> str:
-    """The same, but the state is dropped before every letter."""
+    """Decrypts letter by letter, and drops the state before every letter."""
     scores = client.predict(model, tokens(encrypted))
     return letters(int(score.argmax()) for score in scores)
 
 
 def run(client: Client) -> None:
-    """Prints what comes back. Raises ValueError when that is not the text."""
+    """Prints the decrypted texts. Raises ValueError if one is wrong."""
     secret, encrypted = encrypt_shift("SECRET"), encrypt_key(TEXT)
     shifted, kept = decrypt(client, "shift", secret), decrypt(client, "key", encrypted)
     print(f"shift by {SHIFT}:      {secret} -> {shifted}")
@@ -50,7 +50,7 @@ def run(client: Client) -> None:
 
 
 def main() -> None:
-    """Exit code 0, or 1 with one error on stderr."""
+    """Runs the demo. Exits with 0, or with 1 and one error on stderr."""
     try:
         for name in ("shift", "key"):
             export(name, MODELS)

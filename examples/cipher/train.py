@@ -1,8 +1,8 @@
-"""Owns the two cipher nets and their training: python -m examples.cipher.train. Never serves.
+"""Trains the two cipher nets: python -m examples.cipher.train. It serves nothing.
 
-Writes checkpoint/shift.pt and checkpoint/key.pt, plain state_dicts. Both read one letter at a time
-of a text that begins with the session. For the shift the letter is enough; for the repeating key
-the net must remember where in the key it is.
+It writes checkpoint/shift.pt and checkpoint/key.pt, plain state_dicts. Both nets read a text one
+letter at a time, and the text begins with the session. For the shift the letter is enough; for the
+repeating key the net must remember where in the key it is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def draw_texts(
 def train(
     net: CipherNet, encrypt: Callable[[str], str], runs: int, learning_rate: float
 ) -> CipherNet:
-    """Cross-entropy on fresh random texts each run."""
+    """Trains the net in place and returns it: cross-entropy, on fresh random texts in each run."""
     rng = np.random.default_rng(SEED)
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, runs)
@@ -64,14 +64,14 @@ def train(
 
 
 def accuracy(net: CipherNet, encrypt: Callable[[str], str]) -> float:
-    """Share of right letters in one text of 10,000, far longer than any it was trained on."""
+    """The share of right letters in one text of 10,000, far longer than any text in training."""
     encrypted, plain = draw_texts(np.random.default_rng(SEED + 1), encrypt, 10_000, 1)
     with torch.inference_mode():
         return float((net(encrypted).argmax(-1) == plain).float().mean())
 
 
 def main() -> None:
-    """Trains both and writes the two checkpoints."""
+    """Trains both nets and writes the two checkpoints."""
     CHECKPOINT.mkdir(exist_ok=True)
     for name, width, hidden, encrypt, runs, learning_rate in (
         ("shift", 5, 10, encrypt_shift, 300, 3e-2),

@@ -1,10 +1,10 @@
-"""Owns an LSTM of one unit whose weights are set by hand: it is told a fact and keeps it.
+"""An LSTM of one unit with weights set by hand: it takes in a fact and keeps it.
 
-The input of a time step is (tell, value, ask). No training, no torch, no server.
-    f: open, shut only while told          the old fact stays until a new one comes
-    i: shut, open only while told          what comes in between is not let in
+The input of a time step is (tell, value, ask). It needs no training, no torch and no server.
+    f: open, shut only when tell is 1      the old fact stays until a new one comes
+    i: shut, open only when tell is 1      values in between do not get in
     g: the sign of the value
-    o: shut, open only while asked         so it is silent until asked
+    o: shut, open only when ask is 1       the output is 0 until then
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD_WEIGHT = 1 / np.tanh(1.0)  # h is tanh(1) times the fact
 
 
 def latch_cell(sure: float = SURE) -> Cell:
-    """The cell. `sure` sets how near to 1 the forget gate stays: sigmoid(sure)."""
+    """The cell. Its forget gate stays at sigmoid(sure) while no fact comes."""
     weight_ih = np.zeros((4, 3))
     bias_ih = np.zeros(4)
     i, f, g, o = range(4)
@@ -41,7 +41,7 @@ def ask() -> Floats:
 
 
 def chatter(count: int, rng: np.random.Generator) -> Floats:
-    """Rows [count, 3] that neither tell nor ask, with values that must not be taken for facts."""
+    """Rows [count, 3] that neither tell nor ask; the cell must not take their values for facts."""
     rows = np.zeros((count, 3))
     rows[:, VALUE] = rng.uniform(-1, 1, count)
     return rows

@@ -1,4 +1,4 @@
-"""Owns the LSTM as a textbook writes it, gate by gate in numpy. No torch, no server, no speed.
+"""The LSTM as a textbook writes it, gate by gate in numpy. It needs no torch, and it is slow.
 
 The formulas and their names are those of torch.nn.LSTM's documentation (after Hochreiter and
 Schmidhuber 1997, with the forget gate of Gers et al. 2000):
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-ORDER = "ifgo"  # in which torch stacks the gates in its matrices
+ORDER = "ifgo"  # the order of the gates in torch's matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Everything that happened, a row per time step: f, i, g, o, c, h, each [T, H]."""
+    """The gates and the state of each time step: f, i, g, o, c, h, each [T, H]."""
 
     f: Floats
     i: Floats
@@ -57,7 +57,7 @@ def sigmoid(z: Floats) -> Floats:
 
 
 def step(cell: Cell, x: Floats, h: Floats, c: Floats) -> dict[str, Floats]:
-    """One time step: x [I], h [H], c [H] to the four gates and the new c and h, each [H]."""
+    """Computes a time step of x [I], h [H], c [H]. Returns the gates, the new c and h, each [H]."""
     z = cell.weight_ih @ x + cell.bias_ih + cell.weight_hh @ h + cell.bias_hh
     z_i, z_f, z_g, z_o = np.split(z, 4)
     f, i, g, o = sigmoid(z_f), sigmoid(z_i), np.tanh(z_g), sigmoid(z_o)
@@ -67,7 +67,7 @@ def step(cell: Cell, x: Floats, h: Floats, c: Floats) -> dict[str, Floats]:
 
 
 def run(cell: Cell, x: Floats, h: Floats | None = None, c: Floats | None = None) -> Trace:
-    """A sequence x [T, I] from (h, c), zeros where not given."""
+    """Computes a sequence x [T, I] from h [H] and c [H], zeros by default."""
     h = np.zeros(cell.hidden_size) if h is None else h
     c = np.zeros(cell.hidden_size) if c is None else c
     rows = []

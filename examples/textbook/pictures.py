@@ -1,4 +1,4 @@
-"""Owns the pictures of docs/lstm.md: python -m examples.textbook.pictures. Never serves."""
+"""Draws the pictures of docs/lstm.md: python -m examples.textbook.pictures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Owns the demo: python -m examples.weather.demo [--retrain]. Serves nothing itself.
+"""The weather demo: python -m examples.weather.demo [--retrain].
 
-Exports the checkpoint, starts a server, streams three stations' year through it hour by hour, and
-compares every reply with torch.
+It exports the checkpoint, starts a server, streams a year of three stations through it hour by
+hour, and compares every reply with torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS = {
     "served_without_state": "LSTM, served, state dropped",
 }
 
-DIFFERENCE_F_MAX = 1e-4  # of a reply from torch's, on any machine; 1e-5 is usual
+DIFFERENCE_F_MAX = 1e-4  # between a reply and torch's, on any machine; 1e-5 is usual
 NEXT = """
 [bold]Next[/bold], after `. .venv/bin/activate`:
   lstmserve serve --models examples/weather/out/models       # keep it running; in another shell:
@@ -62,12 +62,12 @@ def export(checkpoint: Path, models: Path) -> None:
 
 
 def _shown(path: Path) -> str:
-    """As seen from the repository's root."""
+    """The path below the repository's root."""
     return str(path).removeprefix(f"{ROOT}/")
 
 
 def stream(client: Client, year: Year) -> Floats:
-    """The served warming [S, T, 4]: a session per station, one hour of all three at a time."""
+    """The served warming [S, T, 4], with a session per station, hour by hour of all three."""
     replies = []
     sessions = [client.session(MODEL) for _ in year.stations]
     for hour in track(range(len(year.hours)), "streaming, hours", console=console):
@@ -77,13 +77,13 @@ def stream(client: Client, year: Year) -> Floats:
 
 
 def forget(client: Client, year: Year) -> Floats:
-    """The served warming [S, T, 4] when every hour starts from zeros: predict keeps nothing."""
+    """The served warming [S, T, 4] if every hour starts from zeros: predict keeps no state."""
     return np.stack([client.predict(MODEL, list(x)) for x in year.x])
 
 
 def compute_with_torch(checkpoint: Path, year: Year) -> Floats:
-    """What torch says, hour by hour, carrying its own (h, c) through the year."""
-    torch.set_num_threads(1)  # an LSTM this small only waits for the second one
+    """torch's warming [S, T, 4], hour by hour, with its own (h, c) carried through the year."""
+    torch.set_num_threads(1)  # an LSTM this small only waits for a second thread
     mean, scale, stretch = (
         np.loadtxt(checkpoint / f"{name}.txt", np.float32)
         for name in ("input_mean", "input_scale", "output_scale")
@@ -100,7 +100,7 @@ def compute_with_torch(checkpoint: Path, year: Year) -> Floats:
 
 
 def show_errors(rmse: Mapping[str, list[float]]) -> None:
-    """The table of errors."""
+    """Prints the table of errors."""
     table = Table(title="Forecast error in held-out hours, RMSE in °F")
     table.add_column("")
     for ahead in HORIZONS_H:
@@ -111,8 +111,8 @@ def show_errors(rmse: Mapping[str, list[float]]) -> None:
 
 
 def show_metrics(server: Server) -> None:
-    """A few of the server's own figures, from what Prometheus would read."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is this machine's
+    """Prints a few of the server's own figures, from what Prometheus would read."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: it is local
     with direct.open(server.metrics_url, timeout=5) as reply:
         families = text_string_to_metric_families(reply.read().decode())
     total: dict[str, float] = {}
@@ -129,7 +129,7 @@ def show_metrics(server: Server) -> None:
 
 
 def run(checkpoint: Path, year: Year, out: Path) -> dict[str, Any]:
-    """The demo; writes into `out` and returns what goes into result.json."""
+    """Runs the demo, writes into `out`, and returns the content of result.json."""
     out.mkdir(parents=True, exist_ok=True)
     export(checkpoint, out / "models")
     with serve(out / "models") as server, Client(server.target, retry_s_max=2) as client:
@@ -163,9 +163,9 @@ def run(checkpoint: Path, year: Year, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Exit code 0, or 1 with one error on stderr."""
+    """Runs the demo. Exits with 0, or with 1 and one error on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--retrain", action="store_true", help="train anew, into out/checkpoint")
+    parser.add_argument("--retrain", action="store_true", help="train again, into out/checkpoint")
     checkpoint = OUT / "checkpoint" if parser.parse_args().retrain else CHECKPOINT
     if checkpoint != CHECKPOINT:
         train_and_save(checkpoint)

@@ -1,7 +1,7 @@
-"""Owns the year's observations as arrays in physical units. No torch, no network, no scaling.
+"""Reads the year's observations into arrays in physical units. Needs neither torch nor a server.
 
-The model scales for itself (lstmserve export --input-mean ... --output-scale ...), so what a client
-sends is what a weather station reads.
+The model scales by itself (lstmserve export --input-mean ... --output-scale ...), so a client sends
+what a weather station reads.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Floats = npt.NDArray[np.float32]
 class Year:
     """One year on an hourly grid: S stations, T hours.
 
-    x float32 [S, T, 8]: FEATURES. temp_f float32 [S, T]. held_out bool [T]: blocks of 504 hours
-    3, 7, 11, ... from 0, never trained on.
+    x float32 [S, T, 8] has the FEATURES. temp_f float32 [S, T]. held_out bool [T] is true in the
+    blocks 3, 7, 11, ... (from 0) of 504 hours each, which are not trained on.
     """
 
     start: datetime
@@ -55,7 +55,7 @@ class Year:
         return [self.start + timedelta(hours=hour) for hour in range(len(self.held_out))]
 
     def warming(self) -> Floats:
-        """What the model is to say: °F warmer in 1, 3, 6, 12 hours, [S, T, 4]; NaN past the end."""
+        """The targets [S, T, 4]: °F warmer in 1, 3, 6, 12 hours; NaN past the end."""
         result = np.full((*self.temp_f.shape, len(HORIZONS_H)), np.nan, np.float32)
         for index, ahead in enumerate(HORIZONS_H):
             result[:, :-ahead, index] = self.temp_f[:, ahead:] - self.temp_f[:, :-ahead]
@@ -63,7 +63,7 @@ class Year:
 
 
 def load_year(path: Path = CSV) -> Year:
-    """Reads the observations; an absent hour or reading takes the last one known."""
+    """Reads the observations; a missing hour or reading takes the last known one."""
     with gzip.open(path, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
     times = [datetime.strptime(row["time_utc"], "%Y-%m-%dT%H") for row in rows]
@@ -83,7 +83,7 @@ def load_year(path: Path = CSV) -> Year:
 def rmse_f(predicted: Floats, year: Year) -> list[float]:
     """Root mean square error in °F of a warming [S, T, 4], per horizon.
 
-    Over the forecasts made in held-out hours, all stations pooled.
+    It pools the forecasts that were made in held-out hours, of all stations.
     """
     error = (predicted - year.warming())[:, year.held_out].astype(np.float64)
     return [float(value) for value in np.sqrt(np.nanmean(error**2, axis=(0, 1)))]

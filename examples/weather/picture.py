@@ -1,4 +1,4 @@
-"""Owns the demo's picture. Computes no forecast, reads no file."""
+"""Draws the demo's picture. Computes no forecast and reads no file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STYLES = {
 
 
 def draw(path: Path, year: Year, warming: Mapping[str, Floats], rmse: Mapping[str, list[float]]):
-    """Left: forecasts of one held-out week against the truth. Right: errors per horizon.
+    """Draws the forecasts of one held-out week beside the truth, and the errors per horizon.
 
     `warming` float32 [S, T, 4] and `rmse` in °F, by the names of STYLES.
     """

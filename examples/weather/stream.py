@@ -1,7 +1,7 @@
-"""Owns a client of a server that runs already: python -m examples.weather.stream --help.
+"""A client of a server that runs already: python -m examples.weather.stream --help.
 
-Many sessions at once, each an airport's weather hour by hour. Every reply is then held to the bits
-of the whole sequence, computed at once without a session. Starts no server, keeps no state.
+It streams many sessions at once, each an airport's weather hour by hour. Then it compares every
+reply, bit by bit, with the whole sequence computed at once without a session. It starts no server.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from lstmserve.client import (
 MODEL = "weather"
 APART_H = 24  # sessions of one airport begin a day apart
 CONNECTIONS = 4
-TTL_S = 3600.0  # what is left of a run that was killed goes by itself
+TTL_S = 3600.0  # the sessions of a run that was killed expire by themselves
 
 
 @dataclass(slots=True)
 class Found:
-    """Counts: of steps that were acked and, of those, what must not be."""
+    """Counts the steps that were acknowledged and, among them, each kind of fault."""
 
     sessions: int = 0
     checked: int = 0  # sessions whose every reply was counted and compared
     steps: int = 0
-    lost: int = 0  # acked, and the server has not counted them
-    unknown: int = 0  # acked by sessions whose count or bits could not be asked for at the end
-    doubled: int = 0  # the server has counted more than were acked
+    lost: int = 0  # steps that were acknowledged and that the server has not counted
+    unknown: int = 0  # steps of sessions whose count or bits the server did not give at the end
+    doubled: int = 0  # steps that the server has counted beyond those that were acknowledged
     wrong: int = 0  # replies with other bits than the whole sequence has
     failed: list[str] = field(default_factory=list)  # calls that ended with an error
     slowest_s: float = 0.0
@@ -57,20 +57,20 @@ class Found:
         return "\n".join([*lines, *sorted(set(self.failed))])
 
     def is_right(self) -> bool:
-        """Whether every session was checked, and nothing is that must not be."""
+        """Whether every session was checked, and there is no fault."""
         is_whole = self.steps >= self.sessions == self.checked > 0
         faults = self.lost or self.doubled or self.wrong or self.unknown or self.failed
         return is_whole and not faults
 
     def fail(self, error: LstmServeError) -> None:
-        """A call ended with this error."""
+        """Notes a call that ended with this error."""
         self.failed.append(f"{type(error).__name__}: {error}")
 
 
 async def talk(client: AsyncClient, name: str, x: Floats, end_s: float, found: Found) -> None:
-    """One session over x [T, 8], until its end or the time's. Adds to what was found."""
+    """Streams x [T, 8] through one session, until `end_s` at most. Adds the counts to `found`."""
     replies: list[Floats] = []
-    doubts = 0  # steps that may have been applied and were not acked
+    doubts = 0  # steps that may have been applied and were not acknowledged
     try:
         session = await client.session(MODEL, id=name, ttl_s=TTL_S)
     except LstmServeError as error:
@@ -103,7 +103,7 @@ async def check(
     doubts: int,
     found: Found,
 ) -> None:
-    """Holds the replies [n, 4] to x [T, 8]: how many the server has counted, and their bits."""
+    """Checks the replies [n, 4] to x [T, 8]: how many the server has counted, and their bits."""
     if not replies:
         return
     try:
@@ -125,7 +125,7 @@ async def check(
 async def run(
     target: str, year: Year, *, sessions: int, seconds: float, retry_s_max: float = 60.0
 ) -> Found:
-    """Streams so many sessions for so long, over a few connections."""
+    """Streams `sessions` sessions for `seconds`, over a few connections."""
     found = Found(sessions)
     run_id = secrets.token_hex(3)  # the sessions of a run that was killed may still be open
     start_s = time.monotonic()
@@ -147,7 +147,7 @@ async def run(
 
 
 def main() -> None:
-    """Exit code 0, or 1 when a step was lost, doubled, wrong or failed, or none was checked."""
+    """Exits with 0, or with 1 if a step was lost, doubled, wrong or failed, or none was checked."""
     parser = argparse.ArgumentParser(description="New York's weather, many sessions at once.")
     parser.add_argument("--target", default="127.0.0.1:50051")
     parser.add_argument("--sessions", type=int, default=60)

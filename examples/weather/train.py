@@ -1,8 +1,8 @@
-"""Owns the weather model and its training: python -m examples.weather.train. Never serves.
+"""Trains the weather model: python -m examples.weather.train. It serves nothing.
 
-Writes checkpoint/weather.pt (a plain state_dict) and, beside it, the lists of numbers that turn
+It writes checkpoint/weather.pt (a plain state_dict) and, beside it, the lists of numbers that turn
 physical units into the network's and back: input_mean.txt, input_scale.txt, output_scale.txt (the
-mean warming of a year is 0). These four files are what `lstmserve export` reads.
+mean warming of a year is 0). `lstmserve export` reads these four files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEARNING_RATE, WEIGHT_DECAY = 8e-3, 1e-2
 
 
 class WeatherNet(nn.Module):
-    """Eight readings an hour in, four temperature changes out; scaled units, [T, B, ...]."""
+    """Eight readings [T, B, 8] in, four temperature changes [T, B, 4] out, in scaled units."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def training_targets(year: Year) -> np.ndarray:
 
 
 def scales(year: Year, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and deviation of the inputs, deviation of the targets, over the hours trained on."""
+    """Mean and deviation of the inputs, deviation of the targets, over the training hours."""
     x = year.x[:, ~year.held_out].astype(np.float64)
     y = targets.astype(np.float64)
     return {
@@ -59,7 +59,7 @@ def scales(year: Year, targets: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def train(x: torch.Tensor, y: torch.Tensor) -> WeatherNet:
-    """x [T, S, 8] and y [T, S, 4] in scaled units, NaN where y must not be learned from."""
+    """Trains a net on x [T, S, 8] and y [T, S, 4], in scaled units; it does not learn from NaN."""
     torch.manual_seed(SEED)
     net = WeatherNet()
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -82,7 +82,7 @@ def train(x: torch.Tensor, y: torch.Tensor) -> WeatherNet:
 
 
 def train_and_save(folder: Path) -> None:
-    """Trains, prints the held-out error, writes the four files."""
+    """Trains a net, prints its held-out error, and writes the four files."""
     print(f"training on this machine's CPU, seed {SEED}", flush=True)
     begin = time.perf_counter()
     year = load_year()

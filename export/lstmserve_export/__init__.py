@@ -1,6 +1,6 @@
 """Turns a trained torch.nn.LSTM and its head into a verified model folder. Never serves.
 
-Importing the package costs no torch; `export` does.
+Importing the package does not import torch; using `export` does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exports a network as a model folder, proved before it is written. Prints nothing."""
+"""Exports a network as a model folder, and verifies it before it writes it. Prints nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a model goes. `version` None: one more than the newest there is."""
+    """Where a model goes. `version` None: one above the newest that exists."""
 
     name: str
     models: Path = Path("models")
@@ -84,8 +84,8 @@ def export(
     `head`: nn.Linear, or nn.Sequential of Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout; None: y is
     the LSTM's output. `embedding`: the model takes tokens. Means and scales: [width] each, applied
     as (x - mean) / scale and y * scale + mean. `version` None takes the next one.
-    `golden`: pairs of your own model to prove, as docs/EXPORT.md has them, or an .npz with them.
-    Raises Refused; nothing is written then.
+    `golden`: inputs and outputs of your own model to check, as docs/EXPORT.md describes them, or
+    the path of an .npz with them. Raises Refused, and has then written nothing.
     """
     network = Network(
         lstm=take_lstm(lstm),
@@ -99,7 +99,7 @@ def export(
 
 
 def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Arrays | None:
-    """The arrays, read if they are in a file. Raises Refused."""
+    """The arrays, which it reads if they are in a file. Raises Refused."""
     if golden is None:
         return None
     if isinstance(golden, (str, Path)):
@@ -108,7 +108,7 @@ def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Array
 
 
 def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm | None:
-    """One of the two may be missing: no shift, or no stretch."""
+    """The norm of a mean and a scale, of which one may be None; None without both."""
     if mean is None and scale is None:
         return None
     given = [None if part is None else np.array(part, np.float64) for part in (mean, scale)]
@@ -125,7 +125,7 @@ def export_network(
     pairs: Arrays | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
-    """Builds, proves and writes; `progress` is told each stage as it begins. Raises Refused."""
+    """Builds, verifies and writes; calls `progress` as each stage begins. Raises Refused."""
     if not NAME.fullmatch(target.name):
         raise Refused(f"{target.name!r} cannot be a model's name ({NAME.pattern}): give --name")
     version = target.version or next_version(target.models, target.name)
@@ -164,18 +164,18 @@ def export_network(
 
 
 def _chaos_note(torch_error: float) -> tuple[str, ...]:
-    """Whoever serves a network that amplifies rounding ought to know."""
+    """A note for the operator of a network that amplifies rounding errors."""
     if torch_error <= CHAOTIC_ERROR:
         return ()
     return (
         f"torch's own float32 is off by {torch_error:.2g} within {max(LENGTHS)} rows: this network "
-        "amplifies rounding, so parity is proved on shorter rows where that is needed, and long "
+        "amplifies rounding, so the export checks it on shorter sequences where needed, and long "
         "streams differ between machines",
     )
 
 
 def next_version(models: Path, name: str) -> int:
-    """One more than the newest version of `name` in the folder."""
+    """One above the newest version of `name` in the folder."""
     return 1 + max((v for n, v in list_versions(models) if n == name), default=0)
 
 

@@ -16,10 +16,9 @@ ADVICE = "in the training code, torch.save(model.state_dict(), ...) and export t
 QUANTISED = (
     "the file is of a quantised network: it holds packed integers in place of the weights, and "
     "only the network from before quantisation (quantize_dynamic, convert, torchao) can be "
-    "exported: "
-    "torch.save(model.state_dict(), ...) of that one"
+    "exported: save that one with torch.save(model.state_dict(), ...)"
 )
-# What torch and torchao call such weights, as keys or classes in the pickle.
+# How torch and torchao name quantised weights, as keys or classes in the pickle.
 QUANTISED_MARKS = (
     b"_packed_params",
     b"_all_weight_values",
@@ -28,11 +27,13 @@ QUANTISED_MARKS = (
     b"torchao.quantization",
     b"torchao.dtypes",
 )
-PICKLE_BYTES_MAX = 1 << 26  # of a pickle's begin: names stand there, the weights lie elsewhere
+PICKLE_BYTES_MAX = (
+    1 << 26
+)  # from the start of a pickle, which has the names; the weights are elsewhere
 
 
 def examine(path: Path) -> Kind:
-    """What kind of checkpoint `path` is. Raises Refused for what must not be loaded."""
+    """The kind of checkpoint at `path`. Raises Refused for a file that must not be loaded."""
     try:
         with path.open("rb") as file:
             size, first = path.stat().st_size, file.read(9)
@@ -70,13 +71,13 @@ def _examine_zip(path: Path, size: int) -> None:
 
 
 def _pickle(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    """The entry that names the tensors; _check_entries() has seen that there is one."""
+    """The entry that names the tensors; _check_entries() made sure that there is one."""
     is_it = (each for each in archive.infolist() if each.filename.partition("/")[2] == "data.pkl")
     return next(is_it)
 
 
 def _check_marks(file: IO[bytes]) -> None:
-    """Raises Refused where the pickle names quantised weights."""
+    """Raises Refused if the pickle names quantised weights."""
     content = file.read(PICKLE_BYTES_MAX)
     if any(mark in content for mark in QUANTISED_MARKS):
         raise Refused(QUANTISED)
@@ -93,7 +94,7 @@ def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
         raise Refused(f"the file is a .pt2 program, which runs code when it is loaded: {ADVICE}")
     if "data.pkl" not in names:
         raise Refused(f"the file is a zip archive but not a torch checkpoint: {ADVICE}")
-    # torch stores its entries as they are: a small file that unpacks to a large one is an attack.
+    # torch does not compress: a small file that unpacks to a large one is an attack.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise Refused(f"the file has compressed entries, which torch never writes: {ADVICE}")
     if sum(entry.file_size for entry in entries) > size:

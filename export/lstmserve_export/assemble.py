@@ -1,4 +1,4 @@
-"""Builds the network out of a file's tensors. Never guesses: choose.py decides, or refuses."""
+"""Builds the network from the tensors of a file. It never guesses: choose.py decides or refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _build_lstm(r: Recurrent, taker: Taker) -> nn.LSTM:
             device="meta",
         )
     except (ValueError, AssertionError) as error:
-        raise Refused(f"{r.label} is no nn.LSTM: {error}") from error
+        raise Refused(f"{r.label} is not an nn.LSTM: {error}") from error
     promised = lstm.state_dict()
     if missing := sorted(set(promised) - set(r.names)):
         raise Refused(
@@ -87,6 +87,6 @@ def _build_layer(linears: Linears, entry: str, taker: Taker) -> nn.Module:
 
 
 def _fill(module: M, tensors: Mapping[str, torch.Tensor]) -> M:
-    """A module that was made on the meta device, with its tensors."""
+    """Gives its tensors to a module that was made on the meta device, and returns it."""
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Opens a checkpoint that nobody vouches for, and gives its tensors by name. Runs no code in it."""
+"""Reads the tensors of an untrusted checkpoint, by name. Runs no code in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Found = tuple[_Path, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a file by their names in the model, wrappers' prefixes taken off."""
+    """The tensors of a file by their names in the model, without the prefixes of wrappers."""
 
     tensors: Tensors
     notes: tuple[str, ...]
@@ -54,9 +54,7 @@ def _load_safetensors(path: Path) -> object:
 def _load_torch(path: Path, kind: Kind) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # a refusal is one line, whatever the file makes torch say
+            warnings.simplefilter("ignore")  # a refusal is one line, without torch's warnings
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can make torch raise anything
         if globals_ := _unsafe_globals(path, kind, str(error)):
@@ -64,7 +62,7 @@ def _load_torch(path: Path, kind: Kind) -> object:
                 f"{path} holds Python objects ({shorten(globals_)}), which run code when they are "
                 f"loaded: {ADVICE}"
             ) from error
-        # torch's own words may invite to load the file without weights_only: never pass them on.
+        # torch's message may advise to load the file without weights_only: never repeat it.
         detail = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
         raise Refused(f"{path} is not a torch checkpoint, or {DAMAGED}{detail}") from error
 
@@ -73,7 +71,7 @@ def _unsafe_globals(path: Path, kind: Kind, message: str) -> list[str]:
     if kind == "zip":
         try:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception:  # as above: the file is hostile until proved otherwise
+        except Exception:  # as above: the file may be hostile
             return []
     return re.findall(r"(?:GLOBAL|class|Unsupported global:) ([A-Za-z_][\w.]*\.\w+)", message)[:1]
 
@@ -83,7 +81,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_Found]:
-    """Every tensor with the keys that lead to it; each mapping once, the optimizer's left out."""
+    """Every tensor with the keys that lead to it. Visits a mapping once, and no optimizer's."""
     seen.add(id(content))
     for key, value in content.items():
         if not isinstance(key, str):
@@ -101,10 +99,10 @@ def _is_optimizer(key: str, value: Mapping[Any, Any]) -> bool:
 
 
 def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
-    """Names below the dict that holds the model, and the path to it.
+    """The tensors below the dict that holds the model, by name, and the path to that dict.
 
-    Numbers beside the model (a best loss) do not count, and are dropped; a second dict of tensors
-    (an average of the weights, a head saved on its own) does, and its name stays in the names.
+    Numbers beside the model (a best loss) do not count, and are dropped. A second dict of tensors
+    (an average of the weights, a head saved on its own) counts, and its name stays in the names.
     """
     paths = [path[:-1] for path, tensor in found if tensor.dim()]
     wrapper = paths[0] if paths else ()
@@ -120,7 +118,7 @@ def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
 
 
 def _strip(tensors: Tensors) -> Tensors:
-    """Without what torch.compile and DataParallel put before the names."""
+    """Removes the prefixes that torch.compile and DataParallel add to names. Raises Refused."""
     names = [name.replace("_orig_mod.", "") for name in tensors]
     while all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]

@@ -1,6 +1,6 @@
 """Decides which LSTM, head and embedding of a file the flags mean, by names and shapes alone.
 
-What the file leaves open is refused with the candidates and the flag that chooses; never guessed.
+It never guesses: where the file leaves a choice, the refusal lists the candidates and the flag.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Linears = Mapping[str, LinearNames]
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The flags that choose: "" where none was given; activations are "none" or a name."""
+    """The flags that choose; "" is a flag that was not given. Activations are "none" or a name."""
 
     lstm: str = ""
     head: str = ""
@@ -50,7 +50,7 @@ def _checked(recurrent: Recurrent) -> Recurrent:
     if recurrent.kind == BROKEN:
         names = shorten(sorted(recurrent.names.values()))
         raise Refused(
-            f"{recurrent.label} has recurrent tensors but they make no LSTM ({names}): remove "
+            f"{recurrent.label} has recurrent tensors that do not form an LSTM ({names}): remove "
             "weight norm (torch.nn.utils.parametrize.remove_parametrizations) and save again"
         )
     if recurrent.kind != "LSTM":
@@ -78,7 +78,7 @@ def choose_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> lis
 
 
 def _infer_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> list[str]:
-    """The only Linear there is, if it can be nothing else."""
+    """The file's only Linear, if it can only be the head. Raises Refused."""
     others = [one for one in linears.values() if one.label != choices.embedding]
     if not others:
         return []
@@ -90,7 +90,7 @@ def _infer_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> lis
 
 
 def _flags(linears: Iterable[LinearNames], recurrent: Recurrent) -> str:
-    """Which Linears may be what, and the flags that say so."""
+    """What each Linear may be, and the flags that choose."""
     heads, tables, rest = [], [], []
     for one in linears:
         may_be_embedding = not one.bias and one.in_features == recurrent.input_size
@@ -110,7 +110,7 @@ def _flags(linears: Iterable[LinearNames], recurrent: Recurrent) -> str:
 def check_unused(
     recurrent: Recurrent, linears: Linears, choices: Choices, unused: list[str]
 ) -> tuple[str, ...]:
-    """A note on what is left out, when the flags allow that anything is. Raises Refused."""
+    """A note on the tensors left out. Raises Refused unless the flags allow that."""
     if own := [name for name in unused if _is_under(recurrent.prefix, name)]:
         raise Refused(
             f"{recurrent.label} has tensors nn.LSTM does not have ({shorten(own)}): remove weight "

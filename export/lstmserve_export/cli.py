@@ -1,4 +1,4 @@
-"""The command `lstmserve export`. Importing it costs no torch; the work is elsewhere."""
+"""The command `lstmserve export` and its flags. Importing it does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MissingExtra(click.ClickException):
 
 
 def _flag(name: str, **attributes: Any) -> Callable[[F], F]:
-    """An option that its environment variable sets too."""
+    """An option --foo-bar that LSTMSERVE_FOO_BAR also sets."""
     variable = "LSTMSERVE_" + name.removeprefix("--").upper().replace("-", "_")
     return click.option(
         name, envvar=variable, show_default=bool(attributes.get("default")), **attributes
@@ -40,28 +40,30 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
 
 @click.command("export")
 @click.argument("checkpoint", type=FILE)
-@_flag("--name", help="The model's name; else the file's, without its ending.")
+@_flag("--name", help="Name of the model; by default the file's name without its ending.")
 @_flag(
     "--models",
     type=click.Path(file_okay=False, path_type=Path),
     default="models",
-    help="Folder that the model goes into, as NAME/VERSION.",
+    help="Folder to write the model to, as NAME/VERSION.",
 )
 @_flag(
     "--model-version",
     metavar="NEXT|N",
     default="NEXT",
     callback=_version,
-    help="The version to write; NEXT is one above those that are there.",
+    help="Version to write; NEXT is one above the newest that exists.",
 )
 @_flag("--force", is_flag=True, help="Replace the version if it exists.")
-@_flag("--dry-run", is_flag=True, help="Do all but write.")
-@_flag("--lstm", default="", metavar="PREFIX", help="Which LSTM, where there are several.")
+@_flag("--dry-run", is_flag=True, help="Do everything except write.")
+@_flag(
+    "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."
+)
 @_flag(
     "--head",
     default="",
     metavar="NAMES",
-    help="Linear layers after the LSTM as NAME[,relu|tanh|sigmoid,NAME]..., or none.",
+    help="Linear layers after the LSTM, NAME[,relu|tanh|sigmoid,NAME]..., or none.",
 )
 @_flag("--embedding", default="", metavar="NAME", help="The table that turns tokens into x.")
 @_flag(
@@ -80,12 +82,14 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
 @_flag("--input-scale", type=FILE, help="See --input-mean; one alone is fine.")
 @_flag("--output-mean", type=FILE, help="y becomes y * scale + mean.")
 @_flag("--output-scale", type=FILE, help="See --output-mean; one alone is fine.")
-@_flag("--golden", type=FILE, help="Pairs of your own model to prove, .npz (docs/EXPORT.md).")
+@_flag(
+    "--golden", type=FILE, help="Inputs and outputs of your model to check, .npz (docs/EXPORT.md)."
+)
 def export_command(**flags: Any) -> None:
     """Turn CHECKPOINT, a trained nn.LSTM and its head, into a model folder.
 
-    Reads .pt, .pth, .ckpt, .bin and .safetensors; runs no code in them. Proves that the exported
-    model computes what torch does, and writes MODELS/NAME/VERSION.
+    Reads .pt, .pth, .ckpt, .bin and .safetensors, and runs no code in them. Checks that the
+    exported model computes what torch computes, and writes MODELS/NAME/VERSION.
     """
     try:
         from lstmserve_export.command import run

@@ -1,4 +1,4 @@
-"""Carries out `lstmserve export`: flags to network to folder, with progress on stderr."""
+"""Runs `lstmserve export`: from flags to network to folder, with progress on stderr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lstmserve_export.summary import show
 
 
 def run(checkpoint: Path, **flags: Any) -> None:
-    """The whole command, flags as in cli.py. Raises Refused."""
+    """Runs the command with the flags of cli.py. Raises Refused."""
     errors = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:

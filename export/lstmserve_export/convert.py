@@ -1,4 +1,4 @@
-"""Turns torch's tensors into those of lstmserve.graph. Computes nothing else, no I/O."""
+"""Turns torch's tensors into those of lstmserve.graph. Computes nothing else, and does no I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GATE_ORDER = (0, 3, 1, 2)
 
 
 def convert(network: Network, spec: LstmSpec) -> Weights:
-    """The float32 tensors of weight_shapes(spec). Raises Refused for what float32 cannot hold."""
+    """The float32 tensors of weight_shapes(spec). Raises Refused if float32 cannot hold one."""
     weights: dict[str, Array] = {}
     if network.embedding is not None:
         weights["embedding"] = _array(network.embedding.weight)
@@ -38,7 +38,7 @@ def convert(network: Network, spec: LstmSpec) -> Weights:
     try:
         check_weights(spec, weights)
     except ValueError as error:
-        raise Refused(f"as float32, {error}: mend the weights or the scales") from error
+        raise Refused(f"as float32, {error}: correct the weights or the scales") from error
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Reads the files that flags name. Never unpickles."""
+"""Reads the files of means and scales that flags name. Never unpickles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds what a state dict's names and shapes tell: LSTMs, Linears, embeddings. Reads no values."""
+"""Finds LSTMs, Linears and embeddings by the names and shapes in a file. Reads no values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recurrent:
 
     @property
     def label(self) -> str:
-        """What --lstm takes: the prefix without its dot, "." for none."""
+        """The value for --lstm: the prefix without its dot, "." for no prefix."""
         return self.prefix.removesuffix(".") or "."
 
     @property
@@ -69,7 +69,7 @@ class LinearNames:
 
 
 def find_recurrent(tensors: Tensors) -> list[Recurrent]:
-    """Every LSTM, LSTMCell, GRU and RNN, in the file's order; kind BROKEN for what is none."""
+    """Every LSTM, LSTMCell, GRU and RNN, in the file's order; BROKEN where shapes do not fit."""
     groups: dict[str, dict[str, str]] = {}
     for name in tensors:
         if match := PARAMETER.fullmatch(name):
@@ -80,7 +80,7 @@ def find_recurrent(tensors: Tensors) -> list[Recurrent]:
 
 
 def _recurrent(prefix: str, names: dict[str, str], tensors: Tensors) -> Recurrent:
-    """Sizes of the first layer; that all tensors agree with them, the builder checks."""
+    """The sizes of the first layer. The builder checks that all tensors agree with them."""
     rows, input_size = _matrix(tensors, names.get("weight_ih_l0"))
     hh_rows, state_size = _matrix(tensors, names.get("weight_hh_l0"))
     is_projected = "weight_hr_l0" in names
@@ -100,7 +100,7 @@ def _recurrent(prefix: str, names: dict[str, str], tensors: Tensors) -> Recurren
 
 
 def _matrix(tensors: Tensors, name: str | None) -> tuple[int, int]:
-    """The shape of a matrix, zeros for anything else."""
+    """The shape of a matrix, or zeros for anything else."""
     shape = tensors[name].shape if name else ()
     return (shape[0], shape[1]) if len(shape) == 2 and all(shape) else (0, 0)
 
@@ -112,7 +112,7 @@ def _layer(own: str) -> int:
 def find_linears(tensors: Tensors) -> dict[str, LinearNames]:
     """Every NAME.weight [out, in] or [out, in, 1] with its NAME.bias [out], by NAME.
 
-    An embedding's table looks like a Linear without bias; which it is, a flag must say.
+    An embedding's table looks like a Linear without bias; a flag must say which it is.
     """
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Owns what is exported, as torch modules: y = head(lstm(x)). Never reads or writes a file."""
+"""The network to export, as torch modules: y = head(lstm(x)). Never reads or writes a file."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A trained network on the CPU, in eval mode, batch first, owned by nobody else.
+    """A trained network on the CPU, in eval mode, batch first. No other code has its modules.
 
-    `head` holds nn.Linear and the modules of ACTIVATIONS only. `notes` are remarks to the reader of
-    the summary and the manifest.
+    `head` holds nn.Linear and the modules of ACTIVATIONS only. `notes` are remarks for the summary
+    and the manifest.
     """
 
     lstm: nn.LSTM
@@ -60,7 +60,7 @@ def take_lstm(module: nn.Module) -> nn.LSTM:
         lstm = nn.LSTM(cell.input_size, cell.hidden_size, bias=cell.bias).to(cell.weight_ih.dtype)
         state = {f"{name}_l0": tensor for name, tensor in cell.state_dict().items()}
     elif isinstance(module, nn.LSTM):
-        # A copy by its tensors: a deep copy fails on parametrised modules, and brings hooks along.
+        # Copies the tensors: a deep copy fails on parametrised modules, and would copy hooks.
         lstm = nn.LSTM(
             module.input_size,
             module.hidden_size,
@@ -120,14 +120,16 @@ def take_embedding(module: nn.Embedding | None) -> nn.Embedding | None:
     if module is None:
         return None
     if module.max_norm is not None:
-        raise Refused("embedding: max_norm rescales rows while it runs: renormalise and set None")
+        raise Refused(
+            "embedding: max_norm rescales rows at run time: renormalise, and set it to None"
+        )
     table = nn.Embedding(module.num_embeddings, module.embedding_dim).to(module.weight.dtype)
     table.load_state_dict({"weight": module.weight})
     return table.eval().requires_grad_(False)
 
 
 def describe(network: Network) -> LstmSpec:
-    """The network's spec. Raises Refused where its parts do not fit each other."""
+    """The network's spec. Raises Refused if its parts do not fit each other."""
     lstm, embedding = network.lstm, network.embedding
     if embedding is not None and embedding.embedding_dim != lstm.input_size:
         raise Refused(

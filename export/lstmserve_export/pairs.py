@@ -1,4 +1,4 @@
-"""Reads the user's own pairs, x with the y that their forward() gave. Never judges them."""
+"""Reads the user's own pairs: x, and the y that the user's forward() gave. Never compares them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lstmserve_export.refusal import Refused
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 FIELDS = ("x", "tokens", "y", "lengths", "h0", "c0", "hn", "cn")
-# The server replays them at every start, each sequence in slots of its own.
+# The server runs them at every start, each sequence in slots of its own.
 SEQUENCE_COUNT_MAX = 64
 ROW_COUNT_MAX = 10_000
 FILE_BYTES_MAX = 1 << 28
@@ -41,7 +41,7 @@ def read_pairs(path: Path) -> Arrays:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """The arrays by name, each checked as it is asked for."""
+    """The arrays by name. Each method checks the array that it returns."""
 
     arrays: Arrays
 
@@ -74,9 +74,9 @@ class _Fields:
 
 
 def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
-    """The pairs as a golden case: y is the user's, torch_error is this torch's on their x.
+    """The pairs as a golden case, with the user's y, and torch_error computed here from their x.
 
-    Raises Refused for what docs/EXPORT.md does not have.
+    Raises Refused for pairs that docs/EXPORT.md does not allow.
     """
     if unknown := sorted(set(arrays) - set(FIELDS)):
         raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")
@@ -128,7 +128,7 @@ def _state_shapes(spec: LstmSpec, count: int, h: str, c: str) -> dict[str, tuple
 
 
 def _without_padding(arrays: Arrays) -> Arrays:
-    """x and y with zeros past each length: what stands there is nobody's answer."""
+    """x and y with zeros past each length, where their values have no meaning."""
     x, lengths = arrays.get("x", arrays.get("tokens")), arrays.get("lengths")
     if x is None or lengths is None or x.ndim < 2 or lengths.shape != x.shape[:1]:
         return arrays

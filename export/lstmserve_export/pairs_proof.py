@@ -1,4 +1,7 @@
-"""Proves that the exported model gives the user's own pairs, or says what would. Never writes."""
+"""Checks the exported model against the user's own pairs. Never writes.
+
+If they differ, it looks for one change of the network that would make them match.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from lstmserve_export.refusal import Refused
 def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
     """How far model.onnx is from the user's y, in units of the allowed error, at most 1.
 
-    Raises Refused, with the one change that would make the pairs match where there is one.
+    Raises Refused, naming the one change that would make the pairs match, if there is one.
     """
     session = open_session(content)
     outputs = run_alone(session, case), run(session, case, [0, int(case.lengths.max())])
@@ -36,7 +39,7 @@ def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
 
 
 def _mends(network: Network, case: LstmGolden) -> Iterator[str]:
-    """What would make the pairs match: an activation that no flag named, or the other axes."""
+    """Hints on what would make the pairs match: an activation that no flag named, or other axes."""
     for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
         layers = list(network.head)
         layers.insert(place, make_activation(name))

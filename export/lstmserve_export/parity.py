@@ -1,4 +1,4 @@
-"""Proves that model.onnx computes what torch does. Never writes; a failed proof is a Refused."""
+"""Checks that model.onnx computes what torch computes. Never writes; raises Refused if not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lstmserve_export.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
 SEED = 20130101
-# Ragged, 200 rows together: chaotic networks leave float32 behind on longer streams (torch too).
+# 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
 LENGTHS = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX = 4_000_000
 Array = npt.NDArray[np.floating[Any]]
@@ -29,7 +29,7 @@ Outputs = tuple[Array, Array, Array]
 def probe(network: Network, spec: LstmSpec, longest: Sequence[int] = LENGTHS) -> Inputs:
     """Random sequences for a spec: half start from zeros as new sessions do, half from a state.
 
-    Fewer rows where inputs and outputs are so wide that golden.npz would become large.
+    There are fewer rows if inputs and outputs are so wide that golden.npz would become large.
     """
     rng = np.random.default_rng(SEED)
     share = min(1.0, VALUE_COUNT_MAX / sum(longest) / (spec.input_size + spec.output_size))
@@ -52,8 +52,8 @@ def probe(network: Network, spec: LstmSpec, longest: Sequence[int] = LENGTHS) ->
 def probing(network: Network, spec: LstmSpec) -> tuple[LstmGolden, float]:
     """The probe with torch's answers, and torch's error on the longest one.
 
-    Where float32 is left behind on it the sequences are halved until the answers prove something.
-    Raises Refused where they do not on single rows.
+    Halves the sequences until torch's float32 is close enough to its float64 for the answers to
+    mean something. Raises Refused if it is not even on single rows.
     """
     lengths: tuple[int, ...] = LENGTHS
     case = refer(network, probe(network, spec))
@@ -70,7 +70,7 @@ def probing(network: Network, spec: LstmSpec) -> tuple[LstmGolden, float]:
 
 
 def open_session(content: bytes) -> ort.InferenceSession:
-    """model.onnx in onnxruntime, on the CPU, one thread."""
+    """Opens model.onnx in onnxruntime, on the CPU, with one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -89,7 +89,7 @@ def run(session: ort.InferenceSession, case: LstmGolden, cuts: Sequence[int]) ->
 
 
 def run_alone(session: ort.InferenceSession, case: LstmGolden) -> Outputs:
-    """As run, whole, but every sequence in a call of its own and without padding."""
+    """As run() of whole sequences, but each in a call of its own and without padding."""
     rows = int(case.lengths.max())
     ys, hs, cs = [], [], []
     for n, length in enumerate(case.lengths):
@@ -109,7 +109,10 @@ def run_alone(session: ort.InferenceSession, case: LstmGolden) -> Outputs:
 
 
 def judge(outputs: Outputs, case: LstmGolden) -> float:
-    """The gate over y (valid rows, or the last one of each sequence), hn and cn; pass <= 1."""
+    """The largest error in y, hn and cn, in units of the allowed one; <= 1 passes.
+
+    Of y it takes the valid rows, or the last row of each sequence if the case has only those.
+    """
     y, hn, cn = outputs
     if case.y.ndim == 2:
         pairs = [(y[np.arange(len(y)), case.lengths - 1], case.y)]
@@ -123,10 +126,10 @@ def judge(outputs: Outputs, case: LstmGolden) -> float:
 def prove(
     content: bytes, spec: LstmSpec, case: LstmGolden, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The parity report of model.onnx on the probe's case. Raises Refused where the gate is shut.
+    """The parity report of model.onnx on the probe's case. Raises Refused if an error is too large.
 
-    Whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional model
-    has no chunks.
+    Runs whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional
+    model has no chunks or steps.
     """
     session = open_session(content)
     rows = int(case.lengths.max())
@@ -146,7 +149,7 @@ def prove(
         if not value <= 1:
             raise Refused(
                 f"parity failed on {name}: {value:.3g} times the allowed difference from torch; "
-                "nothing was written. This is a fault of lstmserve or of this machine: report it"
+                "nothing was written. This is a bug, or a fault of this machine: please report it"
             )
     return {
         "rows": int(case.lengths.sum()),

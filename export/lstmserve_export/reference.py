@@ -1,6 +1,6 @@
-"""Computes what a network must give, in torch: float64 the truth, float32 its own error.
+"""Computes what a network must give: torch's float64 result, and the error of its float32.
 
-Knows nothing of ONNX, so that it is a second opinion on the graph.
+Must not know ONNX, so that it is an independent check of the graph.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def forward(network: Network, inputs: Inputs, dtype: torch.dtype) -> tuple[Float
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     state = tuple(torch.from_numpy(np.array(part)).to(dtype) for part in (inputs.h0, inputs.c0))
     with warnings.catch_warnings():
-        # torch says once that oneDNN has no projections; it then computes without oneDNN.
+        # torch warns once that oneDNN has no projections, and then computes without oneDNN.
         warnings.filterwarnings("ignore", "LSTM with projections")
         out, (hn, cn) = copy.lstm(packed, state)
     y, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])

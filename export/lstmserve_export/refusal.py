@@ -1,4 +1,4 @@
-"""Owns the one error of the export. Never prints, never exits."""
+"""Refused, the only error that the export raises on purpose. Never prints, never exits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ MESSAGE_LEN_MAX = 2000
 
 
 class Refused(ValueError):
-    """A checkpoint, module or flag that is not exported; nothing was written.
+    """A checkpoint, module or flag that cannot be exported; nothing was written.
 
-    The message is one printable line that says what to do: names in it come out of files that
-    nobody vouches for, and end on a terminal.
+    The message is one line that says what to do. It has printable characters only, because names
+    in it come from untrusted files, and it goes to a terminal.
     """
 
     def __init__(self, message: str) -> None:
@@ -22,6 +22,6 @@ class Refused(ValueError):
 
 
 def shorten(names: list[str], count_max: int = 8) -> str:
-    """The names joined by commas, the rest of a long list counted."""
+    """The first names joined by commas, and how many more there are."""
     rest = len(names) - count_max
     return ", ".join(names[:count_max]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""Says what an export did, for a person. Decides nothing."""
+"""Prints the summary of an export. Decides nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lstmserve_export.api import Exported
 
 
 def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: bool) -> None:
-    """Prints sizes, notes, proof, formula and the next command to type."""
+    """Prints sizes, notes, the results of the checks, the formula and the next command to type."""
     rows = _rows(exported)
     if not has_golden:
         rows += [
-            ("", "The file cannot tell whether that equals your forward(): prove it with"),
-            ("", "--golden PAIRS.npz, x and y of your own model (docs/EXPORT.md)."),
+            ("", "This is not yet checked against your forward(): save x and y of your model, and"),
+            ("", "export again with --golden PAIRS.npz (docs/EXPORT.md shows how)."),
         ]
     models = exported.folder.parent.parent
     rows += [
@@ -25,7 +25,7 @@ def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: 
         else ("next", f"lstmserve serve --models {shlex.quote(str(models))}")
     ]
     for label, text in rows:
-        # Names out of the file are no markup, and a command to copy must stay on one line.
+        # Names from the file are not markup, and a command to copy must stay on one line.
         console.print(f"{label:<10}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -37,15 +37,21 @@ def _rows(exported: Exported) -> list[tuple[str, str]]:
         ("folder", str(exported.folder)),
         ("LSTM", describe_lstm(spec)),
         ("head", describe_head(spec)),
-        ("parity", f"{', '.join(parity['excess'])}: passed, {worst:.2g} of what is allowed"),
-        ("", f"largest error {parity['onnx_error']:.1e}; torch's own {parity['torch_error']:.1e}"),
+        (
+            "parity",
+            f"{', '.join(parity['excess'])}: passed; error at most {worst:.2g} of the limit",
+        ),
+        (
+            "",
+            f"largest error {parity['onnx_error']:.1e} (torch itself: {parity['torch_error']:.1e})",
+        ),
         *(("note", note) for note in manifest.notes),
         ("computes", formula(spec)),
     ]
 
 
 def describe_lstm(spec: LstmSpec) -> str:
-    """Its sizes in words."""
+    """The sizes of the LSTM in words."""
     source = f"{spec.num_embeddings} tokens -> " if spec.num_embeddings else ""
     parts = [f"{source}{spec.input_size} -> {spec.hidden_size}", f"{spec.num_layers} layer(s)"]
     parts += [f"projected to {spec.proj_size}"] if spec.proj_size else []
@@ -55,7 +61,7 @@ def describe_lstm(spec: LstmSpec) -> str:
 
 
 def describe_head(spec: LstmSpec) -> str:
-    """Its layers in order."""
+    """The layers of the head in order."""
     width, parts = spec.lstm_output_size, []
     for layer in spec.head:
         if isinstance(layer, Linear):
@@ -67,7 +73,7 @@ def describe_head(spec: LstmSpec) -> str:
 
 
 def formula(spec: LstmSpec) -> str:
-    """What y is, as the spec has it."""
+    """The formula of y by the spec."""
     x = "embedding(tokens)" if spec.num_embeddings else "x"
     x = "(x - mean) / scale" if spec.input_norm else x
     y = f"lstm({x})"

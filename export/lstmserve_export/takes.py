@@ -1,4 +1,4 @@
-"""Owns which tensors of a file are used, and checks each before it is. Never changes the file's."""
+"""Gives out the tensors of a file, checks each one first, and remembers which were used."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import torch
 
 from lstmserve_export.refusal import Refused
 
-# A flipped exponent bit shows as a weight no training gives; safetensors has no checksum.
+# A flipped exponent bit makes a weight larger than any trained one; safetensors has no checksum.
 WEIGHT_ABS_MAX = 1e8
 
 
 class Taker:
-    """Hands out tensors by name, each checked, and remembers which."""
+    """The tensors of one file, which it never changes."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._taken: dict[str, torch.dtype] = {}
 
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The tensor, contiguous float64 or else float32, on the CPU. Raises Refused."""
+        """The tensor on the CPU: contiguous, float64 if the file has that, else float32.
+
+        Raises Refused.
+        """
         tensor = self._tensors[name]
         if fault := _fault(tensor):
             raise Refused(f"{name} {fault}")
@@ -45,11 +48,11 @@ class Taker:
         return tensor.contiguous()
 
     def unused(self) -> list[str]:
-        """Names that nobody took."""
+        """Names of the tensors that were not taken."""
         return [name for name in self._tensors if name not in self._taken]
 
     def notes(self) -> tuple[str, ...]:
-        """What was converted."""
+        """A note for each dtype that was converted."""
         names = {str(dtype).removeprefix("torch.") for dtype in self._taken.values()}
         return tuple(
             f"weights are {name} in the file, served as float32"
@@ -58,7 +61,7 @@ class Taker:
 
 
 def _fault(tensor: torch.Tensor) -> str:
-    """Why a tensor must not be touched, "" if it may."""
+    """Why a tensor must not be read, "" if it may."""
     if tensor.layout != torch.strided:
         return "is sparse: save tensor.to_dense()"
     if tensor.device.type != "cpu":

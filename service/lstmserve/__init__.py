@@ -5,7 +5,7 @@
     with Client("127.0.0.1:50051") as client, client.session("weather") as session:
         y = session.step(x)
 
-The names load when they are asked for: the server and the exporter import lstmserve too.
+Each name loads when it is first used, because the server and the exporter import lstmserve too.
 """
 
 from __future__ import annotations

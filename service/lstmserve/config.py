@@ -80,7 +80,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "long_steps_max",
         "batches_in_flight_max",
     ),
-    "Logs and the end": ("log", "debug", "drain_delay_s", "drain_s_max"),
+    "Logs and shutdown": ("log", "debug", "drain_delay_s", "drain_s_max"),
 }
 STORE = re.compile(r"memory|file:.+|(redis|valkey)s?://.+", re.DOTALL)
 STORE_SCHEME = re.compile(r"(memory|file|(redis|valkey)s?):|[a-z]{1,9}://")
@@ -126,7 +126,7 @@ def _int(default: int | None, low: int, high: int, text: str) -> Any:
 
 def _limit(text: str) -> Any:
     """A field for a tenant's limit, off by default."""
-    return _int(None, 1, LIMIT_MAX, f"{text}, where the tokens file says nothing.")
+    return _int(None, 1, LIMIT_MAX, f"{text}, unless the tokens file has a limit.")
 
 
 def _float(default: float | None, low: float, high: float, text: str) -> Any:
@@ -150,102 +150,135 @@ class Config:
     """Every setting and every limit of one server. Raises ValueError for a value out of range."""
 
     models: Path = field(
-        default=Path("models"), metadata=_path("Folder that holds NAME/VERSION folders.")
+        default=Path("models"), metadata=_path("Folder that holds the models, as NAME/VERSION.")
     )
     strict_models: bool = _other(
-        False, "Refuse to start for one model that cannot be served, instead of serving the others."
+        False, "Refuse to start if a model cannot be served, instead of serving the others."
     )
-    listen: str = _other("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one.")
-    metrics: str = _other("127.0.0.1:9464", "HOST:PORT of /metrics, /livez and /readyz.")
-    device: str = _other("cpu", "Where the models run.", "cpu", "cuda", "auto")
-    threads: int = _int(1, 1, 256, "Threads of one onnxruntime run.")
-    cpu: int | None = _int(None, 0, 4095, "Pin the process to this core.")
-    insecure: bool = _other(False, "Allow plain text on an address that others can reach.")
+    listen: str = _other("127.0.0.1:50051", "HOST:PORT for gRPC; port 0 takes a free one.")
+    metrics: str = _other(
+        "127.0.0.1:9464", "HOST:PORT for /metrics, /livez, /readyz and the status page."
+    )
+    device: str = _other(
+        "cpu",
+        "Device that runs the models; auto takes cuda if it works, else cpu.",
+        "cpu",
+        "cuda",
+        "auto",
+    )
+    threads: int = _int(1, 1, 256, "Threads for one onnxruntime run.")
+    cpu: int | None = _int(None, 0, 4095, "Pin the process to this CPU core.")
+    insecure: bool = _other(False, "Allow plain text on an address that other machines can reach.")
     reflection: bool | None = _other(
         None, "Serve gRPC reflection [default: on for loopback].", kind=bool
     )
     tls_cert: Path | None = field(
-        default=None, metadata=_path("Certificate chain in PEM; reloaded when it changes.")
+        default=None, metadata=_path("Certificate chain in PEM; reloaded when the file changes.")
     )
     tls_key: Path | None = field(default=None, metadata=_path("The certificate's key in PEM."))
     tls_client_ca: Path | None = field(
-        default=None, metadata=_path("Authorities in PEM: clients need a certificate of one.")
+        default=None,
+        metadata=_path("Authorities in PEM; a client then needs a certificate from one."),
     )
     tokens: Path | None = field(
         default=None,
-        metadata=_path("Tenants and hashes of their tokens (see `lstmserve token`)."),
+        metadata=_path("File of tenants and the hashes of their tokens (see `lstmserve token`)."),
     )
     admin: str | None = _other(
-        None, "Loopback HOST:PORT on which the operator acts as any tenant.", kind=str
+        None, "Loopback HOST:PORT where the operator may act as any tenant.", kind=str
     )
     tenant_sessions_max: int | None = _limit("Most sessions of one tenant")
-    tenant_pending_steps_max: int | None = _limit("Most steps waiting of one tenant")
+    tenant_pending_steps_max: int | None = _limit("Most waiting steps of one tenant")
     tenant_rows_per_s: int | None = _limit("Most rows a second of one tenant")
     tenant_pending_bytes_max: int | None = _int(
         None,
         1,
         LIMIT_MAX,
-        "Most bytes waiting of one tenant, where the tokens file says nothing "
+        "Most bytes of waiting messages of one tenant, unless the tokens file has a limit "
         "[default: a quarter of pending_bytes_max with --tokens, else all of it].",
     )
     pool_bytes: int = _int(
-        256 << 20, 1 << 12, 1 << 40, "Memory for session states, over all models."
+        256 << 20, 1 << 12, 1 << 40, "Memory for the states of sessions, over all models."
     )
     session_ttl_s: float = _float(
-        DAY_S, 1, 30 * DAY_S, "Idle time after which a session ends, when its client names none."
+        DAY_S,
+        1,
+        30 * DAY_S,
+        "Idle time after which a session ends, unless its client sets another.",
     )
     batch_sessions_max: int = _int(256, 1, 65_536, "Most sessions in one batch.")
-    batch_cells_max: int = _int(1024, 1, 1 << 24, "Most sessions x longest length of one batch.")
-    slice_rows_max: int = _int(32, 1, 65_536, "Rows of a long step that run in one batch.")
-    long_steps_max: int = _int(256, 1, 65_536, "Most steps of several slices under way at once.")
-    batches_in_flight_max: int = _int(2, 1, 64, "Most batches computed but not yet settled.")
-    length_max: int = _int(10_000, 1, 1_000_000, "Most rows of one step or sequence.")
+    batch_cells_max: int = _int(
+        1024, 1, 1 << 24, "Most cells of one batch: its sessions x its longest step, in rows."
+    )
+    slice_rows_max: int = _int(
+        32, 1, 65_536, "Most rows of one step in a batch; a longer step runs in several."
+    )
+    long_steps_max: int = _int(256, 1, 65_536, "Most such longer steps under way at once.")
+    batches_in_flight_max: int = _int(
+        2, 1, 64, "Most batches that are computed but not yet settled."
+    )
+    length_max: int = _int(10_000, 1, 1_000_000, "Most rows in one step or sequence.")
     message_bytes_max: int | None = _int(
         None, 1 << 12, MESSAGE_BYTES_LIMIT, "Largest message [default: fits a step of length_max]."
     )
-    pending_steps_max: int = _int(10_000, 1, 10_000_000, "Most steps waiting, over all sessions.")
-    session_pending_max: int = _int(64, 1, 65_536, "Most steps waiting in one session.")
+    pending_steps_max: int = _int(10_000, 1, 10_000_000, "Most waiting steps, over all sessions.")
+    session_pending_max: int = _int(64, 1, 65_536, "Most waiting steps in one session.")
     pending_bytes_max: int = _int(
-        128 << 20, 2 << 12, 1 << 40, "Most bytes of messages waiting, over all calls."
+        128 << 20, 2 << 12, 1 << 40, "Most bytes of waiting messages, over all calls."
     )
-    predict_rows_max: int = _int(1_000_000, 1, 1 << 30, "Most rows of Predict calls waiting.")
-    reply_bytes_max: int = _int(65_536, 0, 1 << 26, "Largest reply that is kept for a repeat.")
-    stream_window: int = _int(64, 1, 65_536, "Unanswered messages read ahead on one stream.")
+    predict_rows_max: int = _int(1_000_000, 1, 1 << 30, "Most waiting rows of Predict calls.")
+    reply_bytes_max: int = _int(
+        65_536, 0, 1 << 26, "Largest reply that is kept, to answer a repeat of its step."
+    )
+    stream_window: int = _int(
+        64, 1, 65_536, "Most messages of one stream that are read but not yet answered."
+    )
     streams_max: int = _int(256, 1, 65_536, "Most calls at once on one connection.")
     connections_max: int = _int(
-        4096, 1, 1_000_000, "Most connections of one gRPC port; more are closed at once."
+        4096, 1, 1_000_000, "Most connections to one gRPC port; further ones are closed at once."
     )
-    call_s_max: float = _float(30, 0.001, 3600, "Longest unary call without a deadline.")
+    call_s_max: float = _float(
+        30, 0.001, 3600, "Time limit of a unary call whose client sets no deadline."
+    )
     write_s_max: float = _float(
         10, 0.001, 3600, "A stream ends when its client reads no reply for this long."
     )
     connection_age_s_max: float | None = _float(
-        None, 1, 30 * DAY_S, "Age at which clients must reconnect, streams included."
+        None, 1, 30 * DAY_S, "Age at which a connection and its streams end; clients reconnect."
     )
-    tombstones_max: int = _int(100_000, 0, 10_000_000, "Ended sessions remembered.")
-    tombstone_s: float = _float(600, 0, DAY_S, "How long an ended session is remembered.")
-    open_requests_max: int = _int(100_000, 0, 10_000_000, "OpenSession request_ids remembered.")
-    request_id_s: float = _float(600, 0, DAY_S, "How long a request_id is remembered.")
-    drain_delay_s: float = _float(0, 0, 3600, "Go on serving this long after SIGTERM.")
-    drain_s_max: float = _float(20, 0, 3600, "Longest time to finish what is queued.")
+    tombstones_max: int = _int(100_000, 0, 10_000_000, "Most ended sessions to remember.")
+    tombstone_s: float = _float(600, 0, DAY_S, "How long to remember an ended session.")
+    open_requests_max: int = _int(
+        100_000, 0, 10_000_000, "Most request_ids of OpenSession to remember."
+    )
+    request_id_s: float = _float(600, 0, DAY_S, "How long to remember a request_id.")
+    drain_delay_s: float = _float(0, 0, 3600, "How long to go on serving after SIGTERM.")
+    drain_s_max: float = _float(20, 0, 3600, "Longest time to finish the queued steps after that.")
     store: str = _other(
         "memory",
-        "Where sessions outlive the process: memory (nowhere), file:DIR, redis://..., rediss://...",
+        "Where to keep sessions beyond the process: memory (nowhere), file:DIR, redis[s]://...",
     )
     store_sync: bool = _other(
-        False, "file:DIR only: an answered step survives power loss, not only a crash."
+        False, "With file:DIR, an answered step survives a power loss, not only a crash."
     )
-    store_timeout_s: float = _float(2, 0.01, 600, "Longest wait for one answer of the store.")
+    store_timeout_s: float = _float(2, 0.01, 600, "Longest wait for one answer from the store.")
     store_mode: str = _other(
-        "through", "When a step is stored: before it is answered, or behind.", "through", "behind"
+        "through",
+        "through stores a step before answering it, behind stores it later.",
+        "through",
+        "behind",
     )
     store_format: int = _int(
-        2, 1, 2, "Newest record format written; 1 while servers run that read no other."
+        2, 1, 2, "Newest record format to write; 1 while servers run that read no other."
     )
-    behind_s_max: float = _float(1, 0.001, 3600, "Longest time that a step is ahead of the store.")
-    behind_steps_max: int = _int(10_000, 2, 1 << 30, "Most steps a session is ahead of the store.")
-    log: str = _other("json", "Form of the log lines on stderr.", "json", "text")
-    debug: bool = _other(False, "Check the integrity of pool and scheduler when idle.")
+    behind_s_max: float = _float(
+        1, 0.001, 3600, "With behind, the longest time until a step is stored."
+    )
+    behind_steps_max: int = _int(
+        10_000, 2, 1 << 30, "With behind, the most steps of a session not yet stored."
+    )
+    log: str = _other("json", "Format of the log lines on stderr.", "json", "text")
+    debug: bool = _other(False, "Check the integrity of pool and scheduler while idle.")
 
     def __post_init__(self) -> None:
         for name, setting in settings().items():

@@ -58,8 +58,8 @@ class LstmServeError(Exception):
 
     `code` is gRPC's; `reason` names the ErrorReason of the contract, "" if the error did not come
     from the server; `metadata` are the reason's facts (strings); `retry_delay_s` is the time to
-    wait before a retry can help, None if the server did not say. `applied` says what a step did:
-    False: nothing, True: its number was applied, None: unknown. `message` is the server's, and
+    wait before a retry can help, None if the server did not say. `applied` is False if a step did
+    nothing, True if its number was applied, None if that is unknown. `message` is the server's, and
     `advice` is what a caller of this library can do about it, or "".
     """
 
@@ -192,9 +192,9 @@ class StepManyFailed(LstmServeError):
 
     `results` holds y by session as step_many returns it, `errors` the error of each other session.
     code and reason are the first error's; `applied` is what the errors agree on, else None.
-    step_many waits for all groups: for a server that hangs until `timeout_s`, or else until one
-    attempt's timeout and retry_s_max are over. To get the other groups' y earlier, step each group
-    by a call of its own.
+    step_many waits for all groups. If the server of one group hangs, it waits until `timeout_s`, or
+    without that until one attempt's timeout and retry_s_max are over. To get the other groups' y
+    earlier, step each group by a call of its own.
     """
 
     def __init__(

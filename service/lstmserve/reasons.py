@@ -16,7 +16,7 @@ DOMAIN: Final = "lstmserve"
 class Reason(NamedTuple):
     """A reason of google.rpc.ErrorInfo.
 
-    `applied` False: nothing happened; True: the step's number was applied; None: unknown.
+    `applied` is False if nothing happened, True if the step's number was applied, None if unknown.
     """
 
     code: StatusCode

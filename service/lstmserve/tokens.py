@@ -37,7 +37,7 @@ class Limits:
     pending_bytes_max: int | None = None
 
     def over(self, others: Limits) -> Limits:
-        """These limits, with those of `others` where there is None."""
+        """These limits; those of `others` replace None."""
         names = [field.name for field in fields(Limits)]
         own = {name: getattr(self, name) for name in names}
         return Limits(**{k: getattr(others, k) if own[k] is None else own[k] for k in names})
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """`tenants` by the digest of each token, `limits` by tenant."""
+    """The content of a tokens file: `tenants` by the digest of each token, `limits` by tenant."""
 
     tenants: dict[bytes, str]
     limits: dict[str, Limits]
@@ -90,7 +90,7 @@ def _words(text: str) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         tenant, *words = line.partition("#")[0].split() or [""]
         if tenant and not (words and TENANT.fullmatch(tenant)):
-            raise BadTokens(f"line {number}: must begin with a tenant's name, and say something")
+            raise BadTokens(f"line {number}: must be a tenant's name, then a token or a limit")
         yield from ((number, tenant, word) for word in words)
 
 

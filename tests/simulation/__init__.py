@@ -1,3 +1,4 @@
-"""The deterministic simulation: real engines and servicers; only clock, network, store and kernel
-are fakes, handed in by constructor.
+"""The deterministic simulation: real engines and servicers, with a fake clock, network and kernel.
+
+The store is fake, too; all fakes are handed in by constructors.
 """

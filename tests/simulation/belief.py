@@ -1,4 +1,4 @@
-"""What a client that numbers no step knows of its session, and the oracle that checks it."""
+"""What a client without step numbers knows of its session, and the oracle that checks it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from simulation.kernel import ZERO_STATE, advance
 
 
 class Belief:
-    """The states that the session may be in, as far as its client can know: one, most often.
+    """The states that the session may be in as far as its client can know, mostly one.
 
     A step whose end is unknown doubles them; the next y tells which it was. `floor` is the last
-    step that nothing may take back. The last four attributes are what Stepper.call asks of any
-    conversation.
+    step that cannot be lost. Stepper.call needs the last four attributes of any conversation.
     """
 
     def __init__(self, faults: Faults, name: str, model: str) -> None:
@@ -24,7 +23,7 @@ class Belief:
         self.sent = self.acked = 0
 
     def begin(self) -> None:
-        """A new life, from zeros."""
+        """Begins a new life, from zeros."""
         self.floor = 0
         self._now = {(0, ZERO_STATE)}
         self._known = {0: {ZERO_STATE}}
@@ -39,14 +38,14 @@ class Belief:
         return max(step for step, _ in self._now)
 
     def applied(self, x: bytes, step: int, y: bytes) -> None:
-        """A step was answered: it went on from a state that its client knows of."""
+        """Notes an answered step, which must have gone on from a state that the client knows of."""
         after = [(self._advance(each, x), each) for each in self._now]
         self._now = {new for (new, out), _ in after if out == y and new[0] == step}
         self.require(bool(self._now), f"step {step} went on from another state than the last one")
         self._keep()
 
     def doubted(self, x: bytes) -> None:
-        """A step may have been applied, or not."""
+        """Notes a step that may have been applied, or not."""
         self._now |= {self._advance(each, x)[0] for each in self._now}
         if self.faults.odds.store_older:
             self._late |= self._now
@@ -54,7 +53,7 @@ class Belief:
             self._known.setdefault(step, set()).add(state)
 
     def told(self, step: int) -> None:
-        """The client has heard that this is the last step, and goes on from there."""
+        """Notes that the server names this as the last step; the client goes on from there."""
         self.require(step in self._known, f"step {step} is said to be the last")
         is_safe = self.faults.is_store_older or step >= self.floor
         self.require(is_safe, f"step {step} is said to be the last, and {self.floor} was durable")
@@ -62,16 +61,16 @@ class Belief:
         self._keep()
 
     def looked(self, step: int, state: bytes) -> None:
-        """An exported state is one that its client knows of; it may end a doubt."""
+        """Checks that the client knows of an exported state, which may end a doubt."""
         self.require(state in self._known.get(step, ()), f"the state of step {step} is wrong")
         if (step, state) in self._now:
             self._now = {(step, state)}
-            if not self.faults.odds.store_older:  # else a late write may be there once more
+            if not self.faults.odds.store_older:  # else a late write may bring it back
                 self._keep()
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether there are several."""
+        """Whether there are several states."""
         return len(self._now) > 1
 
     def _keep(self) -> None:

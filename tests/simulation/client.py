@@ -1,4 +1,4 @@
-"""Owns a simulated client's steps: numbered, repeated, replayed; every answer is judged."""
+"""A simulated client's steps: numbered, repeated, replayed; it judges every answer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from simulation.network import Answer, Call, Destination, Network
 TIMEOUT_S = 1.0
 PATIENCE = 200
 BURST = 3
-FLUSHED_S = 2.0  # after which all is written, or known to be lost
+FLUSHED_S = 2.0  # after this time every write is done, or known to be lost
 
 
 class Stepper:
-    """One call at a time, but for bursts. `open` are its sessions, `closed` those that were."""
+    """Makes one call at a time, except for bursts. `open` and `closed` are its sessions."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Stepper:
         self.closed: list[Conversation] = []
 
     async def finish(self) -> None:
-        """All that was ever acked is there, or is sent again."""
+        """Checks that every acknowledged step is there, or is sent again."""
         for talk in list(self.open):
             try:
                 while (await self.check_state(talk)).step < talk.acked:
@@ -63,24 +63,26 @@ class Stepper:
                 self.open.remove(talk)
 
     async def resume(self, talk: Conversation) -> None:
-        """As a client does that was started again, and has only the id."""
+        """Resumes like a client that was restarted and has only the id."""
         session = await self._resumed(talk)
         if session is not None:
             talk.check_step(session.step)
 
     async def forget(self, talk: Conversation) -> None:
-        """As a client does that hears of a rollback, and has no inputs to send again: it goes on
-        from what is left, under numbers that were others'."""
+        """Goes on from what is left, like a client without its inputs that learns of a rollback.
+
+        The next numbers were those of other steps before.
+        """
         before, sent = talk.incarnation, talk.sent
         session = await self._resumed(talk)
         if session is not None:
             if session.incarnation == before and sent > session.step:
-                raise SessionOver  # steps of these numbers may still be on their way
+                raise SessionOver  # steps with these numbers may still be on their way
             self.faults.count["went on with other inputs"] += 1
             talk.forget(session.step)
 
     async def _resumed(self, talk: Conversation) -> Any:
-        """The session that goes on, perhaps under another incarnation; None: it is a new one."""
+        """The resumed session, perhaps with another incarnation; None if it is a new one."""
         talk.asked_s = now_s()
         request = open_request(talk, if_exists=pb.IF_EXISTS_RESUME)
         response = await self.until_answered(talk, "open", request, careful=True)
@@ -100,14 +102,14 @@ class Stepper:
 
     @staticmethod
     def _is_successor(talk: Conversation, session: Any) -> bool:
-        """Whether an attempt whose answer was lost may have opened it when the old one was over."""
+        """Whether an attempt whose answer was lost may have opened it after the old one's end."""
         is_from_zeros = session.incarnation != talk.incarnation and session.step == 0
         return is_from_zeros and talk.may_be_over(talk.seen())
 
     async def call(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False
     ) -> Answer:
-        """One attempt; None when there is no answer in time."""
+        """Makes one attempt. Returns None if no answer comes in time."""
         if self.faults.happens("rerouted"):
             index = self.random.randrange(len(self._servers))
         else:
@@ -141,7 +143,7 @@ class Stepper:
     def _judge(
         self, talk: Conversation, number: int, answer: Answer, seen: Seen | None = None
     ) -> int:
-        """The number to send next."""
+        """Judges an answer. Returns the number to send next."""
         if answer is None:
             return number
         if isinstance(answer, ServeError):
@@ -153,7 +155,7 @@ class Stepper:
         await self._until_applied(talk, talk.add_input(random_rows(self.faults)))
 
     async def burst(self, talk: Conversation) -> None:
-        """Several steps on the way at once; what a refusal says is as old as its call."""
+        """Sends several steps at once; judges refusals by what it knew when it sent them."""
         seen = talk.seen()
         numbers = [talk.add_input(random_rows(self.faults)) for _ in range(BURST)]
         answers = await asyncio.gather(
@@ -164,7 +166,7 @@ class Stepper:
         await self._until_applied(talk, numbers[-1], numbers[0])
 
     async def step_many(self, talk: Conversation) -> None:
-        """One step of each session of a model, in one message."""
+        """Steps each session of a model once, in one message."""
         talks = [each for each in self.open if each.model == talk.model]
         numbers = [each.add_input(random_rows(self.faults)) for each in talks]
         xs = [each.x(number) for each, number in zip(talks, numbers, strict=True)]
@@ -197,7 +199,7 @@ class Stepper:
     async def until_answered(
         self, talk: Conversation, method: str, request: Any, *, careful: bool = False
     ) -> Any:
-        """The first answer that is no reason to repeat: a response, or an error."""
+        """Repeats the call until an answer is no reason to. Returns a response, or an error."""
         for _ in range(PATIENCE):
             answer = await self.call(talk, method, request, careful=careful)
             if answer is not None and not isinstance(answer, REPEAT):
@@ -218,7 +220,7 @@ class Stepper:
 
 
 def open_request(talk: Conversation, **fields: Any) -> pb.OpenSessionRequest:
-    """Of the talk's id and model."""
+    """The request to open a session with the talk's id and model."""
     ttl = Duration(seconds=int(talk.ttl_s))
     return pb.OpenSessionRequest(model=talk.model, session_id=talk.name, ttl=ttl, **fields)
 

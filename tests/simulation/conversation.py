@@ -1,4 +1,4 @@
-"""Owns what one client knows of one session, and the oracle that its replies are held to."""
+"""What one client knows of one session, and the oracle that checks its replies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REPEAT = (
 
 
 class Seen(NamedTuple):
-    """What a client knew when it sent a call, by which the answer is judged."""
+    """What a client knew when it sent a call; the answer is judged by it."""
 
     floor: int  # the last step that no crash may take back
     renewed_s: float  # the session's time cannot have begun earlier
@@ -52,11 +52,11 @@ class Seen(NamedTuple):
 
 
 class SessionOver(Exception):
-    """Its time ran out, rightly."""
+    """The session expired, and rightly so."""
 
 
 class RolledBack(Exception):
-    """Acked steps were taken back, and the client has kept none of their inputs."""
+    """Acknowledged steps were lost, and the client has kept none of their inputs."""
 
 
 class Conversation:
@@ -66,7 +66,7 @@ class Conversation:
     be stored, `sent` the highest number ever sent.
     """
 
-    is_forgetful = False  # keeps no inputs of acked steps: it cannot send them again
+    is_forgetful = False  # whether it keeps no inputs of acknowledged steps to send again
 
     def __init__(self, faults: Faults, name: str, model: str, ttl_s: float, behind: bool) -> None:
         self.faults = faults
@@ -79,9 +79,9 @@ class Conversation:
         self.begin(0, ZERO_STATE)
 
     def begin(self, step: int, state: bytes) -> None:
-        """A new life from this state."""
+        """Begins a new life from this state."""
         self.base = self.acked = self.sent = self.durable_step = step
-        self._left = step  # the last step that is not known to be taken back
+        self._left = step  # the last step that may not have been lost
         self.incarnation = 0
         self.inputs: list[bytes] = []
         self.outputs: list[bytes] = []
@@ -89,20 +89,20 @@ class Conversation:
         self.first_sent_s = {step: self.asked_s}
 
     def opened(self, session: Any) -> None:
-        """It is open: a new life's first answer."""
+        """Notes the first answer of a new life: the session is open."""
         self.incarnation = session.incarnation
 
     def seen(self) -> Seen:
-        """As of now."""
+        """What the client knows now."""
         floor = self.durable_step if self._is_behind else self.acked
-        # Behind a store that fails the session's key, its time runs from the last step stored.
+        # If a store that is written behind fails the key, its time runs from the last step stored.
         renewing = min(self._left, self.durable_step) if self._is_behind else self._left
         if self.faults.is_store_older:
             floor = self.base
         return Seen(floor, self.first_sent_s.get(renewing, 0.0), self.acked)
 
     def add_input(self, x: bytes) -> int:
-        """The next step's rows; returns its number."""
+        """Adds the rows of the next step. Returns its number."""
         state, out = self.states[-1], []
         for i in range(0, len(x), 4):
             state, y = advance(self.model.encode(), state, x[i : i + 4])
@@ -113,17 +113,17 @@ class Conversation:
         return self.base + len(self.inputs)
 
     def x(self, number: int) -> bytes:
-        """The rows of a step; it is being sent."""
+        """The rows of a step, which is sent now."""
         self.sent = max(self.sent, number)
         self.first_sent_s.setdefault(number, now_s())
         return self.inputs[number - self.base - 1]
 
     def state(self, number: int) -> bytes:
-        """The chain after this step."""
+        """The chain's state after this step."""
         return self.states[number - self.base]
 
     def applied(self, number: int, step: int, y: bytes, durable_step: int) -> int:
-        """A reply to step `number`: it is the oracle's, bit for bit. Returns the next number."""
+        """Checks a reply to step `number` bit for bit. Returns the next number."""
         wanted = self.outputs[number - self.base - 1]
         self.require(step == number, f"step {number} was answered as {step}")
         self.require(y == wanted, f"step {number} has a wrong y")
@@ -134,7 +134,7 @@ class Conversation:
         return number + 1
 
     def judge(self, number: int, error: ServeError, seen: Seen) -> int:
-        """A refusal of step `number`: may it be said? Returns the number to send next."""
+        """Checks whether a refusal of step `number` is allowed. Returns the number to send next."""
         if isinstance(error, REPEAT):
             return number
         if isinstance(error, StepGap):
@@ -155,18 +155,18 @@ class Conversation:
         raise SessionOver
 
     def may_be_over(self, seen: Seen) -> bool:
-        """Whether its time may have run out, or its store has forgotten it."""
+        """Whether the session may have expired, or its store has forgotten it."""
         return self.faults.is_store_older or now_s() >= seen.renewed_s + self.ttl_s
 
     def check_ended(self, error: ServeError, seen: Seen) -> None:
-        """The session is said to be no more: only its time may have run out."""
+        """Checks an error that ends the session: only its time may have run out."""
         is_ending = isinstance(error, SessionLost | SessionExpired | SessionNotFound)
         if self.faults.is_store_older:  # an older life of the id may be there again
             is_ending |= isinstance(error, SessionReplaced | SessionClosed)
         self.require(self.may_be_over(seen) and is_ending, f"{type(error).__name__}: {error}")
 
     def forget(self, step: int) -> None:
-        """It goes on from this step, which is the last, with other inputs."""
+        """Goes on from this step, which is the last, with other inputs."""
         self.require(self.seen().floor <= step <= self.sent, f"the last step is told as {step}")
         kept = step - self.base
         del self.inputs[kept:], self.outputs[kept:], self.states[kept + 1 :]
@@ -174,11 +174,11 @@ class Conversation:
         self.first_sent_s = {n: time_s for n, time_s in self.first_sent_s.items() if n <= step}
 
     def check_step(self, step: int) -> None:
-        """What a server says is the last step, while nothing new is on the way."""
+        """Checks a server's last step, while no new step is on its way."""
         self.require(self.seen().floor <= step <= self.acked, f"the last step is told as {step}")
 
     def check_state(self, h: bytes, c: bytes, step: int) -> None:
-        """An exported or stored state."""
+        """Checks an exported or stored state."""
         self.check_step(step)
         self.require(state_of(h, c) == self.state(step), f"the state of step {step} is wrong")
 

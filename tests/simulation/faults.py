@@ -1,4 +1,4 @@
-"""What goes wrong in a run, how often, and the count of it. Every choice is the seed's."""
+"""What goes wrong in a run, how often, and how often it did. The seed makes every choice."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Odds:
-    """Of each thing, per occasion it has."""
+    """The probability of each fault, per occasion."""
 
     lost: float  # a packet
-    repeated: float  # a request, once more, soon or after later steps
+    repeated: float  # a request is sent once more, soon or after later steps
     late: float  # a packet, by seconds
     cancelled: float  # the server hears that a client gave up
     rerouted: float  # a stale router picks any server
     store_slow: float
     store_lost_request: float
     store_lost_reply: float
-    store_cut: float  # a part of the writes is done, with its reply or none
+    store_cut: float  # a part of the writes is done, with or without a reply
     store_key_refused: float  # one write of a call
     store_key_lost: float  # the answer to one write of a call
     store_key_unread: float  # one key of a load
@@ -61,12 +61,12 @@ HIGHEST = Odds(
     outages=0.1,
     store_older=0.8,
 )
-ORDERLY = Odds(*(0.0 for _ in fields(Odds)))  # nothing is ever lost, or taken without a word
-OLDER = 0.25  # of the seeds have a store that may go back
+ORDERLY = Odds(*(0.0 for _ in fields(Odds)))  # nothing is ever lost or rolled back
+OLDER = 0.25  # the share of seeds whose store may go back
 
 
 class Faults:
-    """The seed's dice. Each run has some kinds of fault, rarely or often, and none of others."""
+    """The seed's dice. Each run has some kinds of fault, rare or frequent, and no others."""
 
     def __init__(self, seed: int, *, is_orderly: bool = False) -> None:
         self.random = Random(seed)
@@ -74,13 +74,13 @@ class Faults:
         self.violations: list[str] = []
         self.is_calm = False
         self.is_noted = False
-        self.is_store_older = False  # whether it went back at least once
+        self.is_store_older = False  # whether the store went back at least once
         share = self.random.choice
         odds = Odds(*(share((0, 0.3, 1)) * getattr(HIGHEST, each.name) for each in fields(Odds)))
         self.odds = replace(ORDERLY, drains=HIGHEST.drains) if is_orderly else self._apart(odds)
 
     def _apart(self, odds: Odds) -> Odds:
-        """A store that goes back, or servers that end: nothing is promised of both at once."""
+        """Either the store may go back, or servers may end: nothing is promised of both at once."""
         if self.random.random() >= OLDER:
             return replace(odds, store_older=0.0)
         return replace(
@@ -88,7 +88,7 @@ class Faults:
         )
 
     def happens(self, name: str) -> bool:
-        """Whether it does, now."""
+        """Whether the fault happens now."""
         odds: float = getattr(self.odds, name)
         return not self.is_calm and odds > 0 and self.random.random() < odds
 
@@ -99,13 +99,13 @@ class Faults:
         return self.random.uniform(0.001, 0.02)
 
     def store_delay_s(self) -> float:
-        """How long the store's line takes, one way."""
+        """How long a message between server and store is under way, one way."""
         if self.happens("store_slow"):
             return self.random.uniform(0.05, 1.0)
         return self.random.uniform(0.0005, 0.003)
 
     def note(self, *words: object) -> None:
-        """One line of the run's story, when a single seed is looked at."""
+        """Prints one line about the run, if it is the run of a single seed."""
         if self.is_noted:
             print(f"{now_s() - START_S:9.4f}", *(str(word)[:200] for word in words))
 

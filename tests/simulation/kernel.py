@@ -1,6 +1,6 @@
-"""Owns the fake model, whose state is a hash chain: any y tells all the inputs that led to it.
+"""The fake model, whose state is a hash chain: any y shows all the inputs that led to it.
 
-Pool and kernel have the real interfaces, and the real free list; only the arithmetic is a hash.
+Pool and kernel have the real interfaces and the real free list; only the arithmetic is a hash.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def state_of(h: bytes, c: bytes) -> bytes:
 
 
 class HashPool(Pool):
-    """As Pool, in numpy; takes and gives slots as the real one does."""
+    """A Pool in numpy; it takes and gives slots like the real one."""
 
     def __init__(self, slots: int) -> None:
         self.layout = LstmLayout(LSTM)
@@ -65,20 +65,20 @@ class HashPool(Pool):
 
 
 class HashKernel(Kernel):
-    """As Kernel, inline. A batch fails with odds `failing`, and so may its rows one by one."""
+    """A Kernel that runs inline. A batch fails with probability `failing`, so do single rows."""
 
     def __init__(self, pool: HashPool, salt: bytes, random: Random, failing: float) -> None:
         self._pool_states = pool.states
         self._salt = salt
         self._random = random
         self._failing = failing
-        self.cost = Cost()  # little enough to run on the loop
+        self.cost = Cost()  # small enough to run on the loop
         self.is_exact = True
 
     def run(
         self, x: npt.NDArray[Any], lengths: npt.NDArray[np.int32], read: Slots, write: Slots
     ) -> npt.NDArray[np.float32]:
-        """As Kernel.run: all reads, then all writes; of a failed run the writes are garbage."""
+        """Reads all rows, then writes all; a failed run writes garbage."""
         states = self._pool_states
         assert len(set(write.tolist())) == write.size
         assert INITIAL < int(write.min()) <= int(write.max()) < len(states)
@@ -100,7 +100,7 @@ class HashKernel(Kernel):
 def make_model(
     name: str, sessions_max: int, config: Config, random: Random, failing: float
 ) -> Model:
-    """A model with room for so many sessions; its name salts its chains."""
+    """A model with room for `sessions_max` sessions; its name salts its chains."""
     pool = HashPool(slots_for(sessions_max, config))
     return Model(
         name=name,

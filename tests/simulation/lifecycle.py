@@ -1,4 +1,4 @@
-"""Owns a simulated client's sessions: opened, resumed, forked, exported, replaced, closed."""
+"""A simulated client's sessions: opened, resumed, forked, exported, replaced, closed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from simulation.server import MODELS
 SESSIONS_MAX = 4
 GONE = (SessionClosed, SessionExpired, SessionLost, SessionReplaced)
 LONG_S, SHORT_S = 3600.0, 4.0
-FORGETFUL = 0.3  # of the sessions are of clients that keep no inputs
+FORGETFUL = 0.3  # of the sessions belong to clients that keep no inputs
 
 
 class Client(Stepper):
-    """Random actions, each of which ends with certainty about its session."""
+    """Makes random actions; after each one the client knows the state of its session."""
 
     opens = 0
 
     async def run(self, count: int) -> None:
-        """So many actions."""
+        """Makes `count` actions."""
         for _ in range(count):
             if not self.open:
                 with contextlib.suppress(SessionOver):
@@ -60,13 +60,13 @@ class Client(Stepper):
             self._end(talk)
 
     async def open_new(self) -> None:
-        """A session from zeros."""
+        """Opens a session from zeros."""
         talk = self._talk(self.random.choice(MODELS))
         session = await self._opened(talk)
         talk.check_step(session.step)
 
     async def fork(self, talk: Conversation) -> None:
-        """A second future of its present."""
+        """Forks the session."""
         if len(self.open) == SESSIONS_MAX:
             return
         copy = self._talk(talk.model)
@@ -76,7 +76,7 @@ class Client(Stepper):
         copy.opened(session)
 
     async def carry(self, talk: Conversation) -> None:
-        """Export and import under another id."""
+        """Exports the session, and imports it under another id."""
         state = await self.check_state(talk)
         if len(self.open) < SESSIONS_MAX:
             copy = self._talk(talk.model)
@@ -85,7 +85,7 @@ class Client(Stepper):
             await self._opened(copy, state=state)
 
     async def restart(self, talk: Conversation) -> None:
-        """A new life of the id, from zeros; not where the store may have the older life again."""
+        """Begins a new life of the id from zeros, unless the store may bring the old life back."""
         if self.faults.odds.store_older:
             return
         talk.asked_s = now_s()
@@ -93,12 +93,12 @@ class Client(Stepper):
         await self._opened(talk, if_exists=pb.IF_EXISTS_RESTART)
 
     async def close(self, talk: Conversation) -> None:
-        """For good; a step that comes afterwards is told so."""
+        """Closes the session; later steps must be refused."""
         request = pb.CloseSessionRequest(session_id=talk.name, incarnation=talk.incarnation)
         response = await self.until_answered(talk, "close", request)
         if isinstance(response, ServeError):
-            # An earlier attempt may have closed it, of which another server knows nothing: there
-            # it was lost, or expired long ago. Or it is one whose open was given up, and late.
+            # An earlier attempt may have closed it; another server does not know that, and finds it
+            # lost or expired. Or this is a session whose open was given up, and came late.
             talk.require(isinstance(response, GONE), repr(response))
         else:
             talk.check_step(response.step)
@@ -106,7 +106,7 @@ class Client(Stepper):
         self.closed.append(talk)
 
     async def nap(self, talk: Conversation) -> None:
-        """Long enough for a short session to expire."""
+        """Waits, often long enough for a short session to expire."""
         await pass_time(self.random.uniform(0, 1.5 * SHORT_S))
 
     def _talk(self, model: str) -> Conversation:
@@ -121,7 +121,7 @@ class Client(Stepper):
     async def _opened(
         self, talk: Conversation, *, source: Conversation | None = None, **fields: Any
     ) -> Any:
-        """The session, once it is open. Who does not know whether it is resumes it."""
+        """Opens the session, or resumes it if it may be open already. Returns it."""
         request_id = f"{talk.name}-{self.random.getrandbits(32)}"
         request = open_request(talk, request_id=request_id, **fields)
         response = await self.until_answered(talk, "open", request, careful=True)
@@ -132,9 +132,9 @@ class Client(Stepper):
                 raise SessionOver  # this may be another one, opened by an attempt in between
             if not isinstance(response, ServeError):
                 is_open = not response.created or self.faults.is_store_older
-                talk.require(is_open, "an open session was opened anew")
+                talk.require(is_open, "an open session was opened again")
         if isinstance(response, ServeError):
-            # A fork may be over before its first answer, as its source may.
+            # A fork may expire before its first answer, and so may its source.
             ended = talk if source is None or talk.may_be_over(talk.seen()) else source
             ended.check_ended(response, ended.seen())
             raise SessionOver

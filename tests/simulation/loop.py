@@ -1,6 +1,6 @@
-"""Owns virtual time: an event loop without I/O whose clock jumps to the next timer.
+"""Virtual time: an event loop without I/O whose clock jumps to the next timer.
 
-Nothing in it depends on the machine, so a seed always gives the same run.
+It does not depend on the machine, so a seed always gives the same run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ WALL_NS = 1_700_000_000 * 10**9
 
 
 class Deadlock(Exception):
-    """Everybody waits for somebody."""
+    """All tasks wait for each other."""
 
 
 class _Jump:
-    """In place of a selector: waiting is moving the clock."""
+    """Replaces a selector: it waits by moving the clock."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -34,7 +34,7 @@ class _Jump:
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """`now_s` is its time, and moves only when nothing is left to do at it."""
+    """`now_s` is its time, and moves only when nothing is left to do at that time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,18 +47,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.now_s
 
     def run_in_executor(self, *_: object) -> NoReturn:
-        """Threads have no virtual time."""
+        """Refuses: threads have no virtual time."""
         raise AssertionError("the simulation has one thread")
 
     def _process_events(self, events: list[Any]) -> None:
         assert not events
 
     def _write_to_self(self) -> None:
-        """Nobody sleeps in a selector."""
+        """Does nothing: the loop never blocks in a selector."""
 
 
 def run(main: Coroutine[Any, Any, Any], on_error: Callable[[str], None]) -> None:
-    """Runs it on a loop of its own; `on_error` is told of what nobody else was."""
+    """Runs it on a new loop; calls `on_error` with errors that nothing else handled."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.get_loop().set_exception_handler(
             lambda _, context: on_error(f"{context['message']}: {context.get('exception')!r}")
@@ -72,7 +72,7 @@ def now_s() -> float:
 
 
 def clock(skew_ns: int) -> Callable[[], Now]:
-    """A machine's clocks; its wall clock is wrong by so much."""
+    """A machine's clocks; its wall clock is wrong by `skew_ns`."""
     loop = asyncio.get_running_loop()
 
     def read() -> Now:
@@ -83,7 +83,7 @@ def clock(skew_ns: int) -> Callable[[], Now]:
 
 
 async def pass_time(seconds: float) -> None:
-    """Until so much virtual time is over."""
+    """Waits until `seconds` of virtual time are over."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     timer = loop.call_later(seconds, over.set)

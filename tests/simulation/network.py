@@ -1,4 +1,4 @@
-"""Owns the packets between clients and servers: lost, late, repeated, out of order, both ways."""
+"""The packets between clients and servers: lost, late, repeated, out of order, both ways."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Pipeline:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One attempt of a client. A `careful` one is neither lost nor repeated, and waits its time:
+    """One attempt of a client.
 
-    the calls that the protocol does not number.
+    A `careful` one is neither lost nor repeated, and waits for its answer: the calls that the
+    protocol does not number are careful.
     """
 
     method: str
@@ -48,7 +49,7 @@ class Call:
         return f"{self.method}({text_format.MessageToString(self.request, as_one_line=True)})"
 
     def answer(self, answer: Answer) -> None:
-        """The first answer counts."""
+        """Takes the first answer, and ignores the others."""
         if not self.reply.done():
             self.reply.set_result(answer)
 
@@ -57,31 +58,31 @@ class Destination(Protocol):
     """A server's address."""
 
     def receive(self, call: Call) -> None:
-        """A request, perhaps not for the first time."""
+        """Takes a request, perhaps not for the first time."""
 
     def forget(self, call: Call) -> None:
-        """The client does not wait any more."""
+        """Learns that the client does not wait any more."""
 
 
 class Network:
-    """Between everybody."""
+    """Carries messages between clients and servers."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
 
     def request(self, call: Call, server: Destination) -> None:
-        """From a client."""
+        """Sends a request to a server."""
         self._send(call.careful, lambda: server.receive(call))
         if not call.careful and self._faults.happens("repeated"):
             delay_s = self._faults.random.uniform(0.0, 3.0)
             self._after(delay_s, lambda: self._repeat(call, server))
 
     def respond(self, call: Call, answer: Answer) -> None:
-        """From a server."""
+        """Sends an answer to a client."""
         self._send(call.careful, lambda: call.answer(answer))
 
     def give_up(self, call: Call, server: Destination) -> None:
-        """The client cancels its call; the server may hear of it."""
+        """Cancels a client's call; the server may learn of it."""
         if self._faults.happens("cancelled"):
             self._send(False, lambda: server.forget(call))
 

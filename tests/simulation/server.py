@@ -1,4 +1,4 @@
-"""Owns a simulated server: real engines and servicers, one life after the other."""
+"""A simulated server: real engines and servicers, one life after the other."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ class Sums:
         self.opened_count = self.closed_count = 0
 
     def model(self, name: str, version: int) -> Sums:
-        """One for all."""
+        """Returns itself, for every model."""
         return self
 
     def opened(self, source: str) -> None:
-        """One session more."""
+        """Counts a session that began."""
         self.opened_count += 1
         self._faults.count["loads"] += source == "load"
 
     def closed(self, reason: str, count: int = 1) -> None:
-        """So many fewer."""
+        """Counts sessions that ended."""
         self.closed_count += count
         self._faults.count["evictions"] += reason == "evicted"
 
     def ignore(self, *_: object, **__: object) -> None:
-        """What the simulation does not look at."""
+        """Ignores what the simulation does not check."""
 
     batch = steps = steps_of = failed = replayed = rpc = ignore
 
@@ -110,23 +110,23 @@ class Life:
         self._driving.add_done_callback(self._ended)
 
     async def awake(self) -> None:
-        """As Line.awake."""
+        """Waits until the process runs; for ever if it is dead."""
         while self.is_dead or not self._is_awake.is_set():
             await (asyncio.Event() if self.is_dead else self._is_awake).wait()
 
     def pause(self, seconds: float) -> None:
-        """Stands still so long."""
+        """Stops the process for `seconds`."""
         self._is_awake.clear()
         asyncio.get_running_loop().call_later(seconds, self._is_awake.set)
 
     def crash(self) -> None:
-        """At any moment."""
+        """Crashes the process."""
         if not self.is_dead:
             self.faults.count["crashes"] += 1
             self.exit()
 
     def exit(self) -> None:
-        """Nothing that happens in it is seen by anybody from now on."""
+        """Ends the process: nothing that happens in it has an effect outside any more."""
         self.is_dead = True
         self._driving.cancel()
         for call in self.tasks.values():
@@ -138,17 +138,17 @@ class Life:
             self.faults.violations.append(f"the engine died of {driving.exception()!r:.200}")
 
     async def drain(self, timeout_s: float) -> None:
-        """Ends in order. What is left is checked."""
+        """Ends in order, and checks what is left."""
         await self.engine.close(timeout_s)
         await self._driving
         if not self.is_dead:
             self.check()
 
     def check(self) -> None:
-        """After the drain: everything has one owner, and the books balance."""
+        """Checks after the drain that everything has one owner, and that the counts agree."""
         engine = self.engine
         engine.check_integrity()
-        is_free = not self._pending.held or bool(self.tasks)  # who is answered may not know it yet
+        is_free = not self._pending.held or bool(self.tasks)  # a client may not have its answer yet
         self.faults.require(is_free, "bytes are held for ever")
         phase = engine.table.phase
         self.faults.require(not self._tenant.pending_steps, "a step is counted for ever")
@@ -165,7 +165,7 @@ class Life:
         task.add_done_callback(self.tasks.pop)
 
     def forget(self, call: Call) -> None:
-        """As grpc.aio does: the handler is cancelled."""
+        """Cancels the call's task."""
         for task, each in list(self.tasks.items()):
             if each is call:
                 self.faults.count["handlers cancelled"] += 1
@@ -194,7 +194,7 @@ class Life:
         return response
 
     async def _stream(self, pipeline: Any) -> Any:
-        """By tag: native replies of one session may overtake each other."""
+        """The replies, sorted by tag: native replies of one session may overtake each other."""
         for tag, each in enumerate(pipeline.steps, start=1):
             each.tag = tag
         sender = Sender()
@@ -238,7 +238,7 @@ def rows(values: bytes) -> Any:
 
 
 def _error(status: Any) -> ServeError:
-    """What the engine raised, from the status that the server made of it."""
+    """The error that the engine raised, from the status that the server made of it."""
     info = ErrorInfo()
     assert any(detail.Unpack(info) for detail in status.details), "an error without a reason"
     return ERRORS[info.reason](status.message, metadata=dict(info.metadata))

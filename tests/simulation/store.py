@@ -1,7 +1,7 @@
 """The fake store: the real compare-and-set on a dict, behind a line that loses and delays.
 
-The odds say what is refused, lost or applied late, whole calls and single keys; store.py says what
-a write means.
+The odds say what is refused, lost or applied late, of whole calls and of single keys; store.py says
+what a write means.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 class Shelf:
-    """What all servers share: key -> (record, when it is gone). `durable` outlives deletion."""
+    """The records that all servers share: key -> (record, when it expires)."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -39,12 +39,12 @@ class Shelf:
         self.is_down = False
 
     def load(self, key: str) -> bytes | None:
-        """The live record."""
+        """The record that has not expired."""
         content, expiry_s = self.records.get(key, (None, 0.0))
         return content if expiry_s > now_s() else None
 
     def go_back(self, older: dict[str, tuple[bytes, float]]) -> None:
-        """To a copy of itself, as a replica has it that becomes the store."""
+        """Goes back to an older copy, like a replica that becomes the store."""
         if older != self.records:
             self.faults.note("store", "is older")
             self.faults.is_store_older = True
@@ -52,7 +52,7 @@ class Shelf:
             self.records = older
 
     def write(self, write: Write) -> Written:
-        """One compare-and-set."""
+        """Makes one compare-and-set."""
         content = self.load(write.key)
         found = None if content is None else version_of(content)
         self.faults.note(
@@ -75,7 +75,7 @@ class Shelf:
         return None if found == expected else refusal(expected, found)
 
     def _check(self, found: Version | None, new: Version) -> None:
-        """Nobody takes a session back: neither its owner's number nor its step."""
+        """Checks that no write takes a session back, in its owner's number or its step."""
         if found is not None and found.incarnation == new.incarnation:
             self.faults.require(found.epoch <= new.epoch, f"epoch went back: {found} -> {new}")
             self.faults.require(found.step <= new.step, f"durable went back: {found} -> {new}")
@@ -85,7 +85,7 @@ class Line(Protocol):
     """The server at this end of the line."""
 
     async def awake(self) -> None:
-        """Until the process runs; for ever, when it is dead."""
+        """Waits until the process runs; for ever if it is dead."""
 
     def crash(self) -> None:
         """Kills it."""
@@ -100,7 +100,6 @@ class StoreLine:
         self._server = server
 
     async def load(self, keys: Sequence[str]) -> list[LoadOutcome]:
-        """As Store.load."""
         try:
             return await self._exchange(lambda: [self._load(key) for key in keys])
         except (StoreUnavailable, StoreTimeout) as error:
@@ -113,7 +112,7 @@ class StoreLine:
         return self._shelf.load(key)
 
     def _write(self, write: Write) -> WriteOutcome:
-        """One write of a call; of this one alone the answer may be no, or be lost."""
+        """Makes one write of a call; it alone may be refused, or its answer lost."""
         faults = self._faults
         if faults.happens("store_key_refused"):
             faults.count["store keys refused"] += 1
@@ -126,14 +125,14 @@ class StoreLine:
         return StoreTimeout("the key's answer was lost")
 
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """As Store.put; may arrive long after the caller has given up, or is dead."""
+        """Makes the writes, perhaps long after the caller has given up or died."""
         try:
             return await self._put(writes)
         except (StoreUnavailable, StoreTimeout) as error:
             return [error.with_traceback(None)] * len(writes)
 
     async def _put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """Raises StoreUnavailable and StoreTimeout where all writes met that."""
+        """Raises StoreUnavailable and StoreTimeout if that happened to all writes."""
         faults = self._faults
 
         def apply() -> list[WriteOutcome] | None:
@@ -156,14 +155,14 @@ class StoreLine:
         return await self._exchange(apply)
 
     async def quarantine(self, key: str, content: bytes) -> None:
-        """Nothing here is ever corrupt."""
+        """Does nothing: no record is ever corrupt here."""
         raise AssertionError(f"{key} was found corrupt")
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is held."""
 
     async def _exchange(self, work: Callable[[], Result | None]) -> Result:
-        """There and back. Raises StoreUnavailable when it was not sent, StoreTimeout after."""
+        """Sends work there and back. Raises StoreUnavailable, or StoreTimeout if it was sent."""
         faults = self._faults
         await self._server.awake()
         if self._shelf.is_down:

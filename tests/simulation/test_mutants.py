@@ -1,4 +1,4 @@
-"""The simulation sees what it is for: each planted fault of the product breaks some seed."""
+"""The simulation finds what it is for: each planted fault of the product breaks some seed."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def no_compare_and_set(patch: Patch) -> None:
 
 
 def no_epoch(patch: Patch) -> None:
-    """A load claims nothing."""
+    """A load claims no epoch."""
     patch.setattr(ownership, "replace", lambda record, **_: record)
 
 
 def gap_from_a_cached_copy(patch: Patch) -> None:
-    """The store is not asked before a refusal."""
+    """A refusal does not ask the store first."""
     patch.setattr(StoredLifecycle, "_may_mislead", lambda *_: False)
 
 
 def no_dedupe(patch: Patch) -> None:
-    """A repeated number is the next step."""
+    """A repeated number is applied as the next step."""
     accept = Ordering._accept_one
 
     def unnumbered(self: Any, request: Any, i: int) -> Any:
@@ -69,7 +69,7 @@ def no_dedupe(patch: Patch) -> None:
 
 
 def slot_released_twice(patch: Patch) -> None:
-    """A session that leaves gives its slot back, and again."""
+    """A session that leaves gives its slot back twice."""
     release = LiveSessions._release
 
     def twice(self: LiveSessions, row: int) -> None:
@@ -82,7 +82,7 @@ def slot_released_twice(patch: Patch) -> None:
 
 
 def h_and_c_swapped(patch: Patch) -> None:
-    """A loaded session has h for c."""
+    """A loaded session has h in place of c."""
     start = records.Records.start
 
     def swapped(self: Any, record: Any, model: Any) -> Any:
@@ -103,7 +103,7 @@ def reply_not_stored(patch: Patch) -> None:
 
 
 def lost_reply_taken_for_stored(patch: Patch) -> None:
-    """A step whose store reply was lost is acked."""
+    """A step whose store reply was lost is acknowledged."""
     put = WriteThrough._put
 
     async def trusting(self: Any, batch: Any, columns: Any, rows: Any, writes: Any) -> None:
@@ -125,7 +125,7 @@ def outcomes_of_neighbours(patch: Patch) -> None:
 
 
 def lost_keys_taken_for_stored(patch: Patch) -> None:
-    """Behind the store a key whose answer was lost counts as stored."""
+    """With write-behind a key whose answer was lost counts as stored."""
     flush = WriteBehind._flush_rows
 
     async def trusting(self: Any, model: Any, rows: Any, lives: Any) -> None:
@@ -148,7 +148,7 @@ def lost_keys_taken_for_stored(patch: Patch) -> None:
 
 
 def durable_before_it_is_stored(patch: Patch) -> None:
-    """Write-behind promises a step when it is on its way."""
+    """With write-behind a step counts as durable when it is on its way."""
     write = WriteBehind._write
 
     def early(self: Any, row: int, record: Any) -> Any:
@@ -160,7 +160,7 @@ def durable_before_it_is_stored(patch: Patch) -> None:
 
 
 def told_once_only(patch: Patch) -> None:
-    """The first unnumbered step of a suspect session is refused, the next one runs."""
+    """The first unnumbered step of a suspect session is refused, and the next one runs."""
     check = Ordering._check_trust
 
     def once(self: Any, row: int) -> None:
@@ -173,7 +173,7 @@ def told_once_only(patch: Patch) -> None:
 
 
 def released_not_cleared(patch: Patch) -> None:
-    """A claim leaves the record as the owner before has left it."""
+    """A claim leaves the record as its last owner left it."""
     claimed = ownership.Ownership._claimed
 
     def as_it_was(self: Any, record: Any, trust: int) -> Any:
@@ -183,7 +183,7 @@ def released_not_cleared(patch: Patch) -> None:
 
 
 def suspects_released(patch: Patch) -> None:
-    """A session whose client has not heard of a rollback is handed over as if nothing were."""
+    """A session whose client has not learned of a rollback is released like any other."""
     released = records.Records.released
 
     def without_doubt(self: Any, _: int, *, is_leaving: bool = False) -> Any:
@@ -198,7 +198,7 @@ def suspects_released(patch: Patch) -> None:
 
 
 def released_while_it_lives(patch: Patch) -> None:
-    """Every flush says that the owner has let go."""
+    """Every flush says that the owner has let go of the session."""
 
     def always(self: Any, trust: int, **_: bool) -> bool:
         return bool(trust == TRUSTED)
@@ -207,12 +207,12 @@ def released_while_it_lives(patch: Patch) -> None:
 
 
 def older_store_not_noticed(patch: Patch) -> None:
-    """What was here before is not compared with what the store has."""
+    """The copy of a session here is not compared with what the store has."""
     patch.setattr(PastSessions, "trust_of", lambda *_: None)
 
 
 def resumed_under_the_same_incarnation(patch: Patch) -> None:
-    """Who goes on from a step that was taken back is not told apart from who had it."""
+    """A session that goes on from a rolled-back step keeps its incarnation."""
 
     def trusting(self: Any, request: Any) -> bool:
         row = self._table.find(request.key)
@@ -251,7 +251,7 @@ MUTANTS = [
 def test_every_mutant_is_found(
     mutant: Callable[[Patch], None], mode: str, monkeypatch: Patch
 ) -> None:
-    """By the simulation alone, within seeds of which the long form has five times as many."""
+    """The simulation alone finds it, with a fifth of the seeds that the long form has."""
     mutant(monkeypatch)
     for seed in MUTANT_SEEDS:
         try:

@@ -1,6 +1,6 @@
-"""No seed breaks a promise: exactly-once, nothing acked lost, nobody hangs, the books balance.
+"""No seed breaks a promise: exactly-once, no acknowledged step lost, no call hangs, counts agree.
 
-`pytest tests/simulation --seed N` tells one seed's story; `--long` runs thousands.
+`pytest tests/simulation --seed N` prints one seed's story; `--long` runs thousands.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HAPPENED = (
 
 @pytest.fixture(autouse=True)
 def rare_collections() -> Iterator[None]:
-    """A third of the time went into looking for garbage among what was imported."""
+    """Collects garbage rarely: looking through all imported objects took a third of the time."""
     thresholds = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
@@ -49,7 +49,7 @@ def rare_collections() -> Iterator[None]:
 
 
 def run_all(seeds: Iterable[int], mode: str, *, is_noted: bool = False) -> Counter[str]:
-    """The sum of what happened. The seed that broke a promise is named."""
+    """The sum of what happened. An error names the seed that broke a promise."""
     total: Counter[str] = Counter()
     start_s = time.perf_counter()
     for seed in seeds:
@@ -68,7 +68,7 @@ def run_all(seeds: Iterable[int], mode: str, *, is_noted: bool = False) -> Count
 
 @pytest.mark.parametrize("mode", ["through", "behind"])
 def test_no_seed_breaks_a_promise(mode: str, request: pytest.FixtureRequest) -> None:
-    """Crashes, stale owners, lost and late packets and replies: every reply is the oracle's."""
+    """With crashes, stale owners, lost and late packets and replies every reply is the oracle's."""
     seed = request.config.getoption("--seed")
     if seed is not None:
         run_all([seed], mode, is_noted=True)
@@ -79,7 +79,7 @@ def test_no_seed_breaks_a_promise(mode: str, request: pytest.FixtureRequest) -> 
 
 
 def test_who_loses_nothing_is_told_of_no_rollback() -> None:
-    """Sessions that move out and come back, and those of servers that drain, go on unnumbered."""
+    """Sessions that move out and come back, and those of drained servers, go on without numbers."""
     total: Counter[str] = Counter()
     for seed in ORDERLY_SEEDS:
         total += simulate(seed, "behind", is_orderly=True)
@@ -92,12 +92,12 @@ def test_who_loses_nothing_is_told_of_no_rollback() -> None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("mode", ["through", "behind"])
 def test_no_seed_of_thousands_breaks_a_promise(mode: str) -> None:
-    """The same for as many seeds as rare faults need."""
+    """As many seeds as rare faults need break no promise."""
     print(f"seeds {LONG_SEEDS}")
     assert run_all(LONG_SEEDS, mode)["seeds"] == len(LONG_SEEDS)
 
 
 def test_a_seed_is_always_the_same_run() -> None:
-    """What happens depends on the seed alone, so that a broken promise can be looked at again."""
+    """A run depends on its seed alone, so that a broken promise can be looked at again."""
     for mode in ("through", "behind"):
         assert simulate(3, mode) == simulate(3, mode) != simulate(4, mode)

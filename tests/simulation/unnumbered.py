@@ -1,7 +1,7 @@
-"""Owns a simulated client that numbers no step, as stock Triton clients: it trusts every OK.
+"""A simulated client without step numbers, like stock Triton clients: it trusts every OK.
 
-It keeps no inputs, and sends no step again. A server must say that acknowledged steps are
-gone, before anything goes on from an older state.
+It keeps no inputs, and sends no step again. A server must report that acknowledged steps are lost,
+before the session goes on from an older state.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Unnumbered(Stepper):
     opens = 0
 
     async def run(self, count: int) -> None:
-        """So many actions."""
+        """Makes `count` actions."""
         self.talks: list[Belief] = []
         for _ in range(count):
             if not self.talks or (len(self.talks) < SESSIONS_MAX and self.random.random() < 0.2):
@@ -48,28 +48,28 @@ class Unnumbered(Stepper):
             await pass_time(self.random.uniform(0, 0.3))
 
     async def finish(self) -> None:
-        """What is left is known to its client."""
+        """Checks every session that is left."""
         for talk in list(self.talks):
             await self.look(talk)
 
     @property
     def _stays(self) -> bool:
-        """Whether its router leads it elsewhere only when a server is gone.
+        """Whether its router chooses another server only when a server is gone.
 
-        Behind a store no other client is safe without incarnations, or without opening its session
-        again: a server that it comes back to may not know yet that the session was elsewhere.
+        With a store that is written behind, only such a client is safe without incarnations and
+        without opening its session again: a server may not know yet that the session was elsewhere.
         """
         return not self.is_behind or not self.faults.odds.rerouted
 
     async def open_new(self) -> None:
-        """A session from zeros."""
+        """Opens a session from zeros."""
         self.opens += 1
         talk = Belief(self.faults, f"{self.name}-{self.opens}", self.random.choice(MODELS))
         await self._open(talk, pb.IF_EXISTS_RESTART)
         self.talks.append(talk)
 
     async def restart(self, talk: Belief) -> None:
-        """A new life of the id; of another id where the store may have the older life again."""
+        """Begins a new life of the id, or of another id if the store may bring the old one back."""
         if self.faults.odds.store_older:
             self.talks.remove(talk)
             await self.open_new()
@@ -78,7 +78,7 @@ class Unnumbered(Stepper):
         await self._open(talk, pb.IF_EXISTS_RESTART)
 
     async def resume(self, talk: Belief) -> None:
-        """Goes on from what there is."""
+        """Resumes the session, and goes on from what is left."""
         session = await self._open(talk, pb.IF_EXISTS_RESUME)
         talk.told(session.step)
 
@@ -90,7 +90,7 @@ class Unnumbered(Stepper):
             if_exists=if_exists,
         )
         response: Any = SessionExists("not asked yet")
-        while isinstance(response, SessionExists):  # as said when the store goes back meanwhile
+        while isinstance(response, SessionExists):  # the answer if the store goes back meanwhile
             response = await self.until_answered(talk, "open", request, careful=True)
         talk.require(not isinstance(response, ServeError), f"opening: {response!r}")
         session = response.session
@@ -105,13 +105,13 @@ class Unnumbered(Stepper):
         talk.require(reason in GONE and self.faults.is_store_older, f"ended: {reason}")
 
     async def step(self, talk: Belief) -> None:
-        """One call."""
+        """Makes one step by a call."""
         x = random_rows(self.faults)
         answer: Any = await self.call(talk, "step", self._request(talk, x), careful=True)
         await self._judge(talk, [x], [answer])
 
     async def pipelined(self, talk: Belief) -> None:
-        """Many steps on one stream, none of which waits for the reply to another."""
+        """Sends many steps on one stream, none of which waits for the reply to another."""
         count = self.random.randint(2, PIPELINED_MAX)
         xs = [random_rows(self.faults) for _ in range(count)]
         request = Pipeline([self._request(talk, x) for x in xs])
@@ -119,7 +119,7 @@ class Unnumbered(Stepper):
         await self._judge(talk, xs, [None] * count if answers is None else answers)
 
     async def many(self, talk: Belief) -> None:
-        """One step of each session of a model and server, in one message."""
+        """Steps each session of a model and server once, in one message."""
         alike = (talk.model, talk.home)
         talks = [each for each in self.talks if (each.model, each.home) == alike]
         xs = [random_rows(self.faults) for _ in talks]
@@ -136,7 +136,7 @@ class Unnumbered(Stepper):
             await self._judge(each, [x], [answer])
 
     async def look(self, talk: Belief) -> None:
-        """What it exports is known; to look changes nothing."""
+        """Exports the state, which the client must know; to export changes nothing."""
         request = pb.GetStateRequest(session_id=talk.name, incarnation=talk.incarnation)
         response = await self.until_answered(talk, "state", request, careful=True)
         if isinstance(response, ServeError):
@@ -156,7 +156,7 @@ class Unnumbered(Stepper):
         return self._stays and self.random.random() < 0.5
 
     async def _judge(self, talk: Belief, xs: Sequence[bytes], answers: Sequence[Any]) -> None:
-        """Of steps of one session that were sent together, in their order."""
+        """Judges the answers to steps of one session that were sent together, in their order."""
         rolled_back_to: int | None = None
         for x, answer in zip(xs, answers, strict=True):
             reason, metadata = _refusal(answer)
@@ -185,9 +185,9 @@ class Unnumbered(Stepper):
             self.talks.remove(talk)
 
     async def _told(self, talk: Belief, step: int) -> None:
-        """Steps may have been taken back: it opens its session again, or numbers the next step,
+        """Reacts to a rollback.
 
-        or has not understood and sends more.
+        The client opens its session again, or numbers the next step, or ignores it and sends more.
         """
         self.faults.count["told of a rollback"] += 1
         self.faults.note(talk.name, "hears of a rollback to", step)
@@ -203,7 +203,7 @@ class Unnumbered(Stepper):
             await pass_time(self.random.uniform(0, 3))
 
     async def _number(self, talk: Belief, step: int) -> None:
-        """A numbered step: where it is applied, the client knows what it went on from."""
+        """Makes a numbered step: if it is applied, the client knows what it went on from."""
         x = random_rows(self.faults)
         request = self._request(talk, x)
         request.step, request.incarnation = step + 1, talk.incarnation
@@ -219,9 +219,9 @@ class Unnumbered(Stepper):
 
 
 def _refusal(answer: Any) -> tuple[str, dict[str, str]]:
-    """Reason and metadata of an answer that is none; "" where the step was applied."""
+    """Reason and metadata of an error; "" if the step was applied."""
     if answer is None:
-        return "FENCED", {}  # as unknown
+        return "FENCED", {}  # unknown
     if isinstance(answer, ServeError):
         return answer.reason, dict(answer.metadata)
     if not answer.HasField("error"):

@@ -1,4 +1,4 @@
-"""Owns one run: servers, clients and what happens to them, from a seed alone."""
+"""One run: servers, clients and what happens to them, from a seed alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Server:
         self.lifecycle = [self.life]
 
     def receive(self, call: Call) -> None:
-        """A dead server's port refuses, or its packets vanish."""
+        """Delivers a call. A dead server's port refuses it, or its packets vanish."""
         self._faults.note("server", self._number, "gets", call)
         if self.life is not None and not self.life.is_dead:
             self.life.receive(call)
@@ -46,7 +46,7 @@ class Server:
             call.answer(None)
 
     def forget(self, call: Call) -> None:
-        """To whoever lives."""
+        """Cancels the call at the present life."""
         if self.life is not None:
             self.life.forget(call)
 
@@ -73,7 +73,7 @@ class Server:
                 self.lifecycle.append(self.life)
 
     def _happens(self, name: str) -> bool:
-        """Of something whose odds are per second."""
+        """Whether a fault happens whose odds are per second."""
         odds: float = getattr(self._faults.odds, name)
         return not self._faults.is_calm and self._faults.random.random() < odds * TICK_S
 
@@ -105,7 +105,7 @@ class World:
             async with asyncio.timeout(LIMIT_S):
                 await self._run()
         except TimeoutError:
-            raise Violation("somebody hangs") from None
+            raise Violation("a client hangs") from None
         finally:
             await _cancel_all()
 
@@ -138,7 +138,7 @@ class World:
         return Life(self._config, self._sessions_max, shelf, network)
 
     async def _end(self, server: Server) -> None:
-        """The last life is drained and checked; nobody waits for an answer of a living server."""
+        """Drains and checks the last life; no client waits for an answer of a living server."""
         assert server.life is not None
         hanging = [call.method for call in server.life.tasks.values()]
         self.faults.require(not hanging, f"calls without an answer: {hanging}")
@@ -146,13 +146,13 @@ class World:
 
 
 class Weather:
-    """The store goes away and comes back, or is an older copy of itself all at once."""
+    """Takes the store away and brings it back, or replaces it by an older copy of itself."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
 
     async def run(self) -> None:
-        """Until the run is calm."""
+        """Changes the weather until the run is calm."""
         faults = self._shelf.faults
         while not faults.is_calm:
             await pass_time(TICK_S)
@@ -167,13 +167,13 @@ class Weather:
 
 
 def _check_stored(talk: Conversation, shelf: Shelf) -> None:
-    """What is in the store after the last drain is all that was acked."""
+    """Checks that the store has every acknowledged step after the last drain."""
     content = shelf.load(session_key("", talk.name))
     if content is None:
         talk.require(talk.ttl_s < LIMIT_S, "is not in the store")
         return
     record = decode(content)
-    is_last = record.step == talk.acked or talk.faults.is_store_older  # nobody has stepped since
+    is_last = record.step == talk.acked or talk.faults.is_store_older  # no step came since
     talk.require(is_last, f"step {record.step} is stored")
     h, c = (each.data for each in record.states)
     talk.check_state(h, c, record.step)
@@ -181,8 +181,8 @@ def _check_stored(talk: Conversation, shelf: Shelf) -> None:
 
 async def _cancel_all() -> None:
     for _ in range(20):
-        await asyncio.sleep(0)  # what was just made begins, so that nothing is never awaited
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # the dead have no news
+        await asyncio.sleep(0)  # lets new tasks begin, so that none is never awaited
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # of dead servers
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
@@ -192,9 +192,9 @@ async def _cancel_all() -> None:
 def simulate(
     seed: int, mode: str, *, is_noted: bool = False, is_orderly: bool = False
 ) -> Counter[str]:
-    """Runs one seed in one store mode; what happened, counted. Raises Violation.
+    """Runs one seed in one store mode. Returns the counts of what happened. Raises Violation.
 
-    `is_orderly`: servers come and go by drains, and nothing else happens.
+    With `is_orderly` servers only come and go by drains, and nothing else happens.
     """
     world: list[World] = []
     errors: list[str] = []

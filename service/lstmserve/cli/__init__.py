@@ -1,6 +1,7 @@
 """The `lstmserve` command: its subcommands by name, and how it exits. Does none of their work.
 
-A subcommand's module is imported when it is called, so that none pays for the imports of another.
+It imports the module of a subcommand when that is called, so that no subcommand pays for the
+imports of another.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ from typing import Final
 
 import click
 
-# The place of each subcommand, and its line in --help, which imports none of them.
+# Where each subcommand is, and its line in --help, which imports none of them.
 COMMANDS: Final = {
-    "export": ("lstmserve_export.cli:export_command", "Turn a checkpoint into a proved model."),
+    "export": ("lstmserve_export.cli:export_command", "Turn a checkpoint into a verified model."),
     "serve": ("lstmserve.cli.serve:serve", "Serve a folder of models over gRPC."),
-    "token": ("lstmserve.cli.serve:token", "Make a tenant's token for the server's --tokens."),
-    "models": ("lstmserve.cli.models:models", "List what a server serves."),
-    "step": ("lstmserve.cli.sessions:step", "Stream CSV rows through a session."),
-    "predict": ("lstmserve.cli.models:predict", "Run whole CSV sequences; nothing is kept."),
-    "sessions": ("lstmserve.cli.sessions:sessions", "Look at, move and close sessions."),
-    "top": ("lstmserve.cli.monitor:top", "Watch what a server does."),
-    "health": ("lstmserve.cli.monitor:health", "Ask whether a server is ready."),
-    "proto": ("lstmserve.cli.proto:proto", "Write the .proto files, to make other clients from."),
+    "token": ("lstmserve.cli.serve:token", "Make a token for a tenant of a server with --tokens."),
+    "models": ("lstmserve.cli.models:models", "List the models that a server serves."),
+    "step": (
+        "lstmserve.cli.sessions:step",
+        "Send CSV rows through a session, and print y for each.",
+    ),
+    "predict": (
+        "lstmserve.cli.models:predict",
+        "Run whole CSV sequences; the server keeps no state.",
+    ),
+    "sessions": ("lstmserve.cli.sessions:sessions", "List, inspect, move and close sessions."),
+    "top": ("lstmserve.cli.monitor:top", "Watch the metrics of a server."),
+    "health": ("lstmserve.cli.monitor:health", "Check whether a server is ready."),
+    "proto": ("lstmserve.cli.proto:proto", "Write the .proto files, to build other clients from."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, the exit code that shells use
 
@@ -54,13 +61,13 @@ class Commands(click.Group):
 @click.group(cls=Commands)
 @click.version_option(package_name="lstmserve")
 def commands() -> None:
-    """Serves trained LSTMs with memory: you send x, the server remembers, y comes back."""
+    """Serve trained LSTMs: you send x and get y, and the server keeps each session's state."""
 
 
 def main() -> None:
-    """The console script. Exits 0: done, 1: refused or failed, 2: bad usage or value.
+    """The console script. Exits with 0: done, 1: refused or failed, 2: bad usage or value.
 
-    SIGTERM and SIGHUP (a terminal that closes) end it as Ctrl-C does, and what is open is closed.
+    SIGTERM and SIGHUP (a terminal that closes) end it as Ctrl-C does, and it closes what is open.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so does this

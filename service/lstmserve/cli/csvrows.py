@@ -1,4 +1,4 @@
-"""Converts CSV: lines to arrays as they arrive, arrays to lines. No network, no click."""
+"""Converts lines of CSV to arrays as they arrive, and arrays to lines. Knows no network."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _CHUNK_BYTES = 1 << 16
 _LINE_BYTES_MAX = 1 << 20
 _CELL_BYTES_MAX = 64
 _BOM = b"\xef\xbb\xbf"
-_ROWS_MAX = 256  # of one step, enough that the network costs little
+_ROWS_MAX = 256  # of one step: enough to make the cost of the network small
 
 
 class BadRow(ValueError):
-    """A line is no row of the model's input. The message names the line, and the column."""
+    """A line is not a row of the model's input. The message names the line and the column."""
 
 
 def arriving(fd: int, model: ModelInfo) -> Iterator[Steps]:

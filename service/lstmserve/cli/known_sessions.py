@@ -76,6 +76,6 @@ def _warn(why: str) -> None:
     """Warns once in a command for each cause."""
     click.echo(
         f"Warning: cannot remember sessions in $XDG_STATE_HOME/lstmserve ({why}): "
-        "a lost one will not be noticed",
+        "a lost session will go unnoticed",
         err=True,
     )

@@ -1,4 +1,4 @@
-"""`lstmserve models` and `lstmserve predict`: what a server serves, and whole sequences run by it.
+"""`lstmserve models` lists what a server serves; `lstmserve predict` runs whole sequences.
 
 Neither keeps a session.
 """
@@ -21,7 +21,7 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @click.command()
 @options.endpoint
 def models(endpoint: Endpoint) -> None:
-    """List every served version of every model."""
+    """List every version of every model that the server serves."""
     header = (
         *("MODEL", "VERSION", "DEVICE", "NETWORK", "INPUTS", "OUTPUTS", "STATES"),
         *("LENGTH-MAX", "FINGERPRINT"),
@@ -71,10 +71,10 @@ def _tensors(tensors: Iterable[TensorSpec]) -> str:
 def predict(
     model: options.ModelName, files: tuple[Path, ...], endpoint: Endpoint, last_only: bool
 ) -> None:
-    """Run each FILE, a whole sequence of CSV rows (- is stdin), from a fresh state.
+    """Run each FILE of CSV rows (- is stdin) as one whole sequence, from the initial state.
 
-    Prints one row of y for each row, with an empty line between files; --last-only prints one row
-    for each file.
+    Prints one row of y for each row, with an empty line between files. With --last-only it prints
+    one row for each file.
     """
     with options.connect(endpoint) as client:
         info = client.model(model.name, version=model.version)

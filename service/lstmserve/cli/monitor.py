@@ -1,6 +1,6 @@
-"""`lstmserve health` and `lstmserve top`: ask a server how it is, once or again and again.
+"""`lstmserve health` checks a server once; `lstmserve top` shows its metrics until it is stopped.
 
-top/numbers.py computes and top/screen.py draws.
+top/numbers.py computes what top shows, and top/screen.py draws it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ WINDOW = 10  # samples that a rate is taken over
 
 @click.command()
 @options.endpoint
-@options.flag("--service", default="", metavar="NAME", help="One service; else the whole server.")
+@options.flag(
+    "--service", default="", metavar="NAME", help="Check one gRPC service instead of the server."
+)
 def health(endpoint: Endpoint, service: str) -> None:
-    """Print SERVING and exit 0, or exit 1."""
+    """Print SERVING and exit 0 if the server is ready, else exit 1."""
     state = check(endpoint, service)
     if state != "SERVING":
         raise click.ClickException(state)
@@ -61,7 +63,9 @@ def check(endpoint: Endpoint, service: str) -> str:
             status = stub(StringValue(value=service), timeout=TIMEOUT_S).value
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise click.ClickException(f"no service {service!r} here (NOT_FOUND)") from error
+                raise click.ClickException(
+                    f"the server has no service {service!r} (NOT_FOUND)"
+                ) from error
             raise click.ClickException(options.explain(from_rpc(error))) from error
     return STATES[status] if 0 <= status < len(STATES) else f"state {status}"
 
@@ -81,12 +85,12 @@ def check(endpoint: Endpoint, service: str) -> str:
     show_default=True,
     help="Seconds between two samples.",
 )
-@click.option("--once", is_flag=True, help="Print one picture, after one --every-s, and exit.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead.")
+@click.option("--once", is_flag=True, help="Print one picture, of the first --every-s, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead, one object a line.")
 def top(metrics: str, every_s: float, once: bool, as_json: bool) -> None:
-    """Show what a server does: sessions, rows per second, latencies, batches, errors.
+    """Show the metrics of a server: sessions, rows per second, latencies, batches, errors.
 
-    Ends with Ctrl-C. If stdout is no terminal, --once is the default, except with --json.
+    Runs until Ctrl-C. If stdout is not a terminal, --once is the default, except with --json.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:

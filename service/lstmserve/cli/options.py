@@ -1,4 +1,4 @@
-"""Shared by the subcommands that call a server: flags, NAME[:VERSION], the connection, tables."""
+"""What the subcommands that call a server share: flags, NAME[:VERSION], connection, tables."""
 
 from __future__ import annotations
 
@@ -41,11 +41,15 @@ def endpoint(function: Callable[..., None]) -> Callable[..., None]:
         default="127.0.0.1:50051",
         show_default=True,
         metavar="HOST:PORT",
-        help="The server.",
+        help="Address of the server.",
     )
-    @flag("--token", help="Your tenant's token; as a variable it is in no list of processes.")
-    @flag("--tls", is_flag=True, help="Speak TLS; trusts the system's authorities.")
-    @flag("--tls-root", type=click.File("rb"), help="Trust these authorities instead, in PEM.")
+    @flag("--token", help="Your tenant's token; the variable keeps it out of the process list.")
+    @flag("--tls", is_flag=True, help="Use TLS, and trust the system's authorities.")
+    @flag(
+        "--tls-root",
+        type=click.File("rb"),
+        help="Use TLS, and trust these authorities instead, in PEM.",
+    )
     @flag("--tls-client-cert", type=click.File("rb"), help="Your certificate chain in PEM.")
     @flag("--tls-client-key", type=click.File("rb"), help="Your certificate's key in PEM.")
     @functools.wraps(function)
@@ -90,7 +94,7 @@ class ModelType(click.ParamType[ModelName]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> ModelName:
-        """Fails for a version that is no whole number >= 1."""
+        """Fails if the version is not a whole number >= 1."""
         name, colon, version = str(value).partition(":")
         if not name:
             self.fail(f"{value!r} names no model", param, ctx)
@@ -108,7 +112,7 @@ model = click.argument("model", type=ModelType(), metavar="NAME[:VERSION]")
 
 @contextmanager
 def connect(endpoint: Endpoint) -> Iterator[Client]:
-    """A client; its errors end the command with one line and exit code 1."""
+    """A client whose errors end the command with one line and exit code 1."""
     try:
         with Client(endpoint.target, token=endpoint.token, tls=endpoint.tls) as client:
             yield client
@@ -119,7 +123,7 @@ def connect(endpoint: Endpoint) -> Iterator[Client]:
 
 
 def explain(error: LstmServeError) -> str:
-    """One line: what the server said, and what helps in a shell."""
+    """One line: the server's message, and what to do about it in a shell."""
     reason = error.reason or error.code.name
     advice = f"; {_ADVICE[reason]}" if reason in _ADVICE else ""
     return _line(f"{error.message}{advice} ({reason})")

@@ -1,4 +1,4 @@
-"""`lstmserve proto`: writes the contract's files. Generates no code."""
+"""`lstmserve proto`: writes the .proto files. Generates no code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ GOOGLES: Final = ("google/rpc/status.proto", "google/rpc/error_details.proto")
 def proto(folder: Path) -> None:
     """Write the .proto files below DIR, for protoc -I DIR or grpcurl -import-path DIR.
 
-    lstmserve/v1/lstm.proto is the service, error_reason.proto beside it names the errors,
-    lstmserve/kserve/v2/inference.proto is the served part of Triton's protocol, and google/rpc has
-    what they import. The google/protobuf files come with every protoc.
+    lstmserve/v1/lstm.proto defines the service, and error_reason.proto beside it names the errors.
+    lstmserve/kserve/v2/inference.proto is the part of Triton's protocol that the server has.
+    google/rpc has what they import. The google/protobuf files come with every protoc.
     """
     try:
         for name, content in _contents().items():

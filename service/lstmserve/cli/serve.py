@@ -1,7 +1,7 @@
 """`lstmserve serve` and `lstmserve token`: the commands of a server's operator.
 
-Every setting of Config is one flag and one environment variable. The server is imported only when
-it runs, because it is not in the base install. No command here calls a server or keeps a token.
+Every setting of Config is one flag and one environment variable. This module imports the server
+only to run it, because the base install lacks it. No command here calls a server or keeps a token.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _unknown_variables() -> list[str]:
 
 
 class GroupedHelpCommand(click.Command):
-    """A command whose --help shows its flags by the groups of Config."""
+    """A command whose --help shows its flags in the groups of Config."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a section for each group, and one for flags that are no settings."""
@@ -112,7 +112,7 @@ class GroupedHelpCommand(click.Command):
 serve = GroupedHelpCommand(
     "serve",
     callback=_serve,
-    help="Serve the models of a folder over gRPC until SIGTERM; a second SIGTERM ends it at once.",
+    help="Serve the models of a folder over gRPC until SIGTERM. A second SIGTERM ends it at once.",
     params=[_option(field) for field in settings().values()],
 )
 
@@ -120,9 +120,9 @@ serve = GroupedHelpCommand(
 @click.command()
 @click.argument("tenant")
 def token(tenant: str) -> None:
-    """Make a token of TENANT: its line for the tokens file on stdout, the token on stderr.
+    """Make a token for TENANT: its line for the tokens file on stdout, the token on stderr.
 
-    `lstmserve token acme >> tokens` adds the line; the token is shown only now.
+    `lstmserve token acme >> tokens` adds the line to the file. The token is shown only once.
     """
     try:
         made, line = make_token(tenant)

@@ -1,6 +1,6 @@
-"""`lstmserve step` and `lstmserve sessions`: CSV rows through a session, and a session's life.
+"""`lstmserve step` sends CSV rows through a session; `lstmserve sessions` inspects and moves them.
 
-Neither keeps rows or states; known_sessions.py remembers which sessions the shell has opened.
+Neither keeps rows or states. known_sessions.py remembers which sessions the user has opened.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ identity = click.argument("id")
 @click.command()
 @options.model
 @options.endpoint
-@options.flag("--session", metavar="ID", help="Open or resume this session, and keep it.")
+@options.flag("--session", metavar="ID", help="Open or resume the session ID, and keep it open.")
 @options.flag(
     "--if-lost",
     type=click.Choice(["fail", "new"]),
@@ -51,11 +51,12 @@ def step(
     close: bool,
     last_only: bool,
 ) -> None:
-    """Stream CSV rows from stdin through a session; a row of y for each comes out at once.
+    """Send CSV rows from stdin through a session, and print a row of y for each at once.
 
     Without --session the session ends with the command. With it, the next call with the same ID
-    goes on where this one ended, or exits 1 if the server has lost the session: the sessions that
-    you opened are kept in $XDG_STATE_HOME/lstmserve. Rows that arrive together go as one step.
+    continues where this one ended, or exits 1 if the server has lost the session. To notice that,
+    the command remembers sessions in $XDG_STATE_HOME/lstmserve. Rows that arrive together go as
+    one step.
     """
     with options.connect(endpoint) as client:
         if session is None:
@@ -84,7 +85,7 @@ def _open(
     """Resumes the session of that id, or opens it.
 
     Unless it `may_be_new`, raises SessionLost, SessionExpired, SessionClosed or SessionReplaced if
-    the session that this shell opened earlier is gone. The error says how to go on.
+    the session that an earlier command opened is gone. The error says how to go on.
     """
     incarnation = None if may_be_new else known.get(session_id)
     if incarnation is not None:
@@ -111,13 +112,13 @@ def _check(client: Client, session_id: str, incarnation: int) -> None:
 
 
 def _gone(kind: type[LstmServeError], reason: str, why: str) -> LstmServeError:
-    advice = "nothing was stepped; --if-lost new goes on without it"
-    text = f"the session of the last call is gone: {why}; {advice}"
+    advice = "no row was stepped; --if-lost new starts a new session"
+    text = f"the session of an earlier command is gone: {why}; {advice}"
     return kind(text, code=REASONS[reason].code, reason=reason)
 
 
 def _stream(conversation: Session, last_only: bool) -> None:
-    """Steps the rows of standard input to its end. Raises BadRow after the rows before it."""
+    """Steps all rows of standard input. Raises BadRow once the rows before the bad one are done."""
     last = None
     row_count = 0
     try:
@@ -142,7 +143,7 @@ class FullHelpGroup(click.Group):
     """A group whose --help shows the first sentence of each subcommand whole."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Overrides click, which cuts them to one line."""
+        """Overrides click's method, which cuts them to one line."""
         helps = [(name, each.get_short_help_str(WHOLE)) for name, each in self.commands.items()]
         with formatter.section("Commands"):
             formatter.write_dl(helps)
@@ -150,7 +151,7 @@ class FullHelpGroup(click.Group):
 
 @click.group(cls=FullHelpGroup)
 def sessions() -> None:
-    """Look at, move and close sessions."""
+    """List, inspect, move and close sessions."""
 
 
 @sessions.command("list")
@@ -172,7 +173,7 @@ def list_(endpoint: Endpoint, model: str | None) -> None:
 @identity
 @options.endpoint
 def get(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # the argument's name on the command line
-    """Print what the server knows of session ID."""
+    """Print what the server knows about session ID."""
     with options.connect(endpoint) as client:
         info = client.info(id)
     names = [field.name for field in fields(SessionInfo)]
@@ -202,7 +203,7 @@ def state(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
 @click.argument("file", type=click.File("wb", lazy=True))
 @options.endpoint
 def export(id: str, file: BinaryIO, endpoint: Endpoint) -> None:  # noqa: A002  # as above
-    """Write the state of session ID to FILE (- is stdout), a serialised lstmserve.v1.State."""
+    """Write the state of session ID to FILE (- is stdout), as a serialised lstmserve.v1.State."""
     with options.connect(endpoint) as client:
         file.write(client.export(id))
 
@@ -210,7 +211,9 @@ def export(id: str, file: BinaryIO, endpoint: Endpoint) -> None:  # noqa: A002  
 @sessions.command("import")
 @options.model
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@options.flag("--session", metavar="ID", help="The new session's id; by default it is made.")
+@options.flag(
+    "--session", metavar="ID", help="Id of the new session; by default the server chooses it."
+)
 @options.endpoint
 def import_(model: options.ModelName, file: Path, session: str | None, endpoint: Endpoint) -> None:
     """Open a session that starts from the state in FILE, and print its id."""
@@ -228,7 +231,7 @@ def import_(model: options.ModelName, file: Path, session: str | None, endpoint:
 
 @sessions.command()
 @identity
-@options.flag("--to", metavar="ID", help="The new session's id; by default it is made.")
+@options.flag("--to", metavar="ID", help="Id of the new session; by default the server chooses it.")
 @options.endpoint
 def fork(id: str, to: str | None, endpoint: Endpoint) -> None:  # noqa: A002  # as above
     """Open a session that starts from the state of session ID, and print its id."""
@@ -243,7 +246,7 @@ def fork(id: str, to: str | None, endpoint: Endpoint) -> None:  # noqa: A002  # 
 @identity
 @options.endpoint
 def close(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
-    """Close session ID after its waiting steps; twice is no error."""
+    """Close session ID after its waiting steps. Closing it again is no error."""
     with options.connect(endpoint) as client:
         client.close_session(id)
     KnownSessions(endpoint.target).forget(id)

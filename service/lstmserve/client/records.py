@@ -257,7 +257,10 @@ def write_tensors(tensors: Mapping[str, Array]) -> list[wire.Tensor]:
 def read_tensors(
     messages: Iterable[wire.Tensor], model: ModelInfo, *batch: int
 ) -> dict[str, Array]:
-    """The model's states, each [*batch, *shape]. Raises ValueError for any others."""
+    """The model's states, each [*batch, *shape]. Raises ValueError for any others.
+
+    Without a batch a shape may also be [size]: so it is in a record of format 1.
+    """
     found = {each.name: each for each in messages}
     if set(found) != {each.name for each in model.states}:
         names = ", ".join(each.name for each in model.states)
@@ -267,7 +270,8 @@ def read_tensors(
         message, shape = found[spec.name], (*batch, *spec.shape)
         is_float = spec.dtype == "float32"
         values = floats(message.floats, -1) if is_float else np.array(message.ints, spec.dtype)
-        if tuple(message.shape) != shape or values.size != math.prod(shape):
+        allowed = (shape,) if batch else (shape, (spec.size,))
+        if tuple(message.shape) not in allowed or values.size != math.prod(shape):
             raise ValueError(
                 f"not a state of {model.name}: {spec.name} is {list(message.shape)}, must be "
                 f"{list(shape)}"

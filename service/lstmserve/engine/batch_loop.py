@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.errors import Draining, ServeError
 from lstmserve.engine.model import Model
 from lstmserve.engine.persist import CommitStage
+from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
 
@@ -92,11 +93,11 @@ class BatchLoop:
     """Runs until stop(); when it dies, it has failed everything that was pending."""
 
     def __init__(
-        self, config: Config, models: Sequence[Model], stage: CommitStage, clock: Clock
+        self, config: Config, registry: ModelRegistry, stage: CommitStage, clock: Clock
     ) -> None:
         self.executor = Executor()
         self._in_flight_max = config.batches_in_flight_max
-        self._models = models
+        self._registry = registry
         self._stage = stage
         self._now_ns = monotonic_of(clock)
         self._sources: list[Callable[[], None]] = []
@@ -113,7 +114,7 @@ class BatchLoop:
     @property
     def pending_steps(self) -> int:
         """Accepted and not settled, over all models."""
-        return sum(model.scheduler.pending_steps for model in self._models if model.scheduler)
+        return sum(model.scheduler.pending_steps for model in self._registry if model.scheduler)
 
     # What others call ---------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ class BatchLoop:
 
     def fail_pending(self, error: ServeError) -> None:
         """Ends every step that is not in flight."""
-        for model in self._models:
+        for model in self._registry:
             if model.scheduler:
                 model.scheduler.fail_all(error, self._now_ns())
 
@@ -256,7 +257,7 @@ class BatchLoop:
     def _batches(self) -> Iterator[tuple[Model, Batch]]:
         while self._begun:
             yield self._begun.pop()
-        for model in self._models:
+        for model in self._registry:
             if model.scheduler is None or len(self._commits) >= self._in_flight_max:
                 continue
             batch = model.scheduler.schedule(self._now_ns())

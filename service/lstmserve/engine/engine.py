@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from lstmserve.config import Config
-from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.clock import Clock, monotonic_of, read_clocks
@@ -21,6 +20,7 @@ from lstmserve.engine.errors import Draining
 from lstmserve.engine.model import Model, ModelCounters
 from lstmserve.engine.persist import CommitStage, Ownership, Records, make_stage
 from lstmserve.engine.predict import Predictor
+from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.scheduling.work import Request
 from lstmserve.engine.session.capacity import SessionCapacity
 from lstmserve.engine.session.lifecycle import SessionLifecycle, StoredLifecycle
@@ -54,25 +54,29 @@ class Engine:
         clock: Clock = read_clocks,
     ) -> None:
         self.config = config
-        self.models = list(models)
         self.clock = clock
         self.monotonic_ns = monotonic_of(clock)
         self.boot_id = secrets.token_hex(8)
-        self.table = SessionTable(max(1, sum(model.sessions_max for model in models)))
-        self.sessions = LiveSessions(config, self.table, self.models, self.boot_id)
+        self.table = SessionTable(1)  # the registry extends it
+        self.registry = ModelRegistry(
+            config, self.table, metrics.model, self._on_idle, self._on_moved
+        )
+        for model in models:
+            self.registry.add(model)
+        self.sessions = LiveSessions(config, self.table, self.registry, self.boot_id)
         self._stage = stage or CommitStage()
         records = Records(
             self.table,
-            self.models,
+            self.registry,
             config.store_format,
             is_behind=config.store_mode == "behind",
         )
         if store is not None:
             self._stage = make_stage(config, self.table, records, store, self._on_moved)
         on_evict = None if store is None else self._stage.let_go
-        self.capacity = SessionCapacity(self.table, self.sessions, on_evict)
+        self.capacity = SessionCapacity(self.table, self.registry, self.sessions, on_evict)
         opener = SessionOpener(config, self.table, self.sessions, self.capacity)
-        self.batch_loop = BatchLoop(config, self.models, self._stage, clock)
+        self.batch_loop = BatchLoop(config, self.registry, self._stage, clock)
         self.lifecycle = SessionLifecycle(self.table, self.sessions, opener, clock)
         if store is not None:
             ownership = Ownership(
@@ -81,21 +85,23 @@ class Engine:
             self.lifecycle = StoredLifecycle(
                 self.table, self.sessions, opener, clock, ownership, self.batch_loop.notice
             )
-        self.predictor = Predictor(config, self.batch_loop)
+        self.predictor = Predictor(config, self.registry, self.batch_loop)
         self.is_draining = False
         self._is_closed = False
         self._checks: list[Callable[[], None]] = []
-        for index, model in enumerate(self.models):
-            counters = metrics.model(model.name, model.version)
-            model.attach(index, config, self.table, counters, self._on_idle, self._on_moved)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Those that are served now, sorted by name and version."""
+        return self.registry.models
 
     def model(self, name: str, version: int) -> Model:
         """The version, 0 for the newest. Raises ModelNotFound, ModelRetired, ModelNotHereYet."""
-        return model_lookup.find(self.models, name, version)
+        return self.registry.find(name, version)
 
     def model_of(self, row: int) -> Model:
         """The model of a session's row."""
-        return self.models[int(self.table.model[row])]
+        return self.registry.of(self.table.model.item(row))
 
     def admit(self, rows: int | Index) -> None:
         """Raises StoreUnavailable when one of these sessions may not step now, for the store."""
@@ -184,10 +190,12 @@ class Engine:
         for check in self._checks:
             check()
         self.table.check_integrity()
+        self.registry.check_integrity()
         used = slice(self.table.used)
-        is_used, index = self.table.phase[used] != FREE, self.table.model[used]
-        for model in self.models:
-            rows = np.flatnonzero(is_used & (index == model.index))
+        is_used, handle = self.table.phase[used] != FREE, self.table.model[used]
+        assert int(is_used.sum()) == sum(model.sessions for model in self.registry)
+        for model in self.registry:
+            rows = np.flatnonzero(is_used & (handle == model.handle))
             assert rows.size == model.sessions
             if model.scheduler is not None:
                 model.scheduler.check_integrity(rows)
@@ -199,6 +207,7 @@ class Engine:
         if self._is_closed:
             return
         is_all = self.capacity.sweep(self.clock())
+        is_all &= self.registry.sweep()
         if self.config.debug and not self.batch_loop.pending_steps:
             self.check_integrity()
         asyncio.get_running_loop().call_later(SWEEP_S if is_all else SWEEP_ON_S, self._sweep)

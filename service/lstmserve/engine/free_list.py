@@ -1,4 +1,4 @@
-"""A free list over a range of numbers: slots of a pool, rows of a table."""
+"""A free list over a range of numbers: the rows of the session table."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ class FreeList:
         assert end <= self._fresh - self._start, "given back twice"
         self._given[self._given_count : end] = numbers
         self._given_count = end
+
+    def extend(self, stop: int) -> None:
+        """The numbers in [start, stop) are the range from now on."""
+        given = np.empty(stop - self._start, np.int64)
+        given[: self._given_count] = self._given[: self._given_count]
+        self._given, self._stop = given, stop
 
     def check_integrity(self, used: Index) -> None:
         """Asserts that every number is either free or in `used`, once."""

@@ -1,7 +1,8 @@
 """Loads every version in the models folder and runs its self-test before the server is ready.
 
-It divides --pool-bytes among the models. It blocks, and raises InvalidModelFolder,
-DeviceUnavailable, PoolTooSmall and PoolTooLarge.
+On the CPU each model reserves all of --pool-bytes, which they share (budget.py); on a device it is
+divided among them. It blocks, and raises InvalidModelFolder, DeviceUnavailable, PoolTooSmall and
+PoolTooLarge.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lstmserve.config import Config
+from lstmserve.engine.budget import PoolTooSmall, too_small
 from lstmserve.engine.compute.device import Device, GraphRefused, choose_device
 from lstmserve.engine.compute.kernel import Kernel, KernelError, PortableKernel
-from lstmserve.engine.compute.pool import RESERVED, Pool
+from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_portable
-from lstmserve.engine.model import Model, slots_for, spare_slots
+from lstmserve.engine.model import Model, slots_for
 from lstmserve.graph import LstmNetwork
 from lstmserve.manifest import (
     InvalidModelFolder,
@@ -22,10 +24,7 @@ from lstmserve.manifest import (
     find_versions,
     read_model,
 )
-
-
-class PoolTooSmall(ValueError):
-    """--pool-bytes does not hold even one session of every model."""
+from lstmserve.spec import ModelSpec
 
 
 class PoolTooLarge(ValueError):
@@ -49,11 +48,13 @@ def load_models(
             files.append(_read(config, name, version))
         except InvalidModelFolder as error:
             refusals.add(f"{name}/{version}", error)
-    steppable = [each for each in files if each.manifest.spec.is_streaming]
-    share = config.pool_bytes // max(1, len(steppable))
+    streaming = sum(each.manifest.spec.is_streaming for each in files)
+    share = config.pool_bytes if device == "cpu" else config.pool_bytes // max(1, streaming)
+    left = config.pool_bytes  # of what is not needed for batches and one session of each model
     for each in files:
         try:
-            models.append(load_version(config, each, device, share))
+            models.append(load_version(config, each, device, share, left))
+            left -= floor_bytes(config, each.manifest.spec)
         except (InvalidModelFolder, PoolTooSmall) as error:
             refusals.add(f"{each.manifest.name}/{each.manifest.version}", error)
     if not models:
@@ -112,31 +113,32 @@ def _read(config: Config, name: str, version: int) -> ModelFiles:
     return files
 
 
-def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: int) -> Model:
-    """Loads and tests one version, whose pool may take `pool_bytes`.
+def floor_bytes(config: Config, spec: ModelSpec) -> int:
+    """Bytes of --pool-bytes that a model must have: for its batches, and for one session."""
+    return slots_for(1, config) * spec.state_bytes if spec.is_streaming else 0
+
+
+def load_version(
+    config: Config, files: ModelFiles, device: Device, pool_bytes: int, left: int
+) -> Model:
+    """Loads and tests one version, whose pool may have `pool_bytes`, if it needs at most `left`.
 
     Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge and DeviceUnavailable.
     """
     manifest, network = files.manifest, files.network
-    state_bytes = manifest.spec.state_bytes
     pool = kernel = portable = None
-    sessions = 0
+    slots = pool_bytes // manifest.spec.state_bytes
     try:
         if not manifest.spec.is_streaming:
             assert isinstance(network, LstmNetwork)
             portable = PortableKernel(network, device, config.threads)
             check_portable(portable, files.golden)
         else:
-            sessions = sessions_that_fit(config, state_bytes, pool_bytes)
-            if sessions < 1:
-                need = slots_for(1, config) * state_bytes
-                raise PoolTooSmall(
-                    f"--pool-bytes: {manifest.name}:{manifest.version} has {pool_bytes} bytes of "
-                    f"it, needs {need}: {spare_slots(config)} spare slots of {state_bytes} "
-                    "bytes for batches, and one session"
-                )
+            need, left = floor_bytes(config, manifest.spec), min(left, pool_bytes)
+            if need > left:
+                raise PoolTooSmall(too_small(manifest.name, manifest.version, need, left))
             try:
-                pool = Pool(network.layout, slots_for(sessions, config), device)
+                pool = Pool(network.layout, slots, device)
             except MemoryError:
                 raise PoolTooLarge(
                     f"--pool-bytes: this machine has no room for the {pool_bytes} bytes of "
@@ -159,10 +161,4 @@ def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: 
         pool=pool,
         kernel=kernel,
         portable=portable,
-        sessions_max=sessions,
     )
-
-
-def sessions_that_fit(config: Config, state_bytes: int, pool_bytes: int) -> int:
-    """Sessions that a pool of `pool_bytes` holds beside its spare and reserved slots."""
-    return pool_bytes // state_bytes - spare_slots(config) - RESERVED

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from lstmserve.config import Config
@@ -19,6 +20,15 @@ from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 
 SELF_TEST_SLOTS = 48  # the most that selftest.py takes at once
+
+
+class Life(Enum):
+    """Where a model is in its life; the registry says it."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RETIRING = "retiring"  # it opens no session any more
+    GONE = "gone"
 
 
 class ModelCounters(Protocol):
@@ -40,11 +50,12 @@ def spare_slots(config: Config) -> int:
     return max(spare, SELF_TEST_SLOTS)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Model:
     """A bidirectional model has `portable`, and neither `pool` nor `kernel`; any other has both.
 
-    attach() sets `index`, the position among the engine's models, `scheduler` and `metrics`.
+    attach() sets `handle`, by which the session table names the model, `scheduler` and `metrics`.
+    PoolBudget writes `sessions`, `sessions_max` and `charged_bytes`.
     """
 
     name: str
@@ -55,9 +66,11 @@ class Model:
     pool: Pool | None
     kernel: Kernel | None
     portable: PortableKernel | None
-    sessions_max: int
-    index: int = -1
-    sessions: int = 0  # its rows of the table, detached ones too; LiveSessions counts them
+    sessions_max: int = 0  # the most it can have while other models have at most one
+    handle: int = -1
+    life: Life = Life.LOADING
+    sessions: int = 0  # its rows of the table, detached ones too
+    charged_bytes: int = 0  # of --pool-bytes
     scheduler: Scheduler | None = None
     metrics: ModelCounters = field(init=False, repr=False)
     inputs: RowFormat = field(init=False)
@@ -78,21 +91,26 @@ class Model:
         return self.outputs.floats
 
     @property
-    def slots(self) -> int:
-        """All slots of its pool, 0 without one."""
-        return self.pool.slots if self.pool else 0
+    def slot_bytes(self) -> int:
+        """Bytes of one session's states."""
+        return self.spec.state_bytes
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has neither sessions nor steps or sequences that wait."""
+        return not self.sessions and not (self.scheduler and self.scheduler.pending_steps)
 
     def attach(
         self,
-        index: int,
+        handle: int,
         config: Config,
         table: SessionTable,
         metrics: ModelCounters,
         on_idle: Callable[[int], None],
         on_moved: Callable[[int], None],
     ) -> None:
-        """Adds the model to an engine, at position `index` of its models."""
-        self.index = index
+        """Adds the model to an engine."""
+        self.handle = handle
         self.metrics = metrics
         if self.pool is not None:
             self.scheduler = Scheduler(config, table, self.pool, self.outputs, on_idle, on_moved)

@@ -20,6 +20,7 @@ from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.compute.pool import States, without_denormals
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model
+from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.scheduling.plan import groups_of
 from lstmserve.engine.scheduling.work import Applied, Plan, Request
 
@@ -74,8 +75,9 @@ class _Completion:
 class Predictor:
     """Counts the rows that wait, and refuses jobs beyond --predict-rows-max."""
 
-    def __init__(self, config: Config, batch_loop: BatchLoop) -> None:
+    def __init__(self, config: Config, registry: ModelRegistry, batch_loop: BatchLoop) -> None:
         self._config = config
+        self._registry = registry
         self._batch_loop = batch_loop
         self.waiting_rows = 0
 
@@ -86,12 +88,14 @@ class Predictor:
     async def predict(
         self, model: Model, job: PredictJob, on_over: Callable[[], None] = lambda: None
     ) -> Prediction:
-        """Raises Overloaded, TooLong for a job that can never fit, ModelError and Draining.
+        """Raises Overloaded, TooLong for a job that can never fit, ModelError, Draining, and
+        ModelRetired for a model that is gone.
 
         It calls `on_over()` once, when the engine holds nothing of the job any more: for a
         cancelled job that is after this call, when the scheduler reaches it.
         """
         try:
+            self._registry.check_served(model)
             rows = self._admit(job)
         except BaseException:
             on_over()

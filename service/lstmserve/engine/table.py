@@ -84,10 +84,24 @@ class Replies:
             self._columns[form.sizes] = np.zeros((self._rows, *form.axes), form.dtype)
         return self._columns[form.sizes]
 
+    def extend(self, rows: int, used: int) -> None:
+        """Makes room for so many rows, the first `used` of which may have replies."""
+        self._rows = rows
+        self._lengths = _extended(self._lengths, rows, used)
+        for key, column in self._columns.items():
+            self._columns[key] = _extended(column, rows, used)
+
     def _drop_long(self, rows: Index) -> None:
         if self._long:
             for row in rows.tolist():
                 self._long.pop(row, None)
+
+
+def _extended(column: npt.NDArray[Any], rows: int, used: int) -> npt.NDArray[Any]:
+    """The column [rows, ...]: only what was used takes memory."""
+    extended = np.zeros((rows, *column.shape[1:]), column.dtype)
+    extended[:used] = column[:used]
+    return extended
 
 
 class Expired(NamedTuple):
@@ -97,10 +111,15 @@ class Expired(NamedTuple):
     is_all: bool
 
 
+def _earliest(rows: int) -> npt.NDArray[np.int64]:
+    """The bounds of the blocks of so many rows, before any row is used."""
+    return np.full(-(-rows // BLOCK_ROWS), NEVER_NS, np.int64)
+
+
 class SessionTable:
     """Columns; LiveSessions writes some, the scheduler the others, as the comments say.
 
-    `model` is the position of the session's model in the engine. Times are nanoseconds of the
+    `model` is the handle of the session's model (ModelRegistry). Times are nanoseconds of the
     engine's monotonic clock, except `open_time_ns`, which is of the wall clock.
     """
 
@@ -124,6 +143,9 @@ class SessionTable:
         self.durable_step = np.zeros(rows, np.int64)  # the last step that a store has
         self.pending = np.zeros(rows, np.int32)  # accepted and not settled; 0: idle
         self.expiry_ns = np.zeros(rows, np.int64)  # meaningful while idle; it only ever grows
+        # Write-behind writes these.
+        self.since_ns = np.zeros(rows, np.int64)  # monotonic; nothing unstored is older
+        self.released = np.zeros(rows, np.int64)  # the life whose release the store has
         # What answers a repeat of `step`: the digest of its input, and its reply.
         self.digest = np.zeros(rows, np.uint64)  # 0: the last step had no number
         self.replies = Replies(rows)
@@ -133,7 +155,7 @@ class SessionTable:
         self._counts: list[int] = []  # by tenant: sessions that can be found
         self._free = FreeList(0, rows)
         # No row of a block expires before this. A step only puts its row's expiry off.
-        self._earliest_ns = np.full(-(-rows // BLOCK_ROWS), NEVER_NS, np.int64)
+        self._earliest_ns = _earliest(rows)
         self._looked_block = 0  # where expired() goes on
         self._lives = 0  # sessions there ever were
         self.suspects = 0  # rows that are SUSPECT: most often there is none
@@ -147,6 +169,19 @@ class SessionTable:
     def used(self) -> int:
         """Rows from here on were never used, and take no memory."""
         return len(self.keys)
+
+    def extend(self, rows: int) -> None:
+        """Makes room for so many rows. It costs a copy of the rows that were ever used."""
+        if rows <= self.rows:
+            return
+        for name, column in list(vars(self).items()):
+            if isinstance(column, np.ndarray) and name != "_earliest_ns":
+                setattr(self, name, _extended(column, rows, self.used))
+        earliest_ns, self._earliest_ns = self._earliest_ns, _earliest(rows)
+        self._earliest_ns[: earliest_ns.size] = earliest_ns
+        self.replies.extend(rows, self.used)
+        self._free.extend(rows)
+        self.rows = rows
 
     def find(self, key: str) -> int | None:
         """The row of this key, or None."""
@@ -283,12 +318,12 @@ class SessionTable:
         is_found &= (self.tenant[part] == tenant) & np.isin(self.model[part], models)
         return np.flatnonzero(is_found) + start
 
-    def evictable(self, model: int) -> Index:
-        """Rows of a model's idle sessions whose last step the store has."""
+    def evictable(self, models: Sequence[int]) -> Index:
+        """Rows of these models' idle sessions whose last step the store has."""
         part = slice(self.used)
         return np.flatnonzero(
             (self.phase[part] == OPEN)
-            & (self.model[part] == model)
+            & np.isin(self.model[part], models)
             & (self.pending[part] == 0)
             & (self.durable_step[part] == self.step[part])
         )

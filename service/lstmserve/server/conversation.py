@@ -1,8 +1,8 @@
-"""A stream in both directions: its messages' bytes, its unanswered messages, its replies' order.
+"""A stream in both directions: the bytes of its messages, and the messages without a reply.
 
 A message is admitted when the budget has room for it and its reply, in the order of the stream.
-Where there is no room for another one like it the stream is not read: gRPC's flow control stops
-its client. On the event loop's thread.
+While there is no room for another one like it the stream is not read, and gRPC's flow control stops
+its client. Everything runs on the event loop's thread. It knows no session.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from lstmserve.server.pending_bytes import Lease, PendingBytes
 from lstmserve.server.rpc import Streams
 from lstmserve.server.transport import StreamCall
 
-_FIRST_BYTES = 1  # of the first message, whose size is not known
+_FIRST_BYTES = 1  # assumed of the first message, whose size is not known
 
 
 Work = Callable[[], Awaitable[None]]
 
 
 class Message(Protocol):
-    """A message that waits for its reply; `lease` is that of its bytes, until its reply is sent."""
+    """A message that waits for its reply; `lease` counts its bytes until the reply is sent."""
 
     lease: Lease
 
     def size(self) -> int:
-        """The bytes to admit it with; asked once."""
+        """The bytes to admit it with. It is called once."""
 
     def cancel(self) -> None:
-        """The stream is gone: no reply reaches it. Releases the lease."""
+        """Gives the message up, because its stream is gone, and releases the lease."""
 
 
 Item = TypeVar("Item", bound=Message)
@@ -42,8 +42,8 @@ Item = TypeVar("Item", bound=Message)
 class Window(ABC, Generic[Item]):
     """One stream. Each message is opened, admitted and accepted, and then answered once.
 
-    The end of the client's messages says nothing about their sessions; when the client goes away,
-    what it still waits for is cancelled.
+    A client that sends no more messages ends no session. When the client goes away, the messages
+    that it still waits for are cancelled.
     """
 
     def __init__(self, stream: StreamCall, pending: PendingBytes, tenant: Tenant) -> None:
@@ -55,23 +55,23 @@ class Window(ABC, Generic[Item]):
         self._sending: deque[Lease] = deque()  # of replies that were written and not yet sent
         self._size = _FIRST_BYTES  # of the newest message, with its reply
         self._is_half_closed = False
-        self._is_stalled = False  # the stream is not read before its read_on()
+        self._is_stalled = False  # whether the stream reads nothing until read_on()
         self._turns = InTurn(self._end_if_done, self.end_by)
 
-    # --- what a dialect has
+    # --- for a dialect to implement
 
     @abstractmethod
     def open(self, content: bytes) -> Item:
-        """A message, whose size can be told."""
+        """Makes a message of the bytes; its size() is known from now on."""
 
     @abstractmethod
     def accept(self, message: Item) -> Work | None:
-        """Takes an admitted message on. What is left to do keeps the messages after it waiting."""
+        """Begins to serve an admitted message. Later messages wait for the work that it returns."""
 
     # --- messages
 
     def receive(self, content: bytes) -> None:
-        """The next message."""
+        """Takes the stream's next message."""
         if self._turns.is_busy:
             self._turns.put(lambda: self._open(content))
             return
@@ -91,7 +91,7 @@ class Window(ABC, Generic[Item]):
 
     async def _open(self, content: bytes) -> None:
         message, length = self.open(content), len(content)
-        del content  # or it would be held while its message waits
+        del content  # or this frame would hold it while its message waits
         await self._enter(message, message.size(), length)
 
     async def _enter(self, message: Item, size: int, length: int) -> None:
@@ -100,7 +100,7 @@ class Window(ABC, Generic[Item]):
         await self._make_room(length, self.accept(message))
 
     async def _make_room(self, length: int, rest: Work | None) -> None:
-        """Lets the stream be read when another message like the newest would be admitted."""
+        """Reads on when the budget would admit another message like the newest."""
         if rest is not None:
             await rest()
         await self._pending.vacancy(self.tenant.account, self._size)
@@ -120,7 +120,7 @@ class Window(ABC, Generic[Item]):
     # --- replies
 
     def answer(self, message: Item, reply: bytes) -> None:
-        """Sends the message's reply; of a stream that is gone it is dropped."""
+        """Sends the message's reply, or drops it if the stream is gone."""
         if self.is_closed:
             return
         del self.unanswered[message]
@@ -131,8 +131,8 @@ class Window(ABC, Generic[Item]):
             self._end_if_done()
 
     def end_by(self, error: Exception) -> None:
-        """The stream ends by the error, after the replies that were sent before."""
-        method: Streams = self.stream.method  # type: ignore[assignment]  # whose begin() made this
+        """Ends the stream with the error, after the replies that were sent before."""
+        method: Streams = self.stream.method  # type: ignore[assignment]  # its begin() made this
         method.fail(self.stream, error)
 
     def _end_if_done(self) -> None:
@@ -142,12 +142,12 @@ class Window(ABC, Generic[Item]):
     # --- as a Talk
 
     def half_closed(self) -> None:
-        """The stream ends after the last reply."""
+        """Ends the stream after the last reply."""
         self._is_half_closed = True
         self._end_if_done()
 
     def gone(self) -> None:
-        """What waits is cancelled."""
+        """Cancels the messages that wait."""
         self.is_closed = True
         self._turns.cancel()
         for message in self.unanswered:
@@ -155,27 +155,27 @@ class Window(ABC, Generic[Item]):
         self.unanswered.clear()
 
     def sent(self) -> None:
-        """The oldest reply's bytes are free."""
+        """Releases the oldest reply's bytes."""
         if self._sending:
             self._sending.popleft().release()
 
     def stalled(self) -> None:
-        """Reads on in its turn, unless the message before it makes room first."""
+        """Reads on when it is the stream's turn, unless the last message makes room before."""
         self._is_stalled = True
         self._turns.put(self._make_room_again)
 
     def closed(self) -> None:
-        """No reply is sent any more."""
+        """Releases the replies that will never be sent."""
         self.is_closed = True
         while self._sending:
             self._sending.popleft().release()
 
 
 class InTurn:
-    """Runs one piece of work after the other, in a task that lives while there are any.
+    """Runs one piece of work after the other, in a task that lives while there is any.
 
-    `on_error(error)` is called for what one raises; those behind it go on. `on_idle()` is called
-    when none is left.
+    When a piece raises an error, `on_error(error)` is called, and the next piece runs. `on_idle()`
+    is called when no piece is left.
     """
 
     def __init__(self, on_idle: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
@@ -185,18 +185,18 @@ class InTurn:
         self._task: asyncio.Task[None] | None = None
 
     def put(self, work: Work) -> None:
-        """The last in the line."""
+        """Adds work at the end of the queue."""
         self._works.append(work)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="in turn")
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is work under way."""
+        """Whether work is under way."""
         return self._task is not None
 
     def cancel(self) -> None:
-        """Nothing of it is done any more."""
+        """Drops all work, also what is under way."""
         self._works.clear()
         if self._task is not None:
             self._task.cancel()
@@ -210,7 +210,7 @@ class InTurn:
                     self._on_error(error)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task is None or not task.cancelling():  # a bug of ours, and no end of the stream
+            if task is None or not task.cancelling():  # a bug of ours, not the end of the stream
                 self._on_error(RuntimeError(f"a wait was cancelled: {error!r}"))
         finally:
             self._task = None

@@ -1,7 +1,8 @@
-"""The messages that have arrived and are not steps yet: all are read when a batch is due.
+"""Holds messages unread until a batch is due, and then has all of them read together.
 
-They are read in one go, because most of what a message costs is code and memory that has left the
-processor's caches since the last one (docs/ARCHITECTURE.md). On the loop's thread.
+Most of what a message costs is code and memory that has left the processor's caches since the last
+one (docs/ARCHITECTURE.md), so reading them in one go is cheaper. It runs on the event loop's
+thread, and does not know what is in a message.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lstmserve.engine.batch_loop import BatchLoop
 
 Message = TypeVar("Message")
 
-UNREAD_MAX = 256  # more are read at once: what is refused must not be held first
+UNREAD_MAX = 256  # with more they are read now, so that few bytes are held of refused messages
 
 
 class Inbox(Generic[Message]):
@@ -29,11 +30,11 @@ class Inbox(Generic[Message]):
         batch_loop.add_source(self.take_in)
 
     def put(self, message: Message) -> None:
-        """The message is read soon, with the others that the transport hands over now."""
+        """Has the message read soon, with the others that the transport hands over now."""
         self.put_all([message])
 
     def put_all(self, messages: Sequence[Message]) -> None:
-        """put() of messages that arrived together."""
+        """put() for messages that arrived together."""
         self._unread.extend(messages)
         if len(self._unread) >= UNREAD_MAX:
             self._batch_loop.take_in_now()
@@ -47,7 +48,7 @@ class Inbox(Generic[Message]):
             self._batch_loop.notice()
 
     def take_in(self) -> None:
-        """Reads them all."""
+        """Reads every message that waits."""
         while self._unread:
             messages, self._unread = self._unread, []
             self._read(messages)

@@ -1,4 +1,4 @@
-"""What the server asks of its machine: addresses to listen on, a core, open files.
+"""Asks the machine for what the server needs: addresses to listen on, a core, open files.
 
 It raises errors that say which setting the machine refuses and why. It starts nothing.
 """
@@ -94,7 +94,7 @@ def share_one_heap() -> None:
     A message is allocated on the transport's thread and freed on the loop's. With a heap for each
     thread, as is glibc's way, a flood of long messages left a third more memory in use.
     """
-    with contextlib.suppress(AttributeError, OSError):  # another C library: it has its own way
+    with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
@@ -104,7 +104,7 @@ def bind_grpc(
     address: str,
     credentials: grpc.ServerCredentials | None = None,
 ) -> str:
-    """Binds, and returns the address with its real port. Raises AddressUnavailable."""
+    """Binds the server, and returns the address with its real port. Raises AddressUnavailable."""
     host, _ = host_port(name, address)
     if port := server.bind(address, credentials):
         return join(host, port)
@@ -126,7 +126,7 @@ def bind_http(
 
 
 def _refusal(name: str, address: str) -> OSError | None:
-    """The error of binding the address ourselves, because gRPC reports none. None if it works."""
+    """Binds the address itself, because gRPC reports no error. Returns the error, None if none."""
     host, port = host_port(name, address)
     try:
         kinds = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

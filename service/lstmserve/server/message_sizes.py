@@ -5,38 +5,54 @@ It reads no message: it knows the models' sizes and the configured limits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lstmserve.config import MESSAGE_BYTES_LIMIT, TOKEN_BYTES_MAX, Config
 from lstmserve.engine import Model
 from lstmserve.engine.predict import PredictJob
+from lstmserve.engine.registry import ModelRegistry
 
 
 class MessageSizes:
-    """Sizes of one dialect's messages. With `has_states` a reply may contain states as well."""
+    """Sizes of one dialect's messages. With `has_states` a reply may contain states as well.
 
-    def __init__(self, models: Sequence[Model], config: Config, *, has_states: bool) -> None:
+    They follow the models that are served at that moment.
+    """
+
+    def __init__(self, models: ModelRegistry, config: Config, *, has_states: bool) -> None:
         self._message_bytes_max = config.message_bytes_max or MESSAGE_BYTES_LIMIT
-        self.reply_row_bytes = max((output_bytes(model) for model in models), default=0)
-        states = [state_bytes(model) if has_states else 0 for model in models]
-        self._reply_factor = max(
-            (
-                -(-(output_bytes(model) + state) // row_bytes(model))
-                for model, state in zip(models, states, strict=True)
-            ),
-            default=0,
-        )
+        self._models = models
+        self._has_states = has_states
+        self._changes = -1  # of the models that the next two are of
+        self._reply_row_bytes = 0
+        self._reply_factor = 0
+
+    @property
+    def reply_row_bytes(self) -> int:
+        """The largest row of a reply."""
+        if self._changes != self._models.changes:
+            self._measure()
+        return self._reply_row_bytes
 
     def bound(self, message_bytes: int) -> int:
         """The most that a message of `message_bytes` can take, whatever it contains."""
+        least = self.reply_row_bytes
         reply = min(message_bytes * self._reply_factor, self._message_bytes_max)
-        return message_bytes + max(reply, self.reply_row_bytes)
+        return message_bytes + max(reply, least)
 
     def of(self, message_bytes: int, height: int, model: Model | None) -> int:
         """The most for a message whose reply has `height` rows of a model; None: of any model."""
-        row = self.reply_row_bytes if model is None else output_bytes(model)
+        least = self.reply_row_bytes
+        row = least if model is None else output_bytes(model)
         reply = min(max(1, height) * row, self._message_bytes_max)
-        return message_bytes + max(reply, self.reply_row_bytes)
+        return message_bytes + max(reply, least)
+
+    def _measure(self) -> None:
+        self._changes = self._models.changes
+        factors = [0]
+        for model in self._models:
+            reply = output_bytes(model) + (state_bytes(model) if self._has_states else 0)
+            factors.append(-(-reply // row_bytes(model)))
+        self._reply_factor = max(factors)
+        self._reply_row_bytes = max(map(output_bytes, self._models), default=0)
 
 
 def output_bytes(model: Model) -> int:

@@ -1,7 +1,7 @@
-"""The order of a stream's answers: within a line, that of its messages. Knows no session.
+"""Keeps a stream's answers in the order of its messages, within each line. Knows no session.
 
-Triton's clients expect one line for the whole stream, StepStream's one for each session. What is
-answered early, such as an error, waits for the answers before it in its line.
+Triton's clients expect one line for the whole stream, StepStream's clients one for each session. An
+early answer, such as an error, waits for the answers before it in its line.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from lstmserve.server.transport import StreamCall
 
 
 class OrderedWindow(Window[Item]):
-    """A Window in which a message that stands in a line is answered after all before it there.
+    """A Window that answers the messages of one line in their order.
 
-    A message that is answered while it stands in no line is before nothing and after nothing.
+    A message in no line is answered at once.
     """
 
     def __init__(self, stream: StreamCall, pending: PendingBytes, tenant: Tenant) -> None:
@@ -27,7 +27,7 @@ class OrderedWindow(Window[Item]):
         self._held: dict[Item, bytes | Exception] = {}
 
     def enter(self, message: Item, line: str) -> None:
-        """It stands in that line now; once for each message."""
+        """Puts the message at the end of the line. A message enters one line, once."""
         self._line_of[message] = line
         if (others := self._lines.get(line)) is None:
             self._lines[line] = deque((message,))
@@ -35,15 +35,14 @@ class OrderedWindow(Window[Item]):
             others.append(message)
 
     def answer(self, message: Item, reply: bytes) -> None:
-        """As Window.answer, once all before it are answered."""
+        """Sends the message's reply once those before it in its line are answered."""
         self._settle(message, reply)
 
     def fail(self, message: Item, error: Exception) -> None:
-        """When all before it are answered, the stream ends by the error."""
+        """Ends the stream with the error once those before it in its line are answered."""
         self._settle(message, error)
 
     def gone(self) -> None:
-        """As Window.gone."""
         super().gone()
         self._held.clear()
         self._lines.clear()

@@ -1,7 +1,8 @@
-"""Watches calls that may last so many seconds each: which has been under way too long.
+"""Finds the calls that have been under way for too long. It ends none of them itself.
 
-All have the same time, so that they end in the order they began: one timer watches the oldest. A
-timer a call would cost as much as the checks of a step. On the event loop's thread.
+All calls have the same time, so they are due in the order in which they began, and one timer
+watches the oldest. A timer for each call would cost as much as the checks of a step. It runs on the
+event loop's thread.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Overtime(Generic[Call]):
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, call: Call) -> None:
-        """From now on."""
+        """Begins to count the call's time."""
         while self._calls and self._is_over(self._calls[0][1]):
             self._calls.popleft()
         loop = asyncio.get_running_loop()

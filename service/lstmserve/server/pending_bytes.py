@@ -1,12 +1,14 @@
 """Limits the bytes of messages that wait in this server, over all calls. Knows no transport.
 
 Every message takes a lease before anything is done with it. The lease counts the message, then the
-input that was read from it and the reply that it will have, then the reply until it is sent. One
-budget for the server, and in it a share for each tenant. On the event loop's thread.
+input that was read from it and the reply that it will have, then the reply until it is sent. The
+server has one budget, and each tenant has a share of it. Everything but PendingBytes.is_vacant
+belongs to the event loop's thread.
 
-A unary call is refused where its bytes do not fit. A stream waits: it is not read meanwhile. Those
-that wait have their turns in the order of their arrival, tenants one after the other. Whatever a
-message needs, it has its turn when nothing long is held: every message makes progress.
+A unary call is refused if its bytes do not fit. A stream waits, and is not read meanwhile. Waiting
+streams have turns: tenants one after the other, and a tenant's streams in the order of their
+arrival. When no long message is held, the next one is admitted whatever its size, so every message
+makes progress.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from lstmserve.engine.errors import PendingBytesFull as Refused
 from lstmserve.engine.errors import Quota
 
 RETRY_S = 0.2
-LOOK_AGAIN_S = 0.02  # after streams were let read: there may be nothing to read
-SMALL_BYTES = 4 << 10  # a lease of so few bytes is not made smaller
+LOOK_AGAIN_S = 0.02  # after streams may read on: they may have nothing to read
+SMALL_BYTES = 4 << 10  # a lease of this size or less is not made smaller
 SHORT_BYTES = 64 << 10  # the longest short message, its reply included
-KEPT_PART = 16  # one in so many bytes is kept for short messages
+KEPT_PART = 16  # 1/16 of the bytes is kept for short messages
 NO_LIMIT = 1 << 62
 
 
 class Room:
-    """So many bytes, and what is held of them: the whole budget, or a tenant's share of it.
+    """A limit, and how many bytes are held: of the whole budget, or of one tenant's share.
 
-    A part is kept for short messages, so that long ones never keep them out: long ones do not fill
-    it, nor bar the way to it while they wait.
+    A part is kept for short messages: long messages cannot fill it, and short ones do not wait
+    behind them for it.
     """
 
     __slots__ = ("bytes_max", "held", "held_short")
@@ -41,13 +43,13 @@ class Room:
 
     @property
     def kept(self) -> int:
-        """The part."""
+        """The bytes that are kept for short messages."""
         return self.bytes_max // KEPT_PART
 
     def fits(self, more: int, *, is_short: bool, is_blocked: bool) -> bool:
-        """Whether so many more are free; `is_blocked`: others wait for the room.
+        """Whether `more` bytes fit; `is_blocked` says that others wait for this room.
 
-        What would be alone fits, whatever its size.
+        A message that would be alone fits, whatever its size.
         """
         if is_short:
             if is_blocked:
@@ -56,13 +58,13 @@ class Room:
         return not is_blocked and (self.has(more) or self.held == self.held_short <= self.kept)
 
     def has(self, more: int) -> bool:
-        """Whether so many are free for long messages."""
+        """Whether `more` bytes are free for long messages."""
         kept = max(0, self.kept - self.held_short)
         return self.held + more + kept <= self.bytes_max
 
 
 class Account:
-    """What one tenant holds, and who of it waits. `share_bytes_max` None: all that there is."""
+    """What one tenant holds, and its streams that wait. Its share is unlimited by default."""
 
     __slots__ = ("line", "share")
 
@@ -72,12 +74,12 @@ class Account:
         self.limit(share_bytes_max)
 
     def limit(self, share_bytes_max: int | None) -> None:
-        """From now on."""
+        """Sets the limit of the share; None removes it."""
         self.share.bytes_max = NO_LIMIT if share_bytes_max is None else share_bytes_max
 
 
 class Lease:
-    """The bytes of one message; they are given back when all who hold it have released it."""
+    """The bytes of one message; they are free again when every holder has released it."""
 
     __slots__ = ("_account", "_budget", "_holders", "size")
 
@@ -88,26 +90,26 @@ class Lease:
         self.size = size
 
     def hold(self) -> None:
-        """One more holds it: a call and its step end at different times."""
+        """Adds a holder: a call and its step end at different times."""
         assert self._holders, "a lease that ended is held again"
         self._holders += 1
 
     def release(self) -> None:
-        """One who held it is done; the last one gives the bytes back."""
+        """Removes a holder; with the last one the bytes are given back."""
         self._holders -= 1
         assert self._holders >= 0, "a lease is released twice"
         if not self._holders:
             self._budget.give_back(self, self._account)
 
     def resize(self, size: int) -> None:
-        """The message is `size` bytes now: what it grows by is not asked for."""
+        """Counts `size` bytes from now on, even if more than before do not fit."""
         if size <= self.size <= SMALL_BYTES:
-            return  # what it counts too much is less than what it costs to count it again
+            return  # a new count would cost more than the few bytes that it gives back
         if self._holders and size != self.size:
             self._budget.resize(self, self._account, size)
 
     def grow(self, size: int) -> None:
-        """The message will be `size` bytes. Raises PendingBytes, Quota where they do not fit."""
+        """Counts `size` bytes if they fit. Raises PendingBytesFull, Quota if not."""
         if size > self.size:
             self._budget.grow(self, self._account, size)
         else:
@@ -115,7 +117,7 @@ class Lease:
 
 
 class _Turn:
-    """A stream that waits for bytes. With `takes`, its turn takes them; else it may read then."""
+    """A stream that waits for bytes: with `takes` to hold them, else only to read on."""
 
     __slots__ = ("done", "size", "takes")
 
@@ -133,27 +135,27 @@ class PendingBytes:
         self._leases: set[Lease] = set()
         self._lines: dict[Account, None] = {}  # accounts with a line, whose turn is next first
         self._full: set[Account] = set()  # accounts whose share refused a message, and still would
-        self._is_blocked = False  # who is next waits for the budget, not for a share
+        self._is_blocked = False  # whether the next turn waits for the budget, not for a share
         self._again: asyncio.TimerHandle | None = None
 
     @property
     def bytes_max(self) -> int:
-        """The limit."""
+        """The limit of the whole server."""
         return self._room.bytes_max
 
     @property
     def held(self) -> int:
-        """What all leases have."""
+        """The bytes of all leases."""
         return self._room.held
 
     @property
     def is_vacant(self) -> bool:
-        """Whether a short message of any tenant fits. On any thread: soon it may not."""
+        """Whether a short message of any tenant fits now. Any thread may ask."""
         room = self._room
         return not (self._lines or self._full) and room.held < room.bytes_max
 
     def clipped(self, size: int) -> int:
-        """What a message of that size is counted as: no more than long ones may hold in all."""
+        """The bytes to count for a message: no more than all long ones together may hold."""
         return min(size, self._room.bytes_max - self._room.kept)
 
     def has_room(self, account: Account, size: int) -> bool:
@@ -164,18 +166,20 @@ class PendingBytes:
         return self._has_room(account, size if is_short else self.clipped(size), is_short)
 
     def take(self, account: Account, size: int) -> Lease | None:
-        """A lease, if the bytes are free and no stream waits for them."""
+        """A lease if the bytes are free and no stream waits for them, else None."""
         return self._take(account, size) if self.has_room(account, size) else None
 
     def enter(self, account: Account, size: int) -> Lease:
-        """take(); raises PendingBytesFull, Quota instead of None."""
+        """A lease, as take() gives it. Raises PendingBytesFull, Quota if there is none."""
         if not self.has_room(account, size):
             self.check(account, self.clipped(size), is_short=size <= SHORT_BYTES)
         return self._take(account, size)
 
     def check(self, account: Account, more: int, *, is_short: bool = True) -> None:
-        """Whether so many more bytes are free for a call that does not wait, whose message is
-        short. Raises PendingBytes, Quota."""
+        """Raises PendingBytesFull, Quota unless `more` bytes are free for a call that cannot wait.
+
+        `is_short` says whether the message is a short one.
+        """
         if is_short and not self._lines and self._is_free(account, more):
             return
         if self._has_room(account, more, is_short):
@@ -197,25 +201,28 @@ class PendingBytes:
         )
 
     async def admit(self, account: Account, size: int) -> Lease:
-        """A lease, when it is its turn and the bytes are free."""
+        """Waits for its turn and for the bytes. Returns a lease of them."""
         lease = self.take(account, size) or await self._wait(account, size, takes=True)
         assert lease is not None
         return lease
 
     async def vacancy(self, account: Account, size: int) -> None:
-        """Until so many bytes are free: a stream is read then. Nothing is taken."""
+        """Waits until `size` bytes are free, so that a stream may read on. It takes none."""
         if not self.has_room(account, size):
             await self._wait(account, size, takes=False)
 
     def resize(self, lease: Lease, account: Account, size: int) -> None:
-        """The lease has `size` bytes from now on."""
+        """Counts `size` bytes for the lease from now on."""
         before, lease.size = lease.size, size
         self._change(account, before, size)
         if size < before and self._lines:
             self._serve()
 
     def grow(self, lease: Lease, account: Account, size: int) -> None:
-        """The lease has so many more bytes, as if it were a new one. Raises PendingBytes, Quota."""
+        """Counts `size` bytes for the lease if a new one of that size would fit.
+
+        Raises PendingBytesFull, Quota if not, and changes nothing then.
+        """
         before, size = lease.size, self.clipped(size)
         self._change(account, before, 0)
         try:
@@ -227,7 +234,7 @@ class PendingBytes:
         lease.size = size
 
     def give_back(self, lease: Lease, account: Account) -> None:
-        """The lease is over."""
+        """Ends the lease."""
         self._leases.remove(lease)
         self._change(account, lease.size, 0)
         if self._lines:
@@ -239,7 +246,7 @@ class PendingBytes:
         ) and account.share.fits(more, is_short=is_short, is_blocked=bool(account.line))
 
     def _is_free(self, account: Account, size: int) -> bool:
-        """fits() of both rooms for a short message that none bars, as most are: in one call."""
+        """Whether a short message fits both rooms when no stream waits: the usual case, fast."""
         room, share = self._room, account.share
         return room.held + size <= room.bytes_max and share.held + size <= share.bytes_max
 
@@ -252,7 +259,7 @@ class PendingBytes:
         return lease
 
     def _change(self, account: Account, before: int, after: int) -> None:
-        """A lease of `before` bytes has `after` now; 0: there was none, or it is over."""
+        """Counts a lease that changes from `before` bytes to `after`; 0 is no lease."""
         room, share, change = self._room, account.share, after - before
         room.held += change
         share.held += change
@@ -274,14 +281,14 @@ class PendingBytes:
                 account.line.remove(turn)
                 self._serve()
             elif not turn.done.cancelled() and (lease := turn.done.result()) is not None:
-                lease.release()  # it was given while the cancellation was on its way
+                lease.release()  # the turn gave it while the cancellation was on its way
             raise
 
     def _serve(self) -> None:
-        """Gives turns, one for each tenant in a row, until the next one does not fit.
+        """Gives turns, to one tenant after the other, until the next one does not fit.
 
-        A stream that may read takes nothing yet. What it may take is kept for it to the next look
-        only: there may be nothing to read.
+        A stream that may read on takes nothing yet. The bytes that it may need are kept for it only
+        until the next look, because it may have nothing to read.
         """
         self._is_blocked = False
         expected, shares = 0, dict.fromkeys(self._lines, 0)
@@ -294,7 +301,7 @@ class PendingBytes:
                 if turn.done.cancelled():
                     account.line.popleft()
                 elif not _fits(account.share, turn.size, shares[account]):
-                    del shares[account]  # others need not wait for a share that is not theirs
+                    del shares[account]  # other tenants need not wait for this one's share
                 elif not _fits(self._room, turn.size, expected):
                     self._is_blocked = True
                     break
@@ -316,7 +323,7 @@ class PendingBytes:
         self._serve()
 
     def check_integrity(self) -> None:
-        """What is held is the sum of the leases, of each account too."""
+        """Asserts that each room holds the sum of its leases."""
         sums: dict[Room, list[int]] = {self._room: [0, 0]}
         for lease in self._leases:
             assert lease._holders > 0, "a lease without a holder"
@@ -329,7 +336,7 @@ class PendingBytes:
             assert [room.held, room.held_short] == total, "bytes are held by no lease"
         for account in self._lines:
             assert account.line, "an empty line is kept"
-        assert self._room.held or not self._is_blocked, "they wait for bytes that are free"
+        assert self._room.held or not self._is_blocked, "streams wait for bytes that are free"
         assert all(each.share.held for each in self._full), "a share that holds nothing is full"
 
 

@@ -1,4 +1,4 @@
-"""Owns the gRPC ports: the public one and the operator's. Knows no session and no message."""
+"""Opens the gRPC ports: the public one and the operator's. Knows no session and no message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
 class Ports:
-    """Both, bound when constructed: raises AddressUnavailable, BadFile.
+    """Both ports. The constructor binds them, and raises AddressUnavailable, BadFile.
 
     `listen` and `admin` are the addresses with their real ports; `admin` is None without --admin.
     """
@@ -69,13 +69,13 @@ class Ports:
             self._servers.append(operator)
 
     def start(self) -> None:
-        """Calls are answered from now on."""
+        """Begins to answer calls."""
         for server in self._servers:
             server.start()
         self._guard.start(host_port("listen", self.listen)[1])
 
     async def stop(self, grace_s: float) -> None:
-        """No call is taken any more; those under way have the grace to end."""
+        """Refuses new calls, and cuts those that are still under way after the grace."""
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         self._guard.stop()
 
@@ -87,7 +87,7 @@ def make_server(
     *,
     has_reflection: bool,
 ) -> QueueServer:
-    """A server of these methods and of gRPC's own services, not yet bound or started."""
+    """A server for these methods and for gRPC's own services, not yet bound or started."""
     unary: dict[str, UnaryMethod] = {health.CHECK: well.check}
     streams: dict[str, StreamMethod] = {health.WATCH: well.watch}
     for service in methods:
@@ -99,13 +99,13 @@ def make_server(
 
 
 def _has_reflection(config: Config) -> bool:
-    """On --listen: as asked, else where only this machine can reach it."""
+    """Whether --listen has reflection: by default only where other machines cannot reach it."""
     host, _ = host_port("listen", config.listen)
     return is_loopback(host) if config.reflection is None else config.reflection
 
 
 def share_bytes_max(config: Config) -> int | None:
-    """Of a tenant for which the tokens file has none; None: no limit."""
+    """The pending bytes of a tenant for which the tokens file sets none; None is no limit."""
     if config.tenant_pending_bytes_max is not None or config.tokens is None:
         return config.tenant_pending_bytes_max
     return config.pending_bytes_max // 4

@@ -1,7 +1,7 @@
-"""The frame around every call: who calls, its bytes, its counts, and an end with a status, always.
+"""The frame of every call: finds the tenant, counts bytes and calls, and ends it with a status.
 
-What serves a call runs on the event loop's thread. Whatever it raises becomes a status of ours:
-the text of a bug does not reach the client.
+Calls are served on the event loop's thread. Any error becomes a status of ours, so that the text of
+a bug never reaches the client. It knows neither sessions nor a dialect's messages.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from lstmserve.server.transport import (
 )
 
 SESSION_KEY = "x-session-id"
-SENT_AT_ONCE_BYTES = 16 << 10  # gRPC sends a shorter reply whether it is read or not
+SENT_AT_ONCE_BYTES = 16 << 10  # gRPC sends a shorter reply even if the client does not read
 SECOND_NS = 1_000_000_000
-LOOKS = 8  # in the time that a stream's reply may wait
+LOOKS = 8  # how often streams are looked at in the time that a reply may wait
 
 
 class TooSlow(Exception):
-    """A call that took longer than it may; what it did is unknown, as with gRPC's own deadline."""
+    """A call took too long; whether it had an effect is unknown, as with gRPC's own deadline."""
 
 
 class Talk(Conversation, Protocol):
     """A Conversation that takes the messages of its stream."""
 
     def receive(self, content: bytes) -> None:
-        """The next message."""
+        """Takes the next message."""
 
     def closed(self) -> None:
-        """The stream is over on the wire: nothing of it is sent any more."""
+        """The stream is over on the wire: no reply of it will be sent."""
 
 
 Receive = Callable[[list[UnaryCall]], None]
@@ -70,12 +70,14 @@ class Methods(NamedTuple):
 
 
 def ignore(error: Exception) -> None:
-    """Not counted."""
+    """Does nothing: the error is not counted."""
 
 
 class Frame:
-    """Of one service's calls on a port. `call_s_max` is for unary calls without a deadline,
-    `write_s_max` for replies that are not read; a reply has a row of `row_bytes` or more.
+    """The frame of one service's calls on a port.
+
+    A unary call without a deadline may last `call_s_max`, and a reply may wait `write_s_max` for
+    its client to read. A reply has at least one row of `row_bytes`.
     """
 
     def __init__(
@@ -100,15 +102,15 @@ class Frame:
         self._sending: Overtime[UnaryCall] = Overtime(write_s_max, _is_sent, UnaryCall.cut)
 
     def calls(self, name: str, receive: Receive, on_refused: Refused = ignore) -> UnaryCalls:
-        """A method whose calls `receive` takes as they arrive together, and answers each.
+        """A method whose `receive` takes the calls that arrived together, and answers each.
 
-        They have a tenant, and a lease of their bytes. `on_refused(error)` is called for one that
-        does not come to `receive`.
+        Each has a tenant, and a lease of its bytes. `on_refused(error)` is called for a call that
+        is refused before `receive`.
         """
         return UnaryCalls(self, self._counts(name), name, receive, on_refused)
 
     def probes(self, name: str, answer: Answer) -> Probes:
-        """A method that is answered at once, for any caller and however many bytes wait."""
+        """A method that answers at once, for any caller, however many bytes wait."""
         return Probes(self, self._counts(name), name, answer)
 
     def served(self, name: str, serve: Serve) -> UnaryCalls:
@@ -124,7 +126,7 @@ class Frame:
         return self.calls(name, receive)
 
     def unary(self, name: str, kind: type[Request], method: Unary) -> UnaryCalls:
-        """The same with messages."""
+        """A method each of whose calls is served by a task, from message to message."""
 
         async def serve(call: UnaryCall) -> bytes:
             response = await method(parse(kind, call.take()), call.tenant)
@@ -133,7 +135,7 @@ class Frame:
         return self.served(name, serve)
 
     def bidi(self, name: str, begin: Begin, window: int) -> Streams:
-        """A method of streams: `begin` makes what talks to one."""
+        """A method of streams; `begin` makes the Talk of each."""
         counts = self._metrics.rpc(name, "bidi_stream", self._service)
         return Streams(self, counts, name, begin, window)
 
@@ -141,7 +143,7 @@ class Frame:
         return self._metrics.rpc(name, "unary", self._service)
 
     def start(self, call: UnaryCall, work: Work, name: str) -> None:
-        """Runs work that answers the call in a task, which ends early if the client leaves."""
+        """Answers the call by `work` in a task, which is cancelled if the client leaves."""
         task = asyncio.ensure_future(self._guarded(call, work, name))
         task.set_name(f"{self._service}/{name}")
         call.on_gone = lambda: _cancel(task)
@@ -150,7 +152,7 @@ class Frame:
         try:
             await work(call)
         except (Exception, asyncio.CancelledError) as error:
-            self.abort(call, error, name)  # which a call that is over ignores
+            self.abort(call, error, name)  # no effect on a call that is over
 
     def watch(self, call: UnaryCall) -> None:
         """Ends the call if it lasts too long, unless it has a deadline of its own."""
@@ -162,11 +164,13 @@ class Frame:
         on_gone = call.on_gone
         call.abort(Abort(grpc.StatusCode.DEADLINE_EXCEEDED, text, ()))
         if on_gone is not None:
-            on_gone()  # what its step did is unknown
+            on_gone()  # its step may still run, and its client cannot know
 
     def reply(self, call: UnaryCall, content: bytes) -> None:
-        """Answers. The bytes of a long reply are held until it was sent; if it is not read, its
-        call is cut."""
+        """Answers the call. A long reply holds its bytes until it is sent.
+
+        The call is cut if the client does not read a long reply within write_s_max.
+        """
         if len(content) <= SENT_AT_ONCE_BYTES or call.is_over:
             call.reply(content)
             return
@@ -177,7 +181,7 @@ class Frame:
         self._sending.watch(call)
 
     def abort(self, call: UnaryCall | StreamCall, error: BaseException, name: str) -> None:
-        """Ends the call with the error's status; one that is over ignores it."""
+        """Ends the call with the error's status, unless it is over."""
         if not call.is_over:
             if isinstance(call, StreamCall):
                 call.finish(_abort(error, name, call))
@@ -187,7 +191,7 @@ class Frame:
 
 
 class UnaryCalls:
-    """A UnaryMethod that counts its calls and lets them in."""
+    """A UnaryMethod that counts its calls, and checks their tenant and their bytes."""
 
     def __init__(
         self, frame: Frame, counts: RpcMetrics, name: str, receive: Receive, on_refused: Refused
@@ -199,17 +203,16 @@ class UnaryCalls:
         self._on_refused = on_refused
 
     def may_read(self, call: UnaryCall) -> bool:
-        """As UnaryMethod.may_read: where the budget is used up a message is not even read."""
+        """Whether its tenant is known, and the budget has room; else the message stays unread."""
         return self._frame.pending.is_vacant and self._frame.door.knows(call)
 
     def receive(self, calls: list[UnaryCall]) -> None:
-        """As UnaryMethod.receive."""
         inside = [call for call in calls if self._is_let_in(call)]
         if inside:
             self._receive(inside)
 
     def _is_let_in(self, call: UnaryCall) -> bool:
-        """Whether it is to be served now; else it has been refused, or its message is read now."""
+        """Whether to serve the call now. If not, it was refused, or its message is being read."""
         self._count(call)
         if call.is_over:
             return False
@@ -221,7 +224,10 @@ class UnaryCalls:
             return False
 
     def _let_in(self, call: UnaryCall) -> bool:
-        """Raises BadToken, AdminOnly, Malformed, PendingBytes, Quota."""
+        """Whether the call's message is here and has its lease; if it is unread, asks for it.
+
+        Raises BadToken, AdminOnly, Malformed, PendingBytesFull, Quota.
+        """
         frame = self._frame
         if call.tenant is None:
             call.tenant = frame.door.tenant(call)
@@ -237,7 +243,7 @@ class UnaryCalls:
         return True
 
     def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
-        """As UnaryMethod.ended."""
+        """Counts the end, and releases the call's bytes."""
         self._count(call)
         self._counts.ended(code, (time.monotonic_ns() - call.arrival_ns) / SECOND_NS)
         if call.lease is not None:
@@ -250,7 +256,7 @@ class UnaryCalls:
 
 
 class Probes:
-    """A UnaryMethod whose calls need no token and no room."""
+    """A UnaryMethod whose calls need no token and no lease."""
 
     def __init__(self, frame: Frame, counts: RpcMetrics, name: str, answer: Answer) -> None:
         self._frame = frame
@@ -259,11 +265,10 @@ class Probes:
         self._answer = answer
 
     def may_read(self, call: UnaryCall) -> bool:
-        """As UnaryMethod.may_read."""
         return True
 
     def receive(self, calls: list[UnaryCall]) -> None:
-        """As UnaryMethod.receive."""
+        """Answers each call at once."""
         for call in calls:
             self._counts.started += 1
             call.is_counted = True
@@ -275,7 +280,6 @@ class Probes:
                 self._frame.abort(call, error, self._name)
 
     def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
-        """As UnaryMethod.ended."""
         self._counts.started += not call.is_counted
         self._counts.ended(code, (time.monotonic_ns() - call.arrival_ns) / SECOND_NS)
 
@@ -296,13 +300,11 @@ class Streams:
         self._timer: asyncio.TimerHandle | None = None
 
     def may_read(self, stream: StreamCall) -> bool:
-        """As StreamMethod.may_read."""
         if stream.conversation is None and not self._frame.door.knows(stream):
             return False
         return self._frame.pending.is_vacant
 
     def opened(self, stream: StreamCall) -> None:
-        """As StreamMethod.opened."""
         self._counts.started += 1
         self.open.add(stream)
         if self._timer is None:
@@ -313,9 +315,8 @@ class Streams:
             self._frame.abort(stream, error, self._name)
 
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
-        """As StreamMethod.receive."""
         messages.reverse()
-        while messages:  # one that was read is not held until the others are
+        while messages:  # each is dropped before the next one is received
             self._receive(*messages.pop())
 
     def _receive(self, stream: StreamCall, content: bytes) -> None:
@@ -327,22 +328,22 @@ class Streams:
             self.fail(stream, error)
 
     def fail(self, stream: StreamCall, error: Exception) -> None:
-        """Ends the stream with the error; what it still waits for is cancelled."""
+        """Ends the stream with the error, and cancels the messages that wait for a reply."""
         if not stream.is_over:
             self._frame.abort(stream, error, self._name)
             if stream.conversation is not None:
                 stream.conversation.gone()
 
     def _look(self) -> None:
-        """Ends the streams whose replies wait for too long.
+        """Ends the streams whose replies have waited too long for their clients.
 
-        A timer a write would cost as much as an eighth of the message; this one looks now and then.
+        A timer for each write would cost an eighth of a message, so one timer looks at all streams.
         """
         seconds, now_ns = self._frame.write_s_max, time.monotonic_ns()
         for stream in list(self.open):
             unread_s = stream.unread_ns(now_ns) / SECOND_NS
             if stream.is_over and unread_s > 2 * seconds:
-                stream.cut()  # it does not even read its status
+                stream.cut()  # the client does not even read the status
             elif not stream.is_over and unread_s > seconds:
                 error = TooSlow(f"no reply was read for {seconds:g} s")
                 stream.give_up(_abort(error, self._name, stream))
@@ -352,11 +353,9 @@ class Streams:
         self._timer = self._loop.call_later(seconds / LOOKS, self._look) if is_needed else None
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """As StreamMethod.ended."""
         self._counts.ended(code)
 
     def closed(self, stream: StreamCall) -> None:
-        """As StreamMethod.closed."""
         self.open.discard(stream)
         if stream.conversation is not None:
             stream.conversation.closed()  # type: ignore[attr-defined]  # a Talk
@@ -371,14 +370,14 @@ def _is_sent(call: UnaryCall) -> bool:
 
 
 def _abort(error: BaseException, name: str, call: UnaryCall | StreamCall) -> Abort:
-    """What ends the call of a client that is there."""
+    """The status for the error. It logs a bug of ours."""
     if isinstance(error, TooSlow):
         return Abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), ())
     return to_abort(error, **_facts(name, call))
 
 
 def _facts(name: str, call: UnaryCall | StreamCall) -> dict[str, str]:
-    """For the log: the call, and the session (a stream: the group) that its metadata names."""
+    """The log's facts: the method, and the session or group of sessions in the metadata."""
     ids = [str(value) for key, value in call.invocation_metadata() or () if key == SESSION_KEY]
     return {"method": name, **({"session": session_hash(ids[0])} if ids else {})}
 

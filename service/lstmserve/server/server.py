@@ -1,4 +1,4 @@
-"""Owns the server's life: what starts and stops, in which order. Computes nothing."""
+"""Starts and stops the server's parts, each in its order. Computes nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry
 from lstmserve.address import host_port, join
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model, load_models
+from lstmserve.engine.budget import PoolTooSmall
 from lstmserve.engine.compute.device import DeviceUnavailable
-from lstmserve.engine.loading import PoolTooLarge, PoolTooSmall
+from lstmserve.engine.loading import PoolTooLarge
 from lstmserve.manifest import InvalidModelFolder, RefusedFolder
 from lstmserve.server import machine
 from lstmserve.server.access.reloading import BadFile
@@ -36,12 +37,12 @@ GRACE_S = 1.0
 SCRAPE_S_MAX = 5.0
 QUIET_S = 0.05
 QUIET_ROUNDS_MAX = 20
-TRIAL_S_MAX = 5.0  # of the store, before the server starts without its answer
+TRIAL_S_MAX = 5.0  # how long the store may take to answer before the server starts without it
 GC_THRESHOLDS = (50_000, 20, 20)
-# Each ends the server, in order; sent again while it drains, it ends it at once. SIGHUP never does:
-# a terminal that closes sends it more than once, and systemd sends it after SIGTERM.
+# The first of these signals drains the server, and the next one ends it at once. SIGHUP drains, but
+# never ends it at once: a closing terminal sends it more than once, systemd sends it after SIGTERM.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # elsewhere they reopen logs; here they would kill
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # they reopen logs elsewhere, and kill by default
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -57,9 +58,10 @@ REFUSALS = (
 
 
 def run(config: Config) -> int:
-    """Serves until told to stop. Returns 0; 1 when steps could not be stored; 3: the engine died.
+    """Serves until a signal ends it. Returns the exit code.
 
-    Raises BadSetting, or one of REFUSALS, whose message is one line for the operator.
+    The code is 0, or 1 if steps could not be stored, or 3 if the engine died. Raises BadSetting, or
+    one of REFUSALS, whose message is one line for the operator.
     """
     machine.share_one_heap()
     machine.check_plain_text(config)
@@ -99,7 +101,7 @@ async def _serve(
 class Server:
     """One engine behind its gRPC ports and one HTTP port, on the running event loop.
 
-    Constructing binds the ports and reads the certificate: it raises what REFUSALS has.
+    The constructor binds the ports and reads the certificate. It raises the errors of REFUSALS.
     """
 
     def __init__(
@@ -112,10 +114,9 @@ class Server:
         loop = asyncio.get_running_loop()
         registry = CollectorRegistry()
         self._config = config
-        self._models = models
         self._is_ready = False
         self._metrics = Metrics(registry, lambda read: _read_on(loop, read))
-        self._metrics.model_folders = {"served": len(models), "refused": len(refused)}
+        self._metrics.folders_refused = len(refused)
         self._store = None if store is None else MeasuredStore(store, self._metrics)
         self._engine = Engine(config, models, self._metrics, store=self._store)
         if self._store is not None:
@@ -138,18 +139,16 @@ class Server:
         host, _ = host_port("metrics", config.metrics)
         self.metrics = join(host, self._http.port)
         self._signalled = asyncio.Event()
-        self._signal = ""  # the first that was to end it
+        self._signal = ""  # the first that came to end the server
         self._forever: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
-        """Answers when it returns; ready, unless it waits for its store.
+        """Begins to answer. The server is ready then, unless its store does not answer yet.
 
         Raises StoreRefused for a store that only an operator can mend.
         """
-        for model in self._models:
-            self._metrics.model_info(model.name, model.version, model.fingerprint)
-            gauges = functools.partial(read_gauges, self._engine, model)
-            self._metrics.add_gauges(model.name, model.version, gauges)
+        self._metrics.gauges = functools.partial(read_gauges, self._engine)
+        self._metrics.pool_bytes_max = self._config.pool_bytes
         self._http.start()
         is_there = await self._try_store()
         self._ports.start()
@@ -163,19 +162,20 @@ class Server:
     def _become_ready(self) -> None:
         self._ports.health.set_all(is_serving=True)
         self._is_ready = True
-        sessions = {f"{model.name}:{model.version}": model.sessions_max for model in self._models}
+        models = self._engine.models
+        sessions = {f"{model.name}:{model.version}": model.sessions_max for model in models}
         log.info(
             "ready",
             listen=self._ports.listen,
             protected_by=machine.protections(self._config),
             metrics=self.metrics,
-            device=self._models[0].device,
+            device=models[0].device,
             sessions_max=sessions,
             **({"admin": self._ports.admin} if self._ports.admin else {}),
         )
 
     async def _try_store(self) -> bool:
-        """Whether it answers. Raises StoreRefused."""
+        """Whether the store answers in time. Raises StoreRefused."""
         if self._store is None:
             return True
         try:
@@ -186,7 +186,10 @@ class Server:
         return True
 
     async def run(self) -> int:
-        """Until a signal or the engine's death; returns the exit code, with everything stopped."""
+        """Serves until a signal comes or the engine dies, and stops everything.
+
+        Returns the exit code.
+        """
         engine = asyncio.create_task(self._engine.run(), name="engine")
         signalled = asyncio.create_task(self._signalled.wait(), name="signal")
         watching = asyncio.create_task(self._watch.run(), name="watch")
@@ -210,20 +213,23 @@ class Server:
         return EXIT_LOST if is_failure else EXIT_OK
 
     async def _on_store(self) -> None:
-        """The store has answered: the server is ready, if it waited for that."""
+        """Makes the server ready, if it waited for its store to answer."""
         if not self._is_ready:
             self._become_ready()
 
     async def _tell_over(self) -> None:
-        """Routers go elsewhere, where there is an elsewhere."""
+        """Reports NOT_SERVING, so that routers choose another server if there is one."""
         self._ports.health.set_all(is_serving=False)
 
     def stop_http(self) -> None:
-        """Last, so that the probes answer through the drain."""
+        """Stops the HTTP port. It is the last to stop, so that the probes answer while draining."""
         self._http.stop()
 
     async def _drain(self, engine: asyncio.Task[None]) -> None:
-        """Steps go on for drain_delay_s: routers are late to hear that we leave."""
+        """Serves steps for drain_delay_s more, because routers learn late that the server leaves.
+
+        Then it refuses new steps, and stores what is not stored yet.
+        """
         config = self._config
         log.info(
             "draining", signal=self._signal, delay_s=config.drain_delay_s, s_max=config.drain_s_max
@@ -234,10 +240,10 @@ class Server:
         await asyncio.wait({engine})
 
     async def _until_quiet(self) -> None:
-        """Refuses what still comes, until nothing does.
+        """Waits until no more calls arrive; the engine refuses those that do.
 
-        A call that stop() finds in gRPC's own queue ends as CANCELLED: its caller cannot tell that
-        from its own doing, and does not go to another server.
+        A call that stop() finds in gRPC's own queue ends as CANCELLED. Its caller would take that
+        for its own cancellation, and would not go to another server.
         """
         for _ in range(QUIET_ROUNDS_MAX):
             before = self._metrics.rpcs_started
@@ -246,7 +252,7 @@ class Server:
                 return
 
     def _heed_signals(self) -> None:
-        """A SIGHUP that is ignored already, as under nohup, stays ignored."""
+        """Installs the signal handlers. A SIGHUP that is ignored, as under nohup, stays ignored."""
         loop = asyncio.get_running_loop()
         hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         for number in (*ENDING, *hangup):
@@ -256,7 +262,7 @@ class Server:
                 loop.add_signal_handler(number, _on_ignored, number)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        """The first one drains; the next of ENDING ends the process here and now."""
+        """Begins to drain. After it, a signal of ENDING ends the process at once."""
         self._signal = self._signal or number.name
         self._signalled.set()
         for each in ENDING:
@@ -277,7 +283,10 @@ def _read_on(loop: asyncio.AbstractEventLoop, read: Callable[[], T]) -> T:
 
 
 def quiet_collector() -> None:
-    """What lives now lives for good; what comes is freed by reference counts for the most part."""
+    """Makes the garbage collector run rarely, and skip the objects that exist now.
+
+    Those live as long as the server, and reference counts free most of the later ones.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

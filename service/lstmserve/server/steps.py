@@ -21,6 +21,7 @@ from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.engine.table import NEVER_NS, SessionTable
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_finite, is_finite
+from lstmserve.server.observe.counters import ModelMetrics
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.status import code, reason
@@ -117,7 +118,8 @@ class Steps:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._counters = [metrics.model(each.name, each.version) for each in engine.models]
+        self._counters: dict[Model, ModelMetrics] = {}
+        self._changes = -1  # of the models that those are of
 
     def accept(self, steps: Sequence[PendingStep]) -> None:
         """Submits steps that arrived together; those of one session run in this order.
@@ -197,19 +199,27 @@ class Steps:
 
     def count_failed(self, method: str, error: Exception, model: Model | None = None) -> None:
         """Counts a failed step as the model's; None where the engine did not accept it."""
-        counters = self._metrics.model("", 0) if model is None else self._counters[model.index]
+        counters = self._metrics.model("", 0) if model is None else self._counters_of(model)
         counters.failed(method, code(error), reason(error))
 
     def count_applied(
         self, model: Model, steps: Sequence[PendingStep], start_ns: int, *, is_replayed: bool
     ) -> None:
         """Counts steps that started together at `start_ns` and have just been applied."""
-        counters, now_ns = self._counters[model.index], self._engine.monotonic_ns()
+        counters, now_ns = self._counters_of(model), self._engine.monotonic_ns()
         if is_replayed:
             counters.replayed(len(steps))
         for method, group in itertools.groupby(steps, key=lambda each: each.method):
             arrivals_ns = [step.arrival_ns for step in group]
             counters.steps_of(method, arrivals_ns, start_ns, now_ns)
+
+    def _counters_of(self, model: Model) -> ModelMetrics:
+        registry, metrics = self._engine.registry, self._metrics
+        if self._changes != registry.changes:
+            self._changes = registry.changes
+            self._counters = {each: metrics.model(each.name, each.version) for each in registry}
+        found = self._counters.get(model)
+        return metrics.model(model.name, model.version) if found is None else found
 
 
 class _Answers:

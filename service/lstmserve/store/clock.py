@@ -45,7 +45,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def unpack(cls, content: bytes) -> Mark | None:
-        """None for damaged bytes: a wrong time would expire every session."""
+        """The packed mark, None for damaged bytes: a wrong time would expire every session."""
         raw, crc = content[: _MARK.size], content[_MARK.size :]
         if len(raw) != _MARK.size or crc != _CRC.pack(google_crc32c.value(raw)):
             return None

@@ -70,7 +70,7 @@ ON CONFLICT (key) DO UPDATE
 SET version = excluded.version, expiry_ms = excluded.expiry_ms, content = excluded.content
 WHERE expiry_ms <= ?
 """
-# Who knows the version owns the session, and whoever owns it knows better whether it has expired.
+# A server that knows the version owns the session, and knows better whether it has expired.
 _UPDATE: Final = (
     "UPDATE record SET version = ?, expiry_ms = ?, content = ? WHERE key = ? AND version = ?"
 )
@@ -150,14 +150,14 @@ class RecordDatabase:
             self._check()
             self._write_mark()
         if self._lost and not self._identity.may_close():
-            # SQLite would remove a log that is now another database's, or write to what it is not.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))  # not even at the exit
+            # SQLite would remove a log that is now another database's, or write to another's file.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))  # not even at exit
             return
         self._database.close()
         self._identity.close()
 
     def _check(self) -> None:
-        """Raises StoreUnavailable; for ever once the file was lost."""
+        """Raises StoreUnavailable if the path leads elsewhere now, or ever did."""
         if not self._lost:
             try:
                 self._identity.check()
@@ -222,7 +222,7 @@ class RecordDatabase:
         return outcomes, self._expired(SWEPT_PER_CREATION * creations)
 
     def _write_each(self, writes: Sequence[Write]) -> list[WriteOutcome]:
-        """Each write in a transaction of its own.
+        """Makes each write in a transaction of its own.
 
         When the file is lost half-way, no earlier write of the put counts as stored.
         """
@@ -273,7 +273,10 @@ class RecordDatabase:
         return content
 
     def _expired(self, count: int) -> list[str]:
-        """Looks at the next `count` rows, round and round; returns the keys that have expired."""
+        """The keys that have expired among the next `count` rows.
+
+        After the last row the next call starts over at the first.
+        """
         if not count:
             return []
         now_ms = self._clock.now_ms()
@@ -289,7 +292,7 @@ class RecordDatabase:
         return Mark.unpack(row[0] or b"") if row else None
 
     def _write_mark(self) -> None:
-        """Writes the store's time down; where that fails, the last mark is a little less exact."""
+        """Writes the store's time down; if that fails, the file keeps the last mark."""
         mark = self._clock.mark()
         with suppress(ServeError):
             self._commit(lambda: self._database.execute(_MARK, (mark.pack(),)))

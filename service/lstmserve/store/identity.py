@@ -49,7 +49,7 @@ class FileIdentity:
     """
 
     def __init__(self, path: Path) -> None:
-        """The database is open and locked. Raises OSError."""
+        """The database must be open and locked already. Raises OSError."""
         self._path = path
         self._files: dict[str, _OpenFile] = {}
         self.note()
@@ -82,7 +82,7 @@ class FileIdentity:
         self._files.clear()
 
     def may_close(self) -> bool:
-        """Whether SQLite may close, which writes the log back and removes the file of its name."""
+        """Whether SQLite may close, which writes the log back and removes the log by its name."""
         database, log = self._files[""], self._files.get("-wal")
         return not database.is_there() and (log is None or log.is_there())
 

@@ -100,14 +100,14 @@ class StoredState(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All there is to keep of one session after its `step`th step; its key is not part of it.
+    """Everything that is stored of one session after its `step`th step, except its key.
 
-    `states` are all of the model's, in the order of its spec. `digest` is of the last step's input,
-    `reply` the float32 and `reply_ints` the int64 values of the saved answer to it (`reply` None:
-    none was saved) and `reply_length` the rows that input had. `request_id` is that of the
-    OpenSession which began the session. `released`: whether the owner let go of the session with
-    nothing left to store; None where the record does not say. Times in nanoseconds; `open_time_ns`
-    since 1970.
+    `states` are all of the model's, in the order of its spec. `digest` is the last input's, and
+    `reply_length` the number of its rows. `reply` has the float32 values of the saved answer to it
+    and `reply_ints` the int64 values; `reply` is None if no answer was saved. `request_id` is that
+    of the OpenSession which began the session. `released` says whether the owner let go of the
+    session with nothing left to store; None if the record does not say. Times are in nanoseconds,
+    `open_time_ns` since 1970.
     """
 
     incarnation: int
@@ -176,7 +176,7 @@ def _size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def lstm_states(h: bytes, c: bytes, layers: int | None = None) -> tuple[StoredState, StoredState]:
-    """The states of an nn.LSTM of float32 [layers, width]; [values] where layers is None."""
+    """An nn.LSTM's states, float32 [layers, width] each, or [values] if `layers` is None."""
     h_size, c_size = len(h) // ITEM_BYTES["float32"], len(c) // ITEM_BYTES["float32"]
     if layers is None:
         return StoredState(*_H, (h_size,), h), StoredState(*_C, (c_size,), c)
@@ -188,8 +188,8 @@ def lstm_states(h: bytes, c: bytes, layers: int | None = None) -> tuple[StoredSt
 def encode(record: Record, format_max: int = FORMATS[-1]) -> bytes:
     """The record's bytes: in format 1 if that holds all of it, otherwise in format 2.
 
-    With `format_max` 1 the request id and `released` are left out. Raises ValueError for states or
-    a reply that format 1 cannot hold then, and for a number or a size that has no room.
+    `format_max` 1 leaves out the request id and `released`, and raises ValueError for states or a
+    reply that format 1 cannot hold. A number or a size that has no room raises ValueError, too.
     """
     why = _more_than_format_1(record)
     try:
@@ -203,7 +203,7 @@ def encode(record: Record, format_max: int = FORMATS[-1]) -> bytes:
 
 
 def decode(content: bytes) -> Record:
-    """The record that `encode` made these bytes of. Raises CorruptRecord and UnknownRecord."""
+    """The record that `encode` made into these bytes. Raises CorruptRecord and UnknownRecord."""
     found = _check_start(content)
     try:
         return _decode_1(content) if found == 1 else _decode_2(content)
@@ -247,7 +247,7 @@ def _check_start(content: bytes) -> int:
 
 
 def _check_sum(content: bytes, at: int) -> None:
-    """Raises CorruptRecord unless the checksum at this place is that of all the rest."""
+    """Raises CorruptRecord unless the bytes at `at` are the checksum of all the others."""
     if _CRC.unpack_from(content, at)[0] != _checksum(content[:at], content[at + _CRC.size :]):
         raise CorruptRecord("checksum differs")
 
@@ -282,7 +282,7 @@ class _Header1(NamedTuple):
 
 
 def _more_than_format_1(record: Record) -> str:
-    """What of the state and the reply format 1 cannot hold; "" where it can."""
+    """What of the states and the reply format 1 cannot hold, in words; "" if it holds them."""
     if len(record.states) == 2:
         h, c = record.states
         if h[:2] == _H and c[:2] == _C and h.data:

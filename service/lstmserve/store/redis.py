@@ -1,8 +1,9 @@
 """The store of many machines: Valkey or Redis.
 
-One call of a Lua script is one fenced compare-and-set; all writes of a put go out in one flush. The
-promises are the server's: acknowledged writes survive this process, but not the server's failover.
-This module must not retry a write whose answer was lost, and must not show its URL.
+One call of a Lua script is one fenced compare-and-set; all writes of a put go out in one flush. A
+record is as durable as the server keeps it: acknowledged writes survive this process, but not a
+failover of the server. This module must not retry a write whose answer was lost, and must not show
+its URL.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('RENAME', KEYS[1], KEYS[2])
 return redis.call('PERSIST', KEYS[2])
 """
-# What a record goes through, at once and without a trace; refused where one of these is refused.
+# Runs every command that a record needs, and leaves no trace. The ACL must allow each of them.
 _TRIAL: Final = """
 redis.call('SET', KEYS[1], ARGV[1], 'PX', 10000)
 redis.call('RENAME', KEYS[1], KEYS[2])
@@ -123,7 +124,7 @@ class _ByAddress(Connection):
 
 
 class _ByAddressTls(_ByAddress, SSLConnection):
-    """The same with TLS; the certificate must match the name."""
+    """A _ByAddress with TLS; the certificate must match the host's name."""
 
 
 class RedisStore:
@@ -134,7 +135,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0, connections_max: int = 4) -> None:
-        """`url` as redis-py reads it: redis:// or rediss:// (TLS). Raises StoreRefused."""
+        """`url` has redis-py's form: redis:// or rediss:// (TLS). Raises StoreRefused."""
         self._timeout_s = timeout_s
         try:
             _check_form(url)
@@ -142,7 +143,7 @@ class RedisStore:
                 url,
                 max_connections=connections_max,
                 timeout=timeout_s,
-                socket_timeout=None,  # the whole exchange has one limit, here
+                socket_timeout=None,  # _exchange() limits the whole exchange
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 driver_info=None,
@@ -161,10 +162,10 @@ class RedisStore:
             ) from None
         except (ValueError, TypeError, RedisError):  # their texts may quote the URL
             raise StoreRefused(
-                "the store's redis URL has an error: redis://USER:PASSWORD@HOST:PORT/DB, with what "
-                "is no letter or digit in the password percent-encoded"
+                "the store's redis URL has an error: give redis://USER:PASSWORD@HOST:PORT/DB, and "
+                "percent-encode all but letters and digits in the password"
             ) from None
-        self._is_proven = False  # since the last failure: a trial has passed
+        self._is_proven = False  # whether a trial has passed since the last failure
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
         """Does nothing: the server expires records by itself."""
@@ -229,10 +230,10 @@ class RedisStore:
         await self._pool.disconnect()
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """One reply per command, in order.
+        """Sends the commands. Returns one reply per command, in order.
 
-        In place of a reply there may be an exception: StoreUnavailable where nothing was sent,
-        StoreTimeout where the answer was lost, redis-py's where the server refused the command.
+        A reply may be an exception: StoreUnavailable if nothing was sent, StoreTimeout if the
+        answer was lost, one of redis-py's if the server refused the command.
         """
         if not commands:
             return []
@@ -278,7 +279,7 @@ class RedisStore:
         return found
 
     def _written(self, reply: Any) -> WriteOutcome:
-        """The outcome of a write: where the server refused it, its script wrote nothing."""
+        """The outcome of a write; if the server refused it, its script wrote nothing."""
         if isinstance(reply, OutOfMemoryError):
             return Written.FULL
         if isinstance(reply, Exception):

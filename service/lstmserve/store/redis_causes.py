@@ -86,7 +86,7 @@ _TEXTS: Final = {
 
 
 def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
-    """The cause of the first error in the chain that tells one; `is_tls`: of a TLS handshake."""
+    """The cause of the first error in the chain that tells one; `is_tls`: TLS was being set up."""
     for each in _behind(error):
         if is_tls and isinstance(each, TimeoutError | redis.TimeoutError):
             return _SILENT_TLS
@@ -96,7 +96,7 @@ def cause_of(error: BaseException, *, is_tls: bool = False) -> Cause:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The chain of errors, its root first: what redis-py makes of the root says less."""
+    """The chain of errors, its root first, because redis-py's own errors say less."""
     inner = error.__cause__ or error.__context__
     if inner is not None:
         yield from _behind(inner)

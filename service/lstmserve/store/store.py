@@ -1,6 +1,6 @@
-"""What a store is to the engine: raw records by key, one compare-and-set each, and its errors.
+"""The interface of a store: raw records by key, one compare-and-set each, and its errors.
 
-Keys are the engine's, "TENANT/ID". A store knows of a record only its version, never its state.
+The engine makes the keys, "TENANT/ID". A store knows of a record only its version, never its state.
 This module does no I/O, and must not know any particular store.
 """
 
@@ -28,8 +28,8 @@ class StoreFull(ServeError):
 class _StoreAway(ServeError):
     """`cause` tells the operator why, in plain words and without a secret; clients do not see it.
 
-    `is_final` says that only a restart of this process can help, `is_of_key` that the store serves,
-    but cannot use what it has under this one key.
+    `is_final` says that only a restart of this process can help. `is_of_key` says that the store
+    serves, but cannot use what it has under this one key.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class _StoreAway(ServeError):
 
 
 class StoreUnavailable(_StoreAway):
-    """The store did not do it: nothing was read, or surely nothing was written."""
+    """The store did not serve the call: nothing was read, or surely nothing was written."""
 
     reason = "STORE_UNAVAILABLE"
 
@@ -69,8 +69,8 @@ class Written(Enum):
     FULL = auto()  # no room; the record that was there is intact
 
 
-# What became of one key of a call. An error is returned in its key's place, and not raised, so that
-# a key that fails leaves the others their outcomes.
+# The outcome of one key of a call. An error is returned in its key's place, not raised, so that the
+# other keys keep their outcomes.
 LoadOutcome = bytes | None | StoreUnavailable
 WriteOutcome = Written | StoreUnavailable | StoreTimeout
 
@@ -80,8 +80,8 @@ class Write:
     """One compare-and-set: replace the `expected` version (None: nothing) by `content`.
 
     `content` is an encoded record, None deletes. It expires `ttl_s` seconds later by the store's
-    own clock: then load() finds it no more, and a creation may take its place. Until it is gone
-    for good, whoever knows its version may still write it.
+    own clock: then load() finds it no more, and a creation may take its place. Until the store
+    drops it, a write that expects its version still succeeds.
     """
 
     key: str
@@ -102,7 +102,7 @@ def refusal(expected: Version | None, found: Version | None) -> Written:
 
 
 class Store(Protocol):
-    """Where sessions outlive the process. Called on the loop's thread, and never blocks it.
+    """Keeps sessions beyond the life of the process. It never blocks the loop's thread.
 
     `load` and `put` return one outcome per key, in order, and raise no error of the store.
     """
@@ -113,8 +113,8 @@ class Store(Protocol):
     async def put(self, writes: Sequence[Write]) -> list[WriteOutcome]:
         """Sends all writes in one flush, in order; each is atomic by itself.
 
-        StoreUnavailable: surely not written. StoreTimeout: unknown. A call that is cancelled, or
-        raises because of a bug, leaves each of its writes unknown.
+        StoreUnavailable means surely not written, StoreTimeout unknown. When a call is cancelled,
+        or raises because of a bug, it is unknown whether each of its writes was written.
         """
 
     async def quarantine(self, key: str, content: bytes) -> None:
@@ -128,7 +128,7 @@ class Store(Protocol):
 
 
 class StoreOfServer(Store, Protocol):
-    """What a server asks of its store beside what its engine asks."""
+    """A Store with the two methods that the server needs and the engine does not."""
 
     def spare(self, is_held: Callable[[str], bool]) -> None:
         """Keeps records of keys that this server holds from expiring, where the store can do that.

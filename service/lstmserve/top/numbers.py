@@ -1,7 +1,7 @@
 """Reads a server's metrics twice and computes what happened in between: rates, quantiles, counts.
 
-scrape() alone does I/O; the only clock is the time of each scrape. A number that is not known yet
-is NaN. Draws nothing.
+Only scrape() does I/O, and the only clock is the time of each scrape. A number that is not known
+yet is NaN. This module draws nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Scrape:
         )
 
     def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-        """The sums by the values of these labels."""
+        """The sums of the samples, by the values of these labels."""
         sums: dict[tuple[str, ...], float] = {}
         for found, value in self.samples.get(name, ()):
             key = tuple(found.get(label, "") for label in labels)

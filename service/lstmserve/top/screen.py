@@ -1,6 +1,6 @@
-"""Draws `lstmserve top`: the panels, their tables and bars, and how a number reads.
+"""Draws `lstmserve top`: panels with tables and bars, and numbers in readable units.
 
-Gets its numbers from the caller and reads no server.
+It gets its numbers from the caller and reads no server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def render(
 ) -> RenderableType:
     """The whole picture: the numbers now, and a sparkline per scrape of `history`.
 
-    `trouble` says why there is nothing newer, "" when there is.
+    `trouble` says why the newest numbers are missing; "" means that `now` has them.
     """
     left, right = Table.grid(expand=True), Table.grid(expand=True)
     for each in (_latency(now, history), _models(now), _server(now)):
@@ -61,7 +61,9 @@ def _head(address: str, now: Numbers, trouble: str) -> RenderableType:
 
 def _tiles(now: Numbers, history: Sequence[Numbers]) -> RenderableType:
     """The four numbers that matter, each with its sparkline."""
-    places = sum(model.slots for model in now.models)
+    # Models share memory: a slot that is free for one may be free for all.
+    free = max((model.slots - model.slots_used for model in now.models), default=0)
+    places = sum(model.slots_used for model in now.models) + free
     tiles = (
         ("sessions", short(now.sessions), f"of {short(places)}", "sessions", MAIN),
         ("steps", short(now.steps_per_s), "per s", "steps_per_s", MAIN),

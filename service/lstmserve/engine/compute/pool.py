@@ -1,9 +1,10 @@
 """The state pool of one model: all states of every session, on the device, and the free slots.
 
 It holds one tensor [slots, *shape] for each state, or for each layer's part of it, as the model's
-layout says, for the life of the process. Slot 0 holds the model's initial state: new sessions read
-it, and nothing writes it. The last slot is the trash slot: only warm-ups write it, and on CUDA an
-index out of range lands there. The pool knows no session.
+layout says. On the CPU they are reserved whole and take memory as slots are used (memory.py,
+slots.py); on a device they are allocated at once. Slot 0 holds the model's initial state: new
+sessions read it, and nothing writes it. The last slot is the trash slot: only warm-ups write it,
+and on CUDA an index out of range lands there. The pool knows no session.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.compute.device import Device, open_session
-from lstmserve.engine.free_list import FreeList
+from lstmserve.engine.compute.memory import PoolMemory
+from lstmserve.engine.compute.slots import SlotAllocator
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.graph.network import ROWS_OF, PoolLayout
 from lstmserve.graph.network import States as States  # the engine has it from here
@@ -36,18 +38,23 @@ def without_denormals(states: States) -> States:
 
 
 class Pool:
-    """`slots` is the number of all slots, including the two reserved ones."""
+    """`slots` is the number of all slots, including the two reserved ones. Raises MemoryError."""
+
+    _memory: PoolMemory | None = None  # on the CPU
 
     def __init__(self, layout: PoolLayout, slots: int, device: Device = "cpu") -> None:
         assert slots > RESERVED
         self.layout = layout
         self.slots = slots
         self.trash = slots - 1
+        memory = PoolMemory({name: (shape, dtype) for name, shape, dtype in layout.tensors}, slots)
         self.tensors = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.zeros((slots, *shape), dtype), device, 0)
-            for name, shape, dtype in layout.tensors
+            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+            for name, array in memory.arrays.items()
         }
-        self._free = FreeList(INITIAL + 1, self.trash)
+        self._free = SlotAllocator(INITIAL + 1, self.trash)
+        if device == "cpu":
+            self._memory = memory
         self._reader = open_session(layout.build_read(), device, threads=1)
         self._writer = open_session(layout.build_write(), device, threads=1)
         self._write(np.array([INITIAL]), layout.initial())
@@ -59,6 +66,42 @@ class Pool:
     def free_count(self) -> int:
         """How many slots have no owner."""
         return len(self._free)
+
+    @property
+    def taken(self) -> int:
+        """How many slots have an owner."""
+        return self._free.taken
+
+    @property
+    def top(self) -> int:
+        """The slots below it may take memory."""
+        return self._free.top
+
+    @property
+    def touched_bytes(self) -> int:
+        """The most memory that its slots take now, in whole pages."""
+        return 0 if self._memory is None else self._memory.bytes_below(self.top)
+
+    def allow(self, slots: int) -> None:
+        """As many slots of it may be taken ahead of need."""
+        self._free.allowance = slots
+
+    def taken_from(self, slot: int) -> Slots:
+        """The slots from `slot` on that have an owner. The next ones given out are the lowest."""
+        return self._free.taken_from(slot)
+
+    def cut(self, top: int) -> None:
+        """Gives back the memory of the slots from `top` on, all of which are free."""
+        last = self.top
+        self._free.cut(top)
+        if self._memory is not None:
+            self._memory.give_back(top, last)
+
+    def end(self) -> None:
+        """Gives back all its memory. Nothing may use it any more."""
+        self.cut(INITIAL + 1)
+        if self._memory is not None:
+            self._memory.give_back(INITIAL, self.slots)
 
     def take(self, count: int) -> Slots:
         """Takes `count` free slots, which the caller owns until it gives them back.

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine import model_lookup
 from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.clock import SECOND_NS
 from lstmserve.engine.compute.pool import Slots
 from lstmserve.engine.errors import ModelMismatch, StateCorrupt
 from lstmserve.engine.model import Model
+from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.engine.table import SUSPECT, TRUSTED, SessionTable
 from lstmserve.rows import RowFormat
@@ -52,10 +52,10 @@ class Records:
     """
 
     def __init__(
-        self, table: SessionTable, models: Sequence[Model], format_max: int, *, is_behind: bool
+        self, table: SessionTable, registry: ModelRegistry, format_max: int, *, is_behind: bool
     ) -> None:
         self._table = table
-        self.models = models
+        self.registry = registry
         self._format_max = format_max
         self._is_behind = is_behind
 
@@ -147,19 +147,19 @@ class Records:
 
     def now(self, row: int) -> Record:
         """The session as it is after its last applied step."""
-        model = self.models[int(self._table.model[row])]
+        model = self.registry.of(self._table.model.item(row))
         (record,) = self.make(model, np.array([row]), self._table.slot[row : row + 1].copy())
         return record
 
     def model_of(self, record: Record) -> Model:
         """The record's model. Raises ModelRetired and ModelNotHereYet when its version is not
         served here, and ModelMismatch for other weights."""
-        for model in self.models:
-            if (model.name, model.version) == (record.model, record.model_version):
-                if bytes.fromhex(model.fingerprint) != record.fingerprint:
-                    raise ModelMismatch("the stored session is of other weights than are served")
-                return model
-        raise model_lookup.missing(self.models, record.model, record.model_version)
+        model = self.registry.exact(record.model, record.model_version)
+        if model is None:
+            raise self.registry.missing(record.model, record.model_version)
+        if bytes.fromhex(model.fingerprint) != record.fingerprint:
+            raise ModelMismatch("the stored session is of other weights than are served")
+        return model
 
     def start(self, record: Record, model: Model) -> SessionStart:
         """The state and step the session continues from. Raises StateCorrupt when a size or a name

@@ -55,10 +55,8 @@ class WriteBehind(CommitStage):
         self._lag_s_max = lag_s_max
         self._lag_steps_max = lag_steps_max
         self._is_due = asyncio.Event()
-        self._since_ns = np.zeros(table.rows, np.int64)  # monotonic; nothing unstored is older
         self._flushing = asyncio.Lock()
         self._is_leaving = False  # each session is written for the last time from now on
-        self._released = np.zeros(table.rows, np.int64)  # the lives whose release the store has
         self._let_go: deque[Write] = deque(maxlen=LET_GO_MAX)  # beyond it: suspect elsewhere
         self._is_lost = False  # whether only a restart of this process can help
 
@@ -66,7 +64,7 @@ class WriteBehind(CommitStage):
         """Returns None, as there is nothing to wait for; the rows are flushed soon."""
         rows = batch.endings().rows
         lag = self._table.step[rows] - np.maximum(self._table.durable_step[rows], 0)
-        self._since_ns[rows[lag <= 0]] = time.monotonic_ns()
+        self._table.since_ns[rows[lag <= 0]] = time.monotonic_ns()
         if int(lag.max(initial=0)) >= self._lag_steps_max // 2:
             self._is_due.set()
 
@@ -75,7 +73,7 @@ class WriteBehind(CommitStage):
         dirty = self._dirty()
         if not dirty.size:
             return 0.0
-        return float(time.monotonic_ns() - self._since_ns[dirty].min()) / 1e9
+        return float(time.monotonic_ns() - self._table.since_ns[dirty].min()) / 1e9
 
     def admit(self, rows: int | Index) -> None:
         """Refuses steps of sessions too far ahead of the store. Raises StoreUnavailable."""
@@ -134,7 +132,7 @@ class WriteBehind(CommitStage):
         table = self._table
         is_here = (table.phase == OPEN) & (table.trust == TRUSTED)
         is_here &= table.durable_step != NOT_STORED
-        return np.flatnonzero(is_here & (self._released != table.life))
+        return np.flatnonzero(is_here & (table.released != table.life))
 
     async def flush(self) -> None:
         """Writes every session that is dirty now; one that the store does not take stays dirty."""
@@ -144,8 +142,8 @@ class WriteBehind(CommitStage):
         async with self._flushing:
             await self._write_let_go()
             rows = rows_of()
-            for index, model in enumerate(self._records.models):
-                wanted = rows[self._table.model[rows] == index]
+            for model in self._records.registry:
+                wanted = rows[self._table.model[rows] == model.handle]
                 lives = [self._records.version(row) for row in wanted.tolist()]
                 for start in range(0, wanted.size, FLUSH_ROWS_MAX):
                     part = slice(start, start + FLUSH_ROWS_MAX)
@@ -177,7 +175,7 @@ class WriteBehind(CommitStage):
             if each is Written.OK:
                 self._note(row, record.version, made_ns)
                 if record.released and self._is_same(row, record.version):
-                    self._released[row] = self._table.life[row]
+                    self._table.released[row] = self._table.life[row]
             elif each is not Written.FULL and not isinstance(each, StoreUnavailable):
                 doubtful.append((row, record.version))
         await self._look_up(doubtful)
@@ -231,7 +229,7 @@ class WriteBehind(CommitStage):
     def _note(self, row: int, stored: Version, made_ns: int = 0) -> None:
         """Notes that the store has this version, if its session is still here."""
         if self._is_same(row, stored):
-            self._since_ns[row] = max(int(self._since_ns[row]), made_ns)
+            self._table.since_ns[row] = max(int(self._table.since_ns[row]), made_ns)
             self._table.durable_step[row] = max(int(self._table.durable_step[row]), stored.step)
 
     def _is_same(self, row: int, life: Version) -> bool:

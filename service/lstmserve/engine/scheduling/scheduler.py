@@ -80,6 +80,11 @@ class Scheduler:
         """Scheduled and not settled."""
         return sum(batch.size for batch in self._in_flight)
 
+    def rows_in_flight(self) -> Index:
+        """The rows of the table whose steps are in flight."""
+        rows = np.concatenate([np.empty(0, np.int64), *(each.rows() for each in self._in_flight)])
+        return np.unique(rows[rows >= 0])
+
     @property
     def has_ready(self) -> bool:
         """Whether schedule() would find anything."""

@@ -1,7 +1,8 @@
 """Makes room for sessions: ends expired ones, evicts idle ones to the store, and keeps the limits.
 
-Without a store only expiry makes room. With one the pool is a cache: the sessions that were idle
-longest move to the store. It decides who leaves; LiveSessions ends them.
+Models share --pool-bytes: memory that others do not need any more is taken first. Without a store
+only expiry makes more room. With one the pool is a cache: the sessions that were idle longest move
+to the store, of whichever model. It decides who leaves; LiveSessions ends them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable
 import numpy as np
 
 from lstmserve.engine.arrays import Index
+from lstmserve.engine.budget import is_shared
 from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import ModelNotSteppable, Quota, SessionLimit
 from lstmserve.engine.model import Model
+from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.table import SessionTable
 
@@ -32,10 +35,13 @@ class SessionCapacity:
     def __init__(
         self,
         table: SessionTable,
+        registry: ModelRegistry,
         sessions: LiveSessions,
         on_evict: Callable[[Model, Index], None] | None,
     ) -> None:
         self._table = table
+        self._registry = registry
+        self._budget = registry.budget
         self._sessions = sessions
         self._on_evict = on_evict
         self._full_sweep_ns = 0
@@ -43,8 +49,9 @@ class SessionCapacity:
     def make_room(self, model: Model, now: Now, replaced: int | None = None) -> None:
         """Makes room for one more session, which may take the place of the session `replaced`.
 
-        Raises SessionLimit, ModelNotSteppable.
+        Raises SessionLimit, ModelNotSteppable, and ModelRetired for a model that is gone.
         """
+        self._registry.check_served(model)
         if model.pool is None:
             raise ModelNotSteppable(
                 f"{model.name} is bidirectional: it reads whole sequences, use Predict"
@@ -56,17 +63,17 @@ class SessionCapacity:
         )
         if is_making_room:
             return  # before an eviction, which could take the replaced session itself
-        if model.sessions >= model.sessions_max:
-            self._sweep_until(lambda: model.sessions < model.sessions_max, now)
-        if model.sessions >= model.sessions_max and self._on_evict is not None:
+        if self._budget.reclaim(model):
+            return
+        self._sweep_until(lambda: self._budget.reclaim(model), now)
+        if self._budget.room(model) < 1 and self._on_evict is not None:
             self._evict(model, now, self._on_evict)
-        if model.sessions >= model.sessions_max:
-            raise SessionLimit(
-                f"all {model.sessions_max} sessions of {model.name}:{model.version} are in use: "
-                "close some, wait for idle ones to expire, or start the server with more "
-                "--pool-bytes",
-                retry_s=1.0,
-            )
+        if not self._budget.reclaim(model):
+            raise SessionLimit(_full(model, len(self._table)), retry_s=1.0)
+
+    def check_opens(self, model: Model) -> None:
+        """Raises ModelRetired for a model that opens no session any more."""
+        self._registry.check_opens(model)
 
     def check_tenant(self, tenant: str, sessions_max: int | None, now: Now) -> None:
         """Raises Quota, without a retry delay, if the tenant has as many sessions as it may.
@@ -101,14 +108,56 @@ class SessionCapacity:
         return expired.is_all
 
     def _evict(self, model: Model, now: Now, on_evict: Callable[[Model, Index], None]) -> None:
-        """Moves the model's sessions that were idle longest to the store, which has them."""
+        """Moves the sessions that were idle longest to the store, which has them.
+
+        They are of any model where all share the room, and none moves where all that could would
+        not make enough.
+        """
         table = self._table
-        idle = table.evictable(model.index)
-        if not idle.size:
+        rows = self._idle(model)
+        sizes = np.zeros(max(each.handle for each in self._registry) + 1, np.int64)
+        for each in self._registry:
+            sizes[each.handle] = each.slot_bytes
+        freed = np.cumsum(sizes[table.model[rows]])
+        enough = int(np.searchsorted(freed, max(1, self._budget.shortage(model)))) + 1
+        if enough > rows.size:
             return
-        count = min(idle.size, max(1, model.sessions_max // EVICTED_PART))
-        rested_ns = table.expiry_ns[idle] - table.ttl_ns[idle]
-        rows = idle[np.argpartition(rested_ns, count - 1)[:count]]
-        on_evict(model, rows)
-        for row in rows.tolist():
-            self._sessions.leave(row, "evicted", now)
+        rows = rows[: max(enough, min(rows.size, len(table) // EVICTED_PART))]
+        for each in self._registry:
+            own = rows[table.model[rows] == each.handle]
+            if own.size:
+                on_evict(each, own)
+                for row in own.tolist():
+                    self._sessions.leave(row, "evicted", now)
+
+    def _idle(self, model: Model) -> Index:
+        """Rows of sessions that may move out to make room for one of the model, those that have
+        been idle longest first."""
+        table = self._table
+        models = [model]
+        if self._budget.shortage(model):
+            models = [each for each in self._registry if is_shared(each)]
+        rows = table.evictable([each.handle for each in models])
+        rested_ns = table.expiry_ns[rows] - table.ttl_ns[rows]
+        rows = rows[np.argsort(rested_ns, kind="stable")]
+        for each in models:
+            own = np.flatnonzero(table.model[rows] == each.handle)
+            # The room of another model's last session is its own: to move it out would free none.
+            if each is not model and own.size and own.size == each.sessions:
+                rows = np.delete(rows, own[-1])
+        return rows
+
+
+def _full(model: Model, sessions: int) -> str:
+    shown = f"{model.name}:{model.version}"
+    if model.sessions >= model.sessions_max:
+        taken = f"all {model.sessions_max} sessions of {shown} are in use"
+    else:
+        taken = (
+            f"--pool-bytes has no room for one more session of {shown}, which has "
+            f"{model.sessions}, beside {sessions - model.sessions} of other models"
+        )
+    return (
+        f"{taken}: close some, wait for idle ones to expire, or start the server with more "
+        "--pool-bytes"
+    )

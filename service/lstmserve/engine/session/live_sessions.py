@@ -6,7 +6,7 @@ scheduler's work. It never asks a store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lstmserve.config import Config
@@ -15,6 +15,7 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.compute.pool import INITIAL, States
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
+from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.session.past_sessions import (
     Departure,
     Ending,
@@ -53,13 +54,13 @@ class SessionStart:
 
 
 class LiveSessions:
-    """Writes the table's keys, phases, incarnations and TTLs, and the models' session counts."""
+    """Writes the table's keys, phases, incarnations and TTLs, and tells the budget of each row."""
 
     def __init__(
-        self, config: Config, table: SessionTable, models: Sequence[Model], boot_id: str
+        self, config: Config, table: SessionTable, registry: ModelRegistry, boot_id: str
     ) -> None:
         self._table = table
-        self._models = models
+        self._registry = registry
         self.past = PastSessions(config, boot_id)
         self._incarnation = 0
         self._on_closed: dict[int, list[Callable[[int], None]]] = {}
@@ -98,15 +99,15 @@ class LiveSessions:
         return row
 
     def model_of(self, row: int) -> Model:
-        return self._models[int(self._table.model[row])]
+        return self._registry.of(self._table.model.item(row))
 
     def open(self, key: str, model: Model, start: SessionStart, ttl_ns: int, now: Now) -> int:
         """Opens a session. The key must be free, and the model must have room (SessionCapacity)."""
         assert model.pool is not None
         table = self._table
         row = table.add(key)
-        model.sessions += 1
-        table.model[row] = model.index
+        self._registry.budget.opened(model)
+        table.model[row] = model.handle
         table.incarnation[row] = start.incarnation or self.next_incarnation(now)
         table.epoch[row] = start.epoch
         table.step[row] = start.step
@@ -270,4 +271,4 @@ class LiveSessions:
         model.pool.give_one(int(self._table.slot[row]))
         self._table.slot[row] = INITIAL
         self._table.release(row)
-        model.sessions -= 1
+        self._registry.budget.ended(model)

@@ -99,8 +99,8 @@ class SessionOpener:
     def open(self, request: OpenRequest, now: Now) -> tuple[int, bool]:
         """The session's row, and whether it was created.
 
-        Raises SessionExists, ModelMismatch, SessionLimit, Quota, ModelNotSteppable, for `fork_of`
-        what LiveSessions.find() raises, and what find_repeat() raises.
+        Raises SessionExists, ModelMismatch, SessionLimit, Quota, ModelNotSteppable, ModelRetired,
+        for `fork_of` what LiveSessions.find() raises, and what find_repeat() raises.
         """
         if (row := self.find_repeat(request, now)) is not None:
             return row, True
@@ -161,6 +161,7 @@ class SessionOpener:
                 )
         else:
             self._capacity.check_tenant(tenant_of(request.key), request.sessions_max, now)
+        self._capacity.check_opens(request.model)
         start = self._start(request, now)
         if row is not None:
             self._capacity.make_room(request.model, now, row)

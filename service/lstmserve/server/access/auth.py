@@ -42,9 +42,9 @@ class Authenticator(Protocol):
         """The tenant that calls. Raises BadToken, AdminOnly, Malformed."""
 
     def knows(self, call: IncomingCall) -> bool:
-        """Whether the call's message may be read before tenant() was asked; False: not yet.
+        """Whether the call's message may be read before tenant() was called.
 
-        On any thread, and changes nothing.
+        Any thread may call it; it changes nothing.
         """
 
 
@@ -58,7 +58,6 @@ class AnonymousAuthenticator:
         return self._tenant
 
     def knows(self, call: IncomingCall) -> bool:
-        """Anyone."""
         return True
 
 
@@ -79,11 +78,14 @@ class TokenAuthenticator:
         self._use_file()
 
     def tenant(self, call: IncomingCall) -> Tenant:
-        """Whose token it is. Raises BadToken, the same for a missing and a wrong one; AdminOnly."""
+        """The tenant of the call's token. Raises BadToken, AdminOnly.
+
+        A missing token and a wrong one get the same error.
+        """
         self._look()
         sent, is_admin = _credentials(call)
-        # The dict compares hashes of digests, with a key of this process alone: no time depends on
-        # how much of a token is right.
+        # The dict compares hashes of digests, and their key is this process's own, so no time
+        # depends on how much of a token is right.
         digest = tokens.digest(sent[len(_SCHEME) :])
         expected, name = self._known.get(digest, _UNKNOWN)
         is_known = hmac.compare_digest(digest, expected)
@@ -94,7 +96,7 @@ class TokenAuthenticator:
         return self._tenants[name]
 
     def knows(self, call: IncomingCall) -> bool:
-        """Whether it has a token that was known at the last look."""
+        """Whether the call has a token that was valid at the last look at the file."""
         sent, _ = _credentials(call)
         return tokens.digest(sent[len(_SCHEME) :]) in self._known
 
@@ -137,7 +139,7 @@ class AdminAuthenticator:
     """The operator acts as any tenant, the one that the call's metadata names, without limits."""
 
     def knows(self, call: IncomingCall) -> bool:
-        """Whoever reaches this port is the operator."""
+        """Always: only the operator reaches this port."""
         return True
 
     def tenant(self, call: IncomingCall) -> Tenant:

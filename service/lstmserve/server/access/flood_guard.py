@@ -64,7 +64,7 @@ class FloodGuard:
         while not self._stopped.wait(LOOK_S):
             before_s, used_s = used_s, time.process_time()
             if used_s - before_s < BUSY_S:
-                self._sent.clear()  # or a later look would take all since then for one second's
+                self._sent.clear()  # or a later look would take many seconds' bytes for one's
                 self._loud.clear()
             elif count := self.look(port):
                 log.warning("connections cut: a flood, and no call let in", connections=count)
@@ -101,11 +101,9 @@ class _PeerRecorder:
         self.peers: set[int] = set()
 
     def knows(self, call: IncomingCall) -> bool:
-        """As Authenticator.knows."""
         return self._authenticator.knows(call)
 
     def tenant(self, call: IncomingCall) -> Tenant:
-        """As Authenticator.tenant."""
         tenant = self._authenticator.tenant(call)
         port = call.peer().rpartition(":")[2]
         if port.isdigit():
@@ -128,7 +126,7 @@ def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
                     continue
                 host, peer_port = copy.getpeername()[:2]
             except OSError:
-                copy.close()  # the one that listens
+                copy.close()  # the listening socket has no peer
                 continue
             yield (host, peer_port), copy
 

@@ -30,7 +30,7 @@ class Tenant:
         self.account = Account()  # the bytes of its messages
         self.limits = limits
         self.is_limited: bool  # whether check() can refuse anything
-        self.pending_steps = 0  # the submitter of a step counts it in, its sink counts it out
+        self.pending_steps = 0  # who submits a step counts it in, and its responder counts it out
         self._rows = RateLimiter()
 
     def key(self, session_id: str, field: str = "session_id") -> str:

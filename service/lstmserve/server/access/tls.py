@@ -75,7 +75,7 @@ def _trust(flag: str, path: Path) -> ssl.SSLContext:
 
 
 def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> None:
-    """Raises SSLError."""
+    """Runs a handshake between the two in memory. Raises SSLError."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = (
         client.wrap_bio(back, there, server_side=False),

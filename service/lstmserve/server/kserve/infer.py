@@ -47,7 +47,7 @@ class InferCalls:
         self.engine = engine
         self.metrics = metrics
         self.pending = pending
-        self.sizes = MessageSizes(engine.models, engine.config, has_states=True)
+        self.sizes = MessageSizes(engine.registry, engine.config, has_states=True)
         self.steps = Steps(engine, metrics)
         self.sequences = Sequences(engine, self.steps)
         self.inbox: Inbox[InferMessage] = Inbox(engine.batch_loop, self.read)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ModelNotFound, ModelNotHereYet, ModelRetired
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.request import find_model, read_version
-from lstmserve.server.kserve.tensors import OUTPUTS, STATES, model_input
+from lstmserve.server.kserve.signature import DATATYPES, Part, signature_of
 from lstmserve.server.observe.counters import ModelMetrics
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.spec import LstmSpec
+from lstmserve.spec import LENGTHS, ModelSpec, TensorSpec
 
 PLATFORM: Final = "lstmserve"
 READY: Final = "READY"
 OK: Final = "OK"
+DATA_TYPES: Final = {"float32": pb.TYPE_FP32, "int64": pb.TYPE_INT64, "bool": pb.TYPE_BOOL}
+INITIAL: Final = ".initial"
 INT32_MAX: Final = (1 << 31) - 1
 
 
@@ -45,15 +49,20 @@ class ModelQueries:
     ) -> pb.ModelMetadataResponse:
         """Inputs and outputs that every request has; -1 is any length."""
         model = find_model(self._engine, request.name, request.version)
-        x, (x_shape, y_shape) = model_input(model.spec), shown_shapes(model.spec)
+        spec, time = model.spec, shown_time(model.spec)
         tensor = pb.ModelMetadataResponse.TensorMetadata
+
+        def shown(each: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+            shape = (-1, *time, *each.shape)
+            return tensor(name=each.name, datatype=DATATYPES[each.dtype], shape=shape)
+
         versions = sorted(each.version for each in self._engine.models if each.name == model.name)
         return pb.ModelMetadataResponse(
             name=model.name,
             versions=map(str, versions),
             platform=PLATFORM,
-            inputs=[tensor(name=x.name, datatype=x.datatype, shape=(-1, *x_shape))],
-            outputs=[tensor(name="y", datatype="FP32", shape=(-1, *y_shape))],
+            inputs=map(shown, spec.inputs),
+            outputs=map(shown, spec.outputs),
         )
 
     async def config(
@@ -91,14 +100,14 @@ class ModelQueries:
         )
 
 
-def shown_shapes(spec: LstmSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of x and y in a request of one step, after an axis that clients call the batch's.
+def shown_time(spec: ModelSpec) -> tuple[int, ...]:
+    """The axis of time in the shapes that clients are shown, after one that they call the batch's.
 
-    That one is T, or 1. Tokens need one more, as clients send no input without a shape; so do whole
-    sequences, where there is nothing else.
+    That one is T, or 1. A model with a tensor of one number a time step needs one more, as clients
+    send no input without a shape; so do whole sequences, where there is nothing else.
     """
-    rows = (-1,) if spec.num_embeddings or spec.bidirectional else ()
-    return (*rows, *model_input(spec).row), (*rows, spec.output_size)
+    has_scalar = any(not each.shape for each in (*spec.inputs, *spec.outputs))
+    return (-1,) if has_scalar or not spec.is_streaming else ()
 
 
 def model_config(model: Model, settings: Config) -> pb.ModelConfig:
@@ -106,29 +115,32 @@ def model_config(model: Model, settings: Config) -> pb.ModelConfig:
 
     `sequence_batching` is what makes clients send sequences; a bidirectional model has none.
     """
-    spec = model.spec
-    size_max = 1 if model.pool is not None else settings.pending_steps_max
+    spec, signature, time = model.spec, signature_of(model), shown_time(model.spec)
+    size_max = 1 if spec.is_streaming else settings.pending_steps_max
     config = pb.ModelConfig(
         name=model.name, platform=PLATFORM, backend=PLATFORM, max_batch_size=size_max
     )
-    x_shape, y_shape = shown_shapes(spec)
-    dtype = pb.TYPE_INT64 if spec.num_embeddings else pb.TYPE_FP32
-    config.input.add(name=model_input(spec).name, data_type=dtype, dims=x_shape)
-    config.output.add(name="y", data_type=pb.TYPE_FP32, dims=y_shape)
+    for tensors, listed in ((spec.inputs, config.input), (spec.outputs, config.output)):
+        for tensor in tensors:
+            dims = (*time, *tensor.shape)
+            listed.add(name=tensor.name, data_type=DATA_TYPES[tensor.dtype], dims=dims)
     if model.pool is not None:
         batching = config.sequence_batching
         batching.max_sequence_idle_microseconds = round(settings.session_ttl_s * 1e6)
         batching.oldest.max_candidate_sequences = min(model.sessions_max, INT32_MAX)
-        widths = (spec.state_size, spec.hidden_size)
-        for given, wanted, width in zip(STATES, ("hn", "cn"), widths, strict=True):
-            dims = (spec.num_layers, width)
-            state = batching.state.add(
-                input_name=given, output_name=wanted, data_type=pb.TYPE_FP32, dims=dims
-            )
-            state.initial_state.add(name="zeros", data_type=pb.TYPE_FP32, dims=dims, zero_data=True)
+        initial = model.pool.read(np.zeros(1, np.int64))  # slot 0 has the model's initial state
+        for each in signature.states.values():
+            kind = {"data_type": DATA_TYPES[each.tensor.dtype], "dims": each.tensor.shape}
+            state = batching.state.add(input_name=each.given, output_name=each.wanted, **kind)
+            first = state.initial_state.add(name="initial", **kind)
+            if initial[each.tensor.name].any():
+                first.data_file = each.tensor.name + INITIAL
+            else:
+                first.zero_data = True
+    others = (each.name for each in signature.outputs.values() if each.part is not Part.ROWS)
     facts = {
-        "optional_inputs": " ".join(("lengths", *STATES)),
-        "optional_outputs": " ".join(OUTPUTS[1:]),
+        "optional_inputs": " ".join((LENGTHS, *signature.states)),
+        "optional_outputs": " ".join(others),
         "fingerprint": model.fingerprint,
     }
     for name, value in facts.items():

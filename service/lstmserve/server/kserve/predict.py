@@ -1,39 +1,52 @@
 """A request of whole sequences, from its tensors to its response: nothing of it is kept.
 
-x is [B, T, I] and tokens are [B, T]; the first `lengths` [B] rows of each sequence count. It must
+Every input is [B, T, *shape]; the first `lengths` [B] rows of each sequence count. This module must
 not know any session.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Floats
+from lstmserve.engine.compute.pool import States
 from lstmserve.engine.errors import BadTensor, DeadlineExpired
 from lstmserve.engine.predict import Prediction, PredictJob
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.codec import check_length, check_reply, sequence_lengths
 from lstmserve.server.kserve.request import InferRequest
-from lstmserve.server.kserve.responses import InferResponder, begin_response, put_outputs
+from lstmserve.server.kserve.responses import (
+    InferResponder,
+    begin_response,
+    by_name,
+    put_outputs,
+)
+from lstmserve.server.kserve.signature import (
+    InputTensor,
+    OutputTensor,
+    Part,
+    WantedOutputs,
+    signature_of,
+)
 from lstmserve.server.kserve.tensors import (
-    STATES,
     Array,
+    Axes,
     Inputs,
+    check_names,
     check_values,
+    given_states,
     in_shape,
-    initial_states,
-    input_array,
-    model_input,
+    joined,
     to_array,
 )
 from lstmserve.server.message_sizes import predict_bytes
 from lstmserve.server.observe.metrics import Metrics
+from lstmserve.spec import LENGTHS
 
 Lengths = npt.NDArray[np.int32]
 
@@ -56,10 +69,11 @@ async def _predicted(
     model, tenant, lease = request.model, responder.tenant, responder.lease
     arrival_ns = responder.arrival_ns
     engine.check_open()
-    job, longest = _job(request, engine.config, arrival_ns)
+    wanted = signature_of(model).wanted(request.outputs, model)
+    job, longest = _job(request, wanted, engine.config, arrival_ns)
     request.inputs = {}
     tenant.check(job.lengths.size, len(job.x), arrival_ns)
-    height = job.lengths.size * (1 if request.last_only else longest)
+    height = job.lengths.size * (1 if job.last_only else longest)
     lease.grow(predict_bytes(model, job, height))
     deadline_ns = request.parameters.deadline_ns(arrival_ns)
     left_s = (deadline_ns - engine.monotonic_ns()) / 1e9 if deadline_ns else None
@@ -74,47 +88,71 @@ async def _predicted(
     counters = metrics.model(model.name, model.version)
     counters.steps(responder.method, 1, total_ns, prediction.queue_ns)
     response = begin_response(request, model)
-    put_outputs(response, _outputs(prediction, longest, request.outputs))
+    rows = by_name(model, prediction.y)
+    put_outputs(
+        response,
+        [(each, _values(each, rows, prediction, longest)) for each in wanted.outputs],
+    )
     return response
 
 
-def _job(request: InferRequest, config: Config, arrival_ns: int) -> tuple[PredictJob, int]:
+def _job(
+    request: InferRequest, wanted: WantedOutputs, config: Config, arrival_ns: int
+) -> tuple[PredictJob, int]:
     """The job, and T. Raises Malformed, BadTensor, EmptyInput, TooLong, NonFinite."""
     model, inputs = request.model, request.inputs
-    x = input_array(model, inputs, ("lengths", *STATES))
-    name, _, row = model_input(model.spec)
-    if x.ndim != 2 + len(row) or x.shape[2:] != row:
-        sizes = "".join(f", {size}" for size in row)
-        raise BadTensor(
-            f"input '{name}' has shape {list(x.shape)}, must have [B, T{sizes}] where there is no "
-            "sequence: whole sequences. A step must specify a non-zero or non-empty sequence_id",
-            field=name,
-        )
-    count, longest = x.shape[:2]
-    check_length(count, config.pending_steps_max, name)
-    check_length(longest, config.length_max, name)
-    height = 1 if request.last_only else longest
-    check_reply(count * height, model, config.message_bytes_max, name)
+    signature = signature_of(model)
+    check_names(model, inputs, (LENGTHS, *signature.states))
+    first, arrays = signature.first.name, {}
+    axes: Axes = ()
+    for name, each in signature.inputs.items():
+        arrays[name] = to_array(inputs[name], each.datatype)
+        axes = _check_axes(each, arrays[name].shape, axes, first)
+    count, longest = axes
+    check_length(count, config.pending_steps_max, first)
+    check_length(longest, config.length_max, first)
+    height = count * (1 if wanted.last_only else longest)
+    check_reply(height, model, config.message_bytes_max, first)
     lengths = _lengths(inputs, count, longest)
-    rows = x[_within(lengths, longest)]
-    check_values(model.spec, rows)
-    h0, c0 = _initial_states(model, inputs, count)
+    within = _within(lengths, longest)
+    for name, each in signature.inputs.items():
+        arrays[name] = arrays[name][within].reshape(-1, each.size)
+        check_values(model, each, arrays[name])
     job = PredictJob(
-        x=rows,
+        x=joined(model, arrays),
         lengths=lengths,
-        h0=h0,
-        c0=c0,
-        last_only=request.last_only,
-        with_state=request.with_state,
+        initial=_initial_states(model, inputs, count),
+        last_only=wanted.last_only,
+        with_state=wanted.with_state,
         arrival_ns=arrival_ns,
     )
     return job, longest
 
 
+def _check_axes(wanted: InputTensor, shape: Axes, others: Axes, first: str) -> Axes:
+    """Of whole sequences: B and T, which are those of the inputs before it, if any. Raises
+    BadTensor."""
+    name, axes = wanted.name, shape[:2]
+    if len(shape) != 2 + len(wanted.shape) or shape[2:] != wanted.shape:
+        sizes = "".join(f", {size}" for size in wanted.shape)
+        raise BadTensor(
+            f"input '{name}' has shape {list(shape)}, must have [B, T{sizes}] where there is no "
+            "sequence: whole sequences. A step must specify a non-zero or non-empty sequence_id",
+            field=name,
+        )
+    if others and axes != others:
+        raise BadTensor(
+            f"input '{name}' has B, T = {list(axes)}, input '{first}' has {list(others)}: all "
+            "inputs of a request must have the same",
+            field=name,
+        )
+    return axes
+
+
 def _lengths(inputs: Inputs, count: int, longest: int) -> Lengths:
-    if "lengths" not in inputs:
+    if LENGTHS not in inputs:
         return np.full(count, longest, np.int32)
-    values = in_shape("lengths", to_array(inputs["lengths"], "INT32", "INT64"), (count,))
+    values = in_shape(LENGTHS, to_array(inputs[LENGTHS], "INT32", "INT64"), (count,))
     return sequence_lengths(values.tolist(), longest)
 
 
@@ -123,40 +161,29 @@ def _within(lengths: Lengths, longest: int) -> npt.NDArray[np.bool_]:
     return np.arange(longest) < lengths[:, np.newaxis]
 
 
-def _initial_states(
-    model: Model, inputs: Inputs, count: int
-) -> tuple[Floats | None, Floats | None]:
-    """[L*D, B, S] each; None: zeros."""
-    if (given := initial_states(inputs)) is None:
-        return None, None
-    spec = model.spec
-    layers = spec.num_layers * spec.num_directions
-    h0, c0 = (
-        in_shape(name, values, (layers, count, width))
-        for name, values, width in zip(
-            STATES, given, (spec.state_size, spec.hidden_size), strict=True
-        )
-    )
-    return h0, c0
+def _initial_states(model: Model, inputs: Inputs, count: int) -> States | None:
+    """[B, *shape] each; None: the model's initial state."""
+    if (given := given_states(model, inputs)) is None:
+        return None
+    states = {}
+    for name, state in signature_of(model).states.items():
+        values = in_shape(name, given[name], state.batched(count))
+        states[state.tensor.name] = np.moveaxis(values, state.batch_axis, 0)
+    return states
 
 
-def _outputs(prediction: Prediction, longest: int, names: Sequence[str]) -> list[tuple[str, Array]]:
-    """y [B, T, O], zeros past a sequence's end; y_last [B, O]; hn and cn [L*D, B, S]."""
-    outputs: list[tuple[str, Array]] = []
-    for name in names:
-        if name == "y":
-            outputs.append((name, _padded(prediction, longest)))
-        elif name == "y_last":
-            outputs.append((name, prediction.y[np.cumsum(prediction.lengths) - 1]))
-        else:
-            values = prediction.hn if name == "hn" else prediction.cn
-            assert values is not None
-            outputs.append((name, values))
-    return outputs
-
-
-def _padded(prediction: Prediction, longest: int) -> Array:
-    lengths = prediction.lengths
-    y = np.zeros((lengths.size, longest, prediction.y.shape[1]), np.float32)
-    y[_within(lengths, longest)] = prediction.y
-    return y
+def _values(
+    output: OutputTensor, rows: Mapping[str, Array], prediction: Prediction, longest: int
+) -> Array:
+    """[B, T, *shape], zeros past a sequence's end; of the last time step [B, *shape]; of a state
+    its shape with an axis B. `rows` are [rows, ...]."""
+    name, shape, lengths = output.tensor.name, output.tensor.shape, prediction.lengths
+    if output.part is Part.STATE:
+        assert prediction.finals is not None
+        return np.moveaxis(prediction.finals[name], 0, output.batch_axis)
+    values = rows[name]
+    if output.part is Part.LAST:
+        return values[np.cumsum(lengths) - 1].reshape((lengths.size, *shape))
+    padded = np.zeros((lengths.size, longest, *values.shape[1:]), values.dtype)
+    padded[_within(lengths, longest)] = values
+    return padded.reshape((lengths.size, longest, *shape))

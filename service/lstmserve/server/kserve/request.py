@@ -14,14 +14,8 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import BadSessionId, BadStep, Malformed
 from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.kserve.tensors import (
-    SHOWN_MAX,
-    Inputs,
-    input_tensors,
-    model_input,
-    output_names,
-)
-from lstmserve.server.message_sizes import output_bytes, state_bytes
+from lstmserve.server.kserve.signature import SHOWN_MAX, signature_of
+from lstmserve.server.kserve.tensors import Inputs, input_tensors, output_names
 
 VERSION_DIGITS_MAX: Final = 9
 INTEGERS: Final = ("int64_param", "uint64_param")
@@ -72,17 +66,7 @@ class InferRequest:
     id: str
     parameters: Parameters
     inputs: Inputs
-    outputs: tuple[str, ...]  # in the order of the response
-
-    @property
-    def last_only(self) -> bool:
-        """Whether y is needed for the last row alone."""
-        return "y" not in self.outputs
-
-    @property
-    def with_state(self) -> bool:
-        """Whether the state is an output."""
-        return "hn" in self.outputs or "cn" in self.outputs
+    outputs: tuple[str, ...]  # in the order of the response; none: every output of the model
 
 
 def find_model(engine: Engine, name: str, version: str) -> Model:
@@ -108,23 +92,24 @@ def read_request(model: Model, message: pb.ModelInferRequest) -> InferRequest:
         message.id,
         read_parameters(message.parameters),
         input_tensors(message),
-        output_names(message, model),
+        output_names(message),
     )
 
 
 def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
     """The most bytes of outputs that a reply can have: a row for each of the input, and states."""
-    spec = model.spec
-    wanted = model_input(spec)
-    rows = sequences = 0
+    signature = signature_of(model)
+    rows = sequences = 1
     for tensor in message.inputs:
-        if tensor.name == wanted.name:
-            shape = tensor.shape[:]
-            rows = math.prod(max(0, size) for size in shape[: len(shape) - len(wanted.row)])
-            sequences = shape[0] if len(shape) > 1 else 1
-    if not {"hn", "cn"} & {output.name for output in message.outputs}:
+        if (wanted := signature.inputs.get(tensor.name)) is not None:
+            shape = [max(0, size) for size in tensor.shape]
+            axes = shape[: len(shape) - len(wanted.shape)]
+            rows = max(rows, math.prod(axes))
+            sequences = max(sequences, axes[0] if len(axes) > 1 else 1)
+    states = {each.wanted for each in signature.states.values()}
+    if not any(output.name in states for output in message.outputs):
         sequences = 0
-    return max(1, rows) * output_bytes(spec) + max(0, sequences) * state_bytes(spec)
+    return rows * model.outputs.bytes + sequences * model.spec.state_bytes
 
 
 def read_parameters(sent: Mapping[str, pb.InferParameter]) -> Parameters:

@@ -6,11 +6,13 @@ An error of a sequence is in Triton's words. This module must not decide whether
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
+import numpy as np
+
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Floats, Output
+from lstmserve.engine.compute.pool import States
 from lstmserve.engine.errors import (
     ServeError,
     SessionClosed,
@@ -22,9 +24,11 @@ from lstmserve.engine.errors import (
     StateRolledBack,
 )
 from lstmserve.kserve.v2 import inference_pb2 as pb
+from lstmserve.rows import Rows
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.request import InferRequest
-from lstmserve.server.kserve.tensors import Array
+from lstmserve.server.kserve.signature import OutputTensor, Part, WantedOutputs
+from lstmserve.server.kserve.tensors import Array, Axes
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.steps import AppliedStep
 
@@ -73,49 +77,56 @@ def begin_response(request: InferRequest, model: Model) -> pb.ModelInferResponse
     )
 
 
-def put_outputs(response: pb.ModelInferResponse, outputs: Iterable[tuple[str, Array]]) -> None:
-    """Arrays of float32, in this order, raw whatever the request was."""
-    for name, values in outputs:
-        response.outputs.add(name=name, datatype="FP32", shape=values.shape)
+def put_outputs(
+    response: pb.ModelInferResponse, outputs: Iterable[tuple[OutputTensor, Array]]
+) -> None:
+    """Arrays in this order, raw whatever the request was."""
+    for output, values in outputs:
+        response.outputs.add(name=output.name, datatype=output.datatype, shape=values.shape)
         response.raw_output_contents.append(values.tobytes())
 
 
 def step_response(
-    engine: Engine, request: InferRequest, row: int, step: AppliedStep, axes: tuple[int, ...]
+    engine: Engine,
+    request: InferRequest,
+    row: int,
+    step: AppliedStep,
+    wanted: WantedOutputs,
+    axes: Axes,
 ) -> pb.ModelInferResponse:
     """To a step that was just applied: called while the state is still that after it.
 
-    `axes` are those that x came with before those of a row.
+    `axes` are those of its outputs before those of a row.
     """
     model = engine.model_of(row)
-    state = model.state_from(engine.sessions.state(row)) if request.with_state else None
+    states = engine.sessions.state(row) if wanted.with_state else {}
     response = begin_response(request, model)
     response.parameters["step"].int64_param = step.number
     response.parameters["incarnation"].int64_param = engine.table.incarnation.item(row)
     if step.is_replayed:
         response.parameters["replayed"].bool_param = True
-    put_outputs(response, _step_outputs(step.y, axes, request.outputs, state))
+    rows = by_name(model, step.y)
+    put_outputs(response, [(each, _values(each, rows, states, axes)) for each in wanted.outputs])
     return response
 
 
-def _step_outputs(
-    y: Output, axes: tuple[int, ...], names: Sequence[str], state: tuple[Floats, Floats] | None
-) -> list[tuple[str, Array]]:
-    """Of y [T, O], or its last row [1, O] where y is not wanted, and h, c [L, 1, S] after it.
+def by_name(model: Model, y: Rows) -> Mapping[str, Array]:
+    """The outputs of the rows y, each of as many rows; the axes behind those may still be one."""
+    if len(model.outputs.tensors) == 1:
+        return {model.outputs.tensors[0].name: y}
+    return model.outputs.split(y)
 
-    States have a batch axis where x has one.
-    """
-    outputs: list[tuple[str, Array]] = []
-    for name in names:
-        if name == "y":
-            outputs.append((name, y.reshape(*axes, y.shape[1])))
-        elif name == "y_last":
-            outputs.append((name, y[-1].reshape(*axes[:-1], y.shape[1])))
-        else:
-            assert state is not None
-            values = state[0] if name == "hn" else state[1]
-            outputs.append((name, values if len(axes) == 2 else values[:, 0]))
-    return outputs
+
+def _values(output: OutputTensor, rows: Mapping[str, Array], states: States, axes: Axes) -> Array:
+    """The output's values of a step: `rows` [T, ...], or [1, ...] where only the last row is
+    wanted, and `states` [1, *shape] after it. A state has a batch axis where `axes` has one."""
+    name, shape = output.tensor.name, output.tensor.shape
+    if output.part is Part.ROWS:
+        return rows[name].reshape((*axes, *shape))
+    if output.part is Part.LAST:
+        return rows[name][-1:].reshape((*axes[:-1], *shape))
+    values = states[name]
+    return np.moveaxis(values, 0, output.batch_axis) if len(axes) == 2 else values.reshape(shape)
 
 
 # --- errors

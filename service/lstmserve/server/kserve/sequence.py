@@ -39,8 +39,8 @@ from lstmserve.server.kserve.responses import (
     sequence_error,
     step_response,
 )
-from lstmserve.server.kserve.tensors import start_state, step_input
-from lstmserve.server.message_sizes import output_bytes, state_bytes
+from lstmserve.server.kserve.signature import WantedOutputs, signature_of
+from lstmserve.server.kserve.tensors import Axes, start_state, step_input
 from lstmserve.server.observe.logs import session_hash
 from lstmserve.server.steps import AppliedStep, PendingStep, Steps
 
@@ -114,7 +114,16 @@ class Sequences:
 class SequenceStep(PendingStep):
     """One request of a sequence, and the step of a session that it becomes."""
 
-    __slots__ = ("_axes", "_engine", "_key", "_outcome", "_request", "_responder", "_sequences")
+    __slots__ = (
+        "_axes",
+        "_engine",
+        "_key",
+        "_outcome",
+        "_request",
+        "_responder",
+        "_sequences",
+        "_wanted",
+    )
 
     def __init__(
         self, sequences: Sequences, responder: InferResponder, request: InferRequest
@@ -128,7 +137,9 @@ class SequenceStep(PendingStep):
         self._responder = responder
         self._request = request
         self._key = self.tenant.sequence_key(request.model.name, sequence)
-        self._axes: tuple[int, ...] = ()
+        # These once the input was read.
+        self._axes: Axes = ()
+        self._wanted: WantedOutputs
         # Of the step, while a START or END waits for it.
         self._outcome: asyncio.Future[Outcome] | None = None
 
@@ -195,12 +206,13 @@ class SequenceStep(PendingStep):
         self._settle(outcome)
 
     def _read(self, model: Model) -> ImportedState | None:
-        """The input of the step; returns the state that a START gives, None for zeros.
+        """Reads the input of the step; returns the state that a START gives.
 
-        Raises what step_input() and start_state() raise.
+        Raises what step_input(), start_state() and Signature.wanted() raise.
         """
         request, asked = self._request, self._request.parameters
-        self.number, self.last_only = asked.step or 0, request.last_only
+        self._wanted = wanted = signature_of(model).wanted(request.outputs, model)
+        self.number, self.last_only = asked.step or 0, wanted.last_only
         self.x, self._axes = step_input(
             model,
             request.inputs,
@@ -212,9 +224,9 @@ class SequenceStep(PendingStep):
         request.inputs = {}
         self.deadline_ns = asked.deadline_ns(self.arrival_ns)
         height = 1 if self.last_only else len(self.x)
-        self.reply_bytes = height * output_bytes(model.spec)
-        if request.with_state:
-            self.reply_bytes += state_bytes(model.spec)
+        self.reply_bytes = height * model.outputs.bytes
+        if wanted.with_state:
+            self.reply_bytes += model.spec.state_bytes
         return state
 
     # --- a sequence that lives
@@ -338,7 +350,8 @@ class SequenceStep(PendingStep):
         if self._responder.is_over:
             self._settle(None)
         else:
-            self._settle(step_response(self._engine, self._request, self.row, step, self._axes))
+            engine, request, wanted = self._engine, self._request, self._wanted
+            self._settle(step_response(engine, request, self.row, step, wanted, self._axes))
 
     def failed(self, error: Exception, model: Model | None) -> None:
         """As PendingStep.failed; the responder counts it."""

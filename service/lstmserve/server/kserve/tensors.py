@@ -1,4 +1,4 @@
-"""Reads the tensors of a request into arrays that fit its model; the engine trusts them.
+"""Reads the tensors of a request into rows and states that fit its model; the engine trusts them.
 
 Contents are raw or typed, one or the other for each input. It must not know what becomes of the
 arrays, nor any session.
@@ -7,7 +7,7 @@ arrays, nor any session.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,19 +15,18 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine import Model
-from lstmserve.engine.arrays import Input
 from lstmserve.engine.errors import BadTensor, Malformed, NotImplementedYet
 from lstmserve.engine.session.opening import ImportedState
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.codec import check_finite, check_length, check_reply, input_rows
-from lstmserve.spec import LstmSpec
+from lstmserve.rows import Rows
+from lstmserve.server.codec import check_finite, check_length, check_reply, check_tokens
+from lstmserve.server.kserve.signature import SHOWN_MAX, InputTensor, listed, signature_of
+from lstmserve.spec import RANK_MAX
 
-OUTPUTS: Final = ("y", "y_last", "hn", "cn")
-STATES: Final = ("h0", "c0")
-RANK_MAX: Final = 8
-SHOWN_MAX: Final = 64
+AXES_MAX: Final = RANK_MAX + 2  # those of batch and time come before a tensor's own
 
 Array = npt.NDArray[Any]
+Axes = tuple[int, ...]
 
 
 class Datatype(NamedTuple):
@@ -41,40 +40,26 @@ DATATYPES: Final = {
     "FP32": Datatype(np.dtype("<f4"), "fp32_contents"),
     "INT32": Datatype(np.dtype("<i4"), "int_contents"),
     "INT64": Datatype(np.dtype("<i8"), "int64_contents"),
+    "BOOL": Datatype(np.dtype("u1"), "bool_contents"),
 }
 
 
-class InputTensor(NamedTuple):
+class SentTensor(NamedTuple):
     """One input as it came; `raw` None: its contents are typed."""
 
     header: pb.ModelInferRequest.InferInputTensor
     raw: bytes | None
 
 
-Inputs = Mapping[str, InputTensor]
-
-
-class ModelInput(NamedTuple):
-    """The input that a model needs; `row` are the axes of one of its rows."""
-
-    name: str
-    datatype: str
-    row: tuple[int, ...]
-
-
-def model_input(spec: LstmSpec) -> ModelInput:
-    """x, whose rows are vectors, or tokens, whose rows are numbers."""
-    if spec.num_embeddings:
-        return ModelInput("tokens", "INT64", ())
-    return ModelInput("x", "FP32", (spec.input_size,))
+Inputs = Mapping[str, SentTensor]
 
 
 # --- every request
 
 
-def input_tensors(request: pb.ModelInferRequest) -> dict[str, InputTensor]:
+def input_tensors(request: pb.ModelInferRequest) -> dict[str, SentTensor]:
     """By name. Raises Malformed, BadTensor, NotImplementedYet."""
-    found: dict[str, InputTensor] = {}
+    found: dict[str, SentTensor] = {}
     raws = iter(request.raw_input_contents)
     for header in request.inputs:
         name = header.name
@@ -85,26 +70,23 @@ def input_tensors(request: pb.ModelInferRequest) -> dict[str, InputTensor]:
         raw = None
         if not header.HasField("contents") and (raw := next(raws, None)) is None:
             raise BadTensor(f"unable to find data for input tensor '{name[:SHOWN_MAX]}'")
-        found[name] = InputTensor(header, raw)
+        found[name] = SentTensor(header, raw)
     if next(raws, None) is not None:
         raise Malformed("raw_input_contents has more entries than there are inputs for it")
     return found
 
 
-def output_names(request: pb.ModelInferRequest, model: Model) -> tuple[str, ...]:
-    """The outputs that it asks for, in order; y when it names none. Raises Malformed,
-    NotImplementedYet."""
-    names = []
+def output_names(request: pb.ModelInferRequest) -> tuple[str, ...]:
+    """The names of the outputs that it asks for, in order. Raises Malformed, NotImplementedYet."""
+    names: dict[str, None] = {}
     for output in request.outputs:
-        if (name := output.name) not in OUTPUTS:
-            raise Malformed(
-                f"unexpected inference output '{name[:SHOWN_MAX]}' for model '{model.name}'; "
-                f"there are {', '.join(OUTPUTS)}"
-            )
+        name = output.name
+        if name in names:
+            raise Malformed(f"output '{name[:SHOWN_MAX]}' is asked for twice")
         if output.parameters:
-            _check_parameters(output.parameters, f"output '{name}'")
-        names.append(name)
-    return tuple(names) or ("y",)
+            _check_parameters(output.parameters, f"output '{name[:SHOWN_MAX]}'")
+        names[name] = None
+    return tuple(names)
 
 
 def _check_parameters(parameters: Mapping[str, pb.InferParameter], what: str) -> None:
@@ -114,25 +96,31 @@ def _check_parameters(parameters: Mapping[str, pb.InferParameter], what: str) ->
             raise NotImplementedYet(f"{what}: {name} is not served here")
 
 
-def input_array(model: Model, inputs: Inputs, optional: Sequence[str]) -> Array:
-    """x or tokens, in the shape it came in; besides it only the `optional` inputs may be there.
+def check_names(model: Model, inputs: Inputs, optional: Collection[str] = ()) -> None:
+    """Checks that every input of the model is there, and beside them only `optional` ones.
 
     Raises Malformed, BadTensor.
     """
-    wanted = model_input(model.spec)
-    known = (wanted.name, *optional)
+    signature = signature_of(model)
+    if inputs.keys() == signature.inputs.keys():
+        return
     for name in inputs:
-        if name not in known:
+        if name not in signature.inputs and name not in optional:
             raise Malformed(
                 f"unexpected inference input '{name[:SHOWN_MAX]}' for model '{model.name}'; "
-                f"such a request takes {', '.join(known)}"
+                f"such a request takes {listed((*signature.inputs, *optional))}"
+                + (", and states come with sequence_start" if name in signature.states else "")
             )
-    if wanted.name not in inputs:
-        raise BadTensor(f"input '{wanted.name}' is missing", field=wanted.name)
-    return to_array(inputs[wanted.name], wanted.datatype)
+    for each in signature.inputs.values():
+        if each.name not in inputs:
+            raise BadTensor(
+                f"input '{each.name}' is missing: it is {each.datatype}, {list(each.shape)} in "
+                "each time step",
+                field=each.name,
+            )
 
 
-def to_array(tensor: InputTensor, *datatypes: str) -> Array:
+def to_array(tensor: SentTensor, *datatypes: str) -> Array:
     """Its values in its shape, of one of these datatypes. Raises BadTensor, of the field."""
     header, name = tensor.header, tensor.header.name
     if (datatype := header.datatype) not in datatypes:
@@ -142,26 +130,28 @@ def to_array(tensor: InputTensor, *datatypes: str) -> Array:
             field=name,
         )
     shape = tuple(header.shape)
-    if len(shape) > RANK_MAX or min(shape, default=0) < 0:
+    if len(shape) > AXES_MAX or min(shape, default=0) < 0:
         raise BadTensor(f"input '{name}' has an impossible shape", field=name)
-    dtype, values = DATATYPES[datatype]
+    dtype, field = DATATYPES[datatype]
     if tensor.raw is not None:
         size, rest = divmod(len(tensor.raw), dtype.itemsize)
         if rest:
             raise BadTensor(f"input '{name}' ends within a value", field=name)
     else:
-        size = len(getattr(header.contents, values))
+        size = len(getattr(header.contents, field))
     if size != math.prod(shape):
         raise BadTensor(
             f"input '{name}' has {size} values, which do not fill its shape {list(shape)}",
             field=name,
         )
     if tensor.raw is not None:
-        return np.frombuffer(tensor.raw, dtype).reshape(shape)
-    return np.array(getattr(header.contents, values), dtype).reshape(shape)
+        values = np.frombuffer(tensor.raw, dtype).reshape(shape)
+    else:
+        values = np.array(getattr(header.contents, field), dtype).reshape(shape)
+    return values.astype(np.bool_) if datatype == "BOOL" else values
 
 
-def in_shape(name: str, values: Array, *shapes: tuple[int, ...]) -> Array:
+def in_shape(name: str, values: Array, *shapes: Axes) -> Array:
     """The values, finite, in one of these shapes. Raises BadTensor, NonFinite."""
     if values.shape not in shapes:
         allowed = " or ".join(str(list(shape)) for shape in shapes)
@@ -172,24 +162,37 @@ def in_shape(name: str, values: Array, *shapes: tuple[int, ...]) -> Array:
     return values
 
 
-def check_values(spec: LstmSpec, rows: Input) -> None:
-    """x [T, I] is finite, tokens [T] are in range. Raises NonFinite, BadTensor."""
-    if spec.num_embeddings:
-        input_rows(spec, b"", rows.tolist(), len(rows))
+def check_values(model: Model, wanted: InputTensor, values: Array) -> None:
+    """Checks values of this input of the model. Raises NonFinite, BadTensor."""
+    if wanted.datatype == "INT64":
+        check_tokens(model, values)
     else:
-        check_finite(rows, "x")
+        check_finite(values, wanted.name)
 
 
-def initial_states(inputs: Inputs) -> tuple[Array, Array] | None:
-    """h0 and c0 in the shapes they came in; None when there is neither. Raises BadTensor."""
-    given = [name for name in STATES if name in inputs]
-    if len(given) == 1:
-        (missing,) = {*STATES} - {*given}
-        raise BadTensor(f"{missing} is missing: give both or neither", field=missing)
-    if not given:
+def joined(model: Model, arrays: Mapping[str, Array]) -> Rows:
+    """The rows of all inputs, [T, values] each; a copy only where there are several."""
+    tensors = model.inputs.tensors
+    if len(tensors) == 1:
+        return arrays[tensors[0].name]
+    return model.inputs.pack(
+        {each.name: arrays[each.name].reshape(-1, *each.shape) for each in tensors}
+    )
+
+
+def given_states(model: Model, inputs: Inputs) -> dict[str, Array] | None:
+    """All of the model's states in the shapes they came in, by the names of the inputs; None when
+    there is none. Raises BadTensor."""
+    states = signature_of(model).states
+    if not any(name in inputs for name in states):
         return None
-    h0, c0 = (to_array(inputs[name], "FP32") for name in STATES)
-    return h0, c0
+    for name in states:
+        if name not in inputs:
+            raise BadTensor(
+                f"input '{name}' is missing: give every state or none, that is {listed(states)}",
+                field=name,
+            )
+    return {name: to_array(inputs[name], each.datatype) for name, each in states.items()}
 
 
 # --- a request of a sequence
@@ -197,44 +200,66 @@ def initial_states(inputs: Inputs) -> tuple[Array, Array] | None:
 
 def step_input(
     model: Model, inputs: Inputs, config: Config, *, is_start: bool, last_only: bool
-) -> tuple[Input, tuple[int, ...]]:
-    """x [T, I] or tokens [T] of one step, and the axes that it came with before those of a row.
+) -> tuple[Rows, Axes]:
+    """The rows of one step, and the axes of its outputs before those of a row.
 
-    x may come as [I], [T, I] or [1, T, I]; tokens without the last axis. y has the same axes, with
-    O instead of I. Raises Malformed, BadTensor, EmptyInput, TooLong, NonFinite.
+    An input may come as [*shape], [T, *shape] or [1, T, *shape], T being the same for all of them.
+    The outputs have the axes of the input that has most. Raises Malformed, BadTensor, EmptyInput,
+    TooLong, NonFinite.
     """
-    x = input_array(model, inputs, STATES if is_start else ())
-    name, _, row = model_input(model.spec)
-    axes = x.shape[: max(0, x.ndim - len(row))]
-    if x.shape[len(axes) :] != row or len(axes) > 2:
-        sizes = "".join(f", {size}" for size in row)
+    signature = signature_of(model)
+    check_names(model, inputs, signature.states if is_start else ())
+    first, arrays = signature.first, {}
+    axes, length = Axes(), -1
+    for name, wanted in signature.inputs.items():
+        values = to_array(inputs[name], wanted.datatype)
+        own = _step_axes(wanted, values.shape)
+        rows = values.reshape(math.prod(own), wanted.size)
+        if wanted is first:
+            axes, length = own, len(rows)
+            check_length(length, config.length_max, name)
+        elif len(rows) != length:
+            raise BadTensor(
+                f"input '{name}' has T = {len(rows)}, input '{first.name}' has T = {length}: all "
+                "inputs of a request must have the same",
+                field=name,
+            )
+        elif len(own) > len(axes):
+            axes = own
+        check_values(model, wanted, rows)
+        arrays[name] = rows
+    height = 1 if last_only else length
+    check_reply(height, model, config.message_bytes_max, first.name)
+    return joined(model, arrays), axes
+
+
+def _step_axes(wanted: InputTensor, shape: Axes) -> Axes:
+    """The axes before those of a time step. Raises BadTensor."""
+    axes = shape[: max(0, len(shape) - len(wanted.shape))]
+    if shape[len(axes) :] != wanted.shape or len(axes) > 2:
+        sizes = "".join(f", {size}" for size in wanted.shape)
         raise BadTensor(
-            f"input '{name}' has shape {list(x.shape)}, must have [{sizes[2:]}], [T{sizes}] or "
-            f"[1, T{sizes}] in a sequence",
-            field=name,
+            f"input '{wanted.name}' has shape {list(shape)}, must have [{sizes[2:]}], [T{sizes}] "
+            f"or [1, T{sizes}] in a sequence",
+            field=wanted.name,
         )
     if len(axes) == 2 and axes[0] != 1:
         raise BadTensor(
-            f"input '{name}' has batch size {axes[0]}, must have 1 in a sequence: batches are "
-            "formed of many sequences' requests",
-            field=name,
+            f"input '{wanted.name}' has batch size {axes[0]}, must have 1 in a sequence: batches "
+            "are formed of many sequences' requests",
+            field=wanted.name,
         )
-    rows = x.reshape(-1, *row)
-    check_length(len(rows), config.length_max, name)
-    check_values(model.spec, rows)
-    height = 1 if last_only else len(rows)
-    check_reply(height, model, config.message_bytes_max, name)
-    return rows, axes
+    return axes
 
 
 def start_state(model: Model, inputs: Inputs) -> ImportedState | None:
-    """h0 and c0 of a START, [L, S] or [L, 1, S]; None: zeros. Raises BadTensor, NonFinite."""
-    if (given := initial_states(inputs)) is None:
+    """The states of a START, [*shape] each, or with an axis of 1 for the batch; None: the model's
+    initial state. Raises BadTensor, NonFinite."""
+    if (given := given_states(model, inputs)) is None:
         return None
-    spec = model.spec
-    layers, widths = spec.num_layers, (spec.state_size, spec.hidden_size)
-    h, c = (
-        in_shape(name, values, (layers, width), (layers, 1, width)).reshape(layers, width)
-        for name, values, width in zip(STATES, given, widths, strict=True)
-    )
-    return ImportedState(h, c, 0)
+    tensors = {}
+    for name, state in signature_of(model).states.items():
+        shape = state.tensor.shape
+        values = in_shape(name, given[name], shape, state.batched(1))
+        tensors[state.tensor.name] = values.reshape(shape)
+    return ImportedState(tensors, 0)

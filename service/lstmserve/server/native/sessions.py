@@ -101,7 +101,7 @@ class SessionCalls:
             raise Malformed("page_token is not one of ours", field="page_token")
         if request.model:
             self._engine.model(request.model, 0)
-        models = [m.index for m in self._engine.models if request.model in ("", m.name)]
+        models = [m.handle for m in self._engine.models if request.model in ("", m.name)]
         tenant_index = self._engine.table.tenant_index(tenant.name)
         now_ns = self._engine.clock().monotonic_ns
         found = self._engine.table.listed(int(token), tenant_index, models, now_ns)

@@ -48,7 +48,7 @@ class StepManyCalls:
         self.engine = engine
         self.metrics = metrics
         self.pending = pending
-        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
+        self.sizes = MessageSizes(engine.registry, engine.config, has_states=False)
 
     def begin(self, stream: StreamCall, tenant: Tenant) -> StepManyStream:
         """A StepMany."""

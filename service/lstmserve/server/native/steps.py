@@ -40,7 +40,7 @@ class StepCalls:
 
     def __init__(self, engine: Engine, steps: Steps, pending: PendingBytes) -> None:
         self.pending = pending
-        self.sizes = MessageSizes(engine.models, engine.config, has_states=False)
+        self.sizes = MessageSizes(engine.registry, engine.config, has_states=False)
         self.now_ns = engine.monotonic_ns
         self.steps = steps
         self.inbox: Inbox[NativeStep] = Inbox(engine.batch_loop, self.read)

@@ -64,7 +64,7 @@ def read_tensors(
     """The arrays [*lead, *shape] of all the specs' tensors by name, in their order.
 
     `field` is where the client put them: errors name it. Without `lead` a shape may also be
-    [size]: so it is in a state that the first edition stored. Floats may not be finite.
+    [size]: so it is in a record of format 1. Floats may not be finite.
     Raises BadTensor.
     """
     names = {spec.name: None for spec in specs}

@@ -78,7 +78,7 @@ class _Listener(socketserver.ThreadingMixIn, simple_server.WSGIServer):
         """Binds without the base's look-up of our own name, which can hang without DNS."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", self.server_address[1]
-        self._open: dict[socket.socket, None] = {}  # those of requests under way, oldest first
+        self._open: dict[socket.socket, None] = {}  # of requests under way, oldest first
         self._guard = threading.Lock()
         self.setup_environ()
 
@@ -88,9 +88,10 @@ class _Listener6(_Listener):
 
 
 class HttpServer:
-    """Bound when constructed; raises OSError when the address is taken or not ours.
+    """Serves the probes, the metrics and the status page, once it is started.
 
-    `remarks` are lines that /readyz shows below its answer.
+    The constructor binds the address, and raises OSError if it is taken or not ours. `remarks` are
+    lines that /readyz shows below its answer.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ def _csp_hash(text: str) -> str:
 def _status_page() -> tuple[bytes, list[tuple[str, str]]]:
     """The document and its headers, which allow its own style and script and nothing else.
 
-    Its parts lie in the folder status/. It shows what /metrics says.
+    The document's parts lie in the folder status/. It shows what /metrics says.
     """
     style, script = _page_parts("page.css"), '"use strict";\n' + _page_parts(*SCRIPTS)
     page = (

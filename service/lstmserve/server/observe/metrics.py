@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -22,7 +22,8 @@ from prometheus_client.core import (
 )
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.compute.pool import RESERVED
+from lstmserve.engine.budget import is_shared
+from lstmserve.engine.model import spare_slots
 from lstmserve.engine.table import CLOSING, OPEN
 from lstmserve.server.observe.counters import (
     NANOSECOND,
@@ -45,37 +46,49 @@ ReadOnLoop = Callable[[Callable[[], list[Metric]]], list[Metric]]
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """How many steps, slots and sessions one model has right now."""
+    """What one model has right now."""
 
+    fingerprint: str = ""
     pending_steps: int = 0
     slots_used: int = 0
     slots_spare: int = 0
     slots_free: int = 0
     sessions_clean: int = 0
     sessions_dirty: int = 0
+    pool_bytes_charged: int = 0
+    pool_bytes_touched: int = 0
 
 
-def read_gauges(engine: Engine, model: Model) -> Gauges:
-    """Used and free slots are for sessions, spare ones for steps in flight.
+def read_gauges(engine: Engine) -> dict[Labels, Gauges]:
+    """The gauges of the models that are served now, by their labels."""
+    return {_model_labels(each.name, each.version): _gauges(engine, each) for each in engine.models}
+
+
+def _gauges(engine: Engine, model: Model) -> Gauges:
+    """Used and free slots are for sessions, spare ones for steps in flight. Where models share
+    memory, a slot that is free for one may be free for all.
 
     Sessions are counted in the table, because the counters are compared with this number.
     """
-    if model.scheduler is None:
-        return Gauges()
+    if model.pool is None or model.scheduler is None:
+        return Gauges(model.fingerprint)
     table = engine.table
     used = slice(table.used)
     phase = table.phase[used]
-    is_live = ((phase == OPEN) | (phase == CLOSING)) & (table.model[used] == model.index)
+    is_live = ((phase == OPEN) | (phase == CLOSING)) & (table.model[used] == model.handle)
     sessions = int(np.count_nonzero(is_live))
     is_dirty = is_live & (table.step[used] > table.durable_step[used])
     dirty = int(np.count_nonzero(is_dirty)) if engine.lifecycle.has_store else 0
     return Gauges(
+        model.fingerprint,
         pending_steps=model.scheduler.pending_steps,
         slots_used=model.sessions,
-        slots_spare=model.slots - RESERVED - model.sessions_max,
-        slots_free=model.sessions_max - model.sessions,
+        slots_spare=spare_slots(engine.config),
+        slots_free=engine.registry.budget.room(model),
         sessions_clean=sessions - dirty,
         sessions_dirty=dirty,
+        pool_bytes_charged=model.charged_bytes,
+        pool_bytes_touched=model.pool.touched_bytes if is_shared(model) else model.charged_bytes,
     )
 
 
@@ -91,9 +104,10 @@ class Metrics:
     ) -> None:
         self._read = read
         self.models: dict[tuple[str, str], ModelMetrics] = {}
-        self.gauges: dict[tuple[str, str], Callable[[], Gauges]] = {}
-        self.fingerprints: dict[tuple[str, str], str] = {}
-        self.model_folders = {"served": 0, "refused": 0}
+        # Each scrape calls it once, on the loop's thread: the models that are served, by labels.
+        self.gauges: Callable[[], Mapping[Labels, Gauges]] = dict
+        self.pool_bytes_max = 0
+        self.folders_refused = 0
         self.rpcs: dict[tuple[str, str, str], RpcMetrics] = {}
         self.loop_lag = Histogram(SECONDS_BOUNDS)
         self.durable_lag_s: Callable[[], float] = lambda: 0.0
@@ -109,14 +123,6 @@ class Metrics:
         if key not in self.models:
             self.models[key] = ModelMetrics()
         return self.models[key]
-
-    def model_info(self, name: str, version: int, fingerprint: str) -> None:
-        """Notes the fingerprint of a version's weights."""
-        self.fingerprints[_model_labels(name, version)] = fingerprint
-
-    def add_gauges(self, name: str, version: int, gauges: Callable[[], Gauges]) -> None:
-        """Each scrape calls `gauges` once, on the loop's thread."""
-        self.gauges[_model_labels(name, version)] = gauges
 
     def rpc(self, method: str, grpc_type: str, service: str = SERVICE) -> RpcMetrics:
         """The counts of a method's calls; grpc_type is unary or bidi_stream."""
@@ -155,11 +161,12 @@ def _model_labels(name: str, version: int) -> tuple[str, str]:
 
 def families(metrics: Metrics) -> Iterator[Metric]:
     """Every metric with its samples as they are now."""
+    now = metrics.gauges()
     yield from _steps(metrics)
-    yield from _sessions(metrics)
+    yield from _sessions(metrics, now)
     yield from _rpcs(metrics)
     yield from _store(metrics)
-    yield from _infos(metrics)
+    yield from _infos(metrics, now)
     yield _histogram(
         "lstm_loop_lag_seconds",
         "How late the event loop's own timer fired.",
@@ -211,7 +218,7 @@ def _errors(metrics: Metrics) -> list[tuple[Labels, float]]:
     return list(sums.items())
 
 
-def _sessions(metrics: Metrics) -> Iterator[Metric]:
+def _sessions(metrics: Metrics, now: Mapping[Labels, Gauges]) -> Iterator[Metric]:
     models = [(key, m) for key, m in metrics.models.items() if key[0]]
     yield _counter(
         "lstm_sessions_opened",
@@ -225,28 +232,33 @@ def _sessions(metrics: Metrics) -> Iterator[Metric]:
         (*MODEL, "reason"),
         [((*key, reason), n) for key, m in models for reason, n in m.closings.items()],
     )
-    now = [(key, read()) for key, read in metrics.gauges.items()]
     yield _gauge(
         "lstm_pending_steps",
         "Steps queued or running.",
         MODEL,
-        [(key, each.pending_steps) for key, each in now],
+        [(key, each.pending_steps) for key, each in now.items()],
     )
     pending, limit = metrics.pending_bytes()
     for name, text, value in (
         ("lstm_pending_bytes", "Bytes of messages, inputs and replies that wait.", pending),
         ("lstm_pending_bytes_limit", "The most that may: --pending-bytes-max.", limit),
+        ("lstm_pool_bytes_limit", "Most that all pools are charged.", metrics.pool_bytes_max),
     ):
         yield _gauge(name, text, (), [((), value)])
     for name, text, states in (
         ("slots", "Rows of the state pool.", ("used", "spare", "free")),
+        ("pool_bytes", "Memory of states; touched: resident.", ("charged", "touched")),
         ("sessions", "Live sessions; dirty: not yet in the store.", ("clean", "dirty")),
     ):
         yield _gauge(
             f"lstm_{name}",
             text,
             (*MODEL, "state"),
-            [((*key, s), getattr(each, f"{name}_{s}")) for key, each in now for s in states],
+            [
+                ((*key, s), getattr(each, f"{name}_{s}"))
+                for key, each in now.items()
+                for s in states
+            ],
         )
 
 
@@ -297,16 +309,16 @@ def _store(metrics: Metrics) -> Iterator[Metric]:
     )
 
 
-def _infos(metrics: Metrics) -> Iterator[Metric]:
+def _infos(metrics: Metrics, now: Mapping[Labels, Gauges]) -> Iterator[Metric]:
     model = InfoMetricFamily("lstm_model", "The weights a version has.", labels=MODEL)
-    for key, fingerprint in metrics.fingerprints.items():
-        model.add_metric(key, {"fingerprint": fingerprint})
+    for key, each in now.items():
+        model.add_metric(key, {"fingerprint": each.fingerprint})
     yield model
     yield _gauge(
         "lstm_model_folders",
         "Versions in the models folder; refused: not served, the log says why.",
         ("state",),
-        [((state,), count) for state, count in metrics.model_folders.items()],
+        [(("served",), len(now)), (("refused",), metrics.folders_refused)],
     )
     yield InfoMetricFamily("lstm_build", "The release.", value={"version": _version()})
 

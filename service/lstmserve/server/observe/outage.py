@@ -1,6 +1,6 @@
-"""What the log says of a store that fails: when, why and for how long, in few lines.
+"""Logs when, why and for how long a store fails, in few lines.
 
-It must not read a clock: `now_s` is of any clock that never goes back.
+It must not read a clock: `now_s` comes from any clock that never goes back.
 """
 
 from __future__ import annotations

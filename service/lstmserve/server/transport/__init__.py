@@ -1,6 +1,7 @@
-"""gRPC's bytes in and out, on its completion queue. Alone imports `grpc._cython`; decodes nothing.
+"""Moves gRPC's bytes in and out, on gRPC's completion queue. It decodes no message.
 
-One thread polls the queue and hands the event loop lists of what arrived; the loop answers.
+One thread polls the queue and hands the event loop lists of what arrived; the loop answers. This
+folder alone imports `grpc._cython`.
 """
 
 from lstmserve.server.transport.call import UnaryCall, UnaryMethod

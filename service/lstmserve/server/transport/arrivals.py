@@ -1,8 +1,8 @@
-"""What the poller's thread hands to the event loop's: it appends, the loop takes. No gRPC in it.
+"""Carries events and messages from the poller's thread to the event loop's. It knows no gRPC.
 
 The poller appends a call's opening before its messages, and its ending after them. So the loop
-looks at the endings first, and runs them last. A connection that breaks looks like a client that
-sends no more, and then like one that has gone: whoever has gone is asked first.
+takes the list of endings before the other lists, and runs it after them. When a connection breaks,
+gRPC reports a half-close and then a cancellation; the loop runs cancellations first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Event = Callable[[], None]
 
 
 class Arrivals:
-    """Of one server. The lists may have grown by the next line; nothing is lost by that."""
+    """The events of one server. Each list may grow at any moment, and no event is lost by that."""
 
     def __init__(self) -> None:
         self.openings: list[Event] = []
@@ -36,7 +36,7 @@ class Arrivals:
         )
 
     def deliver(self) -> None:
-        """Runs everything that is there; messages for one receiver as one list."""
+        """Runs every event; each method receives all its messages as one list."""
         self.is_urgent = False
         half_closes = _take(self.half_closes)
         endings = _take(self.endings)
@@ -49,7 +49,7 @@ class Arrivals:
                 groups[method].append(message)
             else:
                 groups[method] = [message]
-        del messages  # or all of them would be held until the last one was received
+        del messages  # or the list would hold all of them until the last one was received
         for method in tuple(groups):
             _receive(method, groups.pop(method))
         _run(notices)

@@ -19,23 +19,23 @@ from lstmserve.server.transport.arrivals import Arrivals
 
 NO_FLAGS: Final = 0
 OK: Final = cygrpc.StatusCode.ok
-DEADLINE_S_MAX: Final = 1e12  # a deadline later than this is none: gRPC's own has 9.2e18
+DEADLINE_S_MAX: Final = 1e12  # a later one means no deadline: gRPC gives 9.2e18 then
 SECOND_NS: Final = 1_000_000_000
 
 
 class UnaryMethod(Protocol):
-    """Who serves a method's unary calls, on the event loop's thread but for one function."""
+    """Serves a method's unary calls, on the event loop's thread except for may_read()."""
 
     def may_read(self, call: UnaryCall) -> bool:
         """Whether the call's message may be read before receive() has seen the call.
 
-        On the poller's thread, so it must be short and change nothing.
+        It runs on the poller's thread, so it must be short and change nothing.
         """
 
     def receive(self, calls: list[UnaryCall]) -> None:
-        """Calls that arrived together; each is answered once, now or later.
+        """Takes calls that arrived together, and answers each once, now or later.
 
-        A call that `is_unread` comes again after its read().
+        A call that `is_unread` has no message yet; it is received again after its read().
         """
 
     def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
@@ -43,10 +43,10 @@ class UnaryMethod(Protocol):
 
 
 class EndedCall:
-    """In place of gRPC's call when it is over: on it nothing is done.
+    """Replaces gRPC's call when it is over, and does nothing.
 
-    gRPC counts a stream among its connection's until its call is freed, so whoever still holds a
-    call of ours, a timer or a cycle, must not hold gRPC's.
+    gRPC counts a stream against its connection's limit until its call is freed. A timer or a
+    reference cycle may keep our call alive, and must not keep gRPC's.
     """
 
     def start_server_batch(self, operations: object, tag: object) -> None:
@@ -56,7 +56,7 @@ class EndedCall:
         """Does nothing."""
 
     def peer(self) -> bytes:
-        """Unknown."""
+        """No peer."""
         return b""
 
 
@@ -64,13 +64,13 @@ ENDED: Final = EndedCall()
 
 
 def ignore_event(event: cygrpc.BatchOperationEvent) -> None:
-    """For operations whose end changes nothing."""
+    """Ignores the end of an operation that changes nothing."""
 
 
 def deadline_ns(details: cygrpc.CallDetails) -> int | None:
     """The call's deadline on the monotonic clock; None where the client set none.
 
-    gRPC gives wall-clock seconds, so a clock that jumps later must not move it.
+    gRPC gives it in wall-clock seconds; a jump of that clock after the arrival must not move it.
     """
     deadline_s = details.deadline
     if deadline_s > DEADLINE_S_MAX:
@@ -79,10 +79,10 @@ def deadline_ns(details: cygrpc.CallDetails) -> int | None:
 
 
 class UnaryCall:
-    """One unary call. `content` is its message until it is taken; None: there was none.
+    """One unary call. `content` is its message until take(), and None if the client sent none.
 
     `on_gone` is called once if the client leaves or its deadline passes before an answer. `tenant`,
-    `lease` and `is_counted` belong to whoever serves the method.
+    `lease` and `is_counted` belong to the method that serves the call.
     """
 
     __slots__ = (
@@ -127,7 +127,7 @@ class UnaryCall:
             arrivals.messages.append((method, self))
 
     def read(self) -> None:
-        """Asks for the message: receive() has the call then."""
+        """Asks gRPC for the message; the method receives the call when the message is there."""
         self.is_unread = False
         operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
         self._call.start_server_batch(operations, self._message_event)
@@ -135,8 +135,8 @@ class UnaryCall:
     def _message_event(self, event: cygrpc.BatchOperationEvent) -> None:
         self.content = event.batch_operations[0].message()
         if self.content is None:
-            # The client has ended its side without a message. Or the message was too long, or the
-            # client has gone: then gRPC ends the call, and that is looked at first.
+            # The client ended its side without a message. If instead the message was too long, or
+            # the client has gone, gRPC ends the call too, and that event runs first.
             self._arrivals.half_closes.append(self._half_close)
         else:
             self._arrivals.messages.append((self.method, self))
@@ -163,7 +163,7 @@ class UnaryCall:
         return self._is_over
 
     def take(self) -> bytes:
-        """The message, which the call then holds no more."""
+        """Returns the message, and drops it from the call."""
         content, self.content = self.content, b""
         assert content is not None, "calls without a message are refused before"
         return content
@@ -179,7 +179,7 @@ class UnaryCall:
     def reply(self, content: bytes, on_sent: Callable[[], None] | None = None) -> None:
         """Answers with the message, and ends the call as OK.
 
-        `on_sent` is called when gRPC has sent it, or never will: the client reads or has gone.
+        `on_sent` is called when gRPC has sent the message, or gives up because the client has gone.
         """
         if self._is_over:
             return
@@ -217,7 +217,7 @@ class UnaryCall:
         self._call = ENDED
 
     def cut(self) -> None:
-        """Resets the call: what was written and not read is dropped."""
+        """Resets the call, and drops a reply that the client has not read."""
         self._call.cancel()
 
     def _end(self, code: grpc.StatusCode) -> None:

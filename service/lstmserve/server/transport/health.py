@@ -1,7 +1,7 @@
-"""grpc.health.v1 on the transport. Says what it was last given; asks the server nothing.
+"""Serves grpc.health.v1: reports the status that it was last given. It asks the server nothing.
 
 grpcio-health-checking has an asyncio servicer, but its Watch forgets the other watchers of a
-service when one of them leaves: they would never hear of NOT_SERVING.
+service when one of them leaves: they would never get NOT_SERVING.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Health:
         self.watch = _Watch(self)
 
     def set_all(self, *, is_serving: bool) -> None:
-        """Every service, and every watcher hears of it."""
+        """Sets the status of every service, and sends it to every watcher."""
         status = HealthCheckResponse.SERVING if is_serving else HealthCheckResponse.NOT_SERVING
         self._statuses = dict.fromkeys(self._statuses, status)
         for stream, service in self._watchers.items():
@@ -42,16 +42,16 @@ class Health:
                 stream.write(_content(status))
 
     def status(self, service: str) -> Status | None:
-        """None for a service that is not served."""
+        """The service's status, None if it is not served."""
         return self._statuses.get(service)
 
     def begin(self, stream: StreamCall, service: str) -> None:
-        """The stream hears the status now, and each change."""
+        """Sends the stream the status now, and after each change."""
         self._watchers[stream] = service
         stream.write(_content(self._statuses.get(service, HealthCheckResponse.SERVICE_UNKNOWN)))
 
     def end(self, stream: StreamCall) -> None:
-        """It hears no more."""
+        """Sends the stream no more changes."""
         self._watchers.pop(stream, None)
 
 
@@ -75,7 +75,7 @@ class _Check:
                 call.reply(_content(status))
 
     def ended(self, call: UnaryCall, code: grpc.StatusCode) -> None:
-        """Not counted."""
+        """Does nothing: health checks are not counted."""
 
 
 class _Watch:
@@ -99,30 +99,30 @@ class _Watch:
                 stream.finish(to_abort(error))
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Not counted."""
+        """Does nothing: health checks are not counted."""
 
     def closed(self, stream: StreamCall) -> None:
         self._health.end(stream)
 
 
 class _Watcher:
-    """Goes on until its client leaves, as the protocol wants."""
+    """A stream that lasts until its client leaves, as the protocol demands."""
 
     def __init__(self, health: Health, stream: StreamCall) -> None:
         self._health = health
         self._stream = stream
 
     def half_closed(self) -> None:
-        """A client of one request does that at once."""
+        """Does nothing: a client of one request half-closes at once."""
 
     def gone(self) -> None:
         self._health.end(self._stream)
 
     def sent(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: no bytes are held for a reply."""
 
     def stalled(self) -> None:
-        """Never."""
+        """Is never called: may_read() always says yes."""
 
 
 def _content(status: Status) -> bytes:
@@ -130,7 +130,7 @@ def _content(status: Status) -> bytes:
 
 
 def _service(content: bytes | None) -> str:
-    """Raises Malformed."""
+    """The service that the request names. Raises Malformed."""
     try:
         return HealthCheckRequest.FromString(content or b"").service
     except DecodeError as error:

@@ -1,7 +1,7 @@
 """The server's completion queue: one poller thread, the calls it accepts, start and stop.
 
-The poller drains the queue and wakes the event loop once for everything that was there. It runs no
-code of a dialect or of the engine but may_read().
+The poller drains the queue and wakes the event loop once for everything that was there. Of a
+dialect and of the engine it runs no code, except may_read().
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lstmserve.server.transport.call import NO_FLAGS, UnaryCall, UnaryMethod, ig
 from lstmserve.server.transport.stream import StreamCall, StreamMethod
 
 REQUESTS_OPEN: Final = 64  # calls that gRPC may hand over before the poller asks for more
-NOTICE_S: Final = 0.002  # that a notice waits for something that must be delivered at once
+NOTICE_S: Final = 0.002  # how long a notice waits for an event that wakes the loop anyway
 PAST: Final = 0.0
 UNKNOWN_METHOD: Final = b"Method not found!"
 log = structlog.get_logger()
@@ -53,13 +53,13 @@ class QueueServer:
         self._stopping: asyncio.Future[None] | None = None
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-        """The port that it listens on; 0: the address cannot be had."""
+        """Listens on the address. Returns the port, or 0 if the address cannot be had."""
         if credentials is None:
             return int(self._server.add_http2_port(address.encode()))
         return int(self._server.add_http2_port(address.encode(), credentials._credentials))  # type: ignore[attr-defined]  # as grpcio's own server
 
     def start(self) -> None:
-        """Calls arrive from now on."""
+        """Begins to accept calls."""
         self._server.start()
         self._is_started = self._is_accepting = True
         for _ in range(REQUESTS_OPEN):
@@ -67,14 +67,14 @@ class QueueServer:
         self._poller.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, and cuts what is still under way after the grace; twice is fine."""
+        """Refuses new calls, and cuts the open ones after the grace. It may be called twice."""
         if self._stopping is None:
             self._stopping = asyncio.ensure_future(self._stop(grace_s))
         await asyncio.shield(self._stopping)
 
     async def _stop(self, grace_s: float) -> None:
         if not self._is_started:
-            self.start()  # gRPC cannot shut down a server that never was
+            self.start()  # gRPC cannot shut down a server that was never started
         self._is_accepting = False
         self._server.shutdown(self._queue, self._shutdown_event)
         try:
@@ -106,13 +106,13 @@ class QueueServer:
                     event.tag(event)
                 except Exception:  # a bug of ours: it must not end the other calls
                     log.exception("the transport failed on an event")
-                # An event that is still named holds its call while the thread waits.
+                # A name that still refers to the event would keep its call while the thread waits.
                 event = None
                 event = poll(PAST)
             event = None
             if not self._is_woken and (arrivals.is_due or (is_idle and arrivals.notices)):
                 self._is_woken = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed: no one waits
+                with contextlib.suppress(RuntimeError):  # the loop is closed, so no call is left
                     self._loop.call_soon_threadsafe(self._deliver)
 
     def _request_event(self, event: cygrpc.RequestCallEvent) -> None:
@@ -139,7 +139,7 @@ class QueueServer:
 
 
 def _refuse(call: cygrpc.Call) -> None:
-    """Of a method that is not served."""
+    """Ends a call of a method that is not served."""
     unimplemented = cygrpc.StatusCode.unimplemented
     call.start_server_batch(
         (

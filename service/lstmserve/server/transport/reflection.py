@@ -1,4 +1,4 @@
-"""grpc.reflection.v1alpha on the transport: grpcio-reflection's answers, one message at a time."""
+"""Serves grpc.reflection.v1alpha on the transport, with the answers of grpcio-reflection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INFO: Final = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
 
 
 class Reflection:
-    """The one method, of these services and itself."""
+    """Serves the only method; it describes the given services and itself."""
 
     window = 16
 
@@ -25,15 +25,12 @@ class Reflection:
         self._servicer: Any = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
 
     def may_read(self, stream: StreamCall) -> bool:
-        """As StreamMethod.may_read."""
         return True
 
     def opened(self, stream: StreamCall) -> None:
-        """As StreamMethod.opened."""
         stream.conversation = _Conversation(stream)
 
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
-        """As StreamMethod.receive."""
         for stream, content in messages:
             stream.admitted(len(content))
             try:
@@ -51,10 +48,10 @@ class Reflection:
             yield response.SerializeToString()
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Not counted."""
+        """Does nothing: these calls are not counted."""
 
     def closed(self, stream: StreamCall) -> None:
-        """Nothing is kept."""
+        """Does nothing: a stream leaves nothing behind."""
 
 
 class _Conversation:
@@ -65,10 +62,10 @@ class _Conversation:
         self._stream.finish()
 
     def gone(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: a stream leaves nothing behind."""
 
     def sent(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: no bytes are held for a reply."""
 
     def stalled(self) -> None:
-        """Never."""
+        """Is never called: may_read() always says yes."""

@@ -1,8 +1,8 @@
 """A call with a stream of messages in each direction. Knows no message's meaning.
 
-Reading ahead has a credit. At most `window` messages are read whose replies the client has not
-taken, so a client that does not read stops itself by gRPC's flow control. And messages of at most
-READ_AHEAD_BYTES are read that the loop has not admitted: after a longer one the stream waits.
+It reads ahead within two limits. It reads at most `window` messages whose replies the client has
+not taken, so that gRPC's flow control stops a client that does not read. And it reads on only while
+less than READ_AHEAD_BYTES wait for the loop to admit them.
 
 Two threads touch it. The poller's thread runs the constructor and the methods that end in `_event`,
 and so asks for the next message, or sends the next reply, without waiting for the event loop. A
@@ -28,26 +28,26 @@ READ_AHEAD_BYTES: Final = 64 << 10
 
 
 class StreamMethod(Protocol):
-    """Who serves a method's streams, on the event loop's thread but for one function.
+    """Serves a method's streams, on the event loop's thread except for may_read().
 
-    `window` is the credit of messages.
+    `window` is how many messages may be read whose replies the client has not taken.
     """
 
     window: int
 
     def may_read(self, stream: StreamCall) -> bool:
-        """Whether the stream's next message may be read before anyone has made room for it.
+        """Whether the stream's next message may be read before room was made for it.
 
-        On the poller's thread, so it must be short and change nothing.
+        It runs on the poller's thread, so it must be short and change nothing.
         """
 
     def opened(self, stream: StreamCall) -> None:
-        """A stream began: sets its conversation, or finishes it."""
+        """Gives a new stream its conversation, or finishes it."""
 
     def receive(self, messages: list[tuple[StreamCall, bytes]]) -> None:
-        """Messages of any streams, in the order of each; some of streams that are over.
+        """Takes messages of any streams, those of one stream in order. A stream may be over.
 
-        The list is the method's, who takes them out of it, and calls admitted() for each.
+        The list belongs to the method, which calls admitted() for each message.
         """
 
     def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
@@ -58,7 +58,7 @@ class StreamMethod(Protocol):
 
 
 class Conversation(Protocol):
-    """What a stream tells its owner, on the event loop's thread."""
+    """Receives what happens to one stream, on the event loop's thread."""
 
     def half_closed(self) -> None:
         """The client sends no more messages; it still waits for replies."""
@@ -70,11 +70,11 @@ class Conversation(Protocol):
         """The oldest reply that was written is on its way: the client's flow control took it."""
 
     def stalled(self) -> None:
-        """may_read() said no: the stream is not read before its read_on()."""
+        """may_read() said no: the stream reads nothing more until read_on()."""
 
 
 class StreamCall:
-    """One bidirectional call. `conversation` belongs to whoever serves the stream."""
+    """One bidirectional call. `conversation` belongs to the method that serves the stream."""
 
     __slots__ = (
         "_admitted_bytes",
@@ -101,12 +101,12 @@ class StreamCall:
         self._call = event.call
         self._metadata = event.invocation_metadata
         self._is_over = False
-        self._idle_reader: list[None] = [None]  # empty: a message is asked for, or it is stalled
-        self._received = 0  # messages that came; of the poller, as the next two
+        self._idle_reader: list[None] = [None]  # empty: it waits for a message, or is stalled
+        self._received = 0  # messages that came; only the poller writes this and the next two
         self._received_bytes = 0
         self._replied = 0  # replies that the client's flow control has taken
-        self._admitted_bytes = 0  # of the loop
-        self._is_message_under_way = False  # of who has the writer's claim, as the next
+        self._admitted_bytes = 0  # only the loop writes it
+        self._is_message_under_way = False  # the writer's claim is needed for this and the next
         self._sending_since_ns = time.monotonic_ns()
         self._outgoing: deque[bytes | Abort] = deque()
         self._idle_writer: list[None] = []  # empty: the headers are being written
@@ -121,7 +121,7 @@ class StreamCall:
     # --- reading
 
     def _read_ahead(self) -> None:
-        """On the poller's thread: asks for a message, unless it may not be read or one is due."""
+        """Asks for a message if there is credit and it may be read. On the poller's thread."""
         if not self._claim_reader():
             return
         if self.method.may_read(self):
@@ -131,11 +131,11 @@ class StreamCall:
             self._arrivals.is_urgent = True
 
     def _claim_reader(self) -> bool:
-        """Claims it, if there is credit to read with."""
+        """Claims the reader if there is credit to read with. Returns whether it did."""
         while self._has_credit() and _claim(self._idle_reader):
             if self._has_credit():
                 return True
-            self._idle_reader.append(None)  # used up meanwhile: whoever gives more looks again
+            self._idle_reader.append(None)  # no credit any more: the next grant of it looks again
         return False
 
     def _has_credit(self) -> bool:
@@ -145,21 +145,21 @@ class StreamCall:
         )
 
     def read_on(self) -> None:
-        """Asks for the next message, with the reader's claim: after Conversation.stalled()."""
+        """Asks for the next message. The caller has the reader's claim, as after stalled()."""
         operations = (cygrpc.ReceiveMessageOperation(NO_FLAGS),)
         self._call.start_server_batch(operations, self._message_event)
 
     def admitted(self, size: int) -> None:
-        """A message of so many bytes has its place, and there is room for the next one."""
+        """Notes that a message of `size` bytes has its place, and reads on if there is credit."""
         self._admitted_bytes += size
         if self._idle_reader and self._claim_reader():
             self.read_on()
 
     def _message_event(self, event: cygrpc.BatchOperationEvent) -> None:
         content = event.batch_operations[0].message()
-        if content is None:  # a broken or cancelled stream too: then `gone` follows
-            self._arrivals.half_closes.append(self._half_close)  # and nothing is read any more
-            return
+        if content is None:  # if the stream broke or was cancelled, `gone` follows
+            self._arrivals.half_closes.append(self._half_close)
+            return  # without giving the claim back: nothing is read any more
         self._received += 1
         self._received_bytes += len(content)
         self._arrivals.messages.append((self.method, (self, content)))
@@ -173,7 +173,7 @@ class StreamCall:
     # --- writing
 
     def write(self, content: bytes) -> None:
-        """Sends a message after those before it."""
+        """Sends a message, after those that were written before."""
         if not self._is_over:
             self._put(content)
 
@@ -185,13 +185,13 @@ class StreamCall:
             self._put(abort)
 
     def give_up(self, abort: Abort) -> None:
-        """Ends the call with the status, in place of the messages that are not yet on their way."""
+        """Ends the call with the status, and drops the messages that are not yet on their way."""
         if not self._is_over:
             self._outgoing.clear()
             self.finish(abort)
 
     def cut(self) -> None:
-        """Resets the stream: what was written and not read is dropped."""
+        """Resets the stream, and drops replies that the client has not read."""
         self._call.cancel()
 
     def _put(self, item: bytes | Abort) -> None:
@@ -200,7 +200,7 @@ class StreamCall:
             self._write_next()
 
     def _write_next(self) -> None:
-        """With the writer's claim: sends the next item, or leaves the claim for the next put."""
+        """Sends the next item, or gives back the writer's claim, which the caller has."""
         while True:
             try:
                 item = self._outgoing.popleft()
@@ -233,7 +233,7 @@ class StreamCall:
             self.conversation.sent()
 
     def unread_ns(self, now_ns: int) -> int:
-        """For how long the write under way has waited for the client to read; 0: there is none."""
+        """How long the current write has waited for the client to read; 0 without a write."""
         since_ns = self._sending_since_ns
         return now_ns - since_ns if since_ns else 0
 
@@ -260,7 +260,7 @@ class StreamCall:
         self._closed()
 
     def _closed(self) -> None:
-        """The call is over on the wire, too."""
+        """Forgets gRPC's call, which is over on the wire, too."""
         self._outgoing.clear()
         self.method.closed(self)
         self.conversation = None
