@@ -24,7 +24,6 @@ from bench.rounds import Effort
 from bench.rows import Goal, Row
 from lstmserve.config import Config
 from lstmserve.engine import Engine
-from lstmserve.engine.compute.pool import slot_bytes
 from lstmserve.engine.model import slots_for
 from lstmserve.spec import Linear, LstmSpec
 from serving import environment
@@ -70,7 +69,7 @@ class Sized:
 
     def __init__(self, spec: LstmSpec, sessions: int, **settings: Any) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        size = slots_for(sessions, Config(**settings)) * slot_bytes(spec)
+        size = slots_for(sessions, Config(**settings)) * spec.state_bytes
         self.engine: Engine = start_engine(
             Path(self._folder.name), spec, pool_bytes=size, **settings
         )
@@ -146,7 +145,7 @@ def memory(rounds: int) -> dict[str, Any]:
     sized = Sized(SMALL, MEMORY_SESSIONS)
     added = rss_bytes(os.getpid()) - before
     sized.close()
-    return {"bytes": [added / MEMORY_SESSIONS - slot_bytes(SMALL)]}
+    return {"bytes": [added / MEMORY_SESSIONS - SMALL.state_bytes]}
 
 
 def alone(rounds: int) -> dict[str, Any]:

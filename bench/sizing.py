@@ -24,8 +24,9 @@ from bench.machine import cpu_s, rss_bytes
 from bench.rounds import MODEL, Effort, Side, take_turns
 from lstmserve.config import Config
 from lstmserve.engine.compute.kernel import Kernel
-from lstmserve.engine.compute.pool import Pool, slot_bytes
+from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.model import slots_for
+from lstmserve.graph import LstmNetwork
 from lstmserve.spec import Linear, LstmSpec
 from lstmserve.store import Store, Written, open_store
 from modelmaking import make_model, random_weights
@@ -44,7 +45,7 @@ MANY, EFFORT = 256, Effort(rounds=3, seconds=2)
 
 def in_server(spec: LstmSpec, folder: Path) -> float:
     """Bytes of resident memory per open session that has made a step, saved reply included."""
-    size = slots_for(SESSIONS, Config()) * slot_bytes(spec)
+    size = slots_for(SESSIONS, Config()) * spec.state_bytes
     engine = start_engine(folder, spec, pool_bytes=size)
     before = rss_bytes(os.getpid())
 
@@ -66,8 +67,9 @@ def in_server(spec: LstmSpec, folder: Path) -> float:
 
 def kernel_rate(spec: LstmSpec) -> float:
     """Rows that one CPU second computes, in batches of 64."""
-    pool = Pool(spec, SESSIONS)
-    kernel = Kernel(spec, random_weights(spec, 0), pool, "cpu", 1)
+    network = LstmNetwork(spec, random_weights(spec, 0))
+    pool = Pool(network.layout, SESSIONS)
+    kernel = Kernel(network, pool, "cpu", 1)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, BATCH, spec.input_size)).astype(np.float32)
     lengths = np.ones(BATCH, np.int32)
@@ -122,7 +124,7 @@ def envoy_rate(spec: LstmSpec, folder: Path) -> float:
 
 def in_valkey(spec: LstmSpec, folder: Path) -> tuple[float, float, float]:
     """Bytes per session; sessions that one CPU second of Valkey puts, and loads, 64 at a time."""
-    size = slot_bytes(spec) // 2
+    size = spec.state_bytes // 2
     keys = [f"/{i:032x}" for i in range(SESSIONS)]
     parts = [keys[start : start + BATCH] for start in range(0, SESSIONS, BATCH)]
 
@@ -164,7 +166,7 @@ def main() -> None:
                 stored = front_rates(spec, Path(one) / "stored", "--store", valkey.url)
             found.append(
                 (
-                    slot_bytes(spec),
+                    spec.state_bytes,
                     in_server(spec, Path(one)),
                     kernel_rate(spec),
                     *front_rates(spec, Path(one) / "served"),

@@ -15,8 +15,9 @@ import pytest
 
 from lstmserve.config import Config
 from lstmserve.engine.compute.kernel import Kernel
-from lstmserve.engine.compute.pool import Pool, slot_bytes
+from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.model import slots_for
+from lstmserve.graph import LstmNetwork
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_weights
 from traffic import open_session, start_engine, submit
@@ -30,13 +31,14 @@ ROUNDS = 300
 @pytest.mark.parametrize("slots", SIZES)
 def test_kernel(benchmark: Any, slots: int) -> None:
     """One batch of 32 at T = 1, from and to random slots of a pool of so many."""
-    pool = Pool(SPEC, slots + 2)
-    kernel = Kernel(SPEC, random_weights(SPEC, 0), pool, "cpu", 1)
+    network = LstmNetwork(SPEC, random_weights(SPEC, 0))
+    pool = Pool(network.layout, slots + 2)
+    kernel = Kernel(network, pool, "cpu", 1)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, BATCH, SPEC.input_size)).astype(np.float32)
     lengths = np.ones(BATCH, np.int32)
-    for name, width in pool.widths.items():  # every page of the pool is real memory
-        pool.tensors[name].numpy()[:] = rng.random(width, np.float32)
+    for tensor in pool.tensors.values():  # every page of the pool is real memory
+        tensor.numpy()[:] = rng.random(tensor.shape()[1:], np.float32)
 
     def draw() -> tuple[tuple[Any, ...], dict[str, Any]]:
         chosen = rng.choice(slots, 2 * BATCH, replace=False) + 1
@@ -48,7 +50,7 @@ def test_kernel(benchmark: Any, slots: int) -> None:
 @pytest.mark.parametrize("sessions", SIZES)
 def test_engine_step(benchmark: Any, sessions: int, tmp_path: Path) -> None:
     """32 steps of random ones of so many open sessions, from submit to reply."""
-    size = slots_for(sessions, Config()) * slot_bytes(SPEC)
+    size = slots_for(sessions, Config()) * SPEC.state_bytes
     engine = start_engine(tmp_path, SPEC, pool_bytes=size)
     rows = np.array([open_session(engine, f"{i:032x}") for i in range(sessions)])
     rng = np.random.default_rng(0)

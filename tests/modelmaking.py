@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import Weights, build_portable, weight_shapes
 from lstmserve.graph.weights import fingerprint
+from lstmserve.lstm_golden import LstmGolden, dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
 from lstmserve.spec import Linear, LstmSpec, ModelSpec
 
@@ -133,7 +133,7 @@ def _head(spec: LstmSpec, w: dict[str, Floats], value: Floats) -> Floats:
     return value * w["output.scale"] + w["output.mean"] if spec.output_norm else value
 
 
-def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> Golden:
+def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> LstmGolden:
     """Three ragged sequences from random states; y past a sequence's end is zero."""
     lengths = np.array([7, 4, 1], np.int32)
     x = random_input(spec, (3, 7), seed)
@@ -144,7 +144,7 @@ def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> Golden:
         y[n, :length], hn[:, n], cn[:, n] = reference(
             spec, weights, x[n, :length], h0[:, n], c0[:, n]
         )
-    return Golden(x, lengths, h0, c0, y, hn, cn, torch_error=0.0)
+    return LstmGolden(x, lengths, h0, c0, y, hn, cn, torch_error=0.0)
 
 
 def make_model(
@@ -154,7 +154,7 @@ def make_model(
     weights = random_weights(spec, seed)
     files = {
         MODEL: build_portable(spec, weights).SerializeToString(),
-        GOLDEN: dump_golden({"random": make_golden(spec, weights, seed)}),
+        GOLDEN: dump_lstm_golden({"random": make_golden(spec, weights, seed)}),
     }
     sums = {file: sha256(content) for file, content in files.items()}
     manifest = Manifest(name, version, ModelSpec.of_lstm(spec), fingerprint(spec, weights), sums)

@@ -7,6 +7,7 @@ session after the other. No pool, no Scan, no batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from lstmserve.golden import Golden, dump_golden
+from lstmserve.graph.step_graph import fingerprint, read_step_graph
+from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
 from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import NEXT, ModelSpec, TensorSpec
 
@@ -163,6 +167,42 @@ def random_inputs(rng: np.random.Generator, *shape: int) -> dict[str, Array]:
 def random_rows(rng: np.random.Generator, length: int) -> Rows:
     """random_inputs() as rows of the engine's."""
     return INPUTS.pack(random_inputs(rng, length))
+
+
+def make_golden(seed: int) -> dict[str, Golden]:
+    """Three ragged sequences from the initial state, and three from others, by the plain loop."""
+    rng, loop = np.random.default_rng(seed), Loop(seed)
+    starts = [loop.run(random_rows(rng, 1 + i))[1] for i in range(3)]
+    return {
+        "new": _case(loop, random_inputs(rng, 3, 6), None),
+        "old": _case(loop, random_inputs(rng, 3, 6), starts),
+    }
+
+
+def _case(loop: Loop, inputs: dict[str, Array], starts: list[dict[str, Array]] | None) -> Golden:
+    x, lengths = INPUTS.pack(inputs), np.array([6, 1, 4], np.int32)
+    y, ends = OUTPUTS.unknown(3, 6), []
+    for i, length in enumerate(lengths.tolist()):
+        y[i, :length], end = loop.run(x[i, :length], None if starts is None else starts[i])
+        ends.append(end)
+    outputs = {name: np.nan_to_num(each) for name, each in OUTPUTS.split(y).items()}
+    return Golden(inputs, lengths, _stacked(starts), outputs, _stacked(ends) or {}, torch_error=0.0)
+
+
+def _stacked(states: list[dict[str, Array]] | None) -> dict[str, Array] | None:
+    if states is None:
+        return None
+    return {each.name: np.stack([state[each.name] for state in states]) for each in SPEC.states}
+
+
+def make_model(folder: Path, seed: int = 0, *, name: str = "n", version: int = 1) -> Path:
+    """Writes folder/NAME/VERSION as an export would, and returns its path."""
+    content = build(seed).SerializeToString()
+    files = {MODEL: content, GOLDEN: dump_golden(make_golden(seed))}
+    sums = {file: sha256(each) for file, each in files.items()}
+    found = fingerprint(SPEC, read_step_graph(content, SPEC))
+    manifest = Manifest(name, version, SPEC, found, sums)
+    return write_model(folder, manifest, files, force=False)
 
 
 class Loop:

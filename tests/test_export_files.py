@@ -174,7 +174,7 @@ def test_two_sets_of_weights_are_two_candidates(tmp_path: Path) -> None:
     assert "model.lstm (LSTM 5 -> 8), ema.lstm (LSTM 5 -> 8)" in refused(path)
     files = exported(path, "--lstm", "ema.lstm", "--head", "ema.fc")
     half = (net.fc.weight.T / 2).detach().numpy()
-    assert (files.weights["head.0.weight"] == half).all()
+    assert (files.network.weights["head.0.weight"] == half).all()
     assert "not exported: model.lstm.weight_ih_l0" in files.manifest.notes[0]
 
 
@@ -183,4 +183,4 @@ def test_a_dict_that_holds_itself_ends(tmp_path: Path) -> None:
     content: dict[str, object] = dict(nn.LSTM(2, 3).state_dict())
     content["me"] = content
     path = save(content, tmp_path / "net.pt")
-    assert exported(path).manifest.spec.hidden_size == 3
+    assert exported(path).manifest.lstm.hidden_size == 3

@@ -65,8 +65,8 @@ def test_good_pairs_pass_and_are_kept(tmp_path: Path, edit: Edit) -> None:
     files = exported(path, *flags)
     assert sorted(files.golden) == ["parity", "user"]
     assert 0 <= files.manifest.parity["excess"]["user"] <= 1
-    assert files.golden["user"].y.shape[-1] == OUTPUTS
-    assert np.isfinite(files.golden["user"].y).all()
+    assert files.golden["user"].outputs["y"].shape[-1] == OUTPUTS
+    assert np.isfinite(files.golden["user"].outputs["y"]).all()
 
 
 def test_pairs_of_tokens(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_pairs_of_tokens(tmp_path: Path) -> None:
         y = net.fc(net.lstm(net.embed(torch.from_numpy(tokens).T))[0]).transpose(0, 1).numpy()
     path, flags = export_with(tmp_path, net, {"tokens": tokens, "y": y})
     files = exported(path, *flags, "--embedding", "embed")
-    assert files.golden["user"].x.dtype == np.int64
+    assert files.golden["user"].inputs["tokens"].dtype == np.int64
 
 
 def test_a_foreign_order_of_gates_is_caught(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_forgotten_activation_is_named(tmp_path: Path, name: str) -> None:
     path, flags = export_with(tmp_path, net, arrays)
     assert f"with {name} before the head (--pre-head) it would match" in refused(path, *flags)
     if name != "sigmoid":
-        assert exported(path, *flags, "--pre-head", name).manifest.spec.head[0] == name
+        assert exported(path, *flags, "--pre-head", name).manifest.lstm.head[0] == name
 
 
 def test_time_major_pairs_are_named(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_sequential_head_keeps_its_order(tmp_path: Path) -> None:
     lstm = nn.LSTM(INPUTS, HIDDEN, batch_first=True)
     result = export(lstm, head, name="net", models=tmp_path / "models")
     expected = ("relu", Linear(6, bias=False), "tanh", Linear(OUTPUTS), "softmax")
-    assert result.manifest.spec.head == expected
+    assert result.manifest.lstm.head == expected
     y = head.eval()(lstm(torch.from_numpy(rows()))[0]).detach().numpy()
     np.testing.assert_allclose(onnx_answers(tmp_path / "net.pt", rows())[0], y, atol=2e-6)
 
@@ -68,7 +68,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
         output_scale=scale,
         golden={"tokens": tokens.numpy(), "y": y.detach().numpy()},
     )
-    spec = result.manifest.spec
+    spec = result.manifest.lstm
     assert (spec.num_embeddings, spec.proj_size, spec.output_norm) == (7, 4, True)
     assert result.folder == tmp_path / "net" / "3"
 
@@ -78,7 +78,7 @@ def test_softmax_over_the_features_is_taken(tmp_path: Path, dim: int) -> None:
     """The last axis, however it is written."""
     head = nn.Sequential(nn.Linear(HIDDEN, OUTPUTS), nn.Softmax(dim=dim))
     result = export(nn.LSTM(INPUTS, HIDDEN), head, name="net", models=tmp_path)
-    assert result.manifest.spec.head[-1] == "softmax"
+    assert result.manifest.lstm.head[-1] == "softmax"
 
 
 def weight_normed() -> nn.LSTM:

@@ -45,4 +45,4 @@ def test_a_model_of_tokens_loads(tmp_path: Path) -> None:
     table = nn.Embedding(7, INPUTS)
     export(nn.LSTM(INPUTS, HIDDEN), head, name="net", models=tmp_path, embedding=table)
     (model,) = load_models(Config(models=tmp_path, pool_bytes=1 << 20))
-    assert model.spec.num_embeddings == 7
+    assert model.spec.lstm.num_embeddings == 7

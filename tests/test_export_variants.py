@@ -49,7 +49,7 @@ def test_a_checkpoint_of_every_variant_equals_its_own_forward(
     """Sizes are inferred from the tensors alone, and y, hn and cn are torch's."""
     net = Net(**sizes)
     path = save(net.state_dict(), tmp_path / "net.pt")
-    spec = exported(path).manifest.spec
+    spec = exported(path).manifest.lstm
     assert (spec.input_size, spec.hidden_size, spec.output_size) == (INPUTS, HIDDEN, OUTPUTS)
     assert spec.num_layers == net.lstm.num_layers
     assert spec.proj_size == net.lstm.proj_size
@@ -81,7 +81,7 @@ def test_an_lstm_without_a_head_answers_its_own_output(tmp_path: Path) -> None:
     """A bare nn.LSTM's state dict needs no flag."""
     net = Net(num_layers=2)
     path = save(net.lstm.state_dict(), tmp_path / "bare.pt")
-    assert exported(path).manifest.spec.head == ()
+    assert exported(path).manifest.lstm.head == ()
     x = rows()
     expected = net.lstm(torch.from_numpy(x).transpose(0, 1))[0].transpose(0, 1)
     np.testing.assert_allclose(onnx_answers(path, x)[0], expected.detach().numpy(), atol=TOLERANCE)
@@ -92,7 +92,7 @@ def test_an_lstm_cell_is_an_lstm_of_one_layer(tmp_path: Path) -> None:
     torch.manual_seed(2)
     cell, fc = nn.LSTMCell(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
     path = save(nn.ModuleDict({"cell": cell, "fc": fc}).state_dict(), tmp_path / "cell.pt")
-    assert exported(path).manifest.spec.num_layers == 1
+    assert exported(path).manifest.lstm.num_layers == 1
     x, state, ys = rows(), None, []
     for step in torch.from_numpy(x).unbind(1):
         state = cell(step, state)
@@ -107,7 +107,7 @@ def test_a_convolution_of_kernel_one_is_a_linear_head(tmp_path: Path) -> None:
     conv = nn.Conv1d(HIDDEN, OUTPUTS, 1)
     tensors = {**net.lstm.state_dict(prefix="lstm."), **conv.state_dict(prefix="out.")}
     path = save(tensors, tmp_path / "conv.pt")
-    assert exported(path).manifest.spec.head == (Linear(OUTPUTS),)
+    assert exported(path).manifest.lstm.head == (Linear(OUTPUTS),)
     x = rows()
     out, _ = net.lstm(torch.from_numpy(x).transpose(0, 1))
     expected = conv(out.permute(1, 2, 0)).transpose(1, 2).detach().numpy()
@@ -122,7 +122,7 @@ def test_activations_stand_where_the_flags_put_them(tmp_path: Path, activation: 
     tensors = {**net.state_dict(), **second.state_dict(prefix="fc2.")}
     path = save(tensors, tmp_path / "net.pt")
     flags = ["--head", f"fc,{activation},fc2", "--pre-head", "tanh"]
-    spec = exported(path, *flags, "--output-activation", "softmax").manifest.spec
+    spec = exported(path, *flags, "--output-activation", "softmax").manifest.lstm
     assert spec.head == ("tanh", Linear(OUTPUTS), activation, Linear(2), "softmax")
     x = rows()
     out = net.lstm(torch.from_numpy(x).transpose(0, 1))[0].transpose(0, 1)
@@ -135,7 +135,7 @@ def test_an_embedding_is_used_when_it_is_named(tmp_path: Path) -> None:
     net, table = Net(), nn.Embedding(11, INPUTS)
     tensors = {**table.state_dict(prefix="embed."), **net.state_dict()}
     path = save(tensors, tmp_path / "net.pt")
-    assert exported(path, "--embedding", "embed").manifest.spec.num_embeddings == 11
+    assert exported(path, "--embedding", "embed").manifest.lstm.num_embeddings == 11
     tokens = np.random.default_rng(0).integers(0, 11, (4, 9))
     expected = torch_answers(net, table(torch.from_numpy(tokens)).detach().numpy())
     for actual, wanted in zip(onnx_answers(path, tokens), expected, strict=True):

@@ -97,12 +97,12 @@ def run_pool(portable: Portable, rows: Sequence[int]) -> Outputs:
         kind, layer = name.split(".")
         feed[name] = rng.standard_normal((slots, width)).astype(np.float32)
         feed[name][read] = (portable.h0 if kind == "h" else portable.c0)[int(layer), list(rows)]
-    names = ["y", *(f"{name}.next" for name in state_widths(spec))]
+    names = ["y", *(f"{name}/next" for name in state_widths(spec))]
     results = dict(zip(names, session.run(names, feed), strict=True))
     layers = range(spec.num_layers)
-    hn, cn = (np.stack([results[f"{k}.{i}.next"][write] for i in layers]) for k in ("h", "c"))
+    hn, cn = (np.stack([results[f"{k}.{i}/next"][write] for i in layers]) for k in ("h", "c"))
     for name in state_widths(spec):
-        before, after = (np.delete(t, write, 0) for t in (feed[name], results[f"{name}.next"]))
+        before, after = (np.delete(t, write, 0) for t in (feed[name], results[f"{name}/next"]))
         np.testing.assert_array_equal(after, before)  # no other slot changed
     return results["y"].swapaxes(0, 1), hn, cn
 
@@ -187,10 +187,10 @@ def test_every_pool_input_has_exactly_two_readers(spec: LstmSpec) -> None:
         readers = [node for node in graph.node if name in node.input]
         assert sorted(node.op_type for node in readers) == ["Gather", "ScatterND"]
         (scatter,) = (node for node in readers if node.op_type == "ScatterND")
-        assert list(scatter.output) == [f"{name}.next"]
+        assert list(scatter.output) == [f"{name}/next"]
         assert scatter.input[0] == name
-        assert f"{name}.next" in outputs
-        assert not any(f"{name}.next" in node.input for node in graph.node)
+        assert f"{name}/next" in outputs
+        assert not any(f"{name}/next" in node.input for node in graph.node)
 
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)

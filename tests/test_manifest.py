@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import pytest
 
-from lstmserve.golden import InvalidGolden, dump_golden, load_golden
-from lstmserve.graph import InvalidModel, build_portable, check_weights, read_weights
+from lstmserve.golden import InvalidGolden
+from lstmserve.graph import InvalidModel, LstmNetwork, build_portable, check_weights, read_weights
+from lstmserve.lstm_golden import dump_lstm_golden, load_lstm_golden
 from lstmserve.manifest import (
     GOLDEN,
     MANIFEST,
@@ -60,15 +61,17 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     """Weights, spec, golden vectors and every field of the manifest."""
     weights = make_model(tmp_path)
     files = read_model(tmp_path, "tiny", 1)
+    assert isinstance(files.network, LstmNetwork)
     assert files.manifest.spec == ModelSpec.of_lstm(TINY)
     assert Manifest.from_json(files.manifest.to_json()) == files.manifest
     for name, tensor in weights.items():
-        np.testing.assert_array_equal(files.weights[name], tensor)
-    expected = make_golden(TINY, weights, 0)
-    for field in ("x", "lengths", "h0", "c0", "y", "hn", "cn"):
-        np.testing.assert_array_equal(
-            getattr(files.golden["random"], field), getattr(expected, field)
-        )
+        np.testing.assert_array_equal(files.network.weights[name], tensor)
+    expected, found = make_golden(TINY, weights, 0).named(TINY), files.golden["random"]
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    for group in ("inputs", "initial", "outputs", "finals"):
+        assert set(getattr(found, group)) == set(getattr(expected, group))
+        for name, array in getattr(expected, group).items():
+            np.testing.assert_array_equal(getattr(found, group)[name], array)
 
 
 Fault = Callable[[Path], object]
@@ -86,7 +89,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
         "malformed",
         lambda f: (f / MANIFEST).write_text("[" * 100_000),
     ),
-    "another format": ("this release reads 1", lambda f: edit_manifest(f, format=2)),
+    "another format": ("this release reads 1", lambda f: edit_manifest(f, format=3)),
     "no spec": ("malformed", lambda f: edit_manifest(f, spec=None)),
     "a spec of another release": (
         "unknown fields: dilation",
@@ -149,14 +152,16 @@ def test_golden_vectors_are_never_unpickled(tmp_path: Path) -> None:
     """An array of objects is a program."""
     np.savez(tmp_path / "golden.npz", **{"case/x": np.array([{"a": 1}])}, allow_pickle=True)
     with pytest.raises(InvalidGolden, match="allow_pickle"):
-        load_golden((tmp_path / "golden.npz").read_bytes())
+        load_lstm_golden((tmp_path / "golden.npz").read_bytes())
 
 
 def test_golden_vectors_without_states_stay_so() -> None:
     """What is not known is not invented."""
     case = make_golden(TINY, random_weights(TINY, 0), 0)
     last = case.y[np.arange(3), case.lengths - 1]
-    loaded = load_golden(dump_golden({"user": replace(case, y=last, hn=None, cn=None)}))["user"]
+    loaded = load_lstm_golden(dump_lstm_golden({"user": replace(case, y=last, hn=None, cn=None)}))[
+        "user"
+    ]
     assert loaded.hn is None
     assert loaded.cn is None
     np.testing.assert_array_equal(loaded.y, last)

@@ -18,7 +18,7 @@ import pytest
 from lstmserve import Client
 from lstmserve.config import Config
 from lstmserve.engine import load_models
-from lstmserve.golden import dump_golden, load_golden
+from lstmserve.lstm_golden import dump_lstm_golden, load_lstm_golden
 from lstmserve.manifest import (
     GOLDEN,
     MANIFEST,
@@ -138,7 +138,7 @@ def huge() -> bytes:
 
 def encrypted() -> bytes:
     """An archive that says it has a password."""
-    content = bytearray(dump_golden({"case": GOLD}))
+    content = bytearray(dump_lstm_golden({"case": GOLD}))
     for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.find(magic) + offset] |= 1
     return bytes(content)
@@ -158,13 +158,13 @@ def bomb() -> bytes:
 
 def case(**fields: object) -> Callable[[], bytes]:
     """Good vectors but for these fields."""
-    return lambda: dump_golden({"case": replace(GOLD, **fields)})  # type: ignore[arg-type]  # on purpose
+    return lambda: dump_lstm_golden({"case": replace(GOLD, **fields)})  # type: ignore[arg-type]  # on purpose
 
 
 WRONG_Y = GOLD.y + 5
 GOLDEN_FAULTS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "no cases": ("has no rows", lambda: dump_golden({})),
-    "no rows": ("with a row at least", lambda: dump_golden({"case": GOLD.part(slice(0, 0))})),
+    "no cases": ("has no rows", lambda: dump_lstm_golden({})),
+    "no rows": ("with a row at least", lambda: dump_lstm_golden({"case": GOLD.part(slice(0, 0))})),
     "torch_error inf": ("torch_error is inf", case(torch_error=np.inf, y=WRONG_Y)),
     "torch_error NaN": ("torch_error is nan", case(torch_error=np.nan)),
     "torch_error 1e30": ("torch_error is 1e+30", case(torch_error=1e30, y=WRONG_Y)),
@@ -203,7 +203,7 @@ def test_golden_vectors_that_prove_nothing_are_refused(tmp_path: Path, name: str
 
 def test_good_vectors_are_read_as_they_were_written() -> None:
     """The checks change none of them."""
-    loaded = load_golden(dump_golden({"case": GOLD}))["case"]
+    loaded = load_lstm_golden(dump_lstm_golden({"case": GOLD}))["case"]
     for name in ("x", "lengths", "h0", "c0", "y", "hn", "cn"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(GOLD, name))
 

@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 
 from lstmserve.golden import excess
-from lstmserve.manifest import MODEL, read_model
+from lstmserve.lstm_golden import load_lstm_golden
+from lstmserve.manifest import GOLDEN, MODEL
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import TINY, make_model
 
@@ -28,7 +29,7 @@ SPECS = {
 def test_reference_agrees_with_onnxruntime(tmp_path: Path, spec: LstmSpec) -> None:
     """The float64 reference passes the parity gate against the written model.onnx."""
     make_model(tmp_path, spec, seed=7)
-    case = read_model(tmp_path, "tiny", 1).golden["random"]
+    case = load_lstm_golden((tmp_path / "tiny" / "1" / GOLDEN).read_bytes())["random"]
     session = onnxruntime.InferenceSession(tmp_path / "tiny" / "1" / MODEL)
     x_name = "tokens" if spec.num_embeddings else "x"
     feeds = {x_name: case.x, "lengths": case.lengths, "h0": case.h0, "c0": case.c0}

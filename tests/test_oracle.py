@@ -16,6 +16,7 @@ from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.scheduling.queues import ReadyQueues
+from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_input
 from traffic import Oracle, Reply, open_session, start_engine, submit, submit_block
@@ -202,7 +203,7 @@ def _swap(patch: pytest.MonkeyPatch, a: str, b: str) -> None:
     def crossed(self: ShapeBinding, session: Any, pool: Pool, *arguments: Any) -> None:
         make(self, session, pool, *arguments)
         for name, other in ((a, b), (b, a)):
-            self.io.bind_ortvalue_output(f"{name}.next", pool.tensors[other])
+            self.io.bind_ortvalue_output(name + NEXT_SLOTS, pool.tensors[other])
 
     patch.setattr(ShapeBinding, "__init__", crossed)
 

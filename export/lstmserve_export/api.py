@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from lstmserve.golden import dump_golden
 from lstmserve.graph import build_portable
 from lstmserve.graph.weights import fingerprint
+from lstmserve.lstm_golden import dump_lstm_golden
 from lstmserve.manifest import (
     GOLDEN,
     MODEL,
@@ -146,7 +146,7 @@ def export_network(
         progress("parity: your own pairs")
         cases["user"] = take_pairs(pairs, network, spec)
         parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
-    files = {MODEL: content, GOLDEN: dump_golden(cases)}
+    files = {MODEL: content, GOLDEN: dump_lstm_golden(cases)}
     manifest = Manifest(
         name=target.name,
         version=version,

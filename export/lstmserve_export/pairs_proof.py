@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lstmserve.golden import Golden
+from lstmserve.lstm_golden import LstmGolden
 from lstmserve.spec import ACTIVATIONS
 from lstmserve_export.network import Network, make_activation
 from lstmserve_export.parity import judge, open_session, run, run_alone
@@ -18,7 +18,7 @@ from lstmserve_export.reference import Inputs, forward
 from lstmserve_export.refusal import Refused
 
 
-def prove_pairs(content: bytes, case: Golden, network: Network) -> float:
+def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
     """How far model.onnx is from the user's y, in units of the allowed error, at most 1.
 
     Raises Refused, with the one change that would make the pairs match where there is one.
@@ -35,7 +35,7 @@ def prove_pairs(content: bytes, case: Golden, network: Network) -> float:
     )
 
 
-def _mends(network: Network, case: Golden) -> Iterator[str]:
+def _mends(network: Network, case: LstmGolden) -> Iterator[str]:
     """What would make the pairs match: an activation that no flag named, or the other axes."""
     for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
         layers = list(network.head)
@@ -69,6 +69,6 @@ def _where(place: int, count: int) -> str:
     return "before the head (--pre-head)" if place == 0 else f"before layer {place + 1} of the head"
 
 
-def _matches(network: Network, case: Golden) -> bool:
+def _matches(network: Network, case: LstmGolden) -> bool:
     inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
     return judge(forward(network, inputs, torch.float64), case) <= 1

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.golden import Floats, Golden, excess, torch_error_max
+from lstmserve.golden import Floats, excess, torch_error_max
+from lstmserve.lstm_golden import LstmGolden
 from lstmserve.runtime import ort
 from lstmserve.spec import LstmSpec
 from lstmserve_export.network import Network
@@ -48,7 +49,7 @@ def probe(network: Network, spec: LstmSpec, longest: Sequence[int] = LENGTHS) ->
     return Inputs(x, lengths, h0.astype(np.float32), c0.astype(np.float32))
 
 
-def probing(network: Network, spec: LstmSpec) -> tuple[Golden, float]:
+def probing(network: Network, spec: LstmSpec) -> tuple[LstmGolden, float]:
     """The probe with torch's answers, and torch's error on the longest one.
 
     Where float32 is left behind on it the sequences are halved until the answers prove something.
@@ -57,7 +58,7 @@ def probing(network: Network, spec: LstmSpec) -> tuple[Golden, float]:
     lengths: tuple[int, ...] = LENGTHS
     case = refer(network, probe(network, spec))
     whole_error = case.torch_error
-    while not case.torch_error <= torch_error_max(case):
+    while not case.torch_error <= torch_error_max(case.y, case.hn, case.cn):
         if max(lengths) == 1:
             raise Refused(
                 f"torch's own float32 is off by {case.torch_error:.2g} on a single row: with these "
@@ -75,7 +76,7 @@ def open_session(content: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: ort.InferenceSession, case: Golden, cuts: Sequence[int]) -> Outputs:
+def run(session: ort.InferenceSession, case: LstmGolden, cuts: Sequence[int]) -> Outputs:
     """y [N, T, O], hn, cn of the case, the time axis cut at `cuts` (0 first, T last)."""
     x_name = session.get_inputs()[0].name
     parts, h, c = [], case.h0, case.c0
@@ -87,7 +88,7 @@ def run(session: ort.InferenceSession, case: Golden, cuts: Sequence[int]) -> Out
     return np.concatenate(parts, axis=1), h, c
 
 
-def run_alone(session: ort.InferenceSession, case: Golden) -> Outputs:
+def run_alone(session: ort.InferenceSession, case: LstmGolden) -> Outputs:
     """As run, whole, but every sequence in a call of its own and without padding."""
     rows = int(case.lengths.max())
     ys, hs, cs = [], [], []
@@ -107,7 +108,7 @@ def run_alone(session: ort.InferenceSession, case: Golden) -> Outputs:
     return np.concatenate(ys), np.concatenate(hs, axis=1), np.concatenate(cs, axis=1)
 
 
-def judge(outputs: Outputs, case: Golden) -> float:
+def judge(outputs: Outputs, case: LstmGolden) -> float:
     """The gate over y (valid rows, or the last one of each sequence), hn and cn; pass <= 1."""
     y, hn, cn = outputs
     if case.y.ndim == 2:
@@ -120,7 +121,7 @@ def judge(outputs: Outputs, case: Golden) -> float:
 
 
 def prove(
-    content: bytes, spec: LstmSpec, case: Golden, progress: Callable[[str], None]
+    content: bytes, spec: LstmSpec, case: LstmGolden, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """The parity report of model.onnx on the probe's case. Raises Refused where the gate is shut.
 
@@ -156,7 +157,7 @@ def prove(
     }
 
 
-def _error(outputs: Outputs, case: Golden) -> float:
+def _error(outputs: Outputs, case: LstmGolden) -> float:
     y, hn, cn = outputs
     valid = case.lengths[:, None] > np.arange(y.shape[1])
     pairs: list[tuple[Array, Floats | None]] = [

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lstmserve.golden import Golden
+from lstmserve.lstm_golden import LstmGolden
 from lstmserve_export.network import Floats, Network, Norm, to_dtype
 
 
@@ -30,7 +30,7 @@ class Inputs:
     c0: npt.NDArray[np.float32]
 
 
-def refer(network: Network, inputs: Inputs) -> Golden:
+def refer(network: Network, inputs: Inputs) -> LstmGolden:
     """The inputs with torch's float64 answers y [N, T, O], hn, cn and its float32 error.
 
     y past a sequence's length is zero.
@@ -40,7 +40,7 @@ def refer(network: Network, inputs: Inputs) -> Golden:
     single = forward(network, inputs, torch.float32)
     y_error = np.abs(exact[0] - single[0])[valid]
     errors = [y_error, np.abs(exact[1] - single[1]), np.abs(exact[2] - single[2])]
-    return Golden(
+    return LstmGolden(
         x=inputs.x,
         lengths=inputs.lengths,
         h0=inputs.h0,

@@ -1,4 +1,8 @@
-"""Golden vectors: inputs with the outputs a model must give, and the parity gate. Runs no model."""
+"""Golden vectors: inputs with the outputs a model must give, and the parity gate. Runs no model.
+
+golden.npz of kind "network" has arrays CASE/lengths, CASE/torch_error, and CASE/GROUP/NAME for the
+groups of Golden; lstm_golden.py has the arrays of kind "lstm".
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,17 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import LstmSpec
+from lstmserve.spec import ModelSpec, TensorSpec
 
 Number = TypeVar("Number", bound=np.generic)
+Case = TypeVar("Case")
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float64]
 
@@ -33,49 +38,52 @@ AGAIN = "export the model again"
 
 
 class InvalidGolden(ValueError):
-    """A golden.npz is not what dump_golden wrote. The message says what is wrong."""
+    """A golden.npz is not what the export wrote. The message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """N sequences and the outputs they must give; L is num_layers * directions.
+    """N sequences and the outputs they must give, by name, each padded to T time steps.
 
-    x float32 [N, T, I] or tokens int64 [N, T]; lengths int32 [N]; h0 float32 [L, N, state] and
-    c0 [L, N, H]. y float64 [N, T, O], or [N, O] for the last time step only; hn and cn float64 as
-    h0 and c0, or None if they are unknown. `torch_error` is max |torch float32 - float64| over y,
-    hn and cn: the error of the reference itself.
+    `inputs` [N, T, *shape]; `lengths` int32 [N]; `initial` [N, *shape] of every state, or None for
+    the model's initial state. `outputs` [N, T, *shape], or [N, *shape] of the last time step with
+    `last_only`; `finals` [N, *shape] of the states that are known. Floats that the model must give
+    are float64. `torch_error` is max |torch float32 - float64| over outputs and finals: the error
+    of the reference itself.
     """
 
-    x: Array
+    inputs: Mapping[str, Array]
     lengths: npt.NDArray[np.int32]
-    h0: npt.NDArray[np.float32]
-    c0: npt.NDArray[np.float32]
-    y: Floats
-    hn: Floats | None
-    cn: Floats | None
+    initial: Mapping[str, Array] | None
+    outputs: Mapping[str, Array]
+    finals: Mapping[str, Array]
     torch_error: float
+    last_only: bool = False
 
     def part(self, rows: slice) -> Golden:
         """Some of the sequences."""
+
+        def cut(group: Mapping[str, Array]) -> Mapping[str, Array]:
+            return {name: each[rows] for name, each in group.items()}
+
         return Golden(
-            x=self.x[rows],
-            lengths=self.lengths[rows],
-            h0=self.h0[:, rows],
-            c0=self.c0[:, rows],
-            y=self.y[rows],
-            hn=None if self.hn is None else self.hn[:, rows],
-            cn=None if self.cn is None else self.cn[:, rows],
-            torch_error=self.torch_error,
+            cut(self.inputs),
+            self.lengths[rows],
+            None if self.initial is None else cut(self.initial),
+            cut(self.outputs),
+            cut(self.finals),
+            self.torch_error,
+            self.last_only,
         )
 
 
-def torch_error_max(case: Golden) -> float:
-    """The largest torch_error with which the case proves something."""
-    known = [each for each in (case.y, case.hn, case.cn) if each is not None]
-    return TORCH_ERROR_MAX * max(1.0, *(float(np.abs(each).max(initial=0)) for each in known))
+def torch_error_max(*expected: Array | None) -> float:
+    """The largest torch_error with which a case that expects these proves something."""
+    known = [np.abs(each).max(initial=0) for each in expected if each is not None]
+    return TORCH_ERROR_MAX * max(1.0, *map(float, known))
 
 
-def check_golden(cases: Mapping[str, Golden], spec: LstmSpec) -> None:
+def check_golden(cases: Mapping[str, Golden], spec: ModelSpec) -> None:
     """Raises InvalidGolden unless the cases fit the spec and prove something."""
     if not cases:
         raise InvalidGolden(f"golden.npz has no rows, so it proves nothing: {AGAIN}")
@@ -84,71 +92,126 @@ def check_golden(cases: Mapping[str, Golden], spec: LstmSpec) -> None:
             raise InvalidGolden(f"golden.npz: {name[:40]!r}: {fault}: {AGAIN}")
 
 
-def _faults(case: Golden, spec: LstmSpec) -> Iterator[str]:
+def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
     """The faults of a case. A check may rely on those before it, as the first fault is raised."""
-    if case.x.ndim < 2 or 0 in case.x.shape[:2]:
-        yield f"x is {list(case.x.shape)}, must be [N, T, ...] with a row at least"
-    count, rows = case.x.shape[:2]
-    layers = spec.num_layers * spec.num_directions
-    h, c = (layers, count, spec.state_size), (layers, count, spec.hidden_size)
-    y = (count, rows, spec.output_size)
-    x = (count, rows) if spec.num_embeddings else (count, rows, spec.input_size)
-    for name, shapes in {
-        "x": (x,),
-        "lengths": ((count,),),
-        "h0": (h,),
-        "c0": (c,),
-        "y": (y, (count, spec.output_size)),
-        "hn": (h,),
-        "cn": (c,),
-    }.items():
-        array = getattr(case, name)
-        if array is not None and array.shape not in shapes:
-            yield f"{name} is {list(array.shape)}, must be {' or '.join(map(str, shapes))}"
-        if array is not None and not np.isfinite(array).all():
-            yield f"{name} has NaN or infinite values"
-    if case.lengths.min() < 1 or case.lengths.max() > rows:
-        yield f"lengths must be in [1, {rows}]"
-    if spec.num_embeddings and not 0 <= case.x.min() <= case.x.max() < spec.num_embeddings:
-        yield f"tokens must be in [0, {spec.num_embeddings})"
-    limit = torch_error_max(case)
+    count = len(case.lengths)
+    rows = case.lengths.max(initial=0)
+    if not count or case.lengths.min() < 1:
+        yield "lengths must be those of a sequence at least, each 1 or more"
+    steps = (each.shape[1] for each in case.inputs.values() if each.ndim > 1)
+    lead = count, max(steps, default=0)
+    if lead[1] < rows:
+        yield f"the inputs have {lead[1]} time steps, lengths says {rows}"
+    yield from _group_faults("inputs", case.inputs, spec.inputs, lead)
+    if case.initial is not None:
+        yield from _group_faults("initial", case.initial, spec.states, (count,))
+    yield from _group_faults("outputs", case.outputs, spec.outputs, lead)
+    if case.finals:
+        yield from _group_faults("finals", case.finals, spec.states, (count,))
+    floats = [e for e in (*case.outputs.values(), *case.finals.values()) if e.dtype.kind == "f"]
+    limit = torch_error_max(*floats)
     if not 0 <= case.torch_error <= limit:
         yield f"torch_error is {case.torch_error:.3g}, must be in [0, {limit:.3g}]"
 
 
-def excess(actual: Array, expected: Floats, torch_error: float) -> float:
+def _group_faults(
+    group: str, found: Mapping[str, Array], wanted: tuple[TensorSpec, ...], lead: tuple[int, ...]
+) -> Iterator[str]:
+    if set(found) != {each.name for each in wanted}:
+        names = ", ".join(each.name for each in wanted)
+        yield f"{group} are of {', '.join(sorted(found)) or 'nothing'}, must be of {names}"
+    for each in wanted:
+        array = found[each.name]
+        if array.shape != (*lead, *each.shape):
+            yield f"{each.name} is {list(array.shape)}, must be {[*lead, *each.shape]}"
+        if not np.isfinite(array).all():
+            yield f"{each.name} has NaN or infinite values"
+
+
+def excess(actual: Array, expected: Array, torch_error: float) -> float:
     """The parity gate: the largest error of `actual` in units of the allowed one; <= 1 passes.
 
-    Allowed: max(4 x torch_error, 1e-5 + 2e-5 x |expected|). A value that is not finite gives inf.
+    Allowed: max(4 x torch_error, 1e-5 + 2e-5 x |expected|); nothing for integers and bool. A value
+    that is not finite gives inf.
     """
     if actual.size == 0:
         return 0.0
+    if expected.dtype.kind in "biu":
+        return 0.0 if np.array_equal(actual, expected) else float("inf")
     allowed = np.maximum(TORCH_FACTOR * torch_error, ABSOLUTE + RELATIVE * np.abs(expected))
-    ratio = np.abs(np.asarray(actual, np.float64) - expected) / allowed
+    ratio = np.abs(np.asarray(actual, np.float64) - np.asarray(expected, np.float64)) / allowed
     return float(ratio.max()) if np.isfinite(ratio).all() else float("inf")
 
 
+# Files --------------------------------------------------------------------------------------------
+
+GROUPS: Final = ("inputs", "initial", "outputs", "finals")
+
+
 def dump_golden(cases: Mapping[str, Golden]) -> bytes:
-    """The cases as the content of a golden.npz: arrays named CASE/FIELD."""
-    arrays = {
-        f"{name}/{field.name}": np.asarray(value)
-        for name, case in cases.items()
-        for field in fields(case)
-        if (value := getattr(case, field.name)) is not None
-    }
+    """The cases of a model of kind "network" as the content of a golden.npz."""
+    arrays: dict[str, Array] = {}
+    for name, case in cases.items():
+        assert not case.last_only
+        arrays[f"{name}/lengths"] = case.lengths
+        arrays[f"{name}/torch_error"] = np.array(case.torch_error)
+        for group in GROUPS:
+            members = getattr(case, group) or {}
+            arrays |= {f"{name}/{group}/{key}": np.asarray(e) for key, e in members.items()}
+    return dump_arrays(arrays)
+
+
+def load_golden(content: bytes, spec: ModelSpec) -> dict[str, Golden]:
+    """The cases dump_golden wrote. Raises InvalidGolden; never unpickles."""
+    return load_cases(content, lambda arrays, name: _case(arrays, name, spec))
+
+
+def _case(arrays: Mapping[str, Array], name: str, spec: ModelSpec) -> Golden:
+    def group(kind: str, tensors: tuple[TensorSpec, ...], floats: type[Any]) -> dict[str, Array]:
+        found = {}
+        for each in tensors:
+            dtype = floats if each.dtype == "float32" else np.dtype(each.dtype).type
+            if (key := f"{name}/{kind}/{each.name}") in arrays:
+                found[each.name] = take_array(arrays, key, dtype)
+        return found
+
+    return Golden(
+        inputs=group("inputs", spec.inputs, np.float32),
+        lengths=take_array(arrays, f"{name}/lengths", np.int32).reshape(-1),
+        initial=group("initial", spec.states, np.float32) or None,
+        outputs=group("outputs", spec.outputs, np.float64),
+        finals=group("finals", spec.states, np.float64),
+        torch_error=float(take_array(arrays, f"{name}/torch_error", np.float64)),
+    )
+
+
+def take_array(arrays: Mapping[str, Array], name: str, dtype: type[Number]) -> npt.NDArray[Number]:
+    """The array of that name. Raises ValueError where it has no numbers."""
+    array = arrays[name]
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name[:80]} is {array.dtype}, must be numbers")
+    with np.errstate(over="ignore"):  # the checks refuse infinity by name
+        return np.asarray(array, dtype)
+
+
+def dump_arrays(arrays: Mapping[str, Array]) -> bytes:
+    """The content of an .npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
-def load_golden(content: bytes) -> dict[str, Golden]:
-    """The cases dump_golden wrote. Raises InvalidGolden; never unpickles."""
+def load_cases(content: bytes, make: Callable[[Mapping[str, Array], str], Case]) -> dict[str, Case]:
+    """make(arrays, name) for every case of a golden.npz, whose arrays are named CASE/...
+
+    Raises InvalidGolden, also for what `make` raises; never unpickles.
+    """
     try:
         _check_headers(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         names = dict.fromkeys(name.partition("/")[0] for name in arrays)
-        return {name: _case(arrays, name) for name in names}
+        return {name: make(arrays, name) for name in names}
     except InvalidGolden:
         raise
     except MemoryError as error:
@@ -197,27 +260,3 @@ _UNREADABLE: Final = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-
-def _case(arrays: Mapping[str, Array], name: str) -> Golden:
-    def get(field: str, dtype: type[Number]) -> npt.NDArray[Number]:
-        array = arrays[f"{name}/{field}"]
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{name[:40]}/{field} is {array.dtype}, must be numbers")
-        with np.errstate(over="ignore"):  # check_golden refuses infinity by name
-            return np.asarray(array, dtype)
-
-    def get_optional(field: str) -> Floats | None:
-        return get(field, np.float64) if f"{name}/{field}" in arrays else None
-
-    is_tokens = arrays[f"{name}/x"].dtype.kind in "iu"
-    return Golden(
-        x=get("x", np.int64) if is_tokens else get("x", np.float32),
-        lengths=get("lengths", np.int32),
-        h0=get("h0", np.float32),
-        c0=get("c0", np.float32),
-        y=get("y", np.float64),
-        hn=get_optional("hn"),
-        cn=get_optional("cn"),
-        torch_error=float(get("torch_error", np.float64)),
-    )

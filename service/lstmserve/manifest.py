@@ -19,11 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from lstmserve.golden import Golden, InvalidGolden, check_golden, load_golden
-from lstmserve.graph import InvalidModel, Weights, read_weights
+from lstmserve.graph import (
+    InvalidModel,
+    LstmNetwork,
+    PoolNetwork,
+    StepNetwork,
+    read_weights,
+    step_graph,
+)
 from lstmserve.graph.weights import fingerprint
+from lstmserve.lstm_golden import check_lstm_golden, load_lstm_golden
 from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec
 
-FORMAT = 1
+FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is written for
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -60,17 +68,20 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of manifest.json."""
+        spec = self.spec.to_json() if self.spec.lstm is None else self.spec.lstm.to_json()
         values = {
-            "format": FORMAT,
+            "format": FORMATS[self.spec.kind],
             "name": self.name,
             "version": self.version,
-            "spec": self.lstm.to_json(),
+            "spec": spec,
             "fingerprint": self.fingerprint,
             "sha256": dict(self.sha256),
             "versions": dict(self.versions),
             "parity": dict(self.parity),
             "notes": list(self.notes),
         }
+        if self.spec.lstm is None:
+            values["kind"] = self.spec.kind
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -78,18 +89,31 @@ class Manifest:
         """Reads what to_json wrote. Raises InvalidModelFolder, also for another format."""
         try:
             values = json.loads(text)
-            if (found := values.pop("format", None)) != FORMAT:
-                raise InvalidModelFolder(
-                    f"{MANIFEST} has format {found!r}, this release reads {FORMAT}: "
-                    "export again, or serve it with the release that exported it"
-                )
-            spec = ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")))
+            spec = _spec(values)
             _check_kinds(values)
             return cls(spec=spec, notes=tuple(values.pop("notes", ())), **values)
         except InvalidModelFolder:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidModelFolder(f"{MANIFEST} is malformed: {error}") from error
+
+
+def _spec(values: dict[str, Any]) -> ModelSpec:
+    """Takes format, kind and spec out of the values. Raises InvalidModelFolder and InvalidSpec."""
+    found = values.pop("format", None)
+    if found not in FORMATS.values() or type(found) is not int:
+        raise InvalidModelFolder(
+            f"{MANIFEST} has format {found!r}, this release reads 1 and 2: "
+            "export again, or serve it with the release that exported it"
+        )
+    if found == FORMATS["lstm"]:
+        return ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")))
+    if (kind := values.pop("kind", None)) != "network":
+        raise InvalidModelFolder(
+            f"{MANIFEST} is of kind {kind!r}, this release serves lstm and network: "
+            "serve it with the release that exported it"
+        )
+    return ModelSpec.from_json(values.pop("spec"))
 
 
 KINDS = {
@@ -123,7 +147,7 @@ class ModelFiles:
     """What the server needs of a version folder, after verification."""
 
     manifest: Manifest
-    weights: Weights
+    network: PoolNetwork
     golden: Mapping[str, Golden]
 
 
@@ -195,9 +219,7 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
                     f"{file} is not the file that was exported (its sha256 differs): "
                     "copy it again or export again"
                 )
-        weights = read_weights(contents[MODEL], manifest.lstm)
-        golden = load_golden(contents[GOLDEN])
-        check_golden(golden, manifest.lstm)
+        files = _read_contents(manifest, contents[MODEL], contents[GOLDEN])
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidModelFolder(f"{folder}: cannot be read: {error}") from error
     except MemoryError as error:
@@ -208,9 +230,27 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
         raise InvalidModelFolder(
             f"{folder} holds {manifest.name}:{manifest.version}: put it in the folder of that name"
         )
-    if manifest.fingerprint != fingerprint(manifest.lstm, weights):
-        raise InvalidModelFolder(f"{folder}: the fingerprint does not match the weights")
-    return ModelFiles(manifest, weights, golden)
+    return files
+
+
+def _read_contents(manifest: Manifest, model: bytes, golden: bytes) -> ModelFiles:
+    """Raises InvalidModel, InvalidGolden and InvalidModelFolder."""
+    spec, lstm = manifest.spec, manifest.spec.lstm
+    network: PoolNetwork
+    if lstm is None:
+        graph = step_graph.read_step_graph(model, spec)
+        network, found = StepNetwork(spec, graph), step_graph.fingerprint(spec, graph)
+        cases = load_golden(golden, spec)
+        check_golden(cases, spec)
+    else:
+        weights = read_weights(model, lstm)
+        network, found = LstmNetwork(lstm, weights), fingerprint(lstm, weights)
+        lstm_cases = load_lstm_golden(golden)
+        check_lstm_golden(lstm_cases, lstm)
+        cases = {name: case.named(lstm) for name, case in lstm_cases.items()}
+    if manifest.fingerprint != found:
+        raise InvalidModelFolder("the fingerprint does not match the weights")
+    return ModelFiles(manifest, network, cases)
 
 
 def _check_file(path: Path, bytes_max: int) -> None:

@@ -172,6 +172,11 @@ class LstmSpec:
         h, c = (layers, self.state_size), (layers, self.hidden_size)
         return TensorSpec("h", h), TensorSpec("c", c)
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one session's states."""
+        return sum(state.bytes for state in self.states)
+
     def layer_input_size(self, layer: int) -> int:
         """Width of what LSTM layer `layer` (from 0) reads."""
         return self.input_size if layer == 0 else self.lstm_output_size

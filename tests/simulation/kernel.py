@@ -15,9 +15,10 @@ import numpy.typing as npt
 from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
-from lstmserve.engine.compute.pool import ZERO, Pool, Slots, States
+from lstmserve.engine.compute.pool import INITIAL, Pool, Slots, States
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.model import slots_for
+from lstmserve.graph.network import LstmLayout
 from lstmserve.spec import Linear, LstmSpec, ModelSpec
 
 LSTM = LstmSpec(1, 2, 2, head=(Linear(2),))
@@ -44,10 +45,11 @@ class HashPool(Pool):
     """As Pool, in numpy; takes and gives slots as the real one does."""
 
     def __init__(self, slots: int) -> None:
+        self.layout = LstmLayout(LSTM)
         self.slots = slots
         self.trash = slots - 1
         self.states = np.zeros((slots, STATE_SIZE), np.float32)
-        self._free = FreeList(ZERO + 1, self.trash)
+        self._free = FreeList(INITIAL + 1, self.trash)
 
     def read(self, slots: Slots) -> States:
         """Copies the states in these slots."""
@@ -57,7 +59,7 @@ class HashPool(Pool):
 
     def write(self, slots: Slots, states: States) -> None:
         """Overwrites the states in these slots."""
-        assert ZERO not in slots
+        assert INITIAL not in slots
         values = [states[name].reshape(len(slots), -1) for name in ("h", "c")]
         self.states[slots] = np.concatenate(values, axis=1)
 
@@ -71,6 +73,7 @@ class HashKernel(Kernel):
         self._random = random
         self._failing = failing
         self.cost = Cost()  # little enough to run on the loop
+        self.is_exact = True
 
     def run(
         self, x: npt.NDArray[Any], lengths: npt.NDArray[np.int32], read: Slots, write: Slots
@@ -78,7 +81,7 @@ class HashKernel(Kernel):
         """As Kernel.run: all reads, then all writes; of a failed run the writes are garbage."""
         states = self._pool_states
         assert len(set(write.tolist())) == write.size
-        assert ZERO < int(write.min()) <= int(write.max()) < len(states)
+        assert INITIAL < int(write.min()) <= int(write.max()) < len(states)
         y = np.full((*x.shape[:2], OUTPUT_SIZE), -1, np.float32)
         after = []
         for column, (length, slot) in enumerate(zip(lengths.tolist(), read.tolist(), strict=True)):

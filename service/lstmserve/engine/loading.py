@@ -11,9 +11,10 @@ from collections.abc import Callable
 from lstmserve.config import Config
 from lstmserve.engine.compute.device import Device, GraphRefused, choose_device
 from lstmserve.engine.compute.kernel import Kernel, KernelError, PortableKernel
-from lstmserve.engine.compute.pool import RESERVED, Pool, slot_bytes
+from lstmserve.engine.compute.pool import RESERVED, Pool
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_portable
 from lstmserve.engine.model import Model, slots_for, spare_slots
+from lstmserve.graph import LstmNetwork
 from lstmserve.manifest import (
     InvalidModelFolder,
     ModelFiles,
@@ -45,7 +46,7 @@ def load_models(
     files, models = [], []
     for name, version in versions:
         try:
-            files.append(read_model(config.models, name, version))
+            files.append(_read(config, name, version))
         except InvalidModelFolder as error:
             refusals.add(f"{name}/{version}", error)
     steppable = [each for each in files if each.manifest.spec.is_streaming]
@@ -100,37 +101,49 @@ def _find(config: Config, refusals: _Refusals) -> list[tuple[str, int]]:
     return versions
 
 
+def _read(config: Config, name: str, version: int) -> ModelFiles:
+    """Raises InvalidModelFolder, also where --store-format has no room for the model's states."""
+    files = read_model(config.models, name, version)
+    if config.store_format == 1 and files.manifest.spec.kind != "lstm":
+        raise InvalidModelFolder(
+            f"{name}:{version}: --store-format 1 stores the states of an nn.LSTM alone: "
+            "leave it out, or serve this model elsewhere"
+        )
+    return files
+
+
 def load_version(config: Config, files: ModelFiles, device: Device, pool_bytes: int) -> Model:
     """Loads and tests one version, whose pool may take `pool_bytes`.
 
     Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge and DeviceUnavailable.
     """
-    manifest = files.manifest
-    spec = manifest.lstm
+    manifest, network = files.manifest, files.network
+    state_bytes = manifest.spec.state_bytes
     pool = kernel = portable = None
     sessions = 0
     try:
-        if spec.bidirectional:
-            portable = PortableKernel(spec, files.weights, device, config.threads)
-            check_portable(portable, spec, files.golden)
+        if not manifest.spec.is_streaming:
+            assert isinstance(network, LstmNetwork)
+            portable = PortableKernel(network, device, config.threads)
+            check_portable(portable, files.golden)
         else:
-            sessions = sessions_that_fit(config, slot_bytes(spec), pool_bytes)
+            sessions = sessions_that_fit(config, state_bytes, pool_bytes)
             if sessions < 1:
-                need = slots_for(1, config) * slot_bytes(spec)
+                need = slots_for(1, config) * state_bytes
                 raise PoolTooSmall(
                     f"--pool-bytes: {manifest.name}:{manifest.version} has {pool_bytes} bytes of "
-                    f"it, needs {need}: {spare_slots(config)} spare slots of {slot_bytes(spec)} "
+                    f"it, needs {need}: {spare_slots(config)} spare slots of {state_bytes} "
                     "bytes for batches, and one session"
                 )
             try:
-                pool = Pool(spec, slots_for(sessions, config), device)
+                pool = Pool(network.layout, slots_for(sessions, config), device)
             except MemoryError:
                 raise PoolTooLarge(
                     f"--pool-bytes: this machine has no room for the {pool_bytes} bytes of "
                     f"{manifest.name}:{manifest.version}"
                 ) from None
-            kernel = Kernel(spec, files.weights, pool, device, config.threads)
-            check_kernel(kernel, pool, spec, files.golden)
+            kernel = Kernel(network, pool, device, config.threads)
+            check_kernel(kernel, pool, files.golden)
     except (SelfTestFailed, KernelError, GraphRefused) as error:
         raise InvalidModelFolder(f"{manifest.name}:{manifest.version}: {error}") from error
     except MemoryError as error:

@@ -68,6 +68,12 @@ class Model:
         self.outputs = RowFormat(self.spec.outputs)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether a row's bits depend neither on its batch nor on its chunk here, as measured; a
+        model without a pool runs each sequence alone and whole."""
+        return self.kernel is None or self.kernel.is_exact
+
+    @property
     def output_size(self) -> int:
         return self.outputs.floats
 

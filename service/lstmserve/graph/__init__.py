@@ -4,11 +4,17 @@ This package imports no torch and no onnxruntime, and opens no file.
 """
 
 from lstmserve.graph.forms import build_pool, build_portable
+from lstmserve.graph.network import LstmNetwork, PoolLayout, PoolNetwork
 from lstmserve.graph.reader import InvalidModel, read_weights
+from lstmserve.graph.step_network import StepNetwork
 from lstmserve.graph.weights import Weights, check_weights, weight_shapes
 
 __all__ = [
     "InvalidModel",
+    "LstmNetwork",
+    "PoolLayout",
+    "PoolNetwork",
+    "StepNetwork",
     "Weights",
     "build_pool",
     "build_portable",

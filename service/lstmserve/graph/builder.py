@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,13 @@ class GraphBuilder:
         """Adds a node with one output and returns the output's name."""
         return self.add_many(op, inputs, [output], **attributes)[0]
 
+    def include(
+        self, nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto] = ()
+    ) -> None:
+        """Adds nodes and initializers of another graph, whose names must not be taken here."""
+        self._nodes.extend(nodes)
+        self._initializers |= {tensor.name: tensor for tensor in initializers}
+
     def add_many(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> Sequence[str]:
@@ -80,13 +87,19 @@ class GraphBuilder:
             list(self._initializers.values()),
         )
 
-    def model(self) -> onnx.ModelProto:
-        """The checked model. An onnx.checker.ValidationError is a bug of this package."""
+    def model(
+        self, opsets: Mapping[str, int] = {"": OPSET}, ir_version: int = IR_VERSION
+    ) -> onnx.ModelProto:
+        """The checked model; `opsets` are the versions by domain.
+
+        Raises onnx.checker.ValidationError, which is a bug of this package unless the nodes are
+        another graph's.
+        """
         model = helper.make_model(
             self.graph(),
             producer_name="lstmserve",
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid(*each) for each in opsets.items()],
+            ir_version=ir_version,
         )
         onnx.checker.check_model(model, full_check=True)
         return model

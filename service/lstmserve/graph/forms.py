@@ -1,8 +1,7 @@
-"""Builds the ONNX forms of a model from its weights and spec.
+"""Builds the ONNX forms of a model of kind "lstm" from its weights and spec.
 
 The portable form is model.onnx, which anyone with onnxruntime can run. The pool form is the same
-network with its state gathered from slots and scattered to slots, and two small graphs read and
-write a pool's slots on any device. Nothing here runs a graph.
+network with its state gathered from slots and scattered to slots. Nothing here runs a graph.
 
 The pool is updated in place (docs/ARCHITECTURE.md, "State never leaves the device") only while
 every pool input has exactly two readers, the Gather and the ScatterND, and nothing stands between
@@ -18,6 +17,8 @@ from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.layers import head, input_layer, lstm_layer
 from lstmserve.graph.weights import Weights
 from lstmserve.spec import LstmSpec
+
+NEXT_SLOTS = "/next"  # the output NAME/next is the pool's tensor NAME after the run
 
 
 def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
@@ -77,7 +78,7 @@ def state_widths(spec: LstmSpec) -> dict[str, int]:
 
 def build_pool(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     """x [T, B, I] (tokens int64 [T, B]), lengths int32 [B], read int64 [1, B], write int64
-    [1, B, 1] and the pool's tensors -> y [T, B, O] and `NAME.next` for each pool tensor.
+    [1, B, 1] and the pool's tensors -> y [T, B, O] and `NAME/next` for each pool tensor.
 
     Row b starts from slot read[0, b] and leaves its state in slot write[0, b, 0]. Raises
     ValueError for a bidirectional model, which has no state to keep between steps.
@@ -101,33 +102,10 @@ def build_pool(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
         c0 = g.add("Gather", [c, "read"], f"{c}.now", axis=0)
         out = lstm_layer(g, spec, weights, layer, value, h0, c0)
         value = out.y
-        g.add("ScatterND", [h, "write", out.hn], f"{h}.next")
-        g.add("ScatterND", [c, "write", out.cn], f"{c}.next")
+        g.add("ScatterND", [h, "write", out.hn], h + NEXT_SLOTS)
+        g.add("ScatterND", [c, "write", out.cn], c + NEXT_SLOTS)
     head(g, spec, weights, value, "y")
     g.output("y", "float32", ["T", "B", spec.output_size])
     for name, width in state_widths(spec).items():
-        g.output(f"{name}.next", "float32", ["S", width])
-    return g.model()
-
-
-def build_read(spec: LstmSpec) -> onnx.ModelProto:
-    """slots int64 [N] and the pool's tensors -> `NAME.rows` [N, width] for each of them."""
-    g = GraphBuilder("read")
-    g.input("slots", "int64", ["N"])
-    for name, width in state_widths(spec).items():
-        g.input(name, "float32", ["S", width])
-        g.add("Gather", [name, "slots"], f"{name}.rows", axis=0)
-        g.output(f"{name}.rows", "float32", ["N", width])
-    return g.model()
-
-
-def build_write(spec: LstmSpec) -> onnx.ModelProto:
-    """slots int64 [N, 1], the pool's tensors and `NAME.rows` [N, width] -> `NAME.next`."""
-    g = GraphBuilder("write")
-    g.input("slots", "int64", ["N", 1])
-    for name, width in state_widths(spec).items():
-        g.input(name, "float32", ["S", width])
-        g.input(f"{name}.rows", "float32", ["N", width])
-        g.add("ScatterND", [name, "slots", f"{name}.rows"], f"{name}.next")
-        g.output(f"{name}.next", "float32", ["S", width])
+        g.output(name + NEXT_SLOTS, "float32", ["S", width])
     return g.model()

@@ -1,8 +1,8 @@
-"""Runs one batch in one onnxruntime call: gather slots, LSTM, head, scatter to slots.
+"""Runs one batch in one onnxruntime call: gather slots, network, scatter to slots.
 
-Kernel runs the pool graph, whose states stay on the device. PortableKernel runs the exported graph
-on whole sequences, for bidirectional models. Neither knows sessions or steps, and each is used by
-one thread at a time.
+Kernel runs the pool's graphs, whose states stay on the device. PortableKernel runs the exported
+graph on whole sequences, for bidirectional models. Neither knows sessions, steps or what a state
+means, and each is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.arrays import Floats
+from lstmserve.engine.arrays import Floats, Input, Output
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.compute.pool import Pool, Slots
-from lstmserve.graph import Weights, build_pool, build_portable
+from lstmserve.graph import LstmNetwork, PoolNetwork, build_portable
+from lstmserve.graph.forms import NEXT_SLOTS
+from lstmserve.rows import FLOATS, INTS, RowFormat
 from lstmserve.runtime import ort
-from lstmserve.spec import LstmSpec
 
 BINDINGS_MAX = 1024  # shapes that stay bound, some KB each
 
-Shapes = dict[str, tuple[int, ...]]
 Buffers = dict[str, npt.NDArray[Any]]
 
 
@@ -57,26 +57,37 @@ class Cost:
 class ShapeBinding:
     """One shape's inputs and y on the host, bound once: views of buffers that all shapes share.
 
-    The caller fills x [T, B, I] or tokens [T, B, 1], lengths [B], read and write [B] before a run,
-    and reads y [T, B, O] after it, before the next run of any shape.
+    The caller fills x [T, B, ...], lengths [B], read and write [B] before a run, and reads y [T, B,
+    ...] after it, before the next run of any shape. Where x or y have both floats and integers they
+    are None: the two parts are.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, pool: Pool, buffers: Buffers, shapes: Shapes
+        self, session: ort.InferenceSession, pool: Pool, shape: tuple[int, int], buffers: Buffers
     ) -> None:
-        arrays = {name: _view(buffers[name], shape) for name, shape in shapes.items()}
-        self.x = arrays["x_time_major"].reshape(*arrays["x_time_major"].shape[:2], -1)
-        self.lengths = arrays["lengths"]
-        self.read = arrays["read"].reshape(-1)
-        self.write = arrays["write"].reshape(-1)
-        self.y = arrays["y"]
+        layout = pool.layout
+        inputs, outputs = layout.arguments(*shape), layout.results(*shape)
+        arrays = {n: _view(buffers[n], axes) for n, (_, axes) in (inputs | outputs).items()}
+
+        def part(name: str) -> npt.NDArray[Any] | None:
+            return arrays[name].reshape(*shape, -1) if name else None
+
+        self.floats, self.ints = part(layout.float_input), part(layout.int_input)
+        self.x = _one_of(self.floats, self.ints)
+        self.y_floats, self.y_ints = part(layout.float_output), part(layout.int_output)
+        self.y = _one_of(self.y_floats, self.y_ints)
+        self.lengths = arrays.get("lengths")
+        self.read, self.write = arrays["read"].reshape(-1), arrays["write"].reshape(-1)
+        self._session = session
         self.io = session.io_binding()
-        self._values = {n: ort.OrtValue.ortvalue_from_numpy(each) for n, each in arrays.items()}
-        self.io.bind_ortvalue_output("y", self._values.pop("y"))
+        values = {n: ort.OrtValue.ortvalue_from_numpy(each) for n, each in arrays.items()}
+        for name in outputs:
+            self.io.bind_ortvalue_output(name, values.pop(name))
+        self._values = values
         for name, tensor in pool.tensors.items():
             # One OrtValue on both sides makes the update in place (docs/ARCHITECTURE.md).
             self.io.bind_ortvalue_input(name, tensor)
-            self.io.bind_ortvalue_output(f"{name}.next", tensor)
+            self.io.bind_ortvalue_output(name + NEXT_SLOTS, tensor)
         self.bind_inputs()
 
     def bind_inputs(self) -> None:
@@ -84,77 +95,89 @@ class ShapeBinding:
         for name, value in self._values.items():
             self.io.bind_ortvalue_input(name, value)
 
+    def run(self) -> None:
+        self._session.run_with_iobinding(self.io)
+
+    def fill(self, x: Input) -> None:
+        """Takes x [T, B, ...] with both floats and integers."""
+        self.floats[:], self.ints[:] = x[FLOATS], x[INTS]  # type: ignore[index]  # it has both
+
+    def result(self, form: RowFormat) -> Output:
+        """A copy of y [T, B, ...]."""
+        return form.join(self.y_floats, self.y_ints) if self.y is None else self.y.copy()
+
+
+def _one_of(
+    floats: npt.NDArray[Any] | None, ints: npt.NDArray[Any] | None
+) -> npt.NDArray[Any] | None:
+    """The one that is there; None for both."""
+    return floats if ints is None else None if floats is not None else ints
+
 
 class Kernel:
-    """The pool graph of one model, bound to its pool.
+    """The graphs of one model around its pool.
 
     Inputs are bound once per shape (T, B): binding them for every run takes three times as long as
     the run of a small model. The buffers behind them grow to the largest shape seen.
     """
 
-    def __init__(
-        self, spec: LstmSpec, weights: Weights, pool: Pool, device: Device, threads: int
-    ) -> None:
-        self._spec = spec
+    def __init__(self, network: PoolNetwork, pool: Pool, device: Device, threads: int) -> None:
         self._pool = pool
+        self._outputs = RowFormat(network.layout.spec.outputs)
         self.cost = Cost()  # the self-test measures it
-        # Bits that do not depend on the batch are promised for the CPU only.
-        self.is_exact = device == "cpu"
-        self._session = open_session(build_pool(spec, weights), device, threads)
+        # Whether a row's bits depend neither on its batch nor on its chunk: the self-test says so.
+        self.is_exact = False
+        self.is_host = device == "cpu"
+        self._chunk = open_session(network.build_chunk(), device, threads)
+        step = network.build_step()
+        self._step = self._chunk if step is None else open_session(step, device, threads)
         self._bindings: dict[tuple[int, int], ShapeBinding] = {}
         self._buffers: Buffers = {}
         self._last: ShapeBinding | None = None
 
     def run(
-        self,
-        x: npt.NDArray[Any],
-        lengths: npt.NDArray[np.integer[Any]],
-        read: Slots,
-        write: Slots,
-    ) -> Floats:
-        """x [T, B, I] or tokens [T, B, 1], lengths [B] in [1, T], slots [B] each -> y [T, B, O].
+        self, x: Input, lengths: npt.NDArray[np.integer[Any]], read: Slots, write: Slots
+    ) -> Output:
+        """x [T, B, ...] in the format of the inputs, lengths [B] in [1, T], slots [B] each ->
+        y [T, B, ...] in the format of the outputs.
 
         `write` has no slot twice and none that is in `read`. y past a row's length means nothing.
         Raises KernelError.
         """
         length_max, size = x.shape[:2]
-        # B = 0 aborts the process inside onnxruntime; a length of 0 wipes the row's state.
+        # B = 0 aborts the process inside onnxruntime; a length of 0 wipes an LSTM's state.
         assert size >= 1
-        if not self.is_exact:
+        if not self.is_host:
             self._check_slots(read, write)
         bound = self._last = self._bindings.get((length_max, size)) or self._bind(length_max, size)
-        bound.x[:] = x
-        bound.lengths[:] = lengths
+        if bound.x is not None:
+            bound.x[:] = x
+        else:
+            bound.fill(x)
+        if bound.lengths is not None:
+            bound.lengths[:] = lengths
         bound.read[:] = read
         bound.write[:] = write
-        if not self.is_exact:
+        if not self.is_host:
             bound.bind_inputs()
         try:
-            self._session.run_with_iobinding(bound.io)
+            bound.run()
         except Exception as error:
             raise KernelError(str(error).partition("\n")[0]) from error
-        y: Floats = bound.y.copy()
-        return y
+        return bound.result(self._outputs)
 
     def _bind(self, length: int, size: int) -> ShapeBinding:
         if len(self._bindings) >= BINDINGS_MAX:
             del self._bindings[next(iter(self._bindings))]  # the oldest
-        spec = self._spec
-        x = (np.int64, ()) if spec.num_embeddings else (np.float32, (spec.input_size,))
-        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "x_time_major": (x[0], (length, size, *x[1])),
-            "lengths": (np.int32, (size,)),
-            "read": (np.int64, (1, size)),
-            "write": (np.int64, (1, size, 1)),
-            "y": (np.float32, (length, size, spec.output_size)),
-        }
+        layout = self._pool.layout
+        wanted = layout.arguments(length, size) | layout.results(length, size)
         for name, (dtype, shape) in wanted.items():
             count = math.prod(shape)
             if name not in self._buffers or self._buffers[name].size < count:
                 self._buffers[name] = np.zeros(2 * count, dtype)
                 self._bindings.clear()  # they would keep the old buffers alive
-        shapes = {name: shape for name, (_, shape) in wanted.items()}
-        bound = ShapeBinding(self._session, self._pool, self._buffers, shapes)
+        session = self._step if length == 1 else self._chunk
+        bound = ShapeBinding(session, self._pool, (length, size), self._buffers)
         self._bindings[length, size] = bound
         return bound
 
@@ -165,12 +188,13 @@ class Kernel:
         """
         assert read.view(np.uint64).max() < self._pool.slots
         assert write.view(np.uint64).max() < self._pool.slots
-        assert write.all(), "the zero slot is never written"
+        assert write.all(), "the slot of the initial state is never written"
 
     def pool_pointers(self) -> list[int]:
         """Addresses of the pool's tensors as the last run left them, for the self-test."""
         assert self._last is not None
-        return [value.data_ptr() for value in self._last.io.get_outputs()[1:]]
+        outputs = self._last.io.get_outputs()  # in the order they were bound
+        return [value.data_ptr() for value in outputs[-len(self._pool.tensors) :]]
 
 
 def _view(buffer: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -178,14 +202,12 @@ def _view(buffer: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
 
 
 class PortableKernel:
-    """The exported graph of one model, without a pool: it computes whole sequences.
+    """The exported graph of one model of kind "lstm", without a pool: whole sequences."""
 
-    The tests use it as their oracle: one plain onnxruntime session, no slots, no slices.
-    """
-
-    def __init__(self, spec: LstmSpec, weights: Weights, device: Device, threads: int) -> None:
-        self._input = "tokens" if spec.num_embeddings else "x"
-        self._session = open_session(build_portable(spec, weights), device, threads)
+    def __init__(self, network: LstmNetwork, device: Device, threads: int) -> None:
+        self._input = network.lstm.inputs[0].name
+        graph = build_portable(network.lstm, network.weights)
+        self._session = open_session(graph, device, threads)
 
     def run(
         self, x: npt.NDArray[np.generic], lengths: npt.NDArray[np.int32], h0: Floats, c0: Floats

@@ -1,31 +1,27 @@
-"""The state pool of one model: h and c of every session, on the device, and which slots are free.
+"""The state pool of one model: all states of every session, on the device, and the free slots.
 
-It holds one tensor [slots, width] per layer for h and one for c, for the life of the process.
-Slot 0 is the zero slot: new sessions read it, and nothing writes it. The last slot is the trash
-slot: only warm-ups write it, and on CUDA an index out of range lands there. The pool knows no
-session.
+It holds one tensor [slots, *shape] for each state, or for each layer's part of it, as the model's
+layout says, for the life of the process. Slot 0 holds the model's initial state: new sessions read
+it, and nothing writes it. The last slot is the trash slot: only warm-ups write it, and on CUDA an
+index out of range lands there. The pool knows no session.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.compute.device import Device, open_session
 from lstmserve.engine.free_list import FreeList
-from lstmserve.graph.forms import build_read, build_write, state_widths
+from lstmserve.graph.forms import NEXT_SLOTS
+from lstmserve.graph.network import ROWS_OF, PoolLayout
+from lstmserve.graph.network import States as States  # the engine has it from here
 from lstmserve.runtime import ort
-from lstmserve.spec import LstmSpec
 
-ZERO = 0
+INITIAL = 0  # the slot of the model's initial state
 RESERVED = 2
 
 Slots = npt.NDArray[np.int64]
-States = Mapping[str, npt.NDArray[Any]]
-"""Name of a state -> [N, *shape], of the spec's dtype."""
 
 
 def without_denormals(states: States) -> States:
@@ -39,27 +35,22 @@ def without_denormals(states: States) -> States:
     }
 
 
-def slot_bytes(spec: LstmSpec) -> int:
-    """Bytes of one session's state."""
-    return 4 * sum(state_widths(spec).values())
-
-
 class Pool:
     """`slots` is the number of all slots, including the two reserved ones."""
 
-    def __init__(self, spec: LstmSpec, slots: int, device: Device = "cpu") -> None:
+    def __init__(self, layout: PoolLayout, slots: int, device: Device = "cpu") -> None:
         assert slots > RESERVED
-        self._spec = spec
+        self.layout = layout
         self.slots = slots
         self.trash = slots - 1
-        self.widths = state_widths(spec)
         self.tensors = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.zeros((slots, width), np.float32), device, 0)
-            for name, width in self.widths.items()
+            name: ort.OrtValue.ortvalue_from_numpy(np.zeros((slots, *shape), dtype), device, 0)
+            for name, shape, dtype in layout.tensors
         }
-        self._free = FreeList(ZERO + 1, self.trash)
-        self._reader = open_session(build_read(spec), device, threads=1)
-        self._writer = open_session(build_write(spec), device, threads=1)
+        self._free = FreeList(INITIAL + 1, self.trash)
+        self._reader = open_session(layout.build_read(), device, threads=1)
+        self._writer = open_session(layout.build_write(), device, threads=1)
+        self._write(np.array([INITIAL]), layout.initial())
 
     def __repr__(self) -> str:
         return f"Pool(slots={self.slots}, free={self.free_count})"
@@ -80,12 +71,12 @@ class Pool:
         return self._free.take_one()
 
     def give(self, slots: Slots) -> None:
-        """Frees slots [N]; it skips the zero slot, which sessions that never stepped have."""
-        self._free.give(slots if slots.all() else slots[slots != ZERO])
+        """Frees slots [N]; it skips slot 0, which sessions that never stepped have."""
+        self._free.give(slots if slots.all() else slots[slots != INITIAL])
 
     def give_one(self, slot: int) -> None:
-        """Frees one slot; does nothing for the zero slot, which has no owner."""
-        if slot != ZERO:
+        """Frees one slot; does nothing for slot 0, which has no owner."""
+        if slot != INITIAL:
             self._free.give_one(slot)
 
     def read(self, slots: Slots) -> States:
@@ -94,30 +85,32 @@ class Pool:
         binding.bind_cpu_input("slots", slots)
         for name, tensor in self.tensors.items():
             binding.bind_ortvalue_input(name, tensor)
-            binding.bind_output(f"{name}.rows", "cpu")
+            binding.bind_output(name + ROWS_OF, "cpu")
         binding.synchronize_inputs()
         self._reader.run_with_iobinding(binding)
         outputs = binding.get_outputs()  # in the order they were bound
         rows = {name: outputs[i].numpy() for i, name in enumerate(self.tensors)}
-        layers = range(self._spec.num_layers)
-        return {kind: np.stack([rows[f"{kind}.{i}"] for i in layers], axis=1) for kind in "hc"}
+        return self.layout.to_states(rows)
 
     def write(self, slots: Slots, states: States) -> None:
         """Overwrites the states in these slots [N] in place."""
-        assert ZERO not in slots
+        assert INITIAL not in slots
+        self._write(slots, states)
+
+    def _write(self, slots: Slots, states: States) -> None:
         binding = self._writer.io_binding()
         binding.bind_cpu_input("slots", slots.reshape(-1, 1))
-        for name, tensor in self.tensors.items():
-            kind, _, layer = name.partition(".")
-            rows = np.ascontiguousarray(states[kind][:, int(layer)], np.float32)
-            binding.bind_cpu_input(f"{name}.rows", rows)
-            binding.bind_ortvalue_input(name, tensor)
-            binding.bind_ortvalue_output(f"{name}.next", tensor)
+        rows = self.layout.to_rows(states)
+        for name, _, dtype in self.layout.tensors:
+            binding.bind_cpu_input(name + ROWS_OF, np.ascontiguousarray(rows[name], dtype))
+            binding.bind_ortvalue_input(name, self.tensors[name])
+            binding.bind_ortvalue_output(name + NEXT_SLOTS, self.tensors[name])
         binding.synchronize_inputs()
         self._writer.run_with_iobinding(binding)
 
     def check_integrity(self, used: Slots) -> None:
-        """Every slot is free, reserved or in `used`, once; the zero slot is zero."""
-        self._free.check_integrity(used[used != ZERO])
-        zeros = self.read(np.array([ZERO], np.int64))
-        assert not any(row.any() for row in zeros.values()), "the zero slot was written"
+        """Every slot is free, reserved or in `used`, once; slot 0 has the initial state."""
+        self._free.check_integrity(used[used != INITIAL])
+        found, initial = self.read(np.array([INITIAL])), self.layout.initial()
+        is_same = all(np.array_equal(found[name], each) for name, each in initial.items())
+        assert is_same, "the slot of the initial state was written"

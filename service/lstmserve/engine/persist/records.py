@@ -164,6 +164,7 @@ class Records:
     def start(self, record: Record, model: Model) -> SessionStart:
         """The state and step the session continues from. Raises StateCorrupt when a size or a name
         is not the model's."""
+        assert model.pool is not None
         expected = model.spec.states
         if [each.name for each in record.states] != [each.name for each in expected]:
             raise StateCorrupt("the stored session has other states than its model")
@@ -172,10 +173,13 @@ class Records:
             for spec, stored in zip(expected, record.states, strict=True)
         }
         reply = None if record.reply is None else _reply(record, model.outputs)
-        is_zero = record.step == 0 and not any(each.any() for each in states.values())
+        initial = model.pool.layout.initial()
+        is_new = record.step == 0 and all(
+            np.array_equal(each, initial[name]) for name, each in states.items()
+        )
         return SessionStart(
             source="load",
-            rows=None if is_zero else states,
+            rows=None if is_new else states,
             step=record.step,
             incarnation=record.incarnation,
             epoch=record.epoch,

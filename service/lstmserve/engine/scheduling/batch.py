@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine.arrays import Index, Input, Output
-from lstmserve.engine.compute.pool import ZERO, Slots
+from lstmserve.engine.compute.pool import INITIAL, Slots
 from lstmserve.engine.scheduling.work import Chunk, Outcome
 
 ONES = np.ones(1024, np.int64)
@@ -165,13 +165,13 @@ def _slot_of(chunk: Chunk, slots: Slots) -> int:
     """Of a chunk of one row."""
     if chunk.scratch.size:
         return chunk.scratch.item()
-    return ZERO if chunk.request.plan is not None else slots.item(chunk.row(0))
+    return INITIAL if chunk.request.plan is not None else slots.item(chunk.row(0))
 
 
 def _slots_of(chunk: Chunk, slots: Slots) -> Slots:
     if chunk.scratch.size:
         return chunk.scratch
-    return np.full(chunk.size, ZERO) if chunk.request.plan is not None else slots[chunk.rows]
+    return np.full(chunk.size, INITIAL) if chunk.request.plan is not None else slots[chunk.rows]
 
 
 def _joined(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

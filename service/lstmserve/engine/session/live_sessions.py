@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Output
 from lstmserve.engine.clock import Now
-from lstmserve.engine.compute.pool import ZERO, States
+from lstmserve.engine.compute.pool import INITIAL, States
 from lstmserve.engine.errors import SessionClosed, SessionReplaced
 from lstmserve.engine.model import Model
 from lstmserve.engine.session.past_sessions import (
@@ -268,6 +268,6 @@ class LiveSessions:
         model = self.model_of(row)
         assert model.pool is not None
         model.pool.give_one(int(self._table.slot[row]))
-        self._table.slot[row] = ZERO
+        self._table.slot[row] = INITIAL
         self._table.release(row)
         model.sessions -= 1

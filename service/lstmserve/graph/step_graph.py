@@ -1,0 +1,248 @@
+"""Reads the model.onnx of kind "network": a step graph, which somebody else's tools may have made.
+
+The graph computes one time step of a batch: inputs NAME [B, *shape] for each input and state of the
+spec -> outputs NAME for each output and NAME.next for each state. An initializer NAME.initial is
+the state's initial value. Whatever the server does not run safely is refused here, before
+onnxruntime sees it. It runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from lstmserve.graph.builder import DTYPES
+from lstmserve.graph.reader import InvalidModel
+from lstmserve.spec import NEXT, ModelSpec, TensorSpec
+
+DOMAINS: Final = ("", "ai.onnx", "com.microsoft")
+INITIAL: Final = ".initial"
+OPSET_MIN: Final = 13  # from it on Split, Squeeze and Unsqueeze have the form that the pool's has
+IR_VERSION_MIN: Final = 8
+# EPContext names files with code of an engine. The others answer the same step with other bits.
+REFUSED_OPS: Final = frozenset(
+    (
+        "EPContext",
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    )
+)
+AGAIN: Final = "export the model again"
+
+
+@dataclass(frozen=True, slots=True)
+class StepGraph:
+    """A checked step graph; `initial` has every state's initial value [*shape] by name."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    initializers: Mapping[str, TensorProto]
+    opsets: Mapping[str, int]
+    ir_version: int
+    initial: Mapping[str, npt.NDArray[Any]]
+
+
+def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
+    """The step graph in a serialised ModelProto. Raises InvalidModel, which says what is wrong."""
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise InvalidModel("model.onnx is not an ONNX file, or is truncated") from error
+    opsets = _opsets(model)
+    if model.functions:
+        raise InvalidModel("model.onnx has functions of its own: inline them (onnx.inliner)")
+    for node in _all_nodes(model.graph.node):
+        _check_node(node)
+    for tensor in _tensors(model.graph):
+        _check_tensor(tensor)
+    _check_sides(model.graph, spec)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # its classes have no base of their own
+        raise InvalidModel(f"model.onnx: {_line(error)}") from error
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    initial = {each.name: _initial(each, initializers) for each in spec.states}
+    nodes = tuple(model.graph.node)
+    return StepGraph(nodes, initializers, opsets, max(model.ir_version, IR_VERSION_MIN), initial)
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    """Versions of the domains that nodes may be of."""
+    opsets = {each.domain: each.version for each in model.opset_import if each.domain in DOMAINS}
+    version = opsets.get("", opsets.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET_MIN <= version <= newest:
+        raise InvalidModel(
+            f"model.onnx is of opset {version}, this release runs {OPSET_MIN} to {newest}: {AGAIN}"
+        )
+    return opsets
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for graph in _subgraphs(node):
+            yield from _all_nodes(graph.node)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _check_node(node: onnx.NodeProto) -> None:
+    if node.domain not in DOMAINS:
+        raise InvalidModel(
+            f"model.onnx has an operator {node.op_type} of the domain {node.domain!r}; the server "
+            "runs those of ONNX and com.microsoft alone"
+        )
+    if node.op_type in REFUSED_OPS:
+        raise InvalidModel(f"model.onnx has an operator {node.op_type}, which no server runs")
+    for attribute in node.attribute:
+        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+            raise InvalidModel(f"model.onnx has a sparse tensor in {node.op_type}")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Initializers, and constants in attributes, of subgraphs too."""
+    if graph.sparse_initializer:
+        raise InvalidModel("model.onnx has sparse initializers: make them dense")
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+        for each in _subgraphs(node):
+            yield from _tensors(each)
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    """Refuses what lies in another file, has the wrong size, or has NaN."""
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise InvalidModel(f"{tensor.name} lies in another file; model.onnx must hold its weights")
+    try:
+        values = numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise InvalidModel(f"model.onnx: {tensor.name!r}: {_line(error)}") from error
+    if values.dtype.kind not in "biuSUO" and np.isnan(values.astype(np.float64)).any():
+        raise InvalidModel(f"{tensor.name} has NaN values: {AGAIN}")
+
+
+def _check_sides(graph: onnx.GraphProto, spec: ModelSpec) -> None:
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in constants]
+    after = (TensorSpec(each.name + NEXT, each.shape, each.dtype) for each in spec.states)
+    _check_values("input", inputs, (*spec.inputs, *spec.states))
+    _check_values("output", graph.output, (*spec.outputs, *after))
+
+
+def _check_values(
+    side: str, values: Iterable[onnx.ValueInfoProto], expected: Iterable[TensorSpec]
+) -> None:
+    found = {value.name: value for value in values}
+    wanted = {each.name: each for each in expected}
+    if missing := sorted(set(wanted) - set(found)):
+        raise InvalidModel(f"model.onnx has no {side} {', '.join(missing)}, which the spec names")
+    if unknown := sorted(set(found) - set(wanted)):
+        raise InvalidModel(f"model.onnx has an {side} {', '.join(unknown)}, not of the spec")
+    for name, each in wanted.items():
+        tensor = found[name].type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        if tensor.elem_type != DTYPES[each.dtype] or dims[1:] != list(each.shape):
+            raise InvalidModel(f"{side} {name} of model.onnx is not {_described(each)}: {AGAIN}")
+        if not dims or dims[0] is not None:
+            raise InvalidModel(
+                f"{side} {name} of model.onnx has no dynamic batch axis, must be "
+                f"{_described(each)}: {AGAIN}"
+            )
+
+
+def _described(spec: TensorSpec) -> str:
+    return f"{spec.dtype} [{', '.join(('B', *map(str, spec.shape)))}]"
+
+
+def _initial(spec: TensorSpec, initializers: Mapping[str, TensorProto]) -> npt.NDArray[Any]:
+    tensor = initializers.get(spec.name + INITIAL)
+    if tensor is None:
+        return np.zeros(spec.shape, spec.dtype)
+    values = np.asarray(numpy_helper.to_array(tensor))
+    if values.dtype != spec.dtype or values.shape != spec.shape:
+        raise InvalidModel(f"{tensor.name} is not {spec.dtype}{list(spec.shape)}: {AGAIN}")
+    if not np.isfinite(values).all():
+        raise InvalidModel(f"{tensor.name} has infinite values: {AGAIN}")
+    return values
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# The fingerprint ----------------------------------------------------------------------------------
+
+
+def fingerprint(spec: ModelSpec, graph: StepGraph) -> str:
+    """sha256 in hex over the spec, the weights and the nodes of a step graph.
+
+    It does not depend on how a tool lays out the file: names of nodes, texts, the order of
+    initializers and attributes, and the encoding of their values are left out.
+    """
+    digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
+    digest.update(json.dumps(sorted(graph.opsets.items())).encode())
+    for part in _canonical(graph.nodes, graph.initializers.values()):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _canonical(
+    nodes: Iterable[onnx.NodeProto], initializers: Iterable[TensorProto]
+) -> Iterator[bytes]:
+    for tensor in sorted(initializers, key=lambda each: each.name):
+        yield from _canonical_tensor(tensor)
+    for node in nodes:
+        head = [node.domain, node.op_type, list(node.input), list(node.output)]
+        yield json.dumps(head).encode()
+        for attribute in sorted(node.attribute, key=lambda each: each.name):
+            yield from _canonical_attribute(attribute)
+
+
+def _canonical_tensor(tensor: TensorProto) -> Iterator[bytes]:
+    values = np.asarray(numpy_helper.to_array(tensor))
+    yield json.dumps([tensor.name, tensor.data_type, list(tensor.dims)]).encode()
+    if values.dtype == object:  # strings
+        yield json.dumps([str(each) for each in values.reshape(-1)]).encode()
+    else:
+        yield np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+
+
+def _canonical_attribute(attribute: AttributeProto) -> Iterator[bytes]:
+    yield json.dumps([attribute.name, attribute.type]).encode()
+    tensors = [attribute.t] if attribute.HasField("t") else attribute.tensors
+    graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
+    for tensor in tensors:
+        yield from _canonical_tensor(tensor)
+    for graph in graphs:
+        sides = [[each.name for each in side] for side in (graph.input, graph.output)]
+        yield json.dumps(sides).encode()
+        yield from _canonical(graph.node, graph.initializer)
+    if not tensors and not graphs:
+        plain = AttributeProto()
+        plain.CopyFrom(attribute)
+        plain.doc_string = ""
+        yield plain.SerializeToString(deterministic=True)
