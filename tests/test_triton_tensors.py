@@ -272,9 +272,12 @@ def test_bytes_of_a_reply() -> None:
     assert reply_bytes(own, message({})) == own.outputs.bytes
     assert reply_bytes(own, message(arrays(5))) == 5 * own.outputs.bytes
     one = message({"n": np.zeros((1, 6), np.int64)}, outputs=["y", "count.next"])
-    assert reply_bytes(own, one) == 6 * own.outputs.bytes + own.spec.state_bytes
-    whole = message(arrays(3, 5), outputs=["h.next"])
-    assert reply_bytes(own, whole) == 15 * own.outputs.bytes + 3 * own.spec.state_bytes
+    assert reply_bytes(own, one) == 6 * own.outputs.bytes + 8
+    whole = message(arrays(3, 5), outputs=["h.next", "y_last", "nothing"])
+    assert reply_bytes(own, whole) == 15 * own.outputs.bytes + 3 * (40 + 16)
+    wanted = signature_of(own).wanted
+    assert wanted(("y", "y_last", "label_last"), own).last_bytes == 16 + 8
+    assert wanted(("y_last", "h.next"), own).last_bytes == 0
 
 
 def test_the_configuration_has_every_tensor() -> None:
