@@ -74,6 +74,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
             np.testing.assert_array_equal(getattr(found, group)[name], array)
 
 
+def test_a_manifest_of_the_first_edition_is_written_as_it_was() -> None:
+    """Old readers read what the export writes of an nn.LSTM now."""
+    files = sorted((Path(__file__).parent / "fixtures" / "edition1").rglob(MANIFEST))
+    assert files
+    for file in files:
+        assert Manifest.from_json(file.read_text()).to_json() == file.read_text()
+
+
 Fault = Callable[[Path], object]
 FAULTS: dict[str, tuple[str, Fault]] = {
     "no manifest": ("cannot be read", lambda f: (f / MANIFEST).unlink()),

@@ -22,6 +22,7 @@ from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.spec import LstmSpec
+from lstmserve.store import Store
 from modelmaking import make_model
 
 TTL_NS = 3600 * 10**9
@@ -157,8 +158,15 @@ def start_engine(
 ) -> Engine:
     """An engine with one model "m", made in `folder`; not running yet."""
     make_model(folder, spec, seed, name="m")
+    return load_engine(folder, metrics, **settings)
+
+
+def load_engine(
+    folder: Path, metrics: Any = None, store: Store | None = None, **settings: Any
+) -> Engine:
+    """An engine with the models of a folder; not running yet."""
     config = Config(models=folder, **{"pool_bytes": 4 << 20, **settings})
-    return Engine(config, load_models(config), metrics or NoMetrics())
+    return Engine(config, load_models(config), metrics or NoMetrics(), store=store)
 
 
 def open_session(engine: Engine, name: str, model: Model | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -16,7 +16,10 @@ from typing import Any, Final, Literal
 Dtype = Literal["float32", "int64", "bool"]
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
 TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-NEXT: Final = ".next"  # the step graph's output NAME.next is the state NAME after the step
+# A step graph's output NAME.next is the state NAME after the step, its initializer NAME.initial
+# the state of a new session.
+NEXT: Final = ".next"
+INITIAL: Final = ".initial"
 LAST: Final = "_last"  # Triton's clients ask for NAME_last, the output NAME of the last time step
 LENGTHS: Final = "lengths"  # and give this input beside those of the model
 RANK_MAX: Final = 8
@@ -228,16 +231,17 @@ class ModelSpec:
     lstm: LstmSpec | None = None
 
     def __post_init__(self) -> None:
+        for group in ("inputs", "outputs", "states"):
+            if not getattr(self, group):
+                raise InvalidSpec(f"{group}: a model has at least one")
         for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
-            if not tensors:
-                raise InvalidSpec(f"{what}: a model has at least one")
             for tensor in tensors:
                 if tensor.dtype == "bool":
                     raise InvalidSpec(f"{what}: {tensor.name} is bool, must be float32 or int64")
         if len(self.inputs) + len(self.outputs) + len(self.states) > TENSORS_MAX:
             raise InvalidSpec(f"a model has at most {TENSORS_MAX} inputs, outputs and states")
         if self.lstm is None:
-            _check_names(self.inputs, self.outputs, self.states)
+            _check_names(self)
 
     @classmethod
     def of_lstm(cls, lstm: LstmSpec) -> ModelSpec:
@@ -272,21 +276,19 @@ class ModelSpec:
         return cls(inputs, outputs, states)
 
 
-def _check_names(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], states: Sequence[TensorSpec]
-) -> None:
-    """Raises InvalidSpec where two tensors on one side of the graph or of a request collide."""
+def _check_names(spec: ModelSpec) -> None:
+    """Raises InvalidSpec where a name would have two meanings in the step graph or a request."""
     taken = {LENGTHS: "the name of the lengths of whole sequences"}
-    for tensor in (*inputs, *states):
-        if (owner := taken.get(tensor.name)) is not None:
-            raise InvalidSpec(f"{tensor.name} is {owner}: rename one of them")
-        taken[tensor.name] = "the name of another input or state"
-    taken = {state.name + NEXT: f"the state {state.name} after the step" for state in states}
-    taken |= {output.name + LAST: f"the last time step of {output.name}" for output in outputs}
-    for output in outputs:
-        if (owner := taken.get(output.name)) is not None:
-            raise InvalidSpec(f"{output.name} is {owner}: rename one of them")
-        taken[output.name] = "the name of another output"
+    for state in spec.states:
+        taken[state.name + NEXT] = f"the state {state.name} after the step"
+        taken[state.name + INITIAL] = f"the initial value of the state {state.name}"
+    for output in spec.outputs:
+        taken[output.name + LAST] = f"the last time step of {output.name}"
+    for what, tensors in (("input or state", spec.inputs + spec.states), ("output", spec.outputs)):
+        for tensor in tensors:
+            if (owner := taken.get(tensor.name)) is not None:
+                raise InvalidSpec(f"{tensor.name} is {owner}: rename one of them")
+            taken[tensor.name] = f"the name of another {what}"
 
 
 def find_tensor(tensors: Iterable[TensorSpec], name: str) -> TensorSpec | None:

@@ -22,10 +22,9 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from lstmserve.graph.builder import DTYPES
 from lstmserve.graph.reader import InvalidModel
-from lstmserve.spec import NEXT, ModelSpec, TensorSpec
+from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
 
 DOMAINS: Final = ("", "ai.onnx", "com.microsoft")
-INITIAL: Final = ".initial"
 OPSET_MIN: Final = 13  # from it on Split, Squeeze and Unsqueeze have the form that the pool's has
 IR_VERSION_MIN: Final = 8
 # EPContext names files with code of an engine. The others answer the same step with other bits.
@@ -39,6 +38,9 @@ REFUSED_OPS: Final = frozenset(
         "RandomUniform",
         "RandomUniformLike",
     )
+)
+FLOATS: Final = frozenset(
+    (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )
 AGAIN: Final = "export the model again"
 
@@ -140,7 +142,7 @@ def _check_tensor(tensor: TensorProto) -> None:
         values = numpy_helper.to_array(tensor)
     except Exception as error:
         raise InvalidModel(f"model.onnx: {tensor.name!r}: {_line(error)}") from error
-    if values.dtype.kind not in "biuSUO" and np.isnan(values.astype(np.float64)).any():
+    if tensor.data_type in FLOATS and np.isnan(values).any():
         raise InvalidModel(f"{tensor.name} has NaN values: {AGAIN}")
 
 

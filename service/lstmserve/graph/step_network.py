@@ -208,9 +208,8 @@ def _unite(
 
 def _is_live(g: GraphBuilder, x: str) -> str:
     """The mask [T, B] of the time steps within their row's length."""
-    shape = g.add("Shape", [x], "time/shape", start=0, end=1)
-    end = g.add("Reshape", [shape, g.constant("const.scalar", np.zeros(0, np.int64))], "time/end")
     zero, one = (g.constant(f"const.int{i}", np.array(i)) for i in (0, 1))
+    end = g.add("Gather", [g.add("Shape", [x], "time/shape"), zero], "time/end", axis=0)
     steps = g.add("Range", [zero, end, one], "time/steps")
     column = g.add("Reshape", [steps, g.integers(-1, 1)], "time/column")
     return g.add("Less", [column, "lengths"], LIVE)

@@ -78,7 +78,7 @@ class ShapeBinding:
         self.y = _one_of(self.y_floats, self.y_ints)
         self.lengths = arrays.get("lengths")
         self.read, self.write = arrays["read"].reshape(-1), arrays["write"].reshape(-1)
-        self._session = session
+        self.session = session
         self.io = session.io_binding()
         values = {n: ort.OrtValue.ortvalue_from_numpy(each) for n, each in arrays.items()}
         for name in outputs:
@@ -95,16 +95,9 @@ class ShapeBinding:
         for name, value in self._values.items():
             self.io.bind_ortvalue_input(name, value)
 
-    def run(self) -> None:
-        self._session.run_with_iobinding(self.io)
-
     def fill(self, x: Input) -> None:
         """Takes x [T, B, ...] with both floats and integers."""
         self.floats[:], self.ints[:] = x[FLOATS], x[INTS]  # type: ignore[index]  # it has both
-
-    def result(self, form: RowFormat) -> Output:
-        """A copy of y [T, B, ...]."""
-        return form.join(self.y_floats, self.y_ints) if self.y is None else self.y.copy()
 
 
 def _one_of(
@@ -161,10 +154,11 @@ class Kernel:
         if not self.is_host:
             bound.bind_inputs()
         try:
-            bound.run()
+            bound.session.run_with_iobinding(bound.io)
         except Exception as error:
             raise KernelError(str(error).partition("\n")[0]) from error
-        return bound.result(self._outputs)
+        y = bound.y
+        return self._outputs.join(bound.y_floats, bound.y_ints) if y is None else y.copy()
 
     def _bind(self, length: int, size: int) -> ShapeBinding:
         if len(self._bindings) >= BINDINGS_MAX:

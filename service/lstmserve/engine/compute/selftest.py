@@ -41,8 +41,8 @@ def check_kernel(kernel: Kernel, pool: Pool, golden: Mapping[str, Golden]) -> No
     for name, case in golden.items():
         for start in range(0, len(case.lengths), BATCH):
             _replay(kernel, pool, name, case.part(slice(start, start + BATCH)))
-    draw = _Draw(spec, golden)
-    kernel.is_exact = _Company(kernel, pool, draw).check()
+    draw = Draw(spec, golden)
+    kernel.is_exact = Company(kernel, pool, draw).check()
     if spec.kind == "lstm" and kernel.is_host and not kernel.is_exact:
         raise SelfTestFailed("a row in a batch differs from the same row alone")
     kernel.cost = _measure(kernel, pool, draw)
@@ -92,7 +92,7 @@ def _compare(name: str, case: Golden, outputs: Mapping[str, Array], ends: States
         )
 
 
-class _Draw:
+class Draw:
     """Random inputs and states like those of the golden vectors, which the network surely takes."""
 
     def __init__(self, spec: ModelSpec, golden: Mapping[str, Golden]) -> None:
@@ -149,13 +149,13 @@ def _rows(case: Golden, name: str) -> zip[tuple[Array, int]]:
     return zip(case.inputs[name], case.lengths.tolist(), strict=True)
 
 
-class _Company:
+class Company:
     """The same random rows in a batch, alone, and time step by time step.
 
     `read`, `write` and `other` are slots [B] in no order; row 1 begins from the initial state.
     """
 
-    def __init__(self, kernel: Kernel, pool: Pool, draw: _Draw) -> None:
+    def __init__(self, kernel: Kernel, pool: Pool, draw: Draw) -> None:
         self._kernel = kernel
         self._pool = pool
         self._draw = draw
@@ -247,7 +247,7 @@ def _equal(a: States, b: States) -> bool:
     )
 
 
-def _measure(kernel: Kernel, pool: Pool, draw: _Draw) -> Cost:
+def _measure(kernel: Kernel, pool: Pool, draw: Draw) -> Cost:
     """Measures what runs cost. It is also the warm-up."""
     write = pool.take(BATCH)
     fastest = []

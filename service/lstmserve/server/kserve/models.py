@@ -11,14 +11,13 @@ from typing import Final
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ModelNotFound, ModelNotHereYet, ModelRetired
-from lstmserve.graph.step_graph import INITIAL
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.kserve.request import find_model, read_version
 from lstmserve.server.kserve.signature import DATATYPES, Part, signature_of
 from lstmserve.server.observe.counters import ModelMetrics
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.spec import LENGTHS, ModelSpec, TensorSpec
+from lstmserve.spec import INITIAL, LENGTHS, ModelSpec, TensorSpec
 
 PLATFORM: Final = "lstmserve"
 READY: Final = "READY"
