@@ -254,7 +254,8 @@ def test_names_of_an_lstm() -> None:
 
 def test_many_names_do_not_fill_an_error() -> None:
     """An error lists some names of a model that has hundreds."""
-    spec = ModelSpec(tuple(TensorSpec(f"i{n}") for n in range(300)), (TensorSpec("y"),), ())
+    inputs = tuple(TensorSpec(f"i{n}") for n in range(300))
+    spec = ModelSpec(inputs, (TensorSpec("y"),), (TensorSpec("s"),))
     with pytest.raises(Malformed) as raised:
         step_input(
             model(spec),
