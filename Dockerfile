@@ -21,8 +21,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE} AS export-environment
-# Where pip finds torch without CUDA, and nowhere else: with an index beside it, pip would take the
-# 5 GB of CUDA from there when this one cannot be reached.
+# The only index from which pip takes torch, which has no CUDA. With a second index, pip would take
+# 5 GB of CUDA from that one whenever this one cannot be reached.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /opt
 COPY constraints.txt ./
@@ -37,7 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python lstmserve/bin/python install -c constraints.txt \
         "lstmserve[export] @ file://$(ls /dist/*.whl)"
 
-# What both images share: nobody's user, and a place for a store or a model that belongs to it.
+# What both images share: an unprivileged user, and folders of that user for a store or a model.
 FROM ${PYTHON_IMAGE} AS base
 RUN install -d -o 10001 -g 10001 /var/lib/lstmserve /models
 ENV PATH=/opt/lstmserve/bin:$PATH \

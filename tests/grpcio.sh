@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs the tests of the transport on the oldest supported grpcio and on the newest, each in an
-# environment that has that grpcio and finds everything else in .venv. Not a part of `make test`:
-# the newest is another one tomorrow, and what it changes should be seen on purpose. The generator of the
-# sync client is left out: it needs the development environment's ruff beside its Python.
+# environment that has that grpcio and finds everything else in .venv. It is not a part of
+# `make test`, because tomorrow's newest release must not break an unrelated change. It leaves out
+# the sync client's generator, which needs the development environment's ruff beside its Python.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

@@ -4,6 +4,7 @@ requests."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import random
 import subprocess
 import sys
@@ -280,6 +281,24 @@ async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
                 "SESSION_CLOSED",
                 "SESSION_NOT_FOUND",
             )
+
+
+@pytest.mark.parametrize(("names", "state_bytes"), [(["y"], 0), (["y", "cn"], 2 * 2 * 8 * 4)])
+async def test_states_count_as_bytes_of_the_answer(
+    folder: Path, names: list[str], state_bytes: int
+) -> None:
+    """A step that waits holds the bytes of its input and of its answer, with states where it asks
+    for them."""
+    async with serving(folder, is_running=False) as wire:
+        message = infer(rows(1, 0), sequence_id=1, sequence_start=True)
+        for name in names:
+            message.outputs.add(name=name)
+        content = message.SerializeToString()
+        answer = asyncio.ensure_future(sent(wire, content))
+        await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
+        assert wire.pending.held == max(len(content), 3 * 4 + 2 * 4 + state_bytes)
+        wire.run()
+        await answer
 
 
 async def test_limits_of_a_tenant(models: Path, tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
-"""The scheduler, held to what the one before it made of the same random traces (tests/traces.py).
+"""The scheduler compared with the one before it, on the same random traces (tests/traces.py).
 
 fixtures/traces.json has a sha256 per seed, which fixtures/record_traces.py wrote with the engine of
-commit fb31b30. On a difference, record_traces.py SEED prints the old trace and
+commit fb31b30. If there is a difference, record_traces.py SEED prints the old trace, and the
+command below the new one: the first line that differs names the event. The test stays until the
+issues about networks of other shapes have ended.
 
     PYTHONPATH=service:tests python tests/test_traces.py SEED
-
-the new one: the first line that differs names the event. The test stays until the issues about
-networks of other shapes have ended.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Answers:
         self.found: dict[int, list[Any]] = {}  # by place, of a message of many
 
     def applied(self, request: Request, rows: Applied) -> None:
-        """Of a step, a list or a message at once, of a Predict whole."""
+        """Answers a step, a list or a message at once, and a Predict when it is whole."""
         if request.plan is not None:
             self._predicted(request, rows)
             return
@@ -58,7 +57,7 @@ class Answers:
             self._answer(request, i, answer)
 
     def failed(self, request: Request, place: int, error: ServeError) -> None:
-        """One row."""
+        """Answers one row."""
         assert request.y is None or request.plan or np.isnan(request.output(place)).all()
         self._answer(request, place, failure(error))
 
@@ -83,7 +82,7 @@ class Answers:
 
 
 class NewSide:
-    """Requests and chunks."""
+    """The present scheduler, with requests and chunks."""
 
     def __init__(self, config: Any, table: Any, pool: Any, on_idle: Any, on_moved: Any) -> None:
         self.config = config
@@ -91,11 +90,11 @@ class NewSide:
 
     @property
     def pending_sequences(self) -> int:
-        """Of Predicts."""
+        """The number of pending sequences of Predicts."""
         return self.scheduler._settlement.pending_sequences
 
     def submit(self, call: Call) -> None:
-        """As server/steps.py, many_reading.py and predict.py do."""
+        """Submits a call like server/steps.py, native/step_many.py and engine/predict.py."""
         if call.kind == "many":
             self._accept_whole(call, self._many(call), self.scheduler.accept)
         elif call.kind == "predict":
@@ -105,7 +104,7 @@ class NewSide:
             self._submit_list(call)
 
     def _submit_list(self, call: Call) -> None:
-        """Those with and without last_only apart, each session's in order."""
+        """Submits rows with and without last_only apart, each session's in order."""
         groups: dict[bool, list[int]] = {}
         group_of: dict[int, bool] = {}
         for place, (row, key) in enumerate(zip(call.rows, call.each_last_only, strict=True)):
@@ -198,7 +197,7 @@ class NewSide:
         return request
 
     def cancel(self, call: Call, place: int) -> None:
-        """As the dialects do."""
+        """Cancels as the dialects do."""
         if call.kind in ("step", "list"):
             request, i = call.work[place]
             request.cancel_row(i)
@@ -206,15 +205,14 @@ class NewSide:
             call.work.cancel()
 
     def stop(self, now_ns: int) -> None:
-        """As the engine's end does."""
+        """Ends the work as the engine does at its end."""
         self.scheduler.fail_all(Draining("this server shut down", retry_s=1.0), now_ns)
 
     def check(self) -> None:
-        """What waits is counted."""
+        """Asserts that what waits is counted."""
         self.scheduler._ordering.check_integrity()
 
     def columns(self, batch: Any) -> list[tuple[int, int, int]]:
-        """As Side.columns."""
         found: list[tuple[int, int, int]] = []
         for chunk in batch.chunks:
             if chunk.request.plan is None:
@@ -234,12 +232,12 @@ def _differ(seeds: Iterable[int]) -> list[int]:
 def test_all_is_as_before(
     start: int, columns_from: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Replies, bits, counters and sessions are the old scheduler's, in columns and row by row."""
+    """Replies, bits, counters and sessions equal the old scheduler's, in columns and row by row."""
     seeds = list(range(start, min(start + PART, len(HASHES))))
     if columns_from is not None:
         monkeypatch.setattr(ordering, "COLUMNS_FROM", columns_from)
         monkeypatch.setattr(settle, "COLUMNS_FROM", columns_from)
-        if columns_from > 1:  # rows that wait one by one are no message that is split
+        if columns_from > 1:  # rows that wait one by one are never split
             seeds = [seed for seed in seeds if MODES[seed % len(MODES)] != "split"]
     assert _differ(seeds) == []
 
@@ -255,14 +253,14 @@ def test_event_by_event(seed: str) -> None:
 
 
 def other_reply(patch: pytest.MonkeyPatch) -> None:
-    """What a repeat is answered with is not what was answered."""
+    """A repeat gets another reply than the step did."""
     save, save_rows = Ordering.save, Ordering.save_rows
     patch.setattr(Ordering, "save", lambda self, row, y: save(self, row, y + 1))
     patch.setattr(Ordering, "save_rows", lambda self, rows, y: save_rows(self, rows, y + 1))
 
 
 def state_stays(patch: pytest.MonkeyPatch) -> None:
-    """A step is counted, and its session's state is the one before."""
+    """A step is counted, but its session keeps the state before it."""
     end_one = Settlement._end_one
 
     def end(self: Any, chunk: Chunk, i: int, slot: int, now_ns: int) -> None:
@@ -275,12 +273,12 @@ def state_stays(patch: pytest.MonkeyPatch) -> None:
 
 
 def cancelled_runs(patch: pytest.MonkeyPatch) -> None:
-    """Whoever cancels, it runs."""
+    """A cancelled step runs."""
     patch.setattr(Scheduler, "_is_gone", staticmethod(lambda request, place: False))
 
 
 def followers_go_on(patch: pytest.MonkeyPatch) -> None:
-    """The steps behind one that failed are computed."""
+    """The steps after one that failed are computed."""
 
     def fail_step(self: Any, chunk: Chunk, i: int, error: ServeError, now_ns: int) -> None:
         row = chunk.row(i)
@@ -295,7 +293,7 @@ def followers_go_on(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_deadline(patch: pytest.MonkeyPatch) -> None:
-    """A step runs, however late."""
+    """A step runs after its deadline."""
     accept = Ordering.accept
 
     def late(self: Any, request: Request) -> list[Chunk]:
@@ -306,7 +304,7 @@ def no_deadline(patch: pytest.MonkeyPatch) -> None:
 
 
 def applied_twice(patch: pytest.MonkeyPatch) -> None:
-    """A repeat of the last step is the next one."""
+    """A repeat of the last step is applied as the next one."""
     accept_one = Ordering._accept_one
 
     def accept(self: Any, request: Request, i: int) -> Chunk | None:
@@ -321,7 +319,7 @@ def applied_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_last_row(patch: pytest.MonkeyPatch) -> None:
-    """last_only gives the time step before the last."""
+    """last_only returns the last time step but one."""
     put = Batch._put_slices
 
     def put_slices(self: Any, chunk: Chunk, y: Any, lengths: Any) -> None:
@@ -336,7 +334,7 @@ def any_input(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_limit(patch: pytest.MonkeyPatch) -> None:
-    """Any number of steps may wait in a session."""
+    """Any number of steps of a session may wait."""
     patch.setattr(Ordering, "_check_session", lambda self, row, pending: None)
 
 
@@ -346,7 +344,7 @@ def no_hold(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_doubt(patch: pytest.MonkeyPatch) -> None:
-    """A suspect session takes a step without a number."""
+    """A suspect session accepts a step without a number."""
     patch.setattr(Ordering, "_check_trust", lambda self, row: None)
 
 
@@ -361,7 +359,7 @@ def surely_not_stored(patch: pytest.MonkeyPatch) -> None:
 
 
 def mixed_up(patch: pytest.MonkeyPatch) -> None:
-    """Rows that waited run in the order in which their sessions came free (a bug that was)."""
+    """Rows that waited run in the order in which their sessions came free (a former bug)."""
 
     def unsorted(places: Any, rows: Any) -> list[Chunk]:
         order = {(id(request), place): i for i, (request, place) in enumerate(places)}
@@ -377,7 +375,7 @@ def mixed_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_finals(patch: pytest.MonkeyPatch) -> None:
-    """The final states of a Predict's sequences are those of others."""
+    """The final states of a Predict's sequences are exchanged."""
     keep = Settlement._keep_finals
     patch.setattr(
         Settlement,
@@ -397,7 +395,7 @@ def begins_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def badly_split(patch: pytest.MonkeyPatch) -> None:
-    """What a full batch leaves over is of sessions in another order."""
+    """The rows that a full batch leaves over belong to sessions in another order."""
     split = Chunk.split
 
     def others(self: Any, count: int) -> Chunk:
@@ -432,7 +430,7 @@ BUGS: list[Callable[[pytest.MonkeyPatch], None]] = [
 def test_a_planted_bug_is_caught(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the bug, one of the first hundred traces is another one, or an assertion fails."""
+    """With the bug, one of the first hundred traces changes, or an assertion fails."""
     bug(monkeypatch)
     assert any(map(_is_caught, range(100)))
 

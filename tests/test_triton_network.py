@@ -196,6 +196,29 @@ async def test_whole_sequences(triton: Triton, networks: Path) -> None:
                 assert same(answer.outputs[name + NEXT][i], value)
 
 
+async def test_wrong_whole_sequences_are_named(triton: Triton, networks: Path) -> None:
+    """All inputs have the same B and T, and states the same B."""
+    inputs = INPUTS.split(np.stack([rows_of(seed, 3) for seed in range(2)]))
+    states = {name: np.stack([each, each]) for name, each in some_states(1).items()}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"kind": inputs["kind"][:, :2]}, "input 'kind' has B, T = [2, 2], input 'x' has [2, 3]"),
+        ({"gain": inputs["gain"][:1]}, "input 'gain' has B, T = [1, 3], input 'x' has [2, 3]"),
+        ({"x": inputs["x"][0]}, "input 'x' has shape [3, 3], must have [B, T, 3] where"),
+        ({"kind": inputs["kind"][..., None]}, "'kind' has shape [2, 3, 1], must have [B, T] where"),
+        ({"lengths": np.ones(3, np.int32)}, "input 'lengths' has shape [3], must have [2]"),
+        ({"gain": np.full((2, 3), np.nan, np.float32)}, "gain has NaN or infinite values"),
+        ({"h": states["h"]}, "input 'mean' is missing: give every state or none"),
+        ({**states, "h": states["h"][:1]}, "input 'h' has shape [1, 2, 4], must have [2, 2, 4]"),
+    ]
+    async with serving(networks) as wire:
+        requests = [request(None, model=NET, inputs={**inputs, **changed}) for changed, _ in cases]
+        for answer, (_, text) in zip(
+            await triton.run("one_by_one", wire.target, requests), cases, strict=True
+        ):
+            assert text in str(answer.error)
+            assert answer.status == "StatusCode.INVALID_ARGUMENT"
+
+
 @pytest.mark.parametrize("mode", ["one_by_one", "stream"])
 async def test_a_network_s_sequence_outlives_kill_9(
     triton: Triton, serve: Serve, networks: Path, tmp_path: Path, mode: str

@@ -42,13 +42,17 @@ TYPES = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 
 
 class InitialPool:
-    """A pool whose slot 0 has an initial state: `count` is 7, all else is zero."""
+    """A pool, and its layout, of a model in whose initial state `count` is 7 and all else zero."""
 
-    def read(self, slots: Array) -> dict[str, Array]:
-        """As Pool.read."""
-        assert slots.tolist() == [0]
-        initial = {each.name: np.zeros((1, *each.shape), each.dtype) for each in NETWORK.states}
-        return {**initial, "count": np.array([7])}
+    @property
+    def layout(self) -> InitialPool:
+        """As Pool.layout."""
+        return self
+
+    def initial(self) -> dict[str, Array]:
+        """As PoolLayout.initial."""
+        zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in NETWORK.states}
+        return {**zeros, "count": np.array([7])}
 
 
 def model(spec: ModelSpec = NETWORK) -> Model:

@@ -1,22 +1,23 @@
-"""Random traces of one model's work, and all that its scheduler, old or new, makes of them.
+"""Random traces of one model's work, and everything that its scheduler, old or new, does with them.
 
 A trace is a seed: single steps, steps that arrived together, messages of many sessions, Predicts,
 cancels, deadlines, holds, sessions that are replaced, moved or closed, a store that fails. Only the
-next event depends on what the scheduler did before, so that one difference makes all that follows
-different. It must not know the scheduler's classes: an adapter (Side) hands the work over.
+next event depends on what the scheduler did before, so one difference changes everything after it.
+This module must not know the scheduler's classes: an adapter (Side) hands the work over.
 
-What is compared: of every row its number, the bits of y, the durable step, whether it was replayed,
-or the reason and metadata of its error, in order per session; what each batch had, and what its
-commit stored; after every event the pending steps and those in flight; the sessions at the end.
+It compares, of every row, its number, the bits of y, the durable step, whether it was replayed, or
+the reason and metadata of its error, in order per session; what each batch had, and what its commit
+stored; after every event the pending steps and those in flight; and the sessions at the end.
 
-What is left out, because old and new differ on purpose, or nobody was promised it:
+It leaves out what differs on purpose between old and new, or was promised to no client:
+
 - the order of answers of different sessions, and of slots and columns: therefore batches are large
-  enough for all that is ready, but for traces of single steps alone, of one Predict at a time, or
+  enough for all that is ready, except in traces of single steps alone, of one Predict at a time, or
   of messages of idle sessions, whose rows wait as columns ("split");
-- a list of steps that finds room (pending_steps_max) for some of its rows only: which of them are
-  refused. It is cut to the room that there is. A message of many, which is refused whole, is in;
-- times in a message of many and in a list (the old ones had the latest of their rows'): those of
-  single steps and of Predicts are compared;
+- which steps of a list are refused if it finds room (pending_steps_max) for some of its rows only:
+  a list is cut to the room that there is, but a message of many, which is refused whole, is not;
+- times in a message of many and in a list (the old ones had the latest of their rows'): the times
+  of single steps and of Predicts are compared;
 - words of errors, and seconds of retries.
 """
 
@@ -72,23 +73,23 @@ class Call:
     numbers: list[int]  # 0: none
     last_only: bool
     each_last_only: list[bool]  # of a list
-    deadlines_ns: list[int]  # 0: none
+    deadlines_ns: list[int]  # 0: without a deadline
     arrival_ns: int
     answer: Callable[..., None] = field(repr=False)  # (place, *what)
-    gap: int = 0  # rows of x before each input that belong to nobody
+    gap: int = 0  # unused rows of x before each input
     initial: dict[str, Array] | None = None
     finals: dict[str, Array] | None = None
     cost: Any = None
-    work: Any = None  # what the side made of it
+    work: Any = None  # what the side made of the call
     left: int = 0
 
     @property
     def lengths(self) -> list[int]:
-        """Time steps of each."""
+        """The time steps of each row."""
         return [len(x) for x in self.inputs]
 
     def flat(self) -> tuple[Array, Array, int]:
-        """x of all, with gaps; where each begins in it; and its height."""
+        """x of all rows, with gaps; where each begins in it; and its height."""
         lengths = np.array(self.lengths, np.int64)
         pieces = []
         for x in self.inputs:
@@ -99,28 +100,28 @@ class Call:
 
 
 class Side(Protocol):
-    """A scheduler, and how work is handed to it. Answers come by call.answer(place, ...)."""
+    """A scheduler, and how it gets work. It answers by call.answer(place, ...)."""
 
     scheduler: Any
 
     def submit(self, call: Call) -> None:
-        """Hands it over; what is refused at once is answered too."""
+        """Hands the call over, and answers what is refused at once."""
 
     def cancel(self, call: Call, place: int) -> None:
-        """Nobody waits for this row of a list or a step; of other kinds, for all of it."""
+        """Cancels this row of a list or a step, or a whole call of another kind."""
 
     def check(self) -> None:
-        """Asserts what holds also while something waits or runs."""
+        """Asserts what is true also while rows wait or run."""
 
     def columns(self, batch: Any) -> list[tuple[int, int, int]]:
-        """Of each column (row of the table, 0, 0), or (-1, uid, place) of a Predict's."""
+        """(row of the table, 0, 0) of each column, or (-1, uid, place) of a Predict's."""
 
     def stop(self, now_ns: int) -> None:
         """Ends all that is not in flight."""
 
     @property
     def pending_sequences(self) -> int:
-        """Of Predicts."""
+        """The number of pending sequences of Predicts."""
 
 
 class ArrayPool:
@@ -133,23 +134,23 @@ class ArrayPool:
 
     @property
     def free_count(self) -> int:
-        """Slots that nobody owns."""
+        """The number of slots without an owner."""
         return len(self._free)
 
     def take(self, count: int) -> Array:
-        """Slots [count]."""
+        """Takes slots [count]."""
         return self._free.take(count)
 
     def take_one(self) -> int:
-        """A slot."""
+        """Takes a slot."""
         return self._free.take_one()
 
     def give(self, slots: Array) -> None:
-        """Slots [n] back."""
+        """Gives slots [n] back."""
         self._free.give(slots[slots != 0])
 
     def give_one(self, slot: int) -> None:
-        """A slot back."""
+        """Gives a slot back."""
         if slot:
             self._free.give_one(slot)
 
@@ -164,14 +165,14 @@ class ArrayPool:
             tensor[slots] = rows[name]
 
     def check_integrity(self, used: Array) -> None:
-        """Every slot has one owner; the zero slot is zero."""
+        """Asserts that every slot has one owner, and that the zero slot is zero."""
         self._free.check_integrity(used[used != 0])
         assert not any(tensor[0].any() for tensor in self.tensors.values())
 
     def run(self, x: Array, lengths: Array, read: Array, write: Array) -> Array:
         """x [T, B, 2] or tokens [T, B, 1] -> y [T, B, O], all of small integers.
 
-        Float32 is exact there, on any machine.
+        Float32 is exact for them, on any machine.
         """
         values = (x[..., 0] if x.shape[2] == 1 else x[..., 0] + 5 * x[..., 1]).astype(np.int64)
         h, c = (self.tensors[name][read, 0].astype(np.int64) for name in ("h.0", "c.0"))
@@ -207,7 +208,7 @@ class Flight:
 
 
 class Random:
-    """Draws of one seed that no version of Python changes."""
+    """Random numbers of one seed that no version of Python changes."""
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed).random
@@ -217,7 +218,7 @@ class Random:
         return int(self._draw() * count)
 
     def chance(self, share: float) -> bool:
-        """Whether it happens."""
+        """Whether an event with this probability happens."""
         return self._draw() < share
 
     def pick(self, items: Any) -> Any:
@@ -225,13 +226,13 @@ class Random:
         return items[self.below(len(items))]
 
     def sample(self, items: Any, count: int) -> list[Any]:
-        """So many of them, none twice."""
+        """`count` items, none twice."""
         left = list(items)
         return [left.pop(self.below(len(left))) for _ in range(min(count, len(left)))]
 
 
 class Trace:
-    """One seed's events on one side; `log` has what came of them."""
+    """One seed's events on one side; `log` has the results."""
 
     def __init__(self, seed: int, make_side: Callable[..., Side]) -> None:
         self.seed = seed
@@ -252,11 +253,11 @@ class Trace:
         self.now_ns = 10**9
         self.log: list[Any] = []
         self.answers: list[Any] = []
-        self.calls: dict[int, Call] = {}  # that are not over
-        self.messages: set[int] = set()  # uids of those of many sessions
+        self.calls: dict[int, Call] = {}  # calls that are not over
+        self.messages: set[int] = set()  # uids of messages of many sessions
         self.open: dict[str, Session] = {}
-        self.at_row: dict[int, Session] = {}  # detached ones too
-        self.holds: list[Any] = []  # (session, what hold() gave)
+        self.at_row: dict[int, Session] = {}  # also those that are detached
+        self.holds: list[Any] = []  # (session, the result of hold())
         self.flights: list[Flight] = []
         self.serial = self.uids = 0
 
@@ -282,7 +283,7 @@ class Trace:
     # Events -------------------------------------------------------------------------------------
 
     def run(self) -> list[Any]:
-        """All of it."""
+        """Runs the whole trace. Returns the log."""
         for _ in range(self.sessions_max):
             self._open()
         self._note("begin")
@@ -370,7 +371,8 @@ class Trace:
         self._submit("list", sessions)
 
     def _lists(self) -> None:
-        """Of most sessions, one behind the other: what the second has waits together."""
+        """Sends lists of most sessions, one behind the other: the rows of the second list wait
+        together."""
         for _ in range(2):
             sessions = self.rng.sample(self.open.values(), 3 + self.rng.below(12))
             if sessions:
@@ -378,7 +380,7 @@ class Trace:
 
     def _many(self) -> None:
         sessions = self.rng.sample(self.open.values(), 1 + self.rng.below(len(self.open) + 2))
-        if self.mode == "split":  # what waits behind others is taken out in another order
+        if self.mode == "split":  # the rows that wait are taken out in another order
             sessions = [each for each in sessions if not self.table.pending[each.row]]
             sessions = sessions if len(sessions) >= 4 else []  # fewer wait one by one
         if sessions:
@@ -422,7 +424,7 @@ class Trace:
         return self.now_ns + rng.below(30) * MS if rng.chance(0.15) else 0
 
     def _number(self, session: Session, due: int, is_wild: bool) -> int:
-        """Most often the next; else a repeat, one that is old, or one too far ahead."""
+        """Mostly the next number, else a repeat, an old number, or one too far ahead."""
         rng, last = self.rng, self.table.step.item(session.row)
         if not is_wild or rng.chance(0.6):
             return due
@@ -500,7 +502,7 @@ class Trace:
             self.scheduler.release(hold)
 
     def _leave(self) -> None:
-        """A session is replaced, moved or closed; or one that was replaced may live on."""
+        """Replaces, moves or closes a session, or lets a replaced one live on."""
         rng, table = self.rng, self.table
         replaced = [row for row in self.at_row if table.phase[row] == DETACHED]
         if replaced and rng.chance(0.3):
@@ -547,7 +549,7 @@ class Trace:
             self.table.set_trust(row, self.rng.pick((SUSPECT, SUSPECT, CONTESTED)))
 
     def _durable(self) -> None:
-        """A store behind has caught up with some sessions."""
+        """Notes that a store behind has caught up with some sessions."""
         if self.store == "behind":
             for session in self.rng.sample(self.open.values(), 3):
                 self.table.durable_step[session.row] = self.table.step[session.row]
@@ -558,7 +560,7 @@ class Trace:
     # Batches ------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Of one batch a stage, or a few batches whole."""
+        """Advances one batch by a stage, or a few batches to their end."""
         rng = self.rng
         self.now_ns += MS
         if rng.chance(0.5):
@@ -599,7 +601,7 @@ class Trace:
         flight.stage += 1
 
     def _draw(self, *what: Any) -> int:
-        """0 .. 2^32 - 1 of what names it: the same whatever the order."""
+        """A random number 0 .. 2^32 - 1 that depends on its arguments only, not on the order."""
         name = f"{self.seed} {what}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "little")
 
@@ -619,7 +621,7 @@ class Trace:
         batch.absorb(y)
 
     def _commit(self, flight: Flight) -> None:
-        """As a store that is written through."""
+        """Commits the batch as a write-through store does."""
         if self.store != "through":
             return
         batch, table = flight.batch, self.table
@@ -674,20 +676,20 @@ class Trace:
 
 
 def failure(error: Any) -> list[Any]:
-    """What a refused row is answered with, as far as it is compared."""
+    """The answer of a refused row, as far as it is compared."""
     return ["failed", error.reason, error.metadata]
 
 
 def bits(y: Array) -> str:
-    """Of y [t, O]."""
+    """The bits of y [t, O]."""
     return np.ascontiguousarray(y, "<f4").tobytes().hex()
 
 
 def canonical(log: list[Any]) -> str:
-    """As text."""
+    """The log as text."""
     return "\n".join(json.dumps(each, separators=(",", ":")) for each in log)
 
 
 def result(seed: int, make_side: Callable[..., Side]) -> str:
-    """The sha256 of all that came of a seed's trace."""
+    """The sha256 of everything that a seed's trace gave."""
     return hashlib.sha256(canonical(Trace(seed, make_side).run()).encode()).hexdigest()

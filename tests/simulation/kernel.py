@@ -16,7 +16,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
 from lstmserve.engine.compute.pool import INITIAL, Pool, Slots, States
-from lstmserve.engine.free_list import FreeList
+from lstmserve.engine.compute.slots import SlotAllocator
 from lstmserve.engine.model import slots_for
 from lstmserve.graph.network import LstmLayout
 from lstmserve.spec import Linear, LstmSpec, ModelSpec
@@ -49,7 +49,7 @@ class HashPool(Pool):
         self.slots = slots
         self.trash = slots - 1
         self.states = np.zeros((slots, STATE_SIZE), np.float32)
-        self._free = FreeList(INITIAL + 1, self.trash)
+        self._free = SlotAllocator(INITIAL + 1, self.trash)
 
     def read(self, slots: Slots) -> States:
         """Copies the states in these slots."""

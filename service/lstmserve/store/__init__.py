@@ -77,8 +77,8 @@ def open_store(
     """Opens the store that `url` names, and blocks meanwhile; None for "memory".
 
     `file:DIR` takes `sync` and `bytes_max`, `redis://` and `rediss://` (or `valkey://` and
-    `valkeys://`, which mean the same) take `connections_max`.
-    Raises StoreRefused: one line for the operator, in which the URL does not occur.
+    `valkeys://`, which mean the same) take `connections_max`. Raises StoreRefused with one line for
+    the operator, which does not contain the URL.
     """
     kind, _, rest = url.partition(":")
     if url == "memory":

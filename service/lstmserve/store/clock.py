@@ -70,7 +70,7 @@ def _boot_id() -> str:
 
 
 class StoreClock:
-    """The store's time, continued from `mark`, or from the wall clock where there is none."""
+    """The store's time, continued from `mark`, or from the wall clock if there is no mark."""
 
     def __init__(self, read: Read, mark: Mark | None) -> None:
         self._read = read

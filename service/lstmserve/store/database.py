@@ -5,7 +5,7 @@ transaction all or nothing whatever kills the process. With `sync` each transact
 before `put` returns; without it a power cut may take back the last ones, never a part of one. One
 connection holds the file's lock for as long as it lives. Around each transaction it checks that
 the files are still those that are open (identity.py). It must not touch a file that is not its
-own, nor read of a record more than its version.
+own, and reads nothing of a record but its version.
 """
 
 from __future__ import annotations

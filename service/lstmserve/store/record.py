@@ -3,9 +3,9 @@
 All numbers are little-endian. A crc32c covers everything but itself, so it finds any flipped bit.
 
 Every format begins with the magic, the format's number and, at VERSION_SLICE, the version, which
-the stores compare. From format 2 on the crc lies at CRC_SLICE, in every format there will ever be:
-so a reader tells a record of a later release (UnknownRecord: leave it where it is) from a damaged
-one (CorruptRecord: put it aside), whatever the format's number says.
+the stores compare. From format 2 on, every format has the crc at CRC_SLICE, for ever. So whatever
+the format's number says, a reader can tell a record of a later release (UnknownRecord: leave it
+where it is) from a damaged one (CorruptRecord: put it aside).
 
 Format 1: a fixed header, then the model's name, h, c and the reply. It is read for ever, and still
 written for what it can hold.
@@ -15,8 +15,8 @@ tags, each at most once, but one STATE for each of the model's states, in the sp
 release may add fields. A reader that does not know a field's tag
 - below OPTIONAL refuses the record (UnknownRecord): to write it without that field would lose what
   the field's release relies on;
-- from OPTIONAL on passes over the field, and writes the record's next version without it. Such a
-  field may only say what is harmless to lose, for a session moves to and fro between the releases
+- from OPTIONAL on ignores the field, and writes the record's next version without it. Such a field
+  may only say what is harmless to lose, because a session moves back and forth between the releases
   of a rolling update.
 """
 
@@ -60,7 +60,7 @@ _TENSOR: Final = struct.Struct(
 _DTYPES: Final = {"float32": 1, "int64": 2, "bool": 3}
 _DTYPE_NAMES: Final = {code: name for name, code in _DTYPES.items()}
 
-# Tags of format 2. A number is never used again for something else.
+# Tags of format 2. A tag is never used again for another field.
 MODEL: Final = 1
 STATE: Final = 2
 REPLY: Final = 3  # float32

@@ -67,7 +67,7 @@ class FloodGuard:
                 self._sent.clear()  # or a later look would take many seconds' bytes for one's
                 self._loud.clear()
             elif count := self.look(port):
-                log.warning("connections cut: a flood, and no call let in", connections=count)
+                log.warning("connections cut: a flood without a valid call", connections=count)
 
     def look(self, port: int) -> int:
         """Cuts connections that are over the limit for the second time. Returns how many."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from lstmserve.config import Config
 from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import ModelNotFound, ModelNotHereYet, ModelRetired
@@ -19,13 +17,12 @@ from lstmserve.server.kserve.request import find_model, read_version
 from lstmserve.server.kserve.signature import DATATYPES, Part, signature_of
 from lstmserve.server.observe.counters import ModelMetrics
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.spec import LENGTHS, ModelSpec, TensorSpec
+from lstmserve.spec import INITIAL, LENGTHS, ModelSpec, TensorSpec
 
 PLATFORM: Final = "lstmserve"
 READY: Final = "READY"
 OK: Final = "OK"
 DATA_TYPES: Final = {"float32": pb.TYPE_FP32, "int64": pb.TYPE_INT64, "bool": pb.TYPE_BOOL}
-INITIAL: Final = ".initial"
 INT32_MAX: Final = (1 << 31) - 1
 
 
@@ -128,7 +125,7 @@ def model_config(model: Model, settings: Config) -> pb.ModelConfig:
         batching = config.sequence_batching
         batching.max_sequence_idle_microseconds = round(settings.session_ttl_s * 1e6)
         batching.oldest.max_candidate_sequences = min(model.sessions_max, INT32_MAX)
-        initial = model.pool.read(np.zeros(1, np.int64))  # slot 0 has the model's initial state
+        initial = model.pool.layout.initial()
         for each in signature.states.values():
             kind = {"data_type": DATA_TYPES[each.tensor.dtype], "dims": each.tensor.shape}
             state = batching.state.add(input_name=each.given, output_name=each.wanted, **kind)

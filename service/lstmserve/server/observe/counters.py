@@ -28,7 +28,7 @@ UNSORTED_MAX = 256  # values that wait to be counted together
 
 
 class Histogram:
-    """Counts values by upper bound. `unit` is that of the values, 1e-9 for ns; the bounds' is 1.
+    """Counts values by upper bound. Values are in units of `unit` (1e-9: ns), bounds in units of 1.
 
     observe() only appends; numpy sorts the values into their bounds now and then.
     """

@@ -1,4 +1,4 @@
-// Owns how numbers look: as text, lines, bars and heat. Asks nobody for them.
+// Draws numbers as text, lines, bars and heat. It gets them from its caller.
 const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ function node(kind, attributes = {}, ...children) {
   return made;
 }
 
-/** 3 or 4 digits, and k, M or G. */
+/** A number in 3 or 4 digits, with k, M or G. */
 function short(value) {
   if (!Number.isFinite(value)) return "–";
   for (const [from, letter, unit = from] of [[1e9, "G"], [1e6, "M"], [1e4, "k", 1e3]]) {
@@ -61,7 +61,7 @@ function line(id, values, width) {
   );
 }
 
-/** Columns of buckets over time, darker where more fell; and the two quantiles over them. */
+/** Columns of buckets over time, darker for more values; and the two quantiles over them. */
 function heat(id, columns, width) {
   const canvas = at(id);
   const [w, h, scale] = [canvas.clientWidth, canvas.clientHeight, devicePixelRatio || 1];

@@ -1,4 +1,4 @@
-// Owns what a scrape says: parses it, and compares two. Draws nothing.
+// Parses a scrape, and compares two. It draws nothing.
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
@@ -46,7 +46,7 @@ function buckets(before, after, name) {
   return bounds.map(([bound, count], n) => [bound, n ? count - bounds[n - 1][1] : count]);
 }
 
-/** As PromQL's histogram_quantile: linear within a bucket; NaN when all are empty. */
+/** PromQL's histogram_quantile: linear within a bucket; NaN when all buckets are empty. */
 function quantile(q, counts) {
   const rank = q * counts.reduce((sum, [, count]) => sum + count, 0);
   let [seen, low] = [0, 0];

@@ -1,4 +1,4 @@
-// Owns the page: asks /metrics once a second, keeps what came, and shows it. Changes nothing there.
+// The page: asks /metrics once a second, keeps the answers, and shows them. It changes no number.
 const POLL_MS = 1000;
 const [SHOWN, KEPT] = [30, 120]; // records of the past, at least and at most
 const RECENT = 10; // of them, for rates and quantiles
@@ -18,7 +18,7 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
-/** A restarted server counts anew: nothing older is kept. */
+/** A restarted server counts from 0, so older records are dropped. */
 function add(record) {
   const born = (each) => total(each.scrape, "process_start_time_seconds");
   if (records.length && born(records.at(-1)) !== born(record)) records = [];
