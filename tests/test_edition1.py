@@ -27,6 +27,7 @@ from storing import Valkey
 FIXTURES = Path(__file__).parent / "fixtures" / "edition1"
 SESSIONS: dict[str, list[dict[str, Any]]] = json.loads((FIXTURES / "sessions.json").read_text())
 TOLERANCE = 1e-6
+OPEN = "/lstmserve.v1.LstmService/OpenSession"
 REPLY_BYTES_MAX = ("--reply-bytes-max", "64")  # as when the fixtures were made
 
 
@@ -169,12 +170,38 @@ def test_an_exported_state_is_imported(serve: Serve) -> None:
                 y = session.step(np.array(step["x"], np.float32))
                 np.testing.assert_allclose(y, step["y"], rtol=0, atol=TOLERANCE)
         before = pb.State.FromString(content)
+    with Caller(serving, None) as caller:
+        request = pb.OpenSessionRequest(model="net", state=before)
+        with pytest.raises(LstmServeError, match="with the Python client of this") as caught:
+            caller.call(OPEN, request, pb.OpenSessionResponse)
+        assert caught.value.reason == "MALFORMED"
     assert (
         before.fingerprint
         == json.loads((FIXTURES / "models" / "net" / "1" / "manifest.json").read_text())[
             "fingerprint"
         ]
     )
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_a_stored_state_moves(store: tuple[str, str], serve: Serve, has_model: bool) -> None:
+    """A server with the model knows the shapes that the first edition did not store, one without it
+    does not; what either exports is imported where the model is, and steps on."""
+    kind, url = store
+    saved = next(each for each in SESSIONS[kind] if each["kind"] == "rows")
+    flags = {"models": FIXTURES / "models"}
+    serving = serve("--store", url, **(flags if has_model else {}))
+    with Caller(serving, None) as caller:
+        request = pb.GetStateRequest(session_id=saved["id"])
+        path = "/lstmserve.v1.LstmService/GetState"
+        state = caller.call(path, request, pb.GetStateResponse).state
+    found = {each.name: list(each.shape) for each in state.tensors}
+    shape = [2, 8] if has_model else [16]
+    assert found == {"h": shape, "c": shape}
+    with Caller(serve(**flags), None) as caller:
+        opening = pb.OpenSessionRequest(model="net", state=state)
+        opened = caller.call(OPEN, opening, pb.OpenSessionResponse).session
+        go_on(caller, {**saved, "id": opened.id, "incarnation": opened.incarnation})
 
 
 def test_the_fixtures_are_what_they_were() -> None:

@@ -210,8 +210,10 @@ def tensor(name: str, values: npt.ArrayLike) -> pb.Tensor:
     """The message of values of any shape; Python's floats are float32."""
     array = np.asarray(values)
     message = pb.Tensor(name=name, shape=array.shape)
-    is_float = array.dtype.kind == "f"
-    (message.floats if is_float else message.ints).extend(array.ravel().tolist())
+    if array.dtype.kind == "f":
+        message.floats.extend(array.ravel().tolist())
+    else:
+        message.ints.extend(array.astype(np.int64).ravel().tolist())
     return message
 
 

@@ -96,14 +96,13 @@ class ModelCalls:
 
 def _spec(model: Model) -> pb.ModelSpec:
     spec = model.spec
-    is_exact = model.device == "cpu" if model.kernel is None else model.kernel.is_exact
     return pb.ModelSpec(
         kind=spec.kind,
         inputs=map(_tensor, spec.inputs),
         outputs=map(_tensor, spec.outputs),
         states=map(_tensor, spec.states),
         is_streaming=spec.is_streaming,
-        is_exact=is_exact,
+        is_exact=model.is_exact,
         lstm=None if spec.lstm is None else _lstm(spec.lstm),
     )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
-from collections.abc import Iterable
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -127,7 +125,7 @@ class SessionCalls:
         if request.incarnation:  # of somebody who steps it, and needs it where it can be stepped
             await engine.lifecycle.confirm(key)
         elif (record := await engine.lifecycle.look(key)) is not None:
-            return pb.GetStateResponse(state=_stored_state(record, engine.models))
+            return pb.GetStateResponse(state=_stored_state(record))
         row = engine.sessions.find(key, request.incarnation, engine.clock())
         model = engine.model_of(row)
         states = engine.sessions.state(row)
@@ -175,16 +173,15 @@ def _exported(states: Arrays, step: int, fingerprint: str) -> pb.State:
     )
 
 
-def _stored_state(record: Record, models: Iterable[Model]) -> pb.State:
-    """Its model need not be among the models: the record has the states' names and dtypes, and
-    their shapes too, unless the first edition wrote it."""
-    served = (each for each in models if each.fingerprint == record.fingerprint.hex())
-    shapes = {spec.name: spec.shape for model in served for spec in model.spec.states}
-    states = {}
-    for each in record.states:
-        values = np.frombuffer(each.data, np.dtype(each.dtype).newbyteorder("<"))
-        shape = shapes.get(each.name, each.shape)
-        states[each.name] = values.reshape(shape if math.prod(shape) == values.size else each.shape)
+def _stored_state(record: Record) -> pb.State:
+    """Its model need not be here: the record has the states' names and dtypes. A record of format 1
+    has no shapes, so there each is [size]."""
+    states = {
+        each.name: np.frombuffer(each.data, np.dtype(each.dtype).newbyteorder("<")).reshape(
+            each.shape
+        )
+        for each in record.states
+    }
     return _exported(states, record.step, record.fingerprint.hex())
 
 

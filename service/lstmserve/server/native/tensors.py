@@ -46,7 +46,7 @@ def tensor(name: str, values: Array) -> pb.Tensor:
     if values.dtype == np.float32:
         message.floats = values.astype(FLOAT, copy=False).tobytes()
     else:
-        message.ints.extend(values.ravel().tolist())
+        message.ints.extend(values.astype(np.int64, copy=False).ravel().tolist())
     return message
 
 
