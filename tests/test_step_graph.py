@@ -20,7 +20,7 @@ from lstmserve.config import Config
 from lstmserve.engine import load_models
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool
-from lstmserve.engine.compute.selftest import Company, Draw, SelfTestFailed, check_kernel
+from lstmserve.engine.compute.selftest import BatchCheck, Draw, SelfTestFailed, check_kernel
 from lstmserve.golden import dump_golden
 from lstmserve.graph import InvalidModel, PoolNetwork, StepNetwork
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
@@ -541,7 +541,7 @@ def check(network: PoolNetwork, slots: int = 80) -> bool:
     """Whether it is exact. Raises SelfTestFailed. The golden vectors only give the inputs."""
     pool = Pool(network.layout, slots)
     kernel = Kernel(network, pool, "cpu", 1)
-    found = Company(kernel, pool, Draw(SPEC, make_golden(0))).check()
+    found = BatchCheck(kernel, pool, Draw(SPEC, make_golden(0))).check()
     pool.check_integrity(np.zeros(0, np.int64))
     return found
 
