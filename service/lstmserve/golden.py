@@ -190,7 +190,7 @@ def take_array(arrays: Mapping[str, Array], name: str, dtype: type[Number]) -> n
     array = arrays[name]
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name[:80]} is {array.dtype}, must be numbers")
-    with np.errstate(over="ignore"):  # the checks refuse infinity by name
+    with np.errstate(over="ignore", invalid="ignore"):  # the checks refuse infinity by name
         return np.asarray(array, dtype)
 
 
