@@ -644,6 +644,41 @@ def test_operators_of_onnxruntime_run() -> None:
     assert check(network(fused))
 
 
+def test_a_network_of_floats_alone() -> None:
+    """s.next = s / 2 + x, exact in float32: time step by time step, in a chunk, in a batch."""
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 2])
+
+    nodes = [
+        helper.make_node("Mul", ["s", "half"], ["old"]),
+        helper.make_node("Add", ["old", "x"], ["s.next"]),
+        helper.make_node("Neg", ["s.next"], ["y"]),
+    ]
+    half = numpy_helper.from_array(np.array(0.5, np.float32), "half")
+    sides = [value("x"), value("s")], [value("y"), value("s.next")]
+    graph = helper.make_graph(nodes, "leak", *sides, [half])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x, y, s = (TensorSpec(name, (2,)) for name in "xys")
+    spec = ModelSpec((x,), (y,), (s,))
+    found = StepNetwork(spec, read_step_graph(model.SerializeToString(), spec))
+    pool = Pool(found.layout, 80)
+    kernel = Kernel(found, pool, "cpu", 1)
+    rows = np.random.default_rng(0).integers(-8, 8, (6, 3, 2)).astype(np.float32)
+    lengths, wanted = np.array([6, 2, 4]), np.zeros((3, 2), np.float32)
+    read, write, other = (np.arange(start, start + 3) for start in (0, 10, 20))
+    y_chunk = kernel.run(rows, lengths, read * 0, write)
+    for t in range(6):
+        wanted = wanted / 2 + rows[t]
+        source = read * 0 if t == 0 else (other, write + 20)[(t + 1) % 2]
+        y_now = kernel.run(rows[t : t + 1], read * 0 + 1, source, (other, write + 20)[t % 2])
+        np.testing.assert_array_equal(y_now[0], -wanted)
+        is_on = lengths > t
+        np.testing.assert_array_equal(y_chunk[t, is_on], -wanted[is_on])
+        is_end = lengths == t + 1
+        np.testing.assert_array_equal(pool.read(write[is_end])["s"], wanted[is_end])
+
+
 # Graphs in graphs ---------------------------------------------------------------------------------
 
 

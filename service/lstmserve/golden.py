@@ -79,8 +79,8 @@ class Golden:
 
 def torch_error_max(*expected: Array | None) -> float:
     """The largest torch_error with which a case that expects these proves something."""
-    known = [np.abs(each).max(initial=0) for each in expected if each is not None]
-    return TORCH_ERROR_MAX * max(1.0, *map(float, known))
+    known = [float(np.abs(each).max(initial=0)) for each in expected if each is not None]
+    return TORCH_ERROR_MAX * max([1.0, *known])
 
 
 def check_golden(cases: Mapping[str, Golden], spec: ModelSpec) -> None:
