@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import stepgraph
 from lstmserve.config import Config
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.model import slots_for
-from lstmserve.graph import LstmNetwork
+from lstmserve.graph import LstmNetwork, StepNetwork
+from lstmserve.graph.step_graph import read_step_graph
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import random_weights
 from traffic import open_session, start_engine, submit
@@ -39,6 +41,27 @@ def test_kernel(benchmark: Any, slots: int) -> None:
     lengths = np.ones(BATCH, np.int32)
     for tensor in pool.tensors.values():  # every page of the pool is real memory
         tensor.numpy()[:] = rng.random(tensor.shape()[1:], np.float32)
+
+    def draw() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        chosen = rng.choice(slots, 2 * BATCH, replace=False) + 1
+        return (x, lengths, chosen[:BATCH], chosen[BATCH:]), {}
+
+    benchmark.pedantic(kernel.run, setup=draw, rounds=ROUNDS, warmup_rounds=20)
+
+
+@pytest.mark.parametrize("length", [1, 16])
+@pytest.mark.parametrize("slots", SIZES)
+def test_network_kernel(benchmark: Any, slots: int, length: int) -> None:
+    """The same of a step graph with five states of float32, int64 and bool; T > 1 is its Scan."""
+    graph = read_step_graph(stepgraph.build().SerializeToString(), stepgraph.SPEC)
+    network = StepNetwork(stepgraph.SPEC, graph)
+    pool = Pool(network.layout, slots + 2)
+    kernel = Kernel(network, pool, "cpu", 1)
+    rng = np.random.default_rng(0)
+    x = stepgraph.random_rows(rng, length * BATCH).reshape(length, BATCH)
+    lengths = np.full(BATCH, length)
+    for tensor in pool.tensors.values():
+        tensor.numpy()[:] = 1
 
     def draw() -> tuple[tuple[Any, ...], dict[str, Any]]:
         chosen = rng.choice(slots, 2 * BATCH, replace=False) + 1

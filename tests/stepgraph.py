@@ -197,12 +197,23 @@ def _stacked(states: list[dict[str, Array]] | None) -> dict[str, Array] | None:
 
 def make_model(folder: Path, seed: int = 0, *, name: str = "n", version: int = 1) -> Path:
     """Writes folder/NAME/VERSION as an export would, and returns its path."""
-    content = build(seed).SerializeToString()
-    files = {MODEL: content, GOLDEN: dump_golden(make_golden(seed))}
+    return write(folder, SPEC, build(seed), make_golden(seed), name, version)
+
+
+def write(
+    folder: Path,
+    spec: ModelSpec,
+    model: onnx.ModelProto,
+    golden: Mapping[str, Golden],
+    name: str = "n",
+    version: int = 1,
+) -> Path:
+    """Writes a version of kind "network" with any step graph."""
+    content = model.SerializeToString()
+    files = {MODEL: content, GOLDEN: dump_golden(golden)}
     sums = {file: sha256(each) for file, each in files.items()}
-    found = fingerprint(SPEC, read_step_graph(content, SPEC))
-    manifest = Manifest(name, version, SPEC, found, sums)
-    return write_model(folder, manifest, files, force=False)
+    found = fingerprint(spec, read_step_graph(content, spec))
+    return write_model(folder, Manifest(name, version, spec, found, sums), files, force=False)
 
 
 class Loop:

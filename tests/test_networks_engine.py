@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import stepgraph
 from lstmserve.engine import Engine
@@ -20,7 +22,9 @@ from lstmserve.engine.keys import session_key
 from lstmserve.engine.predict import PredictJob
 from lstmserve.engine.scheduling import work
 from lstmserve.engine.session.opening import IfExists, ImportedState, OpenRequest
-from lstmserve.rows import FLOATS, INTS
+from lstmserve.golden import Golden
+from lstmserve.rows import FLOATS, INTS, RowFormat
+from lstmserve.spec import ModelSpec, TensorSpec
 from lstmserve.store import Record, decode, open_store
 from stepgraph import SPEC, Arrays, Loop, Rows, random_rows
 from traffic import TTL_NS, load_engine, open_session, submit, submit_block
@@ -319,4 +323,80 @@ async def test_a_session_that_never_stepped_is_stored_with_the_initial_state(
         row = engine.table.find(session_key("", "s"))
         assert engine.table.slot[row] == 0
         assert same(state(engine, row), stepgraph.initial())
+    await store.close()
+
+
+# Integers alone -----------------------------------------------------------------------------------
+
+TALLY = ModelSpec(
+    inputs=(TensorSpec("n", (), "int64"), TensorSpec("m", (2,), "int64")),
+    outputs=(TensorSpec("both", (2,), "int64"), TensorSpec("total", (), "int64")),
+    states=(TensorSpec("sum", (), "int64"),),
+)
+
+
+def make_tally(folder: Path) -> None:
+    """sum + n + the sum of m, from 100 on; the outputs are m + sum and the new sum."""
+
+    def value(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.INT64, ["B", *shape])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["m", "axis"], ["pair"], keepdims=0),
+        helper.make_node("Add", ["n", "pair"], ["all"]),
+        helper.make_node("Add", ["sum", "all"], ["sum.next"]),
+        helper.make_node("Identity", ["sum.next"], ["total"]),
+        helper.make_node("Unsqueeze", ["total", "axis"], ["column"]),
+        helper.make_node("Add", ["m", "column"], ["both"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tally",
+        [value("n"), value("m", 2), value("sum")],
+        [value("both", 2), value("total"), value("sum.next")],
+        [
+            numpy_helper.from_array(np.array([1]), "axis"),
+            numpy_helper.from_array(np.array(100), "sum.initial"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    n, m = np.array([[1, 2]]), np.array([[[3, 4], [5, 6]]])
+    golden = Golden(
+        inputs={"n": n, "m": m},
+        lengths=np.array([2], np.int32),
+        initial=None,
+        outputs={"both": np.array([[[111, 112], [126, 127]]]), "total": np.array([[108, 121]])},
+        finals={"sum": np.array([121])},
+        torch_error=0.0,
+    )
+    stepgraph.write(folder, TALLY, model, {"new": golden})
+
+
+async def test_a_network_of_integers_alone(tmp_path: Path) -> None:
+    """Its rows have no floats anywhere: in batches, chunks, replies, records and repeats."""
+    make_tally(tmp_path / "models")
+    inputs, outputs = RowFormat(TALLY.inputs), RowFormat(TALLY.outputs)
+    store = open_store(f"file:{tmp_path / 'store'}")
+    assert store is not None
+    values, total = np.random.default_rng(0).integers(-(1 << 40), 1 << 40, (9, 3)), 100
+    key = session_key("", "s")
+    for number, part in enumerate((values[:1], values[1:8], values[8:]), 1):
+        x = inputs.pack({"n": part[:, 0], "m": part[:, 1:]})
+        totals = total + np.cumsum(part.sum(axis=1))
+        wanted = {"both": part[:, 1:] + totals[:, np.newaxis], "total": totals}
+        total = int(totals[-1])
+        async with running(tmp_path / "models", store=store, store_mode="through") as engine:
+            if number == 1:
+                await engine.lifecycle.open(request(engine, "s"))
+            await engine.lifecycle.bring(key, 0, number)
+            row = engine.table.find(key)
+            done = await submit(engine, row, x, number=number)[1]
+            assert done.y.tobytes() == outputs.pack(wanted).tobytes()
+        async with running(tmp_path / "models", store=store, store_mode="through") as engine:
+            await engine.lifecycle.bring(key, 0, number)
+            row = engine.table.find(key)
+            again = await submit(engine, row, x, number=number)[1]
+            assert again.is_replayed
+            assert again.y.tobytes() == done.y.tobytes()
+            assert engine.sessions.state(row)["sum"].tolist() == [total]
     await store.close()

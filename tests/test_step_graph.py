@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lstmserve.engine import load_models
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.compute.selftest import BatchCheck, Draw, SelfTestFailed, check_kernel
-from lstmserve.golden import dump_golden
+from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import InvalidModel, PoolNetwork, StepNetwork
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
 from lstmserve.manifest import (
@@ -537,11 +537,11 @@ def _sort(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def check(network: PoolNetwork, slots: int = 80) -> bool:
+def check(network: PoolNetwork, golden: Mapping[str, Golden] | None = None) -> bool:
     """Whether it is exact. Raises SelfTestFailed. The golden vectors only give the inputs."""
-    pool = Pool(network.layout, slots)
+    pool = Pool(network.layout, 80)
     kernel = Kernel(network, pool, "cpu", 1)
-    found = BatchCheck(kernel, pool, Draw(SPEC, make_golden(0))).check()
+    found = BatchCheck(kernel, pool, Draw(network.layout.spec, golden or make_golden(0))).check()
     pool.check_integrity(np.zeros(0, np.int64))
     return found
 
@@ -642,6 +642,102 @@ def test_operators_of_onnxruntime_run() -> None:
         model.opset_import.add(domain="com.microsoft", version=1)
 
     assert check(network(fused))
+
+
+def test_a_network_of_floats_alone() -> None:
+    """s.next = s / 2 + x, exact in float32: time step by time step, in a chunk, in a batch."""
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 2])
+
+    nodes = [
+        helper.make_node("Mul", ["s", "half"], ["old"]),
+        helper.make_node("Add", ["old", "x"], ["s.next"]),
+        helper.make_node("Neg", ["s.next"], ["y"]),
+    ]
+    half = numpy_helper.from_array(np.array(0.5, np.float32), "half")
+    sides = [value("x"), value("s")], [value("y"), value("s.next")]
+    graph = helper.make_graph(nodes, "leak", *sides, [half])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x, y, s = (TensorSpec(name, (2,)) for name in "xys")
+    spec = ModelSpec((x,), (y,), (s,))
+    found = StepNetwork(spec, read_step_graph(model.SerializeToString(), spec))
+    pool = Pool(found.layout, 80)
+    kernel = Kernel(found, pool, "cpu", 1)
+    rows = np.random.default_rng(0).integers(-8, 8, (6, 3, 2)).astype(np.float32)
+    lengths, wanted = np.array([6, 2, 4]), np.zeros((3, 2), np.float32)
+    read, write, other = (np.arange(start, start + 3) for start in (0, 10, 20))
+    y_chunk = kernel.run(rows, lengths, read * 0, write)
+    for t in range(6):
+        wanted = wanted / 2 + rows[t]
+        source = read * 0 if t == 0 else (other, write + 20)[(t + 1) % 2]
+        y_now = kernel.run(rows[t : t + 1], read * 0 + 1, source, (other, write + 20)[t % 2])
+        np.testing.assert_array_equal(y_now[0], -wanted)
+        is_on = lengths > t
+        np.testing.assert_array_equal(y_chunk[t, is_on], -wanted[is_on])
+        is_end = lengths == t + 1
+        np.testing.assert_array_equal(pool.read(write[is_end])["s"], wanted[is_end])
+
+
+LAYERS = """
+x scale shift -> LayerNormalization+axis=-1 normed
+normed front -> MatMul fronted
+fronted zero -> Unsqueeze x1
+h -> Transpose+perm=1,0,2 h0
+c -> Transpose+perm=1,0,2 c0
+x1 W R B . h0 c0 -> LSTM+hidden_size=16 l_all hn cn
+hn -> Transpose+perm=1,0,2 h.next
+cn -> Transpose+perm=1,0,2 c.next
+l_all one -> Squeeze l
+g -> Transpose+perm=1,0,2 g0
+l GW GR GB . g0 -> GRU+hidden_size=12+linear_before_reset=1 g_all gn
+gn -> Transpose+perm=1,0,2 g.next
+g_all both -> Squeeze gru
+gru out -> MatMul logits
+logits -> Softmax+axis=-1 y
+"""
+
+
+def layered() -> StepNetwork:
+    """Recurrent layers of two kinds between others, as torch's exporter writes them."""
+    rng, nodes = np.random.default_rng(0), []
+    for line in LAYERS.strip().splitlines():
+        inputs, _, rest = line.partition(" -> ")
+        op, *outputs = rest.split()
+        op, *given = op.split("+")
+        attributes = {}
+        for name, _, value in (each.partition("=") for each in given):
+            numbers = [int(each) for each in value.split(",")]
+            attributes[name] = numbers if len(numbers) > 1 else numbers[0]
+        names = ["" if name == "." else name for name in inputs.split()]
+        nodes.append(helper.make_node(op, names, outputs, **attributes))
+    shapes = {"scale": (8,), "shift": (8,), "front": (8, 16), "W": (1, 64, 16), "R": (1, 64, 16)}
+    shapes |= {"B": (1, 128), "GW": (1, 36, 16), "GR": (1, 36, 12), "GB": (1, 72), "out": (12, 3)}
+    arrays = {n: rng.uniform(-0.3, 0.3, shape).astype(np.float32) for n, shape in shapes.items()}
+    arrays |= {"zero": np.array([0]), "one": np.array([1]), "both": np.array([0, 1])}
+    states = TensorSpec("h", (1, 16)), TensorSpec("c", (1, 16)), TensorSpec("g", (1, 12))
+    spec = ModelSpec((TensorSpec("x", (8,)),), (TensorSpec("y", (3,)),), states)
+
+    def value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [value(each.name, each.shape) for each in spec.inputs + spec.states],
+        [value("y", (3,)), *(value(each.name + NEXT, each.shape) for each in states)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return StepNetwork(spec, read_step_graph(model.SerializeToString(), spec))
+
+
+def test_recurrent_layers_in_a_step_graph_are_exact() -> None:
+    """LSTM and GRU nodes keep their bits in any batch, and in the Scan: weights are prepacked."""
+    rng = np.random.default_rng(1)
+    inputs = {"x": rng.standard_normal((4, 9, 8)).astype(np.float32)}
+    lengths = np.array([9, 1, 5, 7], np.int32)
+    assert check(layered(), {"case": Golden(inputs, lengths, None, {}, {}, torch_error=0.0)})
 
 
 # Graphs in graphs ---------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ from lstmserve.engine.scheduling.plan import groups_of
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.scheduling.settle import Settlement
 from lstmserve.engine.scheduling.work import Applied, Chunk, Outcome, Plan, Request, chunks_of
-from traces import MODES, OUTPUTS, Call, Trace, bits, canonical, failure, result
+from lstmserve.rows import RowFormat
+from lstmserve.spec import TensorSpec
+from traces import MODES, OUTPUT_SIZE, Call, Trace, bits, canonical, failure, result
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "traces.json").read_text())
 HASHES: list[str] = RECORDED["sha256"]
@@ -81,12 +83,20 @@ class Answers:
             call.answer(place, "applied")
 
 
+OUTPUTS = RowFormat([TensorSpec("y", (OUTPUT_SIZE,))])
+
+
 class NewSide:
     """The present scheduler, with requests and chunks."""
 
     def __init__(self, config: Any, table: Any, pool: Any, on_idle: Any, on_moved: Any) -> None:
         self.config = config
         self.scheduler = Scheduler(config, table, pool, OUTPUTS, on_idle, on_moved)
+
+    def saved_reply(self, table: Any, row: int) -> list[Any] | None:
+        """Length and bits."""
+        y = table.replies.get(row, OUTPUTS)
+        return None if y is None else [len(y), bits(y)]
 
     @property
     def pending_sequences(self) -> int:

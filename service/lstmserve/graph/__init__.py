@@ -1,6 +1,6 @@
-"""The ONNX forms of a model, built from its weights and spec with numpy and onnx alone.
+"""The ONNX forms of a model: built from its weights and spec, or around a step graph.
 
-This package imports no torch and no onnxruntime, and opens no file.
+It needs numpy and onnx alone: this package imports no torch and no onnxruntime, and opens no file.
 """
 
 from lstmserve.graph.forms import build_pool, build_portable

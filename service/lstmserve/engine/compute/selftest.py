@@ -162,7 +162,7 @@ class BatchCheck:
         self._is_exact = True
 
     def check(self) -> bool:
-        """Whether all bits are the same. Raises SelfTestFailed where more than rounding differs."""
+        """Whether all bits are the same. Raises SelfTestFailed if more than rounding differs."""
         slots = self._draw.rng.permutation(self._pool.take(3 * BATCH))
         try:
             self._check(*(slots[i * BATCH : (i + 1) * BATCH].copy() for i in range(3)))
@@ -187,7 +187,7 @@ class BatchCheck:
         self._hold_states(pool.read(np.where(lengths % 2, other, own)), ends)
 
     def _scatter_states(self, read: Slots, write: Slots) -> None:
-        """States that the network itself made lie in `read`, none like another."""
+        """Puts states that the network itself made into `read`."""
         draw, pool = self._draw, self._pool
         starts, begin = draw.starts(BATCH), np.full(BATCH, INITIAL)
         if starts is not None:
