@@ -1,1 +1,1 @@
-"""Owns nothing: makes `python -m examples.weather.demo` work from a clone. Not installed."""
+"""Makes `python -m examples.weather.demo` work from a clone. It is not installed."""

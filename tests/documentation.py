@@ -79,8 +79,9 @@ class Page:
                 yield line, words(match[1])
 
 
-def pages() -> list[Page]:
-    """Every page of the checkout, and what deploys it."""
+@cache
+def files() -> tuple[str, ...]:
+    """Every file of the checkout that git does not ignore, from its root."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -88,13 +89,18 @@ def pages() -> list[Page]:
         text=True,
         check=True,
     )
+    return tuple(sorted(name for name in listed.stdout.splitlines() if (ROOT / name).exists()))
+
+
+def pages() -> list[Page]:
+    """Every page of the checkout, and what deploys it."""
     deployed = re.compile(r"(deploy/(?!grafana/dashboards/).*|docker-compose[^/]*)\.\w+$")
     names = [
         name
-        for name in listed.stdout.splitlines()
+        for name in files()
         if name.endswith(".md") or (deployed.match(name) and not name.endswith(".py"))
     ]
-    return [Page(ROOT / name, (ROOT / name).read_text()) for name in sorted(names)]
+    return [Page(ROOT / name, (ROOT / name).read_text()) for name in names]
 
 
 def words(command: str) -> list[str]:
@@ -250,11 +256,10 @@ def anchors(text: str) -> set[str]:
 
 
 @cache
-def files_of_ours() -> list[str]:
-    """Every file of the checkout, from its root, with a / before it."""
-    skipped = {".git", ".venv", "__pycache__"}
-    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
-    return [f"/{path}" for path in paths if not skipped & set(path.parts)]
+def paths_of_ours() -> frozenset[str]:
+    """Those files and their folders, each with a / before it."""
+    folders = {str(folder) for name in files() for folder in Path(name).parents}
+    return frozenset(f"/{path}" for path in (*files(), *folders))
 
 
 def missing_files(page: Page) -> list[str]:
@@ -269,7 +274,7 @@ def missing_files(page: Page) -> list[str]:
 def exists(path: str) -> bool:
     """Whether a file of ours ends so, or commands make it below a folder `out`."""
     end = re.compile(re.escape(f"/{path}").replace(r"\*", ".*") + "$")
-    return "/out" in path or any(end.search(each) for each in files_of_ours())
+    return "/out" in path or any(end.search(each) for each in paths_of_ours())
 
 
 def wrong_python(page: Page) -> list[str]:

@@ -283,12 +283,12 @@ async def test_a_start_that_is_refused_leaves_no_sequence(folder: Path) -> None:
             )
 
 
-@pytest.mark.parametrize(("names", "state_bytes"), [(["y"], 0), (["y", "cn"], 2 * 2 * 8 * 4)])
+@pytest.mark.parametrize(("names", "more"), [(["y"], 0), (["y", "cn", "y_last"], 128 + 8)])
 async def test_states_count_as_bytes_of_the_answer(
-    folder: Path, names: list[str], state_bytes: int
+    folder: Path, names: list[str], more: int
 ) -> None:
-    """A step that waits holds the bytes of its input and of its answer, with states where it asks
-    for them."""
+    """A step that waits holds the bytes of its input and of its answer, with the states and the
+    last row where it asks for them beside y."""
     async with serving(folder, is_running=False) as wire:
         message = infer(rows(1, 0), sequence_id=1, sequence_start=True)
         for name in names:
@@ -296,7 +296,7 @@ async def test_states_count_as_bytes_of_the_answer(
         content = message.SerializeToString()
         answer = asyncio.ensure_future(sent(wire, content))
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
-        assert wire.pending.held == max(len(content), 3 * 4 + 2 * 4 + state_bytes)
+        assert wire.pending.held == max(len(content), 3 * 4 + 2 * 4 + more)
         wire.run()
         await answer
 

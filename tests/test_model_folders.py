@@ -109,8 +109,8 @@ def test_where_nothing_is_left_it_fails(tmp_path: Path) -> None:
         load_models(Config(models=tmp_path), lambda refused: None)
 
 
-def test_a_model_too_large_for_its_share_stops_no_other(tmp_path: Path) -> None:
-    """The pool is divided, and a model that does not fit its part is refused with what it needs."""
+def test_a_model_too_large_for_the_pool_stops_no_other(tmp_path: Path) -> None:
+    """What has no room for its batches and one session is refused with what it needs."""
     make_model(tmp_path)
     make_model(tmp_path, replace(TINY, hidden_size=300), name="wide")
     refused: list[RefusedFolder] = []
@@ -119,7 +119,8 @@ def test_a_model_too_large_for_its_share_stops_no_other(tmp_path: Path) -> None:
     assert model.name == "tiny"
     (only,) = refused
     assert only.folder == "wide/1"
-    assert "--pool-bytes: wide:1 has 524288 bytes of it, needs" in only.reason
+    assert "--pool-bytes: wide:1 needs 3700800 bytes of it for its batches" in only.reason
+    assert f"and one session, {(1 << 20) - 771 * 80} are left" in only.reason
 
 
 GOLD = make_golden(TINY, random_weights(TINY, 0), 0)

@@ -4,6 +4,7 @@ self-test finds."""
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,9 @@ from lstmserve.config import Config
 from lstmserve.engine import load_models
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool
-from lstmserve.engine.compute.selftest import Company, Draw, SelfTestFailed, check_kernel
+from lstmserve.engine.compute.selftest import BatchCheck, Draw, SelfTestFailed, check_kernel
 from lstmserve.golden import dump_golden
-from lstmserve.graph import PoolNetwork, StepNetwork
+from lstmserve.graph import InvalidModel, PoolNetwork, StepNetwork
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
 from lstmserve.manifest import (
     GOLDEN,
@@ -162,6 +163,10 @@ FAULTS: dict[str, tuple[str, Edit]] = {
         "model.onnx: ",
         lambda m: m.graph.node.remove(node_of(m, "Tanh")),
     ),
+    "a name of other bytes": (
+        "has a name that is not UTF-8",
+        lambda m: setattr(node_of(m, "Tanh"), "name", "TANHNAME"),
+    ),
     "an operator of no opset": (
         "model.onnx: ",
         lambda m: setattr(node_of(m, "Tanh"), "op_type", "Tahn"),
@@ -198,8 +203,65 @@ def test_a_graph_that_the_server_must_not_run_is_refused(folder: Path, name: str
     says, edit = FAULTS[name]
     model = build()
     edit(model)
-    rewrite(folder, MODEL, model.SerializeToString())
+    rewrite(folder, MODEL, model.SerializeToString().replace(b"TANHNAME", b"TANH\xff\xfe\xff\xff"))
     assert says in refusal(folder)
+
+
+def hidden_shape(model: onnx.ModelProto) -> None:
+    """A state of another shape, which the checker cannot see behind onnxruntime's operator."""
+    node = next(n for n in model.graph.node if n.output[0] == "mean.next")
+    node.output[0] = "true_mean"
+    wide = helper.make_node("Concat", ["true_mean", "axis1f"], ["wide"], axis=1)
+    gelu = helper.make_node("QuickGelu", ["wide"], ["mean.next"], domain="com.microsoft")
+    index = list(model.graph.node).index(node) + 1
+    ones = helper.make_node("Expand", ["half", "shape"], ["axis1f"])
+    shape = helper.make_node("Concat", ["batch", "axis1"], ["shape"], axis=0)
+    batch = helper.make_node("Shape", ["x"], ["batch"], start=0, end=1)
+    for each in (gelu, wide, ones, shape, batch):
+        model.graph.node.insert(index, each)
+    model.opset_import.add(domain="com.microsoft", version=1)
+
+
+def test_a_shape_that_only_onnxruntime_sees_is_refused(folder: Path) -> None:
+    """At start, in one line: the first step would fail."""
+    model = build()
+    hidden_shape(model)
+    content = model.SerializeToString()
+    rewrite(folder, MODEL, content)
+    values = json.loads((folder / MANIFEST).read_text())
+    values["fingerprint"] = fingerprint(SPEC, read_step_graph(content, SPEC))
+    (folder / MANIFEST).write_text(json.dumps(values))
+    assert refusal(folder).startswith("n:1: ")
+
+
+def damage(content: bytes) -> str:
+    """Why it is refused; "" if it is not."""
+    try:
+        graph = read_step_graph(content, SPEC)
+        assert len(fingerprint(SPEC, graph)) == 64
+        StepNetwork(SPEC, graph).build_step()
+        StepNetwork(SPEC, graph).build_chunk()
+    except InvalidModel as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("seed", [0, secrets.randbits(32)])
+def test_damaged_graphs_are_refused_in_one_line(seed: int) -> None:
+    """Whatever bytes change: a graph is read, or refused by InvalidModel."""
+    print(f"seed {seed}")
+    rng, good = np.random.default_rng(seed), build().SerializeToString()
+    refused = 0
+    for _ in range(300):
+        content = bytearray(good)
+        for at in rng.integers(len(good), size=rng.integers(1, 4)).tolist():
+            count = int(rng.integers(0, 9))
+            new = rng.integers(0, 256, int(rng.integers(0, 9)), dtype=np.uint8).tobytes()
+            content[at : at + count] = new
+        error = damage(bytes(content))
+        assert "\n" not in error
+        refused += error != ""
+    assert refused > 200
 
 
 def test_another_file_than_the_manifest_names_is_refused(folder: Path) -> None:
@@ -479,7 +541,7 @@ def check(network: PoolNetwork, slots: int = 80) -> bool:
     """Whether it is exact. Raises SelfTestFailed. The golden vectors only give the inputs."""
     pool = Pool(network.layout, slots)
     kernel = Kernel(network, pool, "cpu", 1)
-    found = Company(kernel, pool, Draw(SPEC, make_golden(0))).check()
+    found = BatchCheck(kernel, pool, Draw(SPEC, make_golden(0))).check()
     pool.check_integrity(np.zeros(0, np.int64))
     return found
 
@@ -559,6 +621,16 @@ def opset(version: int) -> Edit:
 def test_graphs_of_older_and_newer_opsets_run(version: int) -> None:
     """What the server adds is valid in each of them."""
     assert check(network(opset(version)))
+
+
+def test_the_domain_of_onnx_has_two_names() -> None:
+    """Some tools write it in full."""
+
+    def written_out(model: onnx.ModelProto) -> None:
+        model.opset_import[0].domain = "ai.onnx"
+        node_of(model, "Tanh").domain = "ai.onnx"
+
+    assert check(network(written_out))
 
 
 def test_operators_of_onnxruntime_run() -> None:

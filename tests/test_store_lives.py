@@ -222,7 +222,8 @@ async def test_a_fork_replaces_a_session_in_a_pool_of_one(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """The source and the session to be replaced are never here together."""
-    async with gated(tmp_path, **mode, **{**SMALL, "pool_bytes": 2 * 51 * 128}) as (wire, _):
+    both = 51 * 128 + 51 * 80  # m and letters, with one session each
+    async with gated(tmp_path, **mode, **{**SMALL, "pool_bytes": both}) as (wire, _):
         assert wire.engine.model("m", 1).sessions_max == 1
         source, taken = await stepped(wire, 3), await stepped(wire, 2)
         fork = pb.OpenSessionRequest(

@@ -179,8 +179,8 @@ async def test_it_succeeds_at_once(tmp_path: Path, mode: str) -> None:
 async def test_one_that_fails_replaces_nobody(
     tmp_path: Path, mode: str, is_named: bool, trouble: Trouble
 ) -> None:
-    """No step is told that the session was replaced, and none is acknowledged by the life that
-    failed: the old one goes on."""
+    """No step gets SESSION_REPLACED, and none is acknowledged by the new life, which failed: the
+    old life goes on."""
     async with storing(tmp_path, store_mode=mode) as (wire, _, beginnings):
         session = await wire.open()
         stepping = Stepping(wire, session, is_named=is_named)

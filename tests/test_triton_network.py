@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.spec import NEXT
+from modelmaking import make_model as make_lstm
 from scenarios import shuffled
 from serving import Serve
 from stepgraph import INPUTS, OUTPUTS, SPEC, Arrays, Loop, initial, make_model, random_rows
 from test_kserve_wire import infer, put, sent
 from tritonserving import MODES, Answer, Triton, request
-from wire import serving
+from wire import SPECS, serving
 
 NET = "net"
 STATES = [each.name for each in SPEC.states]
@@ -60,6 +63,21 @@ def chunk(
         for name, values in INPUTS.split(rows).items()
     }
     return request(None, sequence, model=NET, inputs={**inputs, **(states or {})}, **others)
+
+
+def raw(
+    rows: Any,
+    *,
+    sequence: int | str = 1,
+    states: Arrays | None = None,
+    start: bool = False,
+    is_raw: bool = True,
+) -> pb.ModelInferRequest:
+    """A message of a chunk [T, *shape]."""
+    message = infer(model=NET, sequence_id=sequence, sequence_start=start)
+    for name, values in {**INPUTS.split(rows), **(states or {})}.items():
+        put(message, name, np.asarray(values), is_raw=is_raw)
+    return message
 
 
 def requests_of(
@@ -301,6 +319,33 @@ async def test_wrong_tensors_are_named(triton: Triton, networks: Path) -> None:
         check([first, last], rows)
 
 
+async def test_a_sequence_keeps_the_tensors_of_its_version(triton: Triton, tmp_path: Path) -> None:
+    """A newer version of other inputs and outputs changes nothing for the sequences of the older
+    one: they are stepped and asked by the names that they began with."""
+    make_model(tmp_path, name=NET)
+    make_lstm(tmp_path, SPECS["m"], name=NET, version=2)
+    rows, x = rows_of(5, 4), np.ones((1, 3), np.float32)
+    async with serving(tmp_path) as wire:
+        first, second, newest, *refused = await triton.run(
+            "stream",
+            wire.target,
+            [
+                chunk(rows[:1], 1, start=True, model_version="1"),
+                chunk(rows[1:], 1, outputs=["score", "label"]),
+                request(x, 2, start=True, model=NET, outputs=["y", "hn"]),
+                request(x, 1, model=NET),
+                chunk(rows[:1], 1, outputs=["y"]),
+                chunk(rows[:1], 2),
+            ],
+        )
+    check([first, second], rows)
+    assert newest.model == (NET, "2")
+    assert newest.outputs["hn"].shape == (2, 8)
+    assert "input 'gain' is missing" in str(refused[0].error)
+    assert "unexpected inference output 'y' for model 'net'" in str(refused[1].error)
+    assert "unexpected inference input 'gain' for model 'net'" in str(refused[2].error)
+
+
 async def test_discovery_of_a_network(triton: Triton, networks: Path) -> None:
     """Metadata and configuration list every tensor; an initial state that is not zero says so."""
     async with serving(networks) as wire:
@@ -332,9 +377,7 @@ async def test_discovery_of_a_network(triton: Triton, networks: Path) -> None:
 async def test_raw_and_typed_messages(networks: Path, is_raw: bool) -> None:
     """Typed contents of every datatype give the bits of raw ones."""
     rows, states = rows_of(6, 3), some_states(2)
-    message = infer(model=NET, sequence_id=1, sequence_start=True)
-    for name, values in {**INPUTS.split(rows), **states}.items():
-        put(message, name, np.asarray(values), is_raw=is_raw)
+    message = raw(rows, states=states, start=True, is_raw=is_raw)
     message.outputs.extend(
         pb.ModelInferRequest.InferRequestedOutputTensor(name=name)
         for name in ("label", "score", *AFTER)
@@ -347,3 +390,32 @@ async def test_raw_and_typed_messages(networks: Path, is_raw: bool) -> None:
     for header, content in zip(response.outputs, response.raw_output_contents, strict=True):
         assert tuple(header.shape) == wanted[header.name].shape
         assert content == wanted[header.name].tobytes()
+
+
+async def test_random_bytes_never_reach_the_inside_of_a_network(networks: Path) -> None:
+    """Whatever a request becomes when bytes of it change, it has an answer of the contract, and
+    the sequence beside it keeps its bits."""
+    seed = 11
+    print(f"seed {seed}")
+    rng, rows = random.Random(seed), rows_of(8, 6)
+    y, _ = Loop().run(rows)
+    whole, codes = OUTPUTS.split(y), set()
+    messages = [raw(rows[:2], start=True), raw(rows[:2], states=some_states(3), start=True)]
+    messages.append(raw(rows[:2]))
+    messages[0].outputs.add(name="window.next")
+    async with serving(networks) as wire:
+        for i in range(len(rows)):
+            for _ in range(60):
+                broken = bytearray(rng.choice(messages).SerializeToString())
+                for _ in range(rng.randint(1, 4)):
+                    broken[rng.randrange(len(broken))] = rng.randrange(256)
+                try:
+                    await sent(wire, bytes(broken))
+                except grpc.aio.AioRpcError as error:
+                    codes.add(error.code())
+            step = raw(rows[i : i + 1], sequence="kept", start=not i)
+            response = await sent(wire, step)
+            for header, content in zip(response.outputs, response.raw_output_contents, strict=True):
+                assert content == whole[header.name][i : i + 1].tobytes()
+    assert grpc.StatusCode.INVALID_ARGUMENT in codes
+    assert not codes & {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}

@@ -254,7 +254,8 @@ def test_names_of_an_lstm() -> None:
 
 def test_many_names_do_not_fill_an_error() -> None:
     """An error lists some names of a model that has hundreds."""
-    spec = ModelSpec(tuple(TensorSpec(f"i{n}") for n in range(300)), (TensorSpec("y"),), ())
+    inputs = tuple(TensorSpec(f"i{n}") for n in range(300))
+    spec = ModelSpec(inputs, (TensorSpec("y"),), (TensorSpec("s"),))
     with pytest.raises(Malformed) as raised:
         step_input(
             model(spec),
@@ -272,9 +273,12 @@ def test_bytes_of_a_reply() -> None:
     assert reply_bytes(own, message({})) == own.outputs.bytes
     assert reply_bytes(own, message(arrays(5))) == 5 * own.outputs.bytes
     one = message({"n": np.zeros((1, 6), np.int64)}, outputs=["y", "count.next"])
-    assert reply_bytes(own, one) == 6 * own.outputs.bytes + own.spec.state_bytes
-    whole = message(arrays(3, 5), outputs=["h.next"])
-    assert reply_bytes(own, whole) == 15 * own.outputs.bytes + 3 * own.spec.state_bytes
+    assert reply_bytes(own, one) == 6 * own.outputs.bytes + 8
+    whole = message(arrays(3, 5), outputs=["h.next", "y_last", "nothing"])
+    assert reply_bytes(own, whole) == 15 * own.outputs.bytes + 3 * (40 + 16)
+    wanted = signature_of(own).wanted
+    assert wanted(("y", "y_last", "label_last"), own).last_bytes == 16 + 8
+    assert wanted(("y_last", "h.next"), own).last_bytes == 0
 
 
 def test_the_configuration_has_every_tensor() -> None:

@@ -16,7 +16,7 @@ from lstmserve.engine.compute.kernel import Kernel, KernelError, PortableKernel
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_portable
 from lstmserve.engine.model import Model, slots_for
-from lstmserve.graph import LstmNetwork
+from lstmserve.graph import InvalidModel, LstmNetwork
 from lstmserve.manifest import (
     InvalidModelFolder,
     ModelFiles,
@@ -146,7 +146,7 @@ def load_version(
                 ) from None
             kernel = Kernel(network, pool, device, config.threads)
             check_kernel(kernel, pool, files.golden)
-    except (SelfTestFailed, KernelError, GraphRefused) as error:
+    except (SelfTestFailed, KernelError, GraphRefused, InvalidModel) as error:
         raise InvalidModelFolder(f"{manifest.name}:{manifest.version}: {error}") from error
     except MemoryError as error:
         raise InvalidModelFolder(

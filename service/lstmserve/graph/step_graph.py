@@ -24,7 +24,7 @@ from lstmserve.graph.builder import DTYPES
 from lstmserve.graph.reader import InvalidModel
 from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
 
-DOMAINS: Final = ("", "ai.onnx", "com.microsoft")
+DOMAINS: Final = ("", "com.microsoft")
 OPSET_MIN: Final = 13  # from it on Split, Squeeze and Unsqueeze have the form that the pool's has
 IR_VERSION_MIN: Final = 8
 # EPContext names files with code of an engine. The others answer the same step with other bits.
@@ -62,6 +62,7 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise InvalidModel("model.onnx is not an ONNX file, or is truncated") from error
+    _shorten_domains(model)
     opsets = _opsets(model)
     if model.functions:
         raise InvalidModel("model.onnx has functions of its own: inline them (onnx.inliner)")
@@ -73,17 +74,25 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # its classes have no base of their own
-        raise InvalidModel(f"model.onnx: {_line(error)}") from error
+        raise InvalidModel(f"model.onnx: {one_line(error)}") from error
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     initial = {each.name: _initial(each, initializers) for each in spec.states}
     nodes = tuple(model.graph.node)
     return StepGraph(nodes, initializers, opsets, max(model.ir_version, IR_VERSION_MIN), initial)
 
 
+def _shorten_domains(model: onnx.ModelProto) -> None:
+    """ONNX's own domain has two names, of which its checker knows one."""
+    for opset in model.opset_import:
+        opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
+    for node in _all_nodes(model.graph.node):
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
+
+
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     """Versions of the domains that nodes may be of."""
     opsets = {each.domain: each.version for each in model.opset_import if each.domain in DOMAINS}
-    version = opsets.get("", opsets.get("ai.onnx", 0))
+    version = opsets.get("", 0)
     newest = onnx.defs.onnx_opset_version()
     if not OPSET_MIN <= version <= newest:
         raise InvalidModel(
@@ -108,6 +117,10 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _check_node(node: onnx.NodeProto) -> None:
+    sides = (*node.input, *node.output, *(each.name for each in node.attribute))
+    _check_text(node.op_type, node.domain, node.name, *sides)
+    for graph in _subgraphs(node):
+        _check_text(*(each.name for each in (*graph.input, *graph.output)))
     if node.domain not in DOMAINS:
         raise InvalidModel(
             f"model.onnx has an operator {node.op_type} of the domain {node.domain!r}; the server "
@@ -118,6 +131,12 @@ def _check_node(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise InvalidModel(f"model.onnx has a sparse tensor in {node.op_type}")
+
+
+def _check_text(*names: str) -> None:
+    """protobuf gives bytes that are not UTF-8 as bytes."""
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidModel(f"model.onnx has a name that is not UTF-8: {AGAIN}")
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
@@ -136,12 +155,13 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 
 def _check_tensor(tensor: TensorProto) -> None:
     """Refuses what lies in another file, has the wrong size, or has NaN."""
+    _check_text(tensor.name)
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise InvalidModel(f"{tensor.name} lies in another file; model.onnx must hold its weights")
     try:
         values = numpy_helper.to_array(tensor)
     except Exception as error:
-        raise InvalidModel(f"model.onnx: {tensor.name!r}: {_line(error)}") from error
+        raise InvalidModel(f"model.onnx: {tensor.name!r}: {one_line(error)}") from error
     if tensor.data_type in FLOATS and np.isnan(values).any():
         raise InvalidModel(f"{tensor.name} has NaN values: {AGAIN}")
 
@@ -191,7 +211,8 @@ def _initial(spec: TensorSpec, initializers: Mapping[str, TensorProto]) -> npt.N
     return values
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Its message, cut."""
     return " ".join(str(error).split())[:200]
 
 

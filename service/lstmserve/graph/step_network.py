@@ -20,7 +20,8 @@ import onnx
 from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.graph.network import Arguments, PoolLayout, PoolNetwork, PoolTensor, States
-from lstmserve.graph.step_graph import StepGraph
+from lstmserve.graph.reader import InvalidModel
+from lstmserve.graph.step_graph import StepGraph, one_line
 from lstmserve.rows import RowFormat
 from lstmserve.spec import NEXT, ModelSpec, TensorSpec
 
@@ -79,7 +80,7 @@ class StepNetwork(PoolNetwork):
     """Kind "network". The graphs have the weights twice in memory: one is for T = 1, one for T > 1.
 
     Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int64 [B] (T > 1 only),
-    `read` int64 [B], `write` int64 [B, 1], and the pool's tensors.
+    `read` int64 [B], `write` int64 [B, 1], and the pool's tensors. Building raises InvalidModel.
     """
 
     def __init__(self, spec: ModelSpec, graph: StepGraph) -> None:
@@ -135,7 +136,10 @@ class StepNetwork(PoolNetwork):
             g.output(name, dtype, [length, "B", width])
         for tensor in self.layout.tensors:
             g.output(tensor.name + NEXT_SLOTS, tensor.dtype, ["S", *tensor.shape])
-        return g.model(self._graph.opsets, self._graph.ir_version)
+        try:
+            return g.model(self._graph.opsets, self._graph.ir_version)
+        except Exception as error:  # the checker's classes have no base of their own
+            raise InvalidModel(f"model.onnx does not fit the pool: {one_line(error)}") from error
 
     def _states(self) -> list[tuple[TensorSpec, PoolTensor]]:
         return list(zip(self._spec.states, self.layout.tensors, strict=True))

@@ -42,7 +42,7 @@ def check_kernel(kernel: Kernel, pool: Pool, golden: Mapping[str, Golden]) -> No
         for start in range(0, len(case.lengths), BATCH):
             _replay(kernel, pool, name, case.part(slice(start, start + BATCH)))
     draw = Draw(spec, golden)
-    kernel.is_exact = Company(kernel, pool, draw).check()
+    kernel.is_exact = BatchCheck(kernel, pool, draw).check()
     if spec.kind == "lstm" and kernel.is_host and not kernel.is_exact:
         raise SelfTestFailed("a row in a batch differs from the same row alone")
     kernel.cost = _measure(kernel, pool, draw)
@@ -149,7 +149,7 @@ def _rows(case: Golden, name: str) -> zip[tuple[Array, int]]:
     return zip(case.inputs[name], case.lengths.tolist(), strict=True)
 
 
-class Company:
+class BatchCheck:
     """The same random rows in a batch, alone, and time step by time step.
 
     `read`, `write` and `other` are slots [B] in no order; row 1 begins from the initial state.

@@ -134,6 +134,7 @@ class SlotAllocator:
         left = count
         while left:
             low = self._lowest
+            assert low < self.top, "marked slots are miscounted"
             found = np.flatnonzero(self._is_free[low : low + WINDOW])[:left] + low
             left -= found.size
             self._lowest = int(found[-1]) + 1 if not left else low + WINDOW

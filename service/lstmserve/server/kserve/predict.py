@@ -74,7 +74,8 @@ async def _predicted(
     request.inputs = {}
     tenant.check(job.lengths.size, len(job.x), arrival_ns)
     height = job.lengths.size * (1 if job.last_only else longest)
-    lease.grow(predict_bytes(model, job, height))
+    last_bytes = job.lengths.size * wanted.last_bytes
+    lease.grow(predict_bytes(model, job, height) + last_bytes)
     deadline_ns = request.parameters.deadline_ns(arrival_ns)
     left_s = (deadline_ns - engine.monotonic_ns()) / 1e9 if deadline_ns else None
     try:

