@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
+import stepgraph
 from lstmserve.v1 import lstm_pb2
 from wire import tensors
 
@@ -17,7 +19,7 @@ METHODS = {method.name: method.input_type for method in SERVICE.methods}
 STREAMS = ("StepStream", "StepMany")
 
 NAMES = st.sampled_from(
-    ["", "a", "b", "c", "h", "g:a", "m", "letters", "both", "0", "1", "a/b", "*"]
+    ["", "a", "b", "c", "d", "h", "odd", "g:a", "m", "letters", "both", "net", "0", "1", "a/b", "*"]
 )
 TEXTS = NAMES | st.text(max_size=20) | st.sampled_from(["x" * 129, "\x00", "é", "%s%n", "9" * 30])
 FLOATS = st.sampled_from([0.0, 0.5, -1.0, 1e-45, 3.4e38, float("inf"), float("nan")])
@@ -27,8 +29,15 @@ X = [0.5, -1.0, 2.0]
 TENSORS = tensors(h=[[0.5] * 8] * 2, c=[[0.25] * 8] * 2)
 STATE = lstm_pb2.State(tensors=TENSORS, step=3)
 INITIAL = tensors(h=[[[0.5] * 8] * 2], c=[[[0.5] * 8] * 2])
-NEARLY_TENSORS = tensors(h=[0.5] * 16, c=[[float("nan")] * 8] * 2) + tensors(h=[[1] * 8] * 2)
-OPENED = {"a": "m", "b": "m", "c": "letters"}  # ids of sessions that should be there, with models
+NET = {each.name: np.ones((1, *each.shape), each.dtype) for each in stepgraph.SPEC.states}
+NET_STATE = lstm_pb2.State(tensors=tensors(**{name: each[0] for name, each in NET.items()}))
+NEARLY_TENSORS = [
+    *tensors(h=[0.5] * 16, c=[[float("nan")] * 8] * 2, odd=[0, 1, 2, 1], count=0.5),
+    *tensors(h=[[1] * 8] * 2),
+]
+GOOD_TENSORS = [*TENSORS, *INITIAL, *NET_STATE.tensors]
+# Ids of sessions that should be there, with their models.
+OPENED = {"a": "m", "b": "m", "c": "letters", "d": "net"}
 BASES: dict[str, list[Message]] = {
     "ListModels": [lstm_pb2.ListModelsRequest()],
     "GetModel": [lstm_pb2.GetModelRequest(model=name) for name in ("m", "both")],
@@ -36,7 +45,7 @@ BASES: dict[str, list[Message]] = {
         lstm_pb2.OpenSessionRequest(model=model, session_id=name, if_exists=if_exists, state=state)
         for name, model in OPENED.items()
         for if_exists in (0, 1, 2)
-        for state in (None, STATE)
+        for state in (None, NET_STATE if model == "net" else STATE)
     ],
     "GetSession": [lstm_pb2.GetSessionRequest(session_id=name) for name in OPENED],
     "ListSessions": [lstm_pb2.ListSessionsRequest(model=name) for name in ("", "m")],
@@ -46,16 +55,21 @@ BASES: dict[str, list[Message]] = {
         lstm_pb2.StepRequest(session_id="a", x=X),
         lstm_pb2.StepRequest(session_id="b", length=100, x=X * 100),
         lstm_pb2.StepRequest(session_id="c", length=2, tokens=[1, 26]),
+        lstm_pb2.StepRequest(session_id="d", length=2, x=[*X, 1] * 2, tokens=[1, -(1 << 63)]),
     ],
     "StepMany": [
         lstm_pb2.StepManyRequest(session_ids=["a", "b"], x=X * 2),
         lstm_pb2.StepManyRequest(session_ids=["a", "b"], lengths=[99, 1], x=X * 100),
         lstm_pb2.StepManyRequest(session_ids=["c"], tokens=[3], last_only=True),
+        lstm_pb2.StepManyRequest(session_ids=["d"], lengths=[9], x=[*X, 1] * 9, tokens=range(9)),
     ],
     "Predict": [
         lstm_pb2.PredictRequest(model="m", x=X * 5, initial=INITIAL),
         lstm_pb2.PredictRequest(model="both", lengths=[1, 4], x=X * 5, with_state=True),
         lstm_pb2.PredictRequest(model="letters", tokens=[1, 2, 3], last_only=True),
+        lstm_pb2.PredictRequest(
+            model="net", x=[*X, 1], tokens=[7], initial=tensors(**NET), with_state=True
+        ),
     ],
 }
 BASES["StepStream"] = BASES["Step"]
@@ -89,8 +103,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if not field.is_repeated:
         return one
     if field.message_type is lstm_pb2.Tensor.DESCRIPTOR:
-        good = st.sampled_from(TENSORS + INITIAL)
-        return st.lists(good | st.sampled_from(NEARLY_TENSORS) | one, max_size=3)
+        good = st.sampled_from(GOOD_TENSORS)
+        return st.lists(good | st.sampled_from(NEARLY_TENSORS) | one, max_size=6)
     if field.type == FieldDescriptor.TYPE_STRING:
         return st.lists(NAMES, max_size=4)
     if field.type == FieldDescriptor.TYPE_FLOAT:

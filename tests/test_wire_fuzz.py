@@ -13,6 +13,7 @@ import pytest
 from google.rpc.status_pb2 import Status
 from hypothesis import HealthCheck, Phase, given, settings
 
+import stepgraph
 from hostilewire import CALLS, OPENED, SERVICE, STREAMS
 from lstmserve.reasons import REASONS
 from lstmserve.v1 import lstm_pb2 as pb
@@ -34,6 +35,7 @@ class Target:
     def __init__(self, folder: Path) -> None:
         for name, spec in SPECS.items():
             make_model(folder, spec, name=name)
+        stepgraph.make_model(folder, name="net")
         self.folder = folder
         self.serving = Serving(("--models", folder), COMMAND)
         self.channel = grpc.insecure_channel(self.serving.target)
