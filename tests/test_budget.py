@@ -254,7 +254,8 @@ def evicting(engine: Engine) -> tuple[SessionCapacity, list[tuple[str, list[int]
 
 
 def rest(engine: Engine, rows: Sequence[int], since_ns: int) -> None:
-    """The sessions are stored, and have been idle since then."""
+    """The sessions are stored, and have been idle since so many ns after a second ago."""
+    since_ns += engine.clock().monotonic_ns - 10**9
     engine.table.durable_step[rows] = engine.table.step[rows]
     for row in rows:
         engine.table.begin_time(row, since_ns, int(engine.table.ttl_ns[row]))
@@ -268,7 +269,7 @@ async def test_whoever_was_idle_longest_moves_out(tmp_path: Path) -> None:
     assert engine.registry.budget.room(a) > 0
     of_a += fill(engine, a)
     for i, row in enumerate(of_a):
-        rest(engine, [row], 1000 + i)
+        rest(engine, [row], (1 + i) * 10**6)
     rest(engine, of_b, 10)
     rest(engine, of_c, 1)
     capacity, moved = evicting(engine)
