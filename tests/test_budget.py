@@ -254,8 +254,7 @@ def evicting(engine: Engine) -> tuple[SessionCapacity, list[tuple[str, list[int]
 
 
 def rest(engine: Engine, rows: Sequence[int], since_ns: int) -> None:
-    """The sessions are stored, and have been idle since so many ns after a second ago."""
-    since_ns += engine.clock().monotonic_ns - 10**9
+    """The sessions are stored, and have been idle since then."""
     engine.table.durable_step[rows] = engine.table.step[rows]
     for row in rows:
         engine.table.begin_time(row, since_ns, int(engine.table.ttl_ns[row]))
@@ -268,10 +267,11 @@ async def test_whoever_was_idle_longest_moves_out(tmp_path: Path) -> None:
     of_a, of_b, of_c = fill(engine, a, 20), fill(engine, b, 3), fill(engine, c, 1)
     assert engine.registry.budget.room(a) > 0
     of_a += fill(engine, a)
+    start_ns = engine.clock().monotonic_ns - 10**9
     for i, row in enumerate(of_a):
-        rest(engine, [row], (1 + i) * 10**6)
-    rest(engine, of_b, 10)
-    rest(engine, of_c, 1)
+        rest(engine, [row], start_ns + 1000 + i)
+    rest(engine, of_b, start_ns + 10)
+    rest(engine, of_c, start_ns + 1)
     capacity, moved = evicting(engine)
     capacity.make_room(a, engine.clock())
     assert moved == [("b", of_b[:1])], "b's first was idle for longer than any of a's"
@@ -291,11 +291,12 @@ async def test_no_session_moves_out_in_vain(tmp_path: Path) -> None:
     rows = fill(engine, a)
     fill(engine, c, 1)
     capacity, moved = evicting(engine)
-    rest(engine, rows[:3], 5)
+    start_ns = engine.clock().monotonic_ns - 10**9
+    rest(engine, rows[:3], start_ns + 5)
     with pytest.raises(SessionLimit, match="no room for one more session of c:1"):
         capacity.make_room(c, engine.clock())
     assert moved == []
-    rest(engine, rows[3:4], 4)
+    rest(engine, rows[3:4], start_ns + 4)
     capacity.make_room(c, engine.clock())
     assert moved == [("a", rows[:4])]
 
