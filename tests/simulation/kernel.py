@@ -16,7 +16,7 @@ from lstmserve.config import Config
 from lstmserve.engine import Model
 from lstmserve.engine.compute.kernel import Cost, Kernel, KernelError
 from lstmserve.engine.compute.pool import ZERO, Pool, Slots, StateRows
-from lstmserve.engine.free_list import FreeList
+from lstmserve.engine.compute.slots import SlotAllocator
 from lstmserve.engine.model import slots_for
 from lstmserve.graph.forms import state_widths
 from lstmserve.spec import Linear, LstmSpec
@@ -51,7 +51,7 @@ class HashPool(Pool):
         self.trash = slots - 1
         self.widths = WIDTHS
         self.states = np.zeros((slots, STATE_SIZE), np.float32)
-        self._free = FreeList(ZERO + 1, self.trash)
+        self._free = SlotAllocator(ZERO + 1, self.trash)
 
     def read(self, slots: Slots) -> StateRows:
         """Copies of the rows of these slots."""
