@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.free_list import FreeList
+from lstmserve.engine.compute.slots import SlotAllocator
 from lstmserve.engine.table import (
     CLOSING,
     CONTESTED,
@@ -130,7 +130,7 @@ class ArrayPool:
     def __init__(self, slots: int) -> None:
         self.widths = {"h.0": 1, "c.0": 1}
         self.tensors = {name: np.zeros((slots, 1), np.float32) for name in self.widths}
-        self._free = FreeList(1, slots - 1)
+        self._free = SlotAllocator(1, slots - 1)
 
     @property
     def free_count(self) -> int:

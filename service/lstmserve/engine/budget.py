@@ -143,10 +143,10 @@ class PoolBudget:
 
     def _reclaim(self, wanted_bytes: int) -> bool:
         """Gets so many bytes back, from the model that keeps the most unneeded ones first."""
-        shared = [model for model in self._models if model.pool and is_shared(model)]
-        shared.sort(key=lambda model: -self._unneeded(model) * model.slot_bytes)
+        keeping = [model for model in self._models if self._unneeded(model)]
+        keeping.sort(key=lambda model: -self._unneeded(model) * model.slot_bytes)
         target = self.charged_bytes - wanted_bytes
-        for model in shared:
+        for model in keeping:
             if self.charged_bytes <= target:
                 break
             wanted = max(self.charged_bytes - target, RECLAIMED_BYTES)

@@ -107,6 +107,7 @@ class ModelRegistry:
 
     def check_opens(self, model: Model) -> None:
         """Raises ModelRetired for a model that opens no session any more."""
+        self.check_served(model)
         if model.life is Life.READY:
             return
         shown, newest = _shown(model.name, model.version), self._newest(model.name)
