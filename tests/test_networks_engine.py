@@ -7,6 +7,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import stepgraph
 from lstmserve.engine import Engine
-from lstmserve.engine.errors import Cancelled, StepPayloadMismatch
+from lstmserve.engine.errors import Cancelled, ModelError, StepPayloadMismatch
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.predict import PredictJob
 from lstmserve.engine.scheduling import work
@@ -324,6 +325,39 @@ async def test_a_session_that_never_stepped_is_stored_with_the_initial_state(
         assert engine.table.slot[row] == 0
         assert same(state(engine, row), stepgraph.initial())
     await store.close()
+
+
+async def test_a_row_that_the_network_cannot_compute_fails_alone(tmp_path: Path) -> None:
+    """An index beyond a table is a client's mistake: neither its neighbours nor its past change."""
+    model = stepgraph.build()
+    mod = next(node for node in model.graph.node if node.op_type == "Mod")
+    mod.op_type, mod.input[:] = "Identity", ["kind"]
+    golden = stepgraph.make_golden(0)["new"]
+    inputs = {**golden.inputs, "kind": golden.inputs["kind"] % stepgraph.KINDS}
+    stepgraph.write(tmp_path, SPEC, model, {"new": replace(golden, inputs=inputs)})
+    rng, loop = np.random.default_rng(0), Loop()
+    async with running(tmp_path) as engine:
+        rows = [open_session(engine, f"s{i}") for i in range(6)]
+        states: list[Arrays | None] = [None] * len(rows)
+        for bad, length in ((None, 1), (2, 1), (4, 6), (None, 1)):
+            xs = [random_rows(rng, length) for _ in rows]
+            for i, x in enumerate(xs):
+                x[INTS] %= stepgraph.KINDS
+                if i == bad:
+                    x[INTS][-1] = 99
+            reply = await submit_block(engine, rows, xs)
+            assert list(reply.errors) == ([] if bad is None else [bad])
+            for i, x in enumerate(xs):
+                if i == bad:
+                    assert isinstance(reply.errors[i], ModelError)
+                    assert np.isnan(reply.output(i)[FLOATS]).all()
+                    assert not reply.output(i)[INTS].any()
+                    continue
+                wanted, states[i] = loop.run(x, states[i])
+                assert reply.output(i).tobytes() == wanted.tobytes()
+        for row, wanted_states in zip(rows, states, strict=True):
+            assert wanted_states is not None
+            assert same(state(engine, row), wanted_states)
 
 
 # Integers alone -----------------------------------------------------------------------------------

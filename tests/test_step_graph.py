@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[str, Edit]] = {
         lambda m: setattr(node_of(m, "Tanh"), "domain", "com.example"),
     ),
     "an engine's file": (
-        "an operator EPContext, which no server runs",
+        "an operator EPContext, which the server does not run",
         lambda m: m.graph.node.add(op_type="EPContext", domain="com.microsoft"),
     ),
     "random numbers": (

@@ -2,8 +2,8 @@
 
 The graph computes one time step of a batch: inputs NAME [B, *shape] for each input and state of the
 spec -> outputs NAME for each output and NAME.next for each state. An initializer NAME.initial is
-the state's initial value. Whatever the server does not run safely is refused here, before
-onnxruntime sees it. It runs nothing.
+the state's initial value. This module refuses whatever the server must not run, before onnxruntime
+sees it. It runs nothing.
 """
 
 from __future__ import annotations
@@ -127,7 +127,10 @@ def _check_node(node: onnx.NodeProto) -> None:
             "runs those of ONNX and com.microsoft alone"
         )
     if node.op_type in REFUSED_OPS:
-        raise InvalidModel(f"model.onnx has an operator {node.op_type}, which no server runs")
+        raise InvalidModel(
+            f"model.onnx has an operator {node.op_type}, which the server does not run: it reads "
+            "files, or gives other numbers each time"
+        )
     for attribute in node.attribute:
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise InvalidModel(f"model.onnx has a sparse tensor in {node.op_type}")
