@@ -98,7 +98,7 @@ class Sized:
         model = self.engine.models[0]
         assert model.kernel is not None
         slots = rng.choice(model.slots - 2, 2 * BATCH, replace=False) + 1
-        x = np.zeros((1, BATCH, model.spec.input_size), np.float32)
+        x = np.zeros((1, BATCH, model.inputs.floats), np.float32)
         lengths = np.ones(BATCH, np.int32)
         start_s = time.perf_counter()
         model.kernel.run(x, lengths, slots[:BATCH], slots[BATCH:])
