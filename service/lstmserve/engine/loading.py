@@ -116,6 +116,7 @@ def load_version(
     manifest = files.manifest
     spec = manifest.lstm
     pool = kernel = portable = None
+    slots = pool_bytes // manifest.spec.state_bytes
     try:
         if spec.bidirectional:
             portable = PortableKernel(spec, files.weights, device, config.threads)
@@ -125,7 +126,7 @@ def load_version(
             if need > left:
                 raise PoolTooSmall(too_small(manifest.name, manifest.version, need, left))
             try:
-                pool = Pool(spec, pool_bytes // manifest.spec.state_bytes, device)
+                pool = Pool(spec, slots, device)
             except MemoryError:
                 raise PoolTooLarge(
                     f"--pool-bytes: this machine has no room for the {pool_bytes} bytes of "
