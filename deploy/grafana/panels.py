@@ -241,13 +241,10 @@ SESSIONS = (
         is_stacked=True,
     ),
     Panel(
-        *("State memory", "bytes"),
-        "Of --pool-bytes, which models share. charged: what they need; touched: resident.",
-        (
-            (f"sum by (state) (lstm_pool_bytes{{{MODEL}}})", "{{state}}"),
-            (f"sum(lstm_pool_bytes_limit{{{SERVER}}})", "limit"),
-        ),
+        *("Slots", "none", "Rows of the state pool; spare ones are for steps under way."),
+        ((f"sum by (state) (lstm_slots{{{MODEL}}})", "{{state}}"),),
         width=6,
+        is_stacked=True,
     ),
 )
 
@@ -318,7 +315,7 @@ SERVERS = (
         *(
             "Memory",
             "bytes",
-            "Resident. It grows with the states in use, and falls some seconds after sessions end.",
+            "Resident. It grows with the slots that were ever used, then no more.",
         ),
         ((f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),),
         width=6,
