@@ -74,7 +74,8 @@ class Life:
         self._network = network
         random = faults.random
         failing = faults.odds.failing
-        models = [make_model(name, sessions_max, config, random, failing) for name in MODELS]
+        together = sessions_max * len(MODELS)
+        models = [make_model(name, together, config, random, failing) for name in MODELS]
         self.sums = Sums(faults)
         self.engine = Engine(
             config,
@@ -83,6 +84,10 @@ class Life:
             store=StoreLine(shelf, self),
             clock=clock(int(random.uniform(-2e9, 2e9))),
         )
+        # They share the room: one model's sessions make way for the other's, and move.
+        budget = self.engine.registry.budget
+        more = together - len(MODELS)
+        budget.bytes_max = budget.charged_bytes + more * models[0].slot_bytes
         steps = Steps(self.engine, self.sums)  # type: ignore[arg-type]  # counts less
         self._door = AnonymousAuthenticator(Limits())
         self._pending = PendingBytes(1 << 30)

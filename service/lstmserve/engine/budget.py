@@ -88,7 +88,9 @@ class PoolBudget:
 
     def reclaim(self, model: Model) -> bool:
         """Whether one more session of the model fits, after others gave back what they can."""
-        if self.room(model) < 1 and (shortage := self.shortage(model)):
+        if self.room(model) > 0:
+            return True
+        if shortage := self.shortage(model):
             self._reclaim(shortage)
         return self.room(model) > 0
 
@@ -111,7 +113,8 @@ class PoolBudget:
         for model in self._models:
             if model.pool is None:
                 continue
-            assert model.charged_bytes == self._charge_of(model), f"{model.name} is mischarged"
+            charge = max(self._needed(model), model.pool.top) * model.slot_bytes
+            assert model.charged_bytes == charge, f"{model.name} is mischarged"
             charged += model.charged_bytes
             if is_shared(model):
                 assert model.pool.taken <= self._needed(model) - RESERVED, "more than is allowed"
@@ -119,19 +122,16 @@ class PoolBudget:
 
     def _needed(self, model: Model) -> int:
         """Slots that the model must have: on a device all of its pool."""
+        if is_shared(model):
+            return self._beside + (model.sessions or 1)
         assert model.pool is not None
-        if not is_shared(model):
-            return model.pool.slots
-        return self._beside + max(1, model.sessions)
-
-    def _charge_of(self, model: Model) -> int:
-        assert model.pool is not None
-        return max(self._needed(model), model.pool.top) * model.slot_bytes
+        return model.pool.slots
 
     def _charge(self, model: Model) -> None:
-        assert model.pool is not None
-        model.pool.allow(self._needed(model))
-        charge = self._charge_of(model)
+        pool, needed = model.pool, self._needed(model)
+        assert pool is not None
+        pool.allow(needed)
+        charge = max(needed, pool.top) * model.slot_bytes
         self.charged_bytes += charge - model.charged_bytes
         model.charged_bytes = charge
 

@@ -75,8 +75,10 @@ class Model:
     metrics: ModelCounters = field(init=False, repr=False)
     inputs: RowFormat = field(init=False)
     outputs: RowFormat = field(init=False)
+    slot_bytes: int = field(init=False)  # of one session's states
 
     def __post_init__(self) -> None:
+        self.slot_bytes = self.spec.state_bytes
         self.inputs = RowFormat(self.spec.inputs)
         self.outputs = RowFormat(self.spec.outputs)
 
@@ -89,11 +91,6 @@ class Model:
     @property
     def output_size(self) -> int:
         return self.outputs.floats
-
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of one session's states."""
-        return self.spec.state_bytes
 
     @property
     def is_idle(self) -> bool:

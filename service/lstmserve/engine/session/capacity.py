@@ -15,7 +15,7 @@ from lstmserve.engine.arrays import Index
 from lstmserve.engine.budget import is_shared
 from lstmserve.engine.clock import SECOND_NS, Now
 from lstmserve.engine.errors import ModelNotSteppable, Quota, SessionLimit
-from lstmserve.engine.model import Model
+from lstmserve.engine.model import Life, Model
 from lstmserve.engine.registry import ModelRegistry
 from lstmserve.engine.session.live_sessions import LiveSessions
 from lstmserve.engine.table import SessionTable
@@ -51,7 +51,8 @@ class SessionCapacity:
 
         Raises SessionLimit, ModelNotSteppable, and ModelRetired for a model that is gone.
         """
-        self._registry.check_served(model)
+        if model.life is Life.GONE:
+            self._registry.check_served(model)
         if model.pool is None:
             raise ModelNotSteppable(
                 f"{model.name} is bidirectional: it reads whole sequences, use Predict"
