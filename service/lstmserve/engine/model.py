@@ -89,10 +89,6 @@ class Model:
         return self.kernel is None or self.kernel.is_exact
 
     @property
-    def output_size(self) -> int:
-        return self.outputs.floats
-
-    @property
     def is_idle(self) -> bool:
         """Whether it has neither sessions nor steps or sequences that wait."""
         return not self.sessions and not (self.scheduler and self.scheduler.pending_steps)
