@@ -286,6 +286,13 @@ async def check_failures(
     bad = stepgraph.OUTPUTS.unknown(2 if last_only else sum(lengths[1:3]))
     assert found[len(good) :].tobytes() == bad.tobytes()
     assert not bad[INTS].any()
+    message.session_ids[:] = ["nobody", other.id, "nobody-else"]
+    message.x[-1], message.x[0] = message.x[0], np.nan
+    message.x[4 * lengths[0]] = np.nan
+    reply = await many(stream, message)
+    assert len(reply.errors) == 3, "no session steps, though the model is known"
+    nothing = stepgraph.OUTPUTS.unknown(3 if last_only else sum(lengths[:3]))
+    assert outputs(reply).tobytes() == nothing.tobytes()
     unknown = await many(stream, pb.StepManyRequest(session_ids=["nobody"], **inputs(rows[0][:1])))
     assert not unknown.y
     assert not unknown.y_ints
