@@ -9,7 +9,7 @@ import pytest
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import FRAME_BYTES, MESSAGE_BYTES_LIMIT, Config, settings
 from lstmserve.server.ports import share_bytes_max
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import TENSOR_FRAME_BYTES, Linear, LstmSpec, ModelSpec, TensorSpec
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}
 # These two may not be below another setting, so that one changes with them.
@@ -103,6 +103,14 @@ def test_message_limit_has_bounds() -> None:
     huge = Config(pending_bytes_max=1 << 31).resolved([LstmSpec(65_536, 1)])
     assert huge.message_bytes_max == MESSAGE_BYTES_LIMIT
     assert Config(message_bytes_max=5000).resolved([LstmSpec(1, 1)]).message_bytes_max == 5000
+
+
+def test_a_state_fits_a_message() -> None:
+    """One of 8 MB needs as much as rows of that size, and room for its name."""
+    state = TensorSpec("s", (2000, 1000))
+    spec = ModelSpec((TensorSpec("x"),), (TensorSpec("y"),), (state,))
+    found = Config().resolved([spec]).message_bytes_max
+    assert found == 8_000_000 + TENSOR_FRAME_BYTES + FRAME_BYTES
 
 
 def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import stepgraph
-from lstmserve.config import TOKEN_BYTES_MAX
 from lstmserve.rows import FLOATS, INTS, Rows
-from lstmserve.server.message_sizes import MessageSizes, output_bytes, state_bytes
+from lstmserve.server.message_sizes import MessageSizes
 from lstmserve.server.native.service import SERVICE
+from lstmserve.spec import tensor_messages_bytes
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, refusal
 from serving import Serve, Serving
@@ -495,12 +495,15 @@ async def test_a_cancelled_caller_leaves_nothing(wire: Wire) -> None:
 async def test_bytes_are_counted_for_integers_and_states(wire: Wire) -> None:
     """A reply's integer may take ten bytes, and so may one of a state; a bool takes one."""
     model = wire.engine.model("n", 0)
-    assert output_bytes(model) == 2 * 4 + TOKEN_BYTES_MAX
-    assert state_bytes(model) == 4 * (8 + 3 + 6) + TOKEN_BYTES_MAX + 4
+    assert model.outputs.wire_bytes == 2 * 4 + 10
     longest = pb.StepResponse(y=[1.0] * 2, y_ints=[-1])
-    assert longest.ByteSize() - 4 == output_bytes(model), "two heads of two bytes are not counted"
+    assert longest.ByteSize() - 4 == model.outputs.wire_bytes, "heads of two bytes do not count"
+    for spec in SPEC.states:
+        values = np.full(spec.shape, -1).astype(spec.dtype)
+        found = pb.State(tensors=[tensor("x" * 64, values)]).ByteSize()
+        assert spec.wire_bytes < found <= tensor_messages_bytes([spec])
     sizes = MessageSizes(wire.engine.registry, wire.engine.config, has_states=False)
-    assert sizes.of(100, 7, model) == 100 + 7 * output_bytes(model)
+    assert sizes.of(100, 7, model) == 100 + 7 * model.outputs.wire_bytes
 
 
 class Caller:

@@ -24,7 +24,6 @@ from lstmserve.server.kserve.tensors import (
     start_state,
     step_input,
 )
-from lstmserve.server.message_sizes import output_bytes
 from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -166,7 +165,7 @@ def test_a_step_at_its_limits() -> None:
     assert len(read(arrays(4), limits=limits)[0]) == 4
     with pytest.raises(TooLong, match="5 rows, at most 4"):
         read(arrays(5), limits=limits)
-    row_bytes = output_bytes(model())
+    row_bytes = model().outputs.wire_bytes
     assert len(read(arrays(4), limits=config(message_bytes_max=1 << 20))[0]) == 4
     small = config(message_bytes_max=4096)
     most = 4096 // row_bytes

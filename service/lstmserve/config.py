@@ -15,14 +15,13 @@ from typing import Any, Final
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.rows import RowFormat
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import ModelSpec, tensor_messages_bytes
 from lstmserve.tokens import LIMIT_MAX
 
 DAY_S = 86_400
 MESSAGE_BYTES_MIN = 4 << 20
 MESSAGE_BYTES_LIMIT = 1 << 30
 FRAME_BYTES = 64 << 10
-TOKEN_BYTES_MAX = 10
 # The groups of `lstmserve serve --help`. Each field is in one of them.
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Models": ("models", "strict_models", "device", "threads", "cpu"),
@@ -311,15 +310,15 @@ class Config:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
-        """A Config whose message_bytes_max is set: a step of length_max and its reply fit.
+        """A Config whose message_bytes_max is set: a step of length_max fits, and its reply, and
+        the states of a session.
 
         Raises ValueError if the longest message and its reply do not fit pending_bytes_max.
         """
         config = self
         if self.message_bytes_max is None:
-            row_bytes = max((_row_bytes(spec) for spec in specs), default=0)
-            size = max(MESSAGE_BYTES_MIN, self.length_max * row_bytes + FRAME_BYTES)
-            size = min(size, MESSAGE_BYTES_LIMIT)
+            longest = max((_longest_bytes(spec, self.length_max) for spec in specs), default=0)
+            size = min(max(MESSAGE_BYTES_MIN, longest + FRAME_BYTES), MESSAGE_BYTES_LIMIT)
             config = dataclasses.replace(self, message_bytes_max=size)
         assert config.message_bytes_max is not None
         if (value := self.pending_bytes_max) < 2 * config.message_bytes_max:
@@ -335,7 +334,7 @@ def settings() -> dict[str, dataclasses.Field[Any]]:
     return {each.name: each for each in dataclasses.fields(Config)}
 
 
-def _row_bytes(spec: ModelSpec) -> int:
-    """Largest wire size of one row, either of the input or of y."""
-    forms = (RowFormat(spec.inputs), RowFormat(spec.outputs))
-    return max(4 * form.floats + TOKEN_BYTES_MAX * form.ints for form in forms)
+def _longest_bytes(spec: ModelSpec, length_max: int) -> int:
+    """The most bytes of a model's inputs, outputs or states in a message of one session."""
+    row_bytes = max(RowFormat(each).wire_bytes for each in (spec.inputs, spec.outputs))
+    return max(length_max * row_bytes, tensor_messages_bytes(spec.states))

@@ -40,7 +40,8 @@ class RowFormat:
     """The format of rows of these tensors, each float32 or int64.
 
     `sizes` are the numbers of float32 and int64 values in a row, also as `floats` and `ints`;
-    `bytes` its bytes. `axes` are the axes of a row, behind those of batch and time.
+    `bytes` its bytes, `wire_bytes` the most that they are in a message. `axes` are the axes of a
+    row, behind those of batch and time.
     """
 
     def __init__(self, tensors: Sequence[TensorSpec]) -> None:
@@ -48,7 +49,8 @@ class RowFormat:
         self.floats = sum(each.size for each in tensors if each.dtype == "float32")
         self.ints = sum(each.size for each in tensors if each.dtype == "int64")
         self.sizes = self.floats, self.ints
-        self.bytes = 4 * self.floats + 8 * self.ints
+        self.bytes = sum(each.bytes for each in tensors)
+        self.wire_bytes = sum(each.wire_bytes for each in tensors)
         self.dtype: np.dtype[Any]
         self.axes: tuple[int, ...]
         if not self.ints:

@@ -15,6 +15,9 @@ from typing import Any, Final, Literal
 
 Dtype = Literal["float32", "int64", "bool"]
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
+INT_WIRE_BYTES: Final = 10  # the most that an int64 takes in a message, where it is a varint
+WIRE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": INT_WIRE_BYTES, "bool": 1}
+TENSOR_FRAME_BYTES: Final = 200  # of a Tensor message beside its values: the name and the shape
 TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 # A step graph's output NAME.next is the state NAME after the step, its initializer NAME.initial
 # the state of a new session.
@@ -65,6 +68,11 @@ class TensorSpec:
     def bytes(self) -> int:
         """Bytes of its values."""
         return self.size * DTYPE_BYTES[self.dtype]
+
+    @property
+    def wire_bytes(self) -> int:
+        """The most bytes of its values in a message."""
+        return self.size * WIRE_BYTES[self.dtype]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; from_json(to_json()) is equal to self."""
@@ -289,6 +297,11 @@ def _check_names(spec: ModelSpec) -> None:
             if (owner := taken.get(tensor.name)) is not None:
                 raise InvalidSpec(f"{tensor.name} is {owner}: rename one of them")
             taken[tensor.name] = f"the name of another {what}"
+
+
+def tensor_messages_bytes(tensors: Iterable[TensorSpec]) -> int:
+    """The most bytes that Tensor messages of these take."""
+    return sum(TENSOR_FRAME_BYTES + each.wire_bytes for each in tensors)
 
 
 def find_tensor(tensors: Iterable[TensorSpec], name: str) -> TensorSpec | None:

@@ -19,7 +19,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from lstmserve.errors import InvalidInput
 from lstmserve.reasons import REASONS
 from lstmserve.rows import RowFormat, Rows
-from lstmserve.spec import TensorSpec
+from lstmserve.spec import INT_WIRE_BYTES, TensorSpec, tensor_messages_bytes
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ class ModelInfo:
     @property
     def output_bytes(self) -> int:
         """The most bytes that a row of the outputs takes on the wire."""
-        return 4 * self.output_rows.floats + _INT_BYTES_MAX * self.output_rows.ints
+        return self.output_rows.wire_bytes
 
     @property
     def state_bytes(self) -> int:
         """The most bytes that a session's states take on the wire."""
-        sizes = {"float32": 4, "int64": _INT_BYTES_MAX, "bool": 1}
-        return sum(100 + sizes[each.dtype] * each.size for each in self.states)
+        return tensor_messages_bytes(self.states)
 
     @classmethod
     def read(cls, model: wire.Model) -> ModelInfo:
@@ -108,9 +107,6 @@ class ModelInfo:
             is_exact=spec.is_exact,
             lstm=_lstm_info(spec.lstm) if spec.HasField("lstm") else None,
         )
-
-
-_INT_BYTES_MAX = 10  # of a varint
 
 
 def _tensor_spec(spec: wire.TensorSpec) -> TensorSpec:
@@ -317,7 +313,7 @@ class StepInput(NamedTuple):
     @property
     def size(self) -> int:
         """Upper bound of its bytes on the wire."""
-        return len(self.x) + _INT_BYTES_MAX * len(self.tokens)
+        return len(self.x) + INT_WIRE_BYTES * len(self.tokens)
 
     def part(self, start: int, stop: int) -> StepInput:
         """The time steps [start, stop)."""

@@ -24,7 +24,6 @@ from lstmserve.engine.errors import (
     TooLong,
 )
 from lstmserve.rows import FLOATS, Rows
-from lstmserve.server.message_sizes import output_bytes
 
 Request = TypeVar("Request", bound=Message)
 
@@ -130,7 +129,7 @@ def check_reply(
 ) -> None:
     """Raises TooLong for `height` rows of outputs that no message can hold, before they are
     computed."""
-    row_bytes = output_bytes(model)
+    row_bytes = model.outputs.wire_bytes
     if message_bytes_max is not None and height * row_bytes > message_bytes_max:
         raise TooLong(
             f"the reply would have {height} rows of {row_bytes} bytes, more than a message holds: "

@@ -5,7 +5,7 @@ It reads no message: it knows the models' sizes and the configured limits.
 
 from __future__ import annotations
 
-from lstmserve.config import MESSAGE_BYTES_LIMIT, TOKEN_BYTES_MAX, Config
+from lstmserve.config import MESSAGE_BYTES_LIMIT, Config
 from lstmserve.engine import Model
 from lstmserve.engine.predict import PredictJob
 from lstmserve.engine.registry import ModelRegistry
@@ -41,7 +41,7 @@ class MessageSizes:
     def of(self, message_bytes: int, height: int, model: Model | None) -> int:
         """The most for a message whose reply has `height` rows of a model; None: of any model."""
         least = self.reply_row_bytes
-        row = least if model is None else output_bytes(model)
+        row = least if model is None else model.outputs.wire_bytes
         reply = min(max(1, height) * row, self._message_bytes_max)
         return message_bytes + max(reply, least)
 
@@ -49,28 +49,22 @@ class MessageSizes:
         self._changes = self._models.changes
         factors = [0]
         for model in self._models:
-            reply = output_bytes(model) + (state_bytes(model) if self._has_states else 0)
+            reply = model.outputs.wire_bytes + (_state_bytes(model) if self._has_states else 0)
             factors.append(-(-reply // row_bytes(model)))
         self._reply_factor = max(factors)
-        self._reply_row_bytes = max(map(output_bytes, self._models), default=0)
-
-
-def output_bytes(model: Model) -> int:
-    """The most bytes of one row of outputs in a message; an int64 is a varint of up to 10."""
-    return 4 * model.outputs.floats + TOKEN_BYTES_MAX * model.outputs.ints
-
-
-def state_bytes(model: Model) -> int:
-    """The most bytes of the states of one session or sequence in a message, but for their names."""
-    sizes = {"float32": 4, "int64": TOKEN_BYTES_MAX, "bool": 1}
-    return sum(state.size * sizes[state.dtype] for state in model.spec.states)
+        self._reply_row_bytes = max((model.outputs.wire_bytes for model in self._models), default=0)
 
 
 def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
     """Bytes of a job's input and of its reply, whose y has `height` rows."""
     states = 2 - (job.initial is None) - (not job.with_state)
-    own_bytes = states * job.lengths.size * state_bytes(model)
-    return job.x.nbytes + height * output_bytes(model) + own_bytes
+    state_bytes = states * job.lengths.size * _state_bytes(model)
+    return job.x.nbytes + height * model.outputs.wire_bytes + state_bytes
+
+
+def _state_bytes(model: Model) -> int:
+    """The most bytes of the states of one session or sequence in a message."""
+    return sum(state.wire_bytes for state in model.spec.states)
 
 
 def row_bytes(model: Model) -> int:

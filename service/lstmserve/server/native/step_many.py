@@ -27,7 +27,7 @@ from lstmserve.server.codec import (
     parse,
 )
 from lstmserve.server.conversation import Window, Work
-from lstmserve.server.message_sizes import MessageSizes, output_bytes
+from lstmserve.server.message_sizes import MessageSizes
 from lstmserve.server.native.session_set import SessionSet
 from lstmserve.server.native.steps import INT64_BYTES, timeout_ns
 from lstmserve.server.native.tensors import put_outputs
@@ -285,7 +285,7 @@ class StepManyMessage:
         if tenant.is_limited:
             rows = np.asarray(request.rows)
             tenant.check_many(request, table.step[rows], table.accepted(rows))
-        y_bytes = request.height * output_bytes(model)
+        y_bytes = request.height * model.outputs.wire_bytes
         self.lease.grow(request.x.nbytes + y_bytes)
         self.lease.hold()
         self._request = request  # before it is accepted: one of repeats alone is over at once

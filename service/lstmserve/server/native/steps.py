@@ -19,7 +19,7 @@ from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import check_length, check_reply, input_rows, parse
 from lstmserve.server.conversation import InTurn
 from lstmserve.server.inbox import Inbox
-from lstmserve.server.message_sizes import MessageSizes, output_bytes
+from lstmserve.server.message_sizes import MessageSizes
 from lstmserve.server.native.tensors import put_outputs
 from lstmserve.server.ordered import OrderedWindow
 from lstmserve.server.pending_bytes import SHORT_BYTES, PendingBytes
@@ -114,7 +114,7 @@ class StepCalls:
         height = 1 if asked.last_only else length
         check_reply(height, model, config.message_bytes_max, "length")
         message.last_only = asked.last_only
-        message.reply_bytes = height * output_bytes(model)
+        message.reply_bytes = height * model.outputs.wire_bytes
         message.deadline_ns = _earlier(
             timeout_ns(message.arrival_ns, asked.timeout_ms), message.deadline_ns
         )
