@@ -98,7 +98,8 @@ class Sized:
         """Seconds of one run of 32 between random slots."""
         model = self.engine.models[0]
         assert model.kernel is not None
-        slots = rng.choice(model.slots - 2, 2 * BATCH, replace=False) + 1
+        assert model.pool is not None
+        slots = rng.choice(model.pool.slots - 2, 2 * BATCH, replace=False) + 1
         x = np.zeros((1, BATCH, model.spec.input_size), np.float32)
         lengths = np.ones(BATCH, np.int32)
         start_s = time.perf_counter()
