@@ -97,7 +97,8 @@ class Sized:
         """The seconds of one run of 32 rows between random slots."""
         model = self.engine.models[0]
         assert model.kernel is not None
-        slots = rng.choice(model.slots - 2, 2 * BATCH, replace=False) + 1
+        assert model.pool is not None
+        slots = rng.choice(model.pool.slots - 2, 2 * BATCH, replace=False) + 1
         x = np.zeros((1, BATCH, model.inputs.floats), np.float32)
         lengths = np.ones(BATCH, np.int32)
         start_s = time.perf_counter()
