@@ -17,6 +17,7 @@ from lstmserve.engine.budget import KEPT_BYTES
 from lstmserve.engine.errors import SessionLimit
 from lstmserve.engine.model import slots_for
 from lstmserve.engine.session.capacity import SessionCapacity
+from lstmserve.engine.session.opening import IfExists, OpenRequest, SessionOpener
 from lstmserve.engine.table import NOT_STORED
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import make_model, random_input
@@ -299,6 +300,27 @@ async def test_no_session_moves_out_in_vain(tmp_path: Path) -> None:
     rest(engine, rows[3:4], start_ns + 4)
     capacity.make_room(c, engine.clock())
     assert moved == [("a", rows[:4])]
+
+
+async def test_a_session_that_another_model_s_replaces_does_not_move_out(tmp_path: Path) -> None:
+    """It has been idle longest of all, and RESTART opens its id with the other model."""
+    engine = make_engine(tmp_path, floors("ab") + 40 * 64, "ab")
+    a, b = engine.models
+    rows = fill(engine, a)
+    fill(engine, b, 1)
+    start_ns = engine.clock().monotonic_ns - 10**9
+    for i, row in enumerate(rows):
+        rest(engine, [row], start_ns + i)
+    capacity, moved = evicting(engine)
+    opener = SessionOpener(engine.config, engine.table, engine.sessions, capacity)
+    key = engine.table.keys[rows[0]]
+    assert key is not None
+    request = OpenRequest(key, b, 0, 10**12, IfExists.RESTART, None, "")
+    row, is_created = opener.open(request, engine.clock())
+    assert is_created
+    assert engine.model_of(row) is b
+    assert moved == [("a", rows[1:4])], "3 x 64 bytes are the 192 of one of b's"
+    engine.check_integrity()
 
 
 def test_a_mischarged_model_is_seen(tmp_path: Path) -> None:

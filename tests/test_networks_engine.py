@@ -434,3 +434,55 @@ async def test_a_network_of_integers_alone(tmp_path: Path) -> None:
             assert again.y.tobytes() == done.y.tobytes()
             assert engine.sessions.state(row)["sum"].tolist() == [total]
     await store.close()
+
+
+LIST = ModelSpec(
+    inputs=(TensorSpec("goes_on", (), "int64"),),
+    outputs=(TensorSpec("y"),),
+    states=(TensorSpec("at", (), "int64"),),
+)
+
+
+def make_list(folder: Path) -> None:
+    """y = item `at` of six; at.next = (at + 1) x goes_on. It fails on a seventh item."""
+
+    def value(name: str, dtype: int = TensorProto.INT64) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, dtype, ["B"])
+
+    nodes = [
+        helper.make_node("Gather", ["items", "at"], ["y"]),
+        helper.make_node("Add", ["at", "one"], ["after"]),
+        helper.make_node("Mul", ["after", "goes_on"], ["at.next"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "list",
+        [value("goes_on"), value("at")],
+        [value("y", TensorProto.FLOAT), value("at.next")],
+        [
+            numpy_helper.from_array(np.arange(6, dtype=np.float32), "items"),
+            numpy_helper.from_array(np.array(1), "one"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    zeros = np.zeros((1, 2))
+    inputs = {"goes_on": zeros.astype(np.int64)}
+    golden = Golden(inputs, np.array([2], np.int32), None, {"y": zeros}, {}, torch_error=0.0)
+    stepgraph.write(folder, LIST, model, {"new": golden})
+
+
+async def test_a_step_does_not_fail_for_time_steps_that_it_does_not_have(tmp_path: Path) -> None:
+    """In a batch with a longer one its padding reads past the list's end; its own steps do not."""
+    make_list(tmp_path)
+    async with running(tmp_path) as engine:
+        short, long, bad = (open_session(engine, name) for name in ("short", "long", "bad"))
+        ones = np.ones((3, 1), np.int64)
+        await asyncio.gather(*(submit(engine, row, ones)[1] for row in (short, bad)))
+        last = submit(engine, short, ones)[1]
+        others = submit(engine, long, np.zeros((4, 1), np.int64))[1]
+        failing = submit(engine, bad, np.ones((4, 1), np.int64))[1]
+        assert (await last).y.ravel().tolist() == [3, 4, 5]
+        assert (await others).y.ravel().tolist() == [0] * 4
+        with pytest.raises(ModelError):
+            await failing
+        assert engine.sessions.state(bad)["at"].tolist() == [3]

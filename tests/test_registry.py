@@ -204,6 +204,21 @@ def test_the_table_has_rows_for_models_that_come_later(tmp_path: Path) -> None:
     engine.check_integrity()
 
 
+def test_the_table_has_rows_for_what_a_model_leaves_to_others(tmp_path: Path) -> None:
+    """A model whose sessions are small gets the whole room once a large one is gone."""
+    make_model(tmp_path, WIDE, 1, name="wide")
+    config = Config(models=tmp_path, **{**SMALL, "pool_bytes": 200_000})
+    engine = Engine(config, load_models(config), NoMetrics())
+    make_model(tmp_path, SPEC, 1, name="m")
+    small = load(engine, "m", 1)
+    engine.registry.add(small)
+    engine.registry.remove(engine.model("wide", 1))
+    assert small.sessions_max == 200_000 // 64 - 50
+    for i in range(small.sessions_max):
+        open_session(engine, f"m{i}", small)
+    engine.check_integrity()
+
+
 def test_message_sizes_follow_the_models(engine: Engine) -> None:
     """A bound is that of the models that are served now."""
     sizes = MessageSizes(engine.registry, engine.config, has_states=True)

@@ -71,3 +71,19 @@ def test_a_saved_reply_is_a_copy() -> None:
         found = replies.get(0, FORMATS[1])
         assert found is not None
         assert found.tolist() == [[1, 1, 1]] * count
+
+
+def test_replies_of_more_sessions_than_would_fit_into_memory() -> None:
+    """The states of a small network leave room for millions of sessions; a wide output of each
+    would be terabytes, of which the machine gives what is written."""
+    form = RowFormat((TensorSpec("y", (1 << 14,)), INT))
+    replies, last = Replies(1), (1 << 26) - 1
+    replies.extend(last + 1, 0)
+    floats = np.full((1, 1 << 14), 0.5, np.float32)
+    for row in (0, last):
+        replies.save(row, form.join(floats, np.array([[row]])), form)
+    replies.extend(1 << 27, 1)
+    found = replies.get(0, form)
+    assert found is not None
+    assert form.split(found)["y"].tolist() == floats.tolist()
+    assert form.split(found)["c"].tolist() == [0]

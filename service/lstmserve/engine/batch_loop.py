@@ -75,15 +75,18 @@ class Executor:
 
 
 def _run_alone(model: Model, batch: Batch) -> Output:
-    """Row by row, so that only the bad one fails; the slots that are read are untouched."""
+    """Row by row, so that only the bad one fails; the slots that are read are untouched.
+
+    Each without its padding: a network may fail on time steps that its client never sent.
+    """
     kernel = model.kernel
     assert kernel is not None
     y = model.outputs.unknown(batch.length_max, batch.size)
     for i in range(batch.size):
-        one = slice(i, i + 1)
+        one, n = slice(i, i + 1), batch.lengths.item(i)
         arguments = (batch.lengths[one], batch.read[one], batch.write[one])
         try:
-            y[:, one] = kernel.run(np.ascontiguousarray(batch.inputs[:, one]), *arguments)
+            y[:n, one] = kernel.run(np.ascontiguousarray(batch.inputs[:n, one]), *arguments)
         except KernelError:
             batch.outcomes[i] = Outcome.FAILED
     return y

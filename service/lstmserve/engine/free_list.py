@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lstmserve.engine.arrays import Index
+from lstmserve.engine.arrays import Index, sparse_zeros
 
 
 class FreeList:
@@ -58,7 +58,7 @@ class FreeList:
 
     def extend(self, stop: int) -> None:
         """The numbers in [start, stop) are the range from now on."""
-        given = np.empty(stop - self._start, np.int64)
+        given = sparse_zeros((stop - self._start,), np.int64)
         given[: self._given_count] = self._given[: self._given_count]
         self._given, self._stop = given, stop
 

@@ -156,6 +156,7 @@ class ModelRegistry:
         if model.pool is not None:
             model.pool.end()
         self.budget.leave(model)
+        self._table.extend(self._rows())  # the others can have more sessions now
 
     def sweep(self) -> bool:
         """Lets retiring models go that are idle, and gives memory back that no session needs.

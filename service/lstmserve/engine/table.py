@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.arrays import Index, Output
+from lstmserve.engine.arrays import Index, Output, sparse_zeros
 from lstmserve.engine.free_list import FreeList
 from lstmserve.engine.keys import tenant_of
 from lstmserve.rows import RowFormat
@@ -81,7 +81,7 @@ class Replies:
     def _column(self, form: RowFormat) -> Output:
         """Made on first use; its pages take memory only once they are written."""
         if form.sizes not in self._columns:
-            self._columns[form.sizes] = np.zeros((self._rows, *form.axes), form.dtype)
+            self._columns[form.sizes] = sparse_zeros((self._rows, *form.axes), form.dtype)
         return self._columns[form.sizes]
 
     def extend(self, rows: int, used: int) -> None:
@@ -99,7 +99,7 @@ class Replies:
 
 def _extended(column: npt.NDArray[Any], rows: int, used: int) -> npt.NDArray[Any]:
     """The column [rows, ...]: only what was used takes memory."""
-    extended = np.zeros((rows, *column.shape[1:]), column.dtype)
+    extended = sparse_zeros((rows, *column.shape[1:]), column.dtype)
     extended[:used] = column[:used]
     return extended
 

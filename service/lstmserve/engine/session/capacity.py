@@ -63,12 +63,12 @@ class SessionCapacity:
             and not self._table.pending[replaced]
         )
         if is_making_room:
-            return  # before an eviction, which could take the replaced session itself
+            return
         if self._budget.reclaim(model):
             return
         self._sweep_until(lambda: self._budget.reclaim(model), now)
         if self._budget.room(model) < 1 and self._on_evict is not None:
-            self._evict(model, now, self._on_evict)
+            self._evict(model, now, self._on_evict, replaced)
         if not self._budget.reclaim(model):
             raise SessionLimit(_full(model, len(self._table)), retry_s=1.0)
 
@@ -108,14 +108,21 @@ class SessionCapacity:
             self._sessions.expire(row, now)
         return expired.is_all
 
-    def _evict(self, model: Model, now: Now, on_evict: Callable[[Model, Index], None]) -> None:
+    def _evict(
+        self,
+        model: Model,
+        now: Now,
+        on_evict: Callable[[Model, Index], None],
+        replaced: int | None,
+    ) -> None:
         """Moves the sessions that were idle longest to the store, which has them.
 
         They are of any model where all share the room, and none moves where all that could would
-        not make enough.
+        not make enough. The session `replaced` stays: its successor ends it.
         """
         table = self._table
         rows = self._idle(model)
+        rows = rows[rows != (-1 if replaced is None else replaced)]
         sizes = np.zeros(max(each.handle for each in self._registry) + 1, np.int64)
         for each in self._registry:
             sizes[each.handle] = each.slot_bytes
