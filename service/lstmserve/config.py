@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.rows import RowFormat
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import DTYPE_BYTES, ModelSpec
 from lstmserve.tokens import LIMIT_MAX
 
 DAY_S = 86_400
@@ -23,6 +23,7 @@ MESSAGE_BYTES_MIN = 4 << 20
 MESSAGE_BYTES_LIMIT = 1 << 30
 FRAME_BYTES = 64 << 10
 TOKEN_BYTES_MAX = 10
+TENSOR_BYTES = 128  # of a tensor in a message, beside its values
 # The groups of `lstmserve serve --help`. Each field is in one of them.
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Models": ("models", "strict_models", "device", "threads", "cpu"),
@@ -219,7 +220,10 @@ class Config:
     )
     length_max: int = _int(10_000, 1, 1_000_000, "Most rows in one step or sequence.")
     message_bytes_max: int | None = _int(
-        None, 1 << 12, MESSAGE_BYTES_LIMIT, "Largest message [default: fits a step of length_max]."
+        None,
+        1 << 12,
+        MESSAGE_BYTES_LIMIT,
+        "Largest message [default: fits a step of length_max and a session's states].",
     )
     pending_steps_max: int = _int(10_000, 1, 10_000_000, "Most waiting steps, over all sessions.")
     session_pending_max: int = _int(64, 1, 65_536, "Most waiting steps in one session.")
@@ -311,14 +315,17 @@ class Config:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
-        """A Config whose message_bytes_max is set: a step of length_max and its reply fit.
+        """A Config whose message_bytes_max is set: a step of length_max and its reply fit, and so
+        do a session's states, where pending_bytes_max has room for them.
 
         Raises ValueError if the longest message and its reply do not fit pending_bytes_max.
         """
         config = self
         if self.message_bytes_max is None:
-            row_bytes = max((_row_bytes(spec) for spec in specs), default=0)
-            size = max(MESSAGE_BYTES_MIN, self.length_max * row_bytes + FRAME_BYTES)
+            size = MESSAGE_BYTES_MIN
+            for spec in specs:
+                states = min(_state_bytes(spec) + FRAME_BYTES, self.pending_bytes_max // 2)
+                size = max(size, self.length_max * _row_bytes(spec) + FRAME_BYTES, states)
             size = min(size, MESSAGE_BYTES_LIMIT)
             config = dataclasses.replace(self, message_bytes_max=size)
         assert config.message_bytes_max is not None
@@ -339,3 +346,9 @@ def _row_bytes(spec: ModelSpec) -> int:
     """Largest wire size of one row, either of the input or of y."""
     forms = (RowFormat(spec.inputs), RowFormat(spec.outputs))
     return max(4 * form.floats + TOKEN_BYTES_MAX * form.ints for form in forms)
+
+
+def _state_bytes(spec: ModelSpec) -> int:
+    """Largest wire size of one session's states."""
+    bytes_max = {**DTYPE_BYTES, "int64": TOKEN_BYTES_MAX}
+    return sum(TENSOR_BYTES + bytes_max[each.dtype] * each.size for each in spec.states)
