@@ -10,7 +10,14 @@ import pytest
 from lstmserve.cli import csvrows
 from lstmserve.client import ModelInfo, State
 from lstmserve.client.packing import join, split
-from lstmserve.client.records import LstmInfo, StepInput, output, output_rows, step_input
+from lstmserve.client.records import (
+    LstmInfo,
+    StepInput,
+    output,
+    output_rows,
+    state_tensors,
+    step_input,
+)
 from lstmserve.errors import InvalidInput
 from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
@@ -128,6 +135,20 @@ def test_several_outputs_are_a_dict() -> None:
     assert one["z"] == 2
 
 
+def test_outputs_are_their_own_arrays() -> None:
+    """Each output is an aligned array, also behind three floats, where torch would refuse it."""
+    made = model(outputs=(TensorSpec("y", (3,)), TensorSpec("k", (), "int64")))
+    rows = output_rows(made, bytes(4 * 3 * 2), [1, 2])
+    whole = output(made, rows, single=False, last_only=False)
+    one = output(made, rows[:1], single=True, last_only=False)
+    for each in (*whole.values(), *one.values()):
+        assert isinstance(each, np.ndarray)
+        assert each.flags.aligned
+        assert each.flags.c_contiguous
+        assert each.flags.writeable
+        assert not np.shares_memory(each, rows)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"), [((), 6.0), ((2,), [6.0, 7.0]), ((2, 1), [[6.0], [7.0]])]
 )
@@ -169,6 +190,26 @@ def test_a_state_survives_bytes() -> None:
     assert (h.tolist(), n.tolist(), on.tolist()) == ([0.5, -1], -7, [True, False])
 
 
+@pytest.mark.parametrize(
+    "value", [2**63, 1j, "1", None, np.timedelta64(1, "s")], ids=lambda value: type(value).__name__
+)
+def test_a_value_that_no_state_has_is_not_sent(value: object) -> None:
+    """Neither a State nor a mapping turns it into another number, and an input does not either."""
+    with pytest.raises(ValueError, match="n must be of float32, int64 or bool, not "):
+        State({**STATE.tensors, "n": np.array(value)}).write()
+    given: dict[str, Any] = {**STATE.tensors, "n": value}
+    with pytest.raises(ValueError, match="n is int64 of the shape"):
+        state_tensors(model(), given)
+    with pytest.raises((ValueError, InvalidInput)):
+        step_input(model(), {**inputs(), "n": np.full(3, value)})
+
+
+def test_a_state_of_lists_is_sent() -> None:
+    """Its tensors may be anything that numpy reads, as those of a mapping."""
+    lists = State({name: each.tolist() for name, each in STATE.tensors.items()}, step=3)
+    assert State.from_bytes(lists.to_bytes(), model()) == STATE
+
+
 def test_other_states_are_refused() -> None:
     """A state of another name or shape, and one of a later release, is no state of the model."""
     message = STATE.write()
@@ -177,7 +218,7 @@ def test_other_states_are_refused() -> None:
         State.from_bytes(message.SerializeToString(), model())
     message = STATE.write()
     message.tensors[2].ints.append(1)
-    with pytest.raises(ValueError, match=r"on is \[2\], must be \[2\]|on has 3 values"):
+    with pytest.raises(ValueError, match=r"on is \[2\] of 3 values, must be \[2\]"):
         State.from_bytes(message.SerializeToString(), model())
     later = STATE.to_bytes() + bytes([15 << 3, 1])
     with pytest.raises(ValueError, match="a state of a later release"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import FRAME_BYTES, MESSAGE_BYTES_LIMIT, Config, settings
 from lstmserve.server.ports import share_bytes_max
 from lstmserve.spec import TENSOR_FRAME_BYTES, Linear, LstmSpec, ModelSpec, TensorSpec
+from lstmserve.v1 import lstm_pb2 as pb
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}
 # These two may not be below another setting, so that one changes with them.
@@ -111,6 +113,25 @@ def test_a_state_fits_a_message() -> None:
     spec = ModelSpec((TensorSpec("x"),), (TensorSpec("y"),), (state,))
     found = Config().resolved([spec]).message_bytes_max
     assert found == 8_000_000 + TENSOR_FRAME_BYTES + FRAME_BYTES
+
+
+def test_messages_fit_a_state() -> None:
+    """What GetState gives can be opened again: varints of ten bytes, and many small tensors."""
+    states = (TensorSpec("h", (1 << 20,)), TensorSpec("n", (1 << 19,), "int64"))
+    many = tuple(TensorSpec(f"s{i}", (1,) * 8, "bool") for i in range(900))
+    spec = ModelSpec((TensorSpec("x"),), (TensorSpec("y"),), (*states, *many))
+    config = Config().resolved([LstmSpec(1, 1), spec])
+    state = pb.State(
+        tensors=[
+            pb.Tensor(name="h", shape=[1 << 20], floats=np.ones(1 << 20)),
+            pb.Tensor(name="n", shape=[1 << 19], ints=np.full(1 << 19, -1)),
+            *(pb.Tensor(name=each.name, shape=each.shape, ints=[1]) for each in many),
+        ]
+    )
+    assert config.message_bytes_max is not None
+    assert 0 < config.message_bytes_max - state.ByteSize() < 1 << 18
+    small = Config(pending_bytes_max=16 << 20).resolved([spec])
+    assert small.message_bytes_max == 8 << 20, "the bytes that may wait have room for no more"
 
 
 def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:

@@ -18,15 +18,18 @@ import pytest
 
 import stepgraph
 from lstmserve.rows import FLOATS, INTS, Rows
+from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.message_sizes import MessageSizes
 from lstmserve.server.native.service import SERVICE
+from lstmserve.server.native.steps import StepCalls
+from lstmserve.server.steps import Steps
 from lstmserve.spec import tensor_messages_bytes
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band, refusal
 from serving import Serve, Serving
 from stepgraph import SPEC, Arrays, Loop, random_rows
 from storing import Valkey
-from wire import Wire, arrays, serving, tensor
+from wire import NO_LIMITS, Wire, arrays, serving, tensor
 
 LIMITS = {"slice_rows_max": 4, "session_pending_max": 64}  # a long step runs in many slices
 LENGTHS = [1, 9, 1, 30, 2, 5]
@@ -504,6 +507,16 @@ async def test_bytes_are_counted_for_integers_and_states(wire: Wire) -> None:
         assert spec.wire_bytes < found <= tensor_messages_bytes([spec])
     sizes = MessageSizes(wire.engine.registry, wire.engine.config, has_states=False)
     assert sizes.of(100, 7, model) == 100 + 7 * model.outputs.wire_bytes
+
+
+async def test_bytes_are_counted_for_every_integer_that_is_sent(wire: Wire) -> None:
+    """An integer of one byte takes eight once it is read, whatever length its step claims."""
+    steps = StepCalls(wire.engine, Steps(wire.engine, wire.metrics), wire.pending)
+    tenant = Tenant("", NO_LIMITS)
+    asked = pb.StepRequest(length=1, tokens=[1] * 1000)
+    few = pb.StepRequest(length=1, tokens=[1])
+    more = steps.size(tenant, asked, "s", 2000) - steps.size(tenant, few, "s", 2000)
+    assert more == 999 * 8
 
 
 class Caller:

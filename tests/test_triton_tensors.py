@@ -280,6 +280,13 @@ def test_bytes_of_a_reply() -> None:
     assert wanted(("y_last", "h.next"), own).last_bytes == 0
 
 
+def test_a_message_full_of_axes_is_measured_in_no_time() -> None:
+    """Axes that no request may have are not multiplied: a message of them would take minutes."""
+    own, sent = model(), message(arrays(5))
+    sent.inputs[0].shape[:] = [1 << 62] * 50_000
+    assert reply_bytes(own, sent) < 1 << 200
+
+
 def test_the_configuration_has_every_tensor() -> None:
     """ModelConfig lists all inputs, outputs and states with their types and dims."""
     found = model_config(model(), config())

@@ -218,7 +218,10 @@ class Config:
     )
     length_max: int = _int(10_000, 1, 1_000_000, "Most rows in one step or sequence.")
     message_bytes_max: int | None = _int(
-        None, 1 << 12, MESSAGE_BYTES_LIMIT, "Largest message [default: fits a step of length_max]."
+        None,
+        1 << 12,
+        MESSAGE_BYTES_LIMIT,
+        "Largest message [default: fits a step of length_max and a session's states].",
     )
     pending_steps_max: int = _int(10_000, 1, 10_000_000, "Most waiting steps, over all sessions.")
     session_pending_max: int = _int(64, 1, 65_536, "Most waiting steps in one session.")
@@ -310,15 +313,20 @@ class Config:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
-        """A Config whose message_bytes_max is set: a step of length_max fits, and its reply, and
-        the states of a session.
+        """A Config whose message_bytes_max is set: a step of length_max and its reply fit, and so
+        do a session's states, where pending_bytes_max has room for them.
 
         Raises ValueError if the longest message and its reply do not fit pending_bytes_max.
         """
         config = self
         if self.message_bytes_max is None:
-            longest = max((_longest_bytes(spec, self.length_max) for spec in specs), default=0)
-            size = min(max(MESSAGE_BYTES_MIN, longest + FRAME_BYTES), MESSAGE_BYTES_LIMIT)
+            size = MESSAGE_BYTES_MIN
+            for spec in specs:
+                row_bytes = max(RowFormat(each).wire_bytes for each in (spec.inputs, spec.outputs))
+                states = tensor_messages_bytes(spec.states) + FRAME_BYTES
+                states = min(states, self.pending_bytes_max // 2)
+                size = max(size, self.length_max * row_bytes + FRAME_BYTES, states)
+            size = min(size, MESSAGE_BYTES_LIMIT)
             config = dataclasses.replace(self, message_bytes_max=size)
         assert config.message_bytes_max is not None
         if (value := self.pending_bytes_max) < 2 * config.message_bytes_max:
@@ -332,9 +340,3 @@ class Config:
 def settings() -> dict[str, dataclasses.Field[Any]]:
     """Config's fields by name; metadata["setting"] of each is its Setting."""
     return {each.name: each for each in dataclasses.fields(Config)}
-
-
-def _longest_bytes(spec: ModelSpec, length_max: int) -> int:
-    """The most bytes of a model's inputs, outputs or states in a message of one session."""
-    row_bytes = max(RowFormat(each).wire_bytes for each in (spec.inputs, spec.outputs))
-    return max(length_max * row_bytes, tensor_messages_bytes(spec.states))

@@ -241,13 +241,21 @@ def _read_edition_1(message: wire.State, model: ModelInfo) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Array]) -> list[wire.Tensor]:
-    """The messages of float32, int64 and bool arrays."""
-    return [
-        wire.Tensor(name=name, shape=each.shape, floats=each.astype(FLOAT).tobytes())
-        if each.dtype.kind == "f"
-        else wire.Tensor(name=name, shape=each.shape, ints=each.astype(np.int64).ravel().tolist())
-        for name, each in tensors.items()
-    ]
+    """The messages of arrays: floats, or integers and bool. Raises ValueError for any others."""
+    return [_write_tensor(name, np.asarray(each)) for name, each in tensors.items()]
+
+
+def _write_tensor(name: str, values: Array) -> wire.Tensor:
+    if values.dtype.kind == "f":
+        content = numbers(values, name).tobytes()
+        return wire.Tensor(name=name, shape=values.shape, floats=content)
+    if values.dtype.kind not in "iub" or _is_beyond_int64(values):
+        raise ValueError(f"{name} must be of float32, int64 or bool, not {values.dtype}")
+    return wire.Tensor(name=name, shape=values.shape, ints=values.astype(np.int64).ravel().tolist())
+
+
+def _is_beyond_int64(values: Array) -> bool:
+    return values.dtype.kind == "u" and values.max(initial=0) > np.iinfo(np.int64).max
 
 
 def read_tensors(
@@ -265,13 +273,14 @@ def read_tensors(
     for spec in model.states:
         message, shape = found[spec.name], (*batch, *spec.shape)
         is_float = spec.dtype == "float32"
-        values = floats(message.floats, -1) if is_float else np.array(message.ints, spec.dtype)
+        count = len(message.floats) / FLOAT.itemsize if is_float else len(message.ints)
         allowed = (shape,) if batch else (shape, (spec.size,))
-        if tuple(message.shape) not in allowed or values.size != math.prod(shape):
+        if tuple(message.shape) not in allowed or count != math.prod(shape):
             raise ValueError(
-                f"not a state of {model.name}: {spec.name} is {list(message.shape)}, must be "
-                f"{list(shape)}"
+                f"not a state of {model.name}: {spec.name} is {list(message.shape)} of {count:g} "
+                f"values, must be {list(shape)}"
             )
+        values = floats(message.floats, -1) if is_float else np.array(message.ints[:], spec.dtype)
         tensors[spec.name] = values.reshape(shape)
     return tensors
 
@@ -295,6 +304,8 @@ def _state_tensor(spec: TensorSpec, value: npt.ArrayLike, *batch: int) -> Array:
         raise ValueError(f"{expected}, not {part.dtype}")
     if part.shape != shape:
         raise ValueError(f"{expected}, not {list(part.shape)}")
+    if _is_beyond_int64(part):
+        raise ValueError(f"{expected}, and has a number beyond int64")
     return part.astype(spec.dtype)
 
 
@@ -399,13 +410,13 @@ def _read_ints(model: ModelInfo, spec: TensorSpec, value: npt.ArrayLike) -> Arra
         expected = f"{model.name} takes {spec.name}: one integer, or [T] of them, T >= 1"
     array = _array(value, expected)
     _check_shape(array, spec, expected)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise ValueError(f"{expected}, not {array.dtype}")
     if model.lstm is not None:
         count = model.lstm.num_embeddings
         if array.min() < 0 or array.max() >= count:
             raise refusal("BAD_TENSOR", f"a token is not in [0, {count})")
-    elif array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+    elif _is_beyond_int64(array):
         raise refusal("BAD_TENSOR", f"{spec.name} has a number beyond int64")
     return array
 
@@ -454,5 +465,7 @@ def output(model: ModelInfo, rows: Rows, single: bool, last_only: bool) -> Outpu
         y = rows[0] if is_one else rows
         shape = model.outputs[0].shape
         return y if len(shape) == 1 else y.reshape((*y.shape[:-1], *shape))
-    arrays = model.output_rows.split(rows[:1] if is_one else rows)
-    return {name: each[0] for name, each in arrays.items()} if is_one else arrays
+    columns = model.output_rows.split(rows[:1] if is_one else rows)
+    # Copies: integers between floats are not aligned, and torch.from_numpy refuses those.
+    arrays = {name: np.array(each, order="C") for name, each in columns.items()}
+    return {name: each[0, ...] for name, each in arrays.items()} if is_one else arrays

@@ -103,8 +103,9 @@ def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
     rows = sequences = 1
     for tensor in message.inputs:
         if (wanted := signature.inputs.get(tensor.name)) is not None:
-            shape = [max(0, size) for size in tensor.shape]
-            axes = shape[: len(shape) - len(wanted.shape)]
+            count = max(0, len(tensor.shape) - len(wanted.shape))
+            # The product of a message full of axes would take minutes; more than two are refused.
+            axes = [max(0, size) for size in tensor.shape[: min(count, 2)]]
             rows = max(rows, math.prod(axes))
             sequences = max(sequences, axes[0] if len(axes) > 1 else 1)
     once_bytes = sum(

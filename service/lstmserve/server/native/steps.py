@@ -93,7 +93,7 @@ class StepCalls:
         model = None if row is None else self._engine.model_of(row)
         rows = min(max(1, asked.length), self._engine.config.length_max)
         if asked.tokens:
-            length += INT64_BYTES * rows
+            length += INT64_BYTES * len(asked.tokens)
         return self.sizes.of(length, 1 if asked.last_only else rows, model)
 
     def _prepare(self, message: NativeStep, now: Now) -> None:
