@@ -360,6 +360,22 @@ async def test_a_row_that_the_network_cannot_compute_fails_alone(tmp_path: Path)
             assert same(state(engine, row), wanted_states)
 
 
+async def test_an_imported_zero_keeps_its_sign(tmp_path: Path) -> None:
+    """Also through a store, at step 0, where the initial state is a zero of the other sign."""
+    stepgraph.make_model(tmp_path / "models")
+    given = stepgraph.initial() | {"window": np.full((3, 2), -0.0, np.float32)}
+    store, key = open_store(f"file:{tmp_path / 'store'}"), session_key("", "s")
+    assert store is not None
+    options = {"store": store, "store_mode": "through"}
+    async with running(tmp_path / "models", **options) as engine:
+        await engine.lifecycle.open(request(engine, "s", state=ImportedState(given, 0)))
+        assert same(state(engine, engine.table.find(key)), given)
+    async with running(tmp_path / "models", **options) as engine:
+        assert await engine.lifecycle.bring(key, 0, 0)
+        assert same(state(engine, engine.table.find(key)), given)
+    await store.close()
+
+
 # Integers alone -----------------------------------------------------------------------------------
 
 TALLY = ModelSpec(

@@ -364,6 +364,13 @@ def test_names_that_collide_are_refused(inputs: str, outputs: str, states: str, 
         ModelSpec(*groups)
 
 
+def test_a_row_that_numpy_cannot_hold_is_refused() -> None:
+    """Before anything makes an array of it."""
+    wide = TensorSpec("x", (1 << 29,)), TensorSpec("k", (), "int64")
+    with pytest.raises(InvalidSpec, match="inputs of one step have 2147483656 bytes, at most 107"):
+        ModelSpec(wide, (TensorSpec("y"),), (TensorSpec("s"),))
+
+
 # The fingerprint ----------------------------------------------------------------------------------
 
 
@@ -610,6 +617,29 @@ def test_a_network_whose_rounding_depends_on_the_batch_is_served() -> None:
     check_kernel(kernel, pool, make_golden(0))
     assert not kernel.is_exact
     assert check(network())
+
+
+def test_a_nan_in_both_is_no_difference() -> None:
+    """A network that rounds differently in a batch may have NaN for some of the random inputs."""
+
+    def undefined(model: onnx.ModelProto) -> None:
+        """score + 0 x sqrt(score) + 1e-7 x the mean of the batch's scores"""
+        last = next(n for n in model.graph.node if n.output[0] == "score")
+        last.output[0] = node_of(model, "ArgMax").input[0] = "exact"
+        for name, value in (("axis0", np.array([0])), ("tiny", 1e-7), ("zero", 0.0)):
+            array = np.float32(value) if isinstance(value, float) else value
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        for op, inputs, output in (
+            ("ReduceMean", ["exact", "axis0"], "m"),
+            ("Mul", ["m", "tiny"], "noise"),
+            ("Add", ["exact", "noise"], "noisy"),
+            ("Sqrt", ["exact"], "root"),
+            ("Mul", ["root", "zero"], "nothing"),
+            ("Add", ["noisy", "nothing"], "score"),
+        ):
+            model.graph.node.add(op_type=op, input=inputs, output=[output])
+
+    assert not check(network(undefined))
 
 
 def opset(version: int) -> Edit:

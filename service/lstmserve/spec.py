@@ -27,6 +27,7 @@ LAST: Final = "_last"  # Triton's clients ask for NAME_last, the output NAME of 
 LENGTHS: Final = "lengths"  # and give this input beside those of the model
 RANK_MAX: Final = 8
 TENSORS_MAX: Final = 1024
+ROW_BYTES_MAX: Final = 1 << 30  # of all inputs, or all outputs: numpy has no wider rows than 2 GiB
 Kind = Literal["lstm", "network"]
 
 Activation = Literal["relu", "tanh", "sigmoid", "softmax"]
@@ -246,6 +247,8 @@ class ModelSpec:
             for tensor in tensors:
                 if tensor.dtype == "bool":
                     raise InvalidSpec(f"{what}: {tensor.name} is bool, must be float32 or int64")
+            if (size := sum(each.bytes for each in tensors)) > ROW_BYTES_MAX:
+                raise InvalidSpec(f"{what} of one step have {size} bytes, at most {ROW_BYTES_MAX}")
         if len(self.inputs) + len(self.outputs) + len(self.states) > TENSORS_MAX:
             raise InvalidSpec(f"a model has at most {TENSORS_MAX} inputs, outputs and states")
         if self.lstm is None:
