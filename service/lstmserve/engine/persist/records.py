@@ -175,7 +175,7 @@ class Records:
         reply = None if record.reply is None else _reply(record, model.outputs)
         initial = model.pool.layout.initial()
         is_new = record.step == 0 and all(
-            np.array_equal(each, initial[name]) for name, each in states.items()
+            each.tobytes() == initial[name].tobytes() for name, each in states.items()
         )
         return SessionStart(
             source="load",
