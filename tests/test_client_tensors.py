@@ -18,7 +18,7 @@ from lstmserve.client.records import (
     state_tensors,
     step_input,
 )
-from lstmserve.errors import InvalidInput
+from lstmserve.errors import InvalidInput, Unimplemented
 from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
@@ -223,6 +223,13 @@ def test_other_states_are_refused() -> None:
     later = STATE.to_bytes() + bytes([15 << 3, 1])
     with pytest.raises(ValueError, match="a state of a later release"):
         State.from_bytes(later, model())
+
+
+def test_a_server_of_the_first_edition_is_named() -> None:
+    """Its ModelSpec had sizes in the same fields, and would be read as a model without tensors."""
+    old = wire.Model.FromString(wire.Model(name="m").SerializeToString() + b"\x3a\x02\x08\x07")
+    with pytest.raises(Unimplemented, match=r"first edition of lstmserve.*upgrade it"):
+        ModelInfo.read(old)
 
 
 def test_an_export_of_the_first_edition_is_read() -> None:

@@ -588,6 +588,22 @@ def test_a_killed_server_loses_no_state(store: tuple[str, ...], serve: Serve, fo
             caller.state(each)
 
 
+def test_a_zero_keeps_its_sign(serve: Serve, folder: Path, tmp_path: Path) -> None:
+    """A given state that differs from the initial one by signs of zeros alone is not replaced by
+    that: not at its import, nor when a store brings it back before its first step."""
+    given = {**GOOD, "window": np.full((3, 2), -0.0, np.float32)}
+    store = "--store", f"file:{tmp_path / 'store'}"
+    serving = serve(*store, models=folder)
+    with Caller(serving) as caller:
+        opened = caller.call("OpenSession", model="n", state=pb.State(tensors=states_of(given)))
+        check_tensors(caller.call("GetState", session_id=opened.session.id).state.tensors, given)
+    serving.signal(signal.SIGKILL)
+    serving.wait()
+    with Caller(serve(*store, models=folder)) as caller:
+        fields = {"session_id": opened.session.id, "incarnation": opened.session.incarnation}
+        check_tensors(caller.call("GetState", **fields).state.tensors, given)
+
+
 def check_elsewhere(serving: Serving, net: Net) -> None:
     """A server without the model shows the stored state, by name, and says why it cannot step."""
     with Caller(serving) as caller:

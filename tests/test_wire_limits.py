@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
+from lstmserve.kserve.v2 import inference_pb2 as kserve
 from lstmserve.v1 import lstm_pb2 as pb
 from refusals import in_band
 from wire import SPECS, Good, Wire, serving
@@ -121,6 +122,38 @@ async def test_a_reply_no_message_holds_is_refused_before_it_is_computed(tmp_pat
         response = await wire.call("Step", a.request(REPLY_ROWS + 1, last_only=True))
         assert np.array_equal(np.array(response.y, np.float32), a.wanted()[-1])
         await a.check_state()
+
+
+async def test_states_no_message_holds_are_refused_before_they_are_computed(tmp_path: Path) -> None:
+    """Both dialects give the states of as many sequences as a message holds, and of one more none:
+    a kilobyte would bring a reply of any size."""
+    async with serving(tmp_path, message_bytes_max=BYTES_MAX) as wire:
+        count = BYTES_MAX // (4 * 2 * 10)  # h and c of 10
+        predict = pb.PredictRequest(
+            model="letters", lengths=[1] * count, tokens=[1] * count, with_state=True
+        )
+        reply = await wire.call("Predict", predict)
+        assert [len(each.floats) for each in reply.final] == [10 * count] * 2
+        assert (await infer(wire, count)).outputs[0].shape == [1, count, 10]
+        predict.lengths.append(1)
+        predict.tokens.append(1)
+        said = await wire.refused("Predict", predict.SerializeToString())
+        assert (said.code, said.reason) == (StatusCode.INVALID_ARGUMENT, "TOO_LONG")
+        assert said.fields == ["lengths"]
+        predict.with_state = False
+        assert len((await wire.call("Predict", predict)).y) == 5 * (count + 1)
+        with pytest.raises(grpc.aio.AioRpcError, match=f"the states of {count + 1} sequences"):
+            await infer(wire, count + 1)
+
+
+async def infer(wire: Wire, count: int) -> kserve.ModelInferResponse:
+    """The states after whole sequences of one token, by Triton's dialect. Raises AioRpcError."""
+    request = kserve.ModelInferRequest(model_name="letters")
+    request.inputs.add(name="tokens", datatype="INT64", shape=[count, 1])
+    request.outputs.add(name="hn")
+    request.raw_input_contents.append(bytes(8 * count))
+    call = wire.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    return kserve.ModelInferResponse.FromString(await call(request.SerializeToString(), timeout=30))
 
 
 async def test_as_many_sessions_as_fit(tmp_path: Path) -> None:

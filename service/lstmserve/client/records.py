@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
+from grpc import StatusCode
 
-from lstmserve.errors import InvalidInput
+from lstmserve.errors import InvalidInput, Unimplemented
 from lstmserve.reasons import REASONS
 from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import INT_WIRE_BYTES, TensorSpec, tensor_messages_bytes
@@ -91,7 +92,14 @@ class ModelInfo:
 
     @classmethod
     def read(cls, model: wire.Model) -> ModelInfo:
+        """Reads the message. Raises Unimplemented for a server that does not say its tensors."""
         spec = model.spec
+        if not spec.kind:
+            raise Unimplemented(
+                "this server is of the first edition of lstmserve, which did not name its tensors: "
+                "upgrade it, or use that edition's client",
+                code=StatusCode.UNIMPLEMENTED,
+            )
         return cls(
             name=model.name,
             version=model.version,

@@ -24,6 +24,7 @@ from lstmserve.engine.errors import (
     TooLong,
 )
 from lstmserve.rows import FLOATS, Rows
+from lstmserve.spec import tensor_messages_bytes
 
 Request = TypeVar("Request", bound=Message)
 
@@ -134,6 +135,18 @@ def check_reply(
         raise TooLong(
             f"the reply would have {height} rows of {row_bytes} bytes, more than a message holds: "
             "send less at once, or set last_only",
+            field=field,
+            metadata={"message_bytes_max": str(message_bytes_max)},
+        )
+
+
+def check_final_states(count: int, model: Model, message_bytes_max: int | None, field: str) -> None:
+    """Raises TooLong for the states of `count` sequences that no message can hold."""
+    each_bytes = tensor_messages_bytes(model.spec.states)
+    if message_bytes_max is not None and count * each_bytes > message_bytes_max:
+        raise TooLong(
+            f"the reply would have the states of {count} sequences, {each_bytes} bytes each, more "
+            "than a message holds: send fewer sequences at once, or do not ask for states",
             field=field,
             metadata={"message_bytes_max": str(message_bytes_max)},
         )

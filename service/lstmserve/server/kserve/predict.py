@@ -18,7 +18,12 @@ from lstmserve.engine.compute.pool import States
 from lstmserve.engine.errors import BadTensor, DeadlineExpired
 from lstmserve.engine.predict import Prediction, PredictJob
 from lstmserve.kserve.v2 import inference_pb2 as pb
-from lstmserve.server.codec import check_length, check_reply, sequence_lengths
+from lstmserve.server.codec import (
+    check_final_states,
+    check_length,
+    check_reply,
+    sequence_lengths,
+)
 from lstmserve.server.kserve.request import InferRequest
 from lstmserve.server.kserve.responses import (
     InferResponder,
@@ -114,6 +119,8 @@ def _job(
     check_length(longest, config.length_max, first)
     height = count * (1 if wanted.last_only else longest)
     check_reply(height, model, config.message_bytes_max, first)
+    if wanted.with_state:
+        check_final_states(count, model, config.message_bytes_max, first)
     lengths = _lengths(inputs, count, longest)
     within = _within(lengths, longest)
     for name, each in signature.inputs.items():

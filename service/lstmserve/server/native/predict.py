@@ -7,6 +7,7 @@ from lstmserve.engine.errors import BadTensor, Malformed, ServeError
 from lstmserve.engine.predict import PredictJob
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.codec import (
+    check_final_states,
     check_finite,
     check_reply,
     input_rows,
@@ -85,7 +86,10 @@ class PredictCalls:
         x = input_rows(model, request.x, request.tokens, total)
         check_finite(x, "x")
         height = len(given) if request.last_only else total
-        check_reply(height, model, self._engine.config.message_bytes_max)
+        message_bytes_max = self._engine.config.message_bytes_max
+        check_reply(height, model, message_bytes_max)
+        if request.with_state:
+            check_final_states(len(given), model, message_bytes_max, "lengths")
         return PredictJob(
             x=x,
             lengths=lengths,
