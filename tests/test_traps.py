@@ -147,9 +147,11 @@ def stalled(running: Tenancy) -> Any:
     """The engine, which computes nothing meanwhile, because no batch finds a spare slot."""
     pool = running.engine.models[0].pool
     assert pool is not None
-    slots = pool.take(pool.free_count)
+    top = pool.top
+    slots = pool.take(pool.free_count)  # more than the model is charged for
     yield
     pool.give(slots)
+    pool.cut(top)
     running.engine.batch_loop.notice()
 
 
