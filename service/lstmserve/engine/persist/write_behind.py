@@ -129,10 +129,10 @@ class WriteBehind(CommitStage):
 
     def _unreleased(self) -> Index:
         """Rows [N] whose session the store has, and not as released."""
-        table = self._table
-        is_here = (table.phase == OPEN) & (table.trust == TRUSTED)
-        is_here &= table.durable_step != NOT_STORED
-        return np.flatnonzero(is_here & (table.released != table.life))
+        table, used = self._table, slice(self._table.used)
+        is_here = (table.phase[used] == OPEN) & (table.trust[used] == TRUSTED)
+        is_here &= table.durable_step[used] != NOT_STORED
+        return np.flatnonzero(is_here & (table.released[used] != table.life[used]))
 
     async def flush(self) -> None:
         """Writes every session that is dirty now; one that the store does not take stays dirty."""
