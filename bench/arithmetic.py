@@ -21,7 +21,7 @@ from modelmaking import random_weights
 
 
 def parse_spec(text: str) -> LstmSpec:
-    """INPUT,HIDDEN,LAYERS,OUTPUT."""
+    """The spec that INPUT,HIDDEN,LAYERS,OUTPUT names."""
     inputs, hidden, layers, outputs = map(int, text.split(","))
     return LstmSpec(inputs, hidden, num_layers=layers, head=(Linear(outputs),))
 

@@ -103,14 +103,14 @@ class TimedLoad(Load):
         self._is_warm = False
 
     def measure(self, seconds: float, cpu_s: Callable[[], float]) -> Sample:
-        """As Load.measure; the times of the warm-up before it do not count."""
+        """Measures like a Load; the times of the warm-up before it do not count."""
         if not self._is_warm:
             self.times_s.clear()
             self._is_warm = True
         return super().measure(seconds, cpu_s)
 
     def drive(self, seconds: float) -> int:
-        """As Load.drive."""
+        """Sends a request whenever the last one was answered; returns how many answers came."""
         answers = 0
         now_s = time.perf_counter()
         end_s = now_s + seconds
@@ -135,7 +135,7 @@ class CallLoad(TimedLoad):
         self._call, self._close = call, close
 
     def drive(self, seconds: float) -> int:
-        """As Load.drive."""
+        """Calls for `seconds`, one call after the other; returns how many calls were answered."""
         start_s = now_s = time.perf_counter()
         for count in itertools.count(1):
             self._call()
@@ -146,7 +146,6 @@ class CallLoad(TimedLoad):
         raise AssertionError
 
     def close(self) -> None:
-        """As Load.close."""
         super().close()
         self._close()
 

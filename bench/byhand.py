@@ -40,7 +40,7 @@ class Steps:
 
 
 async def serve(spec: LstmSpec) -> None:
-    """Prints its port, then goes on until it is killed."""
+    """Prints its port, and serves until it is killed."""
     torch.set_num_threads(1)
     server = grpc.aio.server()
     method = grpc.unary_unary_rpc_method_handler(

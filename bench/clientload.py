@@ -19,7 +19,7 @@ from lstmserve import AsyncClient, Client
 
 
 class Threads:
-    """Client, a thread a session; one thread where there is one session."""
+    """Steps through Client with one thread for each session."""
 
     def __init__(self, target: str, model: str, width: int, sessions: int) -> None:
         self._client = Client(target)
@@ -28,7 +28,7 @@ class Threads:
         self._threads = ThreadPoolExecutor(sessions)
 
     def drive(self, seconds: float) -> int:
-        """Steps for so long; how many were answered."""
+        """Steps for `seconds`; returns how many steps were answered."""
         end_s = time.perf_counter() + seconds
         return sum(self._threads.map(lambda each: self._steps(each, end_s), self._sessions))
 
@@ -46,7 +46,7 @@ class Threads:
 
 
 class Tasks:
-    """AsyncClient, a task a session, step by step."""
+    """Steps through AsyncClient with one task for each session, step by step."""
 
     def __init__(self, target: str, model: str, width: int, sessions: int) -> None:
         self._runner = asyncio.Runner()
@@ -58,7 +58,7 @@ class Tasks:
         return [await self._client.session(model) for _ in range(count)]
 
     def drive(self, seconds: float) -> int:
-        """Steps for so long; how many were answered."""
+        """Steps for `seconds`; returns how many steps were answered."""
         return self._runner.run(self._drive(seconds))
 
     async def _drive(self, seconds: float) -> int:
@@ -66,7 +66,7 @@ class Tasks:
         return sum(await asyncio.gather(*(self.work(each, end_s) for each in self._sessions)))
 
     async def work(self, session: Any, end_s: float) -> int:
-        """Steps one session; how many steps were answered."""
+        """Steps one session until `end_s`; returns how many steps were answered."""
         count = 0
         while time.perf_counter() < end_s:
             await session.step(self._x)
@@ -80,10 +80,10 @@ class Tasks:
 
 
 class Streams(Tasks):
-    """AsyncClient, a stream of rows a session."""
+    """Streams rows through AsyncClient with one stream for each session."""
 
     async def work(self, session: Any, end_s: float) -> int:
-        """As Tasks.work."""
+        """Streams rows through one session until `end_s`; returns how many were answered."""
 
         def rows() -> Any:
             while time.perf_counter() < end_s:
@@ -96,7 +96,7 @@ class Streams(Tasks):
 
 
 class Messages:
-    """Client.step_many: all sessions of one group in each message."""
+    """Steps all sessions by Client.step_many: each message has all sessions of one group."""
 
     def __init__(self, target: str, model: str, width: int, sessions: int) -> None:
         self._client = Client(target)
@@ -104,7 +104,7 @@ class Messages:
         self._steps = {self._client.session(model): x for _ in range(sessions)}
 
     def drive(self, seconds: float) -> int:
-        """Steps for so long; how many were answered."""
+        """Steps for `seconds`; returns how many steps were answered."""
         count, end_s = 0, time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             count += len(self._client.step_many(self._steps))
@@ -116,7 +116,7 @@ class Messages:
 
 
 class Predictions:
-    """Client.predict: whole sequences of these lengths in each call."""
+    """Runs whole sequences of these lengths by Client.predict, all of them in each call."""
 
     def __init__(self, target: str, model: str, width: int, lengths: Sequence[int]) -> None:
         self._client, self._model = Client(target), model
@@ -125,7 +125,7 @@ class Predictions:
         self._sequences = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
     def drive(self, seconds: float) -> int:
-        """Whole sequences for so long; how many were answered."""
+        """Predicts for `seconds`; returns how many sequences were answered."""
         count, end_s = 0, time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             count += len(self._client.predict(self._model, self._sequences))
@@ -155,7 +155,7 @@ KINDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Drives until standard input ends."""
+    """Drives the load until standard input ends."""
     kind, target, model, width, *counts = sys.argv[1:]
     count: Any = int(counts[0]) if kind != "predictions" else list(map(int, counts))
     load = KINDS[kind](target, model, int(width), count)

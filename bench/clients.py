@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 class ClientLoad:
-    """A process that is told for how many seconds to step, and answers how many steps it did."""
+    """A process that steps for as many seconds as it reads, and answers how many steps it did."""
 
     def __init__(self, command: Sequence[str], **variables: str) -> None:
         self._process = subprocess.Popen(

@@ -90,7 +90,7 @@ def _connection(serving: Serving, method: str, messages: object, *, streamed: bo
 
 
 def client(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
-    """The library on the load's core: what one Python process of a user's can send."""
+    """What one Python process of a user can send, with the library on the load's core."""
     x = np.random.default_rng(0).standard_normal(spec.input_size).astype(np.float32)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -64,5 +64,5 @@ def floor(module: str, *arguments: str) -> Iterator[Floor]:
 
 
 def spec_argument(spec: LstmSpec) -> str:
-    """As the modules take it: INPUT,HIDDEN,LAYERS,OUTPUT."""
+    """The spec as the modules' argument: INPUT,HIDDEN,LAYERS,OUTPUT."""
     return f"{spec.input_size},{spec.hidden_size},{spec.num_layers},{spec.output_size}"

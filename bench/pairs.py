@@ -49,13 +49,13 @@ def pairs(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
 
 @contextmanager
 def _behind_router(servers: list[Serving], spec: LstmSpec) -> Iterator[Load]:
-    """On this process' core: the router inherits it."""
+    """Runs the router on this process' core, which it inherits."""
     with envoy_of([serving.target for serving in servers]) as envoy:
         yield Load([_connection(envoy.target, spec, i) for i in range(CONNECTIONS)])
 
 
 def _connection(target: str, spec: LstmSpec, number: int) -> Connection:
-    """Of one session, opened where the router sends it."""
+    """A connection with one session, opened where the router sends it."""
     session_id = f"{number:032x}"
     request = public.OpenSessionRequest(model=MODEL, session_id=session_id)
     with grpc.insecure_channel(target) as channel:

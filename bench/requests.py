@@ -49,7 +49,7 @@ def steps(
 
 
 def uploads(session: public.Session, spec: LstmSpec, length: int) -> Iterator[bytes]:
-    """StepRequests of so many rows, of which the last one's output is wanted."""
+    """StepRequests of `length` rows that ask for the last one's output."""
     request = pb.StepRequest(session_id=session.id, incarnation=session.incarnation)
     request.length, request.last_only = length, True
     request.x = (

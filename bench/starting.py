@@ -13,7 +13,7 @@ from lstmserve.spec import LstmSpec
 
 
 def starting(spec: LstmSpec, name: str, effort: Effort) -> list[Row]:
-    """Of a server on one core."""
+    """Measures a server on one core."""
     seconds, megabytes = [], []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(effort.rounds + 1):

@@ -1,7 +1,7 @@
-"""Owns a network of kind "network" made by hand: a step graph with five states of different shapes.
+"""Makes a network of kind "network" by hand: a step graph with five states of different shapes.
 
 Loop is its oracle: one plain onnxruntime session of the graph as it is, one time step of one
-session after the other. No pool, no Scan, no batch.
+session after the other. It has no pool, no Scan and no batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPEC = ModelSpec(
     ),
 )
 INPUTS, OUTPUTS = RowFormat(SPEC.inputs), RowFormat(SPEC.outputs)
-KINDS = 5  # kind is taken modulo so many
+KINDS = 5  # kind is taken modulo KINDS
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "int64": TensorProto.INT64,

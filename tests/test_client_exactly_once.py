@@ -61,7 +61,7 @@ def chunks(seed: int, count: int) -> list[Any]:
 
 
 def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: State) -> None:
-    """Nothing is lost, doubled or in another order: outputs and state are the oracle's bits."""
+    """Asserts that outputs and state are the oracle's bits: nothing is lost or out of order."""
     for x, y in zip(xs, ys, strict=True):
         assert y.shape == (*x.shape[:-1], TINY.output_size)
     y, hn, cn = oracle.run(np.concatenate([np.atleast_2d(x) for x in xs]))

@@ -76,7 +76,7 @@ class Mortal:
 
 
 def assert_whole(oracle: Oracle, xs: list[Any], ys: list[Any], state: State) -> None:
-    """Outputs and state are the oracle's bits: every step counted once."""
+    """Asserts that outputs and state are the oracle's bits: every step counted once."""
     y, hn, cn = oracle.run(np.concatenate([np.atleast_2d(x) for x in xs]))
     assert np.array_equal(np.concatenate([np.atleast_2d(y) for y in ys]), y)
     h, c = state

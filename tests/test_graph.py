@@ -109,7 +109,7 @@ def run_pool(portable: Portable, rows: Sequence[int]) -> Outputs:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_portable_and_pool_give_equal_bits(spec: LstmSpec) -> None:
-    """A model may be proved on one and served on the other."""
+    """A model may be proved on one graph and served on the other."""
     portable = Portable(spec)
     y, hn, cn = portable.masked(run_pool(portable, range(16)))
     for pool, whole in zip((y, hn, cn), portable.whole(), strict=True):
@@ -118,7 +118,7 @@ def test_portable_and_pool_give_equal_bits(spec: LstmSpec) -> None:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_a_row_in_the_pool_has_its_bits_in_any_company(spec: LstmSpec) -> None:
-    """Alone, in pairs, in fives: the batch is whatever gathered."""
+    """A row has the same bits alone, in pairs and in fives."""
     portable = Portable(spec)
     y, hn, cn = portable.whole()
     for rows in ([3], [7, 0], [15, 2, 9, 4, 11]):
@@ -132,7 +132,7 @@ def test_a_row_in_the_pool_has_its_bits_in_any_company(spec: LstmSpec) -> None:
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
 def test_every_sequence_alone_has_the_bits_it_has_in_the_batch(spec: LstmSpec) -> None:
-    """Padding, neighbours and the size of the batch do not show."""
+    """Padding, neighbours and the size of the batch do not change a sequence's bits."""
     portable = Portable(spec)
     y, hn, cn = portable.whole()
     for n, length in enumerate(portable.lengths):
@@ -159,7 +159,7 @@ def test_chunks_have_the_bits_of_the_whole(spec: LstmSpec, cuts: Sequence[int]) 
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
 def test_a_sequence_without_rows_keeps_its_state(spec: LstmSpec) -> None:
-    """onnxruntime's own LSTM would answer zeros."""
+    """A sequence without rows keeps its state, where onnxruntime's own LSTM would answer zeros."""
     portable = Portable(spec)
     lengths = np.where(np.arange(16) % 3, portable.lengths, 0).astype(np.int32)
     _, hn, cn = portable.run(portable.x, lengths, portable.h0, portable.c0)
@@ -180,7 +180,8 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_pool_input_has_exactly_two_readers(spec: LstmSpec) -> None:
-    """Its Gather and its ScatterND, whose output is a graph output: else no update in place."""
+    """They are its Gather and its ScatterND, whose output is a graph output; otherwise there is no
+    update in place."""
     graph = build_pool(spec, random_weights(spec, 0)).graph
     outputs = {value.name for value in graph.output}
     for name in state_widths(spec):
@@ -195,7 +196,7 @@ def test_every_pool_input_has_exactly_two_readers(spec: LstmSpec) -> None:
 
 @pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
 def test_weights_are_constants_and_never_graph_inputs(spec: LstmSpec) -> None:
-    """onnxruntime prepacks constants only, and without prepacking a batch of one differs."""
+    """onnxruntime prepacks constants only, and without prepacking a batch of one has other bits."""
     graph = build_portable(spec, random_weights(spec, 0)).graph
     inputs = {value.name for value in graph.input}
     initializers = {tensor.name for tensor in graph.initializer}
@@ -207,6 +208,6 @@ def test_weights_are_constants_and_never_graph_inputs(spec: LstmSpec) -> None:
 
 @pytest.mark.parametrize("spec", BIDIRECTIONAL.values(), ids=BIDIRECTIONAL)
 def test_a_bidirectional_model_has_no_pool(spec: LstmSpec) -> None:
-    """It reads whole sequences."""
+    """A bidirectional model reads whole sequences, so it has no pool."""
     with pytest.raises(ValueError, match="no pool"):
         build_pool(spec, random_weights(spec, 0))

@@ -233,7 +233,7 @@ def test_weights_that_do_not_fit_their_spec_are_told_apart() -> None:
 
 
 def test_specs_are_json_and_back() -> None:
-    """Also with every field set."""
+    """A spec is the same after JSON, also with every field set."""
     spec = LstmSpec(4, 6, 2, 3, False, False, (Linear(5), "tanh", Linear(2, False)), 0, True, True)
     assert LstmSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 

@@ -158,7 +158,7 @@ def bomb() -> bytes:
 
 
 def case(**fields: object) -> Callable[[], bytes]:
-    """Good vectors but for these fields."""
+    """Good vectors except for these fields."""
     return lambda: dump_lstm_golden({"case": replace(GOLD, **fields)})  # type: ignore[arg-type]  # on purpose
 
 
@@ -203,7 +203,7 @@ def test_golden_vectors_that_prove_nothing_are_refused(tmp_path: Path, name: str
 
 
 def test_good_vectors_are_read_as_they_were_written() -> None:
-    """The checks change none of them."""
+    """The checks change no vector."""
     loaded = load_lstm_golden(dump_lstm_golden({"case": GOLD}))["case"]
     for name in ("x", "lengths", "h0", "c0", "y", "hn", "cn"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(GOLD, name))

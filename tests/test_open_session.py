@@ -145,7 +145,8 @@ async def test_a_later_release_s_state_is_not_called_damaged(wire: Wire) -> None
 
 
 async def test_extreme_states(wire: Wire) -> None:
-    """The largest floats are kept; denormals become zero, for they cost 25 times the time."""
+    """The largest floats are kept, and denormals become zero, because they cost 25 times the
+    time."""
     h = np.full((2, 8), np.finfo(np.float32).max, np.float32)
     c = np.full((2, 8), np.finfo(np.float32).tiny, np.float32)
     c[0, :2] /= (2, -4)

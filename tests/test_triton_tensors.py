@@ -45,11 +45,11 @@ class InitialPool:
 
     @property
     def layout(self) -> InitialPool:
-        """As Pool.layout."""
+        """The object itself, as it is both."""
         return self
 
     def initial(self) -> dict[str, Array]:
-        """As PoolLayout.initial."""
+        """Zeros, and 7 for `count`."""
         zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in NETWORK.states}
         return {**zeros, "count": np.array([7])}
 

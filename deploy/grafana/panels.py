@@ -261,10 +261,13 @@ SESSIONS = (
         is_stacked=True,
     ),
     Panel(
-        *("Slots", "none", "Rows of the state pool. Spare slots are for steps under way."),
-        ((f"sum by (state) (lstm_slots{{{MODEL}}})", "{{state}}"),),
+        *("State memory", "bytes"),
+        "The models share --pool-bytes. Charged is what they need, touched what is resident.",
+        (
+            (f"sum by (state) (lstm_pool_bytes{{{MODEL}}})", "{{state}}"),
+            (f"sum(lstm_pool_bytes_limit{{{SERVER}}})", "limit"),
+        ),
         width=6,
-        is_stacked=True,
     ),
 )
 
@@ -343,7 +346,7 @@ SERVERS = (
         *(
             "Memory",
             "bytes",
-            "Resident memory. It grows until every slot has been used once.",
+            "Resident memory. It follows the states in use: it falls seconds after sessions end.",
         ),
         ((f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),),
         width=6,

@@ -1,8 +1,8 @@
-"""The batch loop: takes in what waits, computes it batch by batch, commits and settles it.
+"""The batch loop: it takes steps in, computes them batch by batch, commits and settles them.
 
-It owns every wait between a step's acceptance and its settling; what runs with what the scheduler
-decides. A round is one batch of every model that has one, so that no model waits for another's
-queue. All of it runs on the event loop's thread, but for batches that take longer than a hand-over
+Every wait between a step's acceptance and its settling is here; the scheduler decides which steps
+run together. A round is one batch of every model that has one, so that no model waits for another's
+queue. All of it runs on the event loop's thread, except batches that take longer than a hand-over
 to the one kernel thread: the event loop takes in the next batch meanwhile.
 """
 
@@ -122,27 +122,28 @@ class BatchLoop:
     # What others call ---------------------------------------------------------------------------
 
     def add_source(self, take_in: Callable[[], None]) -> None:
-        """Calls `take_in()` before every batch: it submits what waits outside."""
+        """Adds a function that submits what waits outside; it is called before every batch."""
         self._sources.append(take_in)
 
     def watch(self, task: asyncio.Task[None]) -> None:
-        """The engine dies of what the task dies of."""
+        """Ends the engine with the error that ends the task, if one does."""
         task.add_done_callback(self._ended)
 
     def notice(self) -> None:
-        """Something was accepted, or waits in a source."""
+        """Wakes run(): something was accepted, or waits in a source."""
         if not self._is_running:
             self.take_in()
         elif not self._in_round:
             self._wake.set()
 
     def take_in(self) -> None:
-        """Submits whatever waits outside."""
+        """Calls the sources, which submit what waits outside."""
         for take_in in self._sources:
             take_in()
 
     def take_in_now(self) -> None:
-        """take_in() outside a round: of a bug that it meets run() dies, and answers every step."""
+        """Does what take_in() does, outside a round. A bug there ends run(), which answers every
+        step."""
         try:
             self.take_in()
         except BaseException as error:
@@ -150,10 +151,10 @@ class BatchLoop:
             self._wake.set()
 
     def run_now(self) -> bool:
-        """Runs what waits, as far as its batches are short; whether it did.
+        """Runs what waits, as far as its batches are short; returns whether it ran anything.
 
-        That saves the passes of the event loop that it takes to wake run(), which runs what is
-        left, and which dies of a bug that is met here: the caller's step is one of many.
+        That saves the passes of the event loop that it takes to wake run(), which runs the rest. A
+        bug that shows here ends run() too, because the caller's step is only one of many.
         """
         if not self._is_running or self._in_round:
             return False
@@ -170,7 +171,7 @@ class BatchLoop:
         return True
 
     async def run(self) -> None:
-        """Until stop(). Raises what it died of."""
+        """Runs batches until stop(). Raises the error that ended it."""
         self._is_running = True
         try:
             while True:
@@ -224,7 +225,8 @@ class BatchLoop:
     # A round ------------------------------------------------------------------------------------
 
     async def _run_round(self) -> bool:
-        """One round; whether there was anything to run. Raises what the engine dies of."""
+        """Runs one round; returns whether there was anything to run. Raises what ends the
+        engine."""
         ran = False
         self._in_round = True
         try:
@@ -243,7 +245,8 @@ class BatchLoop:
         return ran
 
     def _run_short_round(self) -> None:
-        """A round of short batches; a longer one is left to the next round. Raises as above."""
+        """Runs a round of short batches and leaves longer ones to the next round. Raises as
+        above."""
         for model, batch in self._batches():
             if not self.executor.is_short(model, batch):
                 self._begun.append((model, batch))
@@ -303,7 +306,7 @@ class BatchLoop:
         model.scheduler.settle(batch, self._now_ns(), compute_ns)
 
     def _abandon(self, model: Model, batch: Batch) -> None:
-        """The engine dies, but every caller is answered."""
+        """Answers every caller of a batch, because the engine has failed."""
         batch.outcomes[:] = Outcome.FAILED
         self._settle(model, batch, 0)
 

@@ -1,9 +1,10 @@
-"""How the models share --pool-bytes: what each is charged, and what one gives back for another.
+"""Divides --pool-bytes among the models: what each is charged, and what one gives back for another.
 
 On the CPU a model is charged for the slots that its sessions and batches may need, or for those
-that its pool still has memory for, whichever is more. Whoever opens a session first gets the room,
-but every model keeps what it needs for its batches and one session. On a device pools are divided
-at start: such a model is charged for its whole pool. It must not know why a session opens or ends.
+that its pool still has memory for, whichever is more. The first model that opens a session gets the
+room, but every model keeps what it needs for its batches and one session. On a device the pools are
+divided at start: such a model is charged for its whole pool. It must not know why a session opens
+or ends.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class PoolTooSmall(ValueError):
 
 
 class PoolBudget:
-    """Counts the sessions of each model. `models` are those that have joined."""
+    """Counts the sessions of each model in `models`, which are those that have joined."""
 
     def __init__(self, config: Config, table: SessionTable, models: Iterable[Model]) -> None:
         self.bytes_max = config.pool_bytes
@@ -40,7 +41,7 @@ class PoolBudget:
         self.charged_bytes = 0
 
     def join(self, model: Model) -> None:
-        """The model is charged from now on. Raises PoolTooSmall."""
+        """Charges the model from now on. Raises PoolTooSmall."""
         if model.pool is None:
             return
         need = self._needed(model) * model.slot_bytes
@@ -51,7 +52,7 @@ class PoolBudget:
         self._bound_sessions()
 
     def leave(self, model: Model) -> None:
-        """The model has no sessions and no steps any more; its pool has ended."""
+        """Stops charging a model that has no sessions and no steps; its pool has ended."""
         self.charged_bytes -= model.charged_bytes
         model.charged_bytes = 0
         self._bound_sessions()
@@ -77,8 +78,10 @@ class PoolBudget:
         return slots - self._beside - model.sessions
 
     def shortage(self, model: Model) -> int:
-        """The bytes that must become free for one more session; 0 if it fits, or if only the
-        model's own sessions could make room."""
+        """The bytes that must become free for one more session of the model.
+
+        It is 0 if the session fits, or if only the model's own sessions could make room.
+        """
         assert model.pool is not None
         slots = self._beside + model.sessions + 1
         if not is_shared(model) or slots > model.pool.slots:
@@ -87,7 +90,8 @@ class PoolBudget:
         return max(0, others + slots * model.slot_bytes - self.bytes_max)
 
     def reclaim(self, model: Model) -> bool:
-        """Whether one more session of the model fits, after others gave back what they can."""
+        """Gets memory back from other models; returns whether one more session of the model fits
+        then."""
         if self.room(model) > 0:
             return True
         if shortage := self.shortage(model):
@@ -95,7 +99,7 @@ class PoolBudget:
         return self.room(model) > 0
 
     def trim(self) -> bool:
-        """Gives memory back that models have kept for long enough; whether nothing is left."""
+        """Gives memory back that models have kept for long enough; returns whether none is left."""
         is_all = True
         for model in self._models:
             if not self._unneeded(model):
@@ -108,7 +112,7 @@ class PoolBudget:
         return is_all
 
     def check_integrity(self) -> None:
-        """Everybody is charged for what they have, and all of it fits."""
+        """Asserts that every model is charged for what it has, and that all of it fits."""
         charged = 0
         for model in self._models:
             if model.pool is None:
@@ -142,7 +146,7 @@ class PoolBudget:
         return max(0, model.pool.top - self._needed(model))
 
     def _reclaim(self, wanted_bytes: int) -> bool:
-        """Gets so many bytes back, from the model that keeps the most unneeded ones first."""
+        """Gets `wanted_bytes` back, first from the model that keeps the most unneeded ones."""
         keeping = [model for model in self._models if self._unneeded(model)]
         keeping.sort(key=lambda model: -self._unneeded(model) * model.slot_bytes)
         target = self.charged_bytes - wanted_bytes

@@ -1,6 +1,7 @@
-"""The engine's front, which the dialects call. It owns its parts; batch_loop.py runs them.
+"""The engine's front, which the dialects call.
 
-Everything here runs on the event loop's thread.
+It makes the engine's parts, and batch_loop.py runs them. Everything here runs on the event loop's
+thread.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class EngineMetrics(Protocol):
 
 
 class Engine:
-    """The sessions of all models and the task that steps them. `clock` is the only one."""
+    """The sessions of all models and the task that steps them. `clock` is the only clock it
+    reads."""
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class Engine:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """Those that are served now, sorted by name and version."""
+        """The models that are served now, sorted by name and version."""
         return self.registry.models
 
     def model(self, name: str, version: int) -> Model:
@@ -126,7 +128,8 @@ class Engine:
         return max(0, int(self.table.durable_step[row])) if self.lifecycle.has_store else 0
 
     def holds(self, key: str) -> bool:
-        """Whether this server has the session: then it ends here, whatever a store's clock says."""
+        """Whether this server has the session, so that it ends here whatever a store's clock
+        says."""
         return self.table.find(key) is not None
 
     def durable_lag_s(self) -> float:
@@ -139,7 +142,8 @@ class Engine:
             raise Draining("this server is shutting down; go on at another one", retry_s=1.0)
 
     async def run(self) -> None:
-        """Drives until close(). Raises what it died of; every step has been failed then."""
+        """Runs batches until close(). Raises the error that ended it, once every step has failed
+        with it."""
         self._sweep()
         writing = asyncio.create_task(self._stage.run(), name="store")
         self.batch_loop.watch(writing)
@@ -151,7 +155,7 @@ class Engine:
             writing.cancel()
 
     def drain(self) -> None:
-        """From now on no session is opened; those that are open go on."""
+        """Opens no session from now on; open ones go on."""
         self.is_draining = True
 
     async def close(self, timeout_s: float) -> None:
@@ -169,8 +173,10 @@ class Engine:
             flushed.set()
 
     def end_sessions(self) -> int:
-        """Ends all sessions that are here, after the last call. Returns how many are lost: with a
-        store those of which it has not the last steps, without one all."""
+        """Ends all sessions that are here, after the last call. Returns how many are lost.
+
+        With a store those are lost whose last steps it does not have; without a store all are.
+        """
         table = self.table
         used = slice(table.used)
         phase = table.phase[used]
@@ -182,7 +188,7 @@ class Engine:
         return int(np.count_nonzero(is_lost))
 
     def add_check(self, check: Callable[[], None]) -> None:
-        """`check()` asserts what somebody else owns, whenever the engine checks itself."""
+        """Adds a function of another owner that the engine calls whenever it checks itself."""
         self._checks.append(check)
 
     def check_integrity(self) -> None:

@@ -1,10 +1,10 @@
-"""The models that are served: it finds them, and owns their life.
+"""The models that are served, each from its loading to its end.
 
-A model is loading, then ready, then retiring, then gone. add() makes a loaded model ready;
-retire() ends the opening of sessions, and once the last one has ended sweep() lets the model go.
-Everything else asks here or holds a Model: a position in a list would mean another model once one
-is gone. The table names a session's model by its handle, which no other model gets as long as rows
-have it. It must not know how models are read from files.
+A model is loading, then ready, then retiring, then gone. add() makes a loaded model ready; retire()
+ends the opening of sessions, and once the last one has ended sweep() removes the model. Other
+modules ask the registry or hold a Model, because positions in a list change when a model is gone.
+The table names a session's model by its handle, which no other model gets as long as rows have it.
+It must not know how models are read from files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ModelRegistry:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """All of them, in order, as they are now."""
+        """All models in order, as they are now."""
         return self._sorted
 
     # Finding ------------------------------------------------------------------------------------
@@ -142,13 +142,13 @@ class ModelRegistry:
         model.life = Life.READY
 
     def retire(self, model: Model) -> None:
-        """The model opens no session from now on; those that are open go on."""
+        """Opens no session of the model from now on; open ones go on."""
         assert model.life is Life.READY
         model.life = Life.RETIRING
         self.changes += 1
 
     def remove(self, model: Model) -> None:
-        """The model is gone at once: it must have neither sessions nor pending steps."""
+        """Removes a model at once; it must have neither sessions nor pending steps."""
         assert model.is_idle, f"{model.name}:{model.version} has sessions or pending steps"
         model.life = Life.GONE
         del self._by_handle[model.handle]
@@ -159,7 +159,7 @@ class ModelRegistry:
         self._table.extend(self._rows())  # the others can have more sessions now
 
     def sweep(self) -> bool:
-        """Lets retiring models go that are idle, and gives memory back that no session needs.
+        """Removes idle retiring models, and gives memory back that no session needs.
 
         It does a little of that at once; returns whether nothing is left.
         """

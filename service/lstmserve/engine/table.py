@@ -85,7 +85,7 @@ class Replies:
         return self._columns[form.sizes]
 
     def extend(self, rows: int, used: int) -> None:
-        """Makes room for so many rows, the first `used` of which may have replies."""
+        """Makes room for `rows` rows, the first `used` of which may have replies."""
         self._rows = rows
         self._lengths = _extended(self._lengths, rows, used)
         for key, column in self._columns.items():
@@ -112,7 +112,7 @@ class Expired(NamedTuple):
 
 
 def _earliest(rows: int) -> npt.NDArray[np.int64]:
-    """The bounds of the blocks of so many rows, before any row is used."""
+    """The bounds of the blocks of `rows` rows, before any row is used."""
     return np.full(-(-rows // BLOCK_ROWS), NEVER_NS, np.int64)
 
 
@@ -171,7 +171,7 @@ class SessionTable:
         return len(self.keys)
 
     def extend(self, rows: int) -> None:
-        """Makes room for so many rows. It costs a copy of the rows that were ever used."""
+        """Makes room for `rows` rows, at the price of a copy of the rows that were ever used."""
         if rows <= self.rows:
             return
         for name, column in list(vars(self).items()):
@@ -211,7 +211,7 @@ class SessionTable:
         self.trust[row] = trust
 
     def is_suspect(self, rows: Index) -> npt.NDArray[np.bool_]:
-        """[N]"""
+        """The mask [N] of the rows that are SUSPECT."""
         found: npt.NDArray[np.bool_] = self.trust[rows] == SUSPECT
         return found
 
@@ -329,7 +329,8 @@ class SessionTable:
         )
 
     def check_integrity(self) -> None:
-        """Every row is free or used, once, and the index has exactly the rows with a key."""
+        """Asserts that every row is free or used, once, and the index has exactly the rows with a
+        key."""
         phase = self.phase[: self.used]
         assert not self.phase[self.used :].any(), "a row is used that was never taken"
         self._free.check_integrity(np.flatnonzero(phase != FREE))

@@ -57,11 +57,11 @@ class PoolLayout(ABC):
 
     @abstractmethod
     def results(self, length: int, size: int) -> Arguments:
-        """Outputs on the host, in the order of `float_output`, `int_output`."""
+        """The outputs on the host, in the order of `float_output`, `int_output`."""
 
     @abstractmethod
     def initial(self) -> States:
-        """The model's initial state, one row of each: [1, *shape]."""
+        """The model's initial state, one row of each state: [1, *shape]."""
 
     @abstractmethod
     def to_rows(self, states: States) -> States:
@@ -137,7 +137,7 @@ class LstmLayout(PoolLayout):
         return {"y": (np.float32, (length, size, self._lstm.output_size))}
 
     def initial(self) -> States:
-        """Zeros, one row of each."""
+        """Zeros, one row of each state."""
         return {each.name: np.zeros((1, *each.shape), np.float32) for each in self.spec.states}
 
     def to_rows(self, states: States) -> States:
@@ -149,7 +149,7 @@ class LstmLayout(PoolLayout):
         return found
 
     def to_states(self, rows: States) -> States:
-        """The other way round."""
+        """The states h and c from the rows, the inverse of to_rows()."""
         if self._lstm.num_layers == 1:
             return {kind: rows[f"{kind}.0"][:, np.newaxis] for kind in "hc"}
         layers = range(self._lstm.num_layers)

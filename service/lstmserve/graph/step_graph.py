@@ -90,7 +90,7 @@ def _shorten_domains(model: onnx.ModelProto) -> None:
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    """Versions of the domains that nodes may be of."""
+    """The versions of the domains that nodes may use."""
     opsets = {each.domain: each.version for each in model.opset_import if each.domain in DOMAINS}
     version = opsets.get("", 0)
     newest = onnx.defs.onnx_opset_version()

@@ -57,7 +57,7 @@ class StepLayout(PoolLayout):
         return _values(self.y, (Y, Y_INTS), length, size)
 
     def initial(self) -> States:
-        """As the step graph has it, one row of each."""
+        """The states' values in the step graph's initializers, one row of each."""
         return self._initial
 
     def to_rows(self, states: States) -> States:
@@ -220,7 +220,7 @@ def _is_live(g: GraphBuilder, x: str) -> str:
 
 
 def _kept(outer: GraphBuilder, b: GraphBuilder, state: TensorSpec) -> str:
-    """The state after time step t; as it was, where the row has ended."""
+    """The state after time step t, or as it was where the row has ended."""
     before, after, live = NET + state.name, NET + state.name + NEXT, LIVE + AT_T
     if state.shape:
         shape = outer.integers(-1, *[1] * len(state.shape))

@@ -1,8 +1,8 @@
-"""Steps of every dialect, joined: those that arrive together are one request of the engine.
+"""Joins the steps of every dialect: those that arrive together become one request of the engine.
 
-A dialect finds each step's session and reads its input. Here the steps are checked, counted against
-their tenants' limits and the budget of bytes, submitted, and answered from the request's outcome.
-It must not know how a dialect's messages look.
+A dialect finds each step's session and reads its input. This module checks the steps, counts them
+against their tenants' limits and the budget of bytes, submits them, and answers them from the
+request's outcome. It must not know how a dialect's messages look.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class PendingStep(ABC):
     @property
     @abstractmethod
     def is_over(self) -> bool:
-        """Whether its call has ended, so that no answer would be read."""
+        """Whether its call has ended, so that the caller would not read an answer."""
 
     @abstractmethod
     def applied(self, step: AppliedStep) -> None:
@@ -98,22 +98,25 @@ class PendingStep(ABC):
 
     @abstractmethod
     def failed(self, error: Exception, model: Model | None) -> None:
-        """Answers that it was not applied, and counts that as the model's; None where the engine
-        did not accept it. Must not raise."""
+        """Answers that the step was not applied, and counts that as the model's failure.
+
+        `model` is None where the engine did not accept the step. It must not raise.
+        """
 
     def drop_input(self) -> None:
-        """It is refused: its answer may have to wait, and holds nothing of its message."""
+        """Drops the input of a refused step, whose answer may have to wait in a stream."""
         self.x = NO_INPUT
 
     def cancel(self) -> None:
-        """Its call has ended: unless its last slice has been scheduled it never runs."""
+        """Notes that its call has ended: the step never runs unless its last slice has been
+        scheduled."""
         request, self.request = self.request, None
         if request is not None:
             request.cancel_row(self.place)
 
 
 class Steps:
-    """One for all dialects of a port."""
+    """Submits and answers the steps of all dialects of a port."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
@@ -133,7 +136,7 @@ class Steps:
             self._accept(group)
 
     def _accept(self, steps: Sequence[PendingStep]) -> None:
-        """Steps of one group."""
+        """Submits the steps of one group."""
         model = self._engine.model_of(steps[0].row)
         x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
         is_good, ahead = is_finite(x), dict[int, int]()

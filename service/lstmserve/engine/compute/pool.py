@@ -75,7 +75,7 @@ class Pool:
 
     @property
     def top(self) -> int:
-        """The slots below it may take memory."""
+        """The slot from which on no slot takes memory."""
         return self._free.top
 
     @property
@@ -84,7 +84,7 @@ class Pool:
         return 0 if self._memory is None else self._memory.bytes_below(self.top)
 
     def allow(self, slots: int) -> None:
-        """As many slots of it may be taken ahead of need."""
+        """Lets the pool take slots ahead of need, `slots` in all."""
         self._free.allowance = slots
 
     def taken_from(self, slot: int) -> Slots:
@@ -99,13 +99,13 @@ class Pool:
             self._memory.give_back(top, last)
 
     def end(self) -> None:
-        """Gives back all its memory. Nothing may use it any more."""
+        """Gives back all its memory. The caller uses the pool no more."""
         self.cut(INITIAL + 1)
         if self._memory is not None:
             self._memory.give_back(INITIAL, self.slots)
 
     def take(self, count: int) -> Slots:
-        """Takes `count` free slots, which the caller owns until it gives them back.
+        """Takes `count` free slots, which are the caller's until it gives them back.
 
         Their content is stale. A shortage is a bug: the scheduler asks for no more than are free.
         """
@@ -153,7 +153,8 @@ class Pool:
         self._writer.run_with_iobinding(binding)
 
     def check_integrity(self, used: Slots) -> None:
-        """Every slot is free, reserved or in `used`, once; slot 0 has the initial state."""
+        """Asserts that every slot is free, reserved or in `used`, once, and slot 0 has the initial
+        state."""
         self._free.check_integrity(used[used != INITIAL])
         found, initial = self.read(np.array([INITIAL])), self.layout.initial()
         is_same = all(np.array_equal(found[name], each) for name, each in initial.items())

@@ -1,8 +1,8 @@
-"""Which slots of a pool are free, and how many of its first ones were ever used.
+"""Finds free slots of a pool, and counts how many of its first ones were ever used.
 
-Free slots are given out lowest first, so that a pool uses no more memory than its sessions and
-batches need: `top` is where the part begins that nothing has touched. It knows neither the memory
-nor what a slot holds.
+It gives the lowest free slots out first, so that a pool uses no more memory than its sessions and
+batches need: the slots from `top` on were never touched. It knows neither the memory nor what a
+slot holds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SlotAllocator:
 
     @property
     def taken(self) -> int:
-        """Index that have an owner."""
+        """The slots that have an owner."""
         return self.top - self._start - self._count - self._marked
 
     def take_one(self) -> int:
@@ -79,7 +79,7 @@ class SlotAllocator:
         self._count = end
 
     def sort(self) -> None:
-        """The next slots given out are the very lowest."""
+        """Sorts the free slots, so that the next ones given out are the very lowest."""
         self._unload(0)
 
     def taken_from(self, slot: int) -> Index:
@@ -88,7 +88,8 @@ class SlotAllocator:
         return np.flatnonzero(~self._is_free[slot : self.top]) + slot
 
     def cut(self, top: int) -> None:
-        """From now on nothing has touched the slots from `top` on, all of which are free."""
+        """Sets `top` back to a slot from which on all slots are free and their memory is
+        untouched."""
         self.sort()
         assert self._start <= top <= self.top
         assert self._is_free[top : self.top].all(), "a slot above the new top has an owner"

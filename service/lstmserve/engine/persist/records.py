@@ -206,7 +206,8 @@ def _reply(record: Record, form: RowFormat) -> Output:
 
 
 def _values(stored: StoredState, spec: TensorSpec) -> npt.NDArray[Any]:
-    """[1, *shape]; a record of format 1 does not say its shape. Raises StateCorrupt."""
+    """The state's values [1, *shape]; a record of format 1 does not say its shape. Raises
+    StateCorrupt."""
     is_flat = stored.shape == (spec.size,)
     if stored.dtype != spec.dtype or not (is_flat or stored.shape == spec.shape):
         raise StateCorrupt("the stored state has the wrong size")

@@ -162,7 +162,7 @@ NO_COLUMNS = np.zeros(0, np.int64)
 
 
 def _slot_of(chunk: Chunk, slots: Slots) -> int:
-    """Of a chunk of one row."""
+    """The slot of a chunk of one row."""
     if chunk.scratch.size:
         return chunk.scratch.item()
     return INITIAL if chunk.request.plan is not None else slots.item(chunk.row(0))
@@ -190,7 +190,7 @@ def _next_rows(chunk: Chunk) -> Input:
 
 
 def _put_rows(chunk: Chunk, y: Output) -> None:
-    """One row of y [n, ...] for each, which the request may keep."""
+    """Puts one row of y [n, ...] into each row's place; the request may keep the array."""
     request = chunk.request
     if request.outs is None and request.y is None and chunk.is_whole and request.height == len(y):
         request.y = y

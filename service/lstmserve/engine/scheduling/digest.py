@@ -23,7 +23,7 @@ class _Keys:
         self._keys = _splitmix64(KEYS_MIN)
 
     def first(self, count: int) -> Digests:
-        """[count]"""
+        """The first keys, [count]."""
         if count > self._keys.size:
             self._keys = _splitmix64(2 * count)
         return self._keys[:count]
@@ -42,7 +42,7 @@ _KEYS = _Keys()
 
 
 def digest(x: Input, last_only: bool) -> int:
-    """Of one step's x [T, ...]; never 0, which stands for an unnumbered step.
+    """The digest of one step's x [T, ...]; never 0, which stands for an unnumbered step.
 
     It covers all inputs: of each row the floats and then the integers, as lstmserve/rows.py lays
     them out. Records hold digests, so their values must not change.

@@ -29,7 +29,7 @@ from lstmserve.engine.table import OPEN, SUSPECT, SessionTable
 from lstmserve.rows import RowFormat
 
 RETRY_S = 0.05
-COLUMNS_FROM = 4  # below so many rows, columns cost more than one row after the other
+COLUMNS_FROM = 4  # for fewer rows, columns cost more than one row after the other
 
 
 class Ordering:
@@ -104,7 +104,7 @@ class Ordering:
         return chunks + self.accept_each(request, np.flatnonzero(~is_plain).tolist())
 
     def _are_plain(self, request: Request, rows: Index) -> npt.NDArray[np.bool_]:
-        """Whether each is the next step of an idle session, and short, [N]."""
+        """The mask [N] of the rows that are each the short next step of an idle session."""
         table, numbers = self._table, request.numbers
         is_plain: npt.NDArray[np.bool_] = table.pending[rows] == 0
         if numbers is not None:
@@ -139,7 +139,7 @@ class Ordering:
         return chunks
 
     def _accept_one(self, request: Request, i: int) -> Chunk | None:
-        """Row i, if it may run now. Raises what refuses it."""
+        """Accepts row i; returns its chunk if it may run now. Raises the error that refuses it."""
         table, row, number = self._table, int(request.rows[i]), request.number(i)
         last, pending = table.step.item(row), table.pending.item(row)
         if number and number != last + pending + 1:
@@ -163,7 +163,7 @@ class Ordering:
         return Chunk(request, i, row, request.length(i))
 
     def _check_trust(self, row: int) -> None:
-        """Raises StateRolledBack: until its client has heard of it, however often it sends."""
+        """Raises StateRolledBack until the client knows of it, however often it sends the step."""
         if self._table.trust.item(row) == SUSPECT:
             raise _rolled_back(self._table.step.item(row))
 
@@ -193,14 +193,15 @@ class Ordering:
         self.joined_steps += 1
 
     def _digest_of_pending(self, row: int, place: int) -> int:
-        """Of the session's pending step at `place`, 0 the first; 0 when it has no number."""
+        """The digest of the session's pending step at `place`, 0 the first; 0 when it has no
+        number."""
         if place == 0:
             return self._table.pending_digest.item(row)
         request, i = self._waiting[row][place - 1]
         return request.digest(i)
 
     def _hear(self, row: int) -> None:
-        """The client steps by number: it knows what its step goes on from."""
+        """Notes that the client numbers its steps, so that it knows what its step goes on from."""
         if self._table.suspects:
             self._table.hear(np.array([row]))
 
@@ -208,7 +209,7 @@ class Ordering:
         return self._config.pending_steps_max - self.pending_steps - self.joined_steps
 
     def check_room(self, count: int) -> None:
-        """Whether so many more steps may wait, repeats included. Raises Overloaded."""
+        """Checks whether `count` more steps may wait, repeats included. Raises Overloaded."""
         if count > self._room():
             limit, waiting = self._config.pending_steps_max, self.pending_steps + self.joined_steps
             raise Overloaded(
@@ -218,7 +219,8 @@ class Ordering:
             )
 
     def _check_session(self, row: int, pending: int) -> None:
-        """Whether one more may wait in the session, repeats included. Raises Overloaded."""
+        """Checks whether one more step of the session may wait, repeats included. Raises
+        Overloaded."""
         waiting, limit = pending + self._joined_of.get(row, 0), self._config.session_pending_max
         if waiting >= limit:
             raise Overloaded(
@@ -238,7 +240,8 @@ class Ordering:
     # The end of a step --------------------------------------------------------------------------
 
     def save(self, row: int, y: Output) -> None:
-        """The session's first step was applied; y [t, ...] is what answers a repeat."""
+        """Saves the reply y [t, ...] of the session's first step, which was applied, for
+        repeats."""
         table = self._table
         digest = table.digest[row] = table.pending_digest.item(row)
         if digest and y.nbytes <= self._reply_bytes_max:
@@ -266,7 +269,7 @@ class Ordering:
         return bool(self._joined)
 
     def answer_joined(self, row: int) -> None:
-        """The session's first step was applied and saved: repeats that joined it are answered."""
+        """Answers the repeats that joined the session's first step, which was applied and saved."""
         for request, i in self._take_joined(row, self._table.step.item(row)):
             try:
                 self._answer(request, i, row)
@@ -274,12 +277,12 @@ class Ordering:
                 request.fail(i, error.with_traceback(None))
 
     def fail_joined(self, row: int, number: int, error: ServeError) -> None:
-        """That step was not applied; nor, then, are repeats that joined it."""
+        """Fails the repeats that joined that step, which was not applied."""
         for request, i in self._take_joined(row, number):
             request.fail(i, error)
 
     def leave(self, row: int, now_ns: int) -> Chunk | None:
-        """The session's first step is over; returns the next one, which may run."""
+        """Ends the session's first step; returns the next one, which may run."""
         table = self._table
         self.pending_steps -= 1
         pending = table.pending.item(row) - 1
@@ -291,7 +294,7 @@ class Ordering:
         return None
 
     def leave_rows(self, rows: Index, now_ns: int) -> list[Chunk]:
-        """The first steps of these sessions are over; returns the next ones, which may run."""
+        """Ends the first steps of these sessions; returns the next ones, which may run."""
         table = self._table
         self.pending_steps -= rows.size
         table.pending[rows] -= 1
@@ -306,7 +309,7 @@ class Ordering:
         return chunks_of([self._next(row) for row in following], following)
 
     def abandon(self, row: int, now_ns: int) -> list[Place]:
-        """The first step failed: it and all behind it leave; returns those behind, in order."""
+        """Ends a failed first step and all steps behind it; returns those behind, in order."""
         behind = list(self._waiting.pop(row, ()))
         self.pending_steps -= 1 + len(behind)
         self._table.pending[row] -= 1 + len(behind)
@@ -315,7 +318,7 @@ class Ordering:
         return behind
 
     def _next(self, row: int) -> Place:
-        """The step that waited behind the session's first is the first now."""
+        """Makes the step that waited behind the session's first one the first."""
         waiting = self._waiting[row]
         request, i = waiting.popleft()
         if not waiting:
@@ -330,7 +333,7 @@ class Ordering:
             self._on_idle(row)
 
     def _take_joined(self, row: int, number: int) -> list[Place]:
-        """Repeats of that step; they do not wait any more."""
+        """Takes the repeats of that step out; they wait no more."""
         places = self._joined.pop((row, number), [])
         if places:
             self.joined_steps -= len(places)
@@ -350,7 +353,8 @@ class Ordering:
         request.answer(Applied([i], [last], [durable], request.arrival_ns, 0, is_replayed=True))
 
     def check_integrity(self) -> None:
-        """Waiting steps are counted, and repeats too; a request of repeats alone has no input."""
+        """Asserts the counts of waiting steps and of repeats; a request of repeats alone has no
+        input."""
         pending = self._table.pending
         for row, waiting in self._waiting.items():
             assert waiting, "an empty line is kept"
@@ -380,7 +384,7 @@ def _superseded(number: int, last: int) -> StepSuperseded:
 
 
 def _rolled_back(step: int) -> StateRolledBack:
-    """Nothing goes on from a step that the client may never have meant."""
+    """The error for a step that would go on from a step which the client may not have meant."""
     return StateRolledBack(
         f"steps after step {step} may have been answered and then lost, and this step has no "
         "number: open the session again (RESUME or RESTART), or send a step by its number",

@@ -1,8 +1,8 @@
 """The ready queues: what can run now, by length, so that a batch pads little. No clock.
 
 A chunk is in one queue at most once, and never while it is in flight. Long chunks hold scratch
-slots between their batches: only so many at once, so that the pool's spare ones always suffice for
-the next batch.
+slots between their batches. The number of those slots is limited, so that the pool's spare ones
+always suffice for the next batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def length_class(length: int) -> int:
 
 
 def batch_max(config: Config, index: int) -> int:
-    """Most rows of this length class in one batch."""
+    """The most rows of this length class in one batch."""
     return max(1, min(config.batch_sessions_max, config.batch_cells_max >> index))
 
 
@@ -49,11 +49,11 @@ class ReadyQueues:
         self._waiting: deque[Chunk] = deque()  # long chunks that have not begun
 
     def __len__(self) -> int:
-        """Chunks, whatever they have of rows."""
+        """The number of chunks, however many rows they have."""
         return sum(map(len, self._queues))
 
     def push(self, chunk: Chunk) -> None:
-        """A chunk that begins; a long one may have to wait for others of its kind to end.
+        """Adds a chunk that begins; a long one may have to wait for others of its kind to end.
 
         Its rows are of one length class.
         """
@@ -63,17 +63,17 @@ class ReadyQueues:
             self.push_again(chunk)
 
     def push_again(self, chunk: Chunk) -> None:
-        """One that goes on, or was taken out and has not begun a slice since."""
+        """Adds a chunk that goes on, or that was taken out and has begun no slice since."""
         left = min(chunk.length - chunk.done, self._slice_rows_max)
         self._queues[length_class(left)].append(chunk)
 
     def keep(self, chunk: Chunk, slots: Slots) -> None:
-        """The chunk's states are in `slots` [n] now, the ones before are spare."""
+        """Notes that the chunk's states are in `slots` [n] now, and frees its former slots."""
         self._pool.give(chunk.scratch)
         chunk.scratch = slots
 
     def end(self, chunk: Chunk) -> None:
-        """The chunk is over: what it held is spare, and long ones that waited may begin."""
+        """Frees what an ended chunk held, so that long chunks which waited may begin."""
         if not chunk.held:
             return
         self.keep(chunk, NO_SLOTS)
@@ -102,7 +102,7 @@ class ReadyQueues:
         return []
 
     def held(self) -> Slots:
-        """The scratch slots of those that wait."""
+        """The scratch slots of the chunks that wait."""
         return np.concatenate([NO_SLOTS, *(c.scratch for queue in self._queues for c in queue)])
 
     def _is_kept(self, chunk: Chunk) -> bool:

@@ -32,7 +32,8 @@ RETRY_S = 0.05
 
 @dataclass(slots=True, eq=False)
 class Pause:
-    """Of one session, also after it was detached; not of the next one in its row."""
+    """Holds back one session's steps, also after its detachment, but not those of its row's next
+    one."""
 
     row: int
     life: int
@@ -124,7 +125,7 @@ class Scheduler:
         return None
 
     def settle(self, batch: Batch, now_ns: int, compute_ns: int) -> None:
-        """Ends a batch by its outcomes. Replies are given, successors made ready."""
+        """Ends a batch by its outcomes: gives the replies, and makes the next steps ready."""
         self._settlement.settle(batch, now_ns, compute_ns)
         for on_rest in self._in_flight.pop(batch):
             on_rest()
@@ -143,7 +144,7 @@ class Scheduler:
         return pause
 
     def release(self, pause: Pause) -> None:
-        """Its steps have their turns again; the caller wakes the batch loop."""
+        """Lets the session's steps have their turns again; the caller wakes the batch loop."""
         if self._pauses.get(pause.row) is pause:  # else it ended, and another holds the row
             del self._pauses[pause.row]
             self._give_back(pause)
@@ -213,7 +214,7 @@ class Scheduler:
         return chunk.size > 0
 
     def _are_lapsed(self, chunk: Chunk, now_ns: int) -> npt.NDArray[np.bool_]:
-        """[n]"""
+        """The mask [n] of the rows whose client has left or whose deadline has passed."""
         request, places = chunk.request, chunk.places
         is_out = np.zeros(chunk.size, np.bool_)
         if request.is_cancelled or request.cancelled:
@@ -227,7 +228,7 @@ class Scheduler:
 
     @staticmethod
     def _is_late(chunk: Chunk, now_ns: int) -> bool:
-        """Of a chunk of one row."""
+        """Whether the deadline of a chunk of one row has passed."""
         return not chunk.done and 0 < chunk.request.deadline_ns(chunk.place(0)) < now_ns
 
     @staticmethod

@@ -30,7 +30,7 @@ from lstmserve.engine.scheduling.work import NO_SLOTS, Applied, Chunk, Outcome, 
 from lstmserve.engine.table import DETACHED, MOVED, NOT_STORED, SessionTable
 
 APPLIED = int(Outcome.APPLIED)  # an IntEnum's comparisons cost as much as a step's arithmetic
-COLUMNS_FROM = 4  # below so many rows, columns cost more than one row after the other
+COLUMNS_FROM = 4  # for fewer rows, columns cost more than one row after the other
 NO_ROWS: Index = np.zeros(0, np.int64)
 
 
@@ -71,12 +71,12 @@ class Settlement:
     def settle_each(
         self, batch: Batch, chunk: Chunk, rows: Iterable[int], start: int, now_ns: int
     ) -> None:
-        """Some rows of a chunk, which begins in column `start`, one after the other."""
+        """Settles some rows of a chunk, which begins in column `start`, one after the other."""
         for i in rows:
             self._settle_one(batch, chunk, i, start + i, now_ns)
 
     def settle_columns(self, batch: Batch, chunk: Chunk, columns: slice, now_ns: int) -> None:
-        """A chunk of many rows: those that simply end as columns, the others one by one."""
+        """Settles a chunk of many rows: those that simply end as columns, the others one by one."""
         outcomes, write = batch.outcomes[columns], batch.write[columns]
         is_plain = outcomes == APPLIED
         if self._table.leaving:
@@ -94,7 +94,7 @@ class Settlement:
             self._end_columns(chunk, write, last, now_ns)
 
     def _settle_one(self, batch: Batch, chunk: Chunk, i: int, column: int, now_ns: int) -> None:
-        """Row i of the chunk."""
+        """Settles row i of the chunk."""
         row, slot = chunk.row(i), batch.write.item(column)
         outcome = batch.outcomes.item(column)
         if outcome != APPLIED or self._table.phase.item(row) >= DETACHED:
@@ -108,13 +108,13 @@ class Settlement:
             self._end_one(chunk, i, slot, now_ns)
 
     def _go_on(self, batch: Batch, chunk: Chunk, slots: Slots) -> None:
-        """All rows of the chunk have another slice; `slots` [n] have their states."""
+        """Puts a chunk that has another slice back; `slots` [n] have the states of its rows."""
         self._ready.keep(chunk, slots)
         chunk.done += batch.length_max
         self._ready.push_again(chunk)
 
     def _end_one(self, chunk: Chunk, i: int, slot: int, now_ns: int) -> None:
-        """A session's step is applied whole."""
+        """Applies a session's step, which is computed whole."""
         table, row, place = self._table, chunk.row(i), chunk.place(i)
         self._pool.give_one(table.slot.item(row))
         table.slot[row] = slot
@@ -133,7 +133,8 @@ class Settlement:
             self._ready.push(following)
 
     def _end_columns(self, chunk: Chunk, slots: Slots, last: Output, now_ns: int) -> None:
-        """The same for many. `last` [n, ...] are the outputs of their last time steps."""
+        """Applies the steps of many sessions. `last` [n, ...] are the outputs of their last time
+        steps."""
         table, rows = self._table, chunk.rows
         self._pool.give(table.slot[rows])
         table.slot[rows] = slots
@@ -158,7 +159,7 @@ class Settlement:
     # Failures -----------------------------------------------------------------------------------
 
     def fail(self, chunk: Chunk, error: ServeError, now_ns: int) -> None:
-        """Nothing of the chunk happened; nor will anything of the steps that wait behind it."""
+        """Fails the chunk's steps, and all steps that wait behind them."""
         if chunk.request.plan is not None:
             self.fail_sequences(chunk, error)
             return
@@ -166,7 +167,7 @@ class Settlement:
             self.fail_step(chunk, i, error, now_ns)
 
     def fail_step(self, chunk: Chunk, i: int, error: ServeError, now_ns: int) -> None:
-        """Nothing of row i happened; nor will anything of the steps that wait behind it."""
+        """Fails the step of row i, and all steps that wait behind it."""
         row = chunk.row(i)
         number = self._table.step.item(row) + 1
         reason = self._reason_behind(row, error)
@@ -180,7 +181,7 @@ class Settlement:
             self._ordering.fail_joined(row, later, why)
 
     def _failure(self, row: int, outcome: int) -> ServeError:
-        """Why a row's step is not applied; drops what is stale here."""
+        """The error of a row whose step is not applied; drops what is stale here."""
         phase = self._table.phase.item(row)
         if phase == DETACHED:
             return SessionReplaced("the session was replaced while this step was waiting")
@@ -200,10 +201,11 @@ class Settlement:
         return ModelError("the model failed on this step; the session is as it was before")
 
     def _reason_behind(self, row: int, error: ServeError) -> Callable[..., ServeError]:
-        """The error of steps that wait behind one that failed with `error`.
+        """The error for steps that wait behind one that failed with `error`.
 
         Without a store the number that the session waits for is certain. With one the session may
-        have gone on elsewhere: a repeat asks the store. It is asked for before the row is free.
+        have gone on elsewhere: a repeat asks the store. The caller asks for this error before the
+        row is free.
         """
         is_moved = self._table.phase.item(row) == MOVED
         is_alone = self._table.durable_step.item(row) == NOT_STORED
@@ -228,7 +230,7 @@ class Settlement:
     # Sequences of a Predict ---------------------------------------------------------------------
 
     def begin_sequences(self, request: Request) -> None:
-        """The first group may run, or waits for scratch slots."""
+        """Queues the first group, which may run, or waits for scratch slots."""
         plan = request.plan
         assert plan is not None
         self.pending_sequences += len(request)
@@ -240,7 +242,7 @@ class Settlement:
         self._ready.push(Chunk(request, places, NO_ROWS, lengths.item(0), lengths))
 
     def fail_sequences(self, chunk: Chunk, error: ServeError) -> None:
-        """All of them, those that were computed too: a Predict is whole or not at all."""
+        """Fails all sequences, those that were computed too: a Predict is whole or not at all."""
         request = chunk.request
         assert request.plan is not None
         self._ready.end(chunk)

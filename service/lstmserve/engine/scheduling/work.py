@@ -1,6 +1,6 @@
 """Accepted work: requests, whose rows are steps of sessions, and chunks of them that run together.
 
-A request is what arrived together: one step, a message of many, the sequences of a Predict. Its
+A request holds what arrived together: one step, a message of many, the sequences of a Predict. Its
 responder answers; this module must not know how.
 """
 
@@ -164,11 +164,11 @@ class Request:
         return 1 if self.lengths is None else int(self.lengths[i])
 
     def number(self, i: int) -> int:
-        """Of row i's step; 0 where its client gave none."""
+        """The number of row i's step; 0 where its client gave none."""
         return 0 if self.numbers is None else int(self.numbers[i])
 
     def deadline_ns(self, i: int) -> int:
-        """Of row i; 0 for none."""
+        """The deadline of row i; 0 for none."""
         return 0 if self.deadlines_ns is None else int(self.deadlines_ns[i])
 
     def first(self, i: int) -> int:
@@ -193,13 +193,13 @@ class Request:
         return self.y
 
     def digest(self, i: int) -> int:
-        """Of row i's input; 0 where its step has no number."""
+        """The digest of row i's input; 0 where its step has no number."""
         if self._digests is not None:
             return self._digests.item(i)
         return digest(self.input(i), self.last_only) if self.number(i) else 0
 
     def digests(self) -> Digests | None:
-        """digest() of all rows, [N]; None where none has a number."""
+        """The digests of all rows, [N]; None where no row has a number."""
         if self._digests is None and self.numbers is not None:
             if self.lengths is None:
                 x = self.x if self.firsts is None else self.x[self.firsts]
@@ -213,11 +213,12 @@ class Request:
         return self._digests
 
     def cancel(self) -> None:
-        """Its client has left: rows whose last slice has not been scheduled never run."""
+        """Cancels the request, whose client has left: rows whose last slice is not scheduled never
+        run."""
         self.is_cancelled = True
 
     def cancel_row(self, i: int) -> None:
-        """The same for row i alone."""
+        """Cancels row i alone, as cancel() does."""
         self.cancelled = {*(self.cancelled or ()), i}
 
     def answer(self, rows: Applied) -> None:
@@ -238,11 +239,11 @@ class Request:
         return responder
 
     def forget_input(self) -> None:
-        """No row of it will read x."""
+        """Drops x, which no row will read any more."""
         self.x = self.x[:0].copy()
 
     def forget_arrays(self) -> None:
-        """All rows are answered, and the responder has read y."""
+        """Drops x and y; all rows are answered, and the responder has read y."""
         assert not self.left
         self.forget_input()
         self.y = None
@@ -321,24 +322,24 @@ class Chunk:
 
     @property
     def places(self) -> Index:
-        """In the request, [n]."""
+        """The chunk's places in the request, [n]."""
         if self._places is None:
             self._places = np.array((self._place,))
         return self._places
 
     @property
     def rows(self) -> Index:
-        """Of the session table, [n]."""
+        """The chunk's rows of the session table, [n]."""
         if self._rows is None:
             self._rows = np.array((self._row,))
         return self._rows
 
     def place(self, i: int) -> int:
-        """Of row i."""
+        """The place of row i in the request."""
         return self._place if self._places is None else self._places.item(i)
 
     def row(self, i: int) -> int:
-        """Of the session of row i."""
+        """The session table's row for row i."""
         return self._row if self._rows is None else self._rows.item(i)
 
     @property
@@ -347,7 +348,7 @@ class Chunk:
         return self.size == len(self.request.rows) and self.request.plan is None
 
     def keep(self, is_kept: npt.NDArray[np.bool_]) -> None:
-        """Only these rows [n] stay."""
+        """Drops all rows but these [n]."""
         self._places = self.places[is_kept]
         self.size = self._places.size
         if self.request.plan is None:

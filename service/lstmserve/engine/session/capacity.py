@@ -28,8 +28,10 @@ EVICTED_PART = 100  # one session in 100 leaves at once, because looking for the
 
 
 class SessionCapacity:
-    """`on_evict(model, rows)` gets sessions that are about to move to the store, which has their
-    last step; None without a store.
+    """Makes room for sessions, and limits how many a tenant has.
+
+    `on_evict(model, rows)` gets sessions that are about to move to the store, which has their last
+    step; it is None without a store.
     """
 
     def __init__(
@@ -88,7 +90,8 @@ class SessionCapacity:
             raise Quota(f"your limit is {sessions_max} sessions, and so many are open: close some")
 
     def _sweep_until(self, has_room: Callable[[], bool], now: Now) -> None:
-        """Ends expired sessions until there is room; after a vain try, not again for a while."""
+        """Ends expired sessions until there is room; after a failure it does nothing for a
+        while."""
         if now.monotonic_ns < self._full_sweep_ns:
             return
         while not self._sweep(now, self._table.rows) and not has_room():

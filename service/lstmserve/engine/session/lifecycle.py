@@ -51,7 +51,7 @@ class SessionLifecycle:
         self.leaving: asyncio.Event | None = None  # since leave(); set: the store has everything
 
     def leave(self) -> asyncio.Event:
-        """From now on no session comes here, and no step is refused for that before the event.
+        """Brings no session here from now on, and refuses no step for that before the event.
 
         In write-behind mode the next server would take a session without its last steps; and a
         router that hears that one session has gone may send all the others to that server too.
@@ -100,7 +100,7 @@ class SessionLifecycle:
         return await closed
 
     async def finish(self, timeout_s: float) -> None:
-        """Waits for the sessions that are being closed, at most so long."""
+        """Waits for the sessions that are being closed, at most `timeout_s`."""
 
 
 class StoredLifecycle(SessionLifecycle):

@@ -97,11 +97,11 @@ class PastSessions:
         return SUSPECT if is_older else None
 
     def drop_tombstone(self, key: str) -> None:
-        """A new session has this key."""
+        """Forgets the tombstone of a key that has a new session."""
         self._tombstones.drop(key)
 
     def drop_departure(self, key: str) -> None:
-        """The session is here again, as the store has it."""
+        """Forgets the departure of a session that is here again, as the store has it."""
         self._departures.drop(key)
         self._claims.drop(key)
 
@@ -126,7 +126,7 @@ class PastSessions:
         return tombstone.epoch == epoch
 
     def error(self, key: str, incarnation: int, now_ns: int) -> ServeError:
-        """SessionClosed, SessionExpired, SessionLost or SessionNotFound."""
+        """The error for a session that is gone: closed, expired, lost, or not found."""
         tombstone = self._tombstone(key, incarnation, now_ns)
         if tombstone is not None and tombstone.ending == "closed":
             return SessionClosed("the session was closed: open it again")

@@ -41,7 +41,7 @@ LINE = ""  # one for the whole stream: Triton's clients expect answers in the or
 
 
 class InferCalls:
-    """Both methods of one port."""
+    """The calls ModelInfer and ModelStreamInfer of one port."""
 
     def __init__(self, engine: Engine, metrics: Metrics, pending: PendingBytes) -> None:
         self.engine = engine
@@ -53,15 +53,15 @@ class InferCalls:
         self.inbox: Inbox[InferMessage] = Inbox(engine.batch_loop, self.read)
 
     def receive(self, frame: Frame, calls: list[UnaryCall]) -> None:
-        """Calls of ModelInfer."""
+        """Takes calls of ModelInfer."""
         self.inbox.put_all([UnaryInfer(self, frame, call) for call in calls])
 
     def begin(self, stream: StreamCall, tenant: Tenant) -> InferStream:
-        """A ModelStreamInfer."""
+        """Makes the handler of a ModelStreamInfer."""
         return InferStream(self, stream, tenant)
 
     def read(self, messages: Sequence[InferMessage]) -> None:
-        """Messages that arrived together."""
+        """Begins messages that arrived together."""
         now = self.engine.clock()
         steps = [step for message in messages if (step := message.read(now)) is not None]
         if steps:
@@ -86,15 +86,15 @@ class InferMessage(ABC):
     @property
     @abstractmethod
     def is_over(self) -> bool:
-        """As InferResponder.is_over."""
+        """Whether the caller has its answer, or has gone."""
 
     @abstractmethod
     def answer(self, response: pb.ModelInferResponse) -> None:
-        """As InferResponder.answer."""
+        """Sends the response; the request was done."""
 
     @abstractmethod
     def send_error(self, error: Exception) -> None:
-        """Answers with the error, which was counted."""
+        """Sends the error, which was counted."""
 
     def size(self) -> int:
         """The most bytes that it takes with its answer; a long message is parsed for that."""
@@ -135,7 +135,7 @@ class InferMessage(ABC):
             return None
 
     def refuse(self, error: Exception) -> None:
-        """As InferResponder.refuse."""
+        """Counts the error and sends it, unless the caller has gone."""
         self.let_go()
         if self.is_over:
             return
@@ -150,7 +150,7 @@ class InferMessage(ABC):
         self._content = b""
 
     def cancel(self) -> None:
-        """The caller has gone."""
+        """Ends the work, as the caller has gone."""
         work = self._work
         self.let_go()
         if work is not None:
@@ -171,16 +171,13 @@ class UnaryInfer(InferMessage):
 
     @property
     def is_over(self) -> bool:
-        """As InferResponder.is_over."""
         return self._call.is_over
 
     def answer(self, response: pb.ModelInferResponse) -> None:
-        """As InferResponder.answer."""
         self.let_go()
         self._frame.reply(self._call, response.SerializeToString())
 
     def send_error(self, error: Exception) -> None:
-        """As InferMessage.send_error."""
         self._frame.abort(self._call, error, UNARY)
 
 
@@ -197,11 +194,9 @@ class InferStream(OrderedWindow["StreamInfer"]):
         self.ends_at_error = (GRPC_ERROR_KEY, "true") in [(key, value) for key, value in metadata]
 
     def open(self, content: bytes) -> StreamInfer:
-        """As Window.open."""
         return StreamInfer(self, content)
 
     def accept(self, message: StreamInfer) -> None:
-        """As Window.accept."""
         self.enter(message, LINE)
         self.calls.inbox.put(message)
 
@@ -219,24 +214,21 @@ class StreamInfer(InferMessage):
 
     @property
     def is_over(self) -> bool:
-        """As InferResponder.is_over."""
         return self._is_over
 
     def parse(self) -> pb.ModelInferRequest:
-        """As InferMessage.parse."""
+        """Does what InferMessage.parse() does, and keeps what an error shows of the message."""
         message = super().parse()
         self._shown = without_tensors(message)
         return message
 
     def answer(self, response: pb.ModelInferResponse) -> None:
-        """As InferResponder.answer."""
         self.let_go()
         if not self._is_over:
             response.parameters["triton_final_response"].bool_param = True
             self._send(pb.ModelStreamInferResponse(infer_response=response))
 
     def send_error(self, error: Exception) -> None:
-        """As InferMessage.send_error."""
         if not self._stream.ends_at_error:
             self._send(error_response(self._shown, to_status(error, method=STREAM).message))
             return
@@ -250,7 +242,7 @@ class StreamInfer(InferMessage):
         self._stream.answer(self, response.SerializeToString())
 
     def cancel(self) -> None:
-        """As InferMessage.cancel; the stream has gone."""
+        """Ends the work and releases the bytes, as the stream has gone."""
         self._is_over = True
         self.lease.release()
         super().cancel()

@@ -1,7 +1,7 @@
-"""The calls about models: what they take and give, their configuration, their statistics.
+"""Answers the calls about models: their inputs and outputs, their configuration, their statistics.
 
-Statistics are built from the counts that the metrics are made of. This module must not count, nor
-load or unload a model.
+The statistics come from the counts behind the metrics. This module must not count, nor load or
+unload a model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INT32_MAX: Final = (1 << 31) - 1
 
 
 class ModelQueries:
-    """The functions that answer; one for all calls of a port."""
+    """The functions that answer these calls; one object serves all calls of a port."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
@@ -44,7 +44,7 @@ class ModelQueries:
     async def metadata(
         self, request: pb.ModelMetadataRequest, tenant: Tenant
     ) -> pb.ModelMetadataResponse:
-        """Inputs and outputs that every request has; -1 is any length."""
+        """The inputs and outputs that every request has; a length of -1 stands for any."""
         model = find_model(self._engine, request.name, request.version)
         spec, time = model.spec, shown_time(model.spec)
         tensor = pb.ModelMetadataResponse.TensorMetadata
@@ -65,14 +65,14 @@ class ModelQueries:
     async def config(
         self, request: pb.ModelConfigRequest, tenant: Tenant
     ) -> pb.ModelConfigResponse:
-        """As Triton would have it in config.pbtxt, which does not exist here."""
+        """What Triton would have in config.pbtxt, a file that does not exist here."""
         model = find_model(self._engine, request.name, request.version)
         return pb.ModelConfigResponse(config=model_config(model, self._engine.config))
 
     async def statistics(
         self, request: pb.ModelStatisticsRequest, tenant: Tenant
     ) -> pb.ModelStatisticsResponse:
-        """Of the versions asked for, over all dialects, since the start."""
+        """Statistics of the versions asked for, over all dialects, since the server started."""
         if request.name:
             find_model(self._engine, request.name, request.version)
         version = read_version(request.version)

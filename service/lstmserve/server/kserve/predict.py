@@ -1,4 +1,4 @@
-"""A request of whole sequences, from its tensors to its response: nothing of it is kept.
+"""Runs a request of whole sequences, from its tensors to its response, and keeps nothing of it.
 
 Every input is [B, T, *shape]; the first `lengths` [B] rows of each sequence count. This module must
 not know any session.
@@ -59,7 +59,7 @@ Lengths = npt.NDArray[np.int32]
 async def predict(
     engine: Engine, metrics: Metrics, responder: InferResponder, request: InferRequest
 ) -> None:
-    """Answers the request. A cancelled one is not answered: its caller has gone."""
+    """Computes and answers the request. A cancelled one gets no answer, as its caller has gone."""
     try:
         response = await _predicted(engine, metrics, responder, request)
     except Exception as error:
@@ -138,8 +138,10 @@ def _job(
 
 
 def _check_axes(wanted: InputTensor, shape: Axes, others: Axes, first: str) -> Axes:
-    """Of whole sequences: B and T, which are those of the inputs before it, if any. Raises
-    BadTensor."""
+    """Checks the axes B and T of an input against those of the inputs before it, if any.
+
+    Raises BadTensor.
+    """
     name, axes = wanted.name, shape[:2]
     if len(shape) != 2 + len(wanted.shape) or shape[2:] != wanted.shape:
         sizes = "".join(f", {size}" for size in wanted.shape)
@@ -165,12 +167,13 @@ def _lengths(inputs: Inputs, count: int, longest: int) -> Lengths:
 
 
 def _within(lengths: Lengths, longest: int) -> npt.NDArray[np.bool_]:
-    """[B, T], whether a row is part of its sequence. A job has those rows one after another."""
+    """The mask [B, T] of the rows that are part of their sequence. A job has those, one after
+    another."""
     return np.arange(longest) < lengths[:, np.newaxis]
 
 
 def _initial_states(model: Model, inputs: Inputs, count: int) -> States | None:
-    """[B, *shape] each; None: the model's initial state."""
+    """The initial states, [B, *shape] each; None stands for the model's own."""
     if (given := given_states(model, inputs)) is None:
         return None
     states = {}
@@ -183,8 +186,11 @@ def _initial_states(model: Model, inputs: Inputs, count: int) -> States | None:
 def _values(
     output: OutputTensor, rows: Mapping[str, Array], prediction: Prediction, longest: int
 ) -> Array:
-    """[B, T, *shape], zeros past a sequence's end; of the last time step [B, *shape]; of a state
-    its shape with an axis B. `rows` are [rows, ...]."""
+    """The values of one output: [B, T, *shape] with zeros past a sequence's end.
+
+    The last time step of an output is [B, *shape], a state has its shape behind an axis B. `rows`
+    are [rows, ...].
+    """
     name, shape, lengths = output.tensor.name, output.tensor.shape, prediction.lengths
     if output.part is Part.STATE:
         assert prediction.finals is not None

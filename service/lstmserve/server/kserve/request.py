@@ -38,8 +38,11 @@ STEP_MAX: Final = (1 << 63) - 1  # a parameter may be a uint64
 
 @dataclass(slots=True)
 class Parameters:
-    """The parameters that mean something here. `sequence` None: the request has whole sequences,
-    and nothing is kept; `timeout_us` and `incarnation` 0: none."""
+    """The parameters of a request that have a meaning here.
+
+    `sequence` is None for a request of whole sequences, of which nothing is kept. `timeout_us` and
+    `incarnation` are 0 where the request has none.
+    """
 
     sequence: int | str | None = None
     is_start: bool = False
@@ -50,15 +53,15 @@ class Parameters:
     incarnation: int = 0
 
     def deadline_ns(self, arrival_ns: int) -> int:
-        """Of the start of compute; 0 for none."""
+        """The time by which the compute must start; 0 without a timeout."""
         return arrival_ns + self.timeout_us * MICROSECOND_NS if self.timeout_us else 0
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """What one message asks for. `model` is the newest where it names no version (0).
+    """What one message asks for. `model` is the newest version where the message names none (0).
 
-    Nothing of it changes, except that whoever has read the `inputs` lets them go.
+    Its fields do not change, except that whoever has read the `inputs` empties them.
     """
 
     model: Model
@@ -75,7 +78,7 @@ def find_model(engine: Engine, name: str, version: str) -> Model:
 
 
 def read_version(text: str) -> int:
-    """Of a model; 0 for an empty one. Raises Malformed."""
+    """Reads a model's version; returns 0 for an empty one. Raises Malformed."""
     if not text:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= VERSION_DIGITS_MAX and int(text)):
@@ -84,8 +87,10 @@ def read_version(text: str) -> int:
 
 
 def read_request(model: Model, message: pb.ModelInferRequest) -> InferRequest:
-    """`model` is the one that the message names. Raises Malformed, BadSessionId, BadStep,
-    BadTensor, NotImplementedYet."""
+    """Reads what the message asks of `model`, which is the one that it names.
+
+    Raises Malformed, BadSessionId, BadStep, BadTensor, NotImplementedYet.
+    """
     return InferRequest(
         model,
         read_version(message.model_version),
@@ -117,7 +122,8 @@ def reply_bytes(model: Model, message: pb.ModelInferRequest) -> int:
 
 
 def read_parameters(sent: Mapping[str, pb.InferParameter]) -> Parameters:
-    """Lets a user's own parameters through. Raises Malformed, BadSessionId, BadStep."""
+    """Reads the parameters, and ignores those of a user's own. Raises Malformed, BadSessionId,
+    BadStep."""
     values = _values(sent)
     parameters = Parameters(
         sequence=_sequence(values.get("sequence_id", 0)),
@@ -163,7 +169,7 @@ def _sequence(value: int | str) -> int | str | None:
 
 
 def _check(parameters: Parameters) -> None:
-    """Whether they make sense together. Raises Malformed, BadStep."""
+    """Checks that the parameters make sense together. Raises Malformed, BadStep."""
     step = parameters.step
     if parameters.timeout_us < 0 or parameters.incarnation < 0:
         name = "timeout" if parameters.timeout_us < 0 else "incarnation"

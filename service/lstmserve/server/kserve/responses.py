@@ -1,6 +1,6 @@
-"""Builds what a request is answered with: its response, or the text of its error.
+"""Builds the answer to a request: its response, or the text of its error.
 
-An error of a sequence is in Triton's words. This module must not decide whether a request failed.
+The errors of a sequence have Triton's words. This module must not decide whether a request failed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NEVER_STARTED: Final = (
 
 
 class InferResponder(Protocol):
-    """The caller of one request: answer() or refuse() is called once."""
+    """The caller of one request; either answer() or refuse() is called, once."""
 
     method: str  # the label of its counts
     tenant: Tenant
@@ -71,7 +71,7 @@ class InferResponder(Protocol):
 
 
 def begin_response(request: InferRequest, model: Model) -> pb.ModelInferResponse:
-    """With what every response repeats."""
+    """A response with the fields that every response repeats from its request."""
     return pb.ModelInferResponse(
         model_name=model.name, model_version=str(model.version), id=request.id
     )
@@ -80,7 +80,7 @@ def begin_response(request: InferRequest, model: Model) -> pb.ModelInferResponse
 def put_outputs(
     response: pb.ModelInferResponse, outputs: Iterable[tuple[OutputTensor, Array]]
 ) -> None:
-    """Arrays in this order, raw whatever the request was."""
+    """Adds the arrays in this order, as raw contents whatever the request had."""
     for output, values in outputs:
         response.outputs.add(name=output.name, datatype=output.datatype, shape=values.shape)
         response.raw_output_contents.append(values.tobytes())
@@ -94,9 +94,9 @@ def step_response(
     wanted: WantedOutputs,
     axes: Axes,
 ) -> pb.ModelInferResponse:
-    """To a step that was just applied: called while the state is still that after it.
+    """The response to a step that was just applied, while the session still has the state after it.
 
-    `axes` are those of its outputs before those of a row.
+    `axes` are those that its outputs have before the axes of a row.
     """
     model = engine.model_of(row)
     states = engine.sessions.state(row) if wanted.with_state else {}
@@ -191,7 +191,7 @@ def error_prefix(request: pb.ModelInferRequest | None) -> str:
 def error_response(
     request: pb.ModelInferRequest | None, message: str
 ) -> pb.ModelStreamInferResponse:
-    """An error in band. None: the request could not be read."""
+    """The message of an error in band; `request` is None where it could not be read."""
     response = pb.ModelInferResponse()
     if request is not None:
         response.id, response.model_name = request.id, request.model_name[:SHOWN_MAX]

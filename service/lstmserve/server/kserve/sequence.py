@@ -1,10 +1,10 @@
-"""A request of a sequence: its session, its step, and what START and END are besides.
+"""Runs a request of a sequence: its session, its step, and what START and END do besides.
 
 A step goes to the engine at once, which keeps the order. START and END are more than a step, so
-later requests of the sequence wait until they are done: a START waits for the steps that the old
-sequence was given, and leaves no sequence if its own step fails; END is answered when the session
-has ended. With a store every request may have to wait. On the event loop's thread; this module must
-not know which call brought a request.
+later requests of the sequence wait until they are done: a START waits for the steps of the old
+sequence, and leaves no sequence if its own step fails; END is answered when the session has ended.
+With a store every request may have to wait. All of it runs on the event loop's thread. This module
+must not know which call brought a request.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Sequences:
         return key in self._queues
 
     def enqueue(self, key: str, step: SequenceStep) -> None:
-        """step.run() is awaited when that of all before it has ended. Raises Overloaded."""
+        """Awaits step.run() once that of all before it has ended. Raises Overloaded."""
         queue = self._queues.setdefault(key, deque())
         if len(queue) >= self._length_max:
             raise Overloaded(
@@ -89,7 +89,7 @@ class Sequences:
         del self._queues[key]
 
     async def until_idle(self, key: str) -> None:
-        """Until the steps that the engine has of this session have run."""
+        """Waits until the engine has run all steps of this session that it had accepted."""
         while self._is_stepping(key):
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._until_idle.append((key, idle))
@@ -145,7 +145,7 @@ class SequenceStep(PendingStep):
 
     @property
     def is_over(self) -> bool:
-        """As PendingStep.is_over; a START or END goes on without its caller."""
+        """Whether the caller has gone, unless a START or END goes on without it."""
         return self._outcome is None and self._responder.is_over
 
     # --- its way to the engine
@@ -336,7 +336,7 @@ class SequenceStep(PendingStep):
             log.warning("sequence not ended", reason=error.reason, session=session_hash(self._key))
 
     async def _end_alone(self) -> None:
-        """END without inputs: no step, and twice is fine."""
+        """Answers an END without inputs: it has no step, and a second one is no error."""
         request = self._request
         number = await self._engine.lifecycle.close(self._key, request.parameters.incarnation)
         response = begin_response(request, request.model)
@@ -346,7 +346,6 @@ class SequenceStep(PendingStep):
     # --- its answer
 
     def applied(self, step: AppliedStep) -> None:
-        """As PendingStep.applied."""
         if self._responder.is_over:
             self._settle(None)
         else:
@@ -354,7 +353,7 @@ class SequenceStep(PendingStep):
             self._settle(step_response(engine, request, self.row, step, wanted, self._axes))
 
     def failed(self, error: Exception, model: Model | None) -> None:
-        """As PendingStep.failed; the responder counts it."""
+        """Ends the request with the error, which the responder counts."""
         assert isinstance(error, ServeError)
         self._settle(error)
 

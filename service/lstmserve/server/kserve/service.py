@@ -1,6 +1,6 @@
 """The service inference.GRPCInferenceService: which function answers which method.
 
-The calls about the server are answered here; this module must not know what a request has in it.
+It answers the calls about the server itself. It must not know what a request has in it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ NOT_SERVED = {
 def methods(
     engine: Engine, metrics: Metrics, config: Config, door: Authenticator, pending: PendingBytes
 ) -> Methods:
-    """The service's methods; they parse their messages, so that a bad one gets an error of ours."""
+    """The service's methods by name. They parse their messages, so that a bad one gets our
+    error."""
     frame = Frame(
         door,
         metrics,
@@ -61,7 +62,7 @@ def methods(
         ("ModelStatistics", pb.ModelStatisticsRequest, models.statistics),
         ("RepositoryIndex", pb.RepositoryIndexRequest, models.index),
     )
-    # Probes need no token: these two say what the health service says to everybody.
+    # Probes need no token: these two say what the health service says to every caller.
     probes: dict[str, Answer] = {"ServerLive": server.live, "ServerReady": server.ready}
     probes |= {name: _refusal(name, why) for name, why in NOT_SERVED.items()}
     infer = InferCalls(engine, metrics, pending)
@@ -79,7 +80,7 @@ def methods(
 
 
 class _ServerQueries:
-    """Is the server alive, is it ready, and what does it speak."""
+    """Answers whether the server is alive, whether it is ready, and what it is called."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -88,7 +89,8 @@ class _ServerQueries:
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
     def ready(self, call: UnaryCall) -> bytes:
-        """The port opens when all models are proved; a server that drains is not ready."""
+        """Whether the server is ready: its port opens when all models are proved, and a drain ends
+        that."""
         return pb.ServerReadyResponse(ready=not self._engine.is_draining).SerializeToString()
 
     async def metadata(

@@ -45,7 +45,7 @@ DATATYPES: Final = {
 
 
 class SentTensor(NamedTuple):
-    """One input as it came; `raw` None: its contents are typed."""
+    """One input as it came; `raw` is None where its contents are typed."""
 
     header: pb.ModelInferRequest.InferInputTensor
     raw: bytes | None
@@ -58,7 +58,7 @@ Inputs = Mapping[str, SentTensor]
 
 
 def input_tensors(request: pb.ModelInferRequest) -> dict[str, SentTensor]:
-    """By name. Raises Malformed, BadTensor, NotImplementedYet."""
+    """The inputs of the request by name. Raises Malformed, BadTensor, NotImplementedYet."""
     found: dict[str, SentTensor] = {}
     raws = iter(request.raw_input_contents)
     for header in request.inputs:
@@ -77,7 +77,10 @@ def input_tensors(request: pb.ModelInferRequest) -> dict[str, SentTensor]:
 
 
 def output_names(request: pb.ModelInferRequest) -> tuple[str, ...]:
-    """The names of the outputs that it asks for, in order. Raises Malformed, NotImplementedYet."""
+    """The names of the outputs that the request asks for, in order.
+
+    Raises Malformed, NotImplementedYet.
+    """
     names: dict[str, None] = {}
     for output in request.outputs:
         name = output.name
@@ -90,7 +93,8 @@ def output_names(request: pb.ModelInferRequest) -> tuple[str, ...]:
 
 
 def _check_parameters(parameters: Mapping[str, pb.InferParameter], what: str) -> None:
-    """Of a tensor. Raises NotImplementedYet for those that ask for what is not served."""
+    """Checks a tensor's parameters. Raises NotImplementedYet for those that ask for what is not
+    served."""
     for name in parameters:
         if name.startswith("shared_memory") or name == "classification":
             raise NotImplementedYet(f"{what}: {name} is not served here")
@@ -121,7 +125,8 @@ def check_names(model: Model, inputs: Inputs, optional: Collection[str] = ()) ->
 
 
 def to_array(tensor: SentTensor, *datatypes: str) -> Array:
-    """Its values in its shape, of one of these datatypes. Raises BadTensor, of the field."""
+    """The tensor's values in its shape, of one of these datatypes. Raises BadTensor with the
+    field."""
     header, name = tensor.header, tensor.header.name
     if (datatype := header.datatype) not in datatypes:
         raise BadTensor(
@@ -152,7 +157,7 @@ def to_array(tensor: SentTensor, *datatypes: str) -> Array:
 
 
 def in_shape(name: str, values: Array, *shapes: Axes) -> Array:
-    """The values, finite, in one of these shapes. Raises BadTensor, NonFinite."""
+    """The values, all finite, in one of these shapes. Raises BadTensor, NonFinite."""
     if values.shape not in shapes:
         allowed = " or ".join(str(list(shape)) for shape in shapes)
         raise BadTensor(
@@ -234,7 +239,7 @@ def step_input(
 
 
 def _step_axes(wanted: InputTensor, shape: Axes) -> Axes:
-    """The axes before those of a time step. Raises BadTensor."""
+    """The axes of an input before those of one time step. Raises BadTensor."""
     axes = shape[: max(0, len(shape) - len(wanted.shape))]
     if shape[len(axes) :] != wanted.shape or len(axes) > 2:
         sizes = "".join(f", {size}" for size in wanted.shape)
@@ -253,8 +258,10 @@ def _step_axes(wanted: InputTensor, shape: Axes) -> Axes:
 
 
 def start_state(model: Model, inputs: Inputs) -> ImportedState | None:
-    """The states of a START, [*shape] each, or with an axis of 1 for the batch; None: the model's
-    initial state. Raises BadTensor, NonFinite."""
+    """The states that a START gives; None stands for the model's initial state.
+
+    Each is [*shape], or has an axis of 1 for the batch. Raises BadTensor, NonFinite.
+    """
     if (given := given_states(model, inputs)) is None:
         return None
     tensors = {}

@@ -1,4 +1,4 @@
-"""Translates Predict: whole sequences, nothing is kept. Decides nothing."""
+"""Translates Predict, which computes whole sequences and keeps nothing. It decides nothing."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from lstmserve.wire.v1 import lstm_pb2 as pb
 
 
 class PredictCalls:
-    """The handler; one for all calls."""
+    """The method's handler; one object serves all calls."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
 
     async def answer(self, call: UnaryCall) -> bytes:
-        """The whole call. Raises what it ends with."""
+        """Answers a call with its response's bytes. Raises the error that ends the call."""
         request = parse(pb.PredictRequest, call.take())
         work = self.predict(request, call.tenant, call.lease)
         del request  # or it would be held while its input is computed
@@ -101,7 +101,7 @@ class PredictCalls:
 
 
 def _initial(model: Model, request: pb.PredictRequest, count: int) -> Arrays | None:
-    """[B, *shape] each; None: the model's initial state.
+    """The initial states, [B, *shape] each; None stands for the model's own.
 
     Raises Malformed for the h0 and c0 of a client of the first edition, which would be ignored.
     """
@@ -119,7 +119,7 @@ def _initial(model: Model, request: pb.PredictRequest, count: int) -> Arrays | N
 
 
 def _single_length(model: Model, request: pb.PredictRequest) -> int:
-    """T of a request without lengths: one sequence of all there is."""
+    """T of a request without lengths, whose rows are one sequence."""
     form = model.inputs
     if not form.floats:
         count, rest = divmod(len(request.tokens), form.ints)
@@ -128,4 +128,4 @@ def _single_length(model: Model, request: pb.PredictRequest) -> int:
     if rest:
         field, width = ("x", form.floats) if form.floats else ("tokens", form.ints)
         raise BadTensor(f"{field} is no multiple of {width} values", field=field)
-    return count or 1  # without any the next check says what is missing
+    return count or 1  # without any row the next check says what is missing

@@ -1,6 +1,6 @@
-"""lstmserve.v1.LstmService: which function answers which method, and the calls about models.
+"""The service lstmserve.v1.LstmService: which function answers which method.
 
-It must not know how any other method is answered.
+It answers the calls about models itself. It must not know how any other method is answered.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SERVICE = "lstmserve.v1.LstmService"
 def methods(
     engine: Engine, metrics: Metrics, config: Config, door: Authenticator, pending: PendingBytes
 ) -> Methods:
-    """By name. Parsing is theirs, so that a bad message gets our error."""
+    """The service's methods by name. They parse their messages, so that a bad one gets our
+    error."""
     models, sessions = ModelCalls(engine), SessionCalls(engine)
     steps = Steps(engine, metrics)
     calls = StepCalls(engine, steps, pending)
@@ -66,7 +67,7 @@ def methods(
 
 
 class ModelCalls:
-    """The calls about models; one for all of a port."""
+    """The calls about models; one object serves all calls of a port."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -77,7 +78,7 @@ class ModelCalls:
         return pb.ListModelsResponse(models=[self._model(model) for model in self._engine.models])
 
     async def get_model(self, request: pb.GetModelRequest, tenant: Tenant) -> pb.GetModelResponse:
-        """One version, the newest unless it is named."""
+        """One version of a model: the newest, unless the request names another."""
         model = self._engine.model(request.model, request.version)
         return pb.GetModelResponse(model=self._model(model))
 

@@ -1,8 +1,9 @@
-"""The sessions that a StepMany message names: looked up once for all messages of a stream.
+"""The sessions that a StepMany message names, looked up once for all messages of a stream.
 
-A stream names its sessions in its first message, and later messages step the same ones. So their
-rows are kept and compared with the session table's columns, without Python per session. Only where
-that comparison fails is each session looked up by itself. It must not know inputs or replies.
+A stream names its sessions in its first message, and later messages step the same ones. So this
+module keeps their rows and compares them with the session table's columns, without Python per
+session. Only where that comparison fails it looks each session up. It must not know inputs or
+replies.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class SessionSet:
         return len(self.ids)
 
     def check(self) -> None:
-        """Raises EmptyInput, DuplicateSession."""
+        """Checks the ids. Raises EmptyInput, DuplicateSession."""
         if not self.ids:
             raise EmptyInput("there are no sessions", field="session_ids")
         if not self._is_checked and len(set(self.ids)) != len(self.ids):
@@ -83,7 +84,8 @@ class SessionSet:
         return not self._names.isdisjoint(other.ids)
 
     def incarnations(self, given: list[int]) -> Index:
-        """As an array [N]: the same object while messages give the same ones."""
+        """The incarnations as an array [N], which is the same object while messages give the same
+        ones."""
         if given != self._given:
             self._given = given
             self._incarnations = np.array(given, np.int64)
@@ -106,8 +108,8 @@ class SessionSet:
     ) -> None:
         """Brings the sessions here from the store, all at once.
 
-        Sessions that cannot come get their error, by place, and so do malformed ids. Where room is
-        scarce a session that comes may push another one out: that one is brought again.
+        Sessions that cannot come get their error, by place, and so do malformed ids. Where the pool
+        is full, a session that comes may push another one out, which is then brought again.
         """
         keys: dict[int, str] = {}  # of the sessions that came
 
@@ -132,9 +134,9 @@ class SessionSet:
     def find(
         self, numbers: Index | None, incarnations: Index | None, errors: dict[int, ServeError]
     ) -> tuple[Index, Index]:
-        """Places and table rows [n] of the sessions that may step; the others get their error.
+        """Finds places and table rows [n] of the sessions that may step, and the others' errors.
 
-        A session that has an error already stays out.
+        It leaves out a session that has an error already.
         """
         rows = None if errors else self._find_all(numbers, incarnations)
         if rows is not None:
@@ -167,7 +169,7 @@ class SessionSet:
         try:
             self._engine.admit(self._rows)
         except StoreUnavailable:
-            return None  # it holds some of them up, and the others go on
+            return None  # it makes some of them wait, and the others go on
         return self._rows
 
     def _are_here(self) -> bool:

@@ -1,4 +1,4 @@
-"""Translates the calls about sessions: open, get, list, close, state. Decides nothing."""
+"""Translates the calls about sessions: open, get, list, close, state. It decides nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STEP_MAX = 1 << 52  # an imported one is below; a store's numbers end at 2^53, a
 
 
 class SessionCalls:
-    """The handlers; one for all calls."""
+    """The handlers of these calls; one object serves all calls."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -46,7 +46,7 @@ class SessionCalls:
     async def open_session(
         self, request: pb.OpenSessionRequest, tenant: Tenant
     ) -> pb.OpenSessionResponse:
-        """A new session, or one that goes on."""
+        """Opens a new session, or resumes one."""
         engine = self._engine
         if engine.is_draining:
             raise Draining("this server is shutting down; open it at another one", retry_s=1.0)
@@ -79,7 +79,7 @@ class SessionCalls:
     async def get_session(
         self, request: pb.GetSessionRequest, tenant: Tenant
     ) -> pb.GetSessionResponse:
-        """What is known of one session; it renews nothing."""
+        """What is known of one session; the call does not renew its time to live."""
         engine = self._engine
         key = tenant.named_key(request.session_id)
         record = await engine.lifecycle.look(key)
@@ -91,7 +91,8 @@ class SessionCalls:
     async def list_sessions(
         self, request: pb.ListSessionsRequest, tenant: Tenant
     ) -> pb.ListSessionsResponse:
-        """The tenant's, in the order of the table's rows; the token is the next row to look at."""
+        """Lists the tenant's sessions in the order of the table's rows; the token is the next row
+        to read."""
         if not 0 <= request.page_size <= PAGE_SIZE_MAX:
             raise Malformed(f"page_size must be in [0, {PAGE_SIZE_MAX}]", field="page_size")
         token = request.page_token or "0"
@@ -112,17 +113,18 @@ class SessionCalls:
     async def close_session(
         self, request: pb.CloseSessionRequest, tenant: Tenant
     ) -> pb.CloseSessionResponse:
-        """Answers when its pending steps have run; twice is fine."""
+        """Closes a session and answers when its pending steps have run; a second close is no
+        error."""
         key = tenant.named_key(request.session_id)
         return pb.CloseSessionResponse(
             step=await self._engine.lifecycle.close(key, request.incarnation)
         )
 
     async def get_state(self, request: pb.GetStateRequest, tenant: Tenant) -> pb.GetStateResponse:
-        """After the last applied step; it never waits for those that are pending."""
+        """The state after the last applied step; the call never waits for pending steps."""
         engine = self._engine
         key = tenant.named_key(request.session_id)
-        if request.incarnation:  # of somebody who steps it, and needs it where it can be stepped
+        if request.incarnation:  # the caller also steps it, and needs it where it can be stepped
             await engine.lifecycle.confirm(key)
         elif (record := await engine.lifecycle.look(key)) is not None:
             return pb.GetStateResponse(state=_stored_state(record))
@@ -164,7 +166,7 @@ class SessionCalls:
 
 
 def _exported(states: Arrays, step: int, fingerprint: str) -> pb.State:
-    """Of states by name, in the spec's order."""
+    """The message of states by name, in the spec's order."""
     return pb.State(
         step=step,
         fingerprint=fingerprint,
@@ -202,7 +204,7 @@ def _stored(key: str, record: Record, now: Now) -> pb.Session:
 
 
 def _state(state: pb.State, model: Model) -> ImportedState:
-    """A client's state, checked.
+    """Checks a client's state.
 
     Raises Malformed, ModelMismatch, BadTensor, StateCorrupt, NonFinite.
     """
@@ -225,15 +227,17 @@ def _state(state: pb.State, model: Model) -> ImportedState:
 
 
 def _new_id(tenant: Tenant, request_id: str) -> str:
-    """An id for a session whose client names none: the same one for the same request_id, on
-    whichever server a repeat arrives."""
+    """Makes an id for a session whose client names none.
+
+    The same request_id gives the same id, on whichever server a repeat arrives.
+    """
     if not request_id:
         return secrets.token_hex(16)
     return hashlib.sha256(f"{tenant.name}/{request_id}".encode()).hexdigest()[:32]
 
 
 def _asked(request: pb.OpenSessionRequest) -> bytes:
-    """Stands for all that a request asks."""
+    """A digest of all that a request asks."""
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 

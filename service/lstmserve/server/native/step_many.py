@@ -1,4 +1,4 @@
-"""StepMany: one step each of many sessions in one message, which is one request of the engine.
+"""StepMany: one message with one step of each of many sessions, as one request of the engine.
 
 A message stays columns from its bytes to its reply: no Python runs per session or row, unless one
 of them is wrong. Messages of disjoint sessions may overtake one another; tags tell them apart. It
@@ -42,7 +42,7 @@ NOTHING = pb.StepManyRequest()  # in place of one that is not needed any more
 
 
 class StepManyCalls:
-    """The method of one port: what its streams have in common."""
+    """The method StepMany of one port, and what its streams have in common."""
 
     def __init__(self, engine: Engine, metrics: Metrics, pending: PendingBytes) -> None:
         self.engine = engine
@@ -51,7 +51,7 @@ class StepManyCalls:
         self.sizes = MessageSizes(engine.registry, engine.config, has_states=False)
 
     def begin(self, stream: StreamCall, tenant: Tenant) -> StepManyStream:
-        """A StepMany."""
+        """Makes the handler of a StepMany."""
         return StepManyStream(self, stream, tenant)
 
 
@@ -65,7 +65,7 @@ class StepManyStream(Window["StepManyMessage"]):
         self._held: dict[StepManyMessage, bytes] = {}  # replies of those that wait
 
     def open(self, content: bytes) -> StepManyMessage:
-        """A message, which may leave out the sessions of the one before it."""
+        """Reads a message, which may leave out the sessions of the one before it."""
         message = StepManyMessage(self, content)
         self.sessions = message.sessions
         return message
@@ -99,7 +99,7 @@ class StepManyStream(Window["StepManyMessage"]):
 
 
 class StepManyMessage:
-    """A message from its bytes to its reply, and the responder of its request.
+    """A message from its bytes to its reply; it is the responder of its request.
 
     Columns are arrays [N] over all its sessions, or None where the message has none. `_places` [n]
     are those of its sessions that step.
@@ -164,7 +164,7 @@ class StepManyMessage:
     def begin(self) -> Work | None:
         """Submits the message, or answers it; returns what must be awaited for that, if anything.
 
-        Only a store is waited for.
+        It waits for nothing but a store.
         """
         proto, self._proto = self._proto, NOTHING
         if self._refusal is None:
@@ -182,7 +182,7 @@ class StepManyMessage:
         self._submit(proto)
 
     def _read(self, proto: pb.StepManyRequest) -> None:
-        """Takes the columns over. Raises what refuses the whole message."""
+        """Takes the message's columns. Raises the error that refuses the whole message."""
         sessions = self.sessions
         sessions.check()
         for name in ("steps", "incarnations", "lengths"):
@@ -205,7 +205,7 @@ class StepManyMessage:
             self._incarnations = sessions.incarnations(proto.incarnations[:])
 
     def _submit(self, proto: pb.StepManyRequest) -> None:
-        """Good sessions of the message go to the engine, the others get their error."""
+        """Submits the good sessions of the message, and notes the errors of the others."""
         if self._refusal is None:
             try:
                 self._accept(proto)
@@ -215,7 +215,7 @@ class StepManyMessage:
             self._answer()
 
     def _accept(self, proto: pb.StepManyRequest) -> None:
-        """Raises what refuses the whole message."""
+        """Checks and submits the message. Raises the error that refuses the whole of it."""
         sessions, engine = self.sessions, self._engine
         self._places, rows = sessions.find(self._numbers, self._incarnations, self._errors)
         if not rows.size:
@@ -236,7 +236,8 @@ class StepManyMessage:
             self._hand_over(model, self._make_request(rows, x, starts, height))
 
     def _keep_good(self, rows: Index, x: Input, starts: Index) -> Index:
-        """The rows [n] of sessions whose own input is good; `starts` [N] are in x."""
+        """The rows [n] of sessions whose own input is good; `starts` [N] has each one's first row
+        in x."""
         lengths, length_max = self._lengths, self._engine.config.length_max
         if not self._are_single and not 1 <= lengths.min() <= lengths.max() <= length_max:
             rows = self._keep(
@@ -280,7 +281,7 @@ class StepManyMessage:
         )
 
     def _hand_over(self, model: Model, request: Request) -> None:
-        """Raises what refuses the whole message."""
+        """Makes the request and submits it. Raises the error that refuses the whole message."""
         tenant, table = self._stream.tenant, self._engine.table
         if tenant.is_limited:
             rows = np.asarray(request.rows)
@@ -301,7 +302,7 @@ class StepManyMessage:
             self.lease.resize(y_bytes)
 
     def cancel(self) -> None:
-        """The stream is gone."""
+        """Ends the message, as the stream is gone."""
         self.lease.release()
         if self._request is not None:
             self._request.cancel()
@@ -369,7 +370,8 @@ class StepManyMessage:
             self._count_applied(self._model)
 
     def _spread(self, values: list[int]) -> list[int]:
-        """Values [n] of the sessions that stepped, or none, over all sessions [N]; else 0."""
+        """Spreads values [n] of the sessions that stepped over all sessions [N]; the others get
+        0."""
         if len(values) == len(self.sessions):
             return values
         spread = [0] * len(self.sessions)
@@ -379,7 +381,8 @@ class StepManyMessage:
         return spread
 
     def _render_errors(self, response: pb.StepManyResponse) -> None:
-        """Makes errors that look alike once: thousands would keep all other calls waiting."""
+        """Renders equal errors once, because thousands of them would keep all other calls
+        waiting."""
         found: dict[Hashable, tuple[bytes, list[ServeError]]] = {}
         for place, error in sorted(self._errors.items()):
             kind = status_key(error)
@@ -387,13 +390,13 @@ class StepManyMessage:
                 found[kind] = to_status(error).SerializeToString(), []
             content, alike = found[kind]
             alike.append(error)
-            # As bytes: a tenth of what it takes to hand a message over.
+            # Bytes cost a tenth of what it takes to hand a message over.
             response.errors.add(index=place).status.MergeFromString(content)
         for _, alike in found.values():
             self._count_failed(len(alike), alike[0])
 
     def _outputs(self, model: Model) -> Rows:
-        """NaN and 0 where nothing was applied."""
+        """The outputs of all sessions, with NaN and 0 where nothing was applied."""
         if self._request is None or self._request.y is None:
             height = self._lengths.size if self._last_only else int(self._lengths.sum())
             return model.outputs.unknown(height)

@@ -1,6 +1,6 @@
 """Step and StepStream: each message is one step of one session.
 
-A message is parsed, its session found and its input read; then `server/steps.py` joins it with the
+It parses a message, finds its session and reads its input; then `server/steps.py` joins it with the
 others that arrived together. Replies of a stream, errors too, keep the order of each session's
 messages; those of different sessions may overtake one another. It must not know how steps are
 ordered, batched or stored.
@@ -47,11 +47,11 @@ class StepCalls:
         self._engine = engine
 
     def receive(self, frame: Frame, calls: list[UnaryCall]) -> None:
-        """Calls of Step."""
+        """Takes calls of Step."""
         self.inbox.put_all([UnaryStep(self, frame, call) for call in calls])
 
     def begin(self, stream: StreamCall, tenant: Tenant) -> StepStream:
-        """A StepStream."""
+        """Makes the handler of a StepStream."""
         return StepStream(self, stream, tenant)
 
     def read(self, messages: Sequence[NativeStep]) -> None:
@@ -134,16 +134,18 @@ class NativeStep(PendingStep):
 
     @abstractmethod
     def read(self) -> bool:
-        """Parses it. Returns whether to submit it now: else it is over or has been answered, or
-        fetch() submits it later."""
+        """Parses the message. Returns whether to submit it now.
+
+        If not, it is over, or it has its answer, or fetch() submits it later.
+        """
 
     def parse(self, content: bytes) -> None:
-        """Raises Malformed."""
+        """Parses the bytes. Raises Malformed."""
         self.message = message = parse(pb.StepRequest, content)
         self.session_id, self.tag, self.number = message.session_id, message.tag, message.step
 
     async def fetch(self) -> None:
-        """Submits it when its session has come from a store."""
+        """Fetches its session from the store, then submits it."""
         try:
             await self.calls.bring(self)
         except Exception as error:
@@ -206,7 +208,7 @@ class UnaryStep(NativeStep):
 
 
 class StepStream(OrderedWindow["StreamStep"]):
-    """One stream. Its replies have a line for each session."""
+    """One call of StepStream. Its replies keep one order for each session."""
 
     def __init__(self, calls: StepCalls, stream: StreamCall, tenant: Tenant) -> None:
         super().__init__(stream, calls.pending, tenant)
@@ -253,7 +255,7 @@ class StreamStep(NativeStep):
         )
 
     def parse(self, content: bytes) -> None:
-        """Raises Malformed."""
+        """Parses the bytes. Raises Malformed."""
         super().parse(content)
         self._content = b""
 
@@ -265,7 +267,7 @@ class StreamStep(NativeStep):
             if self.message is NOTHING:
                 self.parse(self._content)
         except ServeError as error:
-            # Its session is unknown: its answer comes after those of the newest session.
+            # The session is unknown: the answer comes after those of the newest session.
             stream.enter(self, stream.session_id)
             refuse(self, error)
             return False
@@ -293,7 +295,7 @@ class StreamStep(NativeStep):
         super().drop_input()
 
     def cancel(self) -> None:
-        """The stream is gone."""
+        """Ends the message, as the stream is gone."""
         self._content = b""
         self.lease.release()
         super().cancel()
@@ -316,7 +318,7 @@ def step_response(message: NativeStep, step: AppliedStep) -> pb.StepResponse:
 
 
 def check_number(number: int, incarnation: int) -> None:
-    """Raises BadStep."""
+    """Checks a step's number. Raises BadStep."""
     if number < 1:
         raise BadStep(f"step is {number}, must be 1 or more, or unset", field="step")
     if not incarnation:
@@ -327,12 +329,12 @@ def check_number(number: int, incarnation: int) -> None:
 
 
 def timeout_ns(arrival_ns: int, timeout_ms: int) -> int:
-    """When a message's timeout is over; 0 for none. Raises Malformed."""
+    """The time at which a message's timeout is over; 0 for none. Raises Malformed."""
     if timeout_ms < 0:
         raise Malformed("timeout_ms is negative", field="timeout_ms")
     return arrival_ns + timeout_ms * MILLISECOND_NS if timeout_ms else 0
 
 
 def _earlier(one_ns: int, other_ns: int) -> int:
-    """Of two deadlines, 0 for none."""
+    """The earlier of two deadlines, where 0 stands for none."""
     return min(one_ns, other_ns) if one_ns and other_ns else one_ns or other_ns

@@ -1,7 +1,8 @@
-"""A model's states and outputs as fields of messages, and back: for all calls of this dialect.
+"""Converts a model's states and outputs to fields of messages and back, for all calls of a dialect.
 
-What a client sends is checked against the model's spec: every state once, of its shape and dtype,
-with values that the dtype can have. It must not know which call a message belongs to.
+It checks what a client sends against the model's spec: every state must be there once, with its
+shape and dtype, and with values that the dtype can have. It must not know which call a message
+belongs to.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def put_outputs(reply: Reply, outputs: RowFormat, rows: Rows) -> None:
 
 
 def tensor(name: str, values: Array) -> pb.Tensor:
-    """The message of values of any shape."""
+    """The message of an array of any shape."""
     message = pb.Tensor(name=name, shape=values.shape)
     if values.dtype == np.float32:
         message.floats = values.astype(FLOAT, copy=False).tobytes()
@@ -61,15 +62,14 @@ def read_tensors(
     field: str,
     lead: tuple[int, ...] = (),
 ) -> dict[str, Array]:
-    """The arrays [*lead, *shape] of all the specs' tensors by name, in their order.
+    """The arrays [*lead, *shape] of all the specs' tensors by name, in the specs' order.
 
-    `field` is where the client put them: errors name it. Without `lead` a shape may also be
-    [size]: so it is in a record of format 1. Floats may not be finite.
-    Raises BadTensor.
+    `field` is where the client put them, for the errors. Without `lead` a shape may also be [size],
+    as it is in a record of format 1. Floats may be infinite or NaN. Raises BadTensor.
     """
     names = {spec.name: None for spec in specs}
     given: dict[str, pb.Tensor] = {}
-    for message in messages[: len(specs) + 1]:  # of so many one is unknown, or there twice
+    for message in messages[: len(specs) + 1]:  # with one more, one is unknown or a repeat
         name = message.name
         if name not in names or name in given:
             what = "twice" if name in given else "which is no tensor of this model"
@@ -104,7 +104,7 @@ def check_known(message: Message, field: str) -> None:
 
 
 def checksum(values: Iterable[Array], step: int) -> int:
-    """State.crc32c of the states in the spec's order, and of their step."""
+    """Computes State.crc32c over the states in the spec's order and the step."""
     content = [each.astype(each.dtype.newbyteorder("<"), copy=False).tobytes() for each in values]
     return int(google_crc32c.value(b"".join((*content, step.to_bytes(8, "little")))))
 
@@ -135,7 +135,7 @@ def _read(message: pb.Tensor, spec: TensorSpec, field: str, lead: tuple[int, ...
 
 
 def _wanted(names: Iterable[str]) -> str:
-    """What to send; the text of an error, whose length is bounded."""
+    """The text of an error that names what to send; its length is bounded."""
     known = list(names)
     rest = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
     return f"send {', '.join(known[:NAMES_SHOWN])}{rest}, each once"

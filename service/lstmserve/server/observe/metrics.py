@@ -241,7 +241,7 @@ def _sessions(metrics: Metrics, now: Mapping[Labels, Gauges]) -> Iterator[Metric
     pending, limit = metrics.pending_bytes()
     for name, text, value in (
         ("lstm_pending_bytes", "Bytes of messages, inputs and replies that wait.", pending),
-        ("lstm_pending_bytes_limit", "The most that may: --pending-bytes-max.", limit),
+        ("lstm_pending_bytes_limit", "Limit of lstm_pending_bytes: --pending-bytes-max.", limit),
         ("lstm_pool_bytes_limit", "Most that all pools are charged.", metrics.pool_bytes_max),
     ):
         yield _gauge(name, text, (), [((), value)])
