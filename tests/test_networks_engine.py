@@ -487,8 +487,11 @@ def make_list(folder: Path) -> None:
     stepgraph.write(folder, LIST, model, {"new": golden})
 
 
-async def test_a_step_does_not_fail_for_time_steps_that_it_does_not_have(tmp_path: Path) -> None:
-    """In a batch with a longer one its padding reads past the list's end; its own steps do not."""
+async def test_a_step_does_not_fail_for_time_steps_that_it_does_not_have(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a batch with a longer one its padding reads past the list's end, and its own steps do not;
+    a step that does fail leaves no line on stderr, where a client could fill a disk."""
     make_list(tmp_path)
     async with running(tmp_path) as engine:
         short, long, bad = (open_session(engine, name) for name in ("short", "long", "bad"))
@@ -502,3 +505,4 @@ async def test_a_step_does_not_fail_for_time_steps_that_it_does_not_have(tmp_pat
         with pytest.raises(ModelError):
             await failing
         assert engine.sessions.state(bad)["at"].tolist() == [3]
+    assert capfd.readouterr().err == ""

@@ -75,7 +75,7 @@ def open_session(model: onnx.ModelProto, device: Device, threads: int) -> ort.In
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.enable_mem_pattern = False  # its cache grows with every new (T, B), without end
-    options.log_severity_level = 3  # errors reach us as exceptions
+    options.log_severity_level = 4  # errors reach us as exceptions, and a client may cause many
     # Idle threads that spin cost a core between batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, dict[str, str]]] = [PROVIDERS[device]]
