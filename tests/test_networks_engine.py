@@ -360,10 +360,11 @@ async def test_a_row_that_the_network_cannot_compute_fails_alone(tmp_path: Path)
             assert same(state(engine, row), wanted_states)
 
 
-async def test_an_imported_zero_keeps_its_sign(tmp_path: Path) -> None:
-    """Also through a store, at step 0, where the initial state is a zero of the other sign."""
+@pytest.mark.parametrize("value", [-0.0, 1e-40])
+async def test_an_imported_state_keeps_every_bit(tmp_path: Path, value: float) -> None:
+    """Also a zero of another sign than the initial state's, and a denormal; through a store too."""
     stepgraph.make_model(tmp_path / "models")
-    given = stepgraph.initial() | {"window": np.full((3, 2), -0.0, np.float32)}
+    given = stepgraph.initial() | {"window": np.full((3, 2), value, np.float32)}
     store, key = open_store(f"file:{tmp_path / 'store'}"), session_key("", "s")
     assert store is not None
     options = {"store": store, "store_mode": "through"}

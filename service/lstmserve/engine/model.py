@@ -13,7 +13,7 @@ from typing import Protocol
 from lstmserve.config import Config
 from lstmserve.engine.compute.device import Device
 from lstmserve.engine.compute.kernel import Kernel, PortableKernel
-from lstmserve.engine.compute.pool import RESERVED, Pool
+from lstmserve.engine.compute.pool import RESERVED, Pool, States, without_denormals
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
 from lstmserve.rows import RowFormat
@@ -87,6 +87,14 @@ class Model:
         """Whether a row's bits depend neither on its batch nor on its chunk here, as measured; a
         model without a pool runs each sequence alone and whole."""
         return self.kernel is None or self.kernel.is_exact
+
+    def imported(self, states: States) -> States:
+        """A client's states [N, *shape] as the pool takes them.
+
+        Denormals of an nn.LSTM become zero. Any other network keeps every bit, because it may have
+        computed them itself: a mean that decays is denormal after some time.
+        """
+        return states if self.spec.lstm is None else without_denormals(states)
 
     @property
     def is_idle(self) -> bool:

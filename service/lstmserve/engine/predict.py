@@ -17,7 +17,7 @@ from lstmserve.config import Config
 from lstmserve.engine.arrays import Floats, Input, Output
 from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.compute.kernel import KernelError
-from lstmserve.engine.compute.pool import States, without_denormals
+from lstmserve.engine.compute.pool import States
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model
 from lstmserve.engine.registry import ModelRegistry
@@ -158,7 +158,7 @@ class Predictor:
         assert kernel is not None
         initial = finals = None
         if job.initial is not None:
-            initial = without_denormals(job.initial)
+            initial = model.imported(job.initial)
         if job.with_state:
             finals = {
                 state.name: np.empty((job.lengths.size, *state.shape), state.dtype)

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from lstmserve.config import Config
 from lstmserve.engine.clock import SECOND_NS, Now
-from lstmserve.engine.compute.pool import without_denormals
 from lstmserve.engine.errors import Fenced, Malformed, ModelMismatch, ServeError, SessionExists
 from lstmserve.engine.keys import tenant_of
 from lstmserve.engine.model import Model
@@ -192,7 +191,7 @@ class SessionOpener:
     def _start(self, request: OpenRequest, now: Now) -> SessionStart:
         if request.state is not None:
             states = {name: each[np.newaxis] for name, each in request.state.tensors.items()}
-            return SessionStart("import", without_denormals(states), request.state.step)
+            return SessionStart("import", request.model.imported(states), request.state.step)
         if not request.fork_of:
             return SessionStart()
         if request.forked is not None and self._table.find(request.fork_of) is None:
