@@ -268,7 +268,7 @@ def test_the_client_s_opens_survive_a_crash(crashing: Crashing, folder: Path) ->
         y, _, _ = oracle.run(np.concatenate(rows[:2]))
         for session in made:
             assert np.array_equal(session.step(rows[1]), y[2:])
-        made[0].set_state(made[0].state().tensors)
+        made[0].set_state(made[0].state())
         y, _, _ = oracle.run(np.concatenate(rows))
         for session in made:
             assert np.array_equal(session.step(rows[2]), y[4:])

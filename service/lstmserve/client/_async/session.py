@@ -151,13 +151,15 @@ class AsyncSession:
         """
         return await self._delivery.state()
 
-    async def set_state(self, state: Mapping[str, npt.ArrayLike]) -> None:
+    async def set_state(self, state: State | Mapping[str, npt.ArrayLike]) -> None:
         """Continues from these states, [*shape] each by name, in a new incarnation of the id.
 
-        It waits for a step that is under way and gives up an unfinished one. Raises ValueError for
-        a name or a shape.
+        The step numbers of this session go on, whatever the number in a State. The call waits for a
+        step that is under way and gives up an unfinished one. Raises ValueError for a name or a
+        shape.
         """
-        tensors = state_tensors(self.model_info, state)
+        given = state.tensors if isinstance(state, State) else state
+        tensors = state_tensors(self.model_info, given)
         await self._delivery.lock.acquire(None)
         try:
             await self._delivery.restart(State(tensors, step=self.step_count).write())
