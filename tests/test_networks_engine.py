@@ -507,3 +507,84 @@ async def test_a_step_does_not_fail_for_time_steps_that_it_does_not_have(
             await failing
         assert engine.sessions.state(bad)["at"].tolist() == [3]
     assert capfd.readouterr().err == ""
+
+
+# Divisions ----------------------------------------------------------------------------------------
+
+QUOTIENT = ModelSpec(
+    inputs=(TensorSpec("a", (), "int64"), TensorSpec("b", (), "int64")),
+    outputs=tuple(TensorSpec(name, (), "int64") for name in ("div", "mod", "small", "branch")),
+    states=(TensorSpec("last", (), "int64"),),
+)
+LOWEST = -(1 << 63)
+
+
+def make_quotient(folder: Path) -> None:
+    """a / b and a mod b as int64, a / b as int32, and last / b within an If."""
+
+    def value(name: str, *shape: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+
+    def branch(name: str, node: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph([node], name, [], [value(node.output[0], "B")])
+
+    nodes = [
+        helper.make_node("Div", ["a", "b"], ["div"]),
+        helper.make_node("Mod", ["a", "b"], ["mod"]),
+        helper.make_node("Cast", ["a"], ["a32"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["b"], ["b32"], to=TensorProto.INT32),
+        helper.make_node("Div", ["a32", "b32"], ["small32"]),
+        helper.make_node("Cast", ["small32"], ["small"], to=TensorProto.INT64),
+        helper.make_node(
+            "If",
+            ["yes"],
+            ["branch"],
+            then_branch=branch("then", helper.make_node("Div", ["last", "b"], ["quotient"])),
+            else_branch=branch("else", helper.make_node("Identity", ["a"], ["same"])),
+        ),
+        helper.make_node("Identity", ["a"], ["last.next"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "quotient",
+        [value(name, "B") for name in ("a", "b", "last")],
+        [value(name, "B") for name in ("div", "mod", "small", "branch", "last.next")],
+        [
+            numpy_helper.from_array(np.array(True), "yes"),
+            numpy_helper.from_array(np.array(LOWEST), "last.initial"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    golden = Golden(
+        inputs={"a": np.array([[6]]), "b": np.array([[4]])},
+        lengths=np.array([1], np.int32),
+        initial=None,
+        outputs={
+            "div": np.array([[1]]),
+            "mod": np.array([[2]]),
+            "small": np.array([[1]]),
+            "branch": np.array([[LOWEST // 4]]),
+        },
+        finals={"last": np.array([6])},
+        torch_error=0.0,
+    )
+    stepgraph.write(folder, QUOTIENT, model, {"new": golden})
+
+
+async def test_a_division_ends_no_process(tmp_path: Path) -> None:
+    """onnxruntime has no check for the lowest integer by -1, which a client may send."""
+    make_quotient(tmp_path)
+    inputs, outputs = RowFormat(QUOTIENT.inputs), RowFormat(QUOTIENT.outputs)
+    a = np.array([LOWEST, LOWEST, -(1 << 31), 7, -7, LOWEST])
+    b = np.array([-1, 1, -1, -2, 2, -1])
+    x = inputs.pack({"a": a, "b": b})
+    async with running(tmp_path) as engine:
+        together, apart = open_session(engine, "t"), open_session(engine, "a")
+        reply = await submit(engine, together, x)[1]
+        found = outputs.split(reply.y)
+        single = [(await submit(engine, apart, row[np.newaxis])[1]).y for row in x]
+        assert np.concatenate(single).tobytes() == reply.y.tobytes()
+    assert found["div"].tolist() == [LOWEST, LOWEST, 1 << 31, -3, -3, LOWEST]
+    assert found["mod"].tolist() == [0, 0, 0, -1, 1, 0]
+    assert found["small"].tolist() == [0, 0, -(1 << 31), -3, -3, 0]
+    assert found["branch"][0] == LOWEST

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from lstmserve.graph.builder import DTYPES
+from lstmserve.graph.division import guard_divisions
 from lstmserve.graph.reader import InvalidModel
 from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
 
@@ -47,10 +48,16 @@ AGAIN: Final = "export the model again"
 
 @dataclass(frozen=True, slots=True)
 class StepGraph:
-    """A checked step graph; `initial` has every state's initial value [*shape] by name."""
+    """A checked step graph; `initial` has every state's initial value [*shape] by name.
+
+    `running` are the nodes that the server runs, and `constants` what they need beside the
+    initializers: the file's nodes with safe divisions (division.py).
+    """
 
     nodes: tuple[onnx.NodeProto, ...]
     initializers: Mapping[str, TensorProto]
+    running: tuple[onnx.NodeProto, ...]
+    constants: tuple[TensorProto, ...]
     opsets: Mapping[str, int]
     ir_version: int
     initial: Mapping[str, npt.NDArray[Any]]
@@ -78,7 +85,16 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     initial = {each.name: _initial(each, initializers) for each in spec.states}
     nodes = tuple(model.graph.node)
-    return StepGraph(nodes, initializers, opsets, max(model.ir_version, IR_VERSION_MIN), initial)
+    running, constants = guard_divisions(model)
+    return StepGraph(
+        nodes=nodes,
+        initializers=initializers,
+        running=tuple(running),
+        constants=tuple(constants),
+        opsets=opsets,
+        ir_version=max(model.ir_version, IR_VERSION_MIN),
+        initial=initial,
+    )
 
 
 def _shorten_domains(model: onnx.ModelProto) -> None:

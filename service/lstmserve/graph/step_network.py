@@ -128,7 +128,9 @@ class StepNetwork(PoolNetwork):
         g.input("write", "int64", ["B", 1])
         for tensor in self.layout.tensors:
             g.input(tensor.name, tensor.dtype, ["S", *tensor.shape])
-        g.include((), _renamed_tensors(self._graph.initializers.values()))
+        g.include(
+            (), _renamed_tensors((*self._graph.initializers.values(), *self._graph.constants))
+        )
         return g
 
     def _end(self, g: GraphBuilder, length: int | str) -> onnx.ModelProto:
@@ -155,7 +157,7 @@ class StepNetwork(PoolNetwork):
         """
         for name, dtype, _ in _sides(self.layout.x, (FLOATS, INTS)):
             _divide(outer, g, name + at, [t for t in self._spec.inputs if t.dtype == dtype])
-        g.include(_renamed(node) for node in self._graph.nodes)
+        g.include(_renamed(node) for node in self._graph.running)
         for name, dtype, _ in _sides(self.layout.y, (Y, Y_INTS)):
             _unite(outer, g, name + at, [t for t in self._spec.outputs if t.dtype == dtype], lead)
 
