@@ -24,7 +24,7 @@ from lstmserve.engine.errors import (
     TooLong,
 )
 from lstmserve.rows import FLOATS, Rows
-from lstmserve.spec import tensor_messages_bytes
+from lstmserve.server.message_sizes import state_bytes
 
 Request = TypeVar("Request", bound=Message)
 
@@ -142,7 +142,7 @@ def check_reply(
 
 def check_final_states(count: int, model: Model, message_bytes_max: int | None, field: str) -> None:
     """Raises TooLong for the states of `count` sequences that no message can hold."""
-    each_bytes = tensor_messages_bytes(model.spec.states)
+    each_bytes = state_bytes(model)
     if message_bytes_max is not None and count * each_bytes > message_bytes_max:
         raise TooLong(
             f"the reply would have the states of {count} sequences, {each_bytes} bytes each, more "

@@ -49,7 +49,7 @@ class MessageSizes:
         self._changes = self._models.changes
         factors = [0]
         for model in self._models:
-            reply = model.outputs.wire_bytes + (_state_bytes(model) if self._has_states else 0)
+            reply = model.outputs.wire_bytes + (state_bytes(model) if self._has_states else 0)
             factors.append(-(-reply // row_bytes(model)))
         self._reply_factor = max(factors)
         self._reply_row_bytes = max((model.outputs.wire_bytes for model in self._models), default=0)
@@ -58,11 +58,11 @@ class MessageSizes:
 def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
     """Bytes of a job's input and of its reply, whose y has `height` rows."""
     states = 2 - (job.initial is None) - (not job.with_state)
-    state_bytes = states * job.lengths.size * _state_bytes(model)
-    return job.x.nbytes + height * model.outputs.wire_bytes + state_bytes
+    own_bytes = states * job.lengths.size * state_bytes(model)
+    return job.x.nbytes + height * model.outputs.wire_bytes + own_bytes
 
 
-def _state_bytes(model: Model) -> int:
+def state_bytes(model: Model) -> int:
     """The most bytes of the states of one session or sequence in a message."""
     return sum(state.wire_bytes for state in model.spec.states)
 
