@@ -38,8 +38,8 @@ check: $(STAMP) ## lint, types, proto lint
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --lint
 
-test: check $(TRITON)/.setup-stamp debian ## check, then all tests (PYTEST_ARGS adds options)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: check $(TRITON)/.setup-stamp debian ## check, then all tests, two files at a time (PYTEST_ARGS adds options)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 grpcio: $(STAMP) ## tests of the transport on the oldest supported grpcio and the newest
 	@sh tests/grpcio.sh $(PYTEST_ARGS)

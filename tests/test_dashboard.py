@@ -21,7 +21,7 @@ from serving import COMMAND, ROOT, Serving
 PANELS = [panel for panel in generate.dashboard()["panels"] if panel["type"] != "row"]
 # Panels whose value need not change from one check to the next.
 STEADY = {"Slots used", "Servers", "Slots", "Sessions", "Pending steps", "Open files", "Models"}
-STEADY |= {"Durable lag", "Memory"}
+STEADY |= {"Durable lag", "Memory", "State memory"}
 VARIABLES = {"$__rate_interval": "5s", "$instance": ".*", "$model": ".*"}
 CHECK_S, CHECKS_MAX = 0.5, 40
 

@@ -181,7 +181,7 @@ class Client:
         assert self.engine.table.step[self.row] == self.steps
 
 
-@pytest.mark.parametrize("seed", [0, secrets.randbits(32)])
+@pytest.mark.parametrize("seed", [0, secrets.randbits(32)], ids=["0", "random"])
 async def test_every_bit_is_the_loops(engine: Engine, seed: int) -> None:
     """Chunks, numbers, repeats, cancellations, forks, imports and Predicts of many at once."""
     print(f"seed {seed}")

@@ -25,7 +25,7 @@ def random_rows(rng: np.random.Generator, form: RowFormat, count: int) -> npt.ND
     return form.join(floats, rng.integers(-(1 << 62), 1 << 62, (count, form.ints)))
 
 
-@pytest.mark.parametrize("seed", [0, secrets.randbits(32)])
+@pytest.mark.parametrize("seed", [0, secrets.randbits(32)], ids=["0", "random"])
 def test_replies_are_what_was_saved_last(seed: int) -> None:
     """Any mixture of saving, one or many, short or long, and forgetting, against a dict."""
     print("seed", seed)

@@ -246,7 +246,7 @@ def damage(content: bytes) -> str:
     return ""
 
 
-@pytest.mark.parametrize("seed", [0, secrets.randbits(32)])
+@pytest.mark.parametrize("seed", [0, secrets.randbits(32)], ids=["0", "random"])
 def test_damaged_graphs_are_refused_in_one_line(seed: int) -> None:
     """Whatever bytes change: a graph is read, or refused by InvalidModel."""
     print(f"seed {seed}")

@@ -48,7 +48,7 @@ class QueueServer:
         self._server.register_completion_queue(self._queue)
         self._is_started = False
         self._is_accepting = False
-        self._poller = threading.Thread(target=self._poll, name="lstmserve-grpc", daemon=True)
+        self._poller = threading.Thread(target=self._poll, name="grpc-queue", daemon=True)
         self._stopped = asyncio.Event()
         self._stopping: asyncio.Future[None] | None = None
 
