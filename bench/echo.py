@@ -67,10 +67,7 @@ class Stream:
             self._compute()
             stream.write(self._reply)
 
-    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Does nothing: these calls are not counted."""
-
-    def closed(self, stream: StreamCall) -> None:
+    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
         """Does nothing: a stream leaves nothing behind."""
 
 

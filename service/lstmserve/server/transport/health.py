@@ -98,10 +98,7 @@ class _Watch:
             except Malformed as error:
                 stream.finish(to_abort(error))
 
-    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Does nothing: health checks are not counted."""
-
-    def closed(self, stream: StreamCall) -> None:
+    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
         self._health.end(stream)
 
 

@@ -50,11 +50,11 @@ class StreamMethod(Protocol):
         The list belongs to the method, which calls admitted() for each message.
         """
 
-    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """The stream was finished, or its client has gone (CANCELLED)."""
+    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """The stream is over on the wire.
 
-    def closed(self, stream: StreamCall) -> None:
-        """The stream is over on the wire."""
+        `code` is CANCELLED if its client has gone, also where it has gone before an OK reached it.
+        """
 
 
 class Conversation(Protocol):
@@ -80,6 +80,7 @@ class StreamCall:
         "_admitted_bytes",
         "_arrivals",
         "_call",
+        "_code",
         "_idle_reader",
         "_idle_writer",
         "_is_message_under_way",
@@ -101,6 +102,7 @@ class StreamCall:
         self._call = event.call
         self._metadata = event.invocation_metadata
         self._is_over = False
+        self._code = grpc.StatusCode.OK
         self._idle_reader: list[None] = [None]  # empty: it waits for a message, or is stalled
         self._received = 0  # messages that came; only the poller writes this and the next two
         self._received_bytes = 0
@@ -181,7 +183,7 @@ class StreamCall:
         """Ends the call with the status, after every message that was written."""
         if not self._is_over:
             self._is_over = True
-            self.method.ended(self, abort.code)
+            self._code = abort.code
             self._put(abort)
 
     def give_up(self, abort: Abort) -> None:
@@ -254,15 +256,17 @@ class StreamCall:
     def _gone(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self.method.ended(self, grpc.StatusCode.CANCELLED)
             if self.conversation is not None:
                 self.conversation.gone()
+        if self._code is grpc.StatusCode.OK:
+            # A connection that breaks may look like a half-close first, and be finished for that.
+            self._code = grpc.StatusCode.CANCELLED
         self._closed()
 
     def _closed(self) -> None:
         """Forgets gRPC's call, which is over on the wire, too."""
         self._outgoing.clear()
-        self.method.closed(self)
+        self.method.closed(self, self._code)
         self.conversation = None
         self._call = ENDED
 
