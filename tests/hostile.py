@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from exporting import HIDDEN, INPUTS, OUTPUTS, Net, patch_zip, save
-from lstmserve_export.archive import FILE_BYTES_MAX
+from lstmserve_export.lstm.archive import FILE_BYTES_MAX
 
 Case = tuple[Path, list[str]]
 Maker = Callable[[Path], Case]

@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 
 from exporting import Net, patch_zip, save
-from lstmserve_export.assemble import assemble
-from lstmserve_export.checkpoint import read_checkpoint
-from lstmserve_export.choose import Choices
+from lstmserve_export.lstm.assemble import assemble
+from lstmserve_export.lstm.checkpoint import read_checkpoint
+from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.refusal import Refused
 
 SEED = 7

@@ -14,10 +14,10 @@ from torch import nn
 from exporting import HIDDEN, INPUTS, OUTPUTS
 from lstmserve.graph import Weights, build_portable
 from lstmserve_export import export
-from lstmserve_export.convert import convert
-from lstmserve_export.network import Network, describe, take_head, take_lstm
-from lstmserve_export.parity import LENGTHS, probe, prove
-from lstmserve_export.reference import Inputs, forward, refer
+from lstmserve_export.lstm.convert import convert
+from lstmserve_export.lstm.network import Network, describe, take_head, take_lstm
+from lstmserve_export.lstm.parity import LENGTHS, probe, prove
+from lstmserve_export.lstm.reference import Inputs, forward, refer
 from lstmserve_export.refusal import Refused
 
 Fault = Callable[[dict[str, np.ndarray]], None]

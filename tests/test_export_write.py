@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import lstmserve_export.parity
+import lstmserve_export.lstm.parity
 from exporting import Net, exported, models_of, refused, run_export, save
 from lstmserve.manifest import GOLDEN, MANIFEST, MODEL, list_versions, read_model
 
@@ -167,7 +167,7 @@ def test_an_export_that_fails_its_proof_is_not_written(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the gates planted in torch's order the proof fails, and nothing is written."""
-    monkeypatch.setattr("lstmserve_export.convert.GATE_ORDER", (0, 1, 2, 3))
+    monkeypatch.setattr("lstmserve_export.lstm.convert.GATE_ORDER", (0, 1, 2, 3))
     assert "parity failed on whole" in refused(checkpoint)
 
 
@@ -175,7 +175,7 @@ def test_weights_beyond_two_gigabytes_are_refused(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A larger ONNX file than the limit, which is made small here, is refused."""
-    monkeypatch.setattr("lstmserve_export.api.ONNX_BYTES_MAX", 1000)
+    monkeypatch.setattr("lstmserve_export.lstm.export.ONNX_BYTES_MAX", 1000)
     assert "larger than the 2 GB" in refused(checkpoint)
 
 
@@ -183,5 +183,5 @@ def test_wide_models_are_proved_on_fewer_rows(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """golden.npz does not grow with a vocabulary, and every sequence keeps a row."""
-    monkeypatch.setattr(lstmserve_export.parity, "VALUE_COUNT_MAX", 200)
+    monkeypatch.setattr(lstmserve_export.lstm.parity, "VALUE_COUNT_MAX", 200)
     assert 8 <= exported(checkpoint).manifest.parity["rows"] < 30

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstmserve_export.api import Exported, export
+    from lstmserve_export.api import export
     from lstmserve_export.refusal import Refused
+    from lstmserve_export.target import Exported
 
 __all__ = ["Exported", "Refused", "export"]
 

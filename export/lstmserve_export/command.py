@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from lstmserve_export.api import Exported, Target, export_network, make_norm, make_pairs
-from lstmserve_export.assemble import assemble
-from lstmserve_export.checkpoint import read_checkpoint
-from lstmserve_export.choose import Choices
-from lstmserve_export.flags import read_values
-from lstmserve_export.network import Network, Norm
+from lstmserve_export.lstm.assemble import assemble
+from lstmserve_export.lstm.checkpoint import read_checkpoint
+from lstmserve_export.lstm.choose import Choices
+from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
+from lstmserve_export.lstm.flags import read_values
+from lstmserve_export.lstm.network import Network, Norm
 from lstmserve_export.summary import show
+from lstmserve_export.target import Exported, Target
 
 
 def run(checkpoint: Path, **flags: Any) -> None:

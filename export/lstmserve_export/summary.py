@@ -7,7 +7,7 @@ import shlex
 from rich.console import Console
 
 from lstmserve.spec import Linear, LstmSpec
-from lstmserve_export.api import Exported
+from lstmserve_export.target import Exported
 
 
 def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: bool) -> None:

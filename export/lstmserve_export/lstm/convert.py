@@ -10,7 +10,7 @@ from torch import nn
 from lstmserve.graph import Weights, check_weights
 from lstmserve.graph.weights import suffixes
 from lstmserve.spec import LstmSpec
-from lstmserve_export.network import Network
+from lstmserve_export.lstm.network import Network
 from lstmserve_export.refusal import Refused
 
 Array = npt.NDArray[np.float32]

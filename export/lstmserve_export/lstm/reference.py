@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve_export.network import Floats, Network, Norm, to_dtype
+from lstmserve_export.lstm.network import Floats, Network, Norm, to_dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lstmserve_export.archive import ADVICE, DAMAGED, Kind, examine
+from lstmserve_export.lstm.archive import ADVICE, DAMAGED, Kind, examine
 from lstmserve_export.refusal import Refused, shorten
 
 DEPTH_MAX = 6

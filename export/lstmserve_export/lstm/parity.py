@@ -14,8 +14,8 @@ from lstmserve.golden import Floats, excess, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
 from lstmserve.runtime import ort
 from lstmserve.spec import LstmSpec
-from lstmserve_export.network import Network
-from lstmserve_export.reference import Inputs, refer
+from lstmserve_export.lstm.network import Network
+from lstmserve_export.lstm.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
 SEED = 20130101

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lstmserve_export.network import Floats
+from lstmserve_export.lstm.network import Floats
 from lstmserve_export.refusal import Refused
 
 VALUE_FILE_BYTES_MAX = 1 << 24

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lstmserve.spec import LAYERS_MAX, SIZE_MAX
-from lstmserve_export.names import BROKEN, LinearNames, Recurrent
+from lstmserve_export.lstm.names import BROKEN, LinearNames, Recurrent
 from lstmserve_export.refusal import Refused, shorten
 
 HEAD_FLAG = "--head NAME[,relu|tanh|sigmoid,NAME...] or --head none"

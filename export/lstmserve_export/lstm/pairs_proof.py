@@ -15,9 +15,9 @@ from torch import nn
 
 from lstmserve.lstm_golden import LstmGolden
 from lstmserve.spec import ACTIVATIONS
-from lstmserve_export.network import Network, make_activation
-from lstmserve_export.parity import judge, open_session, run, run_alone
-from lstmserve_export.reference import Inputs, forward
+from lstmserve_export.lstm.network import Network, make_activation
+from lstmserve_export.lstm.parity import judge, open_session, run, run_alone
+from lstmserve_export.lstm.reference import Inputs, forward
 from lstmserve_export.refusal import Refused
 
 

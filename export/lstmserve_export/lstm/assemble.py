@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from lstmserve.spec import ACTIVATIONS
-from lstmserve_export.checkpoint import Checkpoint
-from lstmserve_export.choose import Choices, Linears, check_unused, choose_head, choose_lstm
-from lstmserve_export.names import Recurrent, find_linears, find_recurrent
-from lstmserve_export.network import Network, make_activation
+from lstmserve_export.lstm.checkpoint import Checkpoint
+from lstmserve_export.lstm.choose import Choices, Linears, check_unused, choose_head, choose_lstm
+from lstmserve_export.lstm.names import Recurrent, find_linears, find_recurrent
+from lstmserve_export.lstm.network import Network, make_activation
+from lstmserve_export.lstm.takes import Taker
 from lstmserve_export.refusal import Refused, shorten
-from lstmserve_export.takes import Taker
 
 M = TypeVar("M", bound=nn.Module)
 

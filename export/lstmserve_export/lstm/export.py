@@ -1,0 +1,94 @@
+"""Builds, verifies and writes a model of kind "lstm", whose graph comes from its weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmserve.graph import build_portable
+from lstmserve.graph.weights import fingerprint
+from lstmserve.lstm_golden import dump_lstm_golden
+from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
+from lstmserve.spec import ModelSpec
+from lstmserve_export.lstm.convert import convert
+from lstmserve_export.lstm.network import Network, Norm, describe
+from lstmserve_export.lstm.pairs import Arrays, read_pairs, take_pairs
+from lstmserve_export.lstm.pairs_proof import prove_pairs
+from lstmserve_export.lstm.parity import LENGTHS, probing, prove
+from lstmserve_export.refusal import Refused
+from lstmserve_export.target import Exported, Target, package_versions
+
+CHAOTIC_ERROR = 0.01
+ONNX_BYTES_MAX = (1 << 31) - (1 << 20)
+
+
+def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Arrays | None:
+    """The arrays, which it reads if they are in a file. Raises Refused."""
+    if golden is None:
+        return None
+    if isinstance(golden, (str, Path)):
+        return read_pairs(Path(golden))
+    return {name: np.asarray(array) for name, array in golden.items()}
+
+
+def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm | None:
+    """The norm of a mean and a scale, of which one may be None; None without both."""
+    if mean is None and scale is None:
+        return None
+    given = [None if part is None else np.array(part, np.float64) for part in (mean, scale)]
+    shape = next(part.shape for part in given if part is not None)
+    means, scales = given
+    return Norm(
+        np.zeros(shape) if means is None else means, np.ones(shape) if scales is None else scales
+    )
+
+
+def export_network(
+    network: Network,
+    target: Target,
+    pairs: Arrays | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Exported:
+    """Builds, verifies and writes; calls `progress` as each stage begins. Raises Refused."""
+    version = target.choose_version()
+    progress("build the graph")
+    spec = describe(network)
+    weights = convert(network, spec)
+    if sum(tensor.nbytes for tensor in weights.values()) > ONNX_BYTES_MAX:
+        raise Refused("the weights are larger than the 2 GB an ONNX file can hold")
+    content = build_portable(spec, weights).SerializeToString(deterministic=True)
+    progress("parity: torch's own answers")
+    case, whole_error = probing(network, spec)
+    cases = {"parity": case}
+    parity = prove(content, spec, cases["parity"], progress)
+    if pairs is not None:
+        progress("parity: your own pairs")
+        cases["user"] = take_pairs(pairs, network, spec)
+        parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
+    files = {MODEL: content, GOLDEN: dump_lstm_golden(cases)}
+    manifest = Manifest(
+        name=target.name,
+        version=version,
+        spec=ModelSpec.of_lstm(spec),
+        fingerprint=fingerprint(spec, weights),
+        sha256={file: sha256(data) for file, data in files.items()},
+        versions=package_versions(),
+        parity=parity,
+        notes=(*network.notes, *_chaos_note(whole_error)),
+    )
+    progress("write the folder")
+    return target.write(manifest, files)
+
+
+def _chaos_note(torch_error: float) -> tuple[str, ...]:
+    """A note for the operator of a network that amplifies rounding errors."""
+    if torch_error <= CHAOTIC_ERROR:
+        return ()
+    return (
+        f"torch's own float32 is off by {torch_error:.2g} within {max(LENGTHS)} rows: this network "
+        "amplifies rounding, so the export checks it on shorter sequences where needed, and long "
+        "streams differ between machines",
+    )

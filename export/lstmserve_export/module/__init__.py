@@ -1,0 +1,1 @@
+"""Kind "network": any module around recurrent layers becomes a step graph, which is proved."""
