@@ -89,7 +89,7 @@ def weight_normed() -> nn.LSTM:
 
 
 REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module | None]], str]] = {
-    "GRU": (lambda: (nn.GRU(2, 3), None), "GRU is not served"),
+    "GRU": (lambda: (nn.GRU(2, 3), None), "GRU needs an example of what its forward() takes"),
     "weight norm": (lambda: (weight_normed(), None), "remove weight norm"),
     "LayerNorm": (lambda: (nn.LSTM(2, 3), nn.LayerNorm(3)), "head: LayerNorm is not served"),
     "softmax over time": (lambda: (nn.LSTM(2, 3), nn.Softmax(dim=1)), "Softmax(dim=1)"),

@@ -1,4 +1,4 @@
-"""The user's module as a function from flat tensors to flat, named tensors. Changes no code of it."""
+"""The user's module as a function from flat tensors to flat, named ones."""
 
 from __future__ import annotations
 
