@@ -67,7 +67,7 @@ def export_module(
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*signature.notes, *_notes(module, reference, whole_error)),
+        notes=(*signature.notes, *_notes(reference, whole_error)),
     )
     progress("write the folder")
     return target.write(manifest, files)
@@ -78,11 +78,9 @@ def _full_lengths(rows: dict[str, Any]) -> Any:
     return np.full(first.shape[0], first.shape[1])
 
 
-def _notes(module: nn.Module, reference: Reference, torch_error: float) -> list[str]:
+def _notes(reference: Reference, torch_error: float) -> list[str]:
     """Remarks for the operator."""
     notes = []
-    if module.training:
-        notes.append("the module was in training mode; it is exported in eval mode")
     if not reference.has_double:
         notes.append(
             "forward() does not run in float64, so torch's own error is not known: the check "
