@@ -49,8 +49,8 @@ def export(
     - `states`: the names of the arguments that are states, where the export cannot tell. Each is
       also a result of forward().
     - `output_names`: the names of the results without the states, in order.
-    - `axes`: "BT" (batch first), "TB" (time first), "B" (no time axis) or "T" (no batch axis) for
-      the inputs; by default the export finds out.
+    - `axes`: of the inputs: "BT" (batch first), "TB" (time first), "BFT" or "BCFT" (time last), "B"
+      (no time axis) or "T" (no batch axis); by default the export finds out.
 
     Without `example`, `module` is an nn.LSTM or nn.LSTMCell, and y = head(lstm(x)):
 
