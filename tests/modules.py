@@ -5,6 +5,7 @@ The oracle takes nothing of the export: it runs the user's module as it is on ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ def stream(files: ModelFiles, rows: Mapping[str, Array], cuts: Sequence[int]) ->
     y = outputs.unknown(count, length)
     read = np.full(count, INITIAL)
     rng = np.random.default_rng(6)
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         order = rng.permutation(count)
         write = pool.take(count)
         part = np.ascontiguousarray(x[order, start:stop].swapaxes(0, 1))

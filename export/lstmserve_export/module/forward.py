@@ -172,8 +172,9 @@ def _is_float(leaf: Any) -> bool:
 
 def _copied(module: nn.Module) -> nn.Module:
     """A copy in eval mode and float32, without a wrapper of torch.compile or DataParallel."""
-    while (inner := getattr(module, "_orig_mod", None)) or isinstance(module, WRAPPERS):
-        module = inner or module.module
+    while isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
+        inner: Any = module.module if isinstance(module, WRAPPERS) else module._orig_mod
+        module = inner
     if isinstance(module, (torch.jit.ScriptModule, torch.export.ExportedProgram)):
         raise Refused(
             f"a {type(module).__name__} is a compiled program, whose layers cannot be given their "
