@@ -36,7 +36,7 @@ def model(
     """A model of these tensors."""
     kind = "network" if lstm is None else "lstm"
     return ModelInfo(
-        "m", 1, "f", "cpu", 10, 1 << 20, kind, inputs, outputs, states, True, True, lstm
+        "m", 1, "f", "cpu", 10, 1 << 20, kind, inputs, outputs, states, True, True, 0, lstm
     )
 
 

@@ -57,7 +57,8 @@ class ModelInfo:
 
     `inputs`, `outputs` and `states` have the name, shape and dtype of each, for one time step of
     one session. If `is_streaming` is False, the model can only predict. If `is_exact`, the bits of
-    a result do not depend on its batch. `lstm` is None unless `kind` is "lstm".
+    a result do not depend on its batch or chunk on that server; else they differed by `difference`
+    at most when it started. `lstm` is None unless `kind` is "lstm".
     """
 
     name: str
@@ -72,6 +73,7 @@ class ModelInfo:
     states: tuple[TensorSpec, ...]
     is_streaming: bool
     is_exact: bool
+    difference: float
     lstm: LstmInfo | None
     input_rows: RowFormat = field(init=False, repr=False, compare=False)
     output_rows: RowFormat = field(init=False, repr=False, compare=False)
@@ -113,6 +115,7 @@ class ModelInfo:
             states=tuple(map(_tensor_spec, spec.states)),
             is_streaming=spec.is_streaming,
             is_exact=spec.is_exact,
+            difference=spec.difference,
             lstm=_lstm_info(spec.lstm) if spec.HasField("lstm") else None,
         )
 
