@@ -225,13 +225,15 @@ def write(
     golden: Mapping[str, Golden],
     name: str = "n",
     version: int = 1,
+    **others: Any,
 ) -> Path:
-    """Writes a version of kind "network" with any step graph."""
+    """Writes a version of kind "network" with any step graph; `others` are of its manifest."""
     content = model.SerializeToString()
     files = {MODEL: content, GOLDEN: dump_golden(golden)}
     sums = {file: sha256(each) for file, each in files.items()}
     found = fingerprint(spec, read_step_graph(content, spec))
-    return write_model(folder, Manifest(name, version, spec, found, sums), files, force=False)
+    manifest = Manifest(name, version, spec, found, sums, **others)
+    return write_model(folder, manifest, files, force=False)
 
 
 class Loop:
