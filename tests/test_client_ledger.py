@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.client import LstmServeError, ModelInfo, packing
+from lstmserve.client.arrays import StepInput
 from lstmserve.client.ledger import Ledger, Recovery
 from lstmserve.client.packing import NumberedStep
-from lstmserve.client.records import StepInput
 from lstmserve.errors import Unavailable
 from lstmserve.reasons import REASONS
 from lstmserve.spec import TensorSpec

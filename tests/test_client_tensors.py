@@ -9,15 +9,10 @@ import pytest
 
 from lstmserve.cli import csvrows
 from lstmserve.client import ModelInfo, State
+from lstmserve.client.arrays import StepInput, output, output_rows, step_input
 from lstmserve.client.packing import join, split
-from lstmserve.client.records import (
-    LstmInfo,
-    StepInput,
-    output,
-    output_rows,
-    state_tensors,
-    step_input,
-)
+from lstmserve.client.records import LstmInfo
+from lstmserve.client.state import state_tensors
 from lstmserve.errors import InvalidInput, Unimplemented
 from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
