@@ -91,12 +91,13 @@ class State:
 
 
 def _read_edition_1(message: wire.State, model: ModelInfo) -> None:
-    """Adds the tensors of a State that has h and c as packed floats. Raises ValueError."""
+    """Adds the tensors of a State that has the bits of h and c as numbers. Raises ValueError."""
     names = {each.name: each for each in model.states}
-    for name, data in (("h", message.was_1), ("c", message.was_2)):
+    for name, bits in (("h", message.was_1), ("c", message.was_2)):
         spec = names.get(name)
-        if model.kind != "lstm" or spec is None or len(data) != spec.bytes:
+        if model.kind != "lstm" or spec is None or len(bits) != spec.size:
             raise ValueError(f"not a state of {model.name}: it has h and c of other sizes")
+        data = np.array(bits, "<u4").tobytes()
         message.tensors.add(name=name, shape=spec.shape, floats=data)
 
 
