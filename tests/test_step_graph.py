@@ -621,6 +621,30 @@ def test_a_network_whose_rounding_depends_on_the_batch_is_served() -> None:
     assert check(network()) == 0
 
 
+def test_an_integer_that_differs_is_more_than_rounding() -> None:
+    """However small the float is that it comes from; so the largest difference is one of floats."""
+
+    def signed(model: onnx.ModelProto) -> None:
+        """label + sign(mean of the batch's scores - score) as an integer"""
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis0"))
+        last = next(n for n in model.graph.node if n.output[0] == "label")
+        last.output[0] = "plain"
+        for op, inputs, output in (
+            ("ReduceMean", ["score", "axis0"], "m"),
+            ("Sub", ["m", "score"], "apart"),
+            ("Sign", ["apart"], "signs"),
+            ("ReduceSum", ["signs", "axis1"], "sign"),
+        ):
+            model.graph.node.add(op_type=op, input=inputs, output=[output])
+            if op == "ReduceSum":
+                model.graph.node[-1].attribute.append(helper.make_attribute("keepdims", 0))
+        cast = helper.make_node("Cast", ["sign"], ["whole"], to=TensorProto.INT64)
+        model.graph.node.extend([cast, helper.make_node("Add", ["plain", "whole"], ["label"])])
+
+    with pytest.raises(SelfTestFailed, match="mixes rows"):
+        check(network(signed))
+
+
 def test_a_nan_in_both_is_no_difference() -> None:
     """A network that rounds differently in a batch may have NaN for some of the random inputs."""
 
