@@ -95,9 +95,7 @@ def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, An
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
         excess = check_pairs(module, inputs, results)
-        say(
-            f"note: forward() gives the results in {flags['golden']}, within {excess:.2g} of the limit"
-        )
+        say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is None:
         example, words = guess_example(module)

@@ -88,7 +88,7 @@ def describe_layers(manifest: Manifest) -> list[str]:
     """A line for each recurrent layer: its path in torch, its kind and its states."""
     return [
         f"{tap.layer} ({tap.kind}), layer {tap.index + 1}: {', '.join(tap.states)}"
-        for tap in manifest.taps
+        for tap in getattr(manifest, "taps", ())
     ]
 
 
@@ -97,7 +97,7 @@ def describe_bits(manifest: Manifest) -> str:
     if manifest.parity["is_exact"]:
         return "exact: no bit depends on the batch or the chunk"
     far = manifest.parity["difference"]
-    return f"not exact: results depend on batch and chunk, by {far:.1e} at most in this check"
+    return f"not exact: batch and chunk change a result, in these checks by at most {far:.1e}"
 
 
 def describe_lstm(spec: LstmSpec) -> str:

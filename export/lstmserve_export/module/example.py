@@ -59,8 +59,8 @@ def _value(parts: dict[str, torch.Tensor], name: str, flag: str) -> Any:
     places = [str(place) for place in range(len(parts))]
     if set(parts) != set(places):
         raise Refused(
-            f"{flag}: the parts of {name} are {shorten([f'{name}.{part}' for part in parts])}, must "
-            f"be {name}.0, {name}.1, ..."
+            f"{flag}: {name} has the parts {shorten(list(parts))}, must be one array, or {name}.0, "
+            f"{name}.1, ..."
         )
     return tuple(parts[place] for place in places)
 

@@ -73,7 +73,8 @@ def build_module(file: Path, name: str, arguments: str = "") -> nn.Module:
             f"--module: {name} gives a {kind}, not an nn.Module in Python: name the class of the "
             "module"
         )
-    return _run(lambda: module.eval().cpu(), file, f"move {name} to the CPU")
+    _run(lambda: module.eval().cpu(), file, f"move {name} to the CPU")
+    return module
 
 
 def _read_arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
