@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from lstmserve.spec import INITIAL
+from lstmserve.spec import INITIAL, Tap
 from lstmserve_export.module.recurrent import CELLS, CallId, Layer, kind_of
 from lstmserve_export.module.signature import Signature
 from lstmserve_export.module.trace import DOMAIN, RECURRENT, Trace
@@ -29,19 +29,6 @@ GATES: Final = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NET: Final = "net."  # the name of the module in the trace
 IR_VERSION: Final = 10
 ONNX_BYTES_MAX: Final = (1 << 31) - (1 << 20)
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """Where a recurrent layer is in the graph: the value that it reads, [1, N, I] or [N, I], its
-    weights by letter, and the states of the model that it reads and writes, if it has such."""
-
-    layer: str
-    index: int
-    kind: str
-    input: str
-    states: tuple[str, ...]
-    weights: Mapping[str, str]
 
 
 class Step(NamedTuple):
@@ -104,7 +91,7 @@ def lower(traced: Trace, signature: Signature) -> tuple[onnx.ModelProto, tuple[T
     taken |= {value.name for value in (*graph.input, *graph.output)}
     found = _Nodes(taken)
     taps: list[Tap] = []
-    states = {m.call: [spec.name for spec in m.specs] for m in signature.memories}
+    states = signature.states_by_call()
     for node in graph.node:
         if node.domain == DOMAIN and node.op_type == RECURRENT:
             number = next(a.i for a in node.attribute if a.name == "call")
@@ -178,6 +165,7 @@ class _Call:
         self._kind = kind_of(layer)
         self._states = tuple(states)
         self._is_cell = isinstance(layer, CELLS)
+        self._op = "Relu" if getattr(layer, "nonlinearity", "") == "relu" else "Tanh"
         self._weights = call.layer or "layer"
         self._prefix = self._weights + (f".call{call.number + 1}" if call.number else "")
 
@@ -197,7 +185,8 @@ class _Call:
         for index, starts in enumerate(zip(*(self._split(s, count) for s in before), strict=True)):
             source, value, states, weights = step(index, value, starts)
             ends.append(states)
-            yield Tap(self._call.layer, index, self._kind, source, self._states, weights)
+            if self._states and self._op != "Relu":  # its formula would not be that of its kind
+                yield Tap(self._call.layer, index, self._kind, source, self._states, weights)
         self._found.rename(value, y)
         for name, parts in zip(after, zip(*ends, strict=True), strict=True):
             self._unite([y if part == value else part for part in parts], name)
@@ -295,8 +284,7 @@ class _Call:
         does not prepack its weights, and so gives a batch of one other bits."""
         h = self._row(starts[0], index, "h", self._layer.hidden_size)
         gates, matrices = self._sum(index, x, h)
-        op = "Relu" if self._layer.nonlinearity == "relu" else "Tanh"
-        y = self._found.add(op, [gates], f"{self._prefix}/{index}/y")
+        y = self._found.add(self._op, [gates], f"{self._prefix}/{index}/y")
         return Step(x, y, (y,), matrices)
 
     def _projected(self, index: int, x: str, starts: Sequence[str]) -> Step:
