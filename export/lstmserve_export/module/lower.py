@@ -33,7 +33,7 @@ ONNX_BYTES_MAX: Final = (1 << 31) - (1 << 20)
 
 class Step(NamedTuple):
     """The names that one layer has in the graph: the value that it reads, its output [N, width],
-    its states [N, width], and its weights by letter."""
+    its states [N, 1, width] or [N, width], and its weights by letter."""
 
     input: str
     y: str
@@ -189,7 +189,10 @@ class _Call:
                 yield Tap(self._call.layer, index, self._kind, source, self._states, weights)
         self._found.rename(value, y)
         for name, parts in zip(after, zip(*ends, strict=True), strict=True):
-            self._unite([y if part == value else part for part in parts], name)
+            if len(parts) == 1:
+                self._found.rename(parts[0], name)
+            else:
+                self._found.nodes.append(helper.make_node("Concat", parts, [name], axis=1))
 
     def _split(self, state: str, count: int) -> list[str]:
         """[N, layers, width] -> [N, 1, width] of each layer; a cell has [N, width]."""
@@ -201,18 +204,11 @@ class _Call:
         found.nodes.append(helper.make_node("Split", [state, sizes], parts, axis=1))
         return parts
 
-    def _unite(self, parts: list[str], name: str) -> None:
-        """[N, width] of each layer -> [N, layers, width] or [N, width], called `name`."""
-        found = self._found
-        if self._is_cell:
-            found.nodes.append(helper.make_node("Identity", parts, [name]))
-            return
-        axis = found.shape(1)
-        if len(parts) == 1:
-            found.nodes.append(helper.make_node("Unsqueeze", [*parts, axis], [name]))
-            return
-        rows = [found.add("Unsqueeze", [part, axis], f"{part}/layer") for part in parts]
-        found.nodes.append(helper.make_node("Concat", rows, [name], axis=1))
+    def _end(self, state: str, width: int) -> str:
+        """A layer's state after the step as a session has it: [N, 1, width], or [N, width] of a
+        cell. `state` has these values in any axes."""
+        shape = (-1, width) if self._is_cell else (-1, 1, width)
+        return self._found.add("Reshape", [state, self._found.shape(*shape)], f"{state}.row")
 
     def _node(self, index: int, x: str, starts: Sequence[str]) -> Step:
         """One ONNX node: x [N, I], states -> y [N, H], states [N, H]."""
@@ -232,7 +228,7 @@ class _Call:
         given = [sequence, *weights, "", *before]
         found.nodes.append(helper.make_node(OPS[self._kind], given, [raw, *ends], **attributes))
         y = found.add("Squeeze", [raw, found.shape(0, 1)], f"{name}/y.row")
-        states = tuple(found.add("Squeeze", [end, lead], f"{end}.row") for end in ends)
+        states = tuple(self._end(end, self._layer.hidden_size) for end in ends)
         return Step(sequence, y, states, matrices)
 
     def _parameter(self, kind: str, index: int) -> Array:
@@ -285,7 +281,7 @@ class _Call:
         h = self._row(starts[0], index, "h", self._layer.hidden_size)
         gates, matrices = self._sum(index, x, h)
         y = self._found.add(self._op, [gates], f"{self._prefix}/{index}/y")
-        return Step(x, y, (y,), matrices)
+        return Step(x, y, (self._end(y, self._layer.hidden_size),), matrices)
 
     def _projected(self, index: int, x: str, starts: Sequence[str]) -> Step:
         """An LSTM layer with a projection: x [N, I], h [N, P], c [N, H] -> y = h [N, P], h, c."""
@@ -304,4 +300,5 @@ class _Call:
         u = found.add("Mul", [o, found.add("Tanh", [after], f"{name}/squashed")], f"{name}/u")
         matrix = found.weight(f"{self._weights}.{index}.P", self._parameter("weight_hr", index).T)
         row = found.add("MatMul", [u, matrix], f"{name}/P")
-        return Step(x, row, (row, after), matrices | {"P": matrix})
+        states = self._end(row, layer.proj_size), self._end(after, layer.hidden_size)
+        return Step(x, row, states, matrices | {"P": matrix})
