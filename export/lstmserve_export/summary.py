@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lstmserve.manifest import Manifest
 from lstmserve.spec import Linear, LstmSpec, TensorSpec
+from lstmserve_export.refusal import printable
 from lstmserve_export.target import Exported
 
 Rows = list[tuple[str, str]]
@@ -38,7 +39,9 @@ def show(
     ]
     for label, text in rows:
         # Names from the file are not markup, and a command to copy must stay on one line.
-        console.print(f"{label:<10}{text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            printable(f"{label:<10}{text}"), markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _lstm_rows(manifest: Manifest) -> Rows:
