@@ -21,7 +21,7 @@ from exporting import exported, models_of, refused, run_export, save
 from hostile import ROWS as TENSOR_ROWS
 from hostile_modules import HIDDEN, ROWS, STATEFUL, TEXT, WIDTH, Maker, Net, arrays, rows, write
 from lstmserve.manifest import Manifest
-from lstmserve.spec import ModelSpec, TensorSpec
+from lstmserve.spec import ModelSpec, Tap, TensorSpec
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.refusal import MODULE_WAY
 from lstmserve_export.target import Exported, Target
@@ -59,6 +59,9 @@ class Export:
             parity={"excess": {"steps": 0.5}, "onnx_error": 1e-7, "torch_error": 2e-7}
             | self.parity,
             notes=("a remark",),
+            taps=tuple(
+                Tap("rnn", n, "lstm", "x", ("h", "c"), {"W": "w", "R": "r"}) for n in (0, 1)
+            ),
         )
         return target.write(manifest, {})
 
@@ -105,6 +108,7 @@ def test_a_module_is_exported_from_its_file_and_its_checkpoint(tmp_path: Path) -
     stdout, stderr = lines_of((checkpoint, flags))
     assert stderr[0] == f"{NOTICE}{tmp_path / 'train.py'}"
     assert "forward() gives what" in stderr[1]
+    assert "layers    gru (GRU)" in stdout
     assert "inputs    x [5]" in stdout
     assert "states    gru.h [1, 8]" in stdout
     assert "outputs   y [3]" in stdout
@@ -407,6 +411,7 @@ def test_the_summary_says_how_far_from_exact_a_network_is(tmp_path: Path, export
     export.parity = {"is_exact": False, "difference": 3e-7}
     stdout, _ = lines_of(write(tmp_path))
     assert "inputs    x [5], kind [] int64" in stdout
+    assert "layers    rnn (LSTM, 2 layers)" in stdout
     assert "note      a remark" in stdout
     (line,) = (line for line in stdout if "not exact" in line)
     assert line.endswith("at most 3.0e-07")

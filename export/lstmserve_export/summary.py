@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 
 from rich.console import Console
 
@@ -58,7 +59,7 @@ def _network_rows(manifest: Manifest) -> Rows:
     spec = manifest.spec
     groups = (("inputs", spec.inputs), ("outputs", spec.outputs), ("states", spec.states))
     return [
-        *(("layers" if not n else "", text) for n, text in enumerate(describe_layers(manifest))),
+        *([("layers", describe_layers(manifest))] if manifest.taps else []),
         *((label, ", ".join(map(describe_tensor, tensors))) for label, tensors in groups),
         *_parity_rows(manifest),
         ("", describe_bits(manifest)),
@@ -87,12 +88,13 @@ def describe_tensor(tensor: TensorSpec) -> str:
     return f"{tensor.name} {list(tensor.shape)}{dtype}"
 
 
-def describe_layers(manifest: Manifest) -> list[str]:
-    """A line for each recurrent layer: its path in torch, its kind and its states."""
-    return [
-        f"{tap.layer} ({tap.kind}), layer {tap.index + 1}: {', '.join(tap.states)}"
-        for tap in getattr(manifest, "taps", ())
-    ]
+def describe_layers(manifest: Manifest) -> str:
+    """The recurrent layers: for each its path in torch, its kind and its number of layers."""
+    depths = Counter((tap.layer, tap.kind.upper(), tap.states) for tap in manifest.taps)
+    return ", ".join(
+        f"{layer} ({kind}{f', {depth} layers' if depth > 1 else ''})"
+        for (layer, kind, _), depth in depths.items()
+    )
 
 
 def describe_bits(manifest: Manifest) -> str:
