@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,11 +13,13 @@ from lstmserve.golden import dump_golden
 from lstmserve.graph import InvalidModel, StepNetwork
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
+from lstmserve_export.lstm.export import export_network
 from lstmserve_export.module.causes import explain
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.lower import lower
 from lstmserve_export.module.probe import probe
 from lstmserve_export.module.proof import Mismatch, prove
+from lstmserve_export.module.recognise import pairs, recognise
 from lstmserve_export.module.reference import Reference, probing
 from lstmserve_export.module.trace import trace
 from lstmserve_export.refusal import Refused
@@ -42,7 +45,9 @@ def export_module(
     signature = probe(forward, states, output_names, axes)
     spec = signature.spec
     progress("trace one time step")
-    model, _ = lower(trace(forward, signature), signature)
+    traced = trace(forward, signature)
+    recognised = recognise(traced, signature)
+    model, _ = lower(traced, signature)
     content = model.SerializeToString(deterministic=True)
     try:
         graph = read_step_graph(content, spec)
@@ -54,6 +59,15 @@ def export_module(
     cases = {"random": case}
     rows = reference.example()
     cases["example"] = reference.case(rows, _full_lengths(rows))
+    notes = [*signature.notes, *_notes(module, reference, whole_error)]
+    if recognised is not None:
+        network = replace(recognised, notes=(*recognised.notes, *notes))
+        try:
+            return export_network(network, target, pairs(cases), progress)
+        except Refused as error:
+            notes.append(
+                f"it looks like head(lstm(x)) and keeps the traced graph, because: {error}"
+            )
     try:
         parity = prove(StepNetwork(spec, graph), cases, progress)
     except Mismatch as error:
@@ -67,7 +81,7 @@ def export_module(
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*signature.notes, *_notes(module, reference, whole_error)),
+        notes=tuple(notes),
     )
     progress("write the folder")
     return target.write(manifest, files)
