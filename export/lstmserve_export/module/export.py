@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from torch import nn
 
-from lstmserve.golden import dump_golden
+from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import InvalidModel, StepNetwork
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve_export.lstm.export import export_network
+from lstmserve_export.lstm.network import Network
 from lstmserve_export.module.causes import explain
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.lower import lower
 from lstmserve_export.module.probe import probe
 from lstmserve_export.module.proof import Mismatch, prove
-from lstmserve_export.module.recognise import pairs, recognise
+from lstmserve_export.module.recognise import pairs_of, recognise
 from lstmserve_export.module.reference import Reference, probing
 from lstmserve_export.module.trace import trace
 from lstmserve_export.refusal import Refused
@@ -61,13 +62,9 @@ def export_module(
     cases["example"] = reference.case(rows, _full_lengths(rows))
     notes = [*signature.notes, *_notes(module, reference, whole_error)]
     if recognised is not None:
-        network = replace(recognised, notes=(*recognised.notes, *notes))
-        try:
-            return export_network(network, target, pairs(cases), progress)
-        except Refused as error:
-            notes.append(
-                f"it looks like head(lstm(x)) and keeps the traced graph, because: {error}"
-            )
+        exported = _export_lstm(recognised, cases, notes, target, progress)
+        if exported is not None:
+            return exported
     try:
         parity = prove(StepNetwork(spec, graph), cases, progress)
     except Mismatch as error:
@@ -85,6 +82,22 @@ def export_module(
     )
     progress("write the folder")
     return target.write(manifest, files)
+
+
+def _export_lstm(
+    network: Network,
+    cases: Mapping[str, Golden],
+    notes: list[str],
+    target: Target,
+    progress: Callable[[str], None],
+) -> Exported | None:
+    """The model of kind "lstm"; None, and a note more, where that is not proved to be forward()."""
+    try:
+        noted = replace(network, notes=(*network.notes, *notes))
+        return export_network(noted, target, pairs_of(cases), progress)
+    except Refused as error:
+        notes.append(f"it looks like head(lstm(x)) and keeps the traced graph, because: {error}")
+        return None
 
 
 def _full_lengths(rows: dict[str, Any]) -> Any:

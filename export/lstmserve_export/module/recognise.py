@@ -3,7 +3,7 @@
 It reads the trace backwards from the only output to the only input, and takes what an LstmSpec can
 say and nothing else; between the layers, nodes may move an axis of length 1. It computes nothing
 and proves nothing: a network that it returns is a proposal, which the export compares with
-forward() by pairs(). It must not know the user's classes, only the graph.
+forward() by pairs_of(). It must not know the user's classes, only the graph.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def recognise(traced: Trace, signature: Signature) -> Network | None:
         return None
 
 
-def pairs(cases: Mapping[str, Golden]) -> dict[str, Array]:
+def pairs_of(cases: Mapping[str, Golden]) -> dict[str, Array]:
     """The module's own answers, as the export of kind "lstm" takes a user's pairs.
 
     Of all cases together it takes as many sequences as pairs may have.
