@@ -22,6 +22,7 @@ from lstmserve_export.module.probe import probe
 from lstmserve_export.module.proof import Mismatch, prove
 from lstmserve_export.module.recognise import pairs_of, recognise
 from lstmserve_export.module.reference import Reference, probing
+from lstmserve_export.module.signature import Signature
 from lstmserve_export.module.trace import trace
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import Exported, Target, package_versions
@@ -56,15 +57,10 @@ def export_module(
         raise Refused(f"the traced step is not served: {error}") from error
     progress("parity: torch's own answers")
     reference = Reference(forward, signature)
-    case, whole_error = probing(reference, signature)
-    cases = {"random": case}
-    rows = reference.example()
-    cases["example"] = reference.case(rows, _full_lengths(rows))
+    cases, whole_error = _golden(reference, signature)
     notes = [*signature.notes, *_notes(module, reference, whole_error)]
-    if recognised is not None:
-        exported = _export_lstm(recognised, cases, notes, target, progress)
-        if exported is not None:
-            return exported
+    if exported := _export_lstm(recognised, cases, notes, target, progress):
+        return exported
     try:
         parity = prove(StepNetwork(spec, graph), cases, progress)
     except Mismatch as error:
@@ -84,14 +80,24 @@ def export_module(
     return target.write(manifest, files)
 
 
+def _golden(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], float]:
+    """The golden cases, and torch's error on the longest random rows."""
+    case, whole_error = probing(reference, signature)
+    rows = reference.example()
+    example = reference.case(rows, _full_lengths(rows))
+    return {"random": case, "example": example}, whole_error
+
+
 def _export_lstm(
-    network: Network,
+    network: Network | None,
     cases: Mapping[str, Golden],
     notes: list[str],
     target: Target,
     progress: Callable[[str], None],
 ) -> Exported | None:
     """The model of kind "lstm"; None, and a note more, where that is not proved to be forward()."""
+    if network is None:
+        return None
     try:
         noted = replace(network, notes=(*network.notes, *notes))
         return export_network(noted, target, pairs_of(cases), progress)
