@@ -1,7 +1,8 @@
 """Builds the pool's graphs of kind "network" around a step graph: for one time step, and for many.
 
-For one time step the step graph stands between Gather and ScatterND of each state. For many it is
-the body of a Scan over time, which keeps a row's states as they are once t reaches its length; its
+For one time step the step graph stands between Gather and ScatterND of each state. For many, time
+is folded into the batch (fold.py), if the step graph allows that. Otherwise the step graph is the
+body of a Scan over time, which keeps a row's states as they are once t reaches its length; its
 weights are initializers of the outer graph, where onnxruntime prepacks them as well.
 
 Every value of the step graph gets the prefix net/, which no name of ours has and no name of a spec
@@ -10,7 +11,7 @@ can have, so the two graphs cannot meet in a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,14 +19,16 @@ import numpy.typing as npt
 import onnx
 
 from lstmserve.graph.builder import GraphBuilder
+from lstmserve.graph.fold import AFTER, BEFORE, ROWS, Fold, renamed
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.graph.network import Arguments, PoolLayout, PoolNetwork, PoolTensor, States
 from lstmserve.graph.reader import InvalidModel
+from lstmserve.graph.row_wise import Unfoldable
 from lstmserve.graph.step_graph import StepGraph, one_line
 from lstmserve.rows import RowFormat
 from lstmserve.spec import NEXT, ModelSpec, TensorSpec
 
-NET: Final = "net/"
+NET: Final = ROWS
 POOL: Final = "pool/"
 FLOATS, INTS = "floats", "ints"  # x [T, B, values], all inputs of a dtype side by side
 Y, Y_INTS = "y", "y_ints"
@@ -87,6 +90,12 @@ class StepNetwork(PoolNetwork):
         self.layout: StepLayout = StepLayout(spec, graph.initial)
         self._spec = spec
         self._graph = graph
+        self._fold: Fold | None = None
+        self.scans_because = ""  # why chunks need the Scan; "" where they do not
+        try:
+            self._fold = Fold(spec, graph)
+        except Unfoldable as error:
+            self.scans_because = str(error)
 
     def build_step(self) -> onnx.ModelProto:
         g = self._begin(1)
@@ -100,15 +109,33 @@ class StepNetwork(PoolNetwork):
     def build_chunk(self) -> onnx.ModelProto:
         g = self._begin("T")
         g.input("lengths", "int64", ["B"])
-        before = [
-            g.add("Gather", [tensor.name, "read"], f"before/{state.name}", axis=0)
-            for state, tensor in self._states()
-        ]
-        after = [f"after/{state.name}" for state, _ in self._states()]
+        for state, tensor in self._states():
+            g.add("Gather", [tensor.name, "read"], BEFORE + state.name, axis=0)
+        if self._fold:
+            self._add_folded(g, self._fold)
+        else:
+            self._add_scan(g)
+        for state, tensor in self._states():
+            self._scatter(g, tensor, AFTER + state.name + NEXT)
+        return self._end(g, "T")
+
+    def _add_folded(self, g: GraphBuilder, fold: Fold) -> None:
+        for name, dtype, _ in _sides(self.layout.x, (FLOATS, INTS)):
+            _divide(g, g, name, [t for t in self._spec.inputs if t.dtype == dtype])
+        fold.add(g, self.layout.float_input or self.layout.int_input)
+        for name, dtype, _ in _sides(self.layout.y, (Y, Y_INTS)):
+            tensors = [t for t in self._spec.outputs if t.dtype == dtype]
+            parts = [fold.over_time(g, NET + each.name, each.size) for each in tensors]
+            g.add("Concat" if len(parts) > 1 else "Identity", parts, name)
+
+    def _add_scan(self, g: GraphBuilder) -> None:
         layout = self.layout
         xs = [name for name in (layout.float_input, layout.int_input) if name]
         ys = [name for name in (layout.float_output, layout.int_output) if name]
         scanned = [*xs, _is_live(g, xs[0])]
+        states = [each.name for each in self._spec.states]
+        before = [BEFORE + name for name in states]
+        after = [AFTER + name + NEXT for name in states]
         g.add_many(
             "Scan",
             [*before, *scanned],
@@ -116,9 +143,6 @@ class StepNetwork(PoolNetwork):
             body=self._body(g),
             num_scan_inputs=len(scanned),
         )
-        for (_, tensor), name in zip(self._states(), after, strict=True):
-            self._scatter(g, tensor, name)
-        return self._end(g, "T")
 
     def _begin(self, length: int | str) -> GraphBuilder:
         g = GraphBuilder("pool")
@@ -128,9 +152,8 @@ class StepNetwork(PoolNetwork):
         g.input("write", "int64", ["B", 1])
         for tensor in self.layout.tensors:
             g.input(tensor.name, tensor.dtype, ["S", *tensor.shape])
-        g.include(
-            (), _renamed_tensors((*self._graph.initializers.values(), *self._graph.constants))
-        )
+        tensors = (*self._graph.initializers.values(), *self._graph.constants)
+        g.include((), map(renamed, tensors))
         return g
 
     def _end(self, g: GraphBuilder, length: int | str) -> onnx.ModelProto:
@@ -261,11 +284,3 @@ def _rename_graph(graph: onnx.GraphProto) -> None:
     nodes = [_renamed(node) for node in graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _renamed_tensors(tensors: Iterable[onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
-    for tensor in tensors:
-        found = onnx.TensorProto()
-        found.CopyFrom(tensor)
-        found.name = NET + tensor.name
-        yield found
