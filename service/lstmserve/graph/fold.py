@@ -35,9 +35,9 @@ AFTER: Final = "after/"
 OVER_TIME: Final = "over/"  # the prefixes of other values: ROWS as [T, B, ...],
 ALL: Final = "all/"  # what a recurrent node gives for all time steps, [T, 1, B, H],
 LAST: Final = "last/"  # and what it leaves after the last, where the step graph does not name it
+SHAPE: Final = "time/shape"  # int64 [3]: T, B and the number of values
 STEPS: Final = "time/steps"  # int64 [1]: T; and the numbers of rows of the versions
 COUNTS: Final = {ROWS: "time/rows", BEFORE: "time/batch", AFTER: "time/batch"}
-ENDS: Final = "time/lengths"  # int32 [B]
 
 RECURRENT: Final = {"LSTM": 2, "GRU": 1, "RNN": 1}  # and how many states each has
 LENGTHS, STARTS = 4, 5  # positions of sequence_lens and initial_h; W and R are 1 and 2, B is 3
@@ -189,15 +189,13 @@ class Fold:
 
     def add(self, g: GraphBuilder, x: str) -> None:
         """Adds the nodes that compute net/NAME [T * B, *shape] of each output and after/NAME.next
-        of each state, from net/NAME of each input, before/NAME of each state, and `lengths`.
+        of each state, from net/NAME of each input, before/NAME of each state, and `lengths`
+        int32 [B].
 
         `x` [T, B, values] is one of the graph's inputs. The constants must be there.
         """
-        shape = g.add("Shape", [x], "time/shape")
+        shape = g.add("Shape", [x], SHAPE)
         g.add("Gather", [shape, g.integers(0)], STEPS, axis=0)
-        g.add("Gather", [shape, g.integers(1)], COUNTS[BEFORE], axis=0)
-        g.add("Mul", [STEPS, COUNTS[BEFORE]], COUNTS[ROWS])
-        g.add("Cast", ["lengths"], ENDS, to=TensorProto.INT32)
         for node in self._graph.running:
             versions = self._versions(node)
             if self._is_over_time(node):
@@ -227,8 +225,17 @@ class Fold:
         """The shape of a value, whose rows of that version need not be there."""
         given = {each.name: each.i for each in node.attribute}
         shape = self._axes.shape(node.input[0])[given.get("start", 0) : given.get("end")]
-        parts = [COUNTS[version] if n is None else g.integers(n) for n in shape]
+        parts = [self._count(g, version) if n is None else g.integers(n) for n in shape]
         g.add("Concat", parts or [g.integers()], self._name(node.output[0], version), axis=0)
+
+    def _count(self, g: GraphBuilder, version: Version) -> str:
+        """int64 [1]: the number of rows of a version."""
+        name = COUNTS[version]
+        if not g.has(SHAPE) or g.has(name):  # _moved() gives it
+            return name
+        if version != ROWS:
+            return g.add("Gather", [SHAPE, g.integers(1)], name, axis=0)
+        return g.add("Mul", [STEPS, self._count(g, BEFORE)], name)
 
     def _add_recurrent(self, g: GraphBuilder, node: NodeProto) -> None:
         count = RECURRENT[node.op_type]
@@ -241,7 +248,7 @@ class Fold:
         for i, name in enumerate(node.input[1:], 1):
             is_start = STARTS <= i < STARTS + count
             copy.input[i] = self._name(name, BEFORE if is_start else ROWS)
-        copy.input[LENGTHS] = ENDS
+        copy.input[LENGTHS] = "lengths"
         copy.output[:] = [ys, *last]
         g.include([copy])
         width = self._width(node.input[STARTS])

@@ -171,6 +171,11 @@ def _batch_axis(shape: Shape) -> int:
     return shape.index(None)
 
 
+def _ahead(shape: Shape) -> int:
+    """The product of the axes ahead of the batch axis."""
+    return math.prod(filter(None, shape[: _batch_axis(shape)]))
+
+
 def _from_right(shape: Shape) -> int:
     return len(shape) - _batch_axis(shape)
 
@@ -217,10 +222,8 @@ def _images(case: Case) -> bool:
 
 def _reshaped(case: Case) -> bool:
     """Row-major order keeps the rows if as many values lie ahead of the batch axis as before."""
-    if not case.only(0):
-        return False
-    ahead = {math.prod(each[: _batch_axis(each)]) for each in case.rows.values()}  # type: ignore[arg-type]
-    return ahead == {math.prod(case.output[: _batch_axis(case.output)])}  # type: ignore[arg-type]
+    ahead = {_ahead(each) for each in case.rows.values()}
+    return case.only(0) and ahead == {_ahead(case.output)}
 
 
 def _expanded(case: Case) -> bool:

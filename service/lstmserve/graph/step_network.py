@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto
 
 from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.fold import AFTER, BEFORE, ROWS, Fold, renamed
@@ -53,7 +54,7 @@ class StepLayout(PoolLayout):
     def arguments(self, length: int, size: int) -> Arguments:
         found = _values(self.x, (FLOATS, INTS), length, size)
         if length > 1:
-            found["lengths"] = (np.int64, (size,))
+            found["lengths"] = (np.int32, (size,))
         return found | {"read": (np.int64, (size,)), "write": (np.int64, (size, 1))}
 
     def results(self, length: int, size: int) -> Arguments:
@@ -82,7 +83,7 @@ def _values(form: RowFormat, names: tuple[str, str], length: int, size: int) -> 
 class StepNetwork(PoolNetwork):
     """Kind "network". The graphs have the weights twice in memory: one is for T = 1, one for T > 1.
 
-    Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int64 [B] (T > 1 only),
+    Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int32 [B] (T > 1 only),
     `read` int64 [B], `write` int64 [B, 1], and the pool's tensors. Building raises InvalidModel.
     """
 
@@ -108,7 +109,7 @@ class StepNetwork(PoolNetwork):
 
     def build_chunk(self) -> onnx.ModelProto:
         g = self._begin("T")
-        g.input("lengths", "int64", ["B"])
+        g.input("lengths", "int32", ["B"])
         for state, tensor in self._states():
             g.add("Gather", [tensor.name, "read"], BEFORE + state.name, axis=0)
         if self._fold:
@@ -241,7 +242,8 @@ def _is_live(g: GraphBuilder, x: str) -> str:
     end = g.add("Gather", [g.add("Shape", [x], "time/shape"), zero], "time/end", axis=0)
     steps = g.add("Range", [zero, end, one], "time/steps")
     column = g.add("Reshape", [steps, g.integers(-1, 1)], "time/column")
-    return g.add("Less", [column, "lengths"], LIVE)
+    ends = g.add("Cast", ["lengths"], "time/lengths", to=TensorProto.INT64)
+    return g.add("Less", [column, ends], LIVE)
 
 
 def _kept(outer: GraphBuilder, b: GraphBuilder, state: TensorSpec) -> str:
