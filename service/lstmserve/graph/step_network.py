@@ -34,16 +34,22 @@ POOL: Final = "pool/"
 FLOATS, INTS = "floats", "ints"  # x [T, B, values], all inputs of a dtype side by side
 Y, Y_INTS = "y", "y_ints"
 LIVE: Final = "live"  # [T, B]: whether the time step is within the row's length
+# Weights from which on one graph runs all lengths. It makes a single time step 2 to 3 us longer.
+ONE_GRAPH_BYTES: Final = 1 << 20
 AT_T: Final = "_t"  # of what a Scan's body has at one time step
 
 
 class StepLayout(PoolLayout):
     """The pool has one tensor for each state, which is called pool/NAME."""
 
-    def __init__(self, spec: ModelSpec, initial: Mapping[str, npt.NDArray[Any]]) -> None:
-        """`initial` has each state's value in a new session, [*shape]."""
+    def __init__(
+        self, spec: ModelSpec, initial: Mapping[str, npt.NDArray[Any]], is_one_graph: bool
+    ) -> None:
+        """`initial` has each state's value in a new session, [*shape]. `is_one_graph` says that the
+        graph of chunks, which takes lengths, runs single time steps as well."""
         tensors = (PoolTensor(POOL + each.name, each.shape, each.dtype) for each in spec.states)
         super().__init__(spec, tensors)
+        self._is_one_graph = is_one_graph
         self._initial = {name: each[np.newaxis] for name, each in initial.items()}
         self.x, self.y = RowFormat(spec.inputs), RowFormat(spec.outputs)
         self.float_input = FLOATS if self.x.floats else ""
@@ -53,7 +59,7 @@ class StepLayout(PoolLayout):
 
     def arguments(self, length: int, size: int) -> Arguments:
         found = _values(self.x, (FLOATS, INTS), length, size)
-        if length > 1:
+        if length > 1 or self._is_one_graph:
             found["lengths"] = (np.int32, (size,))
         return found | {"read": (np.int64, (size,)), "write": (np.int64, (size, 1))}
 
@@ -81,14 +87,15 @@ def _values(form: RowFormat, names: tuple[str, str], length: int, size: int) -> 
 
 
 class StepNetwork(PoolNetwork):
-    """Kind "network". The graphs have the weights twice in memory: one is for T = 1, one for T > 1.
+    """Kind "network". Without a Scan, a large network has one graph; any other has its weights
+    twice in memory, in a graph for T = 1 and one for T > 1.
 
-    Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int32 [B] (T > 1 only),
-    `read` int64 [B], `write` int64 [B, 1], and the pool's tensors. Building raises InvalidModel.
+    Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int32 [B] (but in the
+    graph for T = 1 alone), `read` int64 [B], `write` int64 [B, 1], and the pool's tensors. Building
+    raises InvalidModel.
     """
 
     def __init__(self, spec: ModelSpec, graph: StepGraph) -> None:
-        self.layout: StepLayout = StepLayout(spec, graph.initial)
         self._spec = spec
         self._graph = graph
         self._fold: Fold | None = None
@@ -97,8 +104,13 @@ class StepNetwork(PoolNetwork):
             self._fold = Fold(spec, graph)
         except Unfoldable as error:
             self.scans_because = str(error)
+        size = sum(tensor.ByteSize() for tensor in graph.initializers.values())
+        self._is_one_graph = self._fold is not None and size >= ONE_GRAPH_BYTES
+        self.layout: StepLayout = StepLayout(spec, graph.initial, self._is_one_graph)
 
-    def build_step(self) -> onnx.ModelProto:
+    def build_step(self) -> onnx.ModelProto | None:
+        if self._is_one_graph:
+            return None
         g = self._begin(1)
         for state, tensor in self._states():
             g.add("Gather", [tensor.name, "read"], NET + state.name, axis=0)
