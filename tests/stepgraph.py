@@ -91,7 +91,7 @@ count10 best -> Add label
 class Step:
     """A step graph: `nodes` has a line for each, INPUTS -> OP+ATTRIBUTE=VALUE OUTPUTS.
 
-    An input or output that is not given is written as a dot, a list of numbers with commas.
+    An input or output that is not given is written as a dot, a list with a comma.
     """
 
     spec: ModelSpec
@@ -150,11 +150,9 @@ def _node(line: str) -> onnx.NodeProto:
 
 
 def _attribute(value: str) -> Any:
-    """A number, a list of numbers or a text."""
-    numbers = [_number(each) for each in value.split(",")]
-    if isinstance(numbers[0], str):
-        return numbers
-    return numbers[0] if len(numbers) == 1 else numbers
+    """A number or a text; with a comma in it, a list of them."""
+    values = [_number(each) for each in value.split(",") if each]
+    return values if "," in value else values[0]
 
 
 def _number(text: str) -> int | float | str:
@@ -274,14 +272,14 @@ class StepLoop:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # no step reads the initial state
         self._spec = step.spec
-        self._session = ort.InferenceSession(step.model().SerializeToString(), options)
-        self._names = [each.name for each in self._session.get_outputs()]
+        self.session = ort.InferenceSession(step.model().SerializeToString(), options)
+        self._names = [each.name for each in self.session.get_outputs()]
         self._initial = step.initial()
 
     def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
         """One time step of one session: inputs and states [*shape] -> outputs, states."""
         feed = {name: each[np.newaxis] for name, each in {**inputs, **states}.items()}
-        outputs = zip(self._names, self._session.run(None, feed), strict=True)
+        outputs = zip(self._names, self.session.run(None, feed), strict=True)
         found = {name: each[0] for name, each in outputs}
         after = {each.name: found[each.name + NEXT] for each in self._spec.states}
         return {each.name: found[each.name] for each in self._spec.outputs}, after

@@ -79,7 +79,9 @@ class Fold:
         is_shared = self._is_fixed(node) or node.output[0] in self._axes.sizes
         if not is_shared:
             if version != ROWS and node.op_type not in MOVING.split():
-                raise Unfoldable(f"{node.op_type} changes a state between time steps")
+                raise Unfoldable(
+                    f"{node.output[0]}, which a state needs, is computed by {node.op_type}"
+                )
             self._axes.check(node)
         if node.op_type == "Shape" and not self._is_fixed(node):
             self._axes.shape(node.input[0])
