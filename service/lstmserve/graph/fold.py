@@ -72,7 +72,7 @@ class Fold:
             if self._is_over_time(node):
                 self._plan_recurrent(node, versions)
                 continue
-            for version in versions:
+            for version in sorted(versions):
                 self._plan_plain(node, version)
 
     def _plan_plain(self, node: NodeProto, version: Version) -> None:

@@ -139,7 +139,7 @@ class StepNetwork(PoolNetwork):
         for name, dtype, _ in _sides(self.layout.y, (Y, Y_INTS)):
             tensors = [t for t in self._spec.outputs if t.dtype == dtype]
             parts = [fold.over_time(g, NET + each.name, each.size) for each in tensors]
-            g.add("Concat" if len(parts) > 1 else "Identity", parts, name)
+            g.add("Concat", parts, name, axis=-1)
 
     def _add_scan(self, g: GraphBuilder) -> None:
         layout = self.layout
