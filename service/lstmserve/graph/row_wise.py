@@ -11,10 +11,11 @@ and must not know what a row is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
@@ -24,6 +25,11 @@ from lstmserve.spec import ModelSpec
 
 SIZES: Final = (7, 11)  # no axis of a fixed length is 7 at the one and 11 at the other
 VALUES_MAX: Final = 1 << 10  # of a constant that shape inference may need the values of
+
+MOVING: Final = "Concat Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze"
+"""Operators that only move values."""
+COUNTING: Final = f"{MOVING} Add Cast Mul Sub"
+"""Operators that may compute a shape from the number of rows."""
 
 Shape = tuple[int | None, ...]
 """The batch axis is None."""
@@ -51,9 +57,7 @@ class BatchAxes:
                 continue
             if inputs <= self.fixed:
                 self.fixed.update(node.output)
-            elif node.op_type == "Shape" or (
-                inputs <= self.fixed | self.sizes and not any(map(self._varies, node.output))
-            ):
+            elif not node.domain and (node.op_type == "Shape" or self._counts(node, inputs)):
                 self.sizes.update(node.output)
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.HasField("t"):
@@ -61,8 +65,7 @@ class BatchAxes:
 
     def shape(self, name: str) -> Shape:
         """Raises Unfoldable where it cannot be told, or has not one batch axis."""
-        found = [shapes.get(name) for shapes in self._shapes]
-        small, large = found
+        small, large = (shapes.get(name) for shapes in self._shapes)
         if small is None or large is None or len(small) != len(large):
             raise Unfoldable(f"the shape of {name} cannot be told")
         shape = tuple(a if a == b else None for a, b in zip(small, large, strict=True))
@@ -87,7 +90,7 @@ class BatchAxes:
         if not all(rule(Case(self, node, rows, shape)) for shape in outputs):
             raise Unfoldable(f"{op} mixes rows in {node.output[0]}")
 
-    def array(self, name: str) -> np.ndarray[Any, Any] | None:
+    def array(self, name: str) -> npt.NDArray[Any] | None:
         """The values of an initializer or Constant; None of any other value."""
         tensor = self._constants.get(name)
         return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
@@ -95,9 +98,11 @@ class BatchAxes:
     def _is_shared(self, name: str) -> bool:
         return name in self.fixed or name in self.sizes
 
-    def _varies(self, name: str) -> bool:
-        small, large = (shapes.get(name) for shapes in self._shapes)
-        return small is None or small != large
+    def _counts(self, node: NodeProto, inputs: set[str]) -> bool:
+        """Whether it computes with numbers of rows alone, and gives as many for any batch."""
+        small, large = ([each.get(name) for name in node.output] for each in self._shapes)
+        is_known = node.op_type in COUNTING.split() and None not in small
+        return is_known and inputs <= self.fixed | self.sizes and small == large
 
 
 def _has_subgraph(node: NodeProto) -> bool:
@@ -153,161 +158,94 @@ class Case:
         found = self._attributes.get(name)
         return default if found is None else helper.get_attribute_value(found)
 
-    def array(self, position: int) -> np.ndarray[Any, Any] | None:
-        """The values of a constant input; None where it is not given or not constant."""
-        given = position < len(self.node.input)
-        return self._axes.array(self.node.input[position]) if given else None
+    def is_given(self, position: int) -> bool:
+        return position < len(self.node.input) and self.node.input[position] != ""
 
-    def only(self, *positions: int) -> bool:
-        """Whether no other inputs than these have a batch axis."""
-        return set(self.rows) <= set(positions)
+    def array(self, position: int) -> npt.NDArray[Any] | None:
+        """The values of an input, if it is an initializer or Constant."""
+        return self._axes.array(self.node.input[position]) if self.is_given(position) else None
+
+    def works_along(self, axis: int) -> bool:
+        """Whether this is the batch axis of an input."""
+        return any(axis % len(shape) == shape.index(None) for shape in self.rows.values())
 
 
 Rule = Callable[[Case], bool]
-"""Whether the output is row-wise; every output has one batch axis already."""
+"""Whether the output is row-wise; each value that depends on the batch has one batch axis."""
 
 
-def _batch_axis(shape: Shape) -> int:
-    return shape.index(None)
+def _kept(case: Case) -> bool:
+    """Of an operator that gives each axis of an input its place in the output, or sums, reduces,
+    cuts or joins along it. Then an output with a batch axis has it from there, as it was."""
+    return True
 
 
-def _ahead(shape: Shape) -> int:
-    """The product of the axes ahead of the batch axis."""
-    return math.prod(filter(None, shape[: _batch_axis(shape)]))
-
-
-def _from_right(shape: Shape) -> int:
-    return len(shape) - _batch_axis(shape)
-
-
-def _elementwise(case: Case) -> bool:
-    return all(_from_right(each) == _from_right(case.output) for each in case.rows.values())
-
-
-def _dropout(case: Case) -> bool:
-    return len(case.node.input) < 3 and _elementwise(case)
-
-
-def _along(default: int | None) -> Rule:
-    """The rule of an operator that works along one axis."""
-
-    def rule(case: Case) -> bool:
-        axis = case.attribute("axis", default)
-        shapes = case.rows.values()
-        return axis is not None and all(axis % len(each) != _batch_axis(each) for each in shapes)
-
-    return rule
+def _along(case: Case) -> bool:
+    """Of an operator that works along one axis, and keeps its length."""
+    return not case.works_along(case.attribute("axis", -1))
 
 
 def _from_axis(case: Case) -> bool:
-    """Of an operator that works on this axis and all behind it."""
-    shape = case.rows.get(0)
-    if shape is None or not case.only(0):
-        return False
-    return int(case.attribute("axis", -1)) % len(shape) > _batch_axis(shape)
-
-
-def _reduced(case: Case) -> bool:
-    """The batch axis is still there, so it is none of those that went or became 1."""
-    return case.only(0)
+    """Of an operator that works along this axis and all behind it."""
+    axis = case.attribute("axis", -1)
+    return all(axis % len(shape) > shape.index(None) for shape in case.rows.values())
 
 
 def _images(case: Case) -> bool:
-    """[B, channels, ...], with weights that are constants. A second output would be statistics of
-    the batch, or places in it."""
-    is_first = all(_batch_axis(each) == 0 for each in (case.output, *case.rows.values()))
-    is_alone = len(case.node.output) == 1 and not case.attribute("training_mode", 0)
-    return is_first and is_alone and case.only(0)
+    """[B, channels, ...]. A second output would be statistics of the batch, or places in it."""
+    is_first = all(shape[0] is None for shape in (case.output, *case.rows.values()))
+    return is_first and len(case.node.output) == 1 and not case.attribute("training_mode", 0)
 
 
 def _reshaped(case: Case) -> bool:
     """Row-major order keeps the rows if as many values lie ahead of the batch axis as before."""
-    ahead = {_ahead(each) for each in case.rows.values()}
-    return case.only(0) and ahead == {_ahead(case.output)}
+    return {_ahead(shape) for shape in case.rows.values()} == {_ahead(case.output)}
 
 
-def _expanded(case: Case) -> bool:
-    """A constant, or one value for all, gets a batch axis in which all rows are the same."""
-    return case.only(0) and _elementwise(case)
-
-
-def _transposed(case: Case) -> bool:
-    shape = case.rows[0]
-    perm: Sequence[int] = case.attribute("perm", range(len(shape))[::-1])
-    return perm[_batch_axis(case.output)] == _batch_axis(shape)
-
-
-def _matmul(case: Case) -> bool:
-    """The batch axis is not the one that is summed over; of two stacks of matrices it is the same
-    one ahead of the matrices."""
-    left, right = (case.rows.get(i) for i in (0, 1))
-    if left and right:
-        return _from_right(left) == _from_right(right) == _from_right(case.output) > 2
-    if left:
-        return _batch_axis(left) != len(left) - 1
-    return right is not None and _from_right(right) != min(2, len(right))
-
-
-def _gemm(case: Case) -> bool:
-    has_rows = all(_batch_axis(each) == 0 for each in case.rows.values())
-    return has_rows and 0 in case.rows and case.only(0, 2) and not case.attribute("transA", 0)
+def _ahead(shape: Shape) -> int:
+    return math.prod(filter(None, shape[: shape.index(None)]))
 
 
 def _gather(case: Case) -> bool:
-    if case.only(1):
-        return True
-    shape = case.rows[0]
-    return case.only(0) and case.attribute("axis", 0) % len(shape) != _batch_axis(shape)
+    return 0 not in case.rows or case.attribute("axis", 0) % len(case.rows[0]) != (
+        case.rows[0].index(None)
+    )
 
 
 def _sliced(case: Case) -> bool:
-    if not case.only(0):
+    """A batch that is shorter than the cut would keep its length."""
+    starts, axes = case.array(1), case.array(3)
+    if starts is None or (axes is None and case.is_given(3)):
         return False
-    shape, starts, axes = case.rows[0], case.array(1), case.array(3)
-    if starts is None or (axes is None and len(case.node.input) > 3 and case.node.input[3]):
-        return False
-    cut = range(starts.size) if axes is None else (int(axis) for axis in axes)
-    return all(axis % len(shape) != _batch_axis(shape) for axis in cut)
+    cut = range(starts.size) if axes is None else map(int, axes)
+    return not any(map(case.works_along, cut))
 
 
-def _table(rows: Iterable[tuple[str, Rule]]) -> dict[str, Rule]:
+def _table(*rows: tuple[str, Rule]) -> dict[str, Rule]:
     return {op: rule for ops, rule in rows for op in ops.split()}
 
 
-MOVING: Final = "Identity Reshape Flatten Squeeze Unsqueeze Transpose Split Concat Slice Gather"
+ELEMENTWISE: Final = (
+    "Abs Acos Add And Asin Atan Cast Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Floor Gelu "
+    "Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual "
+    "Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid "
+    "Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
+)
+REDUCING: Final = (
+    "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
+    "ReduceProd ReduceSum ReduceSumSquare TopK"
+)
 RULES: Final = _table(
-    (
-        (
-            "Abs Acos Add And Asin Atan Cast Ceil Celu Clip Cos Div Elu Equal Erf Exp Floor Gelu "
-            "Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less "
-            "LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round "
-            "Selu Shrink Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tan Tanh "
-            "ThresholdedRelu Where Xor",
-            _elementwise,
-        ),
-        ("Dropout", _dropout),
-        ("Softmax LogSoftmax Hardmax LpNormalization", _along(-1)),
-        ("Split", _along(0)),
-        ("Concat", _along(None)),
-        ("LayerNormalization RMSNormalization", _from_axis),
-        (
-            "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean "
-            "ReduceMin ReduceProd ReduceSum ReduceSumSquare TopK",
-            _reduced,
-        ),
-        (
-            "AveragePool BatchNormalization Conv GlobalAveragePool GlobalMaxPool "
-            "GroupNormalization InstanceNormalization MaxPool",
-            _images,
-        ),
-        ("Reshape Flatten Squeeze Unsqueeze", _reshaped),
-        ("Expand ConstantOfShape", _expanded),
-        ("Transpose", _transposed),
-        ("MatMul", _matmul),
-        ("Gemm", _gemm),
-        ("Gather", _gather),
-        ("Slice", _sliced),
-    )
+    (ELEMENTWISE, _kept),
+    (REDUCING, _kept),
+    ("Concat ConstantOfShape Expand Gemm MatMul Split Transpose", _kept),
+    ("Hardmax LogSoftmax LpNormalization Softmax", _along),
+    ("LayerNormalization RMSNormalization", _from_axis),
+    ("AveragePool BatchNormalization Conv GlobalAveragePool GlobalMaxPool MaxPool", _images),
+    ("GroupNormalization InstanceNormalization", _images),
+    ("Flatten Reshape Squeeze Unsqueeze", _reshaped),
+    ("Gather", _gather),
+    ("Slice", _sliced),
 )
 """By operator of the domain "". They hold for every opset from OPSET_MIN on."""
 SIZE_ARGUMENTS: Final = {("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0)}
