@@ -370,7 +370,7 @@ def test_one_graph_for_all_lengths_gives_the_same_bits(
 
 
 def test_a_large_network_has_one_graph() -> None:
-    """From a MiB of weights on; but one with a Scan has two, since a single step is faster alone."""
+    """From a MiB of weights on; one with a Scan has two, since a single step is faster alone."""
     small, large = (np.zeros(count, np.float32) for count in (1 << 10, 1 << 18))
     scanned = SCANNED["an output of the cell"][1]
     for step, weight, is_one in ((ONE, large, True), (ONE, small, False), (scanned, large, False)):
