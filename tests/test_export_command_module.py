@@ -178,6 +178,18 @@ def test_wrappers_are_taken_off(
     assert torch.allclose(loaded, tensors["gru.weight_hh_l0"], rtol=0.01)
 
 
+def test_a_modules_own_names_may_look_like_a_wrapper(tmp_path: Path, export: Export) -> None:
+    """A layer called `module` is not taken for DataParallel's prefix."""
+    text = (
+        f"{TEXT}\nclass Wrapped(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.module = Net()\n\n    def forward(self, x):\n        return self.module(x)\n"
+    )
+    tensors = {f"module.{name}": part for name, part in Net().state_dict().items()}
+    lines_of(write(tmp_path, text, "Wrapped", tensors))
+    loaded = export.module.state_dict()
+    assert torch.equal(loaded["module.fc.weight"], tensors["module.fc.weight"])
+
+
 def test_names_of_the_file_do_not_control_the_terminal(tmp_path: Path, export: Export) -> None:
     """A note escapes what a tensor's name has besides text."""
     tensors = {f"net.{name}": part for name, part in Net().state_dict().items()}
