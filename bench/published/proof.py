@@ -72,7 +72,7 @@ def export_model(folder: Path, recipe: Recipe, models: Path) -> None:
     if recipe.is_module:
         _export_module(folder, models)
         return
-    flags = [flag.format(folder) for flag in recipe.flags]
+    flags = [flag.format(folder=folder, users=USERS) for flag in recipe.flags]
     ours = ["--name", folder.name, "--models", str(models)]
     done = subprocess.run(
         [*COMMAND[:-1], "export", str(folder / recipe.file), *flags, *ours],

@@ -14,8 +14,9 @@ MODEL_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".nam")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`, in which {} is
-    the folder; or, with `is_module`, the user's lines in users/ read it."""
+    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`, in which {folder}
+    is that folder and {users} is users/; or, with `is_module`, the user's lines in users/ read it.
+    """
 
     file: str
     flags: tuple[str, ...] = ()
@@ -36,7 +37,7 @@ RECIPES: Mapping[str, Sequence[Recipe]] = {
             "anydrive_sd.pt",
             (
                 *("--lstm=lstm", "--head=linear"),
-                *("--input-scale={}/isc.txt", "--output-scale={}/osc.txt"),
+                *("--input-scale={folder}/isc.txt", "--output-scale={folder}/osc.txt"),
             ),
         ),
         Recipe("anydrive_sd.pt", is_module=True),
@@ -46,14 +47,22 @@ RECIPES: Mapping[str, Sequence[Recipe]] = {
         Recipe(
             "nh_model_epoch009.pt",
             (
-                *("--input-mean={}/im.txt", "--input-scale={}/isc.txt"),
-                *("--output-mean={}/om.txt", "--output-scale={}/osc.txt"),
+                *("--input-mean={folder}/im.txt", "--input-scale={folder}/isc.txt"),
+                *("--output-mean={folder}/om.txt", "--output-scale={folder}/osc.txt"),
             ),
         ),
     ),
     "sugar_creek": (
         Recipe("sugar_creek_trained.pt"),
-        Recipe("sugar_sd.pt"),
+        Recipe(
+            "sugar_sd.pt",
+            (
+                "--input-mean={users}/sugar_creek_scaling/input_mean.txt",
+                "--input-scale={users}/sugar_creek_scaling/input_scale.txt",
+                "--output-mean={users}/sugar_creek_scaling/output_mean.txt",
+                "--output-scale={users}/sugar_creek_scaling/output_scale.txt",
+            ),
+        ),
         Recipe("sugar_sd.pt", is_module=True),
     ),
     "unitree_g1_walk": (
