@@ -1,7 +1,7 @@
 """Makes a network of kind "network" by hand: a step graph with five states of different shapes.
 
 Loop is its oracle: one plain onnxruntime session of the graph as it is, one time step of one
-session after the other. It has no pool, no Scan and no batch.
+session after the other. It has no pool, no Scan and no batch. StepLoop is that of any step graph.
 """
 
 from __future__ import annotations
@@ -216,32 +216,41 @@ def write(
     return write_model(folder, Manifest(name, version, spec, found, sums), files, force=False)
 
 
-class Loop:
-    """The oracle."""
+class StepLoop:
+    """The oracle of any step graph; `initial` is a new session's state [*shape] by name."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, content: bytes, spec: ModelSpec, initial: Arrays) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # no step reads the initial state
-        self._session = ort.InferenceSession(build(seed).SerializeToString(), options)
+        self._session = ort.InferenceSession(content, options)
         self._names = [each.name for each in self._session.get_outputs()]
-        self._initial = initial(seed)
+        self._initial = initial
+        self._spec = spec
+        self._inputs, self._outputs = RowFormat(spec.inputs), RowFormat(spec.outputs)
 
     def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
         """One time step of one session: inputs and states [*shape] -> outputs, states."""
         feed = {name: each[np.newaxis] for name, each in {**inputs, **states}.items()}
         outputs = zip(self._names, self._session.run(None, feed), strict=True)
         found = {name: each[0] for name, each in outputs}
-        after = {each.name: found[each.name + NEXT] for each in SPEC.states}
-        return {each.name: found[each.name] for each in SPEC.outputs}, after
+        after = {each.name: found[each.name + NEXT] for each in self._spec.states}
+        return {each.name: found[each.name] for each in self._spec.outputs}, after
 
     def run(self, rows: Rows, states: Arrays | None = None) -> tuple[Rows, dict[str, Array]]:
         """Rows [T, ...] of the inputs, from the initial state where none is given -> rows [T, ...]
         of the outputs, and the states after them."""
-        inputs, after = INPUTS.split(rows), dict(states or self._initial)
+        inputs, after = self._inputs.split(rows), dict(states or self._initial)
         outputs = []
         for t in range(len(rows)):
             found, after = self.step({name: each[t] for name, each in inputs.items()}, after)
             outputs.append(found)
         packed = {name: np.stack([each[name] for each in outputs]) for name in outputs[0]}
-        return OUTPUTS.pack(packed), after
+        return self._outputs.pack(packed), after
+
+
+class Loop(StepLoop):
+    """The oracle of the network of five states."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(build(seed).SerializeToString(), SPEC, initial(seed))
