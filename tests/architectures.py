@@ -48,7 +48,8 @@ VOCABULARY = frozenset(
         *ENDS,
         *INPUTS,
         *LAYOUTS,
-        *("projection", "several layers", "no bias", "softmax", "scalar result", "given states"),
+        *("projection", "several layers", "no bias", "softmax", "scalar result"),
+        *("given states", "no time axis"),
     )
 )
 
@@ -66,17 +67,19 @@ class Given:
 class Architecture:
     """`source` is the file; `choices` are of VOCABULARY.
 
-    `names` of the results, in order, without states; `states` are the shapes without batch of
-    states that forward() takes after its inputs and returns after its results, with the batch on
-    axis 1. If `is_last`, a result is that of the last time step, [B, *shape].
+    `names` of the results, in order, without states; `states` are those that forward() takes after
+    its inputs and returns after its results: [layers, B, width], or [B, width] where `has_time` is
+    False: then forward() takes one time step without its axis. If `is_last`, a result is that of
+    the last time step, [B, *shape].
     """
 
     seed: int
     source: str
     inputs: tuple[Given, ...]
     names: tuple[str, ...]
-    states: tuple[tuple[str, tuple[int, int]], ...]
+    states: tuple[tuple[str, tuple[int, ...]], ...]
     is_batch_first: bool
+    has_time: bool
     is_last: bool
     choices: frozenset[str]
 
@@ -107,16 +110,21 @@ class Architecture:
         }
 
     def arguments(self, inputs: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
-        """What forward() takes: the inputs [B, T, *shape], laid out, and zeros for the states."""
+        """The inputs [B, T, *shape] as forward() has them, though always with an axis of time, and
+        zeros for the states."""
         tensors = [torch.from_numpy(inputs[each.name]) for each in self.inputs]
         batch = len(tensors[0])
-        zeros = (torch.zeros(layers, batch, width) for _, (layers, width) in self.states)
+        zeros = (torch.zeros(*layers, batch, width) for _, (*layers, width) in self.states)
         return (*(self._laid_out(each).contiguous() for each in tensors), *zeros)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Arguments for the export."""
         rng = np.random.default_rng(self.seed)
-        return self.arguments(self.draw(rng, int(rng.integers(1, 4)), int(rng.integers(5, 10))))
+        found = self.arguments(self.draw(rng, int(rng.integers(1, 4)), int(rng.integers(5, 10))))
+        if self.has_time:
+            return found
+        count = len(self.inputs)
+        return (*(each[:, 0] for each in found[:count]), *found[count:])
 
     def results(self, net: nn.Module, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Name -> [B, T, *shape] of each result by Net's own forward(), in float32."""
@@ -132,15 +140,20 @@ class Architecture:
             )
 
     def _results(self, net: nn.Module, arguments: Sequence[torch.Tensor]) -> dict[str, Array]:
+        count, time = len(self.inputs), 1 if self.is_batch_first else 0
+        inputs, states = arguments[:count], list(arguments[count:])
+        ends = []
         with torch.no_grad():
-            if not self.is_last:
+            if self.has_time and not self.is_last:
                 whole = self._named(net(*arguments))
                 return {name: self._laid_out(each).numpy() for name, each in whole.items()}
-            count, time = len(self.inputs), 1 if self.is_batch_first else 0
-            ends = [
-                self._named(net(*(each.narrow(time, 0, t) for each in arguments[:count])))
-                for t in range(1, arguments[0].shape[time] + 1)
-            ]
+            for t in range(inputs[0].shape[time]):
+                if self.has_time:
+                    result = net(*(each.narrow(time, 0, t + 1) for each in inputs))
+                else:
+                    result = net(*(each[:, t] for each in inputs), *states)
+                    states = list(result[len(self.names) :])
+                ends.append(self._named(result))
         return {name: torch.stack([each[name] for each in ends], 1).numpy() for name in self.names}
 
     def _named(self, result: Any) -> dict[str, torch.Tensor]:
@@ -205,17 +218,22 @@ class Writer:
         self._lines: list[str] = []
         self._counts: dict[str, int] = {}
         self._choices: set[str] = set()
-        self._states: list[tuple[str, tuple[int, int]]] = []
+        self._states: list[tuple[str, tuple[int, ...]]] = []
         self._is_batch_first = self._choose(LAYOUTS) == "batch first"
-        self._has_time = True
+        self._has_time = not self._maybe("no time axis", 0.08)
+        if not self._has_time:
+            self._is_batch_first = True
+            self._choices -= set(LAYOUTS)
         self._last_h = ""
         self._width = 0
 
     def write(self) -> Architecture:
         """The whole file."""
-        inputs = self._inputs()
+        has_time, inputs = self._has_time, self._inputs()
         self._rows(0, 2)
-        if self._rng.random() < 0.15:
+        if not has_time:
+            end = self._given_cell()
+        elif self._maybe("given states", 0.12):
             end = self._given_states()
         else:
             self._core()
@@ -229,6 +247,7 @@ class Writer:
             names=names,
             states=tuple(self._states),
             is_batch_first=self._is_batch_first,
+            has_time=has_time,
             is_last=end != "every step",
             choices=frozenset(self._choices),
         )
@@ -498,7 +517,6 @@ class Writer:
 
     def _given_states(self) -> str:
         """One layer whose states forward() takes and returns."""
-        self._choices.add("given states")
         kind = self._choose(RNNS)
         name, layers, hidden, width = self._make_rnn(kind, 0)
         self._states.append(("h", (layers, width)))
@@ -507,6 +525,17 @@ class Writer:
         states = "(h, c)" if kind == "LSTM" else "h"
         self._add(f"x, {states} = {name}(x, {states})")
         self._width = width
+        return "every step"
+
+    def _given_cell(self) -> str:
+        """A cell and its states, without a loop: forward() has no axis of time."""
+        kind, hidden = self._choose(CELLS), self._size()
+        name = self._make_cell(kind, self._width, hidden)
+        names = ("h", "c") if kind == "LSTMCell" else ("h",)
+        self._states += [(each, (hidden,)) for each in names]
+        states = ", ".join(names)
+        self._add(f"{states} = {name}(x, {f'({states})' if len(names) > 1 else states})", "x = h")
+        self._width = hidden
         return "every step"
 
     # The end --------------------------------------------------------------------------------------
