@@ -1,18 +1,269 @@
-"""The user's module as a function from flat tensors to flat, named ones."""
+"""The user's module as a function from flat, named tensors to flat, named ones.
+
+It runs a copy of the module, in eval mode on the CPU, and changes no code of it. It does not know
+which of its tensors are states.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from lstmserve_export.refusal import Refused
+
+Tensors = Mapping[str, torch.Tensor]
+LINE_LEN_MAX: Final = 300
+DTYPES: Final = {
+    torch.float64: torch.float32,
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.int32: torch.int64,
+    torch.int16: torch.int64,
+    torch.int8: torch.int64,
+    torch.uint8: torch.int64,
+}
+TAKEN: Final = (torch.float32, torch.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Axes:
-    """Where an input has its batch and its time steps; None: it has no such axis."""
+    """Where a tensor of forward's has its batch and its time steps; None: it has no such axis."""
 
     batch: int | None
     time: int | None
 
     @classmethod
     def of(cls, letters: str) -> Axes | None:
-        """The axes of "BT", "TB", "B" or "T"; None for "", which lets the export find out."""
-        raise NotImplementedError
+        """The axes of "BT", "TB", "B" or "T"; None for "", which lets the export find out.
+
+        Raises Refused.
+        """
+        if letters not in ("", *LAYOUTS):
+            raise Refused(f"axes is {letters!r}, must be one of {', '.join(LAYOUTS)}")
+        return LAYOUTS[letters] if letters else None
+
+    def to_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of forward's -> [B, T, *shape], with 1 for an axis that it has not."""
+        places = [each for each in (self.batch, self.time) if each is not None]
+        rows = tensor.movedim(places, list(range(len(places))))
+        if self.batch is None:
+            rows = rows[None]
+        return rows[:, None] if self.time is None else rows
+
+    def from_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B, T, *shape] -> a tensor of forward's, which takes the first entry of an axis that it
+        has not."""
+        if self.time is None:
+            rows = rows[:, 0]
+        if self.batch is None:
+            rows = rows[0]
+        places = [each for each in (self.batch, self.time) if each is not None]
+        return rows.movedim(list(range(len(places))), places)
+
+
+LAYOUTS: Final = {
+    "BT": Axes(0, 1),
+    "TB": Axes(1, 0),
+    "B": Axes(0, None),
+    "T": Axes(None, 0),
+}
+
+
+class Result(NamedTuple):
+    """A tensor that forward() returns. `path` leads to it, such as "y", "1" or "1.0"; "" is it."""
+
+    path: str
+    tensor: torch.Tensor
+
+
+class Forward:
+    """forward() of a module with the structure of an example's arguments.
+
+    `example` has the tensors of the example by name: the name of forward's argument, and for a
+    tensor inside it NAME.KEY. Anything in the example that is no tensor is passed on as it is.
+    """
+
+    def __init__(self, module: nn.Module, example: Any) -> None:
+        """Raises Refused if the module cannot be copied, or the example does not fit forward()."""
+        self.module = _copied(module)
+        bound = _bind(self.module, example)
+        leaves, self._structure = pytree.tree_flatten((bound.args, bound.kwargs))
+        self._leaves: list[Any] = [_as_tensor(leaf) for leaf in leaves]
+        self._names = _leaf_names(bound)
+        self.example: dict[str, torch.Tensor] = {}
+        for name, leaf in zip(self._names, self._leaves, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                _check_dtype(name, leaf)
+                self.example[name] = leaf
+        if not self.example:
+            raise Refused(
+                "the example has no tensor: give what forward() takes, such as x [B, T, F]"
+            )
+
+    def __call__(self, tensors: Tensors) -> list[Result]:
+        """The results of forward() where `tensors` take the places of the example's.
+
+        Raises what the user's code raises.
+        """
+        leaves = [
+            tensors.get(name, leaf) if isinstance(leaf, torch.Tensor) else leaf
+            for name, leaf in zip(self._names, self._leaves, strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the user's code, and torch's on odd layers
+            return list(_results(self.module(*args, **kwargs), ""))
+
+    def arguments(self) -> dict[str, list[str]]:
+        """The names of the example's tensors by the argument of forward() that has them."""
+        found: dict[str, list[str]] = {}
+        for name in self.example:
+            found.setdefault(name.partition(".")[0], []).append(name)
+        return found
+
+    def as_double(self) -> Double:
+        """The same function, computed in float64."""
+        return Double(self)
+
+
+class Double:
+    """A Forward in float64: its copy has float64 weights, and new tensors are float64."""
+
+    def __init__(self, single: Forward) -> None:
+        self._forward = copy.copy(single)
+        self._forward.module = copy.deepcopy(single.module).double()
+        self._forward._leaves = [
+            leaf.double() if _is_float(leaf) else leaf for leaf in single._leaves
+        ]
+
+    def __call__(self, tensors: Tensors) -> list[Result]:
+        """The results for float32 tensors, which it converts. Raises as Forward does."""
+        doubled = {n: each.double() if _is_float(each) else each for n, each in tensors.items()}
+        with _default_double():
+            return self._forward(doubled)
+
+
+@contextmanager
+def _default_double() -> Iterator[None]:
+    """torch.zeros(...) in the user's code makes float64 meanwhile."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    if isinstance(module, (torch.jit.ScriptModule, torch.export.ExportedProgram)):
+        raise Refused(
+            f"a {type(module).__name__} is a compiled program, whose layers cannot be given their "
+            "state: export the nn.Module that it was made from"
+        )
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:  # a module may hold anything
+        raise Refused(
+            f"the module cannot be copied ({one_line(error)}): remove hooks, old weight_norm and "
+            "tensors that are no parameters, or use torch.nn.utils.parametrizations"
+        ) from error
+    return copied.cpu().float().eval().requires_grad_(False)
+
+
+def _bind(module: nn.Module, example: Any) -> inspect.BoundArguments:
+    signature = inspect.signature(module.forward)
+    try:
+        if isinstance(example, Mapping):
+            return signature.bind(**example)
+        if isinstance(example, (tuple, list)):
+            return signature.bind(*example)
+        return signature.bind(example)
+    except TypeError as error:
+        raise Refused(
+            f"the example does not fit forward{signature}: {one_line(error)}; give a tensor, a "
+            "tuple of the arguments, or a dict of them by name"
+        ) from error
+
+
+def _as_tensor(leaf: Any) -> Any:
+    """A tensor on the CPU of a dtype that is served, or what is no tensor as it is."""
+    if isinstance(leaf, np.ndarray):
+        leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    leaf = leaf.detach().cpu()
+    return leaf.to(DTYPES.get(leaf.dtype, leaf.dtype))
+
+
+def _check_dtype(name: str, leaf: torch.Tensor) -> None:
+    if leaf.dtype not in TAKEN:
+        raise Refused(
+            f"{name} is {leaf.dtype}: an input is float32 or int64; take one of these, and convert "
+            "it inside forward()"
+        )
+    if leaf.is_floating_point() and not leaf.isfinite().all():
+        raise Refused(f"{name} of the example has NaN or infinite values")
+
+
+def _leaf_names(bound: inspect.BoundArguments) -> list[str]:
+    """The names in the order of tree_flatten((args, kwargs))."""
+    names = []
+    by_position = list(bound.signature.parameters)
+    paths, _ = pytree.tree_flatten_with_path((bound.args, bound.kwargs))
+    for (side, first, *rest), _ in paths:
+        is_positional = pytree.keystr((side,)) == "[0]"
+        if is_positional:
+            name = by_position[min(first.idx, len(by_position) - 1)]
+        else:
+            name = str(first.key)
+        names.append(".".join([name, *map(_key, rest)]))
+    return names
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("idx", "key", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _results(value: Any, path: str) -> Iterator[Result]:
+    """The tensors in what forward() returned, with their paths; anything else is left out."""
+
+    def under(key: Any) -> str:
+        return f"{path}.{key}" if path else str(key)
+
+    if isinstance(value, torch.Tensor):
+        yield Result(path, value)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _results(each, under(key))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for key, each in zip(value._fields, value, strict=True):
+            yield from _results(each, under(key))
+    elif isinstance(value, (tuple, list)):
+        for key, each in enumerate(value):
+            yield from _results(each, under(key))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _results(getattr(value, field.name), under(field.name))
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message on one line, cut; its class where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LINE_LEN_MAX else f"{text[:LINE_LEN_MAX]} ..."

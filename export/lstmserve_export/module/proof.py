@@ -1,0 +1,124 @@
+"""Proves that the exported step, run as the server runs it, is the module's own forward().
+
+It streams the golden cases through the pool's graphs in single steps, in random chunks and in one
+ragged batch, and measures what batches and chunks do to the bits. It never writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from lstmserve.engine.compute.device import GraphRefused
+from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
+from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
+from lstmserve.engine.model import SELF_TEST_SLOTS
+from lstmserve.golden import Golden, excess
+from lstmserve.graph import InvalidModel, PoolNetwork
+from lstmserve.rows import RowFormat
+from lstmserve_export.module.probe import SEED
+from lstmserve_export.module.signature import Array
+from lstmserve_export.refusal import Refused
+
+SLOTS: Final = 512 + SELF_TEST_SLOTS
+
+
+class Mismatch(Exception):
+    """The stream is not forward(). `name` is the output, `step` the time step (from 0) of it."""
+
+    def __init__(self, way: str, name: str, step: int, ratio: float) -> None:
+        super().__init__(
+            f"output {name} differs from forward() at time step {step + 1} ({way}): "
+            f"{ratio:.3g} times the allowed difference"
+        )
+        self.step = step
+
+
+class Stream:
+    """The exported step as it is served: its graphs around a pool on the CPU."""
+
+    def __init__(self, network: PoolNetwork) -> None:
+        """Raises Refused where onnxruntime does not run the graphs."""
+        self.pool = Pool(network.layout, SLOTS + RESERVED)
+        self._spec = network.layout.spec
+        try:
+            self.kernel = Kernel(network, self.pool, "cpu", threads=1)
+        except (InvalidModel, GraphRefused) as error:
+            raise Refused(f"the exported step does not run: {error}") from error
+
+    def run(self, case: Golden, cuts: Sequence[int]) -> dict[str, Array]:
+        """Outputs [N, T, *shape] of the case, whose time axis is cut at `cuts` (0 first, T last)."""
+        x = RowFormat(self._spec.inputs).pack(case.inputs).swapaxes(0, 1)
+        outputs = RowFormat(self._spec.outputs)
+        count, steps = len(case.lengths), int(case.lengths.max())
+        y = outputs.unknown(steps, count)
+        slots = self.pool.take(2 * count)
+        turns = slots[:count].copy(), slots[count:].copy()
+        read = np.full(count, INITIAL)
+        try:
+            for start, stop in pairwise(cuts):
+                rows = np.flatnonzero(case.lengths > start)
+                lengths = np.minimum(case.lengths[rows] - start, stop - start).astype(np.int32)
+                part = np.ascontiguousarray(x[start : start + int(lengths.max()), rows])
+                write = np.where(read == turns[0], turns[1], turns[0])
+                found = self.kernel.run(part, lengths, read[rows], write[rows])
+                y[start : start + len(part), rows] = found
+                read[rows] = write[rows]
+        finally:
+            self.pool.give(slots)
+        return {name: each.swapaxes(0, 1) for name, each in outputs.split(y).items()}
+
+
+def prove(
+    network: PoolNetwork, cases: Mapping[str, Golden], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """The parity report. Raises Mismatch where an output is too far from forward(), and Refused
+    where onnxruntime fails or mixes rows."""
+    stream = Stream(network)
+    report: dict[str, float] = {}
+    onnx_error = 0.0
+    for name, case in cases.items():
+        steps = int(case.lengths.max())
+        inner = np.random.default_rng(SEED).permutation(np.arange(1, steps))[: steps // 8]
+        ways = {
+            "steps": range(steps + 1),
+            "chunks": [0, *sorted(map(int, inner)), steps],
+            "ragged": [0, steps],
+        }
+        for way, cuts in ways.items():
+            progress(f"parity: {name}, {way}")
+            ratio, error = _judge(f"{name}, {way}", stream.run(case, cuts), case)
+            report[f"{name} {way}"] = ratio
+            onnx_error = max(onnx_error, error)
+    progress("parity: batches and chunks")
+    try:
+        check_kernel(stream.kernel, stream.pool, cases)
+    except SelfTestFailed as error:
+        raise Refused(f"the exported step fails the server's self-test: {error}") from error
+    return {
+        "rows": int(sum(case.lengths.sum() for case in cases.values())),
+        "seed": SEED,
+        "torch_error": max(case.torch_error for case in cases.values()),
+        "onnx_error": onnx_error,
+        "excess": report,
+        "is_exact": stream.kernel.is_exact,
+    }
+
+
+def _judge(way: str, outputs: Mapping[str, Array], case: Golden) -> tuple[float, float]:
+    """The largest error in units of the allowed one, and as it is. Raises Mismatch."""
+    worst = largest = 0.0
+    for name, expected in case.outputs.items():
+        for step in range(int(case.lengths.max())):
+            rows = np.flatnonzero(case.lengths > step)
+            actual, wanted = outputs[name][rows, step], expected[rows, step]
+            ratio = excess(actual, wanted, case.torch_error)
+            if not ratio <= 1:
+                raise Mismatch(way, name, step, ratio)
+            worst = max(worst, ratio)
+            largest = max(largest, float(np.abs(actual - wanted).max(initial=0)))
+    return worst, largest

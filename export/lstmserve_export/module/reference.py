@@ -1,0 +1,151 @@
+"""The module's own answers: forward() on every prefix, in float32 and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from lstmserve.golden import Golden, torch_error_max
+from lstmserve_export.module.forward import Forward, Result, Tensors
+from lstmserve_export.module.probe import SEED, Sampler
+from lstmserve_export.module.signature import Array, Signature
+from lstmserve_export.refusal import Refused
+
+# 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
+LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
+VALUE_COUNT_MAX: Final = 4_000_000
+EXAMPLE_ROWS_MAX: Final = 256
+Run = Callable[[Tensors], list[Result]]
+
+
+class Reference:
+    """Answers by running forward() on each prefix of a sequence, so that nothing is carried over.
+
+    Where forward() takes one time step at a time, its states go from call to call.
+    """
+
+    def __init__(self, forward: Forward, signature: Signature) -> None:
+        self._signature = signature
+        self._single = forward
+        self._double: Run | None = None
+        try:
+            self._double = forward.as_double()
+            self._steps(self._double, self.random((2, 1)), np.array([2, 1]))
+        except Exception:  # the user's code may insist on float32
+            self._double = None
+
+    @property
+    def has_double(self) -> bool:
+        """Whether the module also runs in float64, so that torch's own error is known."""
+        return self._double is not None
+
+    def random(self, lengths: Sequence[int]) -> dict[str, Array]:
+        """Random rows like the example's: name of an input -> [N, T, *shape]."""
+        signature = self._signature
+        axes = {each.name: each.axes for each in signature.inputs}
+        sampler = Sampler(self._single.example, axes, SEED + sum(lengths))
+        rows = sampler.rows(len(lengths), max(lengths))
+        return {e.spec.name: rows[e.name].contiguous().numpy() for e in signature.inputs}
+
+    def example(self) -> dict[str, Array]:
+        """The example's rows [N, T, *shape], at most EXAMPLE_ROWS_MAX of them."""
+        found, length = {}, 1
+        for each in self._signature.inputs:
+            rows = each.axes.to_rows(self._single.example[each.name])
+            length = max(length, rows.shape[1])
+            found[each.spec.name] = rows
+        size = max(1, min(next(iter(found.values())).shape[0], EXAMPLE_ROWS_MAX // length))
+        length = min(length, EXAMPLE_ROWS_MAX)
+        return {
+            name: rows[:size]
+            .expand(size, max(rows.shape[1], length), *rows.shape[2:])[:, :length]
+            .contiguous()
+            .numpy()
+            for name, rows in found.items()
+        }
+
+    def case(self, inputs: dict[str, Array], lengths: Array) -> Golden:
+        """The golden case of these rows. Raises Refused where forward() fails on them."""
+        single = self._answers(self._single, inputs, lengths)
+        exact = single if self._double is None else self._answers(self._double, inputs, lengths)
+        error = 0.0
+        for name, value in single.items():
+            if value.dtype.kind == "f":
+                valid = np.arange(value.shape[1]) < np.asarray(lengths)[:, None]
+                error = max(error, float(np.abs(value - exact[name])[valid].max(initial=0)))
+        outputs = {n: v if v.dtype.kind == "f" else single[n] for n, v in exact.items()}
+        return Golden(inputs, np.asarray(lengths, np.int32), None, outputs, {}, error)
+
+    def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
+        try:
+            return self._steps(run, inputs, lengths)
+        except Exception as error:  # the user's code may raise anything
+            raise Refused(f"forward() fails on {max(lengths)} time steps: {error}") from error
+
+    def _steps(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
+        """Outputs [N, T, *shape] of the last time step of each prefix; zeros past a length."""
+        signature, found = self._signature, {}
+        rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        count, steps = len(lengths), int(max(lengths))
+        for output in signature.outputs:
+            dtype: Any = np.float64 if output.spec.dtype == "float32" else np.int64
+            found[output.spec.name] = np.zeros((count, steps, *output.spec.shape), dtype)
+        states = self._starts(count)
+        sizes = [1] * count if signature.inputs[0].axes.batch is None else [count]
+        for t in range(steps):
+            first = 0 if signature.has_time else t
+            part = {name: each[:, first : t + 1] for name, each in rows.items()}
+            start = 0
+            for size in sizes:
+                some = slice(start, start + size)
+                start += size
+                taken = {name: each[some] for name, each in part.items()}
+                given = {name: each[some] for name, each in states.items()}
+                results = run(signature.arguments(taken, given))
+                for name, value in signature.last(results).items():
+                    found[name][some, t] = value.numpy()
+                if not signature.has_time:
+                    states = signature.after(results)
+        past = np.arange(steps) >= np.asarray(lengths)[:, None]
+        for value in found.values():
+            value[past] = 0
+        return found
+
+    def _starts(self, count: int) -> dict[str, torch.Tensor]:
+        """The passed states of new sessions."""
+        return {
+            each.spec.name: torch.zeros(
+                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
+            )
+            for each in self._signature.passed
+        }
+
+
+def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
+    """The case of random rows, and torch's error on the longest one.
+
+    Halves the sequences until torch's float32 is close enough to its float64 for the answers to
+    mean something. Raises Refused if it is not even on single rows.
+    """
+    spec = signature.spec
+    width = sum(each.size for each in (*spec.inputs, *spec.outputs))
+    share = min(1.0, VALUE_COUNT_MAX / sum(LENGTHS) / width)
+    lengths = tuple(max(1, int(length * share)) for length in LENGTHS)
+    case = reference.case(reference.random(lengths), np.array(lengths))
+    whole_error = case.torch_error
+    while not case.torch_error <= torch_error_max(*_floats(case)):
+        if max(lengths) == 1:
+            raise Refused(
+                f"torch's own float32 is off by {case.torch_error:.2g} on a single row: with these "
+                "weights no float32 result means anything; train with smaller ones"
+            )
+        lengths = tuple(max(1, length // 2) for length in lengths)
+        case = reference.case(reference.random(lengths), np.array(lengths))
+    return case, whole_error
+
+
+def _floats(case: Golden) -> list[Array]:
+    return [each for each in case.outputs.values() if each.dtype.kind == "f"]
