@@ -26,7 +26,8 @@ def cells(result: Result) -> list[str]:
     way = f"`{result.recipe.file}`, {result.recipe.way}"
     found = result.compared
     if found is None:
-        return [result.model, way, "-", f"refused: {result.said}", "-", "-", str(result.lines)]
+        said = "refused: " + result.said.replace("|", "\\|")
+        return [result.model, way, "-", said, "-", "-", str(result.lines)]
     share = f"{100 * found.share:.2g} %" + ("" if found.share <= 1 else " **WRONG**")
     exact = "yes" if found.is_exact else "no"
     difference = f"{found.difference:.1e}"

@@ -14,8 +14,10 @@ MODEL_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".nam")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`, in which {folder}
-    is that folder and {users} is users/; or, with `is_module`, the user's lines in users/ read it.
+    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`.
+
+    In a flag, {folder} is that folder and {users} is users/. With `is_module`, the user's lines in
+    users/ read the file instead.
     """
 
     file: str

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import nn
 
-
 SCALING = Path(__file__).parent / "sugar_creek_scaling"
 
 
