@@ -16,8 +16,15 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from lstmserve.spec import LayerKind
+
 SEQUENCES: Final = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS: Final = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+KINDS: Final[dict[LayerKind, tuple[type, type]]] = {
+    "lstm": (nn.LSTM, nn.LSTMCell),
+    "gru": (nn.GRU, nn.GRUCell),
+    "rnn": (nn.RNN, nn.RNNCell),
+}
 Layer = Any  # one of the above; torch has no class for them all
 State = tuple[torch.Tensor, ...]
 
@@ -35,13 +42,14 @@ class Call:
 
     `length`: time steps of its sequence, 1 for a cell. `rows`: sequences in its batch. `handed`:
     the state that the caller gave, [rows, *shape] each with the shape of state_shapes(), or None.
-    `after`: the tensors of the state that the call returned.
+    `given` are the tensors of the handed state themselves, and `after` those that it returned.
     """
 
     id: CallId
     length: int
     rows: int
     handed: State | None
+    given: State
     after: State
 
 
@@ -55,14 +63,9 @@ def find_layers(module: nn.Module) -> dict[str, Layer]:
     return found
 
 
-def kind_of(layer: Layer) -> str:
+def kind_of(layer: Layer) -> LayerKind:
     """ "lstm", "gru" or "rnn"."""
-    kinds = {
-        "lstm": (nn.LSTM, nn.LSTMCell),
-        "gru": (nn.GRU, nn.GRUCell),
-        "rnn": (nn.RNN, nn.RNNCell),
-    }
-    return next(name for name, classes in kinds.items() if isinstance(layer, classes))
+    return next(name for name, classes in KINDS.items() if isinstance(layer, classes))
 
 
 def state_names(layer: Layer) -> tuple[str, ...]:
@@ -152,7 +155,7 @@ def watched(layers: dict[str, Layer]) -> Iterator[list[Call]]:
 
 def _watch(call_id: CallId, layer: Layer, x: Any, state: Any, after: State) -> Call:
     if isinstance(x, nn.utils.rnn.PackedSequence):
-        return Call(call_id, len(x.batch_sizes), int(x.batch_sizes[0]), None, after)
+        return Call(call_id, len(x.batch_sizes), int(x.batch_sizes[0]), None, (), after)
     axis = sequence_axis(layer, x)
     length = 1 if axis is None else x.shape[axis]
     is_batched = x.dim() == (3 if axis is not None else 2)
@@ -160,4 +163,5 @@ def _watch(call_id: CallId, layer: Layer, x: Any, state: Any, after: State) -> C
     handed = batch_first(layer, state)
     if handed is not None:
         handed = tuple(part.detach().clone() for part in handed)
-    return Call(call_id, length, rows, handed, after)
+    given = () if state is None else tuple(state) if isinstance(state, (tuple, list)) else (state,)
+    return Call(call_id, length, rows, handed, given, after)
