@@ -319,7 +319,7 @@ def hold(
     """Holds a ragged batch in a pool to the plain loop over single time steps: the outputs up to
     each length, and the states. Every other row begins from the initial state."""
     equal = equal or EQUAL[not is_rounded(step)]
-    rng, loop, size = np.random.default_rng(seed), StepLoop(step), len(lengths)
+    rng, loop, size = np.random.default_rng(seed), StepLoop.of(step), len(lengths)
     pool = Pool(network.layout, SLOTS)
     kernel = Kernel(network, pool, "cpu", 1)
     slots = rng.permutation(pool.take(3 * size))
@@ -382,7 +382,7 @@ def test_an_rnn_alone_differs_from_the_same_in_a_batch() -> None:
     """In onnxruntime itself; if that ends, the tests here may hold it to its bits."""
     step, rng = FOLDED["an RNN"], np.random.default_rng(0)
     x, states = random_x(step, rng, 9), random_states(step, rng, 9)
-    session = StepLoop(step).session
+    session = StepLoop.of(step).session
     together = session.run(["y"], {"x": x, **states})[0]
     alone = [session.run(["y"], {"x": x[[i]], "h": states["h"][[i]]})[0] for i in range(9)]
     nearly_equal(np.stack(alone).reshape(9, H), together)
