@@ -1,8 +1,8 @@
 """Forecasts a wave: layers before an nn.LSTM, dropout, and a head on the last time step.
 
-    python forecaster.py train     # trains the network and writes models/forecaster/1
-    lstmserve serve                # in a second terminal
-    python forecaster.py stream    # steps a session and compares it with forward()
+python forecaster.py train     # trains the network and writes models/forecaster/1
+lstmserve serve                # in a second terminal
+python forecaster.py stream    # steps a session and compares it with forward()
 """
 
 import sys

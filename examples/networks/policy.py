@@ -1,8 +1,8 @@
 """A recurrent policy: two heads, and a state that forward() takes and returns; no axis of time.
 
-    python policy.py train     # writes models/policy/1
-    lstmserve serve            # in a second terminal
-    python policy.py stream    # plays one episode and compares it with forward()
+python policy.py train     # writes models/policy/1
+lstmserve serve            # in a second terminal
+python policy.py stream    # plays one episode and compares it with forward()
 """
 
 import sys
@@ -62,7 +62,9 @@ def stream(target: str = "127.0.0.1:50051") -> None:
         h, c = session.state()  # as forward() returned it, without the batch
     np.testing.assert_allclose(h, state[0][0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(c, state[1][0], rtol=1e-4, atol=1e-4)
-    print(f"50 steps are forward()'s, and so is the state {h.shape}; the last value is {y['value']}")
+    print(
+        f"50 steps are forward()'s, and so is the state {h.shape}; the last value is {y['value']}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """An nn.GRU over tokens: it learns a line of text, and the server spells it letter by letter.
 
-    python speller.py train     # trains the network and writes models/speller/1
-    lstmserve serve             # in a second terminal
-    python speller.py stream    # spells the line from its first letter
+python speller.py train     # trains the network and writes models/speller/1
+lstmserve serve             # in a second terminal
+python speller.py stream    # spells the line from its first letter
 """
 
 import sys

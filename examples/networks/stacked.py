@@ -1,8 +1,8 @@
 """Two nn.LSTMs of different sizes, with a residual around the second; an answer for each row.
 
-    python stacked.py train     # writes models/stacked/1
-    lstmserve serve             # in a second terminal
-    python stacked.py stream    # moves a session to another one, and compares it with forward()
+python stacked.py train     # writes models/stacked/1
+lstmserve serve             # in a second terminal
+python stacked.py stream    # moves a session to another one, and compares it with forward()
 """
 
 import sys

@@ -1,8 +1,8 @@
 """A network that learned where to start: forward() hands its nn.LSTM a parameter as the state.
 
-    python start.py train     # writes models/start/1
-    lstmserve serve           # in a second terminal
-    python start.py stream    # looks at a new session's state, and compares steps with forward()
+python start.py train     # writes models/start/1
+lstmserve serve           # in a second terminal
+python start.py stream    # looks at a new session's state, and compares steps with forward()
 """
 
 import sys
@@ -26,7 +26,10 @@ class Start(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch = x.shape[0]
-        start = self.h0.expand(-1, batch, -1).contiguous(), self.c0.expand(-1, batch, -1).contiguous()
+        start = (
+            self.h0.expand(-1, batch, -1).contiguous(),
+            self.c0.expand(-1, batch, -1).contiguous(),
+        )
         out, _ = self.lstm(x, start)
         return self.head(out)
 
