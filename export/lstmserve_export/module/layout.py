@@ -237,7 +237,10 @@ def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) 
     left, right = whole[number].tensor.shape, other[number].tensor.shape
     changed = [a for a, (m, n) in enumerate(zip(left, right, strict=False)) if m != n]
     if len(left) != len(right) or len(changed) > 1 or any(left[a] != right[a] + 1 for a in changed):
-        raise _Unfit(f"a result is {list(left)}, and {list(right)} for one less")
+        raise _Unfit(
+            f"a result is {list(left)}, and {list(right)} for one less, must be [B, T, ...] or "
+            "[B, ...]"
+        )
     return changed[0] if changed else None
 
 

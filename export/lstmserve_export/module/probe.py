@@ -117,7 +117,7 @@ class _Probe:
             inputs=inputs,
             passed=passed,
             memories=memories,
-            outputs=self._outputs([o for o in outputs if o.result not in kept]),
+            outputs=self._outputs([o for o in outputs if o.result not in kept] or outputs),
             has_time=has_time,
             notes=tuple(notes),
         )
@@ -234,8 +234,6 @@ class _Probe:
     # --- outputs
 
     def _outputs(self, outputs: list[Output]) -> tuple[Output, ...]:
-        if not outputs:
-            raise Refused("forward() returns nothing but states")
         names = self.output_names or self._own_names(outputs)
         if len(names) != len(outputs):
             raise Refused(
