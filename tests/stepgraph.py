@@ -285,16 +285,21 @@ def write(
 
 
 class StepLoop:
-    """The oracle."""
+    """The oracle of any step graph; `initial` is a new session's state [*shape] by name."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, content: bytes, spec: ModelSpec, initial: Arrays) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # no step reads the initial state
-        self._spec = step.spec
-        self.session = ort.InferenceSession(step.model().SerializeToString(), options)
+        self._spec = spec
+        self.session = ort.InferenceSession(content, options)
         self._names = [each.name for each in self.session.get_outputs()]
-        self._initial = step.initial()
+        self._initial = initial
+
+    @classmethod
+    def of(cls, step: Step) -> StepLoop:
+        """The oracle of a step that is written by hand."""
+        return cls(step.model().SerializeToString(), step.spec, step.initial())
 
     def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
         """One time step of one session: inputs and states [*shape] -> outputs, states."""
@@ -320,4 +325,5 @@ class Loop(StepLoop):
     """The oracle of the model with five states."""
 
     def __init__(self, seed: int = 0) -> None:
-        super().__init__(five_states(seed))
+        step = five_states(seed)
+        super().__init__(step.model().SerializeToString(), step.spec, step.initial())

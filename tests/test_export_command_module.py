@@ -21,13 +21,20 @@ from exporting import exported, models_of, refused, run_export, save
 from hostile import ROWS as TENSOR_ROWS
 from hostile_modules import HIDDEN, ROWS, STATEFUL, TEXT, WIDTH, Maker, Net, arrays, rows, write
 from lstmserve.manifest import Manifest
-from lstmserve.spec import ModelSpec, Tap, TensorSpec
+from lstmserve.spec import Linear, LstmSpec, ModelSpec, Tap, TensorSpec
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.refusal import MODULE_WAY
 from lstmserve_export.target import Exported, Target
 
 NOTICE = "--module runs your own code: "
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lstmserve")
+
+
+SPEC = ModelSpec(
+    (TensorSpec("x", (WIDTH,)), TensorSpec("kind", (), "int64")),
+    (TensorSpec("y", (3,)),),
+    (TensorSpec("gru.h", (1, HIDDEN)),),
+)
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Export:
     example: Mapping[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=lambda: {"is_exact": True})
+    spec: ModelSpec = SPEC
 
     def __call__(
         self, module: nn.Module, example: Mapping[str, Any], target: Target, **options: Any
@@ -49,11 +57,7 @@ class Export:
         manifest = Manifest(
             name=target.name,
             version=target.choose_version(),
-            spec=ModelSpec(
-                (TensorSpec("x", (WIDTH,)), TensorSpec("kind", (), "int64")),
-                (TensorSpec("y", (3,)),),
-                (TensorSpec("gru.h", (1, HIDDEN)),),
-            ),
+            spec=self.spec,
             fingerprint="",
             sha256={},
             parity={"excess": {"steps": 0.5}, "onnx_error": 1e-7, "torch_error": 2e-7}
@@ -172,6 +176,18 @@ def test_wrappers_are_taken_off(
     assert [line for line in stderr if line.startswith("note: ")] == [f"note: {n}" for n in notes]
     loaded = export.module.state_dict()["gru.weight_hh_l0"]
     assert torch.allclose(loaded, tensors["gru.weight_hh_l0"], rtol=0.01)
+
+
+def test_a_modules_own_names_may_look_like_a_wrapper(tmp_path: Path, export: Export) -> None:
+    """A layer called `module` is not taken for DataParallel's prefix."""
+    text = (
+        f"{TEXT}\nclass Wrapped(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.module = Net()\n\n    def forward(self, x):\n        return self.module(x)\n"
+    )
+    tensors = {f"module.{name}": part for name, part in Net().state_dict().items()}
+    lines_of(write(tmp_path, text, "Wrapped", tensors))
+    loaded = export.module.state_dict()
+    assert torch.equal(loaded["module.fc.weight"], tensors["module.fc.weight"])
 
 
 def test_names_of_the_file_do_not_control_the_terminal(tmp_path: Path, export: Export) -> None:
@@ -415,6 +431,17 @@ def test_the_summary_says_how_far_from_exact_a_network_is(tmp_path: Path, export
     assert "note      a remark" in stdout
     (line,) = (line for line in stdout if "not exact" in line)
     assert line.endswith("at most 3.0e-07")
+
+
+def test_a_module_that_is_an_lstm_and_its_head_has_their_summary(
+    tmp_path: Path, export: Export
+) -> None:
+    """The formula says what is served, and the last line that forward() was compared."""
+    export.spec = ModelSpec.of_lstm(LstmSpec(WIDTH, HIDDEN, head=(Linear(3),)))
+    stdout, _ = lines_of(write(tmp_path))
+    assert stdout[-3] == "computes  y = linear(lstm(x)), at every time step"
+    assert stdout[-2].endswith("were compared with your own forward().")
+    assert not any("--golden" in line for line in stdout)
 
 
 # Rows of tests/hostile.py where the weights do not say enough, and the module does.
