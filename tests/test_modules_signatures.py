@@ -32,9 +32,11 @@ from modules import (
     time_first,
     tokens,
     unbatched,
-    whole,
     zeros,
 )
+
+# torch's own, as it imports what torch.compile needs
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 
 def x(count: int = 5, length: int = 6) -> torch.Tensor:
