@@ -205,7 +205,7 @@ def _as_tensor(leaf: Any) -> Any:
         leaf = torch.from_numpy(np.ascontiguousarray(leaf))
     if not isinstance(leaf, torch.Tensor):
         return leaf
-    leaf = leaf.detach().cpu()
+    leaf = leaf.detach().cpu().clone()  # forward() may write to it
     return leaf.to(DTYPES.get(leaf.dtype, leaf.dtype))
 
 

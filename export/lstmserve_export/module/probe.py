@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import nn
 
 from lstmserve.spec import InvalidSpec, TensorSpec
+from lstmserve_export.module.checks import check_function, check_weights
 from lstmserve_export.module.forward import (
     LAYOUTS,
     Axes,
@@ -138,35 +138,20 @@ class _Probe:
         self.given = axes
 
     def _baseline(self) -> list[Result]:
-        """The results of the example. Raises Refused if a second run gives others."""
+        """The results of the example. Raises Refused if forward() is not a function of it."""
         forward = self.forward
-        before = _attributes(forward.module)
+        check_weights(forward.module)
         try:
-            first = forward(forward.example)
-            after = _attributes(forward.module)
-            second = forward(forward.example)
+            results = check_function(forward)
+        except Refused:
+            raise
         except Exception as error:  # the user's code may raise anything
             if names := [n for n in forward.example if LENGTHS_NAME.fullmatch(n)]:
                 raise _lengths_refused(names) from error
             raise Refused(f"forward() fails on the example: {_described(error)}") from error
-        if kept := [name for name, value in after.items() if not _same(before.get(name), value)]:
-            raise Refused(
-                f"forward() keeps state between calls, in {shorten(kept)}: take it as an argument "
-                "and return it, as forward(x, state) -> (y, state); the server keeps it"
-            )
-        same = len(first) == len(second) and all(
-            torch.equal(one.tensor, other.tensor)
-            for one, other in zip(first, second, strict=True)
-            if not one.tensor.isnan().any()
-        )
-        if not same:
-            raise Refused(
-                "forward() gives other results for the same input: dropout is left on "
-                "(use F.dropout(x, p, self.training) or nn.Dropout), or it draws random numbers"
-            )
-        if not first:
+        if not results:
             raise Refused("forward() returns no tensor")
-        return first
+        return results
 
     def signature(self) -> Signature:
         layout, outputs = self._choose_layout()
@@ -520,25 +505,6 @@ def _lengths_refused(names: list[str]) -> Refused:
         "that calls it with full lengths, such as forward(self, x): return self.net(x, "
         "torch.full((x.shape[0],), x.shape[1])), and does not pack its sequences"
     )
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module may keep between calls: buffers, and attributes that are or hold tensors."""
-    found: dict[str, Any] = {}
-    for path, each in module.named_modules():
-        for name, value in each.__dict__.items():
-            if not name.startswith("_"):
-                parts = value if isinstance(value, (tuple, list)) else (value,)
-                tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-                if tensors:
-                    found[f"{path}.{name}".lstrip(".")] = [t.detach().clone() for t in tensors]
-    for name, buffer in module.named_buffers():
-        found[name] = [buffer.detach().clone()]
-    return found
-
-
-def _same(before: list[torch.Tensor] | None, after: list[torch.Tensor]) -> bool:
-    return before is not None and len(before) == len(after) and all(map(torch.equal, before, after))
 
 
 def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) -> int | None:
