@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from lstmserve_export.module.forward import Forward
-from lstmserve_export.module.probe import CLOSE, SIZE, Sampler
+from lstmserve_export.module.layout import ABSOLUTE, RELATIVE
 from lstmserve_export.module.proof import Mismatch
 from lstmserve_export.module.recurrent import find_layers
+from lstmserve_export.module.sampler import SIZE, Sampler
 from lstmserve_export.module.signature import Signature
 from lstmserve_export.refusal import shorten
 
@@ -53,7 +54,7 @@ def _looks_ahead(forward: Forward, signature: Signature) -> bool:
     part = signature.last(forward(signature.arguments(short, states)))
     for output in signature.outputs:
         wide = output.axes.to_rows(whole[output.result].tensor)[:, LENGTH // 2 - 1]
-        if not np.allclose(wide.float(), part[output.spec.name].float(), **CLOSE):
+        if not np.allclose(wide.float(), part[output.spec.name].float(), RELATIVE, ABSOLUTE):
             return True
     return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
@@ -33,13 +33,13 @@ NAN: Final = (
 
 def check_weights(module: nn.Module) -> None:
     """Raises Refused for weights without a meaning, and for those that change while they run."""
-    for name, each in module.named_parameters():
-        if isinstance(each, nn.parameter.UninitializedTensorMixin):
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
             raise Refused(f"{name} has no values yet: call the module once before the export")
-        if not each.isfinite().all():
+        if not parameter.isfinite().all():
             raise Refused(f"{name} {NAN}")
-    for name, each in module.named_buffers():
-        if each.isnan().any():  # a mask may be infinite
+    for name, buffer in module.named_buffers():
+        if buffer.isnan().any():  # a mask may be infinite
             raise Refused(f"{name} {NAN}")
     for path, layer in module.named_modules():
         if getattr(layer, "max_norm", None) is not None and "Embedding" in type(layer).__name__:
@@ -108,7 +108,7 @@ def _generators() -> Any:
 
 def _held(module: nn.Module) -> dict[str, Any]:
     """All that the module and its layers hold by name: parameters, buffers and attributes."""
-    found = {}
+    found: dict[str, Any] = {}
     for path, each in module.named_modules():
         lead = f"{path}." if path else ""
         own = {n: v for n, v in vars(each).items() if n not in TORCHS_OWN}
@@ -122,7 +122,7 @@ def _frozen(value: Any, depth: int = 0) -> Any:
     if isinstance(value, torch.Generator):
         value = value.get_state()
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+        data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), hashlib.sha256(data).digest()
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.dtype.str, value.shape, value.tobytes()
@@ -172,5 +172,4 @@ def _raise(self: Any, *_: Any) -> NoReturn:
 class _Unread:
     """Stands for a value that forward() may replace, and must not read."""
 
-    __hash__: Callable[[Any], NoReturn] = _raise  # type: ignore[assignment]
-    __getattr__ = __bool__ = __eq__ = __ne__ = _raise  # type: ignore[assignment]
+    __getattr__ = __bool__ = __eq__ = __ne__ = __hash__ = _raise

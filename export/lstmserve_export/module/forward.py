@@ -106,9 +106,7 @@ class Forward:
                 _check_dtype(name, leaf)
                 self.example[name] = leaf
         if not self.example:
-            raise Refused(
-                "the example has no tensor: give what forward() takes, such as x [B, T, F]"
-            )
+            raise Refused("the example has no tensor: give what forward() takes, as x [B, T, F]")
 
     def __call__(self, tensors: Tensors) -> list[Result]:
         """The results of forward() where `tensors` take the places of the example's.
@@ -221,20 +219,23 @@ def _check_dtype(name: str, leaf: torch.Tensor) -> None:
 
 def _leaf_names(bound: inspect.BoundArguments) -> list[str]:
     """The names in the order of tree_flatten((args, kwargs))."""
-    names = []
     by_position = list(bound.signature.parameters)
-    paths, _ = pytree.tree_flatten_with_path((bound.args, bound.kwargs))
-    for (side, first, *rest), _ in paths:
-        is_positional = pytree.keystr((side,)) == "[0]"
-        if is_positional:
-            name = by_position[min(first.idx, len(by_position) - 1)]
-        else:
-            name = str(first.key)
-        names.append(".".join([name, *map(_key, rest)]))
+    last = len(by_position) - 1
+    names = []
+    for position, value in enumerate(bound.args):
+        names += _names_in(value, by_position[min(position, last)])
+    for name, value in bound.kwargs.items():
+        names += _names_in(value, name)
     return names
 
 
+def _names_in(value: Any, name: str) -> list[str]:
+    paths, _ = pytree.tree_flatten_with_path(value)
+    return [".".join([name, *map(_key, path)]) for path, _ in paths]
+
+
 def _key(entry: Any) -> str:
+    """One step of a path: a sequence's index, a mapping's key or a field."""
     for attribute in ("idx", "key", "name"):
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
@@ -243,27 +244,31 @@ def _key(entry: Any) -> str:
 
 def _results(value: Any, path: str) -> Iterator[Result]:
     """The tensors in what forward() returned, with their paths; anything else is left out."""
-
-    def under(key: Any) -> str:
-        return f"{path}.{key}" if path else str(key)
-
     if isinstance(value, torch.Tensor):
         yield Result(path, value)
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _results(each, under(key))
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for key, each in zip(value._fields, value, strict=True):
-            yield from _results(each, under(key))
-    elif isinstance(value, (tuple, list)):
-        for key, each in enumerate(value):
-            yield from _results(each, under(key))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _results(getattr(value, field.name), under(field.name))
+    for key, each in _members(value):
+        yield from _results(each, f"{path}.{key}" if path else str(key))
+
+
+def _members(value: Any) -> list[tuple[Any, Any]]:
+    """The parts of a mapping, a tuple, a list or a dataclass, by key, field or index."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return []
 
 
 def one_line(error: BaseException) -> str:
     """The error's message on one line, cut; its class where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LINE_LEN_MAX else f"{text[:LINE_LEN_MAX]} ..."
+
+
+def described(error: BaseException) -> str:
+    """The error's class and its message on one line, cut."""
+    return f"{type(error).__name__}: {one_line(error)}"

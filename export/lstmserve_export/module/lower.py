@@ -32,7 +32,8 @@ IR_VERSION: Final = 10
 ONNX_BYTES_MAX: Final = (1 << 31) - (1 << 20)
 
 
-class Tap(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tap:
     """Where a recurrent layer is in the graph: the value that it reads, [1, N, I] or [N, I], its
     weights by letter, and the states of the model that it reads and writes, if it has such."""
 

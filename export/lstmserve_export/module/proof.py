@@ -20,7 +20,7 @@ from lstmserve.engine.model import SELF_TEST_SLOTS
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
-from lstmserve_export.module.probe import SEED
+from lstmserve_export.module.sampler import SEED
 from lstmserve_export.module.signature import Array
 from lstmserve_export.refusal import Refused
 
@@ -51,7 +51,7 @@ class Stream:
             raise Refused(f"the exported step does not run: {error}") from error
 
     def run(self, case: Golden, cuts: Sequence[int]) -> dict[str, Array]:
-        """Outputs [N, T, *shape] of the case, whose time axis is cut at `cuts` (0 first, T last)."""
+        """Outputs [N, T, *shape] of the case, cut in time at `cuts` (0 first, T last)."""
         x = RowFormat(self._spec.inputs).pack(case.inputs).swapaxes(0, 1)
         outputs = RowFormat(self._spec.outputs)
         count, steps = len(case.lengths), int(case.lengths.max())

@@ -18,6 +18,11 @@ from torch import nn
 
 SEQUENCES: Final = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS: Final = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+KINDS: Final = {
+    "lstm": (nn.LSTM, nn.LSTMCell),
+    "gru": (nn.GRU, nn.GRUCell),
+    "rnn": (nn.RNN, nn.RNNCell),
+}
 Layer = Any  # one of the above; torch has no class for them all
 State = tuple[torch.Tensor, ...]
 
@@ -57,12 +62,7 @@ def find_layers(module: nn.Module) -> dict[str, Layer]:
 
 def kind_of(layer: Layer) -> str:
     """ "lstm", "gru" or "rnn"."""
-    kinds = {
-        "lstm": (nn.LSTM, nn.LSTMCell),
-        "gru": (nn.GRU, nn.GRUCell),
-        "rnn": (nn.RNN, nn.RNNCell),
-    }
-    return next(name for name, classes in kinds.items() if isinstance(layer, classes))
+    return next(name for name, classes in KINDS.items() if isinstance(layer, classes))
 
 
 def state_names(layer: Layer) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from lstmserve.golden import Golden, torch_error_max
 from lstmserve_export.module.forward import Forward, Result, Tensors
-from lstmserve_export.module.probe import SEED, Sampler
+from lstmserve_export.module.sampler import SEED, Sampler
 from lstmserve_export.module.signature import Array, Signature
 from lstmserve_export.refusal import Refused
 
@@ -87,7 +87,8 @@ class Reference:
 
     def _steps(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
         """Outputs [N, T, *shape] of the last time step of each prefix; zeros past a length."""
-        signature, found = self._signature, {}
+        signature = self._signature
+        found: dict[str, Array] = {}
         rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
         count, steps = len(lengths), int(max(lengths))
         for output in signature.outputs:
@@ -105,8 +106,8 @@ class Reference:
                 taken = {name: each[some] for name, each in part.items()}
                 given = {name: each[some] for name, each in states.items()}
                 results = run(signature.arguments(taken, given))
-                for name, value in signature.last(results).items():
-                    found[name][some, t] = value.numpy()
+                for name, answer in signature.last(results).items():
+                    found[name][some, t] = answer.numpy()
                 if not signature.has_time:
                     states = signature.after(results)
         past = np.arange(steps) >= np.asarray(lengths)[:, None]

@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from lstmserve.spec import NEXT
-from lstmserve_export.module.forward import Forward, one_line
-from lstmserve_export.module.probe import Sampler
+from lstmserve_export.module.forward import Forward, described
 from lstmserve_export.module.recurrent import (
     CELLS,
     CallId,
@@ -33,6 +32,7 @@ from lstmserve_export.module.recurrent import (
     state_shapes,
     torch_layout,
 )
+from lstmserve_export.module.sampler import Sampler
 from lstmserve_export.module.signature import Signature
 from lstmserve_export.refusal import Refused
 
@@ -81,8 +81,8 @@ def trace(forward: Forward, signature: Signature) -> Trace:
         raise
     except Exception as error:  # of any kind: from the user's code, torch or onnxscript
         raise Refused(
-            f"torch cannot trace forward() for a batch of any size: {_cause(error)}; avoid .item(), "
-            "numpy, and branches on values in forward(), or take them out of the module"
+            f"torch cannot trace forward() for a batch of any size: {_cause(error)}; avoid "
+            ".item(), numpy and branches on values in forward(), or take them out of the module"
         ) from error
     assert program is not None
     return Trace(program.model_proto, tuple(step.run.calls))
@@ -199,7 +199,7 @@ def _cause(error: BaseException) -> str:
     """The message of the first error in the chain, which is the user's own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {one_line(error)}"
+    return described(error)
 
 
 @contextmanager
