@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lstmserve.golden import Golden, torch_error_max
-from lstmserve_export.module.forward import Forward, Result, Tensors
+from lstmserve_export.module.forward import Forward, Result, Tensors, described
 from lstmserve_export.module.sampler import SEED, Sampler
 from lstmserve_export.module.signature import Array, Signature
 from lstmserve_export.refusal import Refused
@@ -18,6 +18,11 @@ from lstmserve_export.refusal import Refused
 LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX: Final = 4_000_000
 EXAMPLE_ROWS_MAX: Final = 256
+LONG: Final = 1000  # time steps: longer than most windows that a forward() cuts out of its input
+UNLIKE_LENGTHS: Final = (16, 16, 13, 11, 8, 5, 3, 1)
+# What rows are multiplied by, and the integers below which they are drawn, the widest first.
+FACTORS: Final = ((0, 1, 1, -1, 10, 1000), (0, 1, 1, -1, 5, 30), (0, 1, 1, -1), (1, 1, -1), (1,))
+INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
 Run = Callable[[Tensors], list[Result]]
 
 
@@ -67,10 +72,15 @@ class Reference:
             for name, rows in found.items()
         }
 
-    def case(self, inputs: dict[str, Array], lengths: Array) -> Golden:
-        """The golden case of these rows. Raises Refused where forward() fails on them."""
-        single = self._answers(self._single, inputs, lengths)
-        exact = single if self._double is None else self._answers(self._double, inputs, lengths)
+    def case(self, inputs: dict[str, Array], lengths: Array, *, is_alone: bool = False) -> Golden:
+        """The golden case of these rows; with `is_alone` forward() sees one sequence at a time.
+
+        Raises Refused where forward() fails on them.
+        """
+        single = self._answers(self._single, inputs, lengths, is_alone)
+        exact = single
+        if self._double is not None:
+            exact = self._answers(self._double, inputs, lengths, is_alone)
         error = 0.0
         for name, value in single.items():
             if value.dtype.kind == "f":
@@ -79,13 +89,36 @@ class Reference:
         outputs = {n: v if v.dtype.kind == "f" else single[n] for n, v in exact.items()}
         return Golden(inputs, np.asarray(lengths, np.int32), None, outputs, {}, error)
 
-    def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
+    def last(self, inputs: dict[str, Array]) -> Golden:
+        """The case of the last time step of each of these sequences, which are of one length.
+
+        Raises what forward() raises.
+        """
+        steps = next(iter(inputs.values())).shape[1]
+        rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        found = []
+        for run in (self._single, self._double or self._single):
+            results = run(self._signature.arguments(rows, self._starts(1)))
+            found.append({n: v.numpy() for n, v in self._signature.last(results).items()})
+        single, exact = found
+        floats = [name for name, value in single.items() if value.dtype.kind == "f"]
+        outputs = single | {name: exact[name].astype(np.float64) for name in floats}
+        error = max(
+            (float(np.abs(single[n] - outputs[n]).max(initial=0)) for n in floats), default=0
+        )
+        return Golden(inputs, np.array([steps], np.int32), None, outputs, {}, error, last_only=True)
+
+    def _answers(
+        self, run: Run, inputs: dict[str, Array], lengths: Array, is_alone: bool
+    ) -> dict[str, Array]:
         try:
-            return self._steps(run, inputs, lengths)
+            return self._steps(run, inputs, lengths, is_alone)
         except Exception as error:  # the user's code may raise anything
             raise Refused(f"forward() fails on {max(lengths)} time steps: {error}") from error
 
-    def _steps(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
+    def _steps(
+        self, run: Run, inputs: dict[str, Array], lengths: Array, is_alone: bool = False
+    ) -> dict[str, Array]:
         """Outputs [N, T, *shape] of the last time step of each prefix; zeros past a length."""
         signature = self._signature
         found: dict[str, Array] = {}
@@ -95,7 +128,8 @@ class Reference:
             dtype: Any = np.float64 if output.spec.dtype == "float32" else np.int64
             found[output.spec.name] = np.zeros((count, steps, *output.spec.shape), dtype)
         states = self._starts(count)
-        sizes = [1] * count if signature.inputs[0].axes.batch is None else [count]
+        is_alone = is_alone or signature.inputs[0].axes.batch is None
+        sizes = [1] * count if is_alone else [count]
         for t in range(steps):
             first = 0 if signature.has_time else t
             part = {name: each[:, first : t + 1] for name, each in rows.items()}
@@ -146,6 +180,79 @@ def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
         lengths = tuple(max(1, length // 2) for length in lengths)
         case = reference.case(reference.random(lengths), np.array(lengths))
     return case, whole_error
+
+
+def unlike(reference: Reference) -> Golden | None:
+    """A case of rows that are not like the example's: zeros, rows many times as large, and other
+    integers. None where forward() takes no such rows.
+
+    It shows what depends on values: a padding that is found by its zeros, a scale by the largest
+    value of the batch, a start that an integer picks.
+    """
+    rows = reference.random(UNLIKE_LENGTHS)
+    lengths = np.array(UNLIKE_LENGTHS)
+    for factors in FACTORS:
+        for top in INTEGERS:
+            changed = {name: _changed(each, factors, top) for name, each in rows.items()}
+            if top is None and factors == FACTORS[-1]:
+                return None
+            try:
+                case = reference.case(changed, lengths, is_alone=True)
+            except Refused:
+                continue
+            known = _floats(case)
+            is_finite = all(np.isfinite(each).all() for each in known)
+            if is_finite and case.torch_error <= torch_error_max(*known):
+                return case
+            break  # other integers do not make the values smaller
+    return None
+
+
+def _changed(rows: Array, factors: Sequence[int], top: int | None) -> Array:
+    """Rows [N, T, *shape] times random factors, or integers in [0, top). The first sequence stays,
+    and an input that is the same at every time step remains so."""
+    rng = np.random.default_rng(SEED)
+    is_same = rows.shape[1] > 1 and bool((rows == rows[:, :1]).all())
+    lead = (rows.shape[0] - 1, 1 if is_same else rows.shape[1])
+    changed = rows.copy()
+    if rows.dtype.kind == "f":
+        scales = np.asarray(factors, rows.dtype)[rng.integers(len(factors), size=lead)]
+        changed[1:] *= scales.reshape(*lead, *[1] * (rows.ndim - 2))
+    elif top is not None:
+        changed[1:] = rng.integers(top, size=(*lead, *rows.shape[2:]))
+    return changed
+
+
+def long(reference: Reference, signature: Signature) -> Golden | None:
+    """The last answer of a sequence of LONG time steps. None where forward() takes one time step at
+    a time, or the rows are too wide or the network too chaotic for so many.
+
+    Raises what forward() raises.
+    """
+    width = sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
+    if not signature.has_time or LONG * width > VALUE_COUNT_MAX:
+        return None
+    case = reference.last(reference.random((LONG,)))
+    return case if case.torch_error <= torch_error_max(*_floats(case)) else None
+
+
+def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:
+    """Cases that prove the stream and are too large or odd to keep, and notes on what is missing."""
+    found: dict[str, Golden | None] = {"unlike": unlike(reference)}
+    notes = []
+    if found["unlike"] is None:
+        notes.append(
+            "forward() fails on, or gives no finite answer for, values unlike the example's: the "
+            "export did not check such"
+        )
+    try:
+        found["long"] = long(reference, signature)
+    except Exception as error:  # the user's code may raise anything
+        notes.append(
+            f"forward() fails on {LONG} time steps ({described(error)}); the export did not check "
+            "a stream of that length"
+        )
+    return {name: each for name, each in found.items() if each is not None}, notes
 
 
 def _floats(case: Golden) -> list[Array]:
