@@ -6,8 +6,9 @@ client of that release must still be understood, so nothing may be removed, rena
 The published proto has `repeated float`; our own server and client use a twin in which every such
 field is `bytes`. A packed `repeated float` and the `bytes` of its little-endian float32 values are
 the same bytes on the wire, and parsing the latter costs one copy instead of one Python float each.
-The twin also has a field `was_N` of `bytes` for a reserved number N: the server must refuse what a
-client of an earlier edition sends there, and would not see it in a field that it does not know.
+The twin also has a field `was_N` of `repeated fixed32` for a reserved number N: the server must
+refuse the floats that a client of the first edition sends there, packed or not, and would not see
+them in a field that it does not know.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def twin(public: str) -> str:
 
 
 def _was(reserved: re.Match[str]) -> str:
-    return " ".join(f"bytes was_{n} = {n};" for n in re.findall(r"\d+", reserved[1]))
+    return " ".join(f"repeated fixed32 was_{n} = {n};" for n in re.findall(r"\d+", reserved[1]))
 
 
 def protoc(includes: list[Path], arguments: list[str]) -> None:

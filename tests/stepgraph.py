@@ -96,6 +96,21 @@ def build(seed: int = 0) -> onnx.ModelProto:
     return model
 
 
+def build_inexact(seed: int = 0) -> onnx.ModelProto:
+    """The same network, whose last weight is [1, ...]: onnxruntime does not prepack such a weight,
+    and rounds a row that is alone in another way."""
+    model = build(seed)
+    last = next(node for node in model.graph.node if node.output[0] == "score")
+    last.output[0] = "score3"
+    squeeze = helper.make_node("Squeeze", ["score3", "axis0"], ["score"])
+    model.graph.node.insert(list(model.graph.node).index(last) + 1, squeeze)
+    weight = next(each for each in model.graph.initializer if each.name == "out")
+    weight.dims.insert(0, 1)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis0"))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def _value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], ["B", *spec.shape])
 
@@ -195,9 +210,12 @@ def _stacked(states: list[dict[str, Array]] | None) -> dict[str, Array] | None:
     return {each.name: np.stack([state[each.name] for state in states]) for each in SPEC.states}
 
 
-def make_model(folder: Path, seed: int = 0, *, name: str = "n", version: int = 1) -> Path:
+def make_model(
+    folder: Path, seed: int = 0, *, name: str = "n", version: int = 1, is_exact: bool = True
+) -> Path:
     """Writes folder/NAME/VERSION as an export would, and returns its path."""
-    return write(folder, SPEC, build(seed), make_golden(seed), name, version)
+    model = build(seed) if is_exact else build_inexact(seed)
+    return write(folder, SPEC, model, make_golden(seed), name, version)
 
 
 def write(
@@ -207,13 +225,15 @@ def write(
     golden: Mapping[str, Golden],
     name: str = "n",
     version: int = 1,
+    **others: Any,
 ) -> Path:
-    """Writes a version of kind "network" with any step graph."""
+    """Writes a version of kind "network" with any step graph; `others` are of its manifest."""
     content = model.SerializeToString()
     files = {MODEL: content, GOLDEN: dump_golden(golden)}
     sums = {file: sha256(each) for file, each in files.items()}
     found = fingerprint(spec, read_step_graph(content, spec))
-    return write_model(folder, Manifest(name, version, spec, found, sums), files, force=False)
+    manifest = Manifest(name, version, spec, found, sums, **others)
+    return write_model(folder, manifest, files, force=False)
 
 
 class Loop:

@@ -17,7 +17,7 @@ from wire import SPECS, Wire, serving, tensors
 
 H, C = [[0.5] * 8] * 2, [[0.25] * 8] * 2  # of "m": 2 layers of 8
 SECOND = tensors(h=[[[0.5] * 8] * 3] * 2, c=[[[0.5] * 8] * 3] * 2)
-FIRST_EDITION = b"\x0a\x01m\x2a\x0c" + bytes(12) + b"%b\x04" + bytes(4)  # model, x, and one field
+FIRST_EDITION = b"\x0a\x01m\x2a\x0c" + bytes(12) + b"%b" + bytes(4)  # model, x, and a float
 GONE = StatusCode.NOT_FOUND
 
 
@@ -82,8 +82,10 @@ CASES = [
     case("h as integers", "BAD_TENSOR", "initial", initial=tensors(h=[[[1] * 8] * 2], c=[C])),
     case("h not finite", "NON_FINITE", "initial", initial=tensors(h=[[[NAN] * 8] * 2], c=[C])),
     case("c not finite", "NON_FINITE", "initial", initial=tensors(h=[H], c=[[[INF] * 8] * 2])),
-    case("the first edition's h0", "MALFORMED", "initial", content=FIRST_EDITION % b"\x42"),
-    case("the first edition's c0", "MALFORMED", "initial", content=FIRST_EDITION % b"\x4a"),
+    case("the first edition's h0", "MALFORMED", "initial", content=FIRST_EDITION % b"\x42\x04"),
+    case("the first edition's c0", "MALFORMED", "initial", content=FIRST_EDITION % b"\x4a\x04"),
+    case("its h0, not packed", "MALFORMED", "initial", content=FIRST_EDITION % b"\x45"),
+    case("its c0, not packed", "MALFORMED", "initial", content=FIRST_EDITION % b"\x4d"),
     case("NaN in a later sequence", "NON_FINITE", "x", lengths=[1, 2], x=[*X, *X[:2], NAN, *X]),
     case("a length for nothing", "BAD_TENSOR", "x", lengths=[1, 1], x=X),
     case("the lowest length", "MALFORMED", "lengths", lengths=[-INT32_MAX - 1], x=X),

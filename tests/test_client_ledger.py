@@ -11,16 +11,16 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.client import LstmServeError, ModelInfo, packing
+from lstmserve.client.arrays import StepInput
 from lstmserve.client.ledger import Ledger, Recovery
 from lstmserve.client.packing import NumberedStep
-from lstmserve.client.records import StepInput
 from lstmserve.errors import Unavailable
 from lstmserve.reasons import REASONS
 from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 X, Y = TensorSpec("x", (1,)), TensorSpec("y", (1,))
-MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, "network", (X,), (Y,), (), True, True, None)
+MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, "network", (X,), (Y,), (), True, True, 0, None)
 Floats = npt.NDArray[np.float32]
 ROWS_MAX = 4  # of a step, in these tests
 CALLS_MAX = 5000

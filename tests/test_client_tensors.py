@@ -9,15 +9,10 @@ import pytest
 
 from lstmserve.cli import csvrows
 from lstmserve.client import ModelInfo, State
+from lstmserve.client.arrays import StepInput, output, output_rows, step_input
 from lstmserve.client.packing import join, split
-from lstmserve.client.records import (
-    LstmInfo,
-    StepInput,
-    output,
-    output_rows,
-    state_tensors,
-    step_input,
-)
+from lstmserve.client.records import LstmInfo
+from lstmserve.client.state import state_tensors
 from lstmserve.errors import InvalidInput, Unimplemented
 from lstmserve.spec import TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
@@ -36,7 +31,7 @@ def model(
     """A model of these tensors."""
     kind = "network" if lstm is None else "lstm"
     return ModelInfo(
-        "m", 1, "f", "cpu", 10, 1 << 20, kind, inputs, outputs, states, True, True, lstm
+        "m", 1, "f", "cpu", 10, 1 << 20, kind, inputs, outputs, states, True, True, 0, lstm
     )
 
 
@@ -233,7 +228,7 @@ def test_a_server_of_the_first_edition_is_named() -> None:
 
 
 def test_an_export_of_the_first_edition_is_read() -> None:
-    """It had h and c as packed floats, in the fields 1 and 2, without names and shapes."""
+    """It had h and c as floats, packed or not, in the fields 1 and 2, without names and shapes."""
     lstm = LstmInfo(3, 3, 2, 2, False, 1, 0)
     states = (TensorSpec("h", (2, 2)), TensorSpec("c", (2, 3)))
     made = model(states=states, lstm=lstm)
@@ -243,10 +238,16 @@ def test_an_export_of_the_first_edition_is_read() -> None:
         bytes([number << 3 | 2, values.nbytes]) + values.tobytes()
         for number, values in ((1, h), (2, c))
     )
-    state = State.from_bytes(old + first, made)
-    assert (state.step, state.fingerprint, state.crc32c) == (4, "f", 9)
-    assert state.tensors["h"].tolist() == [[0, 1], [2, 3]]
-    assert state.tensors["c"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    unpacked = b"".join(
+        bytes([number << 3 | 5]) + value.tobytes()
+        for number, values in ((1, h), (2, c))
+        for value in values
+    )
+    for content in (old, unpacked):
+        state = State.from_bytes(content + first, made)
+        assert (state.step, state.fingerprint, state.crc32c) == (4, "f", 9)
+        assert state.tensors["h"].tolist() == [[0, 1], [2, 3]]
+        assert state.tensors["c"].tolist() == [[0, 1, 2], [3, 4, 5]]
     narrow = (TensorSpec("h", (1, 2)), TensorSpec("c", (2, 3)))
     for other in (model(), model(states=narrow, lstm=lstm)):
         with pytest.raises(ValueError, match="it has h and c of other sizes"):

@@ -28,7 +28,8 @@ from lstmserve.server.observe.metrics import (
 )
 
 LABELS = {
-    *("model", "version", "method", "code", "reason", "state", "source", "op", "fingerprint"),
+    *("model", "version", "method", "code", "reason", "state", "source", "op"),
+    *("fingerprint", "kind"),
     *("grpc_type", "grpc_service", "grpc_method", "grpc_code", "le"),
 }
 NAMES = {
@@ -40,7 +41,7 @@ NAMES = {
     *("lstm_pending_bytes", "lstm_pending_bytes_limit"),
     *("lstm_sessions_opened", "lstm_sessions_closed", "lstm_loop_lag_seconds"),
     *("lstm_store_seconds", "lstm_store_errors", "lstm_durable_lag_seconds"),
-    *("lstm_model", "lstm_build", "lstm_model_folders"),
+    *("lstm_model", "lstm_model_difference", "lstm_build", "lstm_model_folders"),
 }
 
 
@@ -63,7 +64,15 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     model.opened("new")
     model.opened("fork")
     model.closed("client")
-    gauges = Gauges("abc", pending_steps=5, slots_used=1, sessions_clean=1, pool_bytes_touched=9)
+    gauges = Gauges(
+        "abc",
+        "network",
+        1e-7,
+        pending_steps=5,
+        slots_used=1,
+        sessions_clean=1,
+        pool_bytes_touched=9,
+    )
     metrics.gauges = lambda: {("tiny", "1"): gauges}
     metrics.pool_bytes_max = 1024
     steps, streams = metrics.rpc("Step", "unary"), metrics.rpc("StepStream", "bidi_stream")
@@ -99,7 +108,8 @@ def test_counts_come_out(registry: CollectorRegistry, metrics: Metrics) -> None:
     assert value(registry, "lstm_slots", state="used") == 1
     assert value(registry, "lstm_pool_bytes", state="touched") == 9
     assert registry.get_sample_value("lstm_pool_bytes_limit") == 1024
-    assert value(registry, "lstm_model_info", fingerprint="abc") == 1
+    assert value(registry, "lstm_model_info", fingerprint="abc", kind="network") == 1
+    assert value(registry, "lstm_model_difference") == 1e-7
 
 
 def test_rpcs_come_out_as_go_grpc_prometheus_names_them(

@@ -173,6 +173,7 @@ async def test_the_model_says_what_it_takes(wire: Wire) -> None:
     assert (m.kind, m.is_streaming, m.is_exact, m.lstm.hidden_size) == ("lstm", True, True, 8)
     assert [(each.name, list(each.shape)) for each in m.states] == [("h", [2, 8]), ("c", [2, 8])]
     assert (both.is_streaming, both.lstm.bidirectional) == (False, True)
+    assert (both.is_exact, spec.difference, m.difference, both.difference) == (True, 0, 0, 0)
     assert [list(each.shape) for each in both.states] == [[2, 4], [2, 4]]
 
 

@@ -90,12 +90,14 @@ def test_stubs_are_up_to_date(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_twin_has_the_public_fields(name: str) -> None:
     """Each message has the same fields in both forms, arrays of floats as bytes; the twin also has
-    bytes for the reserved numbers."""
+    the bits of floats for the reserved numbers."""
     ours: Descriptor = wire.DESCRIPTOR.message_types_by_name[name]
     theirs: Descriptor = public.DESCRIPTOR.message_types_by_name[name]
     more = {field.number: field.name for field in ours.fields if field.name.startswith("was_")}
     assert more == {number: f"was_{number}" for number in reserved(theirs)}
-    assert {ours.fields_by_number[number].type for number in more} <= {FieldDescriptor.TYPE_BYTES}
+    kinds = {ours.fields_by_number[n].type for n in more}
+    assert kinds <= {FieldDescriptor.TYPE_FIXED32}
+    assert all(ours.fields_by_number[n].is_repeated for n in more)
     assert len(ours.fields) == len(theirs.fields) + len(more)
     for field in theirs.fields:
         twin = ours.fields_by_number[field.number]

@@ -10,13 +10,17 @@ import numpy.typing as npt
 from torch import nn
 
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
-from lstmserve_export.lstm.network import Network, take_embedding, take_head, take_lstm
+from lstmserve_export.lstm.network import Network, Norm, take_embedding, take_head, take_lstm
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import Exported, Target
 
 RECOGNISED = (nn.LSTM, nn.LSTMCell)
+ALONE = (
+    "a module with an example is exported as it is: make head, embedding, means and scales a part "
+    "of it, and leave out golden, since forward() itself is checked"
+)
 
 
 def export(
@@ -46,19 +50,10 @@ def export(
     - `example`: what forward() takes, with a batch and time steps: a tensor, a tuple of the
       arguments, or a dict of them by name. Its values should be like those in production, since
       the export also checks the model on them.
-    - `states`: the names of the arguments that are states, where the export cannot tell. Each is
-      also a result of forward().
-    - `output_names`: the names of the results without the states, in order.
-    - `axes`: "BT" (batch first), "TB" (time first), "B" (no time axis) or "T" (no batch axis) for
-      the inputs; by default the export finds out.
+    - `states`, `output_names`, `axes`: as the flags of these names (docs/EXPORT.md).
 
-    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, and y = head(lstm(x)):
-
-    - `head`: nn.Linear, or nn.Sequential of Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout; None: y
-      is the LSTM's output. `embedding`: the model takes tokens.
-    - Means and scales: [width] each, applied as (x - mean) / scale and y * scale + mean.
-    - `golden`: inputs and outputs of your own model to check, as docs/EXPORT.md describes them, or
-      the path of an .npz with them.
+    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, and y = head(lstm(x)); the remaining
+    arguments are of this way alone (`golden` may be the path of an .npz).
 
     Raises Refused, and has then written nothing.
     """
@@ -66,15 +61,23 @@ def export(
     norms = make_norm(input_mean, input_scale), make_norm(output_mean, output_scale)
     if example is not None:
         if head is not None or embedding is not None or golden is not None or any(norms):
-            raise Refused(
-                "a module with an example is exported as it is: make head, embedding, means and "
-                "scales a part of it, and leave out golden, since forward() itself is checked"
-            )
+            raise Refused(ALONE)
         return export_module(
             module, example, target, states=states, output_names=output_names, axes=Axes.of(axes)
         )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
+    return _export_lstm(module, head, embedding, norms, target, golden)
+
+
+def _export_lstm(
+    module: nn.Module,
+    head: nn.Module | None,
+    embedding: nn.Embedding | None,
+    norms: tuple[Norm | None, Norm | None],
+    target: Target,
+    golden: Mapping[str, npt.ArrayLike] | str | Path | None,
+) -> Exported:
     if not isinstance(module, RECOGNISED):
         raise Refused(
             f"{type(module).__name__} needs an example of what its forward() takes: "

@@ -13,6 +13,12 @@ from lstmserve.extras import hint
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+# The flags that describe a module, and those that choose among the tensors of a file.
+OF_MODULES = ("module_args", "example", "states", "output_names", "axes")
+OF_TENSORS = (
+    *("lstm", "head", "embedding", "pre_head", "output_activation"),
+    *("input_mean", "input_scale", "output_mean", "output_scale"),
+)
 
 
 class MissingExtra(click.ClickException):
@@ -38,6 +44,24 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     raise click.BadParameter(f"{value!r} is neither NEXT nor in [1, {VERSION_END - 1}]")
 
 
+def _module(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path, str] | None:
+    """FILE.py and CLASS, which may have dots; None for ""."""
+    if not value:
+        return None
+    file, _, name = value.rpartition(":")
+    if not file.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+        raise click.BadParameter(f"{value!r} must be FILE.py:CLASS, as in train.py:Net")
+    return Path(file), name
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Names apart by commas; none for ""."""
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    if not all(names):
+        raise click.BadParameter(f"{value!r} must be names with commas between them")
+    return names
+
+
 @click.command("export")
 @click.argument("checkpoint", type=FILE)
 @_flag("--name", help="Name of the model; by default the file's name without its ending.")
@@ -56,6 +80,45 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
 )
 @_flag("--force", is_flag=True, help="Replace the version if it exists.")
 @_flag("--dry-run", is_flag=True, help="Do everything except write.")
+@_flag(
+    "--module",
+    default="",
+    metavar="FILE.py:CLASS",
+    callback=_module,
+    help="Export this nn.Module as it is, with the weights of CHECKPOINT. RUNS FILE.py.",
+)
+@_flag(
+    "--module-args",
+    default="",
+    metavar="JSON",
+    help="What CLASS is called with: an object of keyword arguments, or a list.",
+)
+@_flag(
+    "--example",
+    type=FILE,
+    help="What forward() takes: .npy, or .npz with an array for each argument.",
+)
+@_flag(
+    "--states",
+    default="",
+    metavar="NAMES",
+    callback=_names,
+    help="Arguments of forward() that are states, if the export cannot tell.",
+)
+@_flag(
+    "--output-names",
+    default="",
+    metavar="NAMES",
+    callback=_names,
+    help="Names of the results of forward() without the states.",
+)
+@_flag(
+    "--axes",
+    type=click.Choice(["", "BT", "TB", "B", "T"]),
+    default="",
+    metavar="BT|TB|B|T",
+    help="Order of batch and time in the inputs, if the export cannot tell.",
+)
 @_flag(
     "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."
 )
@@ -86,11 +149,16 @@ def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | No
     "--golden", type=FILE, help="Inputs and outputs of your model to check, .npz (docs/EXPORT.md)."
 )
 def export_command(**flags: Any) -> None:
-    """Turn CHECKPOINT, a trained nn.LSTM and its head, into a model folder.
+    """Turn CHECKPOINT, a trained recurrent network, into a model folder.
 
     Reads .pt, .pth, .ckpt, .bin and .safetensors, and runs no code in them. Checks that the
     exported model computes what torch computes, and writes MODELS/NAME/VERSION.
+
+    With --module FILE.py:CLASS the export builds your own module and serves it whole, as its
+    forward() is. That runs FILE.py. Without --module CHECKPOINT must be an nn.LSTM and its head,
+    and no code of yours is run.
     """
+    _check_way(flags)
     try:
         from lstmserve_export.command import run
         from lstmserve_export.refusal import Refused
@@ -100,3 +168,17 @@ def export_command(**flags: Any) -> None:
         run(**flags)
     except Refused as error:
         raise click.ClickException(str(error)) from error
+
+
+def _check_way(flags: dict[str, Any]) -> None:
+    """Raises UsageError for a flag of the way that is not taken."""
+    is_module = flags["module"] is not None
+    for name in OF_TENSORS if is_module else OF_MODULES:
+        if flags[name] not in (None, "", (), "none"):
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{flag} has no meaning with --module, which exports forward() as it is: make it a "
+                "part of the module"
+                if is_module
+                else f"{flag} needs --module FILE.py:CLASS"
+            )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import nn
 
 from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
@@ -16,8 +17,16 @@ from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
 from lstmserve_export.lstm.flags import read_values
 from lstmserve_export.lstm.network import Network, Norm
+from lstmserve_export.module.example import guess_example, read_example
+from lstmserve_export.module.export import export_module
+from lstmserve_export.module.forward import Axes
+from lstmserve_export.module.load import build_module, user_code
+from lstmserve_export.module.pairs import check_pairs, read_pairs
+from lstmserve_export.module.weights import fill
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target
+
+Say = Callable[[str], None]
 
 
 def run(checkpoint: Path, **flags: Any) -> None:
@@ -30,12 +39,72 @@ def run(checkpoint: Path, **flags: Any) -> None:
         def progress(stage: str) -> None:
             bar.update(task, description=stage)
 
-        exported = _export(checkpoint, flags, progress)
-    has_golden = flags["golden"] is not None
-    show(Console(), exported, is_dry_run=flags["dry_run"], has_golden=has_golden)
+        def say(line: str) -> None:
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        if flags["module"] is None:
+            exported = _export_tensors(checkpoint, flags, progress)
+        else:
+            exported = _export_module(checkpoint, flags, progress, say)
+    show(
+        Console(),
+        exported,
+        is_dry_run=flags["dry_run"],
+        is_module=flags["module"] is not None,
+        has_golden=flags["golden"] is not None,
+    )
 
 
-def _export(checkpoint: Path, flags: dict[str, Any], progress: Callable[[str], None]) -> Exported:
+def _target(checkpoint: Path, flags: dict[str, Any]) -> Target:
+    return Target(
+        name=flags["name"] or checkpoint.stem,
+        models=flags["models"],
+        version=flags["model_version"],
+        force=flags["force"],
+        dry_run=flags["dry_run"],
+    )
+
+
+def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: Say) -> Exported:
+    """Exports the module of the user's file; its code runs nowhere else."""
+    target = _target(checkpoint, flags)
+    target.choose_version()  # refuses a bad name before the user's code runs
+    tensors = read_checkpoint(checkpoint)
+    file, name = flags["module"]
+    with user_code(file):
+        say(f"--module runs your own code: {file}")
+        progress(f"run {file.name}")
+        module = build_module(file, name, flags["module_args"])
+        for note in fill(module, tensors, name, checkpoint.name):
+            say(f"note: {note}")
+        example = _example(module, flags, say)
+        return export_module(
+            module,
+            example,
+            target,
+            states=flags["states"],
+            output_names=flags["output_names"],
+            axes=Axes.of(flags["axes"]),
+            progress=progress,
+        )
+
+
+def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, Any]:
+    """The example of the flags, or a guess; checks the pairs of --golden first."""
+    example = read_example(flags["example"], module) if flags["example"] is not None else None
+    if flags["golden"] is not None:
+        inputs, results = read_pairs(flags["golden"], module)
+        excess = check_pairs(module, inputs, results)
+        say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
+        example = example or inputs
+    if example is None:
+        example, words = guess_example(module)
+        say(f"example: {words}; give --example with real rows")
+    return example
+
+
+def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:
+    """Exports the nn.LSTM and the head that the tensors of a file are."""
     choices = Choices(
         lstm=flags["lstm"],
         head=flags["head"],
@@ -43,15 +112,8 @@ def _export(checkpoint: Path, flags: dict[str, Any], progress: Callable[[str], N
         pre_head=flags["pre_head"],
         output_activation=flags["output_activation"],
     )
-    target = Target(
-        name=flags["name"] or checkpoint.stem,
-        models=flags["models"],
-        version=flags["model_version"],
-        force=flags["force"],
-        dry_run=flags["dry_run"],
-    )
-    network = assemble(read_checkpoint(checkpoint), choices)
-    network = _with_norms(network, flags)
+    network = _with_norms(assemble(read_checkpoint(checkpoint), choices), flags)
+    target = _target(checkpoint, flags)
     return export_network(network, target, make_pairs(flags["golden"]), progress)
 
 

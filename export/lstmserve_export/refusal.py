@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 MESSAGE_LEN_MAX = 2000
+# The way out of whatever a file of tensors does not say.
+MODULE_WAY = "export the whole module as it is with --module FILE.py:CLASS"
 
 
 class Refused(ValueError):

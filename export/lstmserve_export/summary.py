@@ -6,14 +6,26 @@ import shlex
 
 from rich.console import Console
 
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.manifest import Manifest
+from lstmserve.spec import Linear, LstmSpec, TensorSpec
 from lstmserve_export.target import Exported
 
+Rows = list[tuple[str, str]]
 
-def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: bool) -> None:
-    """Prints sizes, notes, the results of the checks, the formula and the next command to type."""
-    rows = _rows(exported)
-    if not has_golden:
+
+def show(
+    console: Console, exported: Exported, *, is_dry_run: bool, is_module: bool, has_golden: bool
+) -> None:
+    """Prints what was exported, the results of the checks and the next command to type."""
+    manifest = exported.manifest
+    rows = [
+        ("model", f"{manifest.name}:{manifest.version}  ({exported.bytes:,} bytes)"),
+        ("folder", str(exported.folder)),
+        *(_network_rows(manifest) if manifest.spec.lstm is None else _lstm_rows(manifest)),
+    ]
+    if is_module:
+        rows += [("", "The rows of the checks were compared with your own forward().")]
+    elif not has_golden:
         rows += [
             ("", "This is not yet checked against your forward(): save x and y of your model, and"),
             ("", "export again with --golden PAIRS.npz (docs/EXPORT.md shows how)."),
@@ -29,14 +41,32 @@ def show(console: Console, exported: Exported, *, is_dry_run: bool, has_golden: 
         console.print(f"{label:<10}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _rows(exported: Exported) -> list[tuple[str, str]]:
-    manifest, spec, parity = exported.manifest, exported.manifest.lstm, exported.manifest.parity
+def _lstm_rows(manifest: Manifest) -> Rows:
+    return [
+        ("LSTM", describe_lstm(manifest.lstm)),
+        ("head", describe_head(manifest.lstm)),
+        *_parity_rows(manifest),
+        *(("note", note) for note in manifest.notes),
+        ("computes", formula(manifest.lstm)),
+    ]
+
+
+def _network_rows(manifest: Manifest) -> Rows:
+    spec = manifest.spec
+    groups = (("inputs", spec.inputs), ("outputs", spec.outputs), ("states", spec.states))
+    return [
+        *(("layers" if not n else "", text) for n, text in enumerate(describe_layers(manifest))),
+        *((label, ", ".join(map(describe_tensor, tensors))) for label, tensors in groups),
+        *_parity_rows(manifest),
+        ("", describe_bits(manifest)),
+        *(("note", note) for note in manifest.notes),
+    ]
+
+
+def _parity_rows(manifest: Manifest) -> Rows:
+    parity = manifest.parity
     worst = max(parity["excess"].values())
     return [
-        ("model", f"{manifest.name}:{manifest.version}  ({exported.bytes:,} bytes)"),
-        ("folder", str(exported.folder)),
-        ("LSTM", describe_lstm(spec)),
-        ("head", describe_head(spec)),
         (
             "parity",
             f"{', '.join(parity['excess'])}: passed; error at most {worst:.2g} of the limit",
@@ -45,9 +75,29 @@ def _rows(exported: Exported) -> list[tuple[str, str]]:
             "",
             f"largest error {parity['onnx_error']:.1e} (torch itself: {parity['torch_error']:.1e})",
         ),
-        *(("note", note) for note in manifest.notes),
-        ("computes", formula(spec)),
     ]
+
+
+def describe_tensor(tensor: TensorSpec) -> str:
+    """Name and shape of one time step, and the dtype unless it is float32."""
+    dtype = "" if tensor.dtype == "float32" else f" {tensor.dtype}"
+    return f"{tensor.name} {list(tensor.shape)}{dtype}"
+
+
+def describe_layers(manifest: Manifest) -> list[str]:
+    """A line for each recurrent layer: its path in torch, its kind and its states."""
+    return [
+        f"{tap.layer} ({tap.kind}), layer {tap.index + 1}: {', '.join(tap.states)}"
+        for tap in getattr(manifest, "taps", ())
+    ]
+
+
+def describe_bits(manifest: Manifest) -> str:
+    """Whether bits depend on batch and chunk, as the export measured."""
+    if manifest.parity["is_exact"]:
+        return "exact: no bit depends on the batch or the chunk"
+    far = manifest.parity["difference"]
+    return f"not exact: batch and chunk change a result, in these checks by at most {far:.1e}"
 
 
 def describe_lstm(spec: LstmSpec) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lstmserve.golden import Golden, InvalidGolden, check_golden, load_golden
+from lstmserve.golden import AGAIN, Golden, InvalidGolden, check_golden, load_golden
 from lstmserve.graph import (
     InvalidModel,
     LstmNetwork,
@@ -29,7 +29,7 @@ from lstmserve.graph import (
 )
 from lstmserve.graph.weights import fingerprint
 from lstmserve.lstm_golden import check_lstm_golden, load_lstm_golden
-from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec
+from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap
 
 FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is written for
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
@@ -48,7 +48,8 @@ class Manifest:
     """The content of manifest.json.
 
     `sha256` has one entry for each other file; `versions` names the libraries of the export;
-    `parity` is the report of its proof; `notes` are its remarks to a reader.
+    `parity` is the report of its proof; `notes` are its remarks to a reader. `taps` are the
+    recurrent layers of kind "network", as far as the export knows them; kind "lstm" has none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    taps: tuple[Tap, ...] = ()
 
     @property
     def lstm(self) -> LstmSpec:
@@ -82,6 +84,7 @@ class Manifest:
         }
         if self.spec.lstm is None:
             values["kind"] = self.spec.kind
+            values["taps"] = [tap.to_json() for tap in self.taps]
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -91,7 +94,10 @@ class Manifest:
             values = json.loads(text)
             spec = _spec(values)
             _check_kinds(values)
-            return cls(spec=spec, notes=tuple(values.pop("notes", ())), **values)
+            notes, taps = tuple(values.pop("notes", ())), values.pop("taps", ())
+            if taps and spec.kind == "lstm":
+                raise InvalidModelFolder(f"{MANIFEST} has taps, which kind lstm does not have")
+            return cls(spec=spec, notes=notes, taps=tuple(map(Tap.from_json, taps)), **values)
         except InvalidModelFolder:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -124,6 +130,7 @@ KINDS = {
     "versions": dict,
     "parity": dict,
     "notes": list,
+    "taps": list,
 }
 
 
@@ -239,6 +246,7 @@ def _read_contents(manifest: Manifest, model: bytes, golden: bytes) -> ModelFile
     network: PoolNetwork
     if lstm is None:
         graph = step_graph.read_step_graph(model, spec)
+        _check_taps(manifest.taps, spec, graph)
         network, found = StepNetwork(spec, graph), step_graph.fingerprint(spec, graph)
         cases = load_golden(golden, spec)
         check_golden(cases, spec)
@@ -251,6 +259,28 @@ def _read_contents(manifest: Manifest, model: bytes, golden: bytes) -> ModelFile
     if manifest.fingerprint != found:
         raise InvalidModelFolder("the fingerprint does not match the weights")
     return ModelFiles(manifest, network, cases)
+
+
+def _check_taps(taps: tuple[Tap, ...], spec: ModelSpec, graph: step_graph.StepGraph) -> None:
+    """Raises InvalidModelFolder for a tap that names what the spec or the step graph lacks."""
+    states = {each.name: each for each in spec.states}
+    values = {each.name for each in (*spec.inputs, *spec.states)}
+    values |= {name for node in graph.nodes for name in node.output}
+    for tap in taps:
+        for name in tap.states:
+            state = states.get(name)
+            if state is None or state.dtype != "float32":
+                raise InvalidModelFolder(f"{tap}: {name!r} is no float state of the spec: {AGAIN}")
+            rows = state.shape[0] if len(state.shape) > 1 else 1
+            if tap.index >= rows:
+                raise InvalidModelFolder(
+                    f"{tap}: the state {name!r} has no layer {tap.index}: {AGAIN}"
+                )
+        if tap.input not in values:
+            raise InvalidModelFolder(f"{tap}: {MODEL} has no value {tap.input!r}: {AGAIN}")
+        for name in tap.weights.values():
+            if name not in graph.initializers:
+                raise InvalidModelFolder(f"{tap}: {MODEL} has no weight {name!r}: {AGAIN}")
 
 
 def _check_file(path: Path, bytes_max: int) -> None:

@@ -1,7 +1,8 @@
 """What a model says of itself: the names, shapes and dtypes of its inputs, outputs and states.
 
 ModelSpec is all that the engine, the dialects and the clients know of a model. LstmSpec has the
-layers of an nn.LSTM and its head, from which the graph is built. No arrays, no I/O.
+layers of an nn.LSTM and its head, from which the graph is built. A Tap names the places of a
+recurrent layer in a step graph. No arrays, no I/O.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ RANK_MAX: Final = 8
 TENSORS_MAX: Final = 1024
 ROW_BYTES_MAX: Final = 1 << 30  # of all inputs, or all outputs: numpy has no wider rows than 2 GiB
 Kind = Literal["lstm", "network"]
+
+LayerKind = Literal["lstm", "gru", "rnn"]
+LAYER_STATES: Final[Mapping[str, int]] = {"lstm": 2, "gru": 1, "rnn": 1}  # h and c, or h
+LAYER_WEIGHTS: Final = ("W", "R", "B", "P")  # of the input and of h, biases, projection
 
 Activation = Literal["relu", "tanh", "sigmoid", "softmax"]
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh", "sigmoid", "softmax")
@@ -300,6 +305,58 @@ def _check_names(spec: ModelSpec) -> None:
             if (owner := taken.get(tensor.name)) is not None:
                 raise InvalidSpec(f"{tensor.name} is {owner}: rename one of them")
             taken[tensor.name] = f"the name of another {what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """The places of one recurrent layer in a step graph, for one call of it in a step.
+
+    `layer` is the module's path in torch, such as "encoder.lstm2", and `index` says which of its
+    num_layers this is, from 0. `input` names the value [*, B, input_size] that the layer reads.
+    `states` are the states that it reads and writes, h first. `weights` names initializers: W and
+    R always, B and P if the layer has biases and a projection. Raises InvalidSpec.
+    """
+
+    layer: str
+    index: int
+    kind: LayerKind
+    input: str
+    states: tuple[str, ...]
+    weights: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, str) or type(self.index) is not int or self.index < 0:
+            raise InvalidSpec(f"tap {self.layer!r} {self.index!r} must be a name and a number >= 0")
+        if self.kind not in LAYER_STATES:
+            raise InvalidSpec(f"{self}: {self.kind!r} is not one of {', '.join(LAYER_STATES)}")
+        names = (self.input, *self.states, *self.weights.values())
+        if not all(isinstance(name, str) and name for name in names):
+            raise InvalidSpec(f"{self}: input, states and weights must be names, not {names!r}")
+        if len(self.states) != (count := LAYER_STATES[self.kind]):
+            raise InvalidSpec(f"{self}: {self.kind} has {count} states, not {len(self.states)}")
+        if unknown := sorted(set(self.weights) - set(LAYER_WEIGHTS)):
+            raise InvalidSpec(f"{self}: unknown weights {', '.join(unknown)}")
+        if missing := sorted({"W", "R"} - set(self.weights)):
+            raise InvalidSpec(f"{self}: no weights {', '.join(missing)}")
+
+    def __str__(self) -> str:
+        return f"tap {self.layer!r} {self.index}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; from_json(to_json()) is equal to self."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return values | {"states": list(self.states), "weights": dict(self.weights)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Tap:
+        """Reads what to_json wrote. Raises InvalidSpec, also for unknown fields."""
+        try:
+            states, weights = tuple(values["states"]), dict(values["weights"])
+            return cls(**{**values, "states": states, "weights": weights})
+        except InvalidSpec:
+            raise
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidSpec(f"malformed tap: {error}") from error
 
 
 def tensor_messages_bytes(tensors: Iterable[TensorSpec]) -> int:

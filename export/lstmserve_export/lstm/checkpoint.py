@@ -117,11 +117,16 @@ def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
     return inside, wrapper
 
 
-def _strip(tensors: Tensors) -> Tensors:
-    """Removes the prefixes that torch.compile and DataParallel add to names. Raises Refused."""
-    names = [name.replace("_orig_mod.", "") for name in tensors]
-    while all(name.startswith("module.") for name in names):
+def strip_wrappers(names: list[str]) -> list[str]:
+    """The names without the prefixes that torch.compile and DataParallel add."""
+    names = [name.replace("_orig_mod.", "") for name in names]
+    while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
+    return names
+
+
+def _strip(tensors: Tensors) -> Tensors:
+    names = strip_wrappers(list(tensors))
     if len(set(names)) < len(names):
         raise Refused(f"two tensors of the file have one name: {ADVICE}")
     return dict(zip(names, tensors.values(), strict=True))

@@ -13,9 +13,10 @@ from lstmserve.graph.weights import fingerprint
 from lstmserve.lstm_golden import dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
+from lstmserve_export.arrays import Arrays, read_npz
 from lstmserve_export.lstm.convert import convert
 from lstmserve_export.lstm.network import Network, Norm, describe
-from lstmserve_export.lstm.pairs import Arrays, read_pairs, take_pairs
+from lstmserve_export.lstm.pairs import take_pairs
 from lstmserve_export.lstm.pairs_proof import prove_pairs
 from lstmserve_export.lstm.parity import LENGTHS, probing, prove
 from lstmserve_export.refusal import Refused
@@ -30,7 +31,7 @@ def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Array
     if golden is None:
         return None
     if isinstance(golden, (str, Path)):
-        return read_pairs(Path(golden))
+        return read_npz(Path(golden), "--golden")
     return {name: np.asarray(array) for name, array in golden.items()}
 
 

@@ -1,42 +1,23 @@
-"""Reads the user's own pairs: x, and the y that the user's forward() gave. Never compares them."""
+"""Takes the user's own pairs: x, and the y that forward() gave. Never compares them."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lstmserve.golden import Floats, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
 from lstmserve.spec import LstmSpec
+from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.lstm.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
 FIELDS = ("x", "tokens", "y", "lengths", "h0", "c0", "hn", "cn")
 # The server runs them at every start, each sequence in slots of its own.
 SEQUENCE_COUNT_MAX = 64
 ROW_COUNT_MAX = 10_000
-FILE_BYTES_MAX = 1 << 28
-
-
-def read_pairs(path: Path) -> Arrays:
-    """The arrays of an .npz. Raises Refused; never unpickles."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > FILE_BYTES_MAX:
-                raise Refused(f"--golden {path} unpacks to more than {FILE_BYTES_MAX} bytes")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise Refused(f"--golden {path} is no .npz of plain arrays: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

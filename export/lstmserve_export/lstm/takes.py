@@ -1,8 +1,8 @@
-"""Gives out the tensors of a file, checks each one first, and remembers which were used."""
+"""Checks the tensors of a file, gives them out, and remembers which were used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -10,6 +10,47 @@ from lstmserve_export.refusal import Refused
 
 # A flipped exponent bit makes a weight larger than any trained one; safetensors has no checksum.
 WEIGHT_ABS_MAX = 1e8
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raises Refused for a tensor whose values must not be read."""
+    fault = ""
+    if tensor.layout != torch.strided:
+        fault = "is sparse: save tensor.to_dense()"
+    elif tensor.device.type != "cpu":
+        fault = f"has no data (device {tensor.device.type}): save a model whose weights are loaded"
+    # An expanded tensor of four bytes may claim terabytes.
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        fault = "is larger than its storage: save tensor.clone()"
+    if fault:
+        raise Refused(f"{name} {fault}")
+
+
+def check_values(name: str, tensor: torch.Tensor) -> None:
+    """Raises Refused for weights that no training gives."""
+    if not tensor.isfinite().all():
+        raise Refused(
+            f"{name} has NaN or infinite values: the training diverged, or the file "
+            "is damaged; export an earlier checkpoint"
+        )
+    if tensor.numel() and tensor.abs().max() > WEIGHT_ABS_MAX:
+        raise Refused(
+            f"{name} has a value beyond {WEIGHT_ABS_MAX:g}, which no training gives: the file "
+            "is damaged; copy or save it again"
+        )
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The dtype as in float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def dtype_notes(dtypes: Iterable[torch.dtype]) -> tuple[str, ...]:
+    """A note for each dtype that is converted."""
+    names = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    return tuple(
+        f"weights are {name} in the file, served as float32" for name in sorted(names - {"float32"})
+    )
 
 
 class Taker:
@@ -25,8 +66,12 @@ class Taker:
         Raises Refused.
         """
         tensor = self._tensors[name]
-        if fault := _fault(tensor):
-            raise Refused(f"{name} {fault}")
+        check_tensor(name, tensor)
+        if not tensor.is_floating_point():
+            raise Refused(
+                f"{name} is {dtype_name(tensor)}, not floating point: save the model before it was "
+                "quantised"
+            )
         if shape is not None and tuple(tensor.shape) != shape:
             raise Refused(
                 f"{name} is {list(tensor.shape)}, but must be {list(shape)} beside the first "
@@ -35,16 +80,7 @@ class Taker:
         self._taken[name] = tensor.dtype
         if tensor.dtype != torch.float64:
             tensor = tensor.to(torch.float32)
-        if not tensor.isfinite().all():
-            raise Refused(
-                f"{name} has NaN or infinite values: the training diverged, or the file "
-                "is damaged; export an earlier checkpoint"
-            )
-        if tensor.abs().max() > WEIGHT_ABS_MAX:
-            raise Refused(
-                f"{name} has a value beyond {WEIGHT_ABS_MAX:g}, which no training gives: the file "
-                "is damaged; copy or save it again"
-            )
+        check_values(name, tensor)
         return tensor.contiguous()
 
     def unused(self) -> list[str]:
@@ -53,23 +89,4 @@ class Taker:
 
     def notes(self) -> tuple[str, ...]:
         """A note for each dtype that was converted."""
-        names = {str(dtype).removeprefix("torch.") for dtype in self._taken.values()}
-        return tuple(
-            f"weights are {name} in the file, served as float32"
-            for name in sorted(names - {"float32"})
-        )
-
-
-def _fault(tensor: torch.Tensor) -> str:
-    """Why a tensor must not be read, "" if it may."""
-    if tensor.layout != torch.strided:
-        return "is sparse: save tensor.to_dense()"
-    if tensor.device.type != "cpu":
-        return f"has no data (device {tensor.device.type}): save a model whose weights are loaded"
-    if not tensor.is_floating_point():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return f"is {dtype}, not floating point: save the model before it was quantised"
-    # An expanded tensor of four bytes may claim terabytes.
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return "is larger than its storage: save tensor.clone()"
-    return ""
+        return dtype_notes(self._taken.values())

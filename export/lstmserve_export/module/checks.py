@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lstmserve_export.module.forward import Forward, Result
+from lstmserve_export.module.forward import Forward, Result, described
 from lstmserve_export.refusal import Refused, shorten
 
 # An LSTM keeps lists of its own parameters.
@@ -49,13 +49,17 @@ def check_weights(module: nn.Module) -> None:
             )
 
 
-def check_function(forward: Forward) -> list[Result]:
-    """The results of the example. Raises Refused if forward() keeps state from call to call, draws
-    random numbers or changes its arguments, and as forward() raises."""
+def check_function(forward: Forward) -> None:
+    """Runs the example. Raises Refused if forward() keeps state from call to call, draws
+    random numbers, changes its arguments, fails, or returns no tensor."""
     module = forward.module
     given, before, drawn = _frozen(forward.example), _held(module), _generators()
-    first = forward(forward.example)
-    answers = _tensors(first)
+    try:
+        answers = _tensors(forward(forward.example))
+    except Exception as error:  # the user's code may raise anything
+        raise Refused(f"forward() fails on the example: {described(error)}") from error
+    if not answers:
+        raise Refused("forward() returns no tensor")
     now, after, redrawn = _frozen(forward.example), _held(module), _generators()
     if written := [name for name in given if given[name] != now[name]]:
         raise Refused(
@@ -82,7 +86,6 @@ def check_function(forward: Forward) -> list[Result]:
             "forward() gives other results for the same input, by a clock, a random number or a "
             "state outside of the module: take what it needs as an argument, and return a state"
         )
-    return first
 
 
 def _random(module: nn.Module) -> Refused:

@@ -17,7 +17,7 @@ from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.lower import lower
 from lstmserve_export.module.probe import probe
 from lstmserve_export.module.proof import Mismatch, prove
-from lstmserve_export.module.reference import Reference, probing
+from lstmserve_export.module.reference import Reference, further, probing
 from lstmserve_export.module.trace import trace
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import Exported, Target, package_versions
@@ -54,8 +54,9 @@ def export_module(
     cases = {"random": case}
     rows = reference.example()
     cases["example"] = reference.case(rows, _full_lengths(rows))
+    more, more_notes = further(reference, signature)
     try:
-        parity = prove(StepNetwork(spec, graph), cases, progress)
+        parity = prove(StepNetwork(spec, graph), cases, more, progress)
     except Mismatch as error:
         raise Refused(explain(error, forward, signature)) from error
     files = {MODEL: content, GOLDEN: dump_golden(cases)}
@@ -67,7 +68,7 @@ def export_module(
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*signature.notes, *_notes(module, reference, whole_error)),
+        notes=(*signature.notes, *_notes(reference, whole_error), *more_notes),
     )
     progress("write the folder")
     return target.write(manifest, files)
@@ -78,11 +79,9 @@ def _full_lengths(rows: dict[str, Any]) -> Any:
     return np.full(first.shape[0], first.shape[1])
 
 
-def _notes(module: nn.Module, reference: Reference, torch_error: float) -> list[str]:
+def _notes(reference: Reference, torch_error: float) -> list[str]:
     """Remarks for the operator."""
     notes = []
-    if module.training:
-        notes.append("the module was in training mode; it is exported in eval mode")
     if not reference.has_double:
         notes.append(
             "forward() does not run in float64, so torch's own error is not known: the check "

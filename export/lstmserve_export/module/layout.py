@@ -23,7 +23,7 @@ from lstmserve_export.module.forward import (
     Tensors,
     described,
 )
-from lstmserve_export.module.recurrent import Call, find_layers, watched
+from lstmserve_export.module.recurrent import Call, find_layers, kind_of, watched
 from lstmserve_export.module.sampler import SIZE, Sampler
 from lstmserve_export.module.signature import Output
 from lstmserve_export.refusal import Refused
@@ -130,6 +130,8 @@ class LayoutSearch:
         main = layout.main
         rows = sampler.rows(SIZE, LENGTH if main.time is not None else 1)
         states = sampler.states(SIZE, self.state_specs(layout))
+        if main.time is None and self.layers and not self.passed:
+            raise _Unfit("without an axis of time nothing says what a second step is")
         whole, steps = self._run(layout, rows, states)
         shorter = {name: each[:, 1:] for name, each in rows.items()}
         fewer = {name: each[1:] for name, each in rows.items()}
@@ -216,7 +218,16 @@ class LayoutSearch:
     def _state_spec(self, name: str, batch: int) -> TensorSpec:
         tensor = self.forward.example[name]
         shape = tuple(size for axis, size in enumerate(tensor.shape) if axis != batch)
-        return TensorSpec(tensor_name(name), shape, dtype_name(tensor))
+        return TensorSpec(self._state_name(name), shape, dtype_name(tensor))
+
+    def _state_name(self, name: str) -> str:
+        """The argument's name; the two tensors of a pair that an LSTM takes are its h and c."""
+        argument, _, key = name.partition(".")
+        pair = [f"{argument}.0", f"{argument}.1"]
+        has_lstm = any(kind_of(each) == "lstm" for each in self.layers.values())
+        if self.forward.arguments()[argument] == pair and has_lstm:
+            return tensor_name(f"{argument}.{'hc'[int(key)]}")
+        return tensor_name(name)
 
 
 def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) -> int | None:

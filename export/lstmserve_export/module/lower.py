@@ -1,9 +1,8 @@
 """Replaces the recurrent calls of a trace by nodes of ONNX, and tidies the graph.
 
-A layer of an nn.LSTM, nn.GRU or nn.RNN, and a cell, is one ONNX node over a sequence of one time
-step, with its weights as initializers: onnxruntime prepacks those, and the server can run the node
-over time. A projection, which ONNX's LSTM does not have, is written out. The formulas are those of
-torch.nn.LSTM, GRU and RNN.
+A layer of an nn.LSTM or nn.GRU, and a cell, is one ONNX node over a sequence of one time step, with
+its weights as initializers: onnxruntime prepacks those, and the server can run the node over time.
+An nn.RNN and a projection are written out. Formulas as in torch.nn.LSTM, GRU and RNN.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lstmserve_export.module.trace import DOMAIN, RECURRENT, Trace
 from lstmserve_export.refusal import Refused
 
 Array = npt.NDArray[Any]
-OPS: Final = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+OPS: Final = {"lstm": "LSTM", "gru": "GRU"}
 # The order of the gates in ONNX's rows, as positions in torch's (i f g o; r z n; one).
 GATES: Final = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NET: Final = "net."  # the name of the module in the trace
@@ -188,7 +187,11 @@ class _Call:
         x, *before = node.input
         y, *after = node.output
         count = 1 if self._is_cell else self._layer.num_layers
-        step = self._projected if getattr(self._layer, "proj_size", 0) else self._node
+        step = self._node
+        if self._kind == "rnn":
+            step = self._elman
+        elif getattr(self._layer, "proj_size", 0):
+            step = self._projected
         ends: list[tuple[str, ...]] = []
         value = x
         for index, starts in enumerate(zip(*(self._split(s, count) for s in before), strict=True)):
@@ -236,8 +239,6 @@ class _Call:
         attributes: dict[str, Any] = {"hidden_size": self._layer.hidden_size}
         if self._kind == "gru":
             attributes["linear_before_reset"] = 1
-        if self._kind == "rnn":
-            attributes["activations"] = [self._activation()]
         weights = [matrices.get(letter, "") for letter in "WRB"]
         given = [sequence, *weights, "", *before]
         found.nodes.append(helper.make_node(OPS[self._kind], given, [raw, *ends], **attributes))
@@ -245,62 +246,74 @@ class _Call:
         states = tuple(found.add("Squeeze", [end, lead], f"{end}.row") for end in ends)
         return Step(sequence, y, states, matrices)
 
-    def _activation(self) -> str:
-        return "Relu" if self._layer.nonlinearity == "relu" else "Tanh"
-
     def _parameter(self, kind: str, index: int) -> Array:
         """A parameter of the layer by torch's name; parametrizations are applied."""
         suffix = "" if isinstance(self._layer, CELLS) else f"_l{index}"
         return np.asarray(getattr(self._layer, kind + suffix).detach().numpy())
 
+    def _gates(self, kind: str, index: int) -> Array:
+        """A parameter whose rows are in the order of ONNX's gates."""
+        parts = np.split(self._parameter(kind, index), len(GATES[self._kind]))
+        return np.concatenate([parts[gate] for gate in GATES[self._kind]])
+
     def _matrices(self, index: int) -> dict[str, str]:
         """Names of W [1, G*H, I], R [1, G*H, H], and with a bias B [1, 2*G*H]."""
-
-        def ordered(array: Array) -> Array:
-            parts = np.split(array, len(GATES[self._kind]))
-            return np.concatenate([parts[gate] for gate in GATES[self._kind]])
-
         found, name = self._found, f"{self._weights}.{index}"
-        values = {
-            letter: ordered(self._parameter(kind, index))[None]
-            for letter, kind in (("W", "weight_ih"), ("R", "weight_hh"))
-        }
+        values = {"W": self._gates("weight_ih", index)[None]}
+        values["R"] = self._gates("weight_hh", index)[None]
         if self._layer.bias:
-            biases = [ordered(self._parameter(kind, index)) for kind in ("bias_ih", "bias_hh")]
+            biases = [self._gates(kind, index) for kind in ("bias_ih", "bias_hh")]
             values["B"] = np.concatenate(biases)[None]
         return {k: found.weight(f"{name}.{k}", value) for k, value in values.items()}
 
+    def _sum(self, index: int, x: str, h: str) -> tuple[str, dict[str, str]]:
+        """The gates before their activations, W x + R h + b [N, G*H], and the names of W [I, G*H],
+        R [P, G*H] and B [G*H]: matrices that onnxruntime prepacks."""
+        found, name, weights = self._found, f"{self._prefix}/{index}", f"{self._weights}.{index}"
+        matrices = {
+            letter: found.weight(f"{weights}.{letter}", self._gates(kind, index).T)
+            for letter, kind in (("W", "weight_ih"), ("R", "weight_hh"))
+        }
+        parts = [
+            found.add("MatMul", [value, matrices[letter]], f"{name}/{letter}")
+            for value, letter in ((x, "W"), (h, "R"))
+        ]
+        gates = found.add("Add", parts, f"{name}/gates")
+        if self._layer.bias:
+            both = self._gates("bias_ih", index) + self._gates("bias_hh", index)
+            matrices["B"] = found.weight(f"{weights}.B", both)
+            gates = found.add("Add", [gates, matrices["B"]], f"{name}/biased")
+        return gates, matrices
+
+    def _row(self, state: str, index: int, letter: str, width: int) -> str:
+        """[N, width] of a state [N, 1, width]."""
+        shape = self._found.shape(-1, width)
+        return self._found.add("Reshape", [state, shape], f"{self._prefix}/{index}/{letter}")
+
+    def _elman(self, index: int, x: str, starts: Sequence[str]) -> Step:
+        """An nn.RNN layer: x [N, I], h [N, H] -> y = h. ONNX's RNN is not used, because onnxruntime
+        does not prepack its weights, and so gives a batch of one other bits."""
+        h = self._row(starts[0], index, "h", self._layer.hidden_size)
+        gates, matrices = self._sum(index, x, h)
+        op = "Relu" if self._layer.nonlinearity == "relu" else "Tanh"
+        y = self._found.add(op, [gates], f"{self._prefix}/{index}/y")
+        return Step(x, y, (y,), matrices)
+
     def _projected(self, index: int, x: str, starts: Sequence[str]) -> Step:
         """An LSTM layer with a projection: x [N, I], h [N, P], c [N, H] -> y = h [N, P], h, c."""
-        found, name, weights = self._found, f"{self._prefix}/{index}", f"{self._weights}.{index}"
-        matrices: dict[str, str] = {}
-
-        def weight(letter: str, value: Array) -> str:
-            matrices[letter] = found.weight(f"{weights}.{letter}", value)
-            return matrices[letter]
-
-        def product(value: str, letter: str, kind: str) -> str:
-            matrix = weight(letter, self._parameter(kind, index).T)
-            return found.add("MatMul", [value, matrix], f"{name}/{letter}")
-
-        sizes = (self._layer.proj_size, self._layer.hidden_size)
-        h, c = (
-            found.add("Reshape", [start, found.shape(-1, width)], f"{name}/{k}")
-            for start, width, k in zip(starts, sizes, "hc", strict=True)
-        )
-        inputs = [product(x, "W", "weight_ih"), product(h, "R", "weight_hh")]
-        gates = found.add("Add", inputs, f"{name}/gates")
-        if self._layer.bias:
-            both = self._parameter("bias_ih", index) + self._parameter("bias_hh", index)
-            gates = found.add("Add", [gates, weight("B", both)], f"{name}/biased")
-        parts = [found.name(f"{name}/{gate}") for gate in "ifgo"]
-        widths = found.shape(*[self._layer.hidden_size] * 4)
+        found, name, layer = self._found, f"{self._prefix}/{index}", self._layer
+        h = self._row(starts[0], index, "h", layer.proj_size)
+        c = self._row(starts[1], index, "c", layer.hidden_size)
+        gates, matrices = self._sum(index, x, h)
+        parts = [found.name(f"{name}/{gate}") for gate in "iofg"]
+        widths = found.shape(*[layer.hidden_size] * 4)
         found.nodes.append(helper.make_node("Split", [gates, widths], parts, axis=1))
-        i, f, o = (found.add("Sigmoid", [parts[n]], f"{name}/sigmoid") for n in (0, 1, 3))
-        g = found.add("Tanh", [parts[2]], f"{name}/tanh")
+        i, o, f = (found.add("Sigmoid", [part], f"{part}.on") for part in parts[:3])
+        g = found.add("Tanh", [parts[3]], f"{parts[3]}.on")
         kept = found.add("Mul", [f, c], f"{name}/kept")
         new = found.add("Mul", [i, g], f"{name}/new")
         after = found.add("Add", [kept, new], f"{name}/c.end")
         u = found.add("Mul", [o, found.add("Tanh", [after], f"{name}/squashed")], f"{name}/u")
-        row = product(u, "P", "weight_hr")
-        return Step(x, row, (row, after), matrices)
+        matrix = found.weight(f"{self._weights}.{index}.P", self._parameter("weight_hr", index).T)
+        row = found.add("MatMul", [u, matrix], f"{name}/P")
+        return Step(x, row, (row, after), matrices | {"P": matrix})

@@ -10,24 +10,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
 from lstmserve.spec import InvalidSpec, TensorSpec
 from lstmserve_export.module.checks import check_function, check_weights
-from lstmserve_export.module.forward import Axes, Forward, Result, described
+from lstmserve_export.module.forward import Axes, Forward, described
 from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
-from lstmserve_export.module.recurrent import Call, Layer, find_layers, state_names, state_shapes
+from lstmserve_export.module.passing import check_lengths, find_passed
+from lstmserve_export.module.recurrent import (
+    Call,
+    Layer,
+    find_layers,
+    state_names,
+    state_shapes,
+    watched,
+)
 from lstmserve_export.module.sampler import SIZE, Sampler
 from lstmserve_export.module.signature import Input, Memory, Output, PassedState, Signature
 from lstmserve_export.refusal import Refused, shorten
-
-STATE_NAME: Final = re.compile(
-    r"(.*_)?(h|c|h[0tx]|c[0tx]|hc|hidden|cell|cells|state|states|memory|carry|cache)s?(_.*)?|h_?n|c_?n"
-)
-LENGTHS_NAME: Final = re.compile(r"(.*_)?(len|lens|length|lengths|sizes)(_.*)?")
 
 
 def probe(
@@ -53,25 +56,14 @@ class _Probe:
         self.forward = forward
         self.layers = find_layers(forward.module)
         self.output_names = tuple(output_names)
-        baseline = self._baseline()
-        self.passed = _match_states(forward, baseline, states)
-        self.search = LayoutSearch(forward, tuple(self.passed), axes)
-
-    def _baseline(self) -> list[Result]:
-        """The results of the example. Raises Refused if forward() is not a function of it."""
-        forward = self.forward
         check_weights(forward.module)
-        try:
-            results = check_function(forward)
-        except Refused:
-            raise
-        except Exception as error:  # the user's code may raise anything
-            if names := [n for n in forward.example if LENGTHS_NAME.fullmatch(n)]:
-                raise _lengths_refused(names) from error
-            raise Refused(f"forward() fails on the example: {described(error)}") from error
-        if not results:
-            raise Refused("forward() returns no tensor")
-        return results
+        check_lengths(forward)
+        check_function(forward)
+        with watched(self.layers) as calls:
+            results = forward(forward.example)
+        self._paths = [result.path for result in results]
+        self.passed = find_passed(forward, results, calls, states)
+        self.search = LayoutSearch(forward, tuple(self.passed), axes)
 
     def signature(self) -> Signature:
         layout, outputs = self.search.choose()
@@ -225,50 +217,9 @@ class _Probe:
             return ("y",) if len(outputs) == 1 else tuple(f"y{i}" for i in range(len(outputs)))
         return tuple(map(tensor_name, paths))
 
-    @property
-    def _paths(self) -> list[str]:
-        return [result.path for result in self.forward(self.forward.example)]
-
     def _spec(self, name: str, argument: str, axes: Axes) -> TensorSpec:
         tensor = self.forward.example[argument]
         return TensorSpec(name, tuple(axes.to_rows(tensor).shape[2:]), dtype_name(tensor))
-
-
-def _match_states(forward: Forward, results: list[Result], given: Sequence[str]) -> dict[str, int]:
-    """The arguments that are states, each with the number of its result. Raises Refused."""
-    arguments = forward.arguments()
-    if unknown := [name for name in given if name not in arguments]:
-        raise Refused(
-            f"states: forward() has no argument {shorten(unknown)} in the example; it has "
-            f"{shorten(list(arguments))}"
-        )
-    first = next(iter(arguments))
-    names = given or [n for n in arguments if n != first and STATE_NAME.fullmatch(n)]
-    leaves = [leaf for name in names for leaf in arguments[name]]
-    shapes = [forward.example[leaf].shape for leaf in leaves]
-    for start in (len(results) - len(leaves), 0):  # results usually end with the states
-        window = range(max(start, 0), max(start, 0) + len(leaves))
-        if [results[n].tensor.shape for n in window if n < len(results)] == shapes:
-            return dict(zip(leaves, window, strict=True))
-    found: dict[str, int] = {}
-    for leaf, shape in zip(leaves, shapes, strict=True):
-        same = [n for n, r in enumerate(results) if r.tensor.shape == shape]
-        left = [n for n in same if n not in found.values()]
-        if not left:
-            raise Refused(
-                f"{leaf} looks like a state, and forward() returns nothing of its shape "
-                f"{list(shape)}: return the state after the step, or name the states with states="
-            )
-        found[leaf] = left[-1]
-    return found
-
-
-def _lengths_refused(names: list[str]) -> Refused:
-    return Refused(
-        f"forward() takes lengths ({shorten(names)}): a stream has no padding, so export a module "
-        "that calls it with full lengths, such as forward(self, x): return self.net(x, "
-        "torch.full((x.shape[0],), x.shape[1])), and does not pack its sequences"
-    )
 
 
 def _steps(calls: list[Call]) -> Counter[str]:

@@ -40,13 +40,14 @@ class Call:
 
     `length`: time steps of its sequence, 1 for a cell. `rows`: sequences in its batch. `handed`:
     the state that the caller gave, [rows, *shape] each with the shape of state_shapes(), or None.
-    `after`: the tensors of the state that the call returned.
+    `given` are the tensors of the handed state themselves, and `after` those that it returned.
     """
 
     id: CallId
     length: int
     rows: int
     handed: State | None
+    given: State
     after: State
 
 
@@ -152,7 +153,7 @@ def watched(layers: dict[str, Layer]) -> Iterator[list[Call]]:
 
 def _watch(call_id: CallId, layer: Layer, x: Any, state: Any, after: State) -> Call:
     if isinstance(x, nn.utils.rnn.PackedSequence):
-        return Call(call_id, len(x.batch_sizes), int(x.batch_sizes[0]), None, after)
+        return Call(call_id, len(x.batch_sizes), int(x.batch_sizes[0]), None, (), after)
     axis = sequence_axis(layer, x)
     length = 1 if axis is None else x.shape[axis]
     is_batched = x.dim() == (3 if axis is not None else 2)
@@ -160,4 +161,5 @@ def _watch(call_id: CallId, layer: Layer, x: Any, state: Any, after: State) -> C
     handed = batch_first(layer, state)
     if handed is not None:
         handed = tuple(part.detach().clone() for part in handed)
-    return Call(call_id, length, rows, handed, after)
+    given = () if state is None else tuple(state) if isinstance(state, (tuple, list)) else (state,)
+    return Call(call_id, length, rows, handed, given, after)

@@ -21,9 +21,14 @@ FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @click.command()
 @options.endpoint
 def models(endpoint: Endpoint) -> None:
-    """List every version of every model that the server serves."""
+    """List every version of every model that the server serves.
+
+    EXACT is "yes" if the bits of a result depend neither on what else the server computes at the
+    same time nor on how a sequence is cut. Otherwise it is the largest difference that the server
+    measured at its start.
+    """
     header = (
-        *("MODEL", "VERSION", "DEVICE", "NETWORK", "INPUTS", "OUTPUTS", "STATES"),
+        *("MODEL", "VERSION", "DEVICE", "KIND", "EXACT", "INPUTS", "OUTPUTS", "STATES"),
         *("LENGTH-MAX", "FINGERPRINT"),
     )
     with options.connect(endpoint) as client:
@@ -34,7 +39,8 @@ def models(endpoint: Endpoint) -> None:
                     m.name,
                     m.version,
                     m.device,
-                    _network(m),
+                    _kind(m),
+                    "yes" if m.is_exact else f"to {m.difference:.1g}",
                     _tensors(m.inputs),
                     _tensors(m.outputs),
                     _tensors(m.states),
@@ -46,8 +52,8 @@ def models(endpoint: Endpoint) -> None:
         )
 
 
-def _network(model: ModelInfo) -> str:
-    """Its kind; of an nn.LSTM, whose states have layers and width, what they do not say."""
+def _kind(model: ModelInfo) -> str:
+    """Of an nn.LSTM, whose states have layers and width, what they do not say."""
     if model.lstm is None:
         return model.kind
     return "lstm" if model.is_streaming else "lstm (bidirectional)"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
+import numpy as np
 
 from lstmserve.cli import csvrows, options
 from lstmserve.cli.known_sessions import KnownSessions
@@ -188,12 +189,13 @@ def get(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # the argument's na
 def state(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
     """Print the states of session ID as CSV: the name, the row in it, its values.
 
-    For an nn.LSTM that is h or c, the layer, and its values.
+    For an nn.LSTM that is h or c, the layer, and its values. A bool is 0 or 1.
     """
     with options.connect(endpoint) as client:
         found = client.attach(id).state()
     for name, values in found.tensors.items():
-        rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+        numbers = values.astype(np.int64) if values.dtype == bool else values
+        rows = numbers.reshape(-1, values.shape[-1] if values.ndim else 1)
         for i, line in enumerate(csvrows.text(rows).splitlines()):
             click.echo(f"{name},{i},{line}")
 

@@ -7,7 +7,8 @@ from lstmserve.client._async.client import AsyncClient
 from lstmserve.client._async.session import AsyncSession
 from lstmserve.client._sync.client import Client
 from lstmserve.client._sync.session import Session
-from lstmserve.client.records import ModelInfo, SessionInfo, State
+from lstmserve.client.records import ModelInfo, SessionInfo
+from lstmserve.client.state import State
 from lstmserve.errors import (
     BadToken,
     Cancelled,

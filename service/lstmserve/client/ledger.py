@@ -12,8 +12,9 @@ from typing import Final, Self
 
 import numpy as np
 
+from lstmserve.client.arrays import StepInput
 from lstmserve.client.packing import NumberedStep, split
-from lstmserve.client.records import ModelInfo, StepInput
+from lstmserve.client.records import ModelInfo
 from lstmserve.client.retries import is_transient
 from lstmserve.errors import LstmServeError
 from lstmserve.rows import Rows

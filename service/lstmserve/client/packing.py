@@ -8,21 +8,19 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.client.protocol import group, is_grouped
-from lstmserve.client.records import (
+from lstmserve.client.arrays import (
     Array,
     Input,
-    ModelInfo,
     Output,
     StepInput,
     output,
     output_rows,
-    read_tensors,
     refusal,
-    state_tensors,
     step_input,
-    write_tensors,
 )
+from lstmserve.client.protocol import group, is_grouped
+from lstmserve.client.records import ModelInfo
+from lstmserve.client.state import read_tensors, state_tensors, write_tensors
 from lstmserve.client.status import from_status
 from lstmserve.errors import LstmServeError
 from lstmserve.rows import Rows

@@ -83,10 +83,15 @@ class Model:
         self.outputs = RowFormat(self.spec.outputs)
 
     @property
-    def is_exact(self) -> bool:
-        """Whether a row's bits depend neither on its batch nor on its chunk here, as measured; a
+    def difference(self) -> float:
+        """The largest difference between a row in a batch, alone and in chunks here, as measured; a
         model without a pool runs each sequence alone and whole."""
-        return self.kernel is None or self.kernel.is_exact
+        return 0.0 if self.kernel is None else self.kernel.difference
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a row's bits depend neither on its batch nor on its chunk here, as measured."""
+        return self.difference == 0
 
     def imported(self, states: States) -> States:
         """A client's states [N, *shape] as the pool takes them.

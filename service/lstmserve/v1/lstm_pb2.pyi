@@ -340,7 +340,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., length_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("kind", "inputs", "outputs", "states", "is_streaming", "is_exact", "lstm")
+    __slots__ = ("kind", "inputs", "outputs", "states", "is_streaming", "is_exact", "lstm", "difference")
     KIND_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -348,6 +348,7 @@ class ModelSpec(_message.Message):
     IS_STREAMING_FIELD_NUMBER: _ClassVar[int]
     IS_EXACT_FIELD_NUMBER: _ClassVar[int]
     LSTM_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -355,7 +356,8 @@ class ModelSpec(_message.Message):
     is_streaming: bool
     is_exact: bool
     lstm: LstmSpec
-    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ...) -> None: ...
+    difference: float
+    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ..., difference: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")

@@ -9,11 +9,12 @@ from typing import Protocol
 
 from lstmserve.client._async.connection import AsyncConnection
 from lstmserve.client._io.aio import SessionLock
+from lstmserve.client.arrays import StepInput
 from lstmserve.client.ledger import Ledger, PendingOutput, Recovery
 from lstmserve.client.packing import NumberedStep, step_request, step_result
 from lstmserve.client.protocol import GET_STATE, OPEN_SESSION, STEP, open_request
-from lstmserve.client.records import State, StepInput
 from lstmserve.client.retries import Attempts
+from lstmserve.client.state import State
 from lstmserve.client.status import steps_lost
 from lstmserve.errors import LstmServeError, SessionLost
 from lstmserve.wire.v1 import lstm_pb2 as wire

@@ -13,6 +13,7 @@ from lstmserve.client import checks
 from lstmserve.client._async.connection import AsyncConnection, AsyncReconnectingStream
 from lstmserve.client._async.session import AsyncSession
 from lstmserve.client._io.aio import PendingCall, PendingReply
+from lstmserve.client.arrays import Input, Output, StepInput, output, step_input
 from lstmserve.client.packing import (
     GroupMessage,
     NumberedStep,
@@ -22,7 +23,6 @@ from lstmserve.client.packing import (
     step_result,
 )
 from lstmserve.client.protocol import STEP, STEP_MANY
-from lstmserve.client.records import Input, Output, StepInput, output, step_input
 from lstmserve.errors import LstmServeError, StepManyFailed
 from lstmserve.wire.v1 import lstm_pb2 as wire
 

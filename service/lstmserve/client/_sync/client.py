@@ -13,6 +13,7 @@ from lstmserve.client._io.threads import awaitable_context
 from lstmserve.client._sync.connection import Connection
 from lstmserve.client._sync.session import Session
 from lstmserve.client._sync.step_many import GroupStreams
+from lstmserve.client.arrays import Array, Input, Output
 from lstmserve.client.channels import Endpoint
 from lstmserve.client.ledger import Ledger
 from lstmserve.client.packing import PredictInput
@@ -30,16 +31,9 @@ from lstmserve.client.protocol import (
     get_request,
     open_request,
 )
-from lstmserve.client.records import (
-    Array,
-    Input,
-    ModelInfo,
-    Output,
-    SessionInfo,
-    State,
-    state_tensors,
-)
+from lstmserve.client.records import ModelInfo, SessionInfo
 from lstmserve.client.retries import RetryPolicy
+from lstmserve.client.state import State, state_tensors
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 _PAGE_SIZE = 1000

@@ -13,6 +13,7 @@ from lstmserve.client import checks
 from lstmserve.client._io.threads import Source, awaitable_context, read_ahead
 from lstmserve.client._sync.connection import Connection, ReconnectingStream
 from lstmserve.client._sync.delivery import StepDelivery
+from lstmserve.client.arrays import Input, Output, output, step_input
 from lstmserve.client.ledger import Ledger
 from lstmserve.client.packing import join, joinable
 from lstmserve.client.protocol import (
@@ -24,15 +25,8 @@ from lstmserve.client.protocol import (
     open_request,
     sibling_id,
 )
-from lstmserve.client.records import (
-    Input,
-    Output,
-    SessionInfo,
-    State,
-    output,
-    state_tensors,
-    step_input,
-)
+from lstmserve.client.records import SessionInfo
+from lstmserve.client.state import State, state_tensors
 from lstmserve.errors import LstmServeError, SessionLost
 from lstmserve.wire.v1 import lstm_pb2 as wire
 

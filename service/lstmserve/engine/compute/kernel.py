@@ -118,8 +118,8 @@ class Kernel:
         self._pool = pool
         self._outputs = RowFormat(network.layout.spec.outputs)
         self.cost = Cost()  # the self-test measures it
-        # Whether a row's bits depend neither on its batch nor on its chunk: the self-test says so.
-        self.is_exact = False
+        # By how much a row's results depend on its batch and its chunk: the self-test measures it.
+        self.difference = math.inf
         self.is_host = device == "cpu"
         self._chunk = open_session(network.build_chunk(), device, threads)
         step = network.build_step()

@@ -104,6 +104,7 @@ def _spec(model: Model) -> pb.ModelSpec:
         states=map(_tensor, spec.states),
         is_streaming=spec.is_streaming,
         is_exact=model.is_exact,
+        difference=model.difference,
         lstm=None if spec.lstm is None else _lstm(spec.lstm),
     )
 

@@ -49,6 +49,8 @@ class Gauges:
     """What one model has right now."""
 
     fingerprint: str = ""
+    kind: str = "lstm"
+    difference: float = 0.0
     pending_steps: int = 0
     slots_used: int = 0
     slots_spare: int = 0
@@ -71,7 +73,7 @@ def _gauges(engine: Engine, model: Model) -> Gauges:
     Sessions are counted in the table, because the counters are compared with this number.
     """
     if model.pool is None or model.scheduler is None:
-        return Gauges(model.fingerprint)
+        return Gauges(model.fingerprint, model.spec.kind, model.difference)
     table = engine.table
     used = slice(table.used)
     phase = table.phase[used]
@@ -81,6 +83,8 @@ def _gauges(engine: Engine, model: Model) -> Gauges:
     dirty = int(np.count_nonzero(is_dirty)) if engine.lifecycle.has_store else 0
     return Gauges(
         model.fingerprint,
+        model.spec.kind,
+        model.difference,
         pending_steps=model.scheduler.pending_steps,
         slots_used=model.sessions,
         slots_spare=spare_slots(engine.config),
@@ -312,8 +316,14 @@ def _store(metrics: Metrics) -> Iterator[Metric]:
 def _infos(metrics: Metrics, now: Mapping[Labels, Gauges]) -> Iterator[Metric]:
     model = InfoMetricFamily("lstm_model", "The weights a version has.", labels=MODEL)
     for key, each in now.items():
-        model.add_metric(key, {"fingerprint": each.fingerprint})
+        model.add_metric(key, {"fingerprint": each.fingerprint, "kind": each.kind})
     yield model
+    yield _gauge(
+        "lstm_model_difference",
+        "Most that a row's results depend on its batch and chunk, as the start measured; 0: exact.",
+        MODEL,
+        [(key, each.difference) for key, each in now.items()],
+    )
     yield _gauge(
         "lstm_model_folders",
         "Versions in the models folder; refused: not served, the log says why.",

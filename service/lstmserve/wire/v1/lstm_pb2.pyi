@@ -138,9 +138,9 @@ class PredictRequest(_message.Message):
     LAST_ONLY_FIELD_NUMBER: _ClassVar[int]
     WITH_STATE_FIELD_NUMBER: _ClassVar[int]
     INITIAL_FIELD_NUMBER: _ClassVar[int]
-    was_3: bytes
-    was_8: bytes
-    was_9: bytes
+    was_3: _containers.RepeatedScalarFieldContainer[int]
+    was_8: _containers.RepeatedScalarFieldContainer[int]
+    was_9: _containers.RepeatedScalarFieldContainer[int]
     model: str
     version: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
@@ -149,7 +149,7 @@ class PredictRequest(_message.Message):
     last_only: bool
     with_state: bool
     initial: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, was_3: _Optional[bytes] = ..., was_8: _Optional[bytes] = ..., was_9: _Optional[bytes] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., with_state: _Optional[bool] = ..., initial: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, was_3: _Optional[_Iterable[int]] = ..., was_8: _Optional[_Iterable[int]] = ..., was_9: _Optional[_Iterable[int]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[bytes] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., with_state: _Optional[bool] = ..., initial: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("was_1", "was_3", "was_8", "was_9", "version", "lengths", "y", "queue_ns", "compute_ns", "y_ints", "final")
@@ -164,10 +164,10 @@ class PredictResponse(_message.Message):
     COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
     Y_INTS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
-    was_1: bytes
-    was_3: bytes
-    was_8: bytes
-    was_9: bytes
+    was_1: _containers.RepeatedScalarFieldContainer[int]
+    was_3: _containers.RepeatedScalarFieldContainer[int]
+    was_8: _containers.RepeatedScalarFieldContainer[int]
+    was_9: _containers.RepeatedScalarFieldContainer[int]
     version: int
     lengths: _containers.RepeatedScalarFieldContainer[int]
     y: bytes
@@ -175,7 +175,7 @@ class PredictResponse(_message.Message):
     compute_ns: int
     y_ints: _containers.RepeatedScalarFieldContainer[int]
     final: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, was_1: _Optional[bytes] = ..., was_3: _Optional[bytes] = ..., was_8: _Optional[bytes] = ..., was_9: _Optional[bytes] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., y_ints: _Optional[_Iterable[int]] = ..., final: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, was_1: _Optional[_Iterable[int]] = ..., was_3: _Optional[_Iterable[int]] = ..., was_8: _Optional[_Iterable[int]] = ..., was_9: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[bytes] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., y_ints: _Optional[_Iterable[int]] = ..., final: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("model", "version", "session_id", "ttl", "if_exists", "state", "fork_of", "request_id")
@@ -237,13 +237,13 @@ class State(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CRC32C_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
-    was_1: bytes
-    was_2: bytes
+    was_1: _containers.RepeatedScalarFieldContainer[int]
+    was_2: _containers.RepeatedScalarFieldContainer[int]
     step: int
     fingerprint: str
     crc32c: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, was_1: _Optional[bytes] = ..., was_2: _Optional[bytes] = ..., step: _Optional[int] = ..., fingerprint: _Optional[str] = ..., crc32c: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, was_1: _Optional[_Iterable[int]] = ..., was_2: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., fingerprint: _Optional[str] = ..., crc32c: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "floats", "ints")
@@ -358,7 +358,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., length_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("kind", "inputs", "outputs", "states", "is_streaming", "is_exact", "lstm")
+    __slots__ = ("kind", "inputs", "outputs", "states", "is_streaming", "is_exact", "lstm", "difference")
     KIND_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +366,7 @@ class ModelSpec(_message.Message):
     IS_STREAMING_FIELD_NUMBER: _ClassVar[int]
     IS_EXACT_FIELD_NUMBER: _ClassVar[int]
     LSTM_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -373,7 +374,8 @@ class ModelSpec(_message.Message):
     is_streaming: bool
     is_exact: bool
     lstm: LstmSpec
-    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ...) -> None: ...
+    difference: float
+    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ..., difference: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")

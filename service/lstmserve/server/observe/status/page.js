@@ -108,9 +108,12 @@ function showModels(now, recent) {
     const fill = node("i", used > 0.9 * places ? { class: "full" } : {});
     fill.style.width = `${places ? (100 * used) / places : 0}%`;
     const track = node("div", { class: "track" }, fill);
+    const difference = total(now.scrape, "lstm_model_difference", where);
     const slotted = places ? [track, `${short(used)} of ${short(places)}`] : ["keeps no state"];
     return node("tr", {},
       node("td", {}, `${labels.model}:${labels.version}`),
+      node("td", { class: "wide" }, labels.kind),
+      node("td", { class: "wide" }, difference ? `to ${difference.toPrecision(1)}` : "yes"),
       node("td", { class: "wide" }, node("code", {}, labels.fingerprint.slice(0, 10))),
       node("td", { class: "n" }, short(now === recent ? NaN : rate(recent, now, "lstm_rows_total", where))),
       node("td", { class: "n" }, short(total(now.scrape, "lstm_pending_steps", where))),
