@@ -18,6 +18,7 @@ from lstmserve_export.module.lower import lower
 from lstmserve_export.module.probe import probe
 from lstmserve_export.module.proof import Mismatch, prove
 from lstmserve_export.module.reference import Reference, further, probing
+from lstmserve_export.module.taps import check_taps
 from lstmserve_export.module.trace import trace
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import Exported, Target, package_versions
@@ -42,7 +43,7 @@ def export_module(
     signature = probe(forward, states, output_names, axes)
     spec = signature.spec
     progress("trace one time step")
-    model, _ = lower(trace(forward, signature), signature)
+    model, taps = lower(trace(forward, signature), signature)
     content = model.SerializeToString(deterministic=True)
     try:
         graph = read_step_graph(content, spec)
@@ -54,6 +55,7 @@ def export_module(
     cases = {"random": case}
     rows = reference.example()
     cases["example"] = reference.case(rows, _full_lengths(rows))
+    check_taps(model, spec, taps)
     more, more_notes = further(reference, signature)
     try:
         parity = prove(StepNetwork(spec, graph), cases, more, progress)
@@ -69,6 +71,7 @@ def export_module(
         versions=package_versions(),
         parity=parity,
         notes=(*signature.notes, *_notes(reference, whole_error), *more_notes),
+        taps=taps,
     )
     progress("write the folder")
     return target.write(manifest, files)

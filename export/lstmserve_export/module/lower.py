@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from lstmserve.spec import INITIAL
+from lstmserve.spec import INITIAL, Tap
 from lstmserve_export.module.recurrent import CELLS, CallId, Layer, kind_of
 from lstmserve_export.module.signature import Signature
 from lstmserve_export.module.trace import DOMAIN, RECURRENT, Trace
@@ -31,22 +31,9 @@ IR_VERSION: Final = 10
 ONNX_BYTES_MAX: Final = (1 << 31) - (1 << 20)
 
 
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """Where a recurrent layer is in the graph: the value that it reads, [1, N, I] or [N, I], its
-    weights by letter, and the states of the model that it reads and writes, if it has such."""
-
-    layer: str
-    index: int
-    kind: str
-    input: str
-    states: tuple[str, ...]
-    weights: Mapping[str, str]
-
-
 class Step(NamedTuple):
     """The names that one layer has in the graph: the value that it reads, its output [N, width],
-    its states [N, width], and its weights by letter."""
+    its states [N, 1, width] or [N, width], and its weights by letter."""
 
     input: str
     y: str
@@ -104,7 +91,7 @@ def lower(traced: Trace, signature: Signature) -> tuple[onnx.ModelProto, tuple[T
     taken |= {value.name for value in (*graph.input, *graph.output)}
     found = _Nodes(taken)
     taps: list[Tap] = []
-    states = {m.call: [spec.name for spec in m.specs] for m in signature.memories}
+    states = signature.states_by_call()
     for node in graph.node:
         if node.domain == DOMAIN and node.op_type == RECURRENT:
             number = next(a.i for a in node.attribute if a.name == "call")
@@ -178,6 +165,7 @@ class _Call:
         self._kind = kind_of(layer)
         self._states = tuple(states)
         self._is_cell = isinstance(layer, CELLS)
+        self._op = "Relu" if getattr(layer, "nonlinearity", "") == "relu" else "Tanh"
         self._weights = call.layer or "layer"
         self._prefix = self._weights + (f".call{call.number + 1}" if call.number else "")
 
@@ -197,10 +185,14 @@ class _Call:
         for index, starts in enumerate(zip(*(self._split(s, count) for s in before), strict=True)):
             source, value, states, weights = step(index, value, starts)
             ends.append(states)
-            yield Tap(self._call.layer, index, self._kind, source, self._states, weights)
+            if self._states and self._op != "Relu":  # its formula would not be that of its kind
+                yield Tap(self._call.layer, index, self._kind, source, self._states, weights)
         self._found.rename(value, y)
         for name, parts in zip(after, zip(*ends, strict=True), strict=True):
-            self._unite([y if part == value else part for part in parts], name)
+            if len(parts) == 1:
+                self._found.rename(parts[0], name)
+            else:
+                self._found.nodes.append(helper.make_node("Concat", parts, [name], axis=1))
 
     def _split(self, state: str, count: int) -> list[str]:
         """[N, layers, width] -> [N, 1, width] of each layer; a cell has [N, width]."""
@@ -212,18 +204,11 @@ class _Call:
         found.nodes.append(helper.make_node("Split", [state, sizes], parts, axis=1))
         return parts
 
-    def _unite(self, parts: list[str], name: str) -> None:
-        """[N, width] of each layer -> [N, layers, width] or [N, width], called `name`."""
-        found = self._found
-        if self._is_cell:
-            found.nodes.append(helper.make_node("Identity", parts, [name]))
-            return
-        axis = found.shape(1)
-        if len(parts) == 1:
-            found.nodes.append(helper.make_node("Unsqueeze", [*parts, axis], [name]))
-            return
-        rows = [found.add("Unsqueeze", [part, axis], f"{part}/layer") for part in parts]
-        found.nodes.append(helper.make_node("Concat", rows, [name], axis=1))
+    def _end(self, state: str, width: int) -> str:
+        """A layer's state after the step as a session has it: [N, 1, width], or [N, width] of a
+        cell. `state` has these values in any axes."""
+        shape = (-1, width) if self._is_cell else (-1, 1, width)
+        return self._found.add("Reshape", [state, self._found.shape(*shape)], f"{state}.row")
 
     def _node(self, index: int, x: str, starts: Sequence[str]) -> Step:
         """One ONNX node: x [N, I], states -> y [N, H], states [N, H]."""
@@ -243,7 +228,7 @@ class _Call:
         given = [sequence, *weights, "", *before]
         found.nodes.append(helper.make_node(OPS[self._kind], given, [raw, *ends], **attributes))
         y = found.add("Squeeze", [raw, found.shape(0, 1)], f"{name}/y.row")
-        states = tuple(found.add("Squeeze", [end, lead], f"{end}.row") for end in ends)
+        states = tuple(self._end(end, self._layer.hidden_size) for end in ends)
         return Step(sequence, y, states, matrices)
 
     def _parameter(self, kind: str, index: int) -> Array:
@@ -295,9 +280,8 @@ class _Call:
         does not prepack its weights, and so gives a batch of one other bits."""
         h = self._row(starts[0], index, "h", self._layer.hidden_size)
         gates, matrices = self._sum(index, x, h)
-        op = "Relu" if self._layer.nonlinearity == "relu" else "Tanh"
-        y = self._found.add(op, [gates], f"{self._prefix}/{index}/y")
-        return Step(x, y, (y,), matrices)
+        y = self._found.add(self._op, [gates], f"{self._prefix}/{index}/y")
+        return Step(x, y, (self._end(y, self._layer.hidden_size),), matrices)
 
     def _projected(self, index: int, x: str, starts: Sequence[str]) -> Step:
         """An LSTM layer with a projection: x [N, I], h [N, P], c [N, H] -> y = h [N, P], h, c."""
@@ -316,4 +300,5 @@ class _Call:
         u = found.add("Mul", [o, found.add("Tanh", [after], f"{name}/squashed")], f"{name}/u")
         matrix = found.weight(f"{self._weights}.{index}.P", self._parameter("weight_hr", index).T)
         row = found.add("MatMul", [u, matrix], f"{name}/P")
-        return Step(x, row, (row, after), matrices | {"P": matrix})
+        states = self._end(row, layer.proj_size), self._end(after, layer.hidden_size)
+        return Step(x, row, states, matrices | {"P": matrix})

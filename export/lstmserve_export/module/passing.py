@@ -54,15 +54,15 @@ def _by_layers(
         tensor = forward.example[leaf]
         for call in calls:
             for given, after in zip(call.given, call.after, strict=False):
-                if not _is_same(given, tensor):
+                if not is_view(given, tensor):
                     continue
                 for number, result in enumerate(results):
-                    if _is_same(result.tensor, after):
+                    if is_view(result.tensor, after):
                         found[leaf] = number  # the last one: outputs come before states
     return found
 
 
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def is_view(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are views of all the same values."""
     same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     return same and one.numel() == other.numel()

@@ -19,9 +19,10 @@ from lstmserve.spec import InvalidSpec, TensorSpec
 from lstmserve_export.module.checks import check_function, check_weights
 from lstmserve_export.module.forward import Axes, Forward, described
 from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
-from lstmserve_export.module.passing import check_lengths, find_passed
+from lstmserve_export.module.passing import check_lengths, find_passed, is_view
 from lstmserve_export.module.recurrent import (
     Call,
+    CallId,
     Layer,
     find_layers,
     state_names,
@@ -62,6 +63,7 @@ class _Probe:
         with watched(self.layers) as calls:
             results = forward(forward.example)
         self._paths = [result.path for result in results]
+        self._calls = calls
         self.passed = find_passed(forward, results, calls, states)
         self.search = LayoutSearch(forward, tuple(self.passed), axes)
 
@@ -111,8 +113,19 @@ class _Probe:
                     f"[B, {outputs[result].spec.shape}]: return it as it is taken, or name the "
                     "states with states="
                 )
-            found.append(PassedState(name, spec, batch, result, after.batch))
+            call = self._call_of(name, spec)
+            found.append(PassedState(name, spec, batch, result, after.batch, call))
         return tuple(found)
+
+    def _call_of(self, name: str, spec: TensorSpec) -> CallId | None:
+        """The recurrent call that begins from this argument as it is."""
+        tensor = self.forward.example[name]
+        for call in self._calls:
+            shapes = state_shapes(self.layers[call.id.layer])
+            for given, shape in zip(call.given, shapes, strict=False):
+                if is_view(given, tensor) and spec.shape == shape:
+                    return call.id
+        return None
 
     def _memories(self, layout: Layout, sampler: Sampler, has_time: bool) -> tuple[Memory, ...]:
         """The calls at one time step whose state is neither passed nor computed from the row."""

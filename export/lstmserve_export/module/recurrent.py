@@ -16,9 +16,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from lstmserve.spec import LayerKind
+
 SEQUENCES: Final = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS: Final = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-KINDS: Final = {
+KINDS: Final[dict[LayerKind, tuple[type, type]]] = {
     "lstm": (nn.LSTM, nn.LSTMCell),
     "gru": (nn.GRU, nn.GRUCell),
     "rnn": (nn.RNN, nn.RNNCell),
@@ -61,7 +63,7 @@ def find_layers(module: nn.Module) -> dict[str, Layer]:
     return found
 
 
-def kind_of(layer: Layer) -> str:
+def kind_of(layer: Layer) -> LayerKind:
     """ "lstm", "gru" or "rnn"."""
     return next(name for name, classes in KINDS.items() if isinstance(layer, classes))
 

@@ -34,7 +34,8 @@ class Input:
 class PassedState:
     """A state that is an argument of forward(), `name`, and its result number `result`.
 
-    `batch` and `result_batch` are the axes of the batch in the two.
+    `batch` and `result_batch` are the axes of the batch in the two. `call` is the recurrent call
+    that begins from it, if one does.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PassedState:
     batch: int
     result: int
     result_batch: int
+    call: CallId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,17 @@ class Signature:
         found = {p.spec.name: np.zeros(p.spec.shape, p.spec.dtype) for p in self.passed}
         for memory in self.memories:
             found |= {s.name: v for s, v in zip(memory.specs, memory.initial, strict=True)}
+        return found
+
+    def states_by_call(self) -> dict[CallId, tuple[str, ...]]:
+        """The states that a recurrent call of one sequence per row begins from, h first."""
+        found: dict[CallId, tuple[str, ...]] = {}
+        for each in self.memories:
+            if each.repeats == 1:
+                found[each.call] = tuple(spec.name for spec in each.specs)
+        for passed in self.passed:
+            if passed.call is not None:
+                found[passed.call] = (*found.get(passed.call, ()), passed.spec.name)
         return found
 
     def arguments(self, inputs: Tensors, states: Tensors) -> dict[str, torch.Tensor]:
