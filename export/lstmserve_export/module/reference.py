@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +19,8 @@ from lstmserve_export.refusal import Refused
 LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX: Final = 4_000_000
 EXAMPLE_ROWS_MAX: Final = 256
-LONG: Final = 1000  # time steps: longer than most windows that a forward() cuts out of its input
+# One more than what a forward() may cut its input to, or begin again after.
+LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
 UNLIKE_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
 # What rows are multiplied by, and the integers below which they are drawn, the widest first.
 FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -1), (1, -1), (1,))
@@ -72,47 +74,41 @@ class Reference:
             for name, rows in found.items()
         }
 
-    def case(self, inputs: dict[str, Array], lengths: Array, *, is_alone: bool = False) -> Golden:
-        """The golden case of these rows; with `is_alone` forward() sees one sequence at a time.
+    def case(self, inputs: dict[str, Array], lengths: Array) -> Golden:
+        """The golden case of these rows. Raises Refused where forward() fails on them."""
+        single = self._answers(self._single, inputs, lengths)
+        exact = single if self._double is None else self._answers(self._double, inputs, lengths)
+        return _golden(inputs, lengths, single, exact)
 
-        Raises Refused where forward() fails on them.
-        """
-        single = self._answers(self._single, inputs, lengths, is_alone)
-        exact = single
-        if self._double is not None:
-            exact = self._answers(self._double, inputs, lengths, is_alone)
-        error = 0.0
-        for name, value in single.items():
-            if value.dtype.kind == "f":
-                valid = np.arange(value.shape[1]) < np.asarray(lengths)[:, None]
-                error = max(error, float(np.abs(value - exact[name])[valid].max(initial=0)))
-        outputs = {n: v if v.dtype.kind == "f" else single[n] for n, v in exact.items()}
-        return Golden(inputs, np.asarray(lengths, np.int32), None, outputs, {}, error)
+    def alone(self, inputs: dict[str, Array], lengths: Array) -> Golden | None:
+        """As case(), but forward() sees one sequence at a time. None where its answers are not
+        finite, or rounding decides about them. Integers are left out where there are floats: rows
+        unlike those of training make ties. Raises what forward() raises."""
+        single = self._steps(self._single, inputs, lengths, is_alone=True)
+        exact = self._steps(self._double or self._single, inputs, lengths, is_alone=True)
+        is_clear = all(
+            np.isfinite(v).all() if v.dtype.kind == "f" else np.array_equal(v, exact[n])
+            for n, v in single.items()
+        )
+        found = _golden(inputs, lengths, single, exact)
+        is_clear &= found.torch_error <= torch_error_max(*_floats(found))
+        floats = {n: v for n, v in found.outputs.items() if v.dtype.kind == "f"}
+        return replace(found, outputs=floats or found.outputs) if is_clear else None
 
     def last(self, inputs: dict[str, Array]) -> Golden:
-        """The case of the last time step of each of these sequences, which are of one length.
-
-        Raises what forward() raises.
-        """
+        """The case of the last time step of one sequence. Raises what forward() raises."""
         steps = next(iter(inputs.values())).shape[1]
         rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
         found = []
         for run in (self._single, self._double or self._single):
             results = run(self._signature.arguments(rows, self._starts(1)))
-            found.append({n: v.numpy() for n, v in self._signature.last(results).items()})
-        single, exact = found
-        floats = [name for name, value in single.items() if value.dtype.kind == "f"]
-        outputs = single | {name: exact[name].astype(np.float64) for name in floats}
-        error = max(
-            (float(np.abs(single[n] - outputs[n]).max(initial=0)) for n in floats), default=0
-        )
-        return Golden(inputs, np.array([steps], np.int32), None, outputs, {}, error, last_only=True)
+            answers = self._signature.last(results)
+            found.append({n: v.numpy().astype(_wide(v.numpy())) for n, v in answers.items()})
+        return _golden(inputs, np.array([steps]), *found, last_only=True)
 
-    def _answers(
-        self, run: Run, inputs: dict[str, Array], lengths: Array, is_alone: bool
-    ) -> dict[str, Array]:
+    def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
         try:
-            return self._steps(run, inputs, lengths, is_alone)
+            return self._steps(run, inputs, lengths)
         except Exception as error:  # the user's code may raise anything
             raise Refused(f"forward() fails on {max(lengths)} time steps: {error}") from error
 
@@ -133,7 +129,7 @@ class Reference:
         for t in range(steps):
             first = 0 if signature.has_time else t
             part = {name: each[:, first : t + 1] for name, each in rows.items()}
-            start = 0
+            start, after = 0, []
             for size in sizes:
                 some = slice(start, start + size)
                 start += size
@@ -142,8 +138,9 @@ class Reference:
                 results = run(signature.arguments(taken, given))
                 for name, answer in signature.last(results).items():
                     found[name][some, t] = answer.numpy()
-                if not signature.has_time:
-                    states = signature.after(results)
+                after.append(signature.after(results))
+            if not signature.has_time:
+                states = {name: torch.cat([each[name] for each in after]) for name in states}
         past = np.arange(steps) >= np.asarray(lengths)[:, None]
         for value in found.values():
             value[past] = 0
@@ -182,6 +179,27 @@ def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
     return case, whole_error
 
 
+def _golden(
+    inputs: dict[str, Array],
+    lengths: Array,
+    single: dict[str, Array],
+    exact: dict[str, Array],
+    *,
+    last_only: bool = False,
+) -> Golden:
+    """The case of answers in float32 and in float64; integers are those of float32."""
+    error = 0.0
+    for name, value in single.items():
+        if value.dtype.kind == "f":
+            error = max(error, float(np.abs(value - exact[name]).max(initial=0)))
+    outputs = {n: v if v.dtype.kind == "f" else single[n] for n, v in exact.items()}
+    return Golden(inputs, np.asarray(lengths, np.int32), None, outputs, {}, error, last_only)
+
+
+def _wide(answer: Array) -> Any:
+    return np.float64 if answer.dtype.kind == "f" else np.int64
+
+
 def unlike(reference: Reference) -> Golden | None:
     """A case of rows that are not like the example's: zeros, rows many times as large, and other
     integers. None where forward() takes no such rows.
@@ -190,20 +208,17 @@ def unlike(reference: Reference) -> Golden | None:
     value of the batch, a start that an integer picks.
     """
     rows = reference.random(UNLIKE_LENGTHS)
-    lengths = np.array(UNLIKE_LENGTHS)
     for factors in FACTORS:
         for top in INTEGERS:
+            if factors == FACTORS[-1] and top is None:
+                return None  # these are the rows of the example
             changed = {name: _changed(each, factors, top) for name, each in rows.items()}
-            if top is None and factors == FACTORS[-1]:
-                return None
             try:
-                case = reference.case(changed, lengths, is_alone=True)
-            except Refused:
+                found = reference.alone(changed, np.array(UNLIKE_LENGTHS))
+            except Exception:  # noqa: S112  # forward() may raise anything, as for unknown tokens
                 continue
-            known = _floats(case)
-            is_finite = all(np.isfinite(each).all() for each in known)
-            if is_finite and case.torch_error <= torch_error_max(*known):
-                return case
+            if found is not None:
+                return found
             break  # other integers do not make the values smaller
     return None
 
@@ -225,35 +240,60 @@ def _changed(rows: Array, factors: Sequence[int], top: int | None) -> Array:
     return changed
 
 
-def long(reference: Reference, signature: Signature) -> Golden | None:
-    """The last answer of a sequence of LONG time steps. None where forward() takes one time step at
-    a time, or the rows are too wide or the network too chaotic for so many.
+def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str]:
+    """The last answers of long sequences, and on which length forward() fails and how.
 
-    Raises what forward() raises.
+    None where it takes one time step at a time, or the rows are too wide or the network too
+    chaotic for so many.
     """
     width = sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
-    if not signature.has_time or LONG * width > VALUE_COUNT_MAX:
-        return None
-    case = reference.last(reference.random((LONG,)))
-    return case if case.torch_error <= torch_error_max(*_floats(case)) else None
+    found: list[Golden] = []
+    fault = ""
+    for length in LONG_LENGTHS:
+        if not signature.has_time or length * len(LONG_LENGTHS) * width > VALUE_COUNT_MAX:
+            break
+        try:
+            case = reference.last(reference.random((length,)))
+        except Exception as error:  # the user's code may raise anything
+            fault = f"{length} time steps ({described(error)})"
+            break
+        if not case.torch_error <= torch_error_max(*_floats(case)):
+            break
+        found.append(case)
+    return (_joined(found) if found else None), fault
+
+
+def _joined(cases: list[Golden]) -> Golden:
+    """One case of the sequences of several, of which the last has most time steps."""
+    lengths = np.concatenate([each.lengths for each in cases])
+    steps = int(lengths.max())
+    inputs = {
+        name: np.concatenate([_padded(each.inputs[name], steps) for each in cases])
+        for name in cases[0].inputs
+    }
+    outputs = {
+        name: np.concatenate([each.outputs[name] for each in cases]) for name in cases[0].outputs
+    }
+    error = max(each.torch_error for each in cases)
+    return Golden(inputs, lengths, None, outputs, {}, error, last_only=True)
+
+
+def _padded(rows: Array, steps: int) -> Array:
+    return np.pad(rows, [(0, 0), (0, steps - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
 
 
 def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:
     """Cases too large or odd to keep in the model's folder, and notes on those that are missing."""
-    found: dict[str, Golden | None] = {"unlike": unlike(reference)}
+    odd, (far, fault) = unlike(reference), long(reference, signature)
     notes = []
-    if found["unlike"] is None:
+    if odd is None:
         notes.append(
             "forward() fails on, or gives no finite answer for, values unlike the example's: the "
             "export did not check such"
         )
-    try:
-        found["long"] = long(reference, signature)
-    except Exception as error:  # the user's code may raise anything
-        notes.append(
-            f"forward() fails on {LONG} time steps ({described(error)}); the export did not check "
-            "a stream of that length"
-        )
+    if fault:
+        notes.append(f"forward() fails on {fault}: the export did not check streams of that length")
+    found = {"unlike": odd, "long": far}
     return {name: each for name, each in found.items() if each is not None}, notes
 
 

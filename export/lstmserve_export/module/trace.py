@@ -133,9 +133,22 @@ class _Run:
         outputs = []
         for output in signature.outputs:
             value = output.axes.to_rows(results[output.result].tensor)
+            steps = value.shape[0 if output.axes.batch is None else 1]
+            if output.axes.batch is not None and steps != 1:
+                raise Refused(
+                    f"{output.spec.name} has {steps} time steps for one of the input: return one "
+                    "for each row, since a stream answers each row as it comes"
+                )
             value = value.squeeze(0 if output.axes.batch is None else 1)
             outputs.append(value.to(getattr(torch, output.spec.dtype)))
         after = signature.after(results) | self._next
+        for memory in signature.memories:
+            if memory.specs[0].name not in after:
+                raise Refused(
+                    f"{memory.call.layer or 'the module'} ({type(self._layers[memory.call.layer]).__name__}) "
+                    "makes more than one time step, or none, for a row of the input: a stream makes "
+                    "one for each"
+                )
         return (*outputs, *(after[each.name] for each in spec.states))
 
     def _call(self, call: CallId, layer: Layer, x: torch.Tensor, state: Any) -> Any:
