@@ -60,7 +60,7 @@ def export_module(
     try:
         parity = prove(StepNetwork(spec, graph), cases, more, progress)
     except Mismatch as error:
-        raise Refused(explain(error, forward, signature)) from error
+        raise Refused(explain(error, {**cases, **more}[error.case], forward, signature)) from error
     files = {MODEL: content, GOLDEN: dump_golden(cases)}
     manifest = Manifest(
         name=target.name,

@@ -30,13 +30,14 @@ SLOTS: Final = 2 * CROWD + SELF_TEST_SLOTS
 
 
 class Mismatch(Exception):
-    """The stream is not forward(). `name` is the output, `step` the time step (from 0) of it."""
+    """The stream is not forward(). `case` has the rows, `step` is the time step (from 0)."""
 
-    def __init__(self, way: str, name: str, step: int, ratio: float) -> None:
+    def __init__(self, case: str, way: str, name: str, step: int, ratio: float) -> None:
         super().__init__(
-            f"output {name} differs from forward() at time step {step + 1} ({way}): "
-            f"{ratio:.3g} times the allowed difference"
+            f"output {name} differs at time step {step + 1} of the {case} rows, {way}: {ratio:.3g} "
+            "times the allowed difference"
         )
+        self.case = case
         self.step = step
 
 
@@ -94,17 +95,17 @@ def prove(
         steps = int(case.lengths.max())
         inner = np.random.default_rng(SEED).permutation(np.arange(1, steps))[: steps // 8]
         ways = {
-            "steps": range(steps + 1),
-            "chunks": [0, *sorted(map(int, inner)), steps],
-            "ragged": [0, steps],
+            "in single steps": range(steps + 1),
+            "in chunks": [0, *sorted(map(int, inner)), steps],
+            "in a ragged batch": [0, steps],
         }
         for way, cuts in ways.items():
             progress(f"parity: {name}, {way}")
-            ratio, error = _judge(f"{name}, {way}", stream.run(case, cuts), case)
+            ratio, error = _judge(name, way, stream.run(case, cuts), case)
             report[f"{name} {way}"] = ratio
             onnx_error = max(onnx_error, error)
     progress("parity: a large batch")
-    report["crowd"] = _crowd(stream, [each for each in every.values() if not each.last_only])
+    report["crowd"] = _crowd(stream, {n: e for n, e in every.items() if not e.last_only})
     progress("parity: batches and chunks")
     try:
         check_kernel(stream.kernel, stream.pool, cases)
@@ -121,14 +122,14 @@ def prove(
     }
 
 
-def _crowd(stream: Stream, cases: Sequence[Golden]) -> float:
+def _crowd(stream: Stream, cases: Mapping[str, Golden]) -> float:
     """Runs the first time steps of the cases in one batch of CROWD rows, each row several times.
 
     Returns the largest error in units of the allowed one. Raises Mismatch.
     """
     count = CROWD // len(cases)
     parts = []
-    for case in cases:
+    for case in cases.values():
         rows = np.resize(np.arange(len(case.lengths)), count)
         inputs, outputs = (
             {name: _padded(each[rows, :CROWD_STEPS]) for name, each in group.items()}
@@ -140,10 +141,10 @@ def _crowd(stream: Stream, cases: Sequence[Golden]) -> float:
     lengths = np.concatenate([each.lengths for each in parts])
     found = stream.run(Golden(inputs, lengths, None, {}, {}, 0.0), [0, int(lengths.max())])
     worst = 0.0
-    for number, part in enumerate(parts):
+    for number, (name, part) in enumerate(zip(cases, parts, strict=True)):
         some = slice(number * count, (number + 1) * count)
-        outputs = {name: each[some] for name, each in found.items()}
-        worst = max(worst, _judge(f"in a batch of {len(lengths)}", outputs, part)[0])
+        outputs = {output: each[some] for output, each in found.items()}
+        worst = max(worst, _judge(name, f"in a batch of {len(lengths)}", outputs, part)[0])
     return worst
 
 
@@ -153,20 +154,20 @@ def _padded(rows: Array) -> Array:
     return np.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * (rows.ndim - 2)])
 
 
-def _judge(way: str, outputs: Mapping[str, Array], case: Golden) -> tuple[float, float]:
+def _judge(name: str, way: str, outputs: Mapping[str, Array], case: Golden) -> tuple[float, float]:
     """The largest error in units of the allowed one, and as it is. Raises Mismatch."""
     worst = largest = 0.0
-    for name, expected in case.outputs.items():
+    for output, expected in case.outputs.items():
         lasts = np.unique(case.lengths - 1)
         for step in map(int, lasts) if case.last_only else range(int(lasts.max()) + 1):
             rows = np.flatnonzero(
                 case.lengths == step + 1 if case.last_only else case.lengths > step
             )
-            actual = outputs[name][rows, step]
+            actual = outputs[output][rows, step]
             wanted = expected[rows] if case.last_only else expected[rows, step]
             ratio = excess(actual, wanted, case.torch_error)
             if not ratio <= 1:
-                raise Mismatch(way, name, step, ratio)
+                raise Mismatch(name, way, output, step, ratio)
             worst = max(worst, ratio)
             largest = max(largest, float(np.abs(actual - wanted).max(initial=0)))
     return worst, largest
