@@ -46,7 +46,15 @@ FOLDER = re.compile(rf"(?:^|[\s(`])((?:{FOLDERS})/[\w./*-]*[\w*])")
 NOT_OUR_FLAGS = {"--read-only", "--scale", "--shape", "--foo-bar"}
 NOT_OUR_VARIABLES = {"LSTMSERVE_FOO_BAR", "LSTMSERVE_ROUTER_PORT"}
 # What a reader has or makes, and what the server writes beside a model.
-NOT_OUR_FILES = {"pairs.npz", "golden.npz", "manifest.json", "model.onnx", "result.json"}
+NOT_OUR_FILES = {
+    "FILE.py",
+    "x.npz",
+    "pairs.npz",
+    "golden.npz",
+    "manifest.json",
+    "model.onnx",
+    "result.json",
+}
 ANY_MODULE = {"venv", "pip", "grpc_tools.protoc"}  # of Python, and of packages that a reader gets
 
 

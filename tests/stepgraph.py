@@ -1,12 +1,14 @@
-"""Makes a network of kind "network" by hand: a step graph with five states of different shapes.
+"""Makes models of kind "network" by hand, from a few lines that name the nodes of a step graph.
 
-Loop is its oracle: one plain onnxruntime session of the graph as it is, one time step of one
-session after the other. It has no pool, no Scan and no batch.
+StepLoop is their oracle: one plain onnxruntime session of the graph as it is, one time step of one
+session after the other. It has no pool, no Scan and no batch. Most tests use one model, whose five
+states have different shapes: build(), make_model() and Loop are of this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from lstmserve.golden import Golden, dump_golden
+from lstmserve.graph import StepNetwork
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
 from lstmserve.rows import RowFormat, Rows
-from lstmserve.spec import NEXT, ModelSpec, TensorSpec
+from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -78,22 +81,58 @@ h1n axis1 -> Squeeze h1s
 window.next flat -> Reshape windowf
 h1s windowf mean.next oddf -> Concat+axis=1 all
 all out -> MatMul score
-score -> ArgMax+axis=1,keepdims=0 best
+score -> ArgMax+axis=1+keepdims=0 best
 count.next ten -> Mul count10
 count10 best -> Add label
 """
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step graph: `nodes` has a line for each, INPUTS -> OP+ATTRIBUTE=VALUE OUTPUTS.
+
+    An input or output that is not given is written as a dot, a list with a comma.
+    """
+
+    spec: ModelSpec
+    nodes: str
+    constants: Arrays
+    opset: int = 20
+
+    def model(self) -> onnx.ModelProto:
+        """Inputs and NAME of each state [B, *shape] -> outputs and NAME.next of each state."""
+        spec = self.spec
+        inputs = [_value(each.name, each) for each in (*spec.inputs, *spec.states)]
+        outputs = [_value(each.name, each) for each in spec.outputs]
+        outputs += [_value(each.name + NEXT, each) for each in spec.states]
+        tensors = [numpy_helper.from_array(each, name) for name, each in self.constants.items()]
+        nodes = [_node(line) for line in self.nodes.strip().splitlines()]
+        graph = helper.make_graph(nodes, "step", inputs, outputs, tensors)
+        opsets = [helper.make_opsetid("", self.opset)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def network(self) -> StepNetwork:
+        """As the server has it."""
+        return StepNetwork(self.spec, read_step_graph(self.model().SerializeToString(), self.spec))
+
+    def initial(self) -> dict[str, Array]:
+        """Name -> [*shape]: the state of a new session."""
+        return {
+            each.name: self.constants.get(each.name + INITIAL, np.zeros(each.shape, each.dtype))
+            for each in self.spec.states
+        }
+
+
 def build(seed: int = 0) -> onnx.ModelProto:
-    """The step graph: inputs and NAME of each state [B, *shape] -> outputs and NAME.next."""
-    inputs = [_value(each.name, each) for each in (*SPEC.inputs, *SPEC.states)]
-    outputs = [_value(each.name, each) for each in SPEC.outputs]
-    outputs += [_value(each.name + NEXT, each) for each in SPEC.states]
-    initializers = [numpy_helper.from_array(each, n) for n, each in constants(seed).items()]
-    graph = helper.make_graph(_nodes(), "step", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    """The step graph of five states."""
+    return five_states(seed).model()
+
+
+def five_states(seed: int = 0) -> Step:
+    """The model that most tests use."""
+    return Step(SPEC, NODES, constants(seed))
 
 
 def build_inexact(seed: int = 0) -> onnx.ModelProto:
@@ -115,16 +154,29 @@ def _value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], ["B", *spec.shape])
 
 
-def _nodes() -> list[onnx.NodeProto]:
-    nodes = []
-    for line in NODES.strip().splitlines():
-        inputs, _, rest = line.partition(" -> ")
-        op, *outputs = rest.split()
-        op, _, given = op.partition("+")
-        pairs = [each.partition("=") for each in given.split(",") if each]
-        attributes = {name: int(value) for name, _, value in pairs}
-        nodes.append(helper.make_node(op, inputs.split(), outputs, **attributes))
-    return nodes
+def _node(line: str) -> onnx.NodeProto:
+    inputs, _, rest = line.partition("->")
+    op, *outputs = rest.split()
+    op, *given = op.split("+")
+    pairs = (each.partition("=") for each in given)
+    attributes = {name: _attribute(value) for name, _, value in pairs}
+    sides = [["" if name == "." else name for name in side] for side in (inputs.split(), outputs)]
+    return helper.make_node(op, *sides, **attributes)
+
+
+def _attribute(value: str) -> Any:
+    """A number or a text; with a comma in it, a list of them."""
+    values = [_number(each) for each in value.split(",") if each]
+    return values if "," in value else values[0]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def constants(seed: int) -> dict[str, Array]:
@@ -163,11 +215,7 @@ def constants(seed: int) -> dict[str, Array]:
 
 def initial(seed: int = 0) -> dict[str, Array]:
     """Name -> [*shape]: the initial state of a model of this seed."""
-    given = constants(seed)
-    return {
-        each.name: given.get(f"{each.name}.initial", np.zeros(each.shape, each.dtype))
-        for each in SPEC.states
-    }
+    return five_states(seed).initial()
 
 
 def random_inputs(rng: np.random.Generator, *shape: int) -> dict[str, Array]:
@@ -236,32 +284,46 @@ def write(
     return write_model(folder, manifest, files, force=False)
 
 
-class Loop:
-    """The oracle."""
+class StepLoop:
+    """The oracle of any step graph; `initial` is a new session's state [*shape] by name."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, content: bytes, spec: ModelSpec, initial: Arrays) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # no step reads the initial state
-        self._session = ort.InferenceSession(build(seed).SerializeToString(), options)
-        self._names = [each.name for each in self._session.get_outputs()]
-        self._initial = initial(seed)
+        self._spec = spec
+        self.session = ort.InferenceSession(content, options)
+        self._names = [each.name for each in self.session.get_outputs()]
+        self._initial = initial
+
+    @classmethod
+    def of(cls, step: Step) -> StepLoop:
+        """The oracle of a step that is written by hand."""
+        return cls(step.model().SerializeToString(), step.spec, step.initial())
 
     def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
         """One time step of one session: inputs and states [*shape] -> outputs, states."""
         feed = {name: each[np.newaxis] for name, each in {**inputs, **states}.items()}
         outputs = zip(self._names, self._session.run(None, feed), strict=True)
         found = {name: each[0] for name, each in outputs}
-        after = {each.name: found[each.name + NEXT] for each in SPEC.states}
-        return {each.name: found[each.name] for each in SPEC.outputs}, after
+        after = {each.name: found[each.name + NEXT] for each in self._spec.states}
+        return {each.name: found[each.name] for each in self._spec.outputs}, after
 
     def run(self, rows: Rows, states: Arrays | None = None) -> tuple[Rows, dict[str, Array]]:
         """Rows [T, ...] of the inputs, from the initial state where none is given -> rows [T, ...]
         of the outputs, and the states after them."""
-        inputs, after = INPUTS.split(rows), dict(states or self._initial)
-        outputs = []
+        inputs = RowFormat(self._spec.inputs).split(rows)
+        after, outputs = dict(states or self._initial), []
         for t in range(len(rows)):
             found, after = self.step({name: each[t] for name, each in inputs.items()}, after)
             outputs.append(found)
         packed = {name: np.stack([each[name] for each in outputs]) for name in outputs[0]}
-        return OUTPUTS.pack(packed), after
+        return RowFormat(self._spec.outputs).pack(packed), after
+
+
+class Loop(StepLoop):
+    """The oracle of the model with five states."""
+
+    def __init__(self, seed: int = 0) -> None:
+        step = five_states(seed)
+        super().__init__(step.model().SerializeToString(), step.spec, step.initial())

@@ -10,6 +10,7 @@ import torch
 
 from exporting import Net, refused, save
 from hostile import ROWS, Maker
+from hostile_modules import ROWS as MODULE_ROWS
 from test_export_golden import ROWS as GOLDEN_ROWS
 
 DOC = Path(__file__).parent.parent / "docs" / "EXPORT.md"
@@ -28,7 +29,7 @@ def test_each_is_refused_with_what_to_do(tmp_path: Path, says: str, maker: Maker
 def test_the_documented_rows_are_the_tested_rows() -> None:
     """The documented rows and the tested rows are the same."""
     rows = re.findall(r"^\| (.+?) \| `(.+)` \|$", DOC.read_text(), re.MULTILINE)
-    tested = {label: says for label, (says, _) in {**ROWS, **GOLDEN_ROWS}.items()}
+    tested = {label: says for label, (says, _) in {**ROWS, **GOLDEN_ROWS, **MODULE_ROWS}.items()}
     assert dict(rows) == tested
     assert len(rows) == len(tested)
 

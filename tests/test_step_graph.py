@@ -35,7 +35,7 @@ from lstmserve.manifest import (
     sha256,
 )
 from lstmserve.spec import NEXT, InvalidSpec, ModelSpec, TensorSpec
-from stepgraph import SPEC, Loop, build, make_golden, random_rows
+from stepgraph import SPEC, Loop, Step, build, make_golden, random_rows
 
 STATES = [each.name for each in SPEC.states]
 Edit = Callable[[onnx.ModelProto], Any]
@@ -754,38 +754,16 @@ logits -> Softmax+axis=-1 y
 """
 
 
-def layered() -> StepNetwork:
+def layered() -> Step:
     """Recurrent layers of two kinds between others, as torch's exporter writes them."""
-    rng, nodes = np.random.default_rng(0), []
-    for line in LAYERS.strip().splitlines():
-        inputs, _, rest = line.partition(" -> ")
-        op, *outputs = rest.split()
-        op, *given = op.split("+")
-        attributes = {}
-        for name, _, value in (each.partition("=") for each in given):
-            numbers = [int(each) for each in value.split(",")]
-            attributes[name] = numbers if len(numbers) > 1 else numbers[0]
-        names = ["" if name == "." else name for name in inputs.split()]
-        nodes.append(helper.make_node(op, names, outputs, **attributes))
+    rng = np.random.default_rng(0)
     shapes = {"scale": (8,), "shift": (8,), "front": (8, 16), "W": (1, 64, 16), "R": (1, 64, 16)}
     shapes |= {"B": (1, 128), "GW": (1, 36, 16), "GR": (1, 36, 12), "GB": (1, 72), "out": (12, 3)}
     arrays = {n: rng.uniform(-0.3, 0.3, shape).astype(np.float32) for n, shape in shapes.items()}
     arrays |= {"zero": np.array([0]), "one": np.array([1]), "both": np.array([0, 1])}
     states = TensorSpec("h", (1, 16)), TensorSpec("c", (1, 16)), TensorSpec("g", (1, 12))
     spec = ModelSpec((TensorSpec("x", (8,)),), (TensorSpec("y", (3,)),), states)
-
-    def value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
-
-    graph = helper.make_graph(
-        nodes,
-        "layers",
-        [value(each.name, each.shape) for each in spec.inputs + spec.states],
-        [value("y", (3,)), *(value(each.name + NEXT, each.shape) for each in states)],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return StepNetwork(spec, read_step_graph(model.SerializeToString(), spec))
+    return Step(spec, LAYERS, arrays)
 
 
 def test_recurrent_layers_in_a_step_graph_are_exact() -> None:
@@ -794,7 +772,7 @@ def test_recurrent_layers_in_a_step_graph_are_exact() -> None:
     inputs = {"x": rng.standard_normal((4, 9, 8)).astype(np.float32)}
     lengths = np.array([9, 1, 5, 7], np.int32)
     golden = Golden(inputs, lengths, None, {}, {}, torch_error=0.0)
-    assert check(layered(), {"case": golden}) == 0
+    assert check(layered().network(), {"case": golden}) == 0
 
 
 # Graphs in graphs ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from lstmserve_export.module.forward import Axes
 from lstmserve_export.module.load import build_module, user_code
 from lstmserve_export.module.pairs import check_pairs, read_pairs
 from lstmserve_export.module.weights import fill
+from lstmserve_export.refusal import printable
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target
 
@@ -40,7 +41,7 @@ def run(checkpoint: Path, **flags: Any) -> None:
             bar.update(task, description=stage)
 
         def say(line: str) -> None:
-            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            errors.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
         if flags["module"] is None:
             exported = _export_tensors(checkpoint, flags, progress)
@@ -84,7 +85,7 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             target,
             states=flags["states"],
             output_names=flags["output_names"],
-            axes=Axes.of(flags["axes"]),
+            axes=Axes.of(flags["axes"] or ""),
             progress=progress,
         )
 

@@ -15,12 +15,15 @@ class Refused(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in message
-        )
+        line = printable(message)
         if len(line) > MESSAGE_LEN_MAX:
             line = f"{line[:MESSAGE_LEN_MAX]} ..."
         super().__init__(line)
+
+
+def printable(text: str) -> str:
+    """The text with its control characters and line feeds escaped, fit for a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shorten(names: list[str], count_max: int = 8) -> str:

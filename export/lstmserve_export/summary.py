@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 
 from rich.console import Console
 
 from lstmserve.manifest import Manifest
 from lstmserve.spec import Linear, LstmSpec, TensorSpec
+from lstmserve_export.refusal import printable
 from lstmserve_export.target import Exported
 
 Rows = list[tuple[str, str]]
@@ -38,7 +40,9 @@ def show(
     ]
     for label, text in rows:
         # Names from the file are not markup, and a command to copy must stay on one line.
-        console.print(f"{label:<10}{text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            printable(f"{label:<10}{text}"), markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _lstm_rows(manifest: Manifest) -> Rows:
@@ -55,7 +59,7 @@ def _network_rows(manifest: Manifest) -> Rows:
     spec = manifest.spec
     groups = (("inputs", spec.inputs), ("outputs", spec.outputs), ("states", spec.states))
     return [
-        *(("layers" if not n else "", text) for n, text in enumerate(describe_layers(manifest))),
+        *([("layers", describe_layers(manifest))] if manifest.taps else []),
         *((label, ", ".join(map(describe_tensor, tensors))) for label, tensors in groups),
         *_parity_rows(manifest),
         ("", describe_bits(manifest)),
@@ -84,12 +88,13 @@ def describe_tensor(tensor: TensorSpec) -> str:
     return f"{tensor.name} {list(tensor.shape)}{dtype}"
 
 
-def describe_layers(manifest: Manifest) -> list[str]:
-    """A line for each recurrent layer: its path in torch, its kind and its states."""
-    return [
-        f"{tap.layer} ({tap.kind}), layer {tap.index + 1}: {', '.join(tap.states)}"
-        for tap in getattr(manifest, "taps", ())
-    ]
+def describe_layers(manifest: Manifest) -> str:
+    """The recurrent layers: for each its path in torch, its kind and its number of layers."""
+    depths = Counter((tap.layer, tap.kind.upper(), tap.states) for tap in manifest.taps)
+    return ", ".join(
+        f"{layer} ({kind}{f', {depth} layers' if depth > 1 else ''})"
+        for (layer, kind, _), depth in depths.items()
+    )
 
 
 def describe_bits(manifest: Manifest) -> str:

@@ -12,7 +12,10 @@ Kind = Literal["zip", "safetensors", "legacy"]
 FILE_BYTES_MAX = 8 << 30
 ENTRY_COUNT_MAX = 100_000
 DAMAGED = "the file is damaged or was cut short: copy or save it again"
-ADVICE = "in the training code, torch.save(model.state_dict(), ...) and export that"
+ADVICE = (
+    "in the training code, torch.save(model.state_dict(), ...) and export that, with --module "
+    "FILE.py:CLASS if it is more than an nn.LSTM and its head"
+)
 QUANTISED = (
     "the file is of a quantised network: it holds packed integers in place of the weights, and "
     "only the network from before quantisation (quantize_dynamic, convert, torchao) can be "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lstmserve.spec import LAYERS_MAX, SIZE_MAX
 from lstmserve_export.lstm.names import BROKEN, LinearNames, Recurrent
-from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.refusal import MODULE_WAY, Refused, shorten
 
 HEAD_FLAG = "--head NAME[,relu|tanh|sigmoid,NAME...] or --head none"
 Linears = Mapping[str, LinearNames]
@@ -39,11 +39,13 @@ def choose_lstm(found: list[Recurrent], flag: str) -> Recurrent:
     if not found:
         raise Refused(
             "the file has no LSTM: no tensors named weight_ih_l0 and weight_hh_l0 (nn.LSTM), or "
-            "weight_ih and weight_hh (nn.LSTMCell)"
+            f"weight_ih and weight_hh (nn.LSTMCell); if it has cells of your own, {MODULE_WAY}"
         )
     if flag:
         raise Refused(f"--lstm {flag}: the file has no such LSTM; it has {candidates}")
-    raise Refused(f"the file has several LSTMs: {candidates}; choose one with --lstm NAME")
+    raise Refused(
+        f"the file has several LSTMs: {candidates}; {MODULE_WAY}, or choose one with --lstm NAME"
+    )
 
 
 def _checked(recurrent: Recurrent) -> Recurrent:
@@ -55,8 +57,8 @@ def _checked(recurrent: Recurrent) -> Recurrent:
         )
     if recurrent.kind != "LSTM":
         raise Refused(
-            f"{recurrent.label} is an nn.{recurrent.kind}: lstmserve serves nn.LSTM and "
-            "nn.LSTMCell only"
+            f"{recurrent.label} is an nn.{recurrent.kind}, and its tensors do not say how it is "
+            f"used: {MODULE_WAY}"
         )
     sizes = (recurrent.input_size, recurrent.hidden_size)
     if max(sizes) > SIZE_MAX or recurrent.num_layers > LAYERS_MAX:
@@ -85,7 +87,8 @@ def _infer_head(linears: Linears, recurrent: Recurrent, choices: Choices) -> lis
     one, *more = others
     may_be_embedding = not one.bias and one.in_features == recurrent.input_size
     if more or may_be_embedding or one.in_features != recurrent.output_size:
-        raise Refused(f"the file leaves its head open: {_flags(others, recurrent)}")
+        flags = _flags(others, recurrent)
+        raise Refused(f"the file leaves its head open: {MODULE_WAY}, or choose: {flags}")
     return [one.label]
 
 
@@ -104,7 +107,7 @@ def _flags(linears: Iterable[LinearNames], recurrent: Recurrent) -> str:
         f"{shorten(rest)} can come later" if rest else "",
     ]
     flags = f"--embedding NAME and {HEAD_FLAG}" if tables else HEAD_FLAG
-    return f"{'; '.join(filter(None, parts))}; choose with {flags}"
+    return f"{'; '.join(filter(None, parts))}; {flags}"
 
 
 def check_unused(
@@ -113,8 +116,9 @@ def check_unused(
     """A note on the tensors left out. Raises Refused unless the flags allow that."""
     if own := [name for name in unused if _is_under(recurrent.prefix, name)]:
         raise Refused(
-            f"{recurrent.label} has tensors nn.LSTM does not have ({shorten(own)}): remove weight "
-            "norm and other additions (torch.nn.utils.parametrize.remove_parametrizations)"
+            f"{recurrent.label} has tensors nn.LSTM does not have ({shorten(own)}): {MODULE_WAY}, "
+            "or remove weight norm and other additions "
+            "(torch.nn.utils.parametrize.remove_parametrizations)"
         )
     if not unused:
         return ()
@@ -124,8 +128,8 @@ def check_unused(
     open_ = [one for label, one in linears.items() if label in labels]
     hint = f" ({_flags(open_, recurrent)})" if open_ else ""
     raise Refused(
-        f"the file has tensors that would be left out: {shorten(unused)}{hint}; to leave them out, "
-        "name the LSTM and the head: "
+        f"the file has tensors that would be left out: {shorten(unused)}{hint}; {MODULE_WAY}, or "
+        "leave them out: name the LSTM and the head with "
         f"--lstm {recurrent.label} --head {choices.head or 'NAME|none'}"
     )
 

@@ -110,8 +110,9 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     else:
         raise Refused(
-            f"head: {type(module).__name__} is not served: use nn.Linear, or nn.Sequential of "
-            "Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout; leave the rest to the client"
+            f"head: {type(module).__name__} is not served: export the module around LSTM and head "
+            "as it is, export(module, example=x, ...), or use nn.Linear, or nn.Sequential of "
+            "Linear, ReLU, Tanh, Sigmoid, Softmax, Dropout"
         )
 
 

@@ -49,13 +49,13 @@ def explain(error: Mismatch, case: Golden, forward: Forward, signature: Signatur
 
 
 def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature) -> str:
-    if started := list(_started(forward, signature)):
+    pairs = _Pairs(case, forward, signature)
+    if started := list(pairs.started()):
         return (
             f"{shorten(started)} begins from a state that forward() computes from its input, and a "
             "session has one start for every input: take the state as an argument of forward() and "
             "return it, and send the computed one when the client opens the session"
         )
-    pairs = _Pairs(case, forward, signature)
     if not signature.has_time:
         ahead = back = None
     elif pairs.looks_ahead():
@@ -74,7 +74,7 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
         )
     if mixed := pairs.over_batch():
         return (
-            f"{mixed} mixes the rows of a batch, which are those of different sessions on a server: "
+            f"{mixed} mixes the rows of a batch, which on a server belong to different sessions: "
             "compute each row from itself"
         )
     if signature.has_time and not pairs.is_loop() and pairs.depends_on_position():
@@ -104,18 +104,6 @@ def _function(culprit: Culprit | str) -> str:
     return culprit.function if isinstance(culprit, Culprit) else ""
 
 
-def _started(forward: Forward, signature: Signature) -> Iterator[str]:
-    """The recurrent layers that are handed a state which is no state of the model."""
-    layers = find_layers(forward.module)
-    known = {memory.call.layer for memory in signature.memories}
-    with watched(layers) as calls:
-        forward(forward.example)
-    for path in dict.fromkeys(call.id.layer for call in calls):
-        handed = [call for call in calls if call.id.layer == path and call.handed is not None]
-        if path not in known and handed and not signature.passed:
-            yield f"{path or 'the module'} ({type(layers[path]).__name__})"
-
-
 class _Pairs:
     """Runs forward() on pairs of inputs that agree in some rows, and differ in others."""
 
@@ -124,6 +112,20 @@ class _Pairs:
         self._case = case
         self._forward = forward
         self._signature = signature
+
+    def started(self) -> Iterator[str]:
+        """The recurrent layers whose first state of a run depends on the input."""
+        layers = find_layers(self._forward.module)
+        runs = []
+        for _ in range(2):
+            rows = self._rows(SIZE, 1)
+            with watched(layers) as calls:
+                self._forward(self._signature.arguments(rows, self._states(SIZE)))
+            runs.append({c.id.layer: c.handed for c in reversed(calls) if c.handed is not None})
+        for path, handed in runs[0].items():
+            other = runs[1].get(path, handed)
+            if not all(map(torch.equal, handed, other)):
+                yield f"{path or 'the module'} ({type(layers[path]).__name__})"
 
     def over_time(self, index: int) -> Culprit | None:
         """What makes the time step `index` (0 or -1) depend on others."""

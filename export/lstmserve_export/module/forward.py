@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from lstmserve_export.module.recurrent import find_layers
 from lstmserve_export.refusal import Refused
 
 Tensors = Mapping[str, torch.Tensor]
@@ -33,6 +34,7 @@ DTYPES: Final = {
     torch.uint8: torch.int64,
 }
 TAKEN: Final = (torch.float32, torch.int64)
+WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Axes:
 
     @classmethod
     def of(cls, letters: str) -> Axes | None:
-        """The axes of "BT", "TB", "B" or "T"; None for "", which lets the export find out.
+        """The axes of a name in LAYOUTS; None for "", which lets the export find out.
 
         Raises Refused.
         """
@@ -74,6 +76,8 @@ class Axes:
 LAYOUTS: Final = {
     "BT": Axes(0, 1),
     "TB": Axes(1, 0),
+    "BFT": Axes(0, 2),
+    "BCFT": Axes(0, 3),
     "B": Axes(0, None),
     "T": Axes(None, 0),
 }
@@ -167,6 +171,10 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _copied(module: nn.Module) -> nn.Module:
+    """A copy in eval mode and float32, without a wrapper of torch.compile or DataParallel."""
+    while isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
+        inner: Any = module.module if isinstance(module, WRAPPERS) else module._orig_mod
+        module = inner
     if isinstance(module, (torch.jit.ScriptModule, torch.export.ExportedProgram)):
         raise Refused(
             f"a {type(module).__name__} is a compiled program, whose layers cannot be given their "
@@ -179,7 +187,17 @@ def _copied(module: nn.Module) -> nn.Module:
             f"the module cannot be copied ({one_line(error)}): remove hooks, old weight_norm and "
             "tensors that are no parameters, or use torch.nn.utils.parametrizations"
         ) from error
+    for layer in find_layers(copied).values():
+        layer.register_forward_pre_hook(_with_states_like_input)
     return copied.cpu().float().eval().requires_grad_(False)
+
+
+def _with_states_like_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A module that was trained in float64 may make its states in that dtype, whatever its own."""
+    x, *states = args
+    if not (isinstance(x, torch.Tensor) and states):
+        return None
+    return x, pytree.tree_map_only(torch.Tensor, lambda state: state.to(x.dtype), states[0])
 
 
 def _bind(module: nn.Module, example: Any) -> inspect.BoundArguments:

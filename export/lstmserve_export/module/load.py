@@ -23,7 +23,8 @@ from lstmserve_export.refusal import Refused, shorten
 
 # The file is not imported under its own name, which a package may have.
 PRIVATE_NAME = "lstmserve_export_user_file"
-MAIN = 'put what only a script does below if __name__ == "__main__":'
+IMPORT = 'correct the file, or put what only a script does below `if __name__ == "__main__":`'
+CALL = "correct the file, or give other --module-args"
 TEXT_LEN_MAX = 300
 
 
@@ -73,7 +74,7 @@ def build_module(file: Path, name: str, arguments: str = "") -> nn.Module:
             f"--module: {name} gives a {kind}, not an nn.Module in Python: name the class of the "
             "module"
         )
-    _run(lambda: module.eval().cpu(), file, f"move {name} to the CPU")
+    _run(lambda: module.eval().cpu(), file, f"move {name} to the CPU", CALL)
     return module
 
 
@@ -101,7 +102,7 @@ def _import(file: Path) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[PRIVATE_NAME] = module  # dataclasses look themselves up there
-    _run(lambda: loader.exec_module(module), file, f"import {file.name}")
+    _run(lambda: loader.exec_module(module), file, f"import {file.name}", IMPORT)
     return module
 
 
@@ -119,16 +120,17 @@ def _call(target: Any, name: str, args: list[Any], kwargs: dict[str, Any], file:
                 f"--module-args do not fit {call[:TEXT_LEN_MAX]}: {error}; give a JSON object of "
                 "keyword arguments, or a list"
             ) from error
-    return _run(lambda: target(*args, **kwargs), file, f"call {name}")
+    return _run(lambda: target(*args, **kwargs), file, f"call {name}", CALL)
 
 
-def _run(code: Callable[[], Any], file: Path, doing: str) -> Any:
-    """What the user's code returns. Raises Refused for whatever it raises."""
+def _run(code: Callable[[], Any], file: Path, doing: str, mend: str) -> Any:
+    """What the user's code returns. Raises Refused, with `mend`, for whatever it raises."""
     try:
         return code()
     except SystemExit as error:
         raise Refused(
-            f"--module: to {doing} ends the program ({error!r}{_where(error, file)}): {MAIN}"
+            f"--module: could not {doing}: it ends the program ({error!r}){_where(error, file)}; "
+            f"{mend}"
         ) from error
     except SyntaxError as error:
         at = f"{Path(error.filename or file).name}, line {error.lineno}"
@@ -147,7 +149,8 @@ def _run(code: Callable[[], Any], file: Path, doing: str) -> Any:
             ) from error
         text = (str(error).strip() or "no message").splitlines()[0][:TEXT_LEN_MAX]
         raise Refused(
-            f"--module: could not {doing}: {type(error).__name__}: {text}{_where(error, file)}"
+            f"--module: could not {doing}: {type(error).__name__}: {text}{_where(error, file)}; "
+            f"{mend}"
         ) from error
 
 

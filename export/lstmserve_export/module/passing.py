@@ -26,19 +26,27 @@ def find_passed(
 ) -> dict[str, int]:
     """The tensors of the example that are states -> the number of the result of each.
 
-    `given` are the arguments that the user calls states. Otherwise those count whose name says so,
-    except the first argument. `results` and `calls` are those of the example. Raises Refused.
+    `given` are the arguments that the user calls states, or parts of them such as "inputs.1".
+    Otherwise those count that go into a recurrent layer and come back as what it returned, and
+    those whose name says so, except the first argument. `results` and `calls` are those of the
+    example. Raises Refused.
     """
     arguments = forward.arguments()
-    if unknown := [name for name in given if name not in arguments]:
+    parts = {name: [n for n in forward.example if f"{n}.".startswith(f"{name}.")] for name in given}
+    if unknown := [name for name, leaves in parts.items() if not leaves]:
         raise Refused(
             f"states: forward() has no argument {shorten(unknown)} in the example; it has "
-            f"{shorten(list(arguments))}"
+            f"{shorten(list(forward.example))}"
         )
-    first = next(iter(arguments))
-    names = given or [n for n in arguments if n != first and STATE_NAME.fullmatch(n)]
-    leaves = [leaf for name in names for leaf in arguments[name]]
-    found = _by_layers(forward, leaves, results, calls)
+    if given:
+        leaves = [leaf for name in given for leaf in parts[name]]
+        found = _by_layers(forward, leaves, results, calls)
+    else:
+        found = _by_layers(forward, list(forward.example), results, calls)
+        first = next(iter(arguments))
+        named = [n for n in arguments if n != first and STATE_NAME.fullmatch(n)]
+        leaves = [*found, *(leaf for name in named for leaf in arguments[name])]
+        leaves = [leaf for leaf in forward.example if leaf in leaves]
     for finder in (_by_names, _by_shapes):
         left = [leaf for leaf in leaves if leaf not in found]
         found |= finder(forward, left, results, set(found.values()))

@@ -17,6 +17,7 @@ import torch
 
 from lstmserve.spec import InvalidSpec, TensorSpec
 from lstmserve_export.module.checks import check_function, check_weights
+from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import Axes, Forward, described
 from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
 from lstmserve_export.module.passing import check_lengths, find_passed, is_view
@@ -89,7 +90,7 @@ class _Probe:
             inputs=inputs,
             passed=passed,
             memories=memories,
-            outputs=self._outputs([o for o in outputs if o.result not in kept]),
+            outputs=self._outputs([o for o in outputs if o.result not in kept] or outputs),
             has_time=has_time,
             notes=tuple(notes),
         )
@@ -140,8 +141,9 @@ class _Probe:
                 continue
             if getattr(layer, "bidirectional", False):
                 raise Refused(
-                    f"{one.id.layer or 'the module'} is bidirectional: it reads the rows to come, "
-                    "so no step can be answered before the last; train it with one direction"
+                    f"{one.id.layer or 'the module'} ({type(layer).__name__}) is bidirectional: it "
+                    "reads the rows to come, so no step can be answered before the last; train it "
+                    "with one direction"
                 )
             found.append(self._memory(one, layer, layout))
         return tuple(found)
@@ -150,9 +152,12 @@ class _Probe:
         try:
             return self.search.watch(layout, sampler, length)[1]
         except Exception as error:  # the user's code may raise anything
+            steps = "one time step" if length == 1 else f"{length} time steps"
             raise Refused(
-                f"forward() fails on {length} time step(s), which the server runs: "
-                f"{described(error)}"
+                f"forward() fails on {steps}{place(error, self.forward.module)} "
+                f"({described(error)}), and a stream brings one row at a time: something reads "
+                "several rows at once; take the rows before as an argument of forward() and return "
+                "them, or keep the last rows in the client and run the module there"
             ) from error
 
     def _memory(self, call: Call, layer: Layer, layout: Layout) -> Memory:
@@ -193,9 +198,10 @@ class _Probe:
             )
         if self.layers:
             return Refused(
-                f"no recurrent layer ({shorten(list(self.layers))}) carries a state from one time "
-                "step to the next: each begins from a state that is computed from its input; take "
-                "that state as an argument and return it"
+                f"{shorten(list(self.layers))} begins from a state that forward() computes from its "
+                "input, and a session has one start for every input: take the state as an argument "
+                "of forward() and return it, and send the computed one when the client opens the "
+                "session"
             )
         return Refused(
             "the module has no recurrent layer (nn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell) and "
@@ -206,8 +212,6 @@ class _Probe:
     # --- outputs
 
     def _outputs(self, outputs: list[Output]) -> tuple[Output, ...]:
-        if not outputs:
-            raise Refused("forward() returns nothing but states")
         names = self.output_names or self._own_names(outputs)
         if len(names) != len(outputs):
             raise Refused(

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from lstmserve.engine.compute.device import GraphRefused
-from lstmserve.engine.compute.kernel import Kernel
+from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
 from lstmserve.engine.model import SELF_TEST_SLOTS
@@ -68,7 +68,12 @@ class Stream:
                 lengths = np.minimum(case.lengths[rows] - start, stop - start).astype(np.int32)
                 part = np.ascontiguousarray(x[start : start + int(lengths.max()), rows])
                 write = np.where(read == turns[0], turns[1], turns[0])
-                found = self.kernel.run(part, lengths, read[rows], write[rows])
+                try:
+                    found = self.kernel.run(part, lengths, read[rows], write[rows])
+                except KernelError as error:
+                    raise Refused(
+                        f"the exported step fails on a batch of {len(rows)}: {error}"
+                    ) from error
                 y[start : start + len(part), rows] = found
                 read[rows] = write[rows]
         finally:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lstmserve.spec import LayerKind
+from lstmserve_export.refusal import Refused
 
 SEQUENCES: Final = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS: Final = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -139,7 +140,8 @@ def call_original(layer: Layer, x: torch.Tensor, state: Any) -> Any:
 
 @contextmanager
 def watched(layers: dict[str, Layer]) -> Iterator[list[Call]]:
-    """Collects the calls of a run, which goes on as it would."""
+    """Collects the calls of a run, which goes on as it would. Raises Refused in the run where a
+    layer reads a packed sequence."""
     calls: list[Call] = []
 
     def call(call_id: CallId, layer: Layer, x: torch.Tensor, state: Any) -> Any:
@@ -155,7 +157,10 @@ def watched(layers: dict[str, Layer]) -> Iterator[list[Call]]:
 
 def _watch(call_id: CallId, layer: Layer, x: Any, state: Any, after: State) -> Call:
     if isinstance(x, nn.utils.rnn.PackedSequence):
-        return Call(call_id, len(x.batch_sizes), int(x.batch_sizes[0]), None, (), after)
+        raise Refused(
+            f"{call_id.layer} reads a packed sequence: a stream has no padding, so call the layer "
+            "with the tensor itself, without pack_padded_sequence"
+        )
     axis = sequence_axis(layer, x)
     length = 1 if axis is None else x.shape[axis]
     is_batched = x.dim() == (3 if axis is not None else 2)

@@ -7,6 +7,7 @@ sizes at a second export in one process, takes no part.
 
 from __future__ import annotations
 
+import builtins
 import io
 import logging
 import warnings
@@ -67,7 +68,7 @@ def trace(forward: Forward, signature: Signature) -> Trace:
     arguments = (*inputs, *states)
     batch = torch.export.Dim("B")
     try:
-        with torch.no_grad(), _silent():
+        with torch.no_grad(), _silent(), _symbolic_len():
             program = torch.onnx.export(
                 step,
                 arguments,
@@ -85,6 +86,12 @@ def trace(forward: Forward, signature: Signature) -> Trace:
     except Exception as error:  # of any kind: from the user's code, torch or onnxscript
         raise _refused(error, forward) from error
     assert program is not None
+    sizes = [value.type.tensor_type.shape.dim[0] for value in program.model_proto.graph.input]
+    if not all(size.dim_param for size in sizes):
+        raise Refused(
+            f"forward() works for a batch of {BATCH} and of no other size while torch traces it: "
+            "use x.shape[0] as it is, without int(), .item() or a loop over the rows of a batch"
+        )
     return Trace(program.model_proto, tuple(step.run.calls))
 
 
@@ -112,6 +119,7 @@ class _Run:
         self._signature = signature
         self._memories = {each.call: each for each in signature.memories}
         self._layers = find_layers(forward.module)
+        self._is_unbatched = all(each.axes.batch is None for each in signature.inputs)
         self._given: dict[str, torch.Tensor] = {}
         self._next: dict[str, torch.Tensor] = {}
         self.calls: list[tuple[CallId, Layer]] = []
@@ -151,8 +159,15 @@ class _Run:
         return (*outputs, *(after[each.name] for each in spec.states))
 
     def _call(self, call: CallId, layer: Layer, x: torch.Tensor, state: Any) -> Any:
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            raise Refused(
+                f"{call.layer or 'the module'} ({type(layer).__name__}) reads a packed sequence: a "
+                "stream has no padding, so call the layer with the rows as they are"
+            )
         axis = sequence_axis(layer, x)
         is_batched = x.dim() == (2 if axis is None else 3)
+        if axis is not None and is_batched and self._is_unbatched and x.shape[1 - axis] == 1:
+            axis = 1 - axis  # [T, 1, I], where the time steps are those of a batch
         length = x.shape[axis] if axis is not None and is_batched else 1
         if length != 1 or getattr(layer, "bidirectional", False):
             return call_original(layer, x, state)  # a sequence within one time step
@@ -200,6 +215,24 @@ class _Run:
         )
         self.calls.append((call, layer))
         return y, tuple(after)
+
+
+@contextmanager
+def _symbolic_len() -> Iterator[None]:
+    """Meanwhile len(x) of a tensor is x.shape[0], which torch traces for any size; the len() of
+    Python would make a constant of it."""
+    original = builtins.len
+
+    def symbolic(value: Any) -> Any:
+        return (
+            value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else original(value)
+        )
+
+    builtins.len = symbolic
+    try:
+        yield
+    finally:
+        builtins.len = original
 
 
 def _reshaped(state: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

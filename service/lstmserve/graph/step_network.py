@@ -1,7 +1,8 @@
 """Builds the pool's graphs of kind "network" around a step graph: for one time step, and for many.
 
-For one time step the step graph stands between Gather and ScatterND of each state. For many it is
-the body of a Scan over time, which keeps a row's states as they are once t reaches its length; its
+For one time step the step graph stands between Gather and ScatterND of each state. For many, time
+is folded into the batch (fold.py), if the step graph allows that. Otherwise the step graph is the
+body of a Scan over time, which keeps a row's states as they are once t reaches its length; its
 weights are initializers of the outer graph, where onnxruntime prepacks them as well.
 
 Every value of the step graph gets the prefix net/, which no name of ours has and no name of a spec
@@ -10,36 +11,45 @@ can have, so the two graphs cannot meet in a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto
 
 from lstmserve.graph.builder import GraphBuilder
+from lstmserve.graph.fold import AFTER, BEFORE, ROWS, Fold, renamed
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.graph.network import Arguments, PoolLayout, PoolNetwork, PoolTensor, States
 from lstmserve.graph.reader import InvalidModel
+from lstmserve.graph.row_wise import Unfoldable
 from lstmserve.graph.step_graph import StepGraph, one_line
 from lstmserve.rows import RowFormat
 from lstmserve.spec import NEXT, ModelSpec, TensorSpec
 
-NET: Final = "net/"
+NET: Final = ROWS
 POOL: Final = "pool/"
 FLOATS, INTS = "floats", "ints"  # x [T, B, values], all inputs of a dtype side by side
 Y, Y_INTS = "y", "y_ints"
 LIVE: Final = "live"  # [T, B]: whether the time step is within the row's length
+# Weights from which on one graph runs all lengths. It makes a single time step 2 to 3 us longer.
+ONE_GRAPH_BYTES: Final = 1 << 20
 AT_T: Final = "_t"  # of what a Scan's body has at one time step
 
 
 class StepLayout(PoolLayout):
     """The pool has one tensor for each state, which is called pool/NAME."""
 
-    def __init__(self, spec: ModelSpec, initial: Mapping[str, npt.NDArray[Any]]) -> None:
-        """`initial` has each state's value in a new session, [*shape]."""
+    def __init__(
+        self, spec: ModelSpec, initial: Mapping[str, npt.NDArray[Any]], is_one_graph: bool
+    ) -> None:
+        """`initial` has each state's value in a new session, [*shape]. `is_one_graph` says that the
+        graph of chunks, which takes lengths, runs single time steps as well."""
         tensors = (PoolTensor(POOL + each.name, each.shape, each.dtype) for each in spec.states)
         super().__init__(spec, tensors)
+        self._is_one_graph = is_one_graph
         self._initial = {name: each[np.newaxis] for name, each in initial.items()}
         self.x, self.y = RowFormat(spec.inputs), RowFormat(spec.outputs)
         self.float_input = FLOATS if self.x.floats else ""
@@ -49,8 +59,8 @@ class StepLayout(PoolLayout):
 
     def arguments(self, length: int, size: int) -> Arguments:
         found = _values(self.x, (FLOATS, INTS), length, size)
-        if length > 1:
-            found["lengths"] = (np.int64, (size,))
+        if length > 1 or self._is_one_graph:
+            found["lengths"] = (np.int32, (size,))
         return found | {"read": (np.int64, (size,)), "write": (np.int64, (size, 1))}
 
     def results(self, length: int, size: int) -> Arguments:
@@ -77,18 +87,30 @@ def _values(form: RowFormat, names: tuple[str, str], length: int, size: int) -> 
 
 
 class StepNetwork(PoolNetwork):
-    """Kind "network". The graphs have the weights twice in memory: one is for T = 1, one for T > 1.
+    """Kind "network". Without a Scan, a large network has one graph; any other has its weights
+    twice in memory, in a graph for T = 1 and one for T > 1.
 
-    Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int64 [B] (T > 1 only),
-    `read` int64 [B], `write` int64 [B, 1], and the pool's tensors. Building raises InvalidModel.
+    Inputs of the graphs: `floats` [T, B, F] and `ints` [T, B, K], `lengths` int32 [B] (but in the
+    graph for T = 1 alone), `read` int64 [B], `write` int64 [B, 1], and the pool's tensors. Building
+    raises InvalidModel.
     """
 
     def __init__(self, spec: ModelSpec, graph: StepGraph) -> None:
-        self.layout: StepLayout = StepLayout(spec, graph.initial)
         self._spec = spec
         self._graph = graph
+        self._fold: Fold | None = None
+        self.scans_because = ""  # why chunks need the Scan; "" where they do not
+        try:
+            self._fold = Fold(spec, graph)
+        except Unfoldable as error:
+            self.scans_because = str(error)
+        size = sum(tensor.ByteSize() for tensor in graph.initializers.values())
+        self._is_one_graph = self._fold is not None and size >= ONE_GRAPH_BYTES
+        self.layout: StepLayout = StepLayout(spec, graph.initial, self._is_one_graph)
 
-    def build_step(self) -> onnx.ModelProto:
+    def build_step(self) -> onnx.ModelProto | None:
+        if self._is_one_graph:
+            return None
         g = self._begin(1)
         for state, tensor in self._states():
             g.add("Gather", [tensor.name, "read"], NET + state.name, axis=0)
@@ -99,16 +121,34 @@ class StepNetwork(PoolNetwork):
 
     def build_chunk(self) -> onnx.ModelProto:
         g = self._begin("T")
-        g.input("lengths", "int64", ["B"])
-        before = [
-            g.add("Gather", [tensor.name, "read"], f"before/{state.name}", axis=0)
-            for state, tensor in self._states()
-        ]
-        after = [f"after/{state.name}" for state, _ in self._states()]
+        g.input("lengths", "int32", ["B"])
+        for state, tensor in self._states():
+            g.add("Gather", [tensor.name, "read"], BEFORE + state.name, axis=0)
+        if self._fold:
+            self._add_folded(g, self._fold)
+        else:
+            self._add_scan(g)
+        for state, tensor in self._states():
+            self._scatter(g, tensor, AFTER + state.name + NEXT)
+        return self._end(g, "T")
+
+    def _add_folded(self, g: GraphBuilder, fold: Fold) -> None:
+        for name, dtype, _ in _sides(self.layout.x, (FLOATS, INTS)):
+            _divide(g, g, name, [t for t in self._spec.inputs if t.dtype == dtype])
+        fold.add(g, self.layout.float_input or self.layout.int_input)
+        for name, dtype, _ in _sides(self.layout.y, (Y, Y_INTS)):
+            tensors = [t for t in self._spec.outputs if t.dtype == dtype]
+            parts = [fold.over_time(g, NET + each.name, each.size) for each in tensors]
+            g.add("Concat", parts, name, axis=-1)
+
+    def _add_scan(self, g: GraphBuilder) -> None:
         layout = self.layout
         xs = [name for name in (layout.float_input, layout.int_input) if name]
         ys = [name for name in (layout.float_output, layout.int_output) if name]
         scanned = [*xs, _is_live(g, xs[0])]
+        states = [each.name for each in self._spec.states]
+        before = [BEFORE + name for name in states]
+        after = [AFTER + name + NEXT for name in states]
         g.add_many(
             "Scan",
             [*before, *scanned],
@@ -116,9 +156,6 @@ class StepNetwork(PoolNetwork):
             body=self._body(g),
             num_scan_inputs=len(scanned),
         )
-        for (_, tensor), name in zip(self._states(), after, strict=True):
-            self._scatter(g, tensor, name)
-        return self._end(g, "T")
 
     def _begin(self, length: int | str) -> GraphBuilder:
         g = GraphBuilder("pool")
@@ -128,9 +165,8 @@ class StepNetwork(PoolNetwork):
         g.input("write", "int64", ["B", 1])
         for tensor in self.layout.tensors:
             g.input(tensor.name, tensor.dtype, ["S", *tensor.shape])
-        g.include(
-            (), _renamed_tensors((*self._graph.initializers.values(), *self._graph.constants))
-        )
+        tensors = (*self._graph.initializers.values(), *self._graph.constants)
+        g.include((), map(renamed, tensors))
         return g
 
     def _end(self, g: GraphBuilder, length: int | str) -> onnx.ModelProto:
@@ -218,7 +254,8 @@ def _is_live(g: GraphBuilder, x: str) -> str:
     end = g.add("Gather", [g.add("Shape", [x], "time/shape"), zero], "time/end", axis=0)
     steps = g.add("Range", [zero, end, one], "time/steps")
     column = g.add("Reshape", [steps, g.integers(-1, 1)], "time/column")
-    return g.add("Less", [column, "lengths"], LIVE)
+    ends = g.add("Cast", ["lengths"], "time/lengths", to=TensorProto.INT64)
+    return g.add("Less", [column, ends], LIVE)
 
 
 def _kept(outer: GraphBuilder, b: GraphBuilder, state: TensorSpec) -> str:
@@ -261,11 +298,3 @@ def _rename_graph(graph: onnx.GraphProto) -> None:
     nodes = [_renamed(node) for node in graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _renamed_tensors(tensors: Iterable[onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
-    for tensor in tensors:
-        found = onnx.TensorProto()
-        found.CopyFrom(tensor)
-        found.name = NET + tensor.name
-        yield found

@@ -1,0 +1,1 @@
+"""Serves models that others published, and compares each with its own runtime."""

@@ -1,0 +1,83 @@
+"""How each published model is handed over. Data: it runs nothing.
+
+A folder without an entry here has its model files tried as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".nam")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`.
+
+    In a flag, {folder} is that folder and {users} is users/. With `is_module`, the user's lines in
+    users/ read the file instead.
+    """
+
+    file: str
+    flags: tuple[str, ...] = ()
+    is_module: bool = False
+
+    @property
+    def way(self) -> str:
+        """In a word or two."""
+        if self.is_module:
+            return "module"
+        return f"flags ({len(self.flags)})" if self.flags else "no flags"
+
+
+RECIPES: Mapping[str, Sequence[Recipe]] = {
+    "anydrive_actuator": (
+        Recipe("anydrive_v3_lstm.pt"),
+        Recipe(
+            "anydrive_sd.pt",
+            (
+                *("--lstm=lstm", "--head=linear"),
+                *("--input-scale={folder}/isc.txt", "--output-scale={folder}/osc.txt"),
+            ),
+        ),
+        Recipe("anydrive_sd.pt", is_module=True),
+    ),
+    "nam_lstm": (Recipe("lstm.nam"), Recipe("lstm.nam", is_module=True)),
+    "neuralhydrology": (
+        Recipe(
+            "nh_model_epoch009.pt",
+            (
+                *("--input-mean={folder}/im.txt", "--input-scale={folder}/isc.txt"),
+                *("--output-mean={folder}/om.txt", "--output-scale={folder}/osc.txt"),
+            ),
+        ),
+    ),
+    "sugar_creek": (
+        Recipe("sugar_creek_trained.pt"),
+        Recipe(
+            "sugar_sd.pt",
+            (
+                "--input-mean={users}/sugar_creek_scaling/input_mean.txt",
+                "--input-scale={users}/sugar_creek_scaling/input_scale.txt",
+                "--output-mean={users}/sugar_creek_scaling/output_mean.txt",
+                "--output-scale={users}/sugar_creek_scaling/output_scale.txt",
+            ),
+        ),
+        Recipe("sugar_sd.pt", is_module=True),
+    ),
+    "unitree_g1_walk": (
+        Recipe("unitree_g1_motion.pt"),
+        Recipe("unitree_sd.pt"),
+        Recipe("unitree_sd.pt", is_module=True),
+    ),
+}
+
+
+def recipes_for(folder: Path) -> Sequence[Recipe]:
+    """Of the folder's name; those whose file is not there are left out."""
+    files = sorted(path.name for path in folder.iterdir())
+    as_they_are = [Recipe(each) for each in files if Path(each).suffix in MODEL_FILES]
+    recipes = RECIPES.get(folder.name, as_they_are)
+    return [recipe for recipe in recipes if recipe.file in files]

@@ -1,0 +1,211 @@
+"""A traced step as one chain of nodes, and what the nodes do to the axes of a value.
+
+recognise.py reads a chain. A value in it has a batch and a width, and any number of axes of length
+1, such as the only time step. This file knows which nodes only move those; it must not know layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from lstmserve_export.module.signature import Array
+from lstmserve_export.module.trace import DOMAIN
+
+# What an axis of a value is. LAYERS is only in a state of an LSTM that has several.
+BATCH, ONE, LAYERS, WIDTH = "batch", "one", "layers", "width"
+
+
+class NotRecognised(Exception):
+    """The trace is not head(lstm(x))."""
+
+
+class Value(NamedTuple):
+    """What is known of a value of the graph: its axes, and the sizes of two of them."""
+
+    axes: tuple[str, ...]
+    width: int
+    layers: int = 1
+
+    def size(self, axis: int) -> int:
+        """The size of an axis; -1 for the batch, as ONNX's Reshape has it."""
+        label = self.axes[axis]
+        return {BATCH: -1, ONE: 1, LAYERS: self.layers, WIDTH: self.width}[label]
+
+    def with_axes(self, axes: Sequence[str]) -> Value:
+        """The same values along other axes."""
+        return self._replace(axes=tuple(axes))
+
+
+def check(is_so: bool) -> None:
+    """Raises NotRecognised unless it is so."""
+    if not is_so:
+        raise NotRecognised
+
+
+class Graph:
+    """The nodes of a trace by what they compute, and its constants."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        if any(tensor.external_data for tensor in graph.initializer):
+            raise NotRecognised
+
+    def constant(self, name: str) -> Array | None:
+        """The value, if no input and no state has a part in it."""
+        tensor = self._tensors.get(name)
+        maker = self._makers.get(name)
+        if tensor is None and maker is not None and maker.op_type == "Constant":
+            tensor = next((a.t for a in maker.attribute if a.name == "value"), None)
+        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
+
+    def path(self, start: str, end: str) -> list[tuple[onnx.NodeProto, str]]:
+        """The nodes from `start` to `end` in order, each with the name of the value on the path.
+
+        Raises NotRecognised where a node reads anything else that is no constant.
+        """
+        found: list[tuple[onnx.NodeProto, str]] = []
+        while end != start:
+            node = self._makers.get(end)
+            if node is None or len(found) > len(self._makers):
+                raise NotRecognised
+            found.append((node, end))
+            is_layer = node.domain == DOMAIN  # which also reads the states
+            read = node.input[:1] if is_layer else node.input
+            sources = [name for name in read if name and self._is_variable(name)]
+            if len(sources) != 1:
+                raise NotRecognised
+            end = sources[0]
+        return found[::-1]
+
+    def _is_variable(self, name: str) -> bool:
+        return name not in self._tensors and self.constant(name) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node with its constants and attributes."""
+
+    node: onnx.NodeProto
+    graph: Graph
+
+    @property
+    def op(self) -> str:
+        return self.node.op_type
+
+    def has(self, index: int) -> bool:
+        return len(self.node.input) > index and bool(self.node.input[index])
+
+    def is_constant(self, index: int) -> bool:
+        return self.has(index) and self.graph.constant(self.node.input[index]) is not None
+
+    def constant(self, index: int) -> Array:
+        """An input. Raises NotRecognised if it is no constant."""
+        found = self.graph.constant(self.node.input[index]) if self.has(index) else None
+        if found is None:
+            raise NotRecognised
+        return found
+
+    def integers(self, index: int) -> list[int]:
+        """An input that is a constant vector of integers. Raises NotRecognised."""
+        found = self.constant(index)
+        check(found.ndim == 1)
+        return [int(each) for each in found]
+
+    def attribute(self, name: str, otherwise: Any) -> Any:
+        found = [a for a in self.node.attribute if a.name == name]
+        return onnx.helper.get_attribute_value(found[0]) if found else otherwise
+
+
+# Nodes that move axes of length 1 and change no value ---------------------------------------------
+
+
+def _same(node: Node, value: Value) -> Value:
+    """Identity, and a Split or Concat of one part."""
+    check(len(node.node.output) == len(node.node.input) == 1)
+    return value
+
+
+def _squeeze(node: Node, value: Value) -> Value:
+    rank = len(value.axes)
+    gone = {axis % rank for axis in node.integers(1)}
+    check(all(value.axes[axis] == ONE for axis in gone))
+    return value.with_axes([label for axis, label in enumerate(value.axes) if axis not in gone])
+
+
+def _unsqueeze(node: Node, value: Value) -> Value:
+    places = node.integers(1)
+    rank = len(value.axes) + len(places)
+    new = {place % rank for place in places}
+    rest = iter(value.axes)
+    return value.with_axes([ONE if axis in new else next(rest) for axis in range(rank)])
+
+
+def _transpose(node: Node, value: Value) -> Value:
+    order = node.attribute("perm", range(len(value.axes))[::-1])
+    return value.with_axes([value.axes[axis] for axis in order])
+
+
+def _reshape(node: Node, value: Value) -> Value:
+    """Another number of axes of length 1, where the others stay in their order."""
+    left = [axis for axis, label in enumerate(value.axes) if label != ONE]
+    found: list[str] = []
+    for size in reversed(node.integers(1)):  # so that a width of 1 stays the last axis
+        if left and size == value.size(left[-1]):
+            found.append(value.axes[left.pop()])
+        else:
+            check(size == 1)
+            found.append(ONE)
+    check(not left)
+    return value.with_axes(found[::-1])
+
+
+def _slice(node: Node, value: Value) -> Value:
+    """The only time step, or the last layer, as [-1:] gives it."""
+    starts, ends = node.integers(1), node.integers(2)
+    axes = node.integers(3) if node.has(3) else range(len(starts))
+    steps = node.integers(4) if node.has(4) else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        entries = range(max(value.size(axis), 0))
+        if entries[start:end:step] != entries or not entries:
+            value = _last_entry(value, axis, list(entries[start:end:step]))
+    return value
+
+
+def take_entry(node: Node, value: Value) -> Value:
+    """The same as [-1] or [[-1]] gives it."""
+    chosen, axis = node.constant(1), node.attribute("axis", 0) % len(value.axes)
+    check(chosen.ndim <= 1)
+    size = max(value.size(axis), 1)
+    value = _last_entry(value, axis, [int(each) % size for each in chosen.reshape(-1)])
+    if chosen.ndim == 0:
+        return value.with_axes(value.axes[:axis] + value.axes[axis + 1 :])
+    return value
+
+
+def _last_entry(value: Value, axis: int, entries: list[int]) -> Value:
+    """The value with only these `entries` of an axis. Raises NotRecognised unless they are the last
+    one alone."""
+    label = value.axes[axis]
+    check(label in (ONE, LAYERS) and entries == [value.size(axis) - 1])
+    axes = list(value.axes)
+    axes[axis] = ONE
+    return value.with_axes(axes)
+
+
+MOVES: Final[Mapping[str, Callable[[Node, Value], Value]]] = {
+    "Identity": _same,
+    "Split": _same,
+    "Concat": _same,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Slice": _slice,
+}
