@@ -239,7 +239,7 @@ class LayoutSearch:
         ]
         if layers:
             return Refused(
-                f"{shorten(layers)} normalises by the statistics of the batch, whose rows belong to "
+                f"{shorten(layers)} normalises by the statistics of a batch, whose rows are of "
                 "different sessions on a server: train it with track_running_stats=True"
             )
         return Refused(

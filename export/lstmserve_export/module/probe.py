@@ -198,10 +198,10 @@ class _Probe:
             )
         if self.layers:
             return Refused(
-                f"{shorten(list(self.layers))} begins from a state that forward() computes from its "
-                "input, and a session has one start for every input: take the state as an argument "
-                "of forward() and return it, and send the computed one when the client opens the "
-                "session"
+                f"{shorten(list(self.layers))} begins from a state that forward() computes from "
+                "its input, and a session has one start for every input: take the state as an "
+                "argument of forward() and return it, and send the computed one when the client "
+                "opens the session"
             )
         return Refused(
             "the module has no recurrent layer (nn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell) and "

@@ -68,7 +68,7 @@ def trace(forward: Forward, signature: Signature) -> Trace:
     arguments = (*inputs, *states)
     batch = torch.export.Dim("B")
     try:
-        with torch.no_grad(), _silent(), _symbolic_len():
+        with torch.no_grad(), _silent():
             program = torch.onnx.export(
                 step,
                 arguments,
@@ -136,7 +136,7 @@ class _Run:
             is_unbatched = each.axes.batch is None
             rows[each.spec.name] = value[None] if is_unbatched else value[:, None]
         self.calls, self._given, self._next = [], given, {}
-        with replaced(self._layers, self._call):
+        with replaced(self._layers, self._call), _symbolic_len():
             results = self._forward(signature.arguments(rows, given))
         outputs = []
         for output in signature.outputs:
