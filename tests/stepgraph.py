@@ -304,7 +304,7 @@ class StepLoop:
     def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
         """One time step of one session: inputs and states [*shape] -> outputs, states."""
         feed = {name: each[np.newaxis] for name, each in {**inputs, **states}.items()}
-        outputs = zip(self._names, self._session.run(None, feed), strict=True)
+        outputs = zip(self._names, self.session.run(None, feed), strict=True)
         found = {name: each[0] for name, each in outputs}
         after = {each.name: found[each.name + NEXT] for each in self._spec.states}
         return {each.name: found[each.name] for each in self._spec.outputs}, after
