@@ -221,7 +221,8 @@ def _as_tensor(leaf: Any) -> Any:
         leaf = torch.from_numpy(np.ascontiguousarray(leaf))
     if not isinstance(leaf, torch.Tensor):
         return leaf
-    leaf = leaf.detach().cpu().clone()  # one tensor may be both h and c of the example
+    # forward() may write to it, and one tensor may be both h and c of the example.
+    leaf = leaf.detach().cpu().clone()
     return leaf.to(DTYPES.get(leaf.dtype, leaf.dtype))
 
 
