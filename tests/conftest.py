@@ -23,6 +23,10 @@ hypothesis.settings.load_profile("untimed")
 # All servers of tests are on this machine, so they are not reached through a developer's proxy.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,::1,localhost"
 
+# torch, in tests and in the processes they start: two threads that wait for each other make the
+# small networks of tests up to ten times as slow where other processes use the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 __all__ = ["router", "serve", "server", "triton", "zoo"]  # fixtures
 
 

@@ -216,12 +216,13 @@ def _bind(module: nn.Module, example: Any) -> inspect.BoundArguments:
 
 
 def _as_tensor(leaf: Any) -> Any:
-    """A tensor on the CPU of a dtype that is served, or what is no tensor as it is."""
+    """A tensor of its own on the CPU, of a dtype that is served; what is no tensor as it is."""
     if isinstance(leaf, np.ndarray):
         leaf = torch.from_numpy(np.ascontiguousarray(leaf))
     if not isinstance(leaf, torch.Tensor):
         return leaf
-    leaf = leaf.detach().cpu().clone()  # forward() may write to it
+    # forward() may write to it, and one tensor may be both h and c of the example.
+    leaf = leaf.detach().cpu().clone()
     return leaf.to(DTYPES.get(leaf.dtype, leaf.dtype))
 
 
@@ -231,6 +232,8 @@ def _check_dtype(name: str, leaf: torch.Tensor) -> None:
             f"{name} is {leaf.dtype}: an input is float32 or int64; take one of these, and convert "
             "it inside forward()"
         )
+    if not leaf.numel():
+        raise Refused(f"{name} of the example is empty: its shape is {list(leaf.shape)}")
     if leaf.is_floating_point() and not leaf.isfinite().all():
         raise Refused(f"{name} of the example has NaN or infinite values")
 

@@ -136,7 +136,10 @@ class LayoutSearch:
         rows = sampler.rows(SIZE, LENGTH if main.time is not None else 1)
         states = sampler.states(SIZE, self.state_specs(layout))
         if main.time is None and self.layers and not self.passed:
-            raise _Unfit("without an axis of time nothing says what a second step is")
+            raise _Unfit(
+                "without an axis of time a second step needs a state, as in forward(x, state) -> "
+                "(y, state)"
+            )
         whole, steps = self._run(layout, rows, states)
         shorter = {name: each[:, 1:] for name, each in rows.items()}
         fewer = {name: each[1:] for name, each in rows.items()}
@@ -201,6 +204,8 @@ class LayoutSearch:
         main = self.given or LAYOUTS["BT" if is_batch_first else "TB"]
         if main.time is None or tensor.dim() < 2:
             return
+        if tensor.dim() == 2 and tensor.is_floating_point() and not self.given:
+            return  # its second axis may be that of features
         length = tensor.shape[main.time]
         if length > 1 and (fault := self._fault_of_fewer(main.time)):
             raise Refused(
