@@ -218,7 +218,7 @@ def test_a_tensor_that_is_not_what_the_spec_promises(
 
 
 def test_the_graph_of_an_nn_lstm_is_never_run(folder: Path) -> None:
-    """Other nodes around the named tensors change nothing, also if their sha256 is right."""
+    """Other nodes between the named tensors change nothing, even with their sha256."""
     before = read(folder)
     model = onnx.load_model_from_string((folder / MODEL).read_bytes())
     del model.graph.node[:]
