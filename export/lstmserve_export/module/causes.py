@@ -1,84 +1,230 @@
-"""Says why a module's stream is not its forward(): what looks back, or ahead, by other means."""
+"""Says why a module's stream is not its forward(), and what to do. It never decides that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
 import torch
-from torch import nn
 
+from lstmserve.golden import Golden
+from lstmserve_export.module.culprit import Culprit, find_mixing, is_loop, memoryless, unusual_size
 from lstmserve_export.module.forward import Forward
-from lstmserve_export.module.layout import ABSOLUTE, RELATIVE
 from lstmserve_export.module.proof import Mismatch
-from lstmserve_export.module.recurrent import find_layers
-from lstmserve_export.module.sampler import SIZE, Sampler
+from lstmserve_export.module.recurrent import find_layers, watched
+from lstmserve_export.module.sampler import SEED, SIZE
 from lstmserve_export.module.signature import Signature
 from lstmserve_export.refusal import shorten
 
-LENGTH: Final = 6
-WAY_OUT: Final = (
-    "take what it keeps as an argument of forward() and return it (the server keeps it), or keep "
-    "the last rows in the client and run the module there"
+RELATIVE, ABSOLUTE = 2e-5, 1e-5
+TRIES: Final = 3  # two draws may agree by chance
+CLIENT: Final = "keep the last rows in the client and run the module there"
+CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {CLIENT}"
+NORM: Final = "normalise over the features of a row, or by constants of the training data"
+SUM: Final = (
+    "answer from the last row, as out[:, -1], or take the sum so far as an argument and return it"
 )
+# By a part of the torch function's name; the first that fits.
+WAYS_OUT: Final = {
+    "conv": f"take the rows that its kernel needs as an argument and return them, or {CLIENT}",
+    "norm": NORM,
+    "std": NORM,
+    "var": NORM,
+    "flip": "train the network in the order in which rows come",
+    "roll": "take the row before as an argument and return the new one",
+    "cumsum": "take the sum so far as an argument of forward() and return it",
+    "softmax": CARRY,
+    "mean": SUM,
+    "sum": SUM,
+    "max": SUM.replace("sum", "largest"),
+    "pool": SUM.replace("sum", "sum or the largest"),
+    "sub": "take the row before as an argument and return the new one, or send differences",
+}
 
 
-def explain(error: Mismatch, forward: Forward, signature: Signature) -> str:
-    """One line: what differs, what is the likely cause, and what to do."""
-    ahead = _looks_ahead(forward, signature)
-    suspects = shorten(list(_suspects(forward.module)))
-    if ahead:
-        what = "an answer depends on later rows, which a stream does not have yet"
-    elif error.step == 0:
-        what = "already the first step differs, so the trace lost something"
-    else:
-        what = "an answer depends on earlier rows by other means than a recurrent layer's state"
-    cause = f" (likely {suspects})" if suspects else ""
-    return f"{error}: {what}{cause}; {WAY_OUT}"
+def explain(error: Mismatch, case: Golden, forward: Forward, signature: Signature) -> str:
+    """One line: the likely cause, what to do, and what differs. `case` has the rows that differ."""
+    return f"{_cause(error, case, forward, signature)} ({error})"
 
 
-def _looks_ahead(forward: Forward, signature: Signature) -> bool:
-    """Whether the answer for a prefix differs from the prefix of the answer."""
-    if not signature.has_time or any(o.axes.time is None for o in signature.outputs):
-        return False
-    axes = {each.name: each.axes for each in signature.inputs}
-    rows = Sampler(forward.example, axes).rows(SIZE, LENGTH)
-    given = {each.spec.name: rows[each.name] for each in signature.inputs}
-    states = {
-        each.spec.name: torch.zeros(SIZE, *each.spec.shape, dtype=getattr(torch, each.spec.dtype))
-        for each in signature.passed
-    }
-    whole = forward(signature.arguments(given, states))
-    short = {name: each[:, : LENGTH // 2] for name, each in given.items()}
-    part = signature.last(forward(signature.arguments(short, states)))
-    for output in signature.outputs:
-        wide = output.axes.to_rows(whole[output.result].tensor)[:, LENGTH // 2 - 1]
-        if not np.allclose(wide.float(), part[output.spec.name].float(), RELATIVE, ABSOLUTE):
-            return True
-    return False
-
-
-def _suspects(module: nn.Module) -> Iterator[str]:
-    """Layers that may look along time, by path and class."""
-    recurrent = find_layers(module)
-    for path, each in module.named_modules():
-        kind = type(each).__name__
-        is_wide = isinstance(each, (nn.Conv1d, nn.Conv2d)) and max(each.kernel_size) > 1
-        is_over_rows = isinstance(
-            each,
-            (
-                nn.MultiheadAttention,
-                nn.TransformerEncoderLayer,
-                nn.TransformerDecoderLayer,
-                nn.InstanceNorm1d,
-                nn.GroupNorm,
-                nn.AvgPool1d,
-                nn.MaxPool1d,
-                nn.AdaptiveAvgPool1d,
-                nn.AdaptiveMaxPool1d,
-            ),
+def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature) -> str:
+    pairs = _Pairs(case, forward, signature)
+    if started := list(pairs.started()):
+        return (
+            f"{shorten(started)} begins from a state that forward() computes from its input, and a "
+            "session has one start for every input: take the state as an argument of forward() and "
+            "return it, and send the computed one when the client opens the session"
         )
-        is_both = path in recurrent and getattr(each, "bidirectional", False)
-        if is_wide or is_over_rows or is_both or "ttention" in kind:
-            yield f"{path or 'the module'} ({kind})"
+    if not signature.has_time:
+        ahead = back = None
+    elif pairs.looks_ahead():
+        ahead, back = pairs.over_time(0) or "forward()", None
+    else:
+        ahead, back = None, pairs.over_time(-1)
+    if ahead:
+        return (
+            f"{ahead} reads rows that come later, which a stream does not have yet: "
+            f"{NORM if _function(ahead) == 'mean' else _way_out(ahead)}"
+        )
+    if back:
+        return (
+            f"{back} reads earlier rows by itself, and a step has only the states of the recurrent "
+            f"layers: {_way_out(back)}"
+        )
+    if mixed := pairs.over_batch():
+        return (
+            f"{mixed} mixes the rows of a batch, which on a server belong to different sessions: "
+            "compute each row from itself"
+        )
+    if signature.has_time and not pairs.is_loop() and pairs.depends_on_position():
+        return (
+            "an answer depends on how many rows came before it (a position, an index or the number "
+            "of rows), which a step does not know: take that number as an input of each row, or "
+            "count in a state that forward() takes and returns"
+        )
+    if error.step == 0:
+        return (
+            "already the first step differs, which the export cannot explain: if forward() treats "
+            "the rows of a batch alike, please report this with the module"
+        )
+    return (
+        "forward() hands something from one time step to the next that is no state of a recurrent "
+        "layer, such as its own output, a cell written by hand, or a state that it begins again: "
+        f"take it as an argument of forward() and return it, or {CLIENT}"
+    )
+
+
+def _way_out(culprit: Culprit | str) -> str:
+    name = _function(culprit)
+    return next((way for part, way in WAYS_OUT.items() if part in name), CARRY)
+
+
+def _function(culprit: Culprit | str) -> str:
+    return culprit.function if isinstance(culprit, Culprit) else ""
+
+
+class _Pairs:
+    """Runs forward() on pairs of inputs that agree in some rows, and differ in others."""
+
+    def __init__(self, case: Golden, forward: Forward, signature: Signature) -> None:
+        self._rng = np.random.default_rng(SEED)
+        self._case = case
+        self._forward = forward
+        self._signature = signature
+
+    def started(self) -> Iterator[str]:
+        """The recurrent layers whose first state of a run depends on the input."""
+        layers = find_layers(self._forward.module)
+        runs = []
+        for _ in range(2):
+            rows = self._rows(SIZE, 1)
+            with watched(layers) as calls:
+                self._forward(self._signature.arguments(rows, self._states(SIZE)))
+            runs.append({c.id.layer: c.handed for c in reversed(calls) if c.handed is not None})
+        for path, handed in runs[0].items():
+            other = runs[1].get(path, handed)
+            if not all(map(torch.equal, handed, other)):
+                yield f"{path or 'the module'} ({type(layers[path]).__name__})"
+
+    def over_time(self, index: int) -> Culprit | None:
+        """What makes the time step `index` (0 or -1) depend on others."""
+        size = unusual_size(self._forward)
+
+        def agree(one: torch.Tensor, other: torch.Tensor) -> None:
+            other[:, index] = one[:, index]
+
+        return self._find(SIZE, size, agree, size, index)
+
+    def over_batch(self) -> Culprit | None:
+        """What makes the first row of a batch depend on others."""
+        if self._signature.inputs[0].axes.batch is None:
+            return None
+        size = unusual_size(self._forward)
+
+        def agree(one: torch.Tensor, other: torch.Tensor) -> None:
+            other[0] = one[0]
+
+        return self._find(size, 1, agree, size, 0)
+
+    def is_loop(self) -> bool:
+        """Whether forward() takes the time steps one by one, in a loop of Python."""
+        size = unusual_size(self._forward)
+        arguments = self._signature.arguments(self._rows(1, size), self._states(1))
+        return is_loop(self._forward, arguments, size)
+
+    def depends_on_position(self) -> bool:
+        """Whether the last answer depends on the number of rows, where no layer carries a state."""
+        rows = self._rows(SIZE, unusual_size(self._forward))
+        last = {name: each[:, -1:] for name, each in rows.items()}
+        with memoryless(self._forward.module):
+            return not self._is_close(self._last(rows), self._last(last))
+
+    def looks_ahead(self) -> bool:
+        """Whether the first answer of a sequence is another than the answer to its first row."""
+        signature = self._signature
+        if any(output.axes.time is None for output in signature.outputs):
+            return False
+        rows = self._rows(SIZE, unusual_size(self._forward))
+        results = self._forward(signature.arguments(rows, self._states(SIZE)))
+        first = {
+            each.spec.name: each.axes.to_rows(results[each.result].tensor)[:, 0]
+            for each in signature.outputs
+        }
+        return not self._is_close(first, self._last({n: each[:, :1] for n, each in rows.items()}))
+
+    def _find(
+        self,
+        count: int,
+        steps: int,
+        agree: Callable[[torch.Tensor, torch.Tensor], None],
+        size: int,
+        index: int,
+    ) -> Culprit | None:
+        states = self._states(count)
+        for _ in range(TRIES):
+            one, other = self._rows(count, steps), self._rows(count, steps)
+            for each in self._signature.inputs:
+                name = each.spec.name
+                if each.axes.time is None and steps > 1:
+                    other[name] = one[name]
+                agree(one[name], other[name])
+            left, right = (self._signature.arguments(each, states) for each in (one, other))
+            try:
+                found = find_mixing(self._forward, left, right, size, index)
+            except Exception:  # forward() may raise anything on a number of rows that it never met
+                return None
+            if found:
+                return found
+        return None
+
+    def _last(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        states = self._states(SIZE)
+        return self._signature.last(self._forward(self._signature.arguments(rows, states)))
+
+    def _rows(self, count: int, steps: int) -> dict[str, torch.Tensor]:
+        """[count, steps, *shape] of each input, drawn from the rows of the case."""
+        found = {}
+        for each in self._signature.inputs:
+            given = self._case.inputs[each.spec.name]
+            sequences = self._rng.integers(given.shape[0], size=(count, steps))
+            places = self._rng.integers(self._case.lengths[sequences])
+            if each.axes.time is None:
+                sequences, places = sequences[:, :1], places[:, :1]
+            drawn = torch.from_numpy(given[sequences, places])
+            found[each.spec.name] = drawn.expand(count, steps, *drawn.shape[2:]).clone()
+        return found
+
+    def _states(self, count: int) -> dict[str, torch.Tensor]:
+        return {
+            each.spec.name: torch.zeros(
+                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
+            )
+            for each in self._signature.passed
+        }
+
+    def _is_close(self, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return all(
+            torch.allclose(value.float(), other[name].float(), RELATIVE, ABSOLUTE, equal_nan=True)
+            for name, value in one.items()
+        )

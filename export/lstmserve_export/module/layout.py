@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import nn
 
 from lstmserve.spec import Dtype, TensorSpec
+from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import (
     LAYOUTS,
     Axes,
@@ -26,9 +28,10 @@ from lstmserve_export.module.forward import (
 from lstmserve_export.module.recurrent import Call, find_layers, kind_of, watched
 from lstmserve_export.module.sampler import SIZE, Sampler
 from lstmserve_export.module.signature import Output
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 LENGTH: Final = 4  # time steps
+MIXED: Final = "rows of the batch influence each other"
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 
 
@@ -78,7 +81,9 @@ class LayoutSearch:
                 return layout, self._try(layout)
             except _Unfit as error:
                 faults.setdefault(name, str(error))
-        self._check_fixed_length()
+        self._check_fixed_sizes()
+        if any(MIXED in fault for fault in faults.values()):
+            raise self._mixed()
         tried = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         raise Refused(
             f"the axes of {self.primary} {list(self.forward.example[self.primary].shape)} are not "
@@ -131,7 +136,11 @@ class LayoutSearch:
         rows = sampler.rows(SIZE, LENGTH if main.time is not None else 1)
         states = sampler.states(SIZE, self.state_specs(layout))
         if main.time is None and self.layers and not self.passed:
-            raise _Unfit("without an axis of time nothing says what a second step is")
+            raise _Unfit(
+                "without an axis of time a second step needs a state, as in forward(x, state) -> "
+                "(y, state)"
+            )
+        self.forward.squeezed.clear()  # this run says anew, where no other axis is 1
         whole, steps = self._run(layout, rows, states)
         shorter = {name: each[:, 1:] for name, each in rows.items()}
         fewer = {name: each[1:] for name, each in rows.items()}
@@ -147,12 +156,15 @@ class LayoutSearch:
             self._output(number, whole, by_batch, by_time, is_unbatched=main.batch is None)
             for number in range(len(whole))
         ]
+        if main.time is not None:
+            first = {name: each[:, :1] for name, each in rows.items()}
+            _check_step(outputs, self._run(layout, first, states)[0])
         if by_batch is not None:
             for output, result in zip(outputs, whole, strict=True):
                 left = output.axes.to_rows(result.tensor)[1:].float()
                 right = output.axes.to_rows(by_batch[output.result].tensor).float()
                 if not torch.allclose(left, right, RELATIVE, ABSOLUTE, equal_nan=True):
-                    raise _Unfit("rows of the batch influence each other")
+                    raise _Unfit(MIXED)
         return outputs
 
     def _run(self, layout: Layout, rows: Tensors, states: Tensors) -> tuple[list[Result], int]:
@@ -178,29 +190,71 @@ class LayoutSearch:
         time = _changed_axis(whole, by_time, number)
         label = f"result {path or number}"
         if batch is None and not is_unbatched:
-            raise _Unfit(f"{label} {list(tensor.shape)} has no axis of the batch")
+            raise _Unfit(
+                f"{label} {list(tensor.shape)} has no axis of the batch, such as a loss: leave it "
+                "out of what forward() returns"
+            )
         if is_unbatched and time is None:
             raise _Unfit(f"{label} {list(tensor.shape)} has no axis of time")
         axes = Axes(batch, time)
         shape = tuple(axes.to_rows(tensor).shape[2:])
         return Output(TensorSpec(f"result{number}", shape, dtype_name(tensor)), number, axes)
 
-    def _check_fixed_length(self) -> None:
-        """Raises Refused if forward() takes the example's number of time steps and no other."""
-        tensor, main = self.forward.example[self.primary], self.given or LAYOUTS["BT"]
-        if main.time is None or tensor.dim() <= main.time or tensor.shape[main.time] < 2:
+    def _check_fixed_sizes(self) -> None:
+        """Raises Refused if forward() takes the example's number of time steps, or of rows in a
+        batch, and no other."""
+        tensor = self.forward.example[self.primary]
+        is_batch_first = all(getattr(each, "batch_first", True) for each in self.layers.values())
+        main = self.given or LAYOUTS["BT" if is_batch_first else "TB"]
+        if main.time is None or tensor.dim() < 2:
             return
+        if tensor.dim() == 2 and tensor.is_floating_point() and not self.given:
+            return  # its second axis may be that of features
         length = tensor.shape[main.time]
-        shorter = {self.primary: tensor.narrow(main.time, 1, length - 1)}
-        try:
-            self.forward({**self.forward.example, **shorter})
-        except Exception as error:  # the user's code may raise anything
+        if length > 1 and (fault := self._fault_of_fewer(main.time)):
             raise Refused(
-                f"forward() takes {length} time steps and no other number ({described(error)}): a "
-                "layer reads all of them at once, so it cannot answer row by row; train a head "
-                "that reads one time step, or keep the last rows in the client and run the module "
-                "there"
-            ) from error
+                f"forward() takes {length} time steps and no other number{fault}: a layer reads "
+                "all of them at once, so it cannot answer row by row; train a head that reads one "
+                "time step, or keep the last rows in the client and run the module there"
+            )
+        count = 1 if main.batch is None else tensor.shape[main.batch]
+        if main.batch is not None and count > 1 and (fault := self._fault_of_fewer(main.batch)):
+            raise Refused(
+                f"forward() takes a batch of {count} rows and no other{fault}: take the size from "
+                "the input, as x.shape[0], and use -1 or x.new_zeros"
+            )
+
+    def _fault_of_fewer(self, axis: int) -> str:
+        """Where and how forward() fails if every tensor has one entry less along this axis."""
+        size = self.forward.example[self.primary].shape[axis]
+        fewer = {
+            name: tensor.narrow(axis, 1, size - 1)
+            for name, tensor in self.forward.example.items()
+            if tensor.dim() > axis and tensor.shape[axis] == size
+        }
+        try:
+            self.forward({**self.forward.example, **fewer})
+        except Exception as error:  # the user's code may raise anything
+            return f"{place(error, self.forward.module)} ({described(error)})"
+        return ""
+
+    def _mixed(self) -> Refused:
+        """Says which layer makes rows of a batch influence each other."""
+        layers = [
+            f"{path} ({type(each).__name__})"
+            for path, each in self.forward.module.named_modules()
+            if isinstance(each, nn.modules.batchnorm._BatchNorm)
+            and (each.training or not each.track_running_stats)
+        ]
+        if layers:
+            return Refused(
+                f"{shorten(layers)} normalises by the statistics of a batch, whose rows are of "
+                "different sessions on a server: train it with track_running_stats=True"
+            )
+        return Refused(
+            "rows of a batch influence each other, and on a server they belong to different "
+            "sessions: compute each row from itself, without mean, max or sort over the batch"
+        )
 
     def watch(
         self, layout: Layout, sampler: Sampler, length: int
@@ -228,6 +282,18 @@ class LayoutSearch:
         if self.forward.arguments()[argument] == pair and has_lstm:
             return tensor_name(f"{argument}.{'hc'[int(key)]}")
         return tensor_name(name)
+
+
+def _check_step(outputs: list[Output], results: list[Result]) -> None:
+    """Raises _Unfit where the results of one time step are not rows as those of several are."""
+    for output in outputs:
+        found, wanted = list(results[output.result].tensor.shape), output.spec.shape
+        rows = output.axes.to_rows(results[output.result].tensor)
+        if rows.dim() != 2 + len(wanted) or tuple(rows.shape[1:]) != (1, *wanted):
+            raise _Unfit(
+                f"a result has rows {list(wanted)} for several time steps, and is {found} for one: "
+                "return one row for each time step, or that of the last"
+            )
 
 
 def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) -> int | None:

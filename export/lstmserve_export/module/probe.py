@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lstmserve.spec import InvalidSpec, TensorSpec
-from lstmserve_export.module.forward import Axes, Forward, Result, described
+from lstmserve_export.module.checks import check_function
+from lstmserve_export.module.culprit import place
+from lstmserve_export.module.forward import Axes, Forward, described
 from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
 from lstmserve_export.module.passing import check_lengths, find_passed, is_view
 from lstmserve_export.module.recurrent import (
@@ -58,42 +59,13 @@ class _Probe:
         self.layers = find_layers(forward.module)
         self.output_names = tuple(output_names)
         check_lengths(forward)
-        self._baseline()
+        check_function(forward)
         with watched(self.layers) as calls:
             results = forward(forward.example)
         self._paths = [result.path for result in results]
         self._calls = calls
         self.passed = find_passed(forward, results, calls, states)
         self.search = LayoutSearch(forward, tuple(self.passed), axes)
-
-    def _baseline(self) -> list[Result]:
-        """The results of the example. Raises Refused if a second run gives others."""
-        forward = self.forward
-        before = _attributes(forward.module)
-        try:
-            first = forward(forward.example)
-            after = _attributes(forward.module)
-            second = forward(forward.example)
-        except Exception as error:  # the user's code may raise anything
-            raise Refused(f"forward() fails on the example: {described(error)}") from error
-        if kept := [name for name, value in after.items() if not _same(before.get(name), value)]:
-            raise Refused(
-                f"forward() keeps state between calls, in {shorten(kept)}: take it as an argument "
-                "and return it, as forward(x, state) -> (y, state); the server keeps it"
-            )
-        same = len(first) == len(second) and all(
-            torch.equal(one.tensor, other.tensor)
-            for one, other in zip(first, second, strict=True)
-            if not one.tensor.isnan().any()
-        )
-        if not same:
-            raise Refused(
-                "forward() gives other results for the same input: dropout is left on "
-                "(use F.dropout(x, p, self.training) or nn.Dropout), or it draws random numbers"
-            )
-        if not first:
-            raise Refused("forward() returns no tensor")
-        return first
 
     def signature(self) -> Signature:
         layout, outputs = self.search.choose()
@@ -141,19 +113,19 @@ class _Probe:
                     f"[B, {outputs[result].spec.shape}]: return it as it is taken, or name the "
                     "states with states="
                 )
-            call = self._call_of(name, spec)
-            found.append(PassedState(name, spec, batch, result, after.batch, call))
+            call, part = self._call_of(name, spec)
+            found.append(PassedState(name, spec, batch, result, after.batch, call, part))
         return tuple(found)
 
-    def _call_of(self, name: str, spec: TensorSpec) -> CallId | None:
-        """The recurrent call that begins from this argument as it is."""
+    def _call_of(self, name: str, spec: TensorSpec) -> tuple[CallId | None, int]:
+        """The recurrent call that begins from this argument as it is: as its h, 0, or its c, 1."""
         tensor = self.forward.example[name]
         for call in self._calls:
             shapes = state_shapes(self.layers[call.id.layer])
-            for given, shape in zip(call.given, shapes, strict=False):
+            for part, (given, shape) in enumerate(zip(call.given, shapes, strict=False)):
                 if is_view(given, tensor) and spec.shape == shape:
-                    return call.id
-        return None
+                    return call.id, part
+        return None, 0
 
     def _memories(self, layout: Layout, sampler: Sampler, has_time: bool) -> tuple[Memory, ...]:
         """The calls at one time step whose state is neither passed nor computed from the row."""
@@ -168,8 +140,9 @@ class _Probe:
                 continue
             if getattr(layer, "bidirectional", False):
                 raise Refused(
-                    f"{one.id.layer or 'the module'} is bidirectional: it reads the rows to come, "
-                    "so no step can be answered before the last; train it with one direction"
+                    f"{one.id.layer or 'the module'} ({type(layer).__name__}) is bidirectional: it "
+                    "reads the rows to come, so no step can be answered before the last; train it "
+                    "with one direction"
                 )
             found.append(self._memory(one, layer, layout))
         return tuple(found)
@@ -178,9 +151,12 @@ class _Probe:
         try:
             return self.search.watch(layout, sampler, length)[1]
         except Exception as error:  # the user's code may raise anything
+            steps = "one time step" if length == 1 else f"{length} time steps"
             raise Refused(
-                f"forward() fails on {length} time step(s), which the server runs: "
-                f"{described(error)}"
+                f"forward() fails on {steps}{place(error, self.forward.module)} "
+                f"({described(error)}), and a stream brings one row at a time: something reads "
+                "several rows at once; take the rows before as an argument of forward() and return "
+                "them, or keep the last rows in the client and run the module there"
             ) from error
 
     def _memory(self, call: Call, layer: Layer, layout: Layout) -> Memory:
@@ -221,9 +197,10 @@ class _Probe:
             )
         if self.layers:
             return Refused(
-                f"no recurrent layer ({shorten(list(self.layers))}) carries a state from one time "
-                "step to the next: each begins from a state that is computed from its input; take "
-                "that state as an argument and return it"
+                f"{shorten(list(self.layers))} begins from a state that forward() computes from "
+                "its input, and a session has one start for every input: take the state as an "
+                "argument of forward() and return it, and send the computed one when the client "
+                "opens the session"
             )
         return Refused(
             "the module has no recurrent layer (nn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell) and "
@@ -259,25 +236,6 @@ class _Probe:
     def _spec(self, name: str, argument: str, axes: Axes) -> TensorSpec:
         tensor = self.forward.example[argument]
         return TensorSpec(name, tuple(axes.to_rows(tensor).shape[2:]), dtype_name(tensor))
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module may keep between calls: buffers, and attributes that are or hold tensors."""
-    found: dict[str, Any] = {}
-    for path, each in module.named_modules():
-        for name, value in each.__dict__.items():
-            if not name.startswith("_"):
-                parts = value if isinstance(value, (tuple, list)) else (value,)
-                tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-                if tensors:
-                    found[f"{path}.{name}".lstrip(".")] = [t.detach().clone() for t in tensors]
-    for name, buffer in module.named_buffers():
-        found[name] = [buffer.detach().clone()]
-    return found
-
-
-def _same(before: list[torch.Tensor] | None, after: list[torch.Tensor]) -> bool:
-    return before is not None and len(before) == len(after) and all(map(torch.equal, before, after))
 
 
 def _steps(calls: list[Call]) -> Counter[str]:

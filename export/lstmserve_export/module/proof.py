@@ -24,17 +24,20 @@ from lstmserve_export.module.sampler import SEED
 from lstmserve_export.module.signature import Array
 from lstmserve_export.refusal import Refused
 
-SLOTS: Final = 512 + SELF_TEST_SLOTS
+CROWD: Final = 256  # rows of a batch, as many as a server runs at once by default
+CROWD_STEPS: Final = 4
+SLOTS: Final = 2 * CROWD + SELF_TEST_SLOTS
 
 
 class Mismatch(Exception):
-    """The stream is not forward(). `name` is the output, `step` the time step (from 0) of it."""
+    """The stream is not forward(). `case` has the rows, `step` is the time step (from 0)."""
 
-    def __init__(self, way: str, name: str, step: int, ratio: float) -> None:
+    def __init__(self, case: str, way: str, name: str, step: int, ratio: float) -> None:
         super().__init__(
-            f"output {name} differs from forward() at time step {step + 1} ({way}): "
-            f"{ratio:.3g} times the allowed difference"
+            f"output {name} differs at time step {step + 1} of the {case} rows, {way}: {ratio:.3g} "
+            "times the allowed difference"
         )
+        self.case = case
         self.step = step
 
 
@@ -79,35 +82,44 @@ class Stream:
 
 
 def prove(
-    network: PoolNetwork, cases: Mapping[str, Golden], progress: Callable[[str], None]
+    network: PoolNetwork,
+    cases: Mapping[str, Golden],
+    more: Mapping[str, Golden],
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The parity report. Raises Mismatch where an output is too far from forward(), and Refused
-    where onnxruntime fails or mixes rows."""
+    """The parity report. `cases` also test a server that loads the model; `more` do not.
+
+    Raises Mismatch where an output is too far from forward(), and Refused where onnxruntime fails
+    or mixes rows.
+    """
     stream = Stream(network)
     report: dict[str, float] = {}
     onnx_error = 0.0
-    for name, case in cases.items():
+    every = {**cases, **more}
+    for name, case in every.items():
         steps = int(case.lengths.max())
         inner = np.random.default_rng(SEED).permutation(np.arange(1, steps))[: steps // 8]
         ways = {
-            "steps": range(steps + 1),
-            "chunks": [0, *sorted(map(int, inner)), steps],
-            "ragged": [0, steps],
+            "in single steps": range(steps + 1),
+            "in chunks": [0, *sorted(map(int, inner)), steps],
+            "in a ragged batch": [0, steps],
         }
         for way, cuts in ways.items():
             progress(f"parity: {name}, {way}")
-            ratio, error = _judge(f"{name}, {way}", stream.run(case, cuts), case)
+            ratio, error = _judge(name, way, stream.run(case, cuts), case)
             report[f"{name} {way}"] = ratio
             onnx_error = max(onnx_error, error)
+    progress("parity: a large batch")
+    report["crowd"] = _crowd(stream, {n: e for n, e in every.items() if not e.last_only})
     progress("parity: batches and chunks")
     try:
         check_kernel(stream.kernel, stream.pool, cases)
     except SelfTestFailed as error:
         raise Refused(f"the exported step fails the server's self-test: {error}") from error
     return {
-        "rows": int(sum(case.lengths.sum() for case in cases.values())),
+        "rows": int(sum(case.lengths.sum() for case in every.values())),
         "seed": SEED,
-        "torch_error": max(case.torch_error for case in cases.values()),
+        "torch_error": max(case.torch_error for case in every.values()),
         "onnx_error": onnx_error,
         "excess": report,
         "is_exact": stream.kernel.difference == 0,
@@ -115,16 +127,52 @@ def prove(
     }
 
 
-def _judge(way: str, outputs: Mapping[str, Array], case: Golden) -> tuple[float, float]:
+def _crowd(stream: Stream, cases: Mapping[str, Golden]) -> float:
+    """Runs the first time steps of the cases in one batch of CROWD rows, each row several times.
+
+    Returns the largest error in units of the allowed one. Raises Mismatch.
+    """
+    count = CROWD // len(cases)
+    parts = []
+    for case in cases.values():
+        rows = np.resize(np.arange(len(case.lengths)), count)
+        inputs, outputs = (
+            {name: _padded(each[rows, :CROWD_STEPS]) for name, each in group.items()}
+            for group in (case.inputs, case.outputs)
+        )
+        lengths = np.minimum(case.lengths[rows], CROWD_STEPS)
+        parts.append(Golden(inputs, lengths, None, outputs, {}, case.torch_error))
+    inputs = {n: np.concatenate([each.inputs[n] for each in parts]) for n in parts[0].inputs}
+    lengths = np.concatenate([each.lengths for each in parts])
+    found = stream.run(Golden(inputs, lengths, None, {}, {}, 0.0), [0, int(lengths.max())])
+    worst = 0.0
+    for number, (name, part) in enumerate(zip(cases, parts, strict=True)):
+        some = slice(number * count, (number + 1) * count)
+        outputs = {output: each[some] for output, each in found.items()}
+        worst = max(worst, _judge(name, f"in a batch of {len(lengths)}", outputs, part)[0])
+    return worst
+
+
+def _padded(rows: Array) -> Array:
+    """[N, T, *shape] with CROWD_STEPS time steps."""
+    missing = CROWD_STEPS - rows.shape[1]
+    return np.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * (rows.ndim - 2)])
+
+
+def _judge(name: str, way: str, outputs: Mapping[str, Array], case: Golden) -> tuple[float, float]:
     """The largest error in units of the allowed one, and as it is. Raises Mismatch."""
     worst = largest = 0.0
-    for name, expected in case.outputs.items():
-        for step in range(int(case.lengths.max())):
-            rows = np.flatnonzero(case.lengths > step)
-            actual, wanted = outputs[name][rows, step], expected[rows, step]
+    for output, expected in case.outputs.items():
+        lasts = np.unique(case.lengths - 1)
+        for step in map(int, lasts) if case.last_only else range(int(lasts.max()) + 1):
+            rows = np.flatnonzero(
+                case.lengths == step + 1 if case.last_only else case.lengths > step
+            )
+            actual = outputs[output][rows, step]
+            wanted = expected[rows] if case.last_only else expected[rows, step]
             ratio = excess(actual, wanted, case.torch_error)
             if not ratio <= 1:
-                raise Mismatch(way, name, step, ratio)
+                raise Mismatch(name, way, output, step, ratio)
             worst = max(worst, ratio)
             largest = max(largest, float(np.abs(actual - wanted).max(initial=0)))
     return worst, largest

@@ -98,7 +98,7 @@ class _Reader:
         if self._lstm is None or value.axes != (BATCH, WIDTH) or output.shape != (value.width,):
             raise NotRecognised
         named = "x" if self._embedding is None else "tokens"
-        renamed = f"forward()'s {source.name} is the input {named}"
+        renamed = f"the argument {source.name} of forward() is the input {named}"
         return Network(
             lstm=self._lstm,
             head=nn.Sequential(*self._head).eval().requires_grad_(False),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 
 from lstmserve.golden import Golden, torch_error_max
-from lstmserve_export.module.forward import Forward, Result, Tensors
+from lstmserve_export.module.forward import Forward, Result, Tensors, described
 from lstmserve_export.module.sampler import SEED, Sampler
 from lstmserve_export.module.signature import Array, Signature
 from lstmserve_export.refusal import Refused
@@ -18,6 +19,12 @@ from lstmserve_export.refusal import Refused
 LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX: Final = 4_000_000
 EXAMPLE_ROWS_MAX: Final = 256
+# One more than what a forward() may cut its input to, or begin again after.
+LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
+UNLIKE_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
+# What rows are multiplied by, and the integers below which they are drawn, the widest first.
+FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -1), (1, -1), (1,))
+INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
 Run = Callable[[Tensors], list[Result]]
 
 
@@ -71,13 +78,33 @@ class Reference:
         """The golden case of these rows. Raises Refused where forward() fails on them."""
         single = self._answers(self._single, inputs, lengths)
         exact = single if self._double is None else self._answers(self._double, inputs, lengths)
-        error = 0.0
-        for name, value in single.items():
-            if value.dtype.kind == "f":
-                valid = np.arange(value.shape[1]) < np.asarray(lengths)[:, None]
-                error = max(error, float(np.abs(value - exact[name])[valid].max(initial=0)))
-        outputs = {n: v if v.dtype.kind == "f" else single[n] for n, v in exact.items()}
-        return Golden(inputs, np.asarray(lengths, np.int32), None, outputs, {}, error)
+        return _golden(inputs, lengths, single, exact)
+
+    def alone(self, inputs: dict[str, Array], lengths: Array) -> Golden | None:
+        """As case(), but forward() sees one sequence at a time. None where its answers are not
+        finite, or rounding decides about them. Integers are left out where there are floats: rows
+        unlike those of training make ties. Raises what forward() raises."""
+        single = self._steps(self._single, inputs, lengths, is_alone=True)
+        exact = self._steps(self._double or self._single, inputs, lengths, is_alone=True)
+        is_clear = all(
+            np.isfinite(v).all() if v.dtype.kind == "f" else np.array_equal(v, exact[n])
+            for n, v in single.items()
+        )
+        found = _golden(inputs, lengths, single, exact)
+        is_clear &= found.torch_error <= torch_error_max(*_floats(found))
+        floats = {n: v for n, v in found.outputs.items() if v.dtype.kind == "f"}
+        return replace(found, outputs=floats or found.outputs) if is_clear else None
+
+    def last(self, inputs: dict[str, Array]) -> Golden:
+        """The case of the last time step of one sequence. Raises what forward() raises."""
+        steps = next(iter(inputs.values())).shape[1]
+        rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        found = []
+        for run in (self._single, self._double or self._single):
+            results = run(self._signature.arguments(rows, self._starts(1)))
+            answers = self._signature.last(results)
+            found.append({n: v.numpy().astype(_wide(v.numpy())) for n, v in answers.items()})
+        return _golden(inputs, np.array([steps]), *found, last_only=True)
 
     def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
         try:
@@ -85,7 +112,9 @@ class Reference:
         except Exception as error:  # the user's code may raise anything
             raise Refused(f"forward() fails on {max(lengths)} time steps: {error}") from error
 
-    def _steps(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
+    def _steps(
+        self, run: Run, inputs: dict[str, Array], lengths: Array, is_alone: bool = False
+    ) -> dict[str, Array]:
         """Outputs [N, T, *shape] of the last time step of each prefix; zeros past a length."""
         signature = self._signature
         found: dict[str, Array] = {}
@@ -95,11 +124,12 @@ class Reference:
             dtype: Any = np.float64 if output.spec.dtype == "float32" else np.int64
             found[output.spec.name] = np.zeros((count, steps, *output.spec.shape), dtype)
         states = self._starts(count)
-        sizes = [1] * count if signature.inputs[0].axes.batch is None else [count]
+        is_alone = is_alone or signature.inputs[0].axes.batch is None
+        sizes = [1] * count if is_alone else [count]
         for t in range(steps):
             first = 0 if signature.has_time else t
             part = {name: each[:, first : t + 1] for name, each in rows.items()}
-            start = 0
+            start, after = 0, []
             for size in sizes:
                 some = slice(start, start + size)
                 start += size
@@ -108,8 +138,9 @@ class Reference:
                 results = run(signature.arguments(taken, given))
                 for name, answer in signature.last(results).items():
                     found[name][some, t] = answer.numpy()
-                if not signature.has_time:
-                    states = signature.after(results)
+                after.append(signature.after(results))
+            if not signature.has_time:
+                states = {name: torch.cat([each[name] for each in after]) for name in states}
         past = np.arange(steps) >= np.asarray(lengths)[:, None]
         for value in found.values():
             value[past] = 0
@@ -146,6 +177,124 @@ def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
         lengths = tuple(max(1, length // 2) for length in lengths)
         case = reference.case(reference.random(lengths), np.array(lengths))
     return case, whole_error
+
+
+def _golden(
+    inputs: dict[str, Array],
+    lengths: Array,
+    single: dict[str, Array],
+    exact: dict[str, Array],
+    *,
+    last_only: bool = False,
+) -> Golden:
+    """The case of answers in float32 and in float64; integers are those of float32."""
+    error = 0.0
+    for name, value in single.items():
+        if value.dtype.kind == "f":
+            error = max(error, float(np.abs(value - exact[name]).max(initial=0)))
+    outputs = {n: v if v.dtype.kind == "f" else single[n] for n, v in exact.items()}
+    return Golden(inputs, np.asarray(lengths, np.int32), None, outputs, {}, error, last_only)
+
+
+def _wide(answer: Array) -> Any:
+    return np.float64 if answer.dtype.kind == "f" else np.int64
+
+
+def unlike(reference: Reference) -> Golden | None:
+    """A case of rows that are not like the example's: zeros, rows many times as large, and other
+    integers. None where forward() takes no such rows.
+
+    It shows what depends on values: a padding that is found by its zeros, a scale by the largest
+    value of the batch, a start that an integer picks.
+    """
+    rows = reference.random(UNLIKE_LENGTHS)
+    for factors in FACTORS:
+        for top in INTEGERS:
+            if factors == FACTORS[-1] and top is None:
+                return None  # these are the rows of the example
+            changed = {name: _changed(each, factors, top) for name, each in rows.items()}
+            try:
+                found = reference.alone(changed, np.array(UNLIKE_LENGTHS))
+            except Exception:  # noqa: S112  # forward() may raise anything, as for unknown tokens
+                continue
+            if found is not None:
+                return found
+            break  # other integers do not make the values smaller
+    return None
+
+
+def _changed(rows: Array, factors: Sequence[int], top: int | None) -> Array:
+    """Rows [N, T, *shape] times random factors, or integers in [0, top). The first sequence stays,
+    and an input that is the same at every time step remains so."""
+    rng = np.random.default_rng(SEED)
+    is_same = rows.shape[1] > 1 and bool((rows == rows[:, :1]).all())
+    lead = (rows.shape[0] - 1, 1 if is_same else rows.shape[1])
+    changed = rows.copy()
+    if rows.dtype.kind == "f":
+        chosen = rng.integers(len(factors), size=lead)
+        chosen[:, 0] = np.arange(lead[0]) % len(factors)  # a start has seen each of them
+        scales = np.asarray(factors, rows.dtype)[chosen]
+        changed[1:] *= scales.reshape(*lead, *[1] * (rows.ndim - 2))
+    elif top is not None:
+        changed[1:] = rng.integers(top, size=(*lead, *rows.shape[2:]))
+    return changed
+
+
+def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str]:
+    """The last answers of long sequences, and on which length forward() fails and how.
+
+    None where it takes one time step at a time, or the rows are too wide or the network too
+    chaotic for so many.
+    """
+    width = sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
+    found: list[Golden] = []
+    fault = ""
+    for length in LONG_LENGTHS:
+        if not signature.has_time or length * len(LONG_LENGTHS) * width > VALUE_COUNT_MAX:
+            break
+        try:
+            case = reference.last(reference.random((length,)))
+        except Exception as error:  # the user's code may raise anything
+            fault = f"{length} time steps ({described(error)})"
+            break
+        if not case.torch_error <= torch_error_max(*_floats(case)):
+            break
+        found.append(case)
+    return (_joined(found) if found else None), fault
+
+
+def _joined(cases: list[Golden]) -> Golden:
+    """One case of the sequences of several, of which the last has most time steps."""
+    lengths = np.concatenate([each.lengths for each in cases])
+    steps = int(lengths.max())
+    inputs = {
+        name: np.concatenate([_padded(each.inputs[name], steps) for each in cases])
+        for name in cases[0].inputs
+    }
+    outputs = {
+        name: np.concatenate([each.outputs[name] for each in cases]) for name in cases[0].outputs
+    }
+    error = max(each.torch_error for each in cases)
+    return Golden(inputs, lengths, None, outputs, {}, error, last_only=True)
+
+
+def _padded(rows: Array, steps: int) -> Array:
+    return np.pad(rows, [(0, 0), (0, steps - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
+
+
+def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:
+    """Cases too large or odd to keep in the model's folder, and notes on those that are missing."""
+    odd, (far, fault) = unlike(reference), long(reference, signature)
+    notes = []
+    if odd is None:
+        notes.append(
+            "forward() fails on, or gives no finite answer for, values unlike the example's: the "
+            "export did not check such"
+        )
+    if fault:
+        notes.append(f"forward() fails on {fault}: the export did not check streams of that length")
+    found = {"unlike": odd, "long": far}
+    return {name: each for name, each in found.items() if each is not None}, notes
 
 
 def _floats(case: Golden) -> list[Array]:

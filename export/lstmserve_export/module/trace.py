@@ -7,11 +7,11 @@ sizes at a second export in one process, takes no part.
 
 from __future__ import annotations
 
-import builtins
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from lstmserve.spec import NEXT
+from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import Forward, described
 from lstmserve_export.module.recurrent import (
     CELLS,
@@ -35,10 +36,12 @@ from lstmserve_export.module.recurrent import (
 )
 from lstmserve_export.module.sampler import Sampler
 from lstmserve_export.module.signature import Signature
+from lstmserve_export.module.sizes import symbolic_len
 from lstmserve_export.refusal import Refused
 
 DOMAIN: Final = "lstmserve.export"
 RECURRENT: Final = "Recurrent"
+SYMBOLS: Final = "torch.fx.experimental.symbolic_shapes"
 BATCH: Final = 3  # torch would take a batch of 1 for a constant
 
 
@@ -65,7 +68,7 @@ def trace(forward: Forward, signature: Signature) -> Trace:
     arguments = (*inputs, *states)
     batch = torch.export.Dim("B")
     try:
-        with torch.no_grad(), _silent(), _symbolic_len():
+        with torch.no_grad(), _silent():
             program = torch.onnx.export(
                 step,
                 arguments,
@@ -81,10 +84,7 @@ def trace(forward: Forward, signature: Signature) -> Trace:
     except Refused:
         raise
     except Exception as error:  # of any kind: from the user's code, torch or onnxscript
-        raise Refused(
-            f"torch cannot trace forward() for a batch of any size: {_cause(error)}; avoid "
-            ".item(), numpy and branches on values in forward(), or take them out of the module"
-        ) from error
+        raise _refused(error, forward) from error
     assert program is not None
     sizes = [value.type.tensor_type.shape.dim[0] for value in program.model_proto.graph.input]
     if not all(size.dim_param for size in sizes):
@@ -136,17 +136,34 @@ class _Run:
             is_unbatched = each.axes.batch is None
             rows[each.spec.name] = value[None] if is_unbatched else value[:, None]
         self.calls, self._given, self._next = [], given, {}
-        with replaced(self._layers, self._call):
+        with replaced(self._layers, self._call), symbolic_len(self._forward.module):
             results = self._forward(signature.arguments(rows, given))
         outputs = []
         for output in signature.outputs:
             value = output.axes.to_rows(results[output.result].tensor)
+            steps = value.shape[0 if output.axes.batch is None else 1]
+            if output.axes.batch is not None and steps != 1:
+                raise Refused(
+                    f"{output.spec.name} has {steps} time steps for one of the input: return one "
+                    "for each row, since a stream answers each row as it comes"
+                )
             value = value.squeeze(0 if output.axes.batch is None else 1)
             outputs.append(value.to(getattr(torch, output.spec.dtype)))
         after = signature.after(results) | self._next
+        for memory in signature.memories:
+            if memory.specs[0].name not in after:
+                raise Refused(
+                    f"{memory.call.layer or 'the module'} makes more than one time step, or none, "
+                    "for a row of the input, and a stream makes one for each"
+                )
         return (*outputs, *(after[each.name] for each in spec.states))
 
     def _call(self, call: CallId, layer: Layer, x: torch.Tensor, state: Any) -> Any:
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            raise Refused(
+                f"{call.layer or 'the module'} ({type(layer).__name__}) reads a packed sequence: a "
+                "stream has no padding, so call the layer with the rows as they are"
+            )
         axis = sequence_axis(layer, x)
         is_batched = x.dim() == (2 if axis is None else 3)
         if axis is not None and is_batched and self._is_unbatched and x.shape[1 - axis] == 1:
@@ -200,45 +217,41 @@ class _Run:
         return y, tuple(after)
 
 
-@contextmanager
-def _symbolic_len() -> Iterator[None]:
-    """Meanwhile len(x) of a tensor is x.shape[0], which torch traces for any size; the len() of
-    Python would make a constant of it."""
-    original = builtins.len
-
-    def symbolic(value: Any) -> Any:
-        return (
-            value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else original(value)
-        )
-
-    builtins.len = symbolic
-    try:
-        yield
-    finally:
-        builtins.len = original
-
-
 def _reshaped(state: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """[N, *shape], without a node where it is that already."""
     return state if tuple(state.shape[1:]) == shape else state.reshape(-1, *shape)
 
 
-def _cause(error: BaseException) -> str:
-    """The message of the first error in the chain, which is the user's own."""
-    while error.__cause__ is not None:
+def _refused(error: BaseException, forward: Forward) -> Refused:
+    """Says why torch cannot trace. The first error of the chain is that of the user's code."""
+    while error.__cause__ is not None and not isinstance(error, Refused):
         error = error.__cause__
-    return described(error)
+    if isinstance(error, Refused):
+        return error
+    where = place(error, forward.module)
+    if "DataDependent" in type(error).__name__:
+        return Refused(
+            f"forward() decides by the values of a tensor{where}, and what it decides for one row "
+            "would hold for all: write torch.where(condition, a, b) for if, and no .item()"
+        )
+    if ".numpy()" in str(error):
+        return Refused(f"forward() leaves torch for numpy{where}: write it with torch's functions")
+    return Refused(
+        f"torch cannot trace forward() for a batch of any size{where}: {described(error)}"
+    )
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """torch.onnx logs what it could not register, and warns of its own calls."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """torch logs what it could not register, warns of its own calls, and prints what failed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", SYMBOLS)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
