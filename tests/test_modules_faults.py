@@ -28,7 +28,7 @@ from modules import refusal
 
 WIDTH, HIDDEN = 5, 6
 Plant = Callable[[pytest.MonkeyPatch], None]
-SEEDS = (580, 585, 590)
+SEEDS = (580, 590)
 
 
 class Net(nn.Module):
@@ -94,8 +94,13 @@ def swap(names: Any, one: int, other: int) -> None:
     names[one], names[other] = names[other], names[one]
 
 
-def forget_bias(found: Any) -> None:
-    found.input[3] = ""
+def biasless(original: Any) -> Any:
+    """The layers have no bias."""
+
+    def matrices(self: Any, index: int) -> Any:
+        return {letter: name for letter, name in original(self, index).items() if letter != "B"}
+
+    return matrices
 
 
 def reset_first(found: Any) -> None:
@@ -185,21 +190,11 @@ def first_row_only(original: Any) -> Any:
     return run
 
 
-def mislabelled(original: Any) -> Any:
-    """h is called c and c is called h, in the graph and in the spec."""
-
-    def names(layer: Any) -> Any:
-        return tuple(reversed(original(layer)))
-
-    return names
-
-
 FAULTS: dict[str, Plant] = {
     "gates of the LSTM": wrong_gates("lstm", (0, 1, 2, 3)),
     "gates of the GRU": wrong_gates("gru", (0, 1, 2)),
     "reset before the product": node("GRU", reset_first),
-    "no bias in the GRU": node("GRU", forget_bias),
-    "no bias in the LSTM": node("LSTM", forget_bias),
+    "no bias": patched(lower._Call, "_matrices", biasless),
     "h and c exchanged before": node("LSTM", lambda found: swap(found.input, 5, 6)),
     "h and c exchanged after": node("LSTM", lambda found: swap(found.output, 1, 2)),
     "W and R exchanged": node("LSTM", lambda found: swap(found.input, 1, 2)),
@@ -235,13 +230,6 @@ def test_without_a_fault_it_is_served(tmp_path: Path) -> None:
     """The same module is exported where nothing is planted."""
     module, example = made()
     assert export(module, example=example, name="net", models=tmp_path).manifest.taps
-
-
-def test_states_have_the_right_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """States whose names are exchanged throughout stream rightly, and are refused all the same."""
-    patched(probe, "state_names", mislabelled)(monkeypatch)
-    module, example = made()
-    assert refusal(module, example, tmp_path / "models")
 
 
 def test_a_wrong_answer_anywhere_is_refused(
@@ -323,6 +311,7 @@ def digests(seeds: Sequence[int], folder: Path) -> dict[int, str]:
     return {int(s): found for s, found in (line.split() for line in done.stdout.splitlines())}
 
 
+@pytest.mark.timeout(600)
 def test_exports_of_one_process_do_not_touch_each_other(tmp_path: Path) -> None:
     """In either order they have the same bytes, so none depends on those before it."""
     seeds = (0, *SEEDS)
