@@ -336,7 +336,72 @@ def double(module: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return module.double()(numbers.double())[:, -1].float()
 
 
+class Squeezed(Base):
+    """Ends in squeeze() without an axis."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.lstm(x)[0])[..., :1].squeeze()
+
+
+class DeepAR(nn.Module):
+    """One time step of DeepAR: x [1, B, F], squeezed means and deviations, and states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 3)
+        self.lstm = nn.LSTM(FEATURES + 3, HIDDEN, 2, dropout=0.1)
+        self.mu, self.sigma = nn.Linear(2 * HIDDEN, 1), nn.Linear(2 * HIDDEN, 1)
+
+    def forward(
+        self, x: torch.Tensor, idx: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor
+    ) -> Any:
+        rows = torch.cat((x, self.embedding(idx)), dim=2)
+        _, (hidden, cell) = self.lstm(rows, (hidden, cell))
+        wide = hidden.permute(1, 2, 0).contiguous().view(hidden.shape[1], -1)
+        deviation = F.softplus(self.sigma(wide))
+        return torch.squeeze(self.mu(wide)), deviation.squeeze(), hidden, cell
+
+
+def deep_ar(module: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """DeepAR's answers, from a loop of its caller."""
+    rows, kinds = (each.transpose(0, 1) for each in inputs.values())
+    h = c = torch.zeros(2, rows.shape[1], HIDDEN)
+    for row, kind in zip(rows, kinds, strict=True):
+        mean, deviation, h, c = module(row[None], kind[None], h, c)
+    return mean, deviation
+
+
+class Covariates(Base):
+    """A decoder over covariates [B, K, F] of the K time steps to come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.LSTM(FEATURES, HIDDEN, batch_first=True)
+
+    def forward(self, past: torch.Tensor, future: torch.Tensor) -> torch.Tensor:
+        _, state = self.lstm(past)
+        return self.fc(self.decoder(future, state)[0])
+
+
+class Battery(Base):
+    """Numbers whose names are those of states: they are inputs."""
+
+    def forward(
+        self, x: torch.Tensor, cell_voltage: torch.Tensor, state_id: torch.Tensor
+    ) -> torch.Tensor:
+        return self.fc(self.lstm(x * cell_voltage.unsqueeze(-1))[0]) + state_id.unsqueeze(-1)
+
+
+class CellFirst(Base):
+    """forward(x, c, h) -> y, c, h."""
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor, h: torch.Tensor) -> Any:
+        y, (h, c) = self.lstm(x, (h, c))
+        return self.fc(y), c, h
+
+
 STATE, PAIR = ("state.h", "state.c"), ("lstm.h", "lstm.c")
+BATTERY = ("x", "cell_voltage", "state_id")
 FLAT = (torch.zeros(5, HIDDEN), torch.zeros(5, HIDDEN))
 
 
@@ -459,6 +524,31 @@ CASES: dict[str, Case] = {
         double,
         inputs=("input",),
         states=("lstm1.h", "lstm1.c", "lstm2.h", "lstm2.c"),
+    ),
+    "squeeze()": Case(Squeezed, x, lambda net, i: net(i["x"]).view(len(i["x"]), -1)[:, -1]),
+    "DeepAR": Case(
+        DeepAR,
+        lambda: (normal(1, 5, FEATURES), tokens(1, 5), *2 * (torch.zeros(2, 5, HIDDEN),)),
+        deep_ar,
+        inputs=("x", "idx"),
+        outputs=("y0", "y1"),
+        states=("hidden", "cell"),
+    ),
+    "covariates to come": Case(
+        Covariates,
+        lambda: (x(), normal(5, 4, FEATURES)),
+        lambda net, i: net(i["past"], i["future"][:, -1]),
+        inputs=("past", "future"),
+        constant=("future",),
+    ),
+    "inputs called cell and state": Case(
+        Battery, lambda: (x(), normal(5, 6), tokens(5, 6)), last, inputs=BATTERY
+    ),
+    "c before h": Case(
+        CellFirst,
+        lambda: (x(), *zeros(5)),
+        lambda net, i: net(i["x"], *zeros(len(i["x"])))[0][:, -1],
+        states=("c", "h"),
     ),
     "an nn.GRU": Case(
         lambda: nn.GRU(FEATURES, HIDDEN, 2),
@@ -601,8 +691,17 @@ class Whole(Base):
         return self.fc(self.lstm(x)[0].flatten(1))
 
 
+class Latest(Base):
+    """Returns the last three rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.lstm(x)[0])[:, -3:]
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any], str]] = {
     "flat": (Flattened, x, {}, "must be [B, T, ...] or [B, ...]"),
+    "last three": (Latest, x, {}, "return one row for each time step, or that of the last"),
+    "a function": (lambda: torch.tanh, x, {}, "must be an nn.Module"),  # type: ignore[dict-item]
     "no state back": (Forgetful, lambda: (x(), *zeros(5)), {}, "return the state after the step"),
     "no state": (Reflex, lambda: normal(5, FEATURES), {}, "forward(x, state) -> (y, state)"),
     "fixed length": (Whole, x, {}, "takes 6 time steps and no other number"),

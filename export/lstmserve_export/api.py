@@ -57,6 +57,8 @@ def export(
 
     Raises Refused, and has then written nothing.
     """
+    if not isinstance(module, nn.Module):
+        raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
     target = Target(name, Path(models), version, force, dry_run)
     norms = make_norm(input_mean, input_scale), make_norm(output_mean, output_scale)
     if example is not None:

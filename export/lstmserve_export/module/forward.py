@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from lstmserve_export.module.recurrent import find_layers
+from lstmserve_export.module.sizes import Squeezed, steady_squeeze
 from lstmserve_export.refusal import Refused
 
 Tensors = Mapping[str, torch.Tensor]
@@ -100,6 +101,7 @@ class Forward:
     def __init__(self, module: nn.Module, example: Any) -> None:
         """Raises Refused if the module cannot be copied, or the example does not fit forward()."""
         self.module = _copied(module)
+        self.squeezed: Squeezed = {}
         bound = _bind(self.module, example)
         leaves, self._structure = pytree.tree_flatten((bound.args, bound.kwargs))
         self._leaves: list[Any] = [_as_tensor(leaf) for leaf in leaves]
@@ -122,7 +124,7 @@ class Forward:
             for name, leaf in zip(self._names, self._leaves, strict=True)
         ]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), steady_squeeze(self.squeezed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the user's code, and torch's on odd layers
             return list(_results(self.module(*args, **kwargs), ""))
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lstmserve.spec import INITIAL, Tap
-from lstmserve_export.module.recurrent import CELLS, CallId, Layer, kind_of
+from lstmserve_export.module.recurrent import CELLS, CallId, Layer, kind_of, state_names
 from lstmserve_export.module.signature import Signature
 from lstmserve_export.module.trace import DOMAIN, RECURRENT, Trace
 from lstmserve_export.refusal import Refused
@@ -185,7 +185,8 @@ class _Call:
         for index, starts in enumerate(zip(*(self._split(s, count) for s in before), strict=True)):
             source, value, states, weights = step(index, value, starts)
             ends.append(states)
-            if self._states and self._op != "Relu":  # its formula would not be that of its kind
+            # An RNN with Relu has another formula, and a state may be made in each step.
+            if len(self._states) == len(state_names(self._layer)) and self._op != "Relu":
                 yield Tap(self._call.layer, index, self._kind, source, self._states, weights)
         self._found.rename(value, y)
         for name, parts in zip(after, zip(*ends, strict=True), strict=True):

@@ -44,7 +44,13 @@ def find_passed(
     else:
         found = _by_layers(forward, list(forward.example), results, calls)
         first = next(iter(arguments))
-        named = [n for n in arguments if n != first and STATE_NAME.fullmatch(n)]
+        named = [
+            name
+            for name in arguments
+            if name != first
+            and STATE_NAME.fullmatch(name)
+            and not all(_is_row(forward, leaf, results) for leaf in arguments[name])
+        ]
         leaves = [*found, *(leaf for name in named for leaf in arguments[name])]
         leaves = [leaf for leaf in forward.example if leaf in leaves]
     for finder in (_by_names, _by_shapes):
@@ -68,6 +74,14 @@ def _by_layers(
                     if is_view(result.tensor, after):
                         found[leaf] = number  # the last one: outputs come before states
     return found
+
+
+def _is_row(forward: Forward, leaf: str, results: list[Result]) -> bool:
+    """Whether a tensor has the batch and the time of the first one, and no result has its shape:
+    "cell_voltage" [B, T] is an input."""
+    first, tensor = next(iter(forward.example.values())), forward.example[leaf]
+    is_beside = first.dim() > 1 and tensor.shape[:2] == first.shape[:2]
+    return is_beside and all(result.tensor.shape != tensor.shape for result in results)
 
 
 def is_view(one: torch.Tensor, other: torch.Tensor) -> bool:

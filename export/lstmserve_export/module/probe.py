@@ -113,19 +113,19 @@ class _Probe:
                     f"[B, {outputs[result].spec.shape}]: return it as it is taken, or name the "
                     "states with states="
                 )
-            call = self._call_of(name, spec)
-            found.append(PassedState(name, spec, batch, result, after.batch, call))
+            call, part = self._call_of(name, spec)
+            found.append(PassedState(name, spec, batch, result, after.batch, call, part))
         return tuple(found)
 
-    def _call_of(self, name: str, spec: TensorSpec) -> CallId | None:
-        """The recurrent call that begins from this argument as it is."""
+    def _call_of(self, name: str, spec: TensorSpec) -> tuple[CallId | None, int]:
+        """The recurrent call that begins from this argument as it is: as its h, 0, or its c, 1."""
         tensor = self.forward.example[name]
         for call in self._calls:
             shapes = state_shapes(self.layers[call.id.layer])
-            for given, shape in zip(call.given, shapes, strict=False):
+            for part, (given, shape) in enumerate(zip(call.given, shapes, strict=False)):
                 if is_view(given, tensor) and spec.shape == shape:
-                    return call.id
-        return None
+                    return call.id, part
+        return None, 0
 
     def _memories(self, layout: Layout, sampler: Sampler, has_time: bool) -> tuple[Memory, ...]:
         """The calls at one time step whose state is neither passed nor computed from the row."""

@@ -35,7 +35,7 @@ class PassedState:
     """A state that is an argument of forward(), `name`, and its result number `result`.
 
     `batch` and `result_batch` are the axes of the batch in the two. `call` is the recurrent call
-    that begins from it, if one does.
+    that begins from it, if one does: as its h, `part` 0, or its c, 1.
     """
 
     name: str
@@ -44,6 +44,7 @@ class PassedState:
     result: int
     result_batch: int
     call: CallId | None = None
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Signature:
         for each in self.memories:
             if each.repeats == 1:
                 found[each.call] = tuple(spec.name for spec in each.specs)
-        for passed in self.passed:
+        for passed in sorted(self.passed, key=lambda passed: passed.part):
             if passed.call is not None:
                 found[passed.call] = (*found.get(passed.call, ()), passed.spec.name)
         return found

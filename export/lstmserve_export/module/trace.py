@@ -7,7 +7,6 @@ sizes at a second export in one process, takes no part.
 
 from __future__ import annotations
 
-import builtins
 import io
 import logging
 import warnings
@@ -37,6 +36,7 @@ from lstmserve_export.module.recurrent import (
 )
 from lstmserve_export.module.sampler import Sampler
 from lstmserve_export.module.signature import Signature
+from lstmserve_export.module.sizes import symbolic_len
 from lstmserve_export.refusal import Refused
 
 DOMAIN: Final = "lstmserve.export"
@@ -136,7 +136,7 @@ class _Run:
             is_unbatched = each.axes.batch is None
             rows[each.spec.name] = value[None] if is_unbatched else value[:, None]
         self.calls, self._given, self._next = [], given, {}
-        with replaced(self._layers, self._call), _symbolic_len():
+        with replaced(self._layers, self._call), symbolic_len(self._forward.module):
             results = self._forward(signature.arguments(rows, given))
         outputs = []
         for output in signature.outputs:
@@ -215,24 +215,6 @@ class _Run:
         )
         self.calls.append((call, layer))
         return y, tuple(after)
-
-
-@contextmanager
-def _symbolic_len() -> Iterator[None]:
-    """Meanwhile len(x) of a tensor is x.shape[0], which torch traces for any size; the len() of
-    Python would make a constant of it."""
-    original = builtins.len
-
-    def symbolic(value: Any) -> Any:
-        return (
-            value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else original(value)
-        )
-
-    builtins.len = symbolic
-    try:
-        yield
-    finally:
-        builtins.len = original
 
 
 def _reshaped(state: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
