@@ -48,6 +48,7 @@ NOT_OUR_VARIABLES = {"LSTMSERVE_FOO_BAR", "LSTMSERVE_ROUTER_PORT"}
 # What a reader has or makes, and what the server writes beside a model.
 NOT_OUR_FILES = {
     "FILE.py",
+    "net.py",
     "x.npz",
     "pairs.npz",
     "golden.npz",

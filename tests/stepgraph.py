@@ -292,7 +292,10 @@ class StepLoop:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # no step reads the initial state
         self._spec = spec
-        self.session = ort.InferenceSession(content, options)
+        # In the pool's graph onnxruntime does not know the axes that this fusion needs, and an Add
+        # and a LayerNormalization in one node have other bits.
+        unlike_the_pool = ["SkipLayerNormFusion"]
+        self.session = ort.InferenceSession(content, options, disabled_optimizers=unlike_the_pool)
         self._names = [each.name for each in self.session.get_outputs()]
         self._initial = initial
 

@@ -592,6 +592,13 @@ MIXED: dict[str, str] = {
     "many n -> Gather nf\nv nf -> Div w",
     "the number of rows, up to a thousand": "v -> Shape shape\nshape thousand -> Min most\n"
     "one most -> Expand ones\nv ones -> Add w",
+    "a table of numbers of rows": "v -> Shape+end=1 n\nmany_rows n -> Gather m\n"
+    "m six1 -> Concat+axis=0 t\nv t -> Reshape w",
+    "the number of rows, as a byte": "v -> Shape+end=1 n\nn -> Cast+to=2 byte\n"
+    "byte -> Cast+to=7 m\nm minus -> Concat+axis=0 t\nv t -> Reshape u\n"
+    "u -> Softmax+axis=-1 s\ns wide -> Reshape w",
+    "the number of rows, squared": "v -> Shape+end=1 n\nn seven -> Sub a\nn eleven -> Sub b\n"
+    "a b -> Mul ab\nn ab -> Add m\nm minus -> Concat+axis=0 t\nv t -> Reshape w",
     "the place of a row": "v -> Shape shape\nshape i0 -> Gather n\ni0 n i1 -> Range r\n"
     "r -> Cast+to=1 rf\nrf a1 -> Unsqueeze ru\nv ru -> Add w",
     "rows among the values": "v -> Transpose vt\nvt wide -> Reshape w",
@@ -621,6 +628,10 @@ def fronted(lines: str) -> Step:
         "low": np.array([-(1 << 40)]),
         "one": np.array(1, np.float32),
         "many": np.ones(1000, np.float32),
+        "many_rows": np.arange(300),
+        "seven": np.array([7]),
+        "eleven": np.array([11]),
+        "six1": np.array([H]),
         "minus": np.array([-1]),
         "thousand": np.array([1000]),
         "thousand2": np.array([1000, H]),

@@ -23,6 +23,7 @@ from lstmserve.manifest import (
     MODEL,
     InvalidModelFolder,
     Manifest,
+    ModelFiles,
     list_versions,
     read_model,
     sha256,
@@ -39,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "models" / "tiny" / "1"
 
 
-def read(folder: Path) -> object:
+def read(folder: Path) -> ModelFiles:
     """Reads the folder as the server does."""
     return read_model(folder.parent.parent, folder.parent.name, int(folder.name))
 
@@ -214,6 +215,16 @@ def test_a_tensor_that_is_not_what_the_spec_promises(
     """It is judged before it is decoded, and the graph around it is never run."""
     with pytest.raises(InvalidModel, match=says):
         read_weights(edited(edit), TINY)
+
+
+def test_the_graph_of_an_nn_lstm_is_never_run(folder: Path) -> None:
+    """Other nodes between the named tensors change nothing, even with their sha256."""
+    before = read(folder)
+    model = onnx.load_model_from_string((folder / MODEL).read_bytes())
+    del model.graph.node[:]
+    model.graph.node.add(op_type="EPContext", domain="com.microsoft", output=["y"])
+    replace_file(folder, MODEL, model.SerializeToString())
+    assert read(folder).network.build_chunk() == before.network.build_chunk()
 
 
 def test_weights_that_do_not_fit_their_spec_are_told_apart() -> None:

@@ -248,7 +248,7 @@ def test_the_argument_becomes_x_and_a_note_says_so(tmp_path: Path) -> None:
     """Kind "lstm" has one name for its input."""
     live = export(Policy(), example=torch.randn(2, 4, INPUTS), name="net", models=tmp_path)
     assert live.manifest.spec.kind == "lstm"
-    assert "forward()'s obs is the input x" in live.manifest.notes
+    assert "the argument obs of forward() is the input x" in live.manifest.notes
 
 
 def test_a_name_for_the_output_keeps_the_traced_graph(tmp_path: Path) -> None:

@@ -66,10 +66,7 @@ def test_the_command_line_exports_the_same_graph(shell: Shell) -> None:
 
 
 def test_the_page_shows_the_files() -> None:
-    """The first file is there whole, of every other the class and how it is streamed, as they are.
-
-    What the page shows of a class or a function of an example is in that example's file.
-    """
+    """The first file is there whole, of every other the class and how it is streamed."""
     shown = blocks(PAGE, "python")
     sources = {name: (EXAMPLES / f"{name}.py").read_text() for name in NAMES}
     assert sources["forecaster"] in shown

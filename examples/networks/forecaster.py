@@ -43,7 +43,7 @@ def train() -> None:
     torch.manual_seed(0)
     net = Forecaster()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(100):
+    for _ in range(60):
         x = readings(32, 26)
         loss = nn.functional.mse_loss(net(x[:, :24]), x[:, 24:, 0])
         optimizer.zero_grad()

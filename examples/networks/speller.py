@@ -37,7 +37,7 @@ def train() -> None:
     tokens = torch.tensor([[LETTERS.index(letter) for letter in TEXT]])
     net = Speller()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(150):
+    for _ in range(80):
         logits = net(tokens[:, :-1])
         loss = nn.functional.cross_entropy(logits[0], tokens[0, 1:])
         optimizer.zero_grad()

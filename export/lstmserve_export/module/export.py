@@ -22,6 +22,7 @@ from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve_export.lstm.export import export_network
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.module.causes import explain
+from lstmserve_export.module.checks import check_weights
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.lower import lower
 from lstmserve_export.module.probe import probe
@@ -52,6 +53,7 @@ def export_module(
 ) -> Exported:
     """Traces, proves and writes; calls `progress` as each stage begins. Raises Refused."""
     target.choose_version()
+    check_weights(module)
     with _threads_for(module):
         progress("find inputs, outputs and states")
         forward = Forward(module, example)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lstmserve.spec import InvalidSpec, TensorSpec
-from lstmserve_export.module.checks import check_function, check_weights
+from lstmserve_export.module.checks import check_function
 from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import Axes, Forward, described
 from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
@@ -58,7 +58,6 @@ class _Probe:
         self.forward = forward
         self.layers = find_layers(forward.module)
         self.output_names = tuple(output_names)
-        check_weights(forward.module)
         check_lengths(forward)
         check_function(forward)
         with watched(self.layers) as calls:

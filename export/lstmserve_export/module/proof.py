@@ -20,6 +20,7 @@ from lstmserve.engine.model import SELF_TEST_SLOTS
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
+from lstmserve_export.module.forward import one_line
 from lstmserve_export.module.sampler import SEED
 from lstmserve_export.module.signature import Array
 from lstmserve_export.refusal import Refused
@@ -54,7 +55,10 @@ class Stream:
             raise Refused(f"the exported step does not run: {error}") from error
 
     def run(self, case: Golden, cuts: Sequence[int]) -> dict[str, Array]:
-        """Outputs [N, T, *shape] of the case, cut in time at `cuts` (0 first, T last)."""
+        """Outputs [N, T, *shape] of the case, cut in time at `cuts` (0 first, T last).
+
+        Raises Refused where onnxruntime fails.
+        """
         x = RowFormat(self._spec.inputs).pack(case.inputs).swapaxes(0, 1)
         outputs = RowFormat(self._spec.outputs)
         count, steps = len(case.lengths), int(case.lengths.max())
@@ -76,6 +80,8 @@ class Stream:
                     ) from error
                 y[start : start + len(part), rows] = found
                 read[rows] = write[rows]
+        except KernelError as error:
+            raise Refused(f"the exported step does not run: {one_line(error)}") from error
         finally:
             self.pool.give(slots)
         return {name: each.swapaxes(0, 1) for name, each in outputs.split(y).items()}

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from lstmserve.spec import NEXT, ModelSpec, Tap
+from lstmserve_export.module.forward import one_line
 from lstmserve_export.refusal import Refused
 
 Floats = npt.NDArray[np.float64]
@@ -112,7 +113,7 @@ def _layer(state: Any, index: int) -> Floats:
 
 
 def _run(model: onnx.ModelProto, feed: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """The values of these names, of which some are no outputs of the graph."""
+    """The values of these names, of which some are no outputs of the graph. Raises Refused."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     given = [name for name in names if name in feed]
@@ -125,9 +126,13 @@ def _run(model: onnx.ModelProto, feed: dict[str, Any], names: set[str]) -> dict[
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        copied.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
     wanted = sorted(names - set(given))
-    found = dict(zip(wanted, session.run(wanted, feed), strict=True))
+    try:
+        session = ort.InferenceSession(
+            copied.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        values = session.run(wanted, feed)
+    except Exception as error:  # onnxruntime's own have no base but this one
+        raise Refused(f"the exported step does not run: {one_line(error)}") from error
+    found = dict(zip(wanted, values, strict=True))
     return found | {name: feed[name] for name in given}

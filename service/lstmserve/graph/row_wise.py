@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from lstmserve.graph.builder import DTYPES
 from lstmserve.graph.step_graph import StepGraph
@@ -28,9 +28,6 @@ VALUES_MAX: Final = 1 << 10  # of a constant that shape inference may need the v
 
 MOVING: Final = "Concat Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze"
 """Operators that only move values."""
-COUNTING: Final = f"{MOVING} Add Cast Mul Sub"
-"""Operators that may compute a shape from the number of rows."""
-
 Shape = tuple[int | None, ...]
 """The batch axis is None."""
 
@@ -99,10 +96,26 @@ class BatchAxes:
         return name in self.fixed or name in self.sizes
 
     def _counts(self, node: NodeProto, inputs: set[str]) -> bool:
-        """Whether it computes with numbers of rows alone, and gives as many for any batch."""
+        """Whether it gives numbers a * rows + b with constants a and b, as many for any batch.
+
+        Two sizes of the batch show such a number for all sizes. They would not show a product of
+        two, an entry of a table, or what a narrow type cuts off.
+        """
         small, large = ([each.get(name) for name in node.output] for each in self._shapes)
-        is_known = node.op_type in COUNTING.split() and None not in small
-        return is_known and inputs <= self.fixed | self.sizes and small == large
+        if None in small or small != large or not inputs <= self.fixed | self.sizes:
+            return False
+        numbers = [i for i, name in enumerate(node.input) if name in self.sizes]
+        if node.op_type in ("Add", "Concat", "Sub"):
+            return True
+        if node.op_type == "Mul":
+            return len(numbers) == 1
+        is_moved = node.op_type in MOVING.split() or _is_cast_to_integers(node)
+        return is_moved and numbers == [0]
+
+
+def _is_cast_to_integers(node: NodeProto) -> bool:
+    wide = TensorProto.INT32, TensorProto.INT64
+    return node.op_type == "Cast" and any(a.name == "to" and a.i in wide for a in node.attribute)
 
 
 def _has_subgraph(node: NodeProto) -> bool:
