@@ -156,9 +156,6 @@ class LayoutSearch:
             self._output(number, whole, by_batch, by_time, is_unbatched=main.batch is None)
             for number in range(len(whole))
         ]
-        if main.time is not None:
-            first = {name: each[:, :1] for name, each in rows.items()}
-            _check_step(outputs, self._run(layout, first, states)[0])
         if by_batch is not None:
             for output, result in zip(outputs, whole, strict=True):
                 left = output.axes.to_rows(result.tensor)[1:].float()
@@ -282,18 +279,6 @@ class LayoutSearch:
         if self.forward.arguments()[argument] == pair and has_lstm:
             return tensor_name(f"{argument}.{'hc'[int(key)]}")
         return tensor_name(name)
-
-
-def _check_step(outputs: list[Output], results: list[Result]) -> None:
-    """Raises _Unfit where the results of one time step are not rows as those of several are."""
-    for output in outputs:
-        found, wanted = list(results[output.result].tensor.shape), output.spec.shape
-        rows = output.axes.to_rows(results[output.result].tensor)
-        if rows.dim() != 2 + len(wanted) or tuple(rows.shape[1:]) != (1, *wanted):
-            raise _Unfit(
-                f"a result has rows {list(wanted)} for several time steps, and is {found} for one: "
-                "return one row for each time step, or that of the last"
-            )
 
 
 def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) -> int | None:

@@ -148,6 +148,12 @@ class _Run:
                     "for each row, since a stream answers each row as it comes"
                 )
             value = value.squeeze(0 if output.axes.batch is None else 1)
+            if tuple(value.shape[1:]) != output.spec.shape:
+                raise Refused(
+                    f"{output.spec.name} has rows {list(output.spec.shape)} for several time steps "
+                    f"and {list(value.shape[1:])} for one: return one row for each time step, or "
+                    "that of the last"
+                )
             outputs.append(value.to(getattr(torch, output.spec.dtype)))
         after = signature.after(results) | self._next
         for memory in signature.memories:
