@@ -171,7 +171,7 @@ class ActorCritic(nn.Module):
 class Bundle(ActorCritic):
     """The same with all arguments in one tuple: obs, (hx, cx) = inputs."""
 
-    def forward(self, inputs: Any) -> Any:  # type: ignore[override]
+    def forward(self, inputs: Any) -> Any:  # type: ignore[override]  # as users write it
         obs, (hx, cx) = inputs
         hx, cx = self.cell(torch.relu(self.encoder(obs)), (hx, cx))
         return self.critic(hx), self.actor(hx), (hx, cx)
@@ -317,7 +317,7 @@ class Sines(nn.Module):
         self.lstm1, self.lstm2 = nn.LSTMCell(1, HIDDEN), nn.LSTMCell(HIDDEN, HIDDEN)
         self.linear = nn.Linear(HIDDEN, 1)
 
-    def forward(self, input: torch.Tensor, future: int = 0) -> torch.Tensor:  # noqa: A002
+    def forward(self, input: torch.Tensor, future: int = 0) -> torch.Tensor:  # noqa: A002  # as in torch's example
         outputs = []
         h_t = torch.zeros(input.size(0), HIDDEN, dtype=torch.double)
         c_t = torch.zeros(input.size(0), HIDDEN, dtype=torch.double)
@@ -701,7 +701,7 @@ class Latest(Base):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any], str]] = {
     "flat": (Flattened, x, {}, "must be [B, T, ...] or [B, ...]"),
     "last three": (Latest, x, {}, "return one row for each time step, or that of the last"),
-    "a function": (lambda: torch.tanh, x, {}, "must be an nn.Module"),  # type: ignore[dict-item]
+    "a function": (lambda: torch.tanh, x, {}, "must be an nn.Module"),  # type: ignore[dict-item]  # no module
     "no state back": (Forgetful, lambda: (x(), *zeros(5)), {}, "return the state after the step"),
     "no state": (Reflex, lambda: normal(5, FEATURES), {}, "forward(x, state) -> (y, state)"),
     "fixed length": (Whole, x, {}, "takes 6 time steps and no other number"),

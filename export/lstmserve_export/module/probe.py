@@ -228,7 +228,7 @@ class _Probe:
 
     def _own_names(self, outputs: list[Output]) -> tuple[str, ...]:
         """Keys of a dict or fields of a tuple; y, or y0, y1, ... where forward() names nothing."""
-        paths = [self._paths[each.result] for each in outputs]
+        paths = _without_lead([self._paths[each.result] for each in outputs])
         if any(re.fullmatch(r"[0-9.]*", path) for path in paths):
             return ("y",) if len(outputs) == 1 else tuple(f"y{i}" for i in range(len(outputs)))
         return tuple(map(tensor_name, paths))
@@ -236,6 +236,14 @@ class _Probe:
     def _spec(self, name: str, argument: str, axes: Axes) -> TensorSpec:
         tensor = self.forward.example[argument]
         return TensorSpec(name, tuple(axes.to_rows(tensor).shape[2:]), dtype_name(tensor))
+
+
+def _without_lead(paths: list[str]) -> list[str]:
+    """The paths without the place of a dict in a tuple, as in ({"a": ..., "b": ...}, state)."""
+    leads = {path.partition(".")[0] for path in paths if "." in path}
+    if len(leads) == 1 and leads.pop().isdecimal() and all("." in path for path in paths):
+        return [path.partition(".")[2] for path in paths]
+    return paths
 
 
 def _steps(calls: list[Call]) -> Counter[str]:

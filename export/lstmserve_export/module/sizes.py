@@ -63,8 +63,8 @@ def steady_squeeze(known: Squeezed) -> Iterator[None]:
             known[place] = tuple(a for a, size in enumerate(input.shape) if size == 1)
         return originals[0](input, known[place])
 
-    torch.Tensor.squeeze = torch.squeeze = squeeze  # type: ignore[method-assign,assignment]
+    torch.Tensor.squeeze = torch.squeeze = squeeze  # type: ignore[method-assign,assignment]  # restored below
     try:
         yield
     finally:
-        torch.Tensor.squeeze, torch.squeeze = originals  # type: ignore[method-assign]
+        torch.Tensor.squeeze, torch.squeeze = originals  # type: ignore[method-assign]  # as above
