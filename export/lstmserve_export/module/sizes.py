@@ -52,19 +52,20 @@ def _globals(module: nn.Module) -> Iterator[dict[str, Any]]:
 def steady_squeeze(known: Squeezed) -> Iterator[None]:
     """Meanwhile squeeze() without an axis drops the axes that it dropped in its first call, which
     it enters into `known`."""
-    originals = torch.Tensor.squeeze, torch.squeeze
+    of_tensor, of_torch = torch.Tensor.squeeze, torch.squeeze
 
-    def squeeze(input: torch.Tensor, *axis: Any, **named: Any) -> torch.Tensor:  # noqa: A002  # torch's own name
+    def squeeze(input: Any, *axis: Any, **named: Any) -> Any:  # noqa: A002  # torch's own name
         if axis or named:
-            return originals[0](input, *axis, **named)
+            return of_tensor(input, *axis, **named)
         caller = sys._getframe(1)
         place = caller.f_code, caller.f_lasti
         if place not in known:
             known[place] = tuple(a for a, size in enumerate(input.shape) if size == 1)
-        return originals[0](input, known[place])
+        return of_tensor(input, known[place])
 
-    torch.Tensor.squeeze = torch.squeeze = squeeze  # type: ignore[method-assign,assignment]  # restored below
+    library: Any = torch
+    library.Tensor.squeeze = library.squeeze = squeeze
     try:
         yield
     finally:
-        torch.Tensor.squeeze, torch.squeeze = originals  # type: ignore[method-assign]  # as above
+        library.Tensor.squeeze, library.squeeze = of_tensor, of_torch
