@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstmserve_export import Refused, export
-from lstmserve_export.module import lower
+from lstmserve_export.module.graph import lower
 from modules import refusal
 
 BATCH, LENGTH, WIDTH, HIDDEN, OUTPUTS = 4, 8, 5, 6, 3

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from lstmserve.spec import Dtype, TensorSpec
-from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import (
     LAYOUTS,
     Axes,
@@ -25,9 +24,10 @@ from lstmserve_export.module.forward import (
     Tensors,
     described,
 )
+from lstmserve_export.module.proof.culprit import place
 from lstmserve_export.module.recurrent import Call, find_layers, kind_of, watched
-from lstmserve_export.module.sampler import SIZE, Sampler
-from lstmserve_export.module.signature import Output
+from lstmserve_export.module.signature.sampler import SIZE, Sampler
+from lstmserve_export.module.signature.signature import Output
 from lstmserve_export.refusal import Refused, shorten
 
 LENGTH: Final = 4  # time steps

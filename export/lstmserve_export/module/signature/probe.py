@@ -16,11 +16,8 @@ import numpy as np
 import torch
 
 from lstmserve.spec import InvalidSpec, TensorSpec
-from lstmserve_export.module.checks import check_function
-from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import Axes, Forward, described
-from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
-from lstmserve_export.module.passing import check_lengths, find_passed, is_view
+from lstmserve_export.module.proof.culprit import place
 from lstmserve_export.module.recurrent import (
     Call,
     CallId,
@@ -30,8 +27,17 @@ from lstmserve_export.module.recurrent import (
     state_shapes,
     watched,
 )
-from lstmserve_export.module.sampler import SIZE, Sampler
-from lstmserve_export.module.signature import Input, Memory, Output, PassedState, Signature
+from lstmserve_export.module.signature.checks import check_function
+from lstmserve_export.module.signature.layout import Layout, LayoutSearch, dtype_name, tensor_name
+from lstmserve_export.module.signature.passing import check_lengths, find_passed, is_view
+from lstmserve_export.module.signature.sampler import SIZE, Sampler
+from lstmserve_export.module.signature.signature import (
+    Input,
+    Memory,
+    Output,
+    PassedState,
+    Signature,
+)
 from lstmserve_export.refusal import Refused, shorten
 
 
