@@ -251,7 +251,7 @@ ALONG_TIME: dict[str, tuple[Forward, Layers, Sequence[str]]] = {
     "one row fewer": (
         lambda self, x: self.fc(self.lstm(x)[0][:, 1:]),
         dict,
-        ["y has 0 time steps for one of the input"],
+        ["is [3, 0, 3] for one: return one row for each time step"],
     ),
     "two rows for one": (
         lambda self, x: self.fc(self.lstm(x.repeat_interleave(2, 1))[0][:, -1]),

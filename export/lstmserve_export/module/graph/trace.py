@@ -21,7 +21,7 @@ from torch import nn
 
 from lstmserve.spec import NEXT
 from lstmserve_export.module.forward import Forward, described
-from lstmserve_export.module.proof.culprit import place
+from lstmserve_export.module.places import place
 from lstmserve_export.module.recurrent import (
     CELLS,
     CallId,

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from lstmserve.spec import InvalidSpec, TensorSpec
-from lstmserve_export.module.forward import Axes, Forward, described
-from lstmserve_export.module.proof.culprit import place
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.recurrent import (
     Call,
     CallId,
@@ -28,7 +27,13 @@ from lstmserve_export.module.recurrent import (
     watched,
 )
 from lstmserve_export.module.signature.checks import check_function
-from lstmserve_export.module.signature.layout import Layout, LayoutSearch, dtype_name, tensor_name
+from lstmserve_export.module.signature.layout import (
+    Layout,
+    LayoutSearch,
+    dtype_name,
+    fails_on,
+    tensor_name,
+)
 from lstmserve_export.module.signature.passing import check_lengths, find_passed, is_view
 from lstmserve_export.module.signature.sampler import SIZE, Sampler
 from lstmserve_export.module.signature.signature import (
@@ -157,13 +162,7 @@ class _Probe:
         try:
             return self.search.watch(layout, sampler, length)[1]
         except Exception as error:  # the user's code may raise anything
-            steps = "one time step" if length == 1 else f"{length} time steps"
-            raise Refused(
-                f"forward() fails on {steps}{place(error, self.forward.module)} "
-                f"({described(error)}), and a stream brings one row at a time: something reads "
-                "several rows at once; take the rows before as an argument of forward() and return "
-                "them, or keep the last rows in the client and run the module there"
-            ) from error
+            raise fails_on(length, error, self.forward.module) from error
 
     def _memory(self, call: Call, layer: Layer, layout: Layout) -> Memory:
         size = SIZE if layout.main.batch is not None else 1
