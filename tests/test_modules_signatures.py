@@ -317,7 +317,7 @@ class Sines(nn.Module):
         self.lstm1, self.lstm2 = nn.LSTMCell(1, HIDDEN), nn.LSTMCell(HIDDEN, HIDDEN)
         self.linear = nn.Linear(HIDDEN, 1)
 
-    def forward(self, input: torch.Tensor, future: int = 0) -> torch.Tensor:  # noqa: A002  # as in torch's example
+    def forward(self, input: torch.Tensor, future: int = 0) -> torch.Tensor:  # noqa: A002  # torch's own name
         outputs = []
         h_t = torch.zeros(input.size(0), HIDDEN, dtype=torch.double)
         c_t = torch.zeros(input.size(0), HIDDEN, dtype=torch.double)

@@ -151,9 +151,9 @@ class _Recorder(TorchFunctionMode):
         inputs = list(_tensors((args, kwargs)))
         result = func(*args, **kwargs)
         if outputs := list(_tensors(result)):
-            located = located(callers(sys._getframe(1)), self._module)
+            where = located(callers(sys._getframe(1)), self._module)
             name = getattr(func, "__name__", str(func))
-            self.calls.append(_Called(Culprit(name, *located), inputs, outputs))
+            self.calls.append(_Called(Culprit(name, *where), inputs, outputs))
         return result
 
     @contextmanager
