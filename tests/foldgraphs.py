@@ -1,6 +1,6 @@
-"""Step graphs by hand that are folded over time, and hold(), which compares any with its time steps.
+"""Step graphs by hand that are folded over time, and hold(), which checks any network's time steps.
 
-hold() runs a network in a pool as the server does, beside the plain loop over single time steps
+It runs a network in a pool as the server does, beside the plain loop over single time steps
 (stepgraph.StepLoop).
 """
 

@@ -19,6 +19,7 @@ LAYERS = (
     "$v $m $k -> Gemm $w",
     "$v $k -> Add $w",
     "$v $k -> Mul $w",
+    "$v $k -> PRelu $w",
     "$v $e -> Add $w",
     "$v $e -> Max $w",
     "$v $k $k -> LayerNormalization+axis=-1 $w",

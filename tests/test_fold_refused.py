@@ -231,6 +231,9 @@ MIXED: dict[str, str] = {
     "the largest of neighbours": "v -> Transpose vt\nvt a0 -> Unsqueeze image\n"
     "image -> MaxPool+kernel_shape=3,+pads=1,1 seen\nseen a0 -> Squeeze wt\nwt -> Transpose w",
     "rows by the numbers of a row": "v -> ArgMax+axis=1+keepdims=0 k\nv k -> Gather w",
+    "a slope that is wider than a row": "v a1 -> ReduceMax+keepdims=1 m\nm six -> PRelu w",
+    "a slope with more axes than a value": "v a1 -> ReduceMax+keepdims=0 m\n"
+    "m square -> PRelu p\np a1 -> Unsqueeze u\nu -> Softmax+axis=-1 s\nv s -> Add w",
     "training": "v six six six six -> BatchNormalization+training_mode=1 w m1 m2",
     "an operator that is not known": "v -> Einsum+equation=bi->bi w",
 }
@@ -249,6 +252,7 @@ def fronted(lines: str) -> Step:
         "many_rows": np.arange(300),
         "seven": np.array([7]),
         "eleven": np.array([11]),
+        "square": np.ones((1, 1), np.float32),
         "six1": np.array([H]),
         "minus": np.array([-1]),
         "thousand": np.array([1000]),
