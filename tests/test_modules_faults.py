@@ -22,8 +22,9 @@ from torch import nn
 from architectures import architecture
 from lstmserve_export import Refused, export
 from lstmserve_export.module import export as module_export
-from lstmserve_export.module import lower, probe, signature, trace
-from lstmserve_export.module.proof import Stream
+from lstmserve_export.module.graph import lower, trace
+from lstmserve_export.module.proof.proof import Stream
+from lstmserve_export.module.signature import probe, signature
 from modules import refusal
 
 WIDTH, HIDDEN = 5, 6

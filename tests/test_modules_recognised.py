@@ -21,8 +21,8 @@ from lstmserve.manifest import read_model
 from lstmserve_export import Refused, export
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.module import export as module_export
-from lstmserve_export.module import recognise as recognising
-from lstmserve_export.module.proof import Stream
+from lstmserve_export.module.graph import recognise as recognising
+from lstmserve_export.module.proof.proof import Stream
 
 INPUTS, HIDDEN, OUTPUTS, TOKENS = 3, 5, 2, 7
 COUNT, LENGTH = 3, 6

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstmserve_export import Refused, export
-from lstmserve_export.module import lower
+from lstmserve_export.module.graph import lower
 from modules import refusal
 
 BATCH, LENGTH, WIDTH, HIDDEN, OUTPUTS = 4, 8, 5, 6, 3
@@ -251,7 +251,7 @@ ALONG_TIME: dict[str, tuple[Forward, Layers, Sequence[str]]] = {
     "one row fewer": (
         lambda self, x: self.fc(self.lstm(x)[0][:, 1:]),
         dict,
-        ["y has 0 time steps for one of the input"],
+        ["y has 0 time steps for one of the input: return one for each row"],
     ),
     "two rows for one": (
         lambda self, x: self.fc(self.lstm(x.repeat_interleave(2, 1))[0][:, -1]),

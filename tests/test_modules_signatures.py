@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from torch import nn
 
 from lstmserve_export.module.forward import Axes, Forward
-from lstmserve_export.module.probe import probe
+from lstmserve_export.module.signature.probe import probe
 from modules import (
     FEATURES,
     HIDDEN,

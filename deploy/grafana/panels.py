@@ -369,8 +369,8 @@ SERVERS = (
         ),
         (
             (
-                f"count by (model, version, fingerprint) (lstm_model_info{{{MODEL}}})",
-                "{{model}}:{{version}} {{fingerprint}}",
+                f"count by (model, version, kind, fingerprint) (lstm_model_info{{{MODEL}}})",
+                "{{model}}:{{version}} {{kind}} {{fingerprint}}",
             ),
         ),
         *("table", 12),

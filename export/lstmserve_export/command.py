@@ -17,12 +17,12 @@ from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
 from lstmserve_export.lstm.flags import read_values
 from lstmserve_export.lstm.network import Network, Norm
-from lstmserve_export.module.example import guess_example, read_example
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
-from lstmserve_export.module.load import build_module, user_code
-from lstmserve_export.module.pairs import check_pairs, read_pairs
-from lstmserve_export.module.weights import fill
+from lstmserve_export.module.load.example import guess_example, read_example
+from lstmserve_export.module.load.module import build_module, user_code
+from lstmserve_export.module.load.pairs import check_pairs, read_pairs
+from lstmserve_export.module.load.weights import fill
 from lstmserve_export.refusal import printable
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target

@@ -21,17 +21,18 @@ from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve_export.lstm.export import export_network
 from lstmserve_export.lstm.network import Network
-from lstmserve_export.module.causes import explain
-from lstmserve_export.module.checks import check_weights
 from lstmserve_export.module.forward import Axes, Forward
-from lstmserve_export.module.lower import lower
-from lstmserve_export.module.probe import probe
-from lstmserve_export.module.proof import Mismatch, prove
-from lstmserve_export.module.recognise import pairs_of, recognise
-from lstmserve_export.module.reference import Reference, further, probing
-from lstmserve_export.module.signature import Signature
-from lstmserve_export.module.taps import check_taps
-from lstmserve_export.module.trace import trace
+from lstmserve_export.module.graph.lower import lower
+from lstmserve_export.module.graph.recognise import pairs_of, recognise
+from lstmserve_export.module.graph.taps import check_taps
+from lstmserve_export.module.graph.trace import trace
+from lstmserve_export.module.proof.cases import further, probing
+from lstmserve_export.module.proof.causes import explain
+from lstmserve_export.module.proof.proof import Mismatch, prove
+from lstmserve_export.module.proof.reference import Reference
+from lstmserve_export.module.signature.checks import check_weights
+from lstmserve_export.module.signature.probe import probe
+from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import Exported, Target, package_versions
 

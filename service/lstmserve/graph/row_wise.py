@@ -225,6 +225,15 @@ def _gather(case: Case) -> bool:
     )
 
 
+def _sloped(case: Case) -> bool:
+    """onnxruntime broadcasts x to a larger slope as well, where shape inference keeps x's shape."""
+    x, slope = case.rows.get(0), case.array(1)
+    if x is None or slope is None or slope.ndim > len(x):
+        return False
+    pairs = zip(reversed(slope.shape), reversed(x), strict=False)
+    return all(size in (1, own) for size, own in pairs)
+
+
 def _sliced(case: Case) -> bool:
     """A batch that is shorter than the cut would keep its length."""
     starts, axes = case.array(1), case.array(3)
@@ -241,7 +250,7 @@ def _table(*rows: tuple[str, Rule]) -> dict[str, Rule]:
 ELEMENTWISE: Final = (
     "Abs Acos Add And Asin Atan Cast Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Floor Gelu "
     "Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual "
-    "Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid "
+    "Log Max Mean Min Mish Mod Mul Neg Not Or Pow Reciprocal Relu Round Selu Shrink Sigmoid "
     "Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
 )
 REDUCING: Final = (
@@ -258,6 +267,7 @@ RULES: Final = _table(
     ("GroupNormalization InstanceNormalization", _images),
     ("Flatten Reshape Squeeze Unsqueeze", _reshaped),
     ("Gather", _gather),
+    ("PRelu", _sloped),
     ("Slice", _sliced),
 )
 """By operator of the domain "". They hold for every opset from OPSET_MIN on."""

@@ -17,9 +17,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lstmserve.spec import INITIAL, Tap
+from lstmserve_export.module.graph.trace import DOMAIN, RECURRENT, Trace
 from lstmserve_export.module.recurrent import CELLS, CallId, Layer, kind_of, state_names
-from lstmserve_export.module.signature import Signature
-from lstmserve_export.module.trace import DOMAIN, RECURRENT, Trace
+from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
 
 Array = npt.NDArray[Any]

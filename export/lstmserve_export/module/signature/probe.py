@@ -16,11 +16,7 @@ import numpy as np
 import torch
 
 from lstmserve.spec import InvalidSpec, TensorSpec
-from lstmserve_export.module.checks import check_function
-from lstmserve_export.module.culprit import place
-from lstmserve_export.module.forward import Axes, Forward, described
-from lstmserve_export.module.layout import Layout, LayoutSearch, dtype_name, tensor_name
-from lstmserve_export.module.passing import check_lengths, find_passed, is_view
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.recurrent import (
     Call,
     CallId,
@@ -30,8 +26,23 @@ from lstmserve_export.module.recurrent import (
     state_shapes,
     watched,
 )
-from lstmserve_export.module.sampler import SIZE, Sampler
-from lstmserve_export.module.signature import Input, Memory, Output, PassedState, Signature
+from lstmserve_export.module.signature.checks import check_function
+from lstmserve_export.module.signature.layout import (
+    Layout,
+    LayoutSearch,
+    dtype_name,
+    fails_on,
+    tensor_name,
+)
+from lstmserve_export.module.signature.passing import check_lengths, find_passed, is_view
+from lstmserve_export.module.signature.sampler import SIZE, Sampler
+from lstmserve_export.module.signature.signature import (
+    Input,
+    Memory,
+    Output,
+    PassedState,
+    Signature,
+)
 from lstmserve_export.refusal import Refused, shorten
 
 
@@ -151,13 +162,7 @@ class _Probe:
         try:
             return self.search.watch(layout, sampler, length)[1]
         except Exception as error:  # the user's code may raise anything
-            steps = "one time step" if length == 1 else f"{length} time steps"
-            raise Refused(
-                f"forward() fails on {steps}{place(error, self.forward.module)} "
-                f"({described(error)}), and a stream brings one row at a time: something reads "
-                "several rows at once; take the rows before as an argument of forward() and return "
-                "them, or keep the last rows in the client and run the module there"
-            ) from error
+            raise fails_on(length, error, self.forward.module) from error
 
     def _memory(self, call: Call, layer: Layer, layout: Layout) -> Memory:
         size = SIZE if layout.main.batch is not None else 1
@@ -228,7 +233,7 @@ class _Probe:
 
     def _own_names(self, outputs: list[Output]) -> tuple[str, ...]:
         """Keys of a dict or fields of a tuple; y, or y0, y1, ... where forward() names nothing."""
-        paths = [self._paths[each.result] for each in outputs]
+        paths = _without_lead([self._paths[each.result] for each in outputs])
         if any(re.fullmatch(r"[0-9.]*", path) for path in paths):
             return ("y",) if len(outputs) == 1 else tuple(f"y{i}" for i in range(len(outputs)))
         return tuple(map(tensor_name, paths))
@@ -236,6 +241,14 @@ class _Probe:
     def _spec(self, name: str, argument: str, axes: Axes) -> TensorSpec:
         tensor = self.forward.example[argument]
         return TensorSpec(name, tuple(axes.to_rows(tensor).shape[2:]), dtype_name(tensor))
+
+
+def _without_lead(paths: list[str]) -> list[str]:
+    """The paths without the place of a dict in a tuple, as in ({"a": ..., "b": ...}, state)."""
+    leads = {path.partition(".")[0] for path in paths if "." in path}
+    if len(leads) == 1 and leads.pop().isdecimal() and all("." in path for path in paths):
+        return [path.partition(".")[2] for path in paths]
+    return paths
 
 
 def _steps(calls: list[Call]) -> Counter[str]:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from lstmserve.spec import Dtype, TensorSpec
-from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import (
     LAYOUTS,
     Axes,
@@ -25,9 +24,10 @@ from lstmserve_export.module.forward import (
     Tensors,
     described,
 )
+from lstmserve_export.module.places import place
 from lstmserve_export.module.recurrent import Call, find_layers, kind_of, watched
-from lstmserve_export.module.sampler import SIZE, Sampler
-from lstmserve_export.module.signature import Output
+from lstmserve_export.module.signature.sampler import SIZE, Sampler
+from lstmserve_export.module.signature.signature import Output
 from lstmserve_export.refusal import Refused, shorten
 
 LENGTH: Final = 4  # time steps
@@ -82,6 +82,7 @@ class LayoutSearch:
             except _Unfit as error:
                 faults.setdefault(name, str(error))
         self._check_fixed_sizes()
+        self._check_one_step()
         if any(MIXED in fault for fault in faults.values()):
             raise self._mixed()
         tried = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
@@ -197,16 +198,23 @@ class LayoutSearch:
         shape = tuple(axes.to_rows(tensor).shape[2:])
         return Output(TensorSpec(f"result{number}", shape, dtype_name(tensor)), number, axes)
 
+    @property
+    def _is_batch_first(self) -> bool:
+        return all(getattr(each, "batch_first", True) for each in self.layers.values())
+
+    @property
+    def _may_be_rows(self) -> bool:
+        """Whether the first input may be [B, F] or [T, F], not [B, T]."""
+        tensor = self.forward.example[self.primary]
+        return tensor.dim() == 2 and tensor.is_floating_point() and self.given is None
+
     def _check_fixed_sizes(self) -> None:
         """Raises Refused if forward() takes the example's number of time steps, or of rows in a
         batch, and no other."""
         tensor = self.forward.example[self.primary]
-        is_batch_first = all(getattr(each, "batch_first", True) for each in self.layers.values())
-        main = self.given or LAYOUTS["BT" if is_batch_first else "TB"]
-        if main.time is None or tensor.dim() < 2:
+        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
+        if main.time is None or tensor.dim() < 2 or self._may_be_rows:
             return
-        if tensor.dim() == 2 and tensor.is_floating_point() and not self.given:
-            return  # its second axis may be that of features
         length = tensor.shape[main.time]
         if length > 1 and (fault := self._fault_of_fewer(main.time)):
             raise Refused(
@@ -220,6 +228,23 @@ class LayoutSearch:
                 f"forward() takes a batch of {count} rows and no other{fault}: take the size from "
                 "the input, as x.shape[0], and use -1 or x.new_zeros"
             )
+
+    def _check_one_step(self) -> None:
+        """Raises Refused if forward() takes a sequence, but not its first time step alone."""
+        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
+        tensor = self.forward.example[self.primary]
+        if main.time is None or tensor.dim() < 2 or self._may_be_rows:
+            return
+        length = tensor.shape[main.time]
+        first = {
+            name: each.narrow(main.time, 0, 1)
+            for name, each in self.forward.example.items()
+            if each.dim() > main.time and each.shape[main.time] == length
+        }
+        try:
+            self.forward({**self.forward.example, **first})
+        except Exception as error:  # the user's code may raise anything
+            raise fails_on(1, error, self.forward.module) from error
 
     def _fault_of_fewer(self, axis: int) -> str:
         """Where and how forward() fails if every tensor has one entry less along this axis."""
@@ -279,6 +304,17 @@ class LayoutSearch:
         if self.forward.arguments()[argument] == pair and has_lstm:
             return tensor_name(f"{argument}.{'hc'[int(key)]}")
         return tensor_name(name)
+
+
+def fails_on(length: int, error: Exception, module: nn.Module) -> Refused:
+    """Says that forward() fails on so few time steps."""
+    steps = "one time step" if length == 1 else f"{length} time steps"
+    return Refused(
+        f"forward() fails on {steps}{place(error, module)} ({described(error)}), and a stream "
+        "brings one row at a time: something reads several rows at once; take the rows before as "
+        "an argument of forward() and return them, or keep the last rows in the client and run the "
+        "module there"
+    )
 
 
 def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) -> int | None:

@@ -21,8 +21,8 @@ from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
 from lstmserve_export.module.forward import one_line
-from lstmserve_export.module.sampler import SEED
-from lstmserve_export.module.signature import Array
+from lstmserve_export.module.signature.sampler import SEED
+from lstmserve_export.module.signature.signature import Array
 from lstmserve_export.refusal import Refused
 
 CROWD: Final = 256  # rows of a batch, as many as a server runs at once by default

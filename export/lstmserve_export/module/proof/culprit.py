@@ -7,15 +7,11 @@ runs call. It only explains: nothing that is served depends on it.
 
 from __future__ import annotations
 
-import inspect
-import linecache
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -24,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lstmserve_export.module.forward import Forward, Tensors
+from lstmserve_export.module.places import callers, located
 from lstmserve_export.module.recurrent import (
     CELLS,
     CallId,
@@ -34,11 +31,8 @@ from lstmserve_export.module.recurrent import (
     sequence_axis,
 )
 
-LINE_LEN_MAX: Final = 80
 TOLERANCE: Final = 1e-6
 NEAR: Final = 8  # rows by which padding and slices change the length of a sequence
-OWN: Final = str(Path(__file__).parent.parent)
-FOREIGN: Final = (str(Path(inspect.getfile(torch)).parent), OWN, "<frozen")
 # These take rows apart, and say nothing of what becomes of them.
 SELECTIONS: Final = frozenset(
     ("__getitem__", "select", "narrow", "unbind", "split", "chunk", "index_select", "__iter__")
@@ -110,17 +104,6 @@ def unusual_size(forward: Forward) -> int:
     return next(size for size in range(3 * NEAR, 1 << 20) if size not in near)
 
 
-def place(error: BaseException, module: nn.Module) -> str:
-    """ " in LAYER (CLASS), FILE line N: CODE", as far as they are known from the traceback."""
-    traceback, frames = error.__traceback__, []
-    while traceback is not None:
-        frames.append((traceback.tb_frame, traceback.tb_lineno))
-        traceback = traceback.tb_next
-    path, kind, line = _located(reversed(frames), module)
-    layer = f" in {path} ({kind})" if path else ""
-    return f"{layer}{', ' if layer and line else ' in ' if line else ''}{line}"
-
-
 @contextmanager
 def memoryless(module: nn.Module) -> Iterator[None]:
     """Meanwhile each recurrent layer begins every time step from zeros."""
@@ -168,9 +151,9 @@ class _Recorder(TorchFunctionMode):
         inputs = list(_tensors((args, kwargs)))
         result = func(*args, **kwargs)
         if outputs := list(_tensors(result)):
-            located = _located(_frames(sys._getframe(1)), self._module)
+            where = located(callers(sys._getframe(1)), self._module)
             name = getattr(func, "__name__", str(func))
-            self.calls.append(_Called(Culprit(name, *located), inputs, outputs))
+            self.calls.append(_Called(Culprit(name, *where), inputs, outputs))
         return result
 
     @contextmanager
@@ -206,29 +189,3 @@ def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.is_floating_point():
         return torch.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True)
     return torch.equal(one, other)
-
-
-def _frames(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    """The frame and its callers, with their lines."""
-    while frame is not None:
-        yield frame, frame.f_lineno
-        frame = frame.f_back
-
-
-def _located(frames: Iterable[tuple[FrameType, int]], module: nn.Module) -> tuple[str, str, str]:
-    """The innermost layer, its class, and the innermost line of the user's code."""
-    paths = {id(each): path for path, each in module.named_modules()}
-    path, kind, line = None, "", ""
-    for frame, number in frames:
-        code = frame.f_code
-        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if path is None and id(owner) in paths:
-            path, kind = paths[id(owner)], type(owner).__name__
-        file = code.co_filename
-        if isinstance(owner, Forward):
-            break  # what called it is not the user's forward()
-        if not line and not file.startswith(FOREIGN):
-            text = linecache.getline(file, number).strip()
-            text = text if len(text) <= LINE_LEN_MAX else f"{text[:LINE_LEN_MAX]} ..."
-            line = f"{Path(file).name} line {number}" + (f": {text}" if text else "")
-    return path or "", kind, line

@@ -9,12 +9,18 @@ import numpy as np
 import torch
 
 from lstmserve.golden import Golden
-from lstmserve_export.module.culprit import Culprit, find_mixing, is_loop, memoryless, unusual_size
 from lstmserve_export.module.forward import Forward
-from lstmserve_export.module.proof import Mismatch
+from lstmserve_export.module.proof.culprit import (
+    Culprit,
+    find_mixing,
+    is_loop,
+    memoryless,
+    unusual_size,
+)
+from lstmserve_export.module.proof.proof import Mismatch
 from lstmserve_export.module.recurrent import find_layers, watched
-from lstmserve_export.module.sampler import SEED, SIZE
-from lstmserve_export.module.signature import Signature
+from lstmserve_export.module.signature.sampler import SEED, SIZE
+from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import shorten
 
 RELATIVE, ABSOLUTE = 2e-5, 1e-5

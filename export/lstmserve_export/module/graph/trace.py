@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from lstmserve.spec import NEXT
-from lstmserve_export.module.culprit import place
 from lstmserve_export.module.forward import Forward, described
+from lstmserve_export.module.places import place
 from lstmserve_export.module.recurrent import (
     CELLS,
     CallId,
@@ -34,8 +34,8 @@ from lstmserve_export.module.recurrent import (
     state_shapes,
     torch_layout,
 )
-from lstmserve_export.module.sampler import Sampler
-from lstmserve_export.module.signature import Signature
+from lstmserve_export.module.signature.sampler import Sampler
+from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.module.sizes import symbolic_len
 from lstmserve_export.refusal import Refused
 

@@ -21,7 +21,7 @@ from torch import nn
 from lstmserve.golden import Golden
 from lstmserve_export.lstm.network import Network, Norm, make_activation
 from lstmserve_export.lstm.pairs import SEQUENCE_COUNT_MAX
-from lstmserve_export.module.chain import (
+from lstmserve_export.module.graph.chain import (
     BATCH,
     LAYERS,
     MOVES,
@@ -34,9 +34,9 @@ from lstmserve_export.module.chain import (
     check,
     take_entry,
 )
+from lstmserve_export.module.graph.trace import DOMAIN, Trace
 from lstmserve_export.module.recurrent import Layer
-from lstmserve_export.module.signature import Array, Signature
-from lstmserve_export.module.trace import DOMAIN, Trace
+from lstmserve_export.module.signature.signature import Array, Signature
 
 NOTE: Final = "recognised as head(lstm(x)): its graph is built from the weights"
 ACTIVATIONS: Final = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softmax": "softmax"}

@@ -1,0 +1,1 @@
+"""What `lstmserve export --module` reads: the file, its class, the weights and the example."""

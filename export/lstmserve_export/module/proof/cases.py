@@ -1,0 +1,149 @@
+"""The rows on which the stream is compared with forward(): like the example's, unlike, and long.
+
+Those like the example's go into the model's folder, where every server runs them at its start. The
+others are of the export alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from lstmserve.golden import Golden, torch_error_max
+from lstmserve_export.module.forward import described
+from lstmserve_export.module.proof.reference import Reference, floats
+from lstmserve_export.module.signature.sampler import SEED
+from lstmserve_export.module.signature.signature import Array, Signature
+from lstmserve_export.refusal import Refused
+
+# 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
+LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
+VALUE_COUNT_MAX: Final = 4_000_000
+# One more than what a forward() may cut its input to, or begin again after.
+LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
+UNLIKE_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
+# What rows are multiplied by, and the integers below which they are drawn, the widest first.
+FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -1), (1, -1), (1,))
+INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
+
+
+def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
+    """The case of random rows, and torch's error on the longest one.
+
+    Halves the sequences until torch's float32 is close enough to its float64 for the answers to
+    mean something. Raises Refused if it is not even on single rows.
+    """
+    spec = signature.spec
+    width = sum(each.size for each in (*spec.inputs, *spec.outputs))
+    share = min(1.0, VALUE_COUNT_MAX / sum(LENGTHS) / width)
+    lengths = tuple(max(1, int(length * share)) for length in LENGTHS)
+    case = reference.case(reference.random(lengths), np.array(lengths))
+    whole_error = case.torch_error
+    while not case.torch_error <= torch_error_max(*floats(case)):
+        if max(lengths) == 1:
+            raise Refused(
+                f"torch's own float32 is off by {case.torch_error:.2g} on a single row: with these "
+                "weights no float32 result means anything; train with smaller ones"
+            )
+        lengths = tuple(max(1, length // 2) for length in lengths)
+        case = reference.case(reference.random(lengths), np.array(lengths))
+    return case, whole_error
+
+
+def unlike(reference: Reference) -> Golden | None:
+    """A case of rows that are not like the example's: zeros, rows many times as large, and other
+    integers. None where forward() takes no such rows.
+
+    It shows what depends on values: a padding that is found by its zeros, a scale by the largest
+    value of the batch, a start that an integer picks.
+    """
+    rows = reference.random(UNLIKE_LENGTHS)
+    for factors in FACTORS:
+        for top in INTEGERS:
+            if factors == FACTORS[-1] and top is None:
+                return None  # these are the rows of the example
+            changed = {name: _changed(each, factors, top) for name, each in rows.items()}
+            try:
+                found = reference.alone(changed, np.array(UNLIKE_LENGTHS))
+            except Exception:  # noqa: S112  # forward() may raise anything, as for unknown tokens
+                continue
+            if found is not None:
+                return found
+            break  # other integers do not make the values smaller
+    return None
+
+
+def _changed(rows: Array, factors: Sequence[int], top: int | None) -> Array:
+    """Rows [N, T, *shape] times random factors, or integers in [0, top). The first sequence stays,
+    and an input that is the same at every time step remains so."""
+    rng = np.random.default_rng(SEED)
+    is_same = rows.shape[1] > 1 and bool((rows == rows[:, :1]).all())
+    lead = (rows.shape[0] - 1, 1 if is_same else rows.shape[1])
+    changed = rows.copy()
+    if rows.dtype.kind == "f":
+        chosen = rng.integers(len(factors), size=lead)
+        chosen[:, 0] = np.arange(lead[0]) % len(factors)  # a start has seen each of them
+        scales = np.asarray(factors, rows.dtype)[chosen]
+        changed[1:] *= scales.reshape(*lead, *[1] * (rows.ndim - 2))
+    elif top is not None:
+        changed[1:] = rng.integers(top, size=(*lead, *rows.shape[2:]))
+    return changed
+
+
+def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str]:
+    """The last answers of long sequences, and on which length forward() fails and how.
+
+    None where it takes one time step at a time, or the rows are too wide or the network too
+    chaotic for so many.
+    """
+    width = sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
+    found: list[Golden] = []
+    fault = ""
+    for length in LONG_LENGTHS:
+        if not signature.has_time or length * len(LONG_LENGTHS) * width > VALUE_COUNT_MAX:
+            break
+        try:
+            case = reference.last(reference.random((length,)))
+        except Exception as error:  # the user's code may raise anything
+            fault = f"{length} time steps ({described(error)})"
+            break
+        if not case.torch_error <= torch_error_max(*floats(case)):
+            break
+        found.append(case)
+    return (_joined(found) if found else None), fault
+
+
+def _joined(cases: list[Golden]) -> Golden:
+    """One case of the sequences of several, of which the last has most time steps."""
+    lengths = np.concatenate([each.lengths for each in cases])
+    steps = int(lengths.max())
+    inputs = {
+        name: np.concatenate([_padded(each.inputs[name], steps) for each in cases])
+        for name in cases[0].inputs
+    }
+    outputs = {
+        name: np.concatenate([each.outputs[name] for each in cases]) for name in cases[0].outputs
+    }
+    error = max(each.torch_error for each in cases)
+    return Golden(inputs, lengths, None, outputs, {}, error, last_only=True)
+
+
+def _padded(rows: Array, steps: int) -> Array:
+    return np.pad(rows, [(0, 0), (0, steps - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
+
+
+def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:
+    """Cases too large or odd to keep in the model's folder, and notes on those that are missing."""
+    odd, (far, fault) = unlike(reference), long(reference, signature)
+    notes = []
+    if odd is None:
+        notes.append(
+            "forward() fails on, or gives no finite answer for, values unlike the example's: the "
+            "export did not check such"
+        )
+    if fault:
+        notes.append(f"forward() fails on {fault}: the export did not check streams of that length")
+    found = {"unlike": odd, "long": far}
+    return {name: each for name, each in found.items() if each is not None}, notes
