@@ -12,11 +12,10 @@ from typing import Final
 import numpy as np
 
 from lstmserve.golden import Golden, torch_error_max
-from lstmserve_export.module.forward import described
 from lstmserve_export.module.proof.reference import Reference, floats
 from lstmserve_export.module.signature.sampler import SEED
 from lstmserve_export.module.signature.signature import Array, Signature
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, described
 
 # 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
 LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)

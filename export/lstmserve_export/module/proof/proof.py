@@ -20,10 +20,9 @@ from lstmserve.engine.model import SELF_TEST_SLOTS
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
-from lstmserve_export.module.forward import one_line
 from lstmserve_export.module.signature.sampler import SEED
 from lstmserve_export.module.signature.signature import Array
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, one_line
 
 CROWD: Final = 256  # rows of a batch, as many as a server runs at once by default
 CROWD_STEPS: Final = 4
