@@ -67,7 +67,10 @@ class Stream:
             self._compute()
             stream.write(self._reply)
 
-    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """Does nothing: these calls are not counted."""
+
+    def closed(self, stream: StreamCall) -> None:
         """Does nothing: a stream leaves nothing behind."""
 
 

@@ -118,7 +118,7 @@ def test_a_module_is_exported_from_its_file_and_its_checkpoint(tmp_path: Path) -
     assert "outputs   y [3]" in stdout
     assert any(line.startswith("parity    ") and "passed" in line for line in stdout)
     assert "exact: no bit depends on the batch or the chunk" in "\n".join(stdout)
-    assert stdout[-2].strip() == "The rows of the checks were compared with your own forward()."
+    assert stdout[-2].strip() == "Every check compared the model with your own forward()."
     assert stdout[-1].startswith("next      lstmserve serve --models ")
 
 

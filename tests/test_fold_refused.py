@@ -234,6 +234,11 @@ MIXED: dict[str, str] = {
     "a slope that is wider than a row": "v a1 -> ReduceMax+keepdims=1 m\nm six -> PRelu w",
     "a slope with more axes than a value": "v a1 -> ReduceMax+keepdims=0 m\n"
     "m square -> PRelu p\np a1 -> Unsqueeze u\nu -> Softmax+axis=-1 s\nv s -> Add w",
+    "an empty list of axes to squeeze": "v a1 -> Unsqueeze u\nu none -> Squeeze s\n"
+    "s -> Softmax+axis=-2 t\nt a1 -> Squeeze w",
+    "a pool that rounds up": "v a1 -> Unsqueeze image\n"
+    "image -> MaxPool+kernel_shape=1,+strides=5,+ceil_mode=1 seen\nseen a1 -> Squeeze s\n"
+    "s a1 -> ReduceMax m\nv m -> Add w",
     "training": "v six six six six -> BatchNormalization+training_mode=1 w m1 m2",
     "an operator that is not known": "v -> Einsum+equation=bi->bi w",
 }
@@ -252,6 +257,7 @@ def fronted(lines: str) -> Step:
         "many_rows": np.arange(300),
         "seven": np.array([7]),
         "eleven": np.array([11]),
+        "none": np.array([], np.int64),
         "square": np.ones((1, 1), np.float32),
         "six1": np.array([H]),
         "minus": np.array([-1]),

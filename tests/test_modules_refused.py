@@ -446,7 +446,7 @@ RARE: dict[str, tuple[Forward, Layers, Any, Sequence[str]]] = {
         lambda self, x: answer(self, x) * torch.clamp(100 / x.abs().amax((0, 1, 2)), max=1),
         dict,
         X,
-        ["unlike rows"],
+        ["unusual rows"],
     ),
     "row 64 of a batch": (
         lambda self, x: answer(self, x) + (torch.arange(x.shape[0]) >= 64)[:, None, None],

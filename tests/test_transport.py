@@ -87,13 +87,17 @@ class Stream:
             if self.admits:
                 stream.admitted(len(content))
 
-    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
         """Notes the end."""
-        self.heard.append(f"closed {code.name}")
+        self.heard.append(f"ended {code.name}")
+
+    def closed(self, stream: StreamCall) -> None:
+        """Notes it."""
+        self.heard.append("closed")
 
     def ends(self) -> int:
         """How many streams are over on the wire."""
-        return sum(word.startswith("closed") for word in self.heard)
+        return self.heard.count("closed")
 
     def half_closed(self) -> None:
         """Notes it, and ends the stream."""
@@ -330,7 +334,7 @@ async def test_every_reply_is_told_as_sent(running: Running) -> None:
     await until(lambda: running.stream.heard == 3 * ["sent"])
     await stream.done_writing()
     assert await code_of(stream) is grpc.StatusCode.OK
-    await until(lambda: running.stream.heard[3:] == ["half-closed", "closed OK"])
+    await until(lambda: running.stream.heard[3:] == ["half-closed", "ended OK", "closed"])
 
 
 async def test_replies_that_are_not_read_wait_in_one_write(running: Running) -> None:
@@ -346,7 +350,7 @@ async def test_replies_that_are_not_read_wait_in_one_write(running: Running) -> 
         await settled(running)
         assert arrived.unread_ns(time.monotonic_ns()) >= time.monotonic_ns() - begin_ns > 0
         arrived.cut()
-        await until(lambda: running.stream.heard[-1:] == ["closed CANCELLED"])
+        await until(lambda: running.stream.heard[-1:] == ["closed"])
         assert "gone" in running.stream.heard
         stream.cancel()
 
@@ -400,7 +404,7 @@ async def test_an_ok_that_reached_no_client_is_a_cancellation(running: Running) 
     while not running.server._arrivals.endings:  # without a turn of the loop, which would run it
         pass
     running.stream.streams[0].finish()
-    await until(lambda: running.stream.heard == ["closed CANCELLED"])
+    await until(lambda: running.stream.heard == ["ended CANCELLED", "closed"])
 
 
 async def test_calls_that_are_over_count_no_more(running: Running) -> None:
@@ -447,7 +451,7 @@ async def test_after_the_grace_calls_are_cut() -> None:
         for each in (call, stream):
             assert await each.code() is not grpc.StatusCode.OK
     assert running.unary.ends == [grpc.StatusCode.CANCELLED]
-    assert running.stream.heard == ["gone", "closed CANCELLED"]
+    assert running.stream.heard == ["ended CANCELLED", "gone", "closed"]
 
 
 async def test_a_server_that_never_started_can_be_stopped() -> None:

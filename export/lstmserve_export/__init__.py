@@ -1,4 +1,4 @@
-"""Turns a trained torch.nn.LSTM and its head into a verified model folder. Never serves.
+"""Turns a trained recurrent network of torch into a verified model folder. Never serves.
 
 Importing the package does not import torch; using `export` does.
 """

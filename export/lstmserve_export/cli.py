@@ -114,7 +114,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 )
 @_flag(
     "--axes",
-    type=click.Choice(["BT", "TB", "B", "T"]),
+    type=click.Choice(["BT", "TB", "BFT", "BCFT", "B", "T"]),
     help="Order of batch and time in the inputs, if the export cannot tell.",
 )
 @_flag(

@@ -1,8 +1,9 @@
-"""Refused, the only error that the export raises on purpose. Never prints, never exits."""
+"""Refused, the only error that the export raises on purpose, and the words in it. Never prints."""
 
 from __future__ import annotations
 
 MESSAGE_LEN_MAX = 2000
+LINE_LEN_MAX = 300  # of another error's message within ours
 # The way out of whatever a file of tensors does not say.
 MODULE_WAY = "export the whole module as it is with --module FILE.py:CLASS"
 
@@ -30,3 +31,14 @@ def shorten(names: list[str], count_max: int = 8) -> str:
     """The first names joined by commas, and how many more there are."""
     rest = len(names) - count_max
     return ", ".join(names[:count_max]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message on one line, cut; its class where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LINE_LEN_MAX else f"{text[:LINE_LEN_MAX]} ..."
+
+
+def described(error: BaseException) -> str:
+    """The error's class and its message on one line, cut."""
+    return f"{type(error).__name__}: {one_line(error)}"

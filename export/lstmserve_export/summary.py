@@ -26,7 +26,7 @@ def show(
         *(_network_rows(manifest) if manifest.spec.lstm is None else _lstm_rows(manifest)),
     ]
     if is_module:
-        rows += [("", "The rows of the checks were compared with your own forward().")]
+        rows += [("", "Every check compared the model with your own forward().")]
     elif not has_golden:
         rows += [
             ("", "This is not yet checked against your forward(): save x and y of your model, and"),
@@ -70,10 +70,12 @@ def _network_rows(manifest: Manifest) -> Rows:
 def _parity_rows(manifest: Manifest) -> Rows:
     parity = manifest.parity
     worst = max(parity["excess"].values())
+    # "random in single steps", "random in chunks", ... are one name.
+    names = dict.fromkeys(name.partition(" in ")[0] for name in parity["excess"])
     return [
         (
             "parity",
-            f"{', '.join(parity['excess'])}: passed; error at most {worst:.2g} of the limit",
+            f"{', '.join(names)}: passed; error at most {worst:.2g} of the limit",
         ),
         (
             "",

@@ -21,10 +21,9 @@ from torch.utils import _pytree as pytree
 
 from lstmserve_export.module.recurrent import find_layers
 from lstmserve_export.module.sizes import Squeezed, steady_squeeze
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, one_line
 
 Tensors = Mapping[str, torch.Tensor]
-LINE_LEN_MAX: Final = 300
 DTYPES: Final = {
     torch.float64: torch.float32,
     torch.float16: torch.float32,
@@ -284,14 +283,3 @@ def _members(value: Any) -> list[tuple[Any, Any]]:
     if dataclasses.is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     return []
-
-
-def one_line(error: BaseException) -> str:
-    """The error's message on one line, cut; its class where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LINE_LEN_MAX else f"{text[:LINE_LEN_MAX]} ..."
-
-
-def described(error: BaseException) -> str:
-    """The error's class and its message on one line, cut."""
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -158,8 +158,8 @@ def watched(layers: dict[str, Layer]) -> Iterator[list[Call]]:
 def _watch(call_id: CallId, layer: Layer, x: Any, state: Any, after: State) -> Call:
     if isinstance(x, nn.utils.rnn.PackedSequence):
         raise Refused(
-            f"{call_id.layer} reads a packed sequence: a stream has no padding, so call the layer "
-            "with the tensor itself, without pack_padded_sequence"
+            f"{call_id.layer or 'the module'} reads a packed sequence: a stream has no "
+            "padding, so call the layer with the tensor itself, without pack_padded_sequence"
         )
     axis = sequence_axis(layer, x)
     length = 1 if axis is None else x.shape[axis]

@@ -205,14 +205,23 @@ def _from_axis(case: Case) -> bool:
 
 
 def _images(case: Case) -> bool:
-    """[B, channels, ...]. A second output would be statistics of the batch, or places in it."""
+    """[B, channels, ...]. A second output would be statistics of the batch, or places in it. With
+    ceil_mode onnxruntime and shape inference do not always count the same places."""
     is_first = all(shape[0] is None for shape in (case.output, *case.rows.values()))
-    return is_first and len(case.node.output) == 1 and not case.attribute("training_mode", 0)
+    given = any(case.attribute(name, 0) for name in ("training_mode", "ceil_mode"))
+    return is_first and len(case.node.output) == 1 and not given
 
 
 def _reshaped(case: Case) -> bool:
     """Row-major order keeps the rows if as many values lie ahead of the batch axis as before."""
     return {_ahead(shape) for shape in case.rows.values()} == {_ahead(case.output)}
+
+
+def _squeezed(case: Case) -> bool:
+    """onnxruntime takes an empty list of axes as none, where shape inference squeezes nothing."""
+    axes = case.array(1)
+    is_plain = not case.is_given(1) or (axes is not None and axes.size > 0)
+    return is_plain and _reshaped(case)
 
 
 def _ahead(shape: Shape) -> int:
@@ -265,7 +274,8 @@ RULES: Final = _table(
     ("LayerNormalization RMSNormalization", _from_axis),
     ("AveragePool BatchNormalization Conv GlobalAveragePool GlobalMaxPool MaxPool", _images),
     ("GroupNormalization InstanceNormalization", _images),
-    ("Flatten Reshape Squeeze Unsqueeze", _reshaped),
+    ("Flatten Reshape Unsqueeze", _reshaped),
+    ("Squeeze", _squeezed),
     ("Gather", _gather),
     ("PRelu", _sloped),
     ("Slice", _sliced),

@@ -352,8 +352,10 @@ class Streams:
         is_needed = bool(self.open)
         self._timer = self._loop.call_later(seconds / LOOKS, self._look) if is_needed else None
 
-    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
         self._counts.ended(code)
+
+    def closed(self, stream: StreamCall) -> None:
         self.open.discard(stream)
         if stream.conversation is not None:
             stream.conversation.closed()  # type: ignore[attr-defined]  # a Talk

@@ -13,12 +13,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from lstmserve.runtime import ort
 from lstmserve.spec import NEXT, ModelSpec, Tap
-from lstmserve_export.module.forward import one_line
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, one_line
 
 Floats = npt.NDArray[np.float64]
 SEED: Final = 20130101

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lstmserve.spec import NEXT
-from lstmserve_export.module.forward import Forward, described
+from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.places import place
 from lstmserve_export.module.recurrent import (
     CELLS,
@@ -37,7 +37,7 @@ from lstmserve_export.module.recurrent import (
 from lstmserve_export.module.signature.sampler import Sampler
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.module.sizes import symbolic_len
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, described
 
 DOMAIN: Final = "lstmserve.export"
 RECURRENT: Final = "Recurrent"
@@ -165,11 +165,6 @@ class _Run:
         return (*outputs, *(after[each.name] for each in spec.states))
 
     def _call(self, call: CallId, layer: Layer, x: torch.Tensor, state: Any) -> Any:
-        if isinstance(x, nn.utils.rnn.PackedSequence):
-            raise Refused(
-                f"{call.layer or 'the module'} ({type(layer).__name__}) reads a packed sequence: a "
-                "stream has no padding, so call the layer with the rows as they are"
-            )
         axis = sequence_axis(layer, x)
         is_batched = x.dim() == (2 if axis is None else 3)
         if axis is not None and is_batched and self._is_unbatched and x.shape[1 - axis] == 1:

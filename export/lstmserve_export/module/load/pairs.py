@@ -11,9 +11,9 @@ from torch import nn
 
 from lstmserve.golden import excess
 from lstmserve_export.arrays import Array, Arrays, read_npz
-from lstmserve_export.module.forward import Forward, one_line
+from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.load.example import Example, arguments, parameters_of
-from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.refusal import Refused, one_line, shorten
 
 
 def read_pairs(path: Path, module: nn.Module) -> tuple[Example, Arrays]:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lstmserve_export.lstm.checkpoint import Checkpoint, strip_wrappers
 from lstmserve_export.lstm.takes import check_tensor, check_values, dtype_name, dtype_notes
-from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.refusal import Refused, one_line, shorten
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -109,7 +109,7 @@ def _difference(
         f"{name} has no {shorten(unknown)}" if unknown else "",
         shorten(shapes, 3),
     ]
-    text = "; ".join(filter(None, parts)) or str(error).strip().splitlines()[0]
+    text = "; ".join(filter(None, parts)) or one_line(error)
     return (
         f"{file} does not fit {name}: {text}: give --module-args as in training, or another class"
     )

@@ -1,4 +1,4 @@
-"""The rows on which the stream is compared with forward(): like the example's, unlike, and long.
+"""The rows on which the stream is compared with forward(): like the example's, unusual, and long.
 
 Those like the example's go into the model's folder, where every server runs them at its start. The
 others are of the export alone.
@@ -12,18 +12,17 @@ from typing import Final
 import numpy as np
 
 from lstmserve.golden import Golden, torch_error_max
-from lstmserve_export.module.forward import described
 from lstmserve_export.module.proof.reference import Reference, floats
 from lstmserve_export.module.signature.sampler import SEED
 from lstmserve_export.module.signature.signature import Array, Signature
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, described
 
 # 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
 LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
 VALUE_COUNT_MAX: Final = 4_000_000
 # One more than what a forward() may cut its input to, or begin again after.
 LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
-UNLIKE_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
+UNUSUAL_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
 # What rows are multiplied by, and the integers below which they are drawn, the widest first.
 FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -1), (1, -1), (1,))
 INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
@@ -52,21 +51,21 @@ def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
     return case, whole_error
 
 
-def unlike(reference: Reference) -> Golden | None:
+def unusual(reference: Reference) -> Golden | None:
     """A case of rows that are not like the example's: zeros, rows many times as large, and other
     integers. None where forward() takes no such rows.
 
     It shows what depends on values: a padding that is found by its zeros, a scale by the largest
     value of the batch, a start that an integer picks.
     """
-    rows = reference.random(UNLIKE_LENGTHS)
+    rows = reference.random(UNUSUAL_LENGTHS)
     for factors in FACTORS:
         for top in INTEGERS:
             if factors == FACTORS[-1] and top is None:
                 return None  # these are the rows of the example
             changed = {name: _changed(each, factors, top) for name, each in rows.items()}
             try:
-                found = reference.alone(changed, np.array(UNLIKE_LENGTHS))
+                found = reference.alone(changed, np.array(UNUSUAL_LENGTHS))
             except Exception:  # noqa: S112  # forward() may raise anything, as for unknown tokens
                 continue
             if found is not None:
@@ -136,7 +135,7 @@ def _padded(rows: Array, steps: int) -> Array:
 
 def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:
     """Cases too large or odd to keep in the model's folder, and notes on those that are missing."""
-    odd, (far, fault) = unlike(reference), long(reference, signature)
+    odd, (far, fault) = unusual(reference), long(reference, signature)
     notes = []
     if odd is None:
         notes.append(
@@ -145,5 +144,5 @@ def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golde
         )
     if fault:
         notes.append(f"forward() fails on {fault}: the export did not check streams of that length")
-    found = {"unlike": odd, "long": far}
+    found = {"unusual": odd, "long": far}
     return {name: each for name, each in found.items() if each is not None}, notes

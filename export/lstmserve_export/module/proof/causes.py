@@ -10,8 +10,8 @@ import torch
 
 from lstmserve.golden import Golden
 from lstmserve_export.module.forward import Forward
-from lstmserve_export.module.proof.culprit import (
-    Culprit,
+from lstmserve_export.module.proof.mixing import (
+    Operation,
     find_mixing,
     is_loop,
     memoryless,
@@ -55,8 +55,8 @@ def explain(error: Mismatch, case: Golden, forward: Forward, signature: Signatur
 
 
 def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature) -> str:
-    pairs = _Pairs(case, forward, signature)
-    if started := list(pairs.started()):
+    runs = _Runs(case, forward, signature)
+    if started := list(runs.started()):
         return (
             f"{shorten(started)} begins from a state that forward() computes from its input, and a "
             "session has one start for every input: take the state as an argument of forward() and "
@@ -64,10 +64,10 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
         )
     if not signature.has_time:
         ahead = back = None
-    elif pairs.looks_ahead():
-        ahead, back = pairs.over_time(0) or "forward()", None
+    elif runs.looks_ahead():
+        ahead, back = runs.over_time(0) or "forward()", None
     else:
-        ahead, back = None, pairs.over_time(-1)
+        ahead, back = None, runs.over_time(-1)
     if ahead:
         return (
             f"{ahead} reads rows that come later, which a stream does not have yet: "
@@ -78,16 +78,21 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
             f"{back} reads earlier rows by itself, and a step has only the states of the recurrent "
             f"layers: {_way_out(back)}"
         )
-    if mixed := pairs.over_batch():
+    if mixed := runs.over_batch():
         return (
             f"{mixed} mixes the rows of a batch, which on a server belong to different sessions: "
             "compute each row from itself"
         )
-    if signature.has_time and not pairs.is_loop() and pairs.depends_on_position():
+    if signature.has_time and not runs.is_loop() and runs.depends_on_position():
         return (
             "an answer depends on how many rows came before it (a position, an index or the number "
             "of rows), which a step does not know: take that number as an input of each row, or "
             "count in a state that forward() takes and returns"
+        )
+    if names := _returned(signature):
+        return (
+            f"forward() takes {shorten(names)} once for a sequence and returns a tensor of that "
+            "shape, so it may be a state: name it with states="
         )
     if error.step == 0:
         return (
@@ -101,16 +106,23 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
     )
 
 
-def _way_out(culprit: Culprit | str) -> str:
-    name = _function(culprit)
+def _returned(signature: Signature) -> list[str]:
+    """The inputs without an axis of time whose shape a result without one has, too."""
+    shapes = [each.spec.shape for each in signature.outputs if each.axes.time is None]
+    once = [each for each in signature.inputs if each.axes.time is None and signature.has_time]
+    return [each.spec.name for each in once if each.spec.shape in shapes]
+
+
+def _way_out(operation: Operation | str) -> str:
+    name = _function(operation)
     return next((way for part, way in WAYS_OUT.items() if part in name), CARRY)
 
 
-def _function(culprit: Culprit | str) -> str:
-    return culprit.function if isinstance(culprit, Culprit) else ""
+def _function(operation: Operation | str) -> str:
+    return operation.function if isinstance(operation, Operation) else ""
 
 
-class _Pairs:
+class _Runs:
     """Runs forward() on pairs of inputs that agree in some rows, and differ in others."""
 
     def __init__(self, case: Golden, forward: Forward, signature: Signature) -> None:
@@ -133,7 +145,7 @@ class _Pairs:
             if not all(map(torch.equal, handed, other)):
                 yield f"{path or 'the module'} ({type(layers[path]).__name__})"
 
-    def over_time(self, index: int) -> Culprit | None:
+    def over_time(self, index: int) -> Operation | None:
         """What makes the time step `index` (0 or -1) depend on others."""
         size = unusual_size(self._forward)
 
@@ -142,7 +154,7 @@ class _Pairs:
 
         return self._find(SIZE, size, agree, size, index)
 
-    def over_batch(self) -> Culprit | None:
+    def over_batch(self) -> Operation | None:
         """What makes the first row of a batch depend on others."""
         if self._signature.inputs[0].axes.batch is None:
             return None
@@ -186,7 +198,7 @@ class _Pairs:
         agree: Callable[[torch.Tensor, torch.Tensor], None],
         size: int,
         index: int,
-    ) -> Culprit | None:
+    ) -> Operation | None:
         states = self._states(count)
         for _ in range(TRIES):
             one, other = self._rows(count, steps), self._rows(count, steps)

@@ -20,14 +20,13 @@ from lstmserve.engine.model import SELF_TEST_SLOTS
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
-from lstmserve_export.module.forward import one_line
 from lstmserve_export.module.signature.sampler import SEED
 from lstmserve_export.module.signature.signature import Array
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, one_line
 
-CROWD: Final = 256  # rows of a batch, as many as a server runs at once by default
-CROWD_STEPS: Final = 4
-SLOTS: Final = 2 * CROWD + SELF_TEST_SLOTS
+BATCH: Final = 256  # rows of a batch, as many as a server runs at once by default
+BATCH_STEPS: Final = 4
+SLOTS: Final = 2 * BATCH + SELF_TEST_SLOTS
 
 
 class Mismatch(Exception):
@@ -116,7 +115,8 @@ def prove(
             report[f"{name} {way}"] = ratio
             onnx_error = max(onnx_error, error)
     progress("parity: a large batch")
-    report["crowd"] = _crowd(stream, {n: e for n, e in every.items() if not e.last_only})
+    whole = {name: case for name, case in every.items() if not case.last_only}
+    report[f"batch of {BATCH}"] = _large_batch(stream, whole)
     progress("parity: batches and chunks")
     try:
         check_kernel(stream.kernel, stream.pool, cases)
@@ -133,20 +133,20 @@ def prove(
     }
 
 
-def _crowd(stream: Stream, cases: Mapping[str, Golden]) -> float:
-    """Runs the first time steps of the cases in one batch of CROWD rows, each row several times.
+def _large_batch(stream: Stream, cases: Mapping[str, Golden]) -> float:
+    """Runs the first time steps of the cases in one batch of BATCH rows, each row several times.
 
     Returns the largest error in units of the allowed one. Raises Mismatch.
     """
-    count = CROWD // len(cases)
+    count = BATCH // len(cases)
     parts = []
     for case in cases.values():
         rows = np.resize(np.arange(len(case.lengths)), count)
         inputs, outputs = (
-            {name: _padded(each[rows, :CROWD_STEPS]) for name, each in group.items()}
+            {name: _padded(each[rows, :BATCH_STEPS]) for name, each in group.items()}
             for group in (case.inputs, case.outputs)
         )
-        lengths = np.minimum(case.lengths[rows], CROWD_STEPS)
+        lengths = np.minimum(case.lengths[rows], BATCH_STEPS)
         parts.append(Golden(inputs, lengths, None, outputs, {}, case.torch_error))
     inputs = {n: np.concatenate([each.inputs[n] for each in parts]) for n in parts[0].inputs}
     lengths = np.concatenate([each.lengths for each in parts])
@@ -160,8 +160,8 @@ def _crowd(stream: Stream, cases: Mapping[str, Golden]) -> float:
 
 
 def _padded(rows: Array) -> Array:
-    """[N, T, *shape] with CROWD_STEPS time steps."""
-    missing = CROWD_STEPS - rows.shape[1]
+    """[N, T, *shape] with BATCH_STEPS time steps."""
+    missing = BATCH_STEPS - rows.shape[1]
     return np.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * (rows.ndim - 2)])
 
 

@@ -13,7 +13,7 @@ from lstmserve.golden import Golden, torch_error_max
 from lstmserve_export.module.forward import Forward, Result, Tensors
 from lstmserve_export.module.signature.sampler import SEED, Sampler
 from lstmserve_export.module.signature.signature import Array, Signature
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, described
 
 EXAMPLE_ROWS_MAX: Final = 256
 Run = Callable[[Tensors], list[Result]]
@@ -101,7 +101,9 @@ class Reference:
         try:
             return self._steps(run, inputs, lengths)
         except Exception as error:  # the user's code may raise anything
-            raise Refused(f"forward() fails on {max(lengths)} time steps: {error}") from error
+            raise Refused(
+                f"forward() fails on {max(lengths)} time steps: {described(error)}"
+            ) from error
 
     def _steps(
         self, run: Run, inputs: dict[str, Array], lengths: Array, is_alone: bool = False

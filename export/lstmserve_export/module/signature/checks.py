@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lstmserve_export.module.forward import Forward, Result, described
-from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.module.forward import Forward, Result
+from lstmserve_export.refusal import Refused, described, shorten
 
 # An LSTM keeps lists of its own parameters.
 TORCHS_OWN: Final = frozenset(vars(nn.Module())) | frozenset(

@@ -22,13 +22,12 @@ from lstmserve_export.module.forward import (
     Forward,
     Result,
     Tensors,
-    described,
 )
 from lstmserve_export.module.places import place
 from lstmserve_export.module.recurrent import Call, find_layers, kind_of, watched
 from lstmserve_export.module.signature.sampler import SIZE, Sampler
 from lstmserve_export.module.signature.signature import Output
-from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.refusal import Refused, described, shorten
 
 LENGTH: Final = 4  # time steps
 MIXED: Final = "rows of the batch influence each other"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from lstmserve.spec import ModelSpec, TensorSpec
-from lstmserve_export.module.forward import Axes, Forward, Result, Tensors
+from lstmserve_export.module.forward import Axes, Result, Tensors
 from lstmserve_export.module.recurrent import CallId
 
 Array = npt.NDArray[Any]
@@ -134,11 +134,3 @@ class Signature:
             each.spec.name: results[each.result].tensor.movedim(each.result_batch, 0)
             for each in self.passed
         }
-
-
-def step(
-    forward: Forward, signature: Signature, inputs: Tensors, states: Tensors
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Outputs of the last time step and the passed states after it; see arguments()."""
-    results = forward(signature.arguments(inputs, states))
-    return signature.last(results), signature.after(results)

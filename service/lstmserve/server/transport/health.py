@@ -98,7 +98,10 @@ class _Watch:
             except Malformed as error:
                 stream.finish(to_abort(error))
 
-    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """Does nothing: health checks are not counted."""
+
+    def closed(self, stream: StreamCall) -> None:
         self._health.end(stream)
 
 

@@ -47,8 +47,11 @@ class Reflection:
         for response in self._servicer.ServerReflectionInfo(iter([request]), None):
             yield response.SerializeToString()
 
-    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """Does nothing: a stream leaves nothing behind, and is not counted."""
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """Does nothing: these calls are not counted."""
+
+    def closed(self, stream: StreamCall) -> None:
+        """Does nothing: a stream leaves nothing behind."""
 
 
 class _Conversation:

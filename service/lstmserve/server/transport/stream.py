@@ -50,11 +50,11 @@ class StreamMethod(Protocol):
         The list belongs to the method, which calls admitted() for each message.
         """
 
-    def closed(self, stream: StreamCall, code: grpc.StatusCode) -> None:
-        """The stream is over on the wire.
+    def ended(self, stream: StreamCall, code: grpc.StatusCode) -> None:
+        """The stream failed, or its client has gone (CANCELLED), or took its end (OK)."""
 
-        `code` is CANCELLED if its client has gone, also where it has gone before an OK reached it.
-        """
+    def closed(self, stream: StreamCall) -> None:
+        """The stream is over on the wire."""
 
 
 class Conversation(Protocol):
@@ -80,10 +80,10 @@ class StreamCall:
         "_admitted_bytes",
         "_arrivals",
         "_call",
-        "_code",
         "_idle_reader",
         "_idle_writer",
         "_is_message_under_way",
+        "_is_ok",
         "_is_over",
         "_metadata",
         "_outgoing",
@@ -102,7 +102,7 @@ class StreamCall:
         self._call = event.call
         self._metadata = event.invocation_metadata
         self._is_over = False
-        self._code = grpc.StatusCode.OK
+        self._is_ok = False  # it was finished as OK
         self._idle_reader: list[None] = [None]  # empty: it waits for a message, or is stalled
         self._received = 0  # messages that came; only the poller writes this and the next two
         self._received_bytes = 0
@@ -183,7 +183,10 @@ class StreamCall:
         """Ends the call with the status, after every message that was written."""
         if not self._is_over:
             self._is_over = True
-            self._code = abort.code
+            if abort.code is grpc.StatusCode.OK:
+                self._is_ok = True  # unless the client has gone, which the end on the wire tells
+            else:
+                self.method.ended(self, abort.code)
             self._put(abort)
 
     def give_up(self, abort: Abort) -> None:
@@ -256,17 +259,21 @@ class StreamCall:
     def _gone(self) -> None:
         if not self._is_over:
             self._is_over = True
+            self.method.ended(self, grpc.StatusCode.CANCELLED)
             if self.conversation is not None:
                 self.conversation.gone()
-        if self._code is grpc.StatusCode.OK:
+        elif self._is_ok:
             # A connection that breaks may look like a half-close first, and be finished for that.
-            self._code = grpc.StatusCode.CANCELLED
+            self._is_ok = False
+            self.method.ended(self, grpc.StatusCode.CANCELLED)
         self._closed()
 
     def _closed(self) -> None:
         """Forgets gRPC's call, which is over on the wire, too."""
         self._outgoing.clear()
-        self.method.closed(self, self._code)
+        if self._is_ok:
+            self.method.ended(self, grpc.StatusCode.OK)
+        self.method.closed(self)
         self.conversation = None
         self._call = ENDED
 

@@ -40,7 +40,7 @@ SELECTIONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Culprit:
+class Operation:
     """A torch function, such as "softmax", and where the user's code calls it.
 
     `path` is the innermost layer that calls it, "" for the module itself, and `kind` its class;
@@ -63,26 +63,26 @@ class Culprit:
 class _Called:
     """One call of a torch function: its tensors, and the frames' findings."""
 
-    culprit: Culprit
+    operation: Operation
     inputs: list[torch.Tensor]
     outputs: list[torch.Tensor]
 
 
 def find_mixing(
     forward: Forward, one: Tensors, other: Tensors, size: int, index: int
-) -> Culprit | None:
+) -> Operation | None:
     """The first function whose result at `index` of the axis of `size` entries differs between the
     two runs, although all that it reads agrees there. None if there is none.
 
     Raises what forward() raises.
     """
     first, second = _record(forward, one), _record(forward, other)
-    counts = Counter(each.culprit for each in first)
+    counts = Counter(each.operation for each in first)
     found = [
-        left.culprit
+        left.operation
         for left, right in zip(first, second, strict=False)
-        if left.culprit == right.culprit
-        and counts[left.culprit] < size  # a loop over time takes the rows one by one
+        if left.operation == right.operation
+        and counts[left.operation] < size  # a loop over time takes the rows one by one
         and _agree(left.inputs, right.inputs, size, index)
         and not _agree(left.outputs, right.outputs, size, index)
     ]
@@ -92,7 +92,7 @@ def find_mixing(
 
 def is_loop(forward: Forward, tensors: Tensors, size: int) -> bool:
     """Whether one line of forward() calls a torch function for each of `size` time steps."""
-    counts = Counter(each.culprit for each in _record(forward, tensors))
+    counts = Counter(each.operation for each in _record(forward, tensors))
     return max(counts.values(), default=0) >= size
 
 
@@ -153,7 +153,7 @@ class _Recorder(TorchFunctionMode):
         if outputs := list(_tensors(result)):
             where = located(callers(sys._getframe(1)), self._module)
             name = getattr(func, "__name__", str(func))
-            self.calls.append(_Called(Culprit(name, *where), inputs, outputs))
+            self.calls.append(_Called(Operation(name, *where), inputs, outputs))
         return result
 
     @contextmanager
