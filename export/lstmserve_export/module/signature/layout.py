@@ -201,19 +201,21 @@ class LayoutSearch:
         shape = tuple(axes.to_rows(tensor).shape[2:])
         return Output(TensorSpec(f"result{number}", shape, dtype_name(tensor)), number, axes)
 
-    @property
-    def _is_batch_first(self) -> bool:
-        return all(getattr(each, "batch_first", True) for each in self.layers.values())
+    def _likely_axes(self) -> Axes | None:
+        """The axes of the first input by its recurrent layers; None where it may have no time."""
+        tensor = self.forward.example[self.primary]
+        if self.given is None and tensor.dim() == 2 and tensor.is_floating_point():
+            return None  # its second axis may be that of features
+        is_batch_first = all(getattr(each, "batch_first", True) for each in self.layers.values())
+        main = self.given or LAYOUTS["BT" if is_batch_first else "TB"]
+        return None if main.time is None or tensor.dim() <= main.time else main
 
     def _check_fixed_sizes(self) -> None:
         """Raises Refused if forward() takes the example's number of time steps, or of rows in a
         batch, and no other."""
-        tensor = self.forward.example[self.primary]
-        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
-        if main.time is None or tensor.dim() < 2:
+        tensor, main = self.forward.example[self.primary], self._likely_axes()
+        if main is None or main.time is None:
             return
-        if tensor.dim() == 2 and tensor.is_floating_point() and not self.given:
-            return  # its second axis may be that of features
         length = tensor.shape[main.time]
         if length > 1 and (fault := self._fault_of_fewer(main.time)):
             raise Refused(
@@ -230,9 +232,8 @@ class LayoutSearch:
 
     def _check_one_step(self) -> None:
         """Raises Refused if forward() takes a sequence, but not its first time step alone."""
-        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
-        tensor = self.forward.example[self.primary]
-        if main.time is None or tensor.dim() < 2:
+        tensor, main = self.forward.example[self.primary], self._likely_axes()
+        if main is None or main.time is None:
             return
         length = tensor.shape[main.time]
         first = {
