@@ -34,8 +34,8 @@ class Mismatch(Exception):
 
     def __init__(self, case: str, way: str, name: str, step: int, ratio: float) -> None:
         super().__init__(
-            f"output {name} differs at time step {step + 1} of the {case} rows, {way}: {ratio:.3g} "
-            "times the allowed difference"
+            f"output {name} differs from forward() at time step {step + 1} of the {case} rows, "
+            f"{way}: {ratio:.3g} times the allowed difference"
         )
         self.case = case
         self.step = step

@@ -197,22 +197,20 @@ class LayoutSearch:
         shape = tuple(axes.to_rows(tensor).shape[2:])
         return Output(TensorSpec(f"result{number}", shape, dtype_name(tensor)), number, axes)
 
-    @property
-    def _is_batch_first(self) -> bool:
-        return all(getattr(each, "batch_first", True) for each in self.layers.values())
-
-    @property
-    def _may_be_rows(self) -> bool:
-        """Whether the first input may be [B, F] or [T, F], not [B, T]."""
+    def _likely_axes(self) -> Axes | None:
+        """The axes of the first input by its recurrent layers; None where it may have no time."""
         tensor = self.forward.example[self.primary]
-        return tensor.dim() == 2 and tensor.is_floating_point() and self.given is None
+        if self.given is None and tensor.dim() == 2 and tensor.is_floating_point():
+            return None  # its second axis may be that of features
+        is_batch_first = all(getattr(each, "batch_first", True) for each in self.layers.values())
+        main = self.given or LAYOUTS["BT" if is_batch_first else "TB"]
+        return None if main.time is None or tensor.dim() <= main.time else main
 
     def _check_fixed_sizes(self) -> None:
         """Raises Refused if forward() takes the example's number of time steps, or of rows in a
         batch, and no other."""
-        tensor = self.forward.example[self.primary]
-        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
-        if main.time is None or tensor.dim() < 2 or self._may_be_rows:
+        tensor, main = self.forward.example[self.primary], self._likely_axes()
+        if main is None or main.time is None:
             return
         length = tensor.shape[main.time]
         if length > 1 and (fault := self._fault_of_fewer(main.time)):
@@ -230,9 +228,8 @@ class LayoutSearch:
 
     def _check_one_step(self) -> None:
         """Raises Refused if forward() takes a sequence, but not its first time step alone."""
-        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
-        tensor = self.forward.example[self.primary]
-        if main.time is None or tensor.dim() < 2 or self._may_be_rows:
+        tensor, main = self.forward.example[self.primary], self._likely_axes()
+        if main is None or main.time is None:
             return
         length = tensor.shape[main.time]
         first = {
