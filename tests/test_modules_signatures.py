@@ -708,7 +708,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "wrong axes": (Plain, x, {"axes": "TB"}, "the axes of x [5, 6, 4] are not clear (TB:"),
     "bad axes": (Plain, x, {"axes": "BTF"}, "axes is 'BTF', must be one of BT, TB"),
     "bad states": (Plain, x, {"states": ["h"]}, "forward() has no argument h in the example"),
-    "names": (Plain, x, {"output_names": ["a", "b"]}, "1 outputs besides the states"),
+    "names": (
+        Plain,
+        x,
+        {"output_names": ["a", "b"]},
+        "2 names (a, b), and forward() returns 1 besides the states: y",
+    ),
     "example": (Plain, lambda: (x(), 1, 2), {}, "the example does not fit forward(x"),
     "no tensor": (Plain, lambda: (None,), {}, "the example has no tensor"),
     "NaN": (Plain, lambda: x() * np.nan, {}, "x of the example has NaN"),
