@@ -200,19 +200,23 @@ class LayoutSearch:
         shape = tuple(axes.to_rows(tensor).shape[2:])
         return Output(TensorSpec(f"result{number}", shape, dtype_name(tensor)), number, axes)
 
-    @property
-    def _is_batch_first(self) -> bool:
-        return all(getattr(each, "batch_first", True) for each in self.layers.values())
+    def _likely_axes(self) -> Axes:
+        """The axes of the first input by what the user said, or by the layers."""
+        if self.given:
+            return self.given
+        tensor = self.forward.example[self.primary]
+        if tensor.dim() == 2 and tensor.is_floating_point():
+            return LAYOUTS["B"]  # its second axis may be that of features
+        is_batch_first = all(getattr(each, "batch_first", True) for each in self.layers.values())
+        return LAYOUTS["BT" if is_batch_first else "TB"]
 
     def _check_fixed_sizes(self) -> None:
         """Raises Refused if forward() takes the example's number of time steps, or of rows in a
         batch, and no other."""
         tensor = self.forward.example[self.primary]
-        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
+        main = self._likely_axes()
         if main.time is None or tensor.dim() < 2:
             return
-        if tensor.dim() == 2 and tensor.is_floating_point() and not self.given:
-            return  # its second axis may be that of features
         length = tensor.shape[main.time]
         if length > 1 and (fault := self._fault_of_fewer(main.time)):
             raise Refused(
@@ -229,7 +233,7 @@ class LayoutSearch:
 
     def _check_one_step(self) -> None:
         """Raises Refused if forward() takes a sequence, but not its first time step alone."""
-        main = self.given or LAYOUTS["BT" if self._is_batch_first else "TB"]
+        main = self._likely_axes()
         tensor = self.forward.example[self.primary]
         if main.time is None or tensor.dim() < 2:
             return
