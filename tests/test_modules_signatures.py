@@ -708,6 +708,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "wrong axes": (Plain, x, {"axes": "TB"}, "the axes of x [5, 6, 4] are not clear (TB:"),
     "bad axes": (Plain, x, {"axes": "BTF"}, "axes is 'BTF', must be one of BT, TB"),
     "bad states": (Plain, x, {"states": ["h"]}, "forward() has no argument h in the example"),
+    "a lone string": (Plain, x, {"states": "memory"}, "forward() has no argument memory in the"),
     "names": (
         Plain,
         x,
