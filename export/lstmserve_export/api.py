@@ -64,13 +64,9 @@ def export(
     if example is not None:
         if head is not None or embedding is not None or golden is not None or any(norms):
             raise Refused(ALONE)
+        states, output_names = _names(states), _names(output_names)
         return export_module(
-            module,
-            example,
-            target,
-            states=_names(states),
-            output_names=_names(output_names),
-            axes=Axes.of(axes),
+            module, example, target, states=states, output_names=output_names, axes=Axes.of(axes)
         )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
