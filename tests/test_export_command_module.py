@@ -371,7 +371,10 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "no class": (["--module", "train.py"], "must be FILE.py:CLASS"),
     "no Python file": (["--module", "net.ipynb:Net"], "must be FILE.py:CLASS"),
     "no name": (["--module", "train.py:Net()"], "must be FILE.py:CLASS"),
-    "no axes": (["--module", "train.py:Net", "--axes", "XY"], "'BT', 'TB', 'B', 'T'"),
+    "no axes": (
+        ["--module", "train.py:Net", "--axes", "XY"],
+        "'BT', 'TB', 'BFT', 'BCFT', 'B', 'T'",
+    ),
     "an empty name": (["--module", "train.py:Net", "--states", "h,,c"], "names with commas"),
     "a missing example": (["--module", "train.py:Net", "--example", "no.npy"], "does not exist"),
     "arguments alone": (["--module-args", "{}"], "--module-args needs --module FILE.py:CLASS"),
@@ -440,7 +443,7 @@ def test_a_module_that_is_an_lstm_and_its_head_has_their_summary(
     export.spec = ModelSpec.of_lstm(LstmSpec(WIDTH, HIDDEN, head=(Linear(3),)))
     stdout, _ = lines_of(write(tmp_path))
     assert stdout[-3] == "computes  y = linear(lstm(x)), at every time step"
-    assert stdout[-2].endswith("were compared with your own forward().")
+    assert stdout[-2].endswith("compared the model with your own forward().")
     assert not any("--golden" in line for line in stdout)
 
 

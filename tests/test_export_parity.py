@@ -16,9 +16,10 @@ from lstmserve.graph import Weights, build_portable
 from lstmserve_export import export
 from lstmserve_export.lstm.convert import convert
 from lstmserve_export.lstm.network import Network, describe, take_head, take_lstm
-from lstmserve_export.lstm.parity import LENGTHS, probe, prove
+from lstmserve_export.lstm.parity import prove, random_inputs
 from lstmserve_export.lstm.reference import Inputs, forward, refer
 from lstmserve_export.refusal import Refused
+from lstmserve_export.sequences import LENGTHS
 
 Fault = Callable[[dict[str, np.ndarray]], None]
 
@@ -33,7 +34,7 @@ def proved(network: Network, weights: Weights) -> None:
     """Runs the proof on a model.onnx with these weights."""
     spec = describe(network)
     content = build_portable(spec, weights).SerializeToString()
-    prove(content, spec, refer(network, probe(network, spec)), lambda stage: None)
+    prove(content, spec, refer(network, random_inputs(network, spec, LENGTHS)), lambda stage: None)
 
 
 def swap_layers(w: dict[str, np.ndarray]) -> None:
@@ -85,10 +86,10 @@ def test_what_is_no_fault_passes() -> None:
     proved(network, weights)
 
 
-def test_the_probe_has_200_rows_and_both_kinds_of_start() -> None:
+def test_the_random_case_has_200_rows_and_both_kinds_of_start() -> None:
     """Half of its sequences start from zeros, like new sessions, and half from a state."""
     network = two_layers()
-    inputs = probe(network, describe(network))
+    inputs = random_inputs(network, describe(network), LENGTHS)
     assert sum(LENGTHS) == inputs.lengths.sum() == 200
     starts = np.abs(inputs.h0).max(axis=(0, 2)), np.abs(inputs.c0).max(axis=(0, 2))
     for start in starts:
@@ -99,7 +100,7 @@ def test_the_probe_has_200_rows_and_both_kinds_of_start() -> None:
 def test_the_reference_is_torch_itself() -> None:
     """forward() with padding equals a plain call of the modules on every sequence."""
     network = two_layers()
-    inputs = probe(network, describe(network))
+    inputs = random_inputs(network, describe(network), LENGTHS)
     y, hn, cn = forward(network, inputs, torch.float64)
     lstm, head = network.lstm.double(), network.head.double()
     for n, length in enumerate(inputs.lengths):
@@ -128,7 +129,7 @@ def test_a_chaotic_network_is_proved_where_float32_means_something(tmp_path: Pat
 def test_answers_past_a_length_do_not_count() -> None:
     """Values in the padding of x change nothing."""
     network = two_layers()
-    inputs = probe(network, describe(network))
+    inputs = random_inputs(network, describe(network), LENGTHS)
     past = np.arange(inputs.x.shape[1]) >= inputs.lengths[:, None]
     other = Inputs(np.where(past[:, :, None], 7, inputs.x), inputs.lengths, inputs.h0, inputs.c0)
     first, second = refer(network, inputs), refer(network, replace(other))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import lstmserve_export.lstm.parity
+import lstmserve_export.sequences
 from exporting import Net, exported, models_of, refused, run_export, save
 from lstmserve.manifest import GOLDEN, MANIFEST, MODEL, list_versions, read_model
 
@@ -183,5 +183,5 @@ def test_wide_models_are_proved_on_fewer_rows(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """golden.npz does not grow with a vocabulary, and every sequence keeps a row."""
-    monkeypatch.setattr(lstmserve_export.lstm.parity, "VALUE_COUNT_MAX", 200)
+    monkeypatch.setattr(lstmserve_export.sequences, "VALUE_COUNT_MAX", 200)
     assert 8 <= exported(checkpoint).manifest.parity["rows"] < 30

@@ -533,6 +533,14 @@ def normalises_a_batch(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.fc(self.norm(self.lstm(x)[0][:, -1]))
 
 
+def averages(self: Any, x: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    levels = []
+    for row in answer(self, x).unbind(1):
+        level = 0.9 * level + 0.1 * row
+        levels.append(level)
+    return torch.stack(levels, 1), level
+
+
 def without_lstm(forward: Forward, **parts: Any) -> nn.Module:
     """A module with these parts and no recurrent layer."""
     module = net(forward, **parts)
@@ -640,6 +648,11 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Any, Sequence[str]]] = {
         ),
         X,
         ["a cell written by hand", "as an argument of forward() and return it"],
+    ),
+    "a state that no name shows": (
+        lambda: net(averages),
+        (X, torch.zeros(BATCH, OUTPUTS)),
+        ["forward() takes level once for a sequence", "name it with states="],
     ),
     "max_norm": (
         lambda: net(

@@ -16,7 +16,7 @@ from lstmserve_export.module.forward import Axes
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import Exported, Target
 
-RECOGNISED = (nn.LSTM, nn.LSTMCell)
+LSTMS = (nn.LSTM, nn.LSTMCell)
 ALONE = (
     "a module with an example is exported as it is: make head, embedding, means and scales a part "
     "of it, and leave out golden, since forward() itself is checked"
@@ -64,12 +64,18 @@ def export(
     if example is not None:
         if head is not None or embedding is not None or golden is not None or any(norms):
             raise Refused(ALONE)
+        states, output_names = _names(states), _names(output_names)
         return export_module(
             module, example, target, states=states, output_names=output_names, axes=Axes.of(axes)
         )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
     return _export_lstm(module, head, embedding, norms, target, golden)
+
+
+def _names(names: Sequence[str]) -> Sequence[str]:
+    """The names; a lone string is one name."""
+    return (names,) if isinstance(names, str) else names
 
 
 def _export_lstm(
@@ -80,7 +86,7 @@ def _export_lstm(
     target: Target,
     golden: Mapping[str, npt.ArrayLike] | str | Path | None,
 ) -> Exported:
-    if not isinstance(module, RECOGNISED):
+    if not isinstance(module, LSTMS):
         raise Refused(
             f"{type(module).__name__} needs an example of what its forward() takes: "
             "export(module, example=x, ...)"

@@ -101,21 +101,21 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @_flag(
     "--states",
     default="",
-    metavar="NAMES",
+    metavar="A,B",
     callback=_names,
     help="Arguments of forward() that are states, if the export cannot tell.",
 )
 @_flag(
     "--output-names",
     default="",
-    metavar="NAMES",
+    metavar="A,B",
     callback=_names,
     help="Names of the results of forward() without the states.",
 )
 @_flag(
     "--axes",
     type=click.Choice(["BT", "TB", "BFT", "BCFT", "B", "T"]),
-    help="Order of batch and time in the inputs, if the export cannot tell.",
+    help="Axes of the inputs, if the export cannot tell: B batch, T time, F and C features.",
 )
 @_flag(
     "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."

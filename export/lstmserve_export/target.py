@@ -10,6 +10,8 @@ from pathlib import Path
 from lstmserve.manifest import NAME, Manifest, list_versions, write_model
 from lstmserve_export.refusal import Refused
 
+ONNX_BYTES_MAX = (1 << 31) - (1 << 20)
+TOO_LARGE = "the weights are larger than the 2 GB an ONNX file can hold"
 PACKAGES = ("lstmserve", "torch", "onnx", "onnxruntime", "numpy")
 
 

@@ -18,12 +18,10 @@ from lstmserve_export.lstm.convert import convert
 from lstmserve_export.lstm.network import Network, Norm, describe
 from lstmserve_export.lstm.pairs import take_pairs
 from lstmserve_export.lstm.pairs_proof import prove_pairs
-from lstmserve_export.lstm.parity import LENGTHS, probing, prove
+from lstmserve_export.lstm.parity import prove, random_case
 from lstmserve_export.refusal import Refused
-from lstmserve_export.target import Exported, Target, package_versions
-
-CHAOTIC_ERROR = 0.01
-ONNX_BYTES_MAX = (1 << 31) - (1 << 20)
+from lstmserve_export.sequences import chaos_notes
+from lstmserve_export.target import ONNX_BYTES_MAX, TOO_LARGE, Exported, Target, package_versions
 
 
 def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Arrays | None:
@@ -59,10 +57,10 @@ def export_network(
     spec = describe(network)
     weights = convert(network, spec)
     if sum(tensor.nbytes for tensor in weights.values()) > ONNX_BYTES_MAX:
-        raise Refused("the weights are larger than the 2 GB an ONNX file can hold")
+        raise Refused(TOO_LARGE)
     content = build_portable(spec, weights).SerializeToString(deterministic=True)
     progress("parity: torch's own answers")
-    case, whole_error = probing(network, spec)
+    case, whole_error = random_case(network, spec)
     cases = {"parity": case}
     parity = prove(content, spec, cases["parity"], progress)
     if pairs is not None:
@@ -78,18 +76,7 @@ def export_network(
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*network.notes, *_chaos_note(whole_error)),
+        notes=(*network.notes, *chaos_notes(whole_error)),
     )
     progress("write the folder")
     return target.write(manifest, files)
-
-
-def _chaos_note(torch_error: float) -> tuple[str, ...]:
-    """A note for the operator of a network that amplifies rounding errors."""
-    if torch_error <= CHAOTIC_ERROR:
-        return ()
-    return (
-        f"torch's own float32 is off by {torch_error:.2g} within {max(LENGTHS)} rows: this network "
-        "amplifies rounding, so the export checks it on shorter sequences where needed, and long "
-        "streams differ between machines",
-    )

@@ -17,23 +17,17 @@ from lstmserve.spec import LstmSpec
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.lstm.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
+from lstmserve_export.sequences import SEED, clear_case, lengths_for, random_chunks
 
-SEED = 20130101
-# 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
-LENGTHS = (64, 48, 37, 25, 16, 7, 2, 1)
-VALUE_COUNT_MAX = 4_000_000
 Array = npt.NDArray[np.floating[Any]]
 Outputs = tuple[Array, Array, Array]
 
 
-def probe(network: Network, spec: LstmSpec, longest: Sequence[int] = LENGTHS) -> Inputs:
-    """Random sequences for a spec: half start from zeros as new sessions do, half from a state.
-
-    There are fewer rows if inputs and outputs are so wide that golden.npz would become large.
-    """
+def random_inputs(network: Network, spec: LstmSpec, steps: Sequence[int]) -> Inputs:
+    """Random sequences of these lengths: half start from zeros as new sessions do, half from a
+    state."""
     rng = np.random.default_rng(SEED)
-    share = min(1.0, VALUE_COUNT_MAX / sum(longest) / (spec.input_size + spec.output_size))
-    lengths = np.array([max(1, int(length * share)) for length in longest], np.int32)
+    lengths = np.array(steps, np.int32)
     count, rows = len(lengths), int(lengths.max())
     x: npt.NDArray[np.generic]
     if spec.num_embeddings:
@@ -49,24 +43,13 @@ def probe(network: Network, spec: LstmSpec, longest: Sequence[int] = LENGTHS) ->
     return Inputs(x, lengths, h0.astype(np.float32), c0.astype(np.float32))
 
 
-def probing(network: Network, spec: LstmSpec) -> tuple[LstmGolden, float]:
-    """The probe with torch's answers, and torch's error on the longest one.
-
-    Halves the sequences until torch's float32 is close enough to its float64 for the answers to
-    mean something. Raises Refused if it is not even on single rows.
-    """
-    lengths: tuple[int, ...] = LENGTHS
-    case = refer(network, probe(network, spec))
-    whole_error = case.torch_error
-    while not case.torch_error <= torch_error_max(case.y, case.hn, case.cn):
-        if max(lengths) == 1:
-            raise Refused(
-                f"torch's own float32 is off by {case.torch_error:.2g} on a single row: with these "
-                "weights no float32 result means anything; train with smaller ones"
-            )
-        lengths = tuple(max(1, length // 2) for length in lengths)
-        case = refer(network, probe(network, spec, lengths))
-    return case, whole_error
+def random_case(network: Network, spec: LstmSpec) -> tuple[LstmGolden, float]:
+    """The case of random rows, and torch's error on all of them. Raises Refused."""
+    return clear_case(
+        lambda lengths: refer(network, random_inputs(network, spec, lengths)),
+        lambda case: case.torch_error <= torch_error_max(case.y, case.hn, case.cn),
+        lengths_for(spec.input_size + spec.output_size),
+    )
 
 
 def open_session(content: bytes) -> ort.InferenceSession:
@@ -126,7 +109,7 @@ def judge(outputs: Outputs, case: LstmGolden) -> float:
 def prove(
     content: bytes, spec: LstmSpec, case: LstmGolden, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The parity report of model.onnx on the probe's case. Raises Refused if an error is too large.
+    """The parity report of model.onnx on a case. Raises Refused if an error is too large.
 
     Runs whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional
     model has no chunks or steps.
@@ -139,9 +122,8 @@ def prove(
     progress("parity: a ragged batch")
     results["ragged"] = run(session, case, [0, rows])
     if not spec.bidirectional:
-        inner = np.random.default_rng(SEED).permutation(np.arange(1, rows))[: rows // 8]
         progress("parity: random chunks")
-        results["chunks"] = run(session, case, [0, *sorted(map(int, inner)), rows])
+        results["chunks"] = run(session, case, random_chunks(rows))
         progress("parity: single steps")
         results["steps"] = run(session, case, range(rows + 1))
     report = {name: judge(outputs, case) for name, outputs in results.items()}

@@ -55,7 +55,7 @@ class Axes:
         return LAYOUTS[letters] if letters else None
 
     def to_rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of forward's -> [B, T, *shape], with 1 for an axis that it has not."""
+        """A tensor of forward's -> [B, T, *shape], with 1 for an axis that it does not have."""
         places = [each for each in (self.batch, self.time) if each is not None]
         rows = tensor.movedim(places, list(range(len(places))))
         if self.batch is None:
@@ -63,8 +63,8 @@ class Axes:
         return rows[:, None] if self.time is None else rows
 
     def from_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """[B, T, *shape] -> a tensor of forward's, which takes the first entry of an axis that it
-        has not."""
+        """[B, T, *shape] -> a tensor of forward's, with the first entry of an axis that it does
+        not have."""
         if self.time is None:
             rows = rows[:, 0]
         if self.batch is None:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from lstmserve_export.arrays import Array
 from lstmserve_export.module.graph.trace import DOMAIN
-from lstmserve_export.module.signature.signature import Array
 
 # What an axis of a value is. LAYERS is only in a state of an LSTM that has several.
 BATCH, ONE, LAYERS, WIDTH = "batch", "one", "layers", "width"

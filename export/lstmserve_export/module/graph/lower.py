@@ -12,23 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
 from lstmserve.spec import INITIAL, Tap
+from lstmserve_export.arrays import Array
 from lstmserve_export.module.graph.trace import DOMAIN, RECURRENT, Trace
 from lstmserve_export.module.recurrent import CELLS, CallId, Layer, kind_of, state_names
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
+from lstmserve_export.target import ONNX_BYTES_MAX, TOO_LARGE
 
-Array = npt.NDArray[Any]
 OPS: Final = {"lstm": "LSTM", "gru": "GRU"}
 # The order of the gates in ONNX's rows, as positions in torch's (i f g o; r z n; one).
 GATES: Final = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NET: Final = "net."  # the name of the module in the trace
 IR_VERSION: Final = 10
-ONNX_BYTES_MAX: Final = (1 << 31) - (1 << 20)
 
 
 class Step(NamedTuple):
@@ -86,7 +85,7 @@ def lower(traced: Trace, signature: Signature) -> tuple[onnx.ModelProto, tuple[T
     """The step graph, which step_graph.read_step_graph() reads, and its layers. Raises Refused."""
     graph = traced.model.graph
     if any(tensor.external_data for tensor in graph.initializer):
-        raise Refused("the weights are larger than the 2 GB an ONNX file can hold")
+        raise Refused(TOO_LARGE)
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
     taken |= {value.name for value in (*graph.input, *graph.output)}
     found = _Nodes(taken)
@@ -139,7 +138,7 @@ def _model(traced: onnx.ModelProto, found: _Nodes) -> onnx.ModelProto:
         made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="lstmserve"
     )
     if model.ByteSize() > ONNX_BYTES_MAX:
-        raise Refused("the weights are larger than the 2 GB an ONNX file can hold")
+        raise Refused(TOO_LARGE)
     return model
 
 

@@ -3,12 +3,11 @@
 It reads the trace backwards from the only output to the only input, and takes what an LstmSpec can
 say and nothing else; between the layers, nodes may move an axis of length 1. It computes nothing
 and proves nothing: a network that it returns is a proposal, which the export compares with
-forward() by pairs_of(). It must not know the user's classes, only the graph.
+forward(). It must not know the user's classes, only the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,9 +17,8 @@ import onnx
 import torch
 from torch import nn
 
-from lstmserve.golden import Golden
+from lstmserve_export.arrays import Array
 from lstmserve_export.lstm.network import Network, Norm, make_activation
-from lstmserve_export.lstm.pairs import SEQUENCE_COUNT_MAX
 from lstmserve_export.module.graph.chain import (
     BATCH,
     LAYERS,
@@ -36,7 +34,7 @@ from lstmserve_export.module.graph.chain import (
 )
 from lstmserve_export.module.graph.trace import DOMAIN, Trace
 from lstmserve_export.module.recurrent import Layer
-from lstmserve_export.module.signature.signature import Array, Signature
+from lstmserve_export.module.signature.signature import Signature
 
 NOTE: Final = "recognised as head(lstm(x)): its graph is built from the weights"
 ACTIVATIONS: Final = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softmax": "softmax"}
@@ -51,25 +49,6 @@ def recognise(traced: Trace, signature: Signature) -> Network | None:
         return _Reader(traced, signature).network()
     except NotRecognised:
         return None
-
-
-def pairs_of(cases: Mapping[str, Golden]) -> dict[str, Array]:
-    """The module's own answers, as the export of kind "lstm" takes a user's pairs.
-
-    Of all cases together it takes as many sequences as pairs may have.
-    """
-    found: dict[str, list[Array]] = {"x": [], "y": [], "lengths": []}
-    steps = max(case.lengths.max() for case in cases.values())
-    for case in cases.values():
-        for name, group in (("x", case.inputs), ("y", case.outputs)):
-            (array,) = group.values()
-            past = [(0, 0), (0, steps - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
-            found[name].append(np.pad(array, past))
-        found["lengths"].append(case.lengths)
-    whole = {n: np.concatenate(parts)[:SEQUENCE_COUNT_MAX] for n, parts in found.items()}
-    if whole["x"].dtype.kind == "i":
-        whole["tokens"] = whole.pop("x")
-    return whole
 
 
 class _Reader:

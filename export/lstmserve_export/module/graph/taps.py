@@ -18,9 +18,9 @@ from onnx import helper, numpy_helper
 from lstmserve.runtime import ort
 from lstmserve.spec import NEXT, ModelSpec, Tap
 from lstmserve_export.refusal import Refused, one_line
+from lstmserve_export.sequences import SEED
 
 Floats = npt.NDArray[np.float64]
-SEED: Final = 20130101
 SIZE: Final = 4  # of the batch
 TOLERANCE: Final = 2e-5
 

@@ -13,6 +13,7 @@ from torch import nn
 from lstmserve_export.arrays import Array, Arrays, read_npy, read_npz
 from lstmserve_export.module.forward import Forward
 from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.sequences import SEED
 
 Example = dict[str, Any]
 HOW: Final = 'give rows as forward() takes them, --example x.npy: np.save("x.npy", x.numpy())'
@@ -20,7 +21,6 @@ HOW_MANY: Final = (
     "give --example x.npz with an array for each argument by its name, and NAME.0, NAME.1 for a "
     'tuple: np.savez("x.npz", **{"x": x, "state.0": h, "state.1": c})'
 )
-SEED: Final = 20130101
 SIZE, LENGTH = 3, 8  # of a guessed example
 
 

@@ -6,20 +6,19 @@ others are of the export alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from lstmserve.golden import Golden, torch_error_max
-from lstmserve_export.module.proof.reference import Reference, floats
-from lstmserve_export.module.signature.sampler import SEED
-from lstmserve_export.module.signature.signature import Array, Signature
-from lstmserve_export.refusal import Refused, described
+from lstmserve.golden import Golden
+from lstmserve_export.arrays import Array
+from lstmserve_export.lstm.pairs import SEQUENCE_COUNT_MAX
+from lstmserve_export.module.proof.reference import Reference, is_clear
+from lstmserve_export.module.signature.signature import Signature
+from lstmserve_export.refusal import described
+from lstmserve_export.sequences import SEED, VALUE_COUNT_MAX, clear_case, lengths_for
 
-# 200 rows together. On longer streams float32 loses chaotic networks, in torch too.
-LENGTHS: Final = (64, 48, 37, 25, 16, 7, 2, 1)
-VALUE_COUNT_MAX: Final = 4_000_000
 # One more than what a forward() may cut its input to, or begin again after.
 LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
 UNUSUAL_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
@@ -28,27 +27,13 @@ FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -
 INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
 
 
-def probing(reference: Reference, signature: Signature) -> tuple[Golden, float]:
-    """The case of random rows, and torch's error on the longest one.
-
-    Halves the sequences until torch's float32 is close enough to its float64 for the answers to
-    mean something. Raises Refused if it is not even on single rows.
-    """
-    spec = signature.spec
-    width = sum(each.size for each in (*spec.inputs, *spec.outputs))
-    share = min(1.0, VALUE_COUNT_MAX / sum(LENGTHS) / width)
-    lengths = tuple(max(1, int(length * share)) for length in LENGTHS)
-    case = reference.case(reference.random(lengths), np.array(lengths))
-    whole_error = case.torch_error
-    while not case.torch_error <= torch_error_max(*floats(case)):
-        if max(lengths) == 1:
-            raise Refused(
-                f"torch's own float32 is off by {case.torch_error:.2g} on a single row: with these "
-                "weights no float32 result means anything; train with smaller ones"
-            )
-        lengths = tuple(max(1, length // 2) for length in lengths)
-        case = reference.case(reference.random(lengths), np.array(lengths))
-    return case, whole_error
+def random_case(reference: Reference, signature: Signature) -> tuple[Golden, float]:
+    """The case of rows like the example's, and torch's error on all of them. Raises Refused."""
+    return clear_case(
+        lambda lengths: reference.case(reference.random(lengths), np.array(lengths)),
+        is_clear,
+        lengths_for(_width(signature)),
+    )
 
 
 def unusual(reference: Reference) -> Golden | None:
@@ -97,21 +82,26 @@ def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str
     None where it takes one time step at a time, or the rows are too wide or the network too
     chaotic for so many.
     """
-    width = sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
     found: list[Golden] = []
     fault = ""
+    length_max = VALUE_COUNT_MAX // (len(LONG_LENGTHS) * _width(signature))
     for length in LONG_LENGTHS:
-        if not signature.has_time or length * len(LONG_LENGTHS) * width > VALUE_COUNT_MAX:
+        if not signature.has_time or length > length_max:
             break
         try:
             case = reference.last(reference.random((length,)))
         except Exception as error:  # the user's code may raise anything
             fault = f"{length} time steps ({described(error)})"
             break
-        if not case.torch_error <= torch_error_max(*floats(case)):
+        if not is_clear(case):
             break
         found.append(case)
     return (_joined(found) if found else None), fault
+
+
+def _width(signature: Signature) -> int:
+    """The values of a row and of its answer."""
+    return sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
 
 
 def _joined(cases: list[Golden]) -> Golden:
@@ -119,7 +109,7 @@ def _joined(cases: list[Golden]) -> Golden:
     lengths = np.concatenate([each.lengths for each in cases])
     steps = int(lengths.max())
     inputs = {
-        name: np.concatenate([_padded(each.inputs[name], steps) for each in cases])
+        name: np.concatenate([padded(each.inputs[name], steps) for each in cases])
         for name in cases[0].inputs
     }
     outputs = {
@@ -129,7 +119,8 @@ def _joined(cases: list[Golden]) -> Golden:
     return Golden(inputs, lengths, None, outputs, {}, error, last_only=True)
 
 
-def _padded(rows: Array, steps: int) -> Array:
+def padded(rows: Array, steps: int) -> Array:
+    """[N, T, *shape] -> [N, steps, *shape], with zeros past T."""
     return np.pad(rows, [(0, 0), (0, steps - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
 
 
@@ -146,3 +137,21 @@ def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golde
         notes.append(f"forward() fails on {fault}: the export did not check streams of that length")
     found = {"unusual": odd, "long": far}
     return {name: each for name, each in found.items() if each is not None}, notes
+
+
+def pairs_of(cases: Mapping[str, Golden]) -> dict[str, Array]:
+    """The module's own answers, as the export of kind "lstm" takes a user's pairs.
+
+    Of all cases together it takes as many sequences as pairs may have.
+    """
+    found: dict[str, list[Array]] = {"x": [], "y": [], "lengths": []}
+    steps = max(case.lengths.max() for case in cases.values())
+    for case in cases.values():
+        for name, group in (("x", case.inputs), ("y", case.outputs)):
+            (array,) = group.values()
+            found[name].append(padded(array, steps))
+        found["lengths"].append(case.lengths)
+    whole = {n: np.concatenate(parts)[:SEQUENCE_COUNT_MAX] for n, parts in found.items()}
+    if whole["x"].dtype.kind == "i":
+        whole["tokens"] = whole.pop("x")
+    return whole

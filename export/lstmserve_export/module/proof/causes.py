@@ -19,9 +19,10 @@ from lstmserve_export.module.proof.mixing import (
 )
 from lstmserve_export.module.proof.proof import Mismatch
 from lstmserve_export.module.recurrent import find_layers, watched
-from lstmserve_export.module.signature.sampler import SEED, SIZE
+from lstmserve_export.module.signature.sampler import SIZE
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import shorten
+from lstmserve_export.sequences import SEED
 
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 TRIES: Final = 3  # two draws may agree by chance

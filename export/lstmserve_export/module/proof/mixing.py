@@ -83,6 +83,7 @@ def find_mixing(
         for left, right in zip(first, second, strict=False)
         if left.operation == right.operation
         and counts[left.operation] < size  # a loop over time takes the rows one by one
+        and (left.operation.function not in SELECTIONS or len(left.outputs) == 1)  # no unbind()
         and _agree(left.inputs, right.inputs, size, index)
         and not _agree(left.outputs, right.outputs, size, index)
     ]

@@ -20,9 +20,10 @@ from lstmserve.engine.model import SELF_TEST_SLOTS
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
-from lstmserve_export.module.signature.sampler import SEED
-from lstmserve_export.module.signature.signature import Array
+from lstmserve_export.arrays import Array
+from lstmserve_export.module.proof.cases import padded
 from lstmserve_export.refusal import Refused, one_line
+from lstmserve_export.sequences import SEED, random_chunks
 
 BATCH: Final = 256  # rows of a batch, as many as a server runs at once by default
 BATCH_STEPS: Final = 4
@@ -103,10 +104,9 @@ def prove(
     every = {**cases, **more}
     for name, case in every.items():
         steps = int(case.lengths.max())
-        inner = np.random.default_rng(SEED).permutation(np.arange(1, steps))[: steps // 8]
         ways = {
             "in single steps": range(steps + 1),
-            "in chunks": [0, *sorted(map(int, inner)), steps],
+            "in chunks": random_chunks(steps),
             "in a ragged batch": [0, steps],
         }
         for way, cuts in ways.items():
@@ -143,7 +143,7 @@ def _large_batch(stream: Stream, cases: Mapping[str, Golden]) -> float:
     for case in cases.values():
         rows = np.resize(np.arange(len(case.lengths)), count)
         inputs, outputs = (
-            {name: _padded(each[rows, :BATCH_STEPS]) for name, each in group.items()}
+            {name: padded(each[rows, :BATCH_STEPS], BATCH_STEPS) for name, each in group.items()}
             for group in (case.inputs, case.outputs)
         )
         lengths = np.minimum(case.lengths[rows], BATCH_STEPS)
@@ -157,12 +157,6 @@ def _large_batch(stream: Stream, cases: Mapping[str, Golden]) -> float:
         outputs = {output: each[some] for output, each in found.items()}
         worst = max(worst, _judge(name, f"in a batch of {len(lengths)}", outputs, part)[0])
     return worst
-
-
-def _padded(rows: Array) -> Array:
-    """[N, T, *shape] with BATCH_STEPS time steps."""
-    missing = BATCH_STEPS - rows.shape[1]
-    return np.pad(rows, [(0, 0), (0, missing), *[(0, 0)] * (rows.ndim - 2)])
 
 
 def _judge(name: str, way: str, outputs: Mapping[str, Array], case: Golden) -> tuple[float, float]:

@@ -140,7 +140,7 @@ class LayoutSearch:
                 "without an axis of time a second step needs a state, as in forward(x, state) -> "
                 "(y, state)"
             )
-        self.forward.squeezed.clear()  # this run says anew, where no other axis is 1
+        self.forward.squeezed.clear()  # the next run enters them, and has no other axis of length 1
         whole, steps = self._run(layout, rows, states)
         shorter = {name: each[:, 1:] for name, each in rows.items()}
         fewer = {name: each[1:] for name, each in rows.items()}

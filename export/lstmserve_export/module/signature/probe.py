@@ -219,8 +219,8 @@ class _Probe:
         names = self.output_names or self._own_names(outputs)
         if len(names) != len(outputs):
             raise Refused(
-                f"forward() returns {len(outputs)} outputs besides the states, and output_names "
-                f"has {len(names)}: {', '.join(names)}"
+                f"output_names has {len(names)} names ({', '.join(names)}), and forward() returns "
+                f"{len(outputs)} besides the states: {', '.join(self._own_names(outputs))}"
             )
         found = []
         for name, each in zip(names, outputs, strict=True):

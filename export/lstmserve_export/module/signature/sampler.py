@@ -9,8 +9,8 @@ import torch
 
 from lstmserve.spec import TensorSpec
 from lstmserve_export.module.forward import Axes, Tensors
+from lstmserve_export.sequences import SEED
 
-SEED: Final = 20130101
 SIZE: Final = 3  # of a batch
 NOISE: Final = 0.3  # of the example's deviation, on top of the example's own rows
 

@@ -5,20 +5,15 @@ The rest of the export works with a Signature; probe.py finds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lstmserve.spec import ModelSpec, TensorSpec
+from lstmserve_export.arrays import Array
 from lstmserve_export.module.forward import Axes, Result, Tensors
 from lstmserve_export.module.recurrent import CallId
-
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
