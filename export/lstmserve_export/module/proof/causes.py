@@ -22,9 +22,10 @@ from lstmserve_export.module.recurrent import find_layers, watched
 from lstmserve_export.module.signature.sampler import SIZE
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import shorten
-from lstmserve_export.sequences import SEED
+from lstmserve_export.sequences import CHAOTIC_ERROR, SEED
 
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
+ROUNDING_RATIO: Final = 10  # a difference beyond it is none of rounding
 TRIES: Final = 3  # two draws may agree by chance
 CLIENT: Final = "keep the last rows in the client and run the module there"
 CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {CLIENT}"
@@ -52,7 +53,14 @@ WAYS_OUT: Final = {
 
 def explain(error: Mismatch, case: Golden, forward: Forward, signature: Signature) -> str:
     """One line: the likely cause, what to do, and what differs. `case` has the rows that differ."""
-    return f"{_cause(error, case, forward, signature)} ({error})"
+    if error.ratio < ROUNDING_RATIO and case.torch_error > CHAOTIC_ERROR / 10:
+        cause = (
+            f"this network amplifies rounding: torch's own float32 is off by {case.torch_error:.2g}"
+            " on these rows, and onnxruntime's by more; train with smaller weights"
+        )
+    else:
+        cause = _cause(error, case, forward, signature)
+    return f"{cause} ({error})"
 
 
 def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature) -> str:

@@ -31,7 +31,8 @@ SLOTS: Final = 2 * BATCH + SELF_TEST_SLOTS
 
 
 class Mismatch(Exception):
-    """The stream is not forward(). `case` has the rows, `step` is the time step (from 0)."""
+    """The stream is not forward(). `case` has the rows, `step` is the time step (from 0), and
+    `ratio` the difference in units of the allowed one."""
 
     def __init__(self, case: str, way: str, name: str, step: int, ratio: float) -> None:
         super().__init__(
@@ -40,6 +41,7 @@ class Mismatch(Exception):
         )
         self.case = case
         self.step = step
+        self.ratio = ratio
 
 
 class Stream:
