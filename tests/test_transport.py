@@ -400,7 +400,8 @@ async def test_an_ok_that_reached_no_client_is_a_cancellation(running: Running) 
     while not running.server._arrivals.endings:  # without a turn of the loop, which would run it
         pass
     running.stream.streams[0].finish()
-    await until(lambda: running.stream.heard == ["closed CANCELLED"])
+    await until(lambda: running.stream.ends() == 1)
+    assert running.stream.heard == ["closed CANCELLED"]
 
 
 async def test_calls_that_are_over_count_no_more(running: Running) -> None:
