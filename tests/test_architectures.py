@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from architectures import VOCABULARY, architecture
+from randomnets import VOCABULARY, architecture
 
 SEEDS = range(40)
 BATCH, LENGTH = 3, 40

@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 from torch import nn
 
-from architectures import VOCABULARY, Architecture, architecture
+from architectures import Architecture
 from lstmserve.config import Config
 from lstmserve.engine.loading import load_models
 from lstmserve.engine.model import Model
@@ -25,6 +25,7 @@ from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import INITIAL
 from lstmserve_export import export
 from ragged import LIMITS, drive
+from randomnets import VOCABULARY, architecture
 from stepgraph import Array, StepLoop
 from traffic import load_engine
 

@@ -86,7 +86,7 @@ async def test_the_same_id_is_two_sessions(running: Tenancy) -> None:
     await other.check()
 
 
-async def test_a_state_moves_only_by_the_hand_of_its_owner(running: Tenancy) -> None:
+async def test_a_session_is_exported_and_forked_by_its_own_tenant_alone(running: Tenancy) -> None:
     """Another tenant can neither read nor fork it, but imports what the owner exported; both go on
     from there, apart from each other."""
     clients = {tenant: running.client(tenant) for tenant in TENANTS}

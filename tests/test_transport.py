@@ -350,7 +350,8 @@ async def test_replies_that_are_not_read_wait_in_one_write(running: Running) -> 
         await settled(running)
         assert arrived.unread_ns(time.monotonic_ns()) >= time.monotonic_ns() - begin_ns > 0
         arrived.cut()
-        await until(lambda: running.stream.heard[-1:] == ["closed"])
+        await until(running.stream.ends)
+        assert running.stream.heard[-1] == "closed"
         assert "gone" in running.stream.heard
         stream.cancel()
 
@@ -404,7 +405,8 @@ async def test_an_ok_that_reached_no_client_is_a_cancellation(running: Running) 
     while not running.server._arrivals.endings:  # without a turn of the loop, which would run it
         pass
     running.stream.streams[0].finish()
-    await until(lambda: running.stream.heard == ["ended CANCELLED", "closed"])
+    await until(running.stream.ends)
+    assert running.stream.heard == ["ended CANCELLED", "closed"]
 
 
 async def test_calls_that_are_over_count_no_more(running: Running) -> None:

@@ -54,7 +54,7 @@ class Result:
 
 
 class NotServed(RuntimeError):
-    """lstmserve exports or serves the model not; the message is its line."""
+    """lstmserve refused to export or to serve the model; the message is the line it printed."""
 
 
 def try_out(folder: Path, recipe: Recipe, models: Path) -> Result:
