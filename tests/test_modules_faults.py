@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import nn
 
-from architectures import architecture
 from lstmserve_export import Refused, export
 from lstmserve_export.module import export as module_export
 from lstmserve_export.module.graph import lower, trace
 from lstmserve_export.module.proof.proof import Stream
 from lstmserve_export.module.signature import probe, signature
 from modules import refusal
+from randomnets import architecture
 
 WIDTH, HIDDEN = 5, 6
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from lstmserve_export import export
 from modules import (
     FEATURES,
     HIDDEN,
@@ -435,3 +436,14 @@ def test_a_layer_that_cannot_stream_is_refused(
 ) -> None:
     """One line names the cause and the way out, and nothing is written."""
     assert says in refusal(make(), x(), tmp_path / "models")
+
+
+@pytest.mark.parametrize(("kind", "is_scanned"), [(nn.GRU, False), (nn.RNN, True)])
+def test_a_note_says_why_chunks_run_step_by_step(
+    kind: Callable[..., nn.Module], is_scanned: bool, tmp_path: Path
+) -> None:
+    """A GRU runs over time at once; an nn.RNN, which is written out, does not."""
+    example = torch.randn(3, 5, 2)
+    found = export(kind(2, 3, batch_first=True), example=example, name="net", models=tmp_path)
+    lead = "chunks of many rows run one time step after the other, because "
+    assert any(note.startswith(lead) for note in found.manifest.notes) == is_scanned

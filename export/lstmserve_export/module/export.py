@@ -67,8 +67,9 @@ def export_module(
         check_taps(model, signature.spec, taps)
         progress("parity: torch's own answers")
         cases, more, notes, torch_error = _answers(forward, signature)
+        network = StepNetwork(signature.spec, graph)
         try:
-            parity = prove(StepNetwork(signature.spec, graph), cases, more, progress)
+            parity = prove(network, cases, more, progress)
         except Mismatch as error:
             case = {**cases, **more}[error.case]
             raise Refused(explain(error, case, forward, signature)) from error
@@ -86,7 +87,7 @@ def export_module(
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*notes, *chaos_notes(torch_error)),
+        notes=(*notes, *_scan_notes(network), *chaos_notes(torch_error)),
         taps=taps,
     )
     progress("write the folder")
@@ -104,6 +105,15 @@ def _threads_for(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _scan_notes(network: StepNetwork) -> tuple[str, ...]:
+    """A note for the operator of a network whose chunks run one time step after the other."""
+    if not network.scans_because:
+        return ()
+    return (
+        f"chunks of many rows run one time step after the other, because {network.scans_because}",
+    )
 
 
 def _content(model: onnx.ModelProto) -> bytes:

@@ -78,12 +78,10 @@ class Stream:
                     found = self.kernel.run(part, lengths, read[rows], write[rows])
                 except KernelError as error:
                     raise Refused(
-                        f"the exported step fails on a batch of {len(rows)}: {error}"
+                        f"the exported step fails on a batch of {len(rows)}: {one_line(error)}"
                     ) from error
                 y[start : start + len(part), rows] = found
                 read[rows] = write[rows]
-        except KernelError as error:
-            raise Refused(f"the exported step does not run: {one_line(error)}") from error
         finally:
             self.pool.give(slots)
         return {name: each.swapaxes(0, 1) for name, each in outputs.split(y).items()}
