@@ -32,6 +32,7 @@ from lstmserve.lstm_golden import check_lstm_golden, load_lstm_golden
 from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap
 
 FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is written for
+WINDOW_FORMAT = 3  # of either kind with a window
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -72,7 +73,7 @@ class Manifest:
         """The text of manifest.json."""
         spec = self.spec.to_json() if self.spec.lstm is None else self.spec.lstm.to_json()
         values = {
-            "format": FORMATS[self.spec.kind],
+            "format": WINDOW_FORMAT if self.spec.window else FORMATS[self.spec.kind],
             "name": self.name,
             "version": self.version,
             "spec": spec,
@@ -82,8 +83,11 @@ class Manifest:
             "parity": dict(self.parity),
             "notes": list(self.notes),
         }
-        if self.spec.lstm is None:
+        if self.spec.window:
+            values |= {"window": self.spec.window, "window_fill": self.spec.window_fill}
+        if self.spec.lstm is None or self.spec.window:
             values["kind"] = self.spec.kind
+        if self.spec.lstm is None:
             values["taps"] = [tap.to_json() for tap in self.taps]
         return json.dumps(values, indent=2) + "\n"
 
@@ -105,21 +109,26 @@ class Manifest:
 
 
 def _spec(values: dict[str, Any]) -> ModelSpec:
-    """Takes format, kind and spec out of the values. Raises InvalidModelFolder and InvalidSpec."""
+    """Takes format, kind, spec and window out of the values. Raises InvalidModelFolder and
+    InvalidSpec."""
     found = values.pop("format", None)
-    if found not in FORMATS.values() or type(found) is not int:
+    if found not in (*FORMATS.values(), WINDOW_FORMAT) or type(found) is not int:
         raise InvalidModelFolder(
-            f"{MANIFEST} has format {found!r}, this release reads 1 and 2: "
+            f"{MANIFEST} has format {found!r}, this release reads 1 to {WINDOW_FORMAT}: "
             "export again, or serve it with the release that exported it"
         )
-    if found == FORMATS["lstm"]:
-        return ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")))
-    if (kind := values.pop("kind", None)) != "network":
+    window, fill = 0, None
+    if found == WINDOW_FORMAT:
+        window, fill = values.pop("window"), values.pop("window_fill")
+    kind = "lstm" if found == FORMATS["lstm"] else values.pop("kind", None)
+    if kind == "lstm" and found != FORMATS["network"]:
+        return ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")), window, fill)
+    if kind != "network":
         raise InvalidModelFolder(
             f"{MANIFEST} is of kind {kind!r}, this release serves lstm and network: "
             "serve it with the release that exported it"
         )
-    return ModelSpec.from_json(values.pop("spec"))
+    return ModelSpec.from_json(values.pop("spec"), window, fill)
 
 
 KINDS = {

@@ -31,6 +31,15 @@ TENSORS_MAX: Final = 1024
 ROW_BYTES_MAX: Final = 1 << 30  # of all inputs, or all outputs: numpy has no wider rows than 2 GiB
 Kind = Literal["lstm", "network"]
 
+# What stands for the rows that a session's window lacks: no output is given; raw zeros; nothing,
+# since the window has only the rows there are.
+WindowFill = Literal["wait", "zeros", "grow"]
+WINDOW_FILLS: Final[tuple[WindowFill, ...]] = ("wait", "zeros", "grow")
+WINDOW_MAX: Final = 1 << 16
+ROWS: Final = ".window"  # the state NAME.window has the last rows of the input NAME
+KNOWN: Final = "window.length"  # and this state says how many of them the session has given
+MISSING: Final = "missing_rows"  # how many rows the window of a time step lacks
+
 LayerKind = Literal["lstm", "gru", "rnn"]
 LAYER_STATES: Final[Mapping[str, int]] = {"lstm": 2, "gru": 1, "rnn": 1}  # h and c, or h
 LAYER_WEIGHTS: Final = ("W", "R", "B", "P")  # of the input and of h, biases, projection
@@ -236,6 +245,10 @@ class ModelSpec:
     `inputs` and `outputs` are float32 or int64. `states` are a session's memory. If `is_streaming`
     is False, the model only takes whole sequences (Predict). `lstm` has the layers of kind "lstm";
     it is None for kind "network".
+
+    With a `window` of W rows, the outputs of a time step are those of the network for the last W
+    rows, from its initial state. The states are then window_states(). `window_fill` says what
+    stands for the rows that a new session lacks.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -243,6 +256,8 @@ class ModelSpec:
     states: tuple[TensorSpec, ...]
     is_streaming: bool = True
     lstm: LstmSpec | None = None
+    window: int = 0
+    window_fill: WindowFill | None = None
 
     def __post_init__(self) -> None:
         for group in ("inputs", "outputs", "states"):
@@ -256,13 +271,20 @@ class ModelSpec:
                 raise InvalidSpec(f"{what} of one step have {size} bytes, at most {ROW_BYTES_MAX}")
         if len(self.inputs) + len(self.outputs) + len(self.states) > TENSORS_MAX:
             raise InvalidSpec(f"a model has at most {TENSORS_MAX} inputs, outputs and states")
-        if self.lstm is None:
+        if self.window or self.window_fill is not None:
+            _check_window(self)
+        if self.lstm is None or self.window:
             _check_names(self)
 
     @classmethod
-    def of_lstm(cls, lstm: LstmSpec) -> ModelSpec:
+    def of_lstm(
+        cls, lstm: LstmSpec, window: int = 0, window_fill: WindowFill | None = None
+    ) -> ModelSpec:
         """The spec of a model of kind "lstm"."""
-        return cls(lstm.inputs, lstm.outputs, lstm.states, not lstm.bidirectional, lstm)
+        states, is_streaming = lstm.states, not lstm.bidirectional
+        if window:
+            states, is_streaming = window_states(lstm.inputs, window, window_fill), True
+        return cls(lstm.inputs, lstm.outputs, states, is_streaming, lstm, window, window_fill)
 
     @property
     def kind(self) -> Kind:
@@ -274,27 +296,72 @@ class ModelSpec:
         """Bytes of one session's states."""
         return sum(state.bytes for state in self.states)
 
+    @cached_property
+    def results(self) -> tuple[TensorSpec, ...]:
+        """What the engine computes of a time step: the outputs, and where sessions wait for a whole
+        window, how many rows it lacks."""
+        return (*self.outputs, TensorSpec(MISSING, (), "int64")) if self.waits else self.outputs
+
+    @property
+    def waits(self) -> bool:
+        """Whether a time step has no output until its session has given a whole window."""
+        return self.window_fill == "wait"
+
+    @property
+    def cells(self) -> int:
+        """Rows that the network reads for one time step."""
+        return self.window or 1
+
     def to_json(self) -> dict[str, Any]:
         """JSON values of a spec of kind "network"; from_json(to_json()) is equal to self."""
         assert self.lstm is None
-        groups = ("inputs", "outputs", "states")
-        return {group: [each.to_json() for each in getattr(self, group)] for group in groups}
+        return {group: [each.to_json() for each in getattr(self, group)] for group in GROUPS}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+    def from_json(
+        cls, values: Mapping[str, Any], window: int = 0, window_fill: WindowFill | None = None
+    ) -> ModelSpec:
         """Reads what to_json wrote. Raises InvalidSpec, also for unknown fields."""
-        groups = ("inputs", "outputs", "states")
-        if set(values) != set(groups):
-            raise InvalidSpec(f"the fields are {sorted(values)}, must be {', '.join(groups)}")
+        if set(values) != set(GROUPS):
+            raise InvalidSpec(f"the fields are {sorted(values)}, must be {', '.join(GROUPS)}")
         inputs, outputs, states = (
-            tuple(map(TensorSpec.from_json, values[group])) for group in groups
+            tuple(map(TensorSpec.from_json, values[group])) for group in GROUPS
         )
-        return cls(inputs, outputs, states)
+        return cls(inputs, outputs, states, window=window, window_fill=window_fill)
+
+
+GROUPS: Final = ("inputs", "outputs", "states")
+
+
+def window_states(
+    inputs: Iterable[TensorSpec], window: int, window_fill: str | None
+) -> tuple[TensorSpec, ...]:
+    """The states of a model with a window: the last `window` - 1 rows of each input, the oldest
+    first, and where it matters how many of them the session has given."""
+    rows = [TensorSpec(each.name + ROWS, (window - 1, *each.shape), each.dtype) for each in inputs]
+    known = () if window_fill == "zeros" else (TensorSpec(KNOWN, (), "int64"),)
+    return (*rows, *known)
+
+
+def _check_window(spec: ModelSpec) -> None:
+    window, fill = spec.window, spec.window_fill
+    if type(window) is not int or not 2 <= window <= WINDOW_MAX:
+        raise InvalidSpec(f"window is {window!r}, must be an integer in [2, {WINDOW_MAX}]")
+    if fill not in WINDOW_FILLS:
+        raise InvalidSpec(f"window_fill is {fill!r}, must be one of {', '.join(WINDOW_FILLS)}")
+    if fill == "grow" and spec.lstm is None:
+        raise InvalidSpec("window_fill: grow is for kind lstm alone: take wait or zeros")
+    if spec.states != window_states(spec.inputs, window, fill):
+        raise InvalidSpec(f"states: they are not those of a window of {window} rows")
+    if not spec.is_streaming:
+        raise InvalidSpec("window: a model with a window takes steps")
 
 
 def _check_names(spec: ModelSpec) -> None:
     """Raises InvalidSpec where a name would have two meanings in the step graph or a request."""
     taken = {LENGTHS: "the name of the lengths of whole sequences"}
+    if spec.window:
+        taken[MISSING] = "the name of the rows that a window lacks"
     for state in spec.states:
         taken[state.name + NEXT] = f"the state {state.name} after the step"
         taken[state.name + INITIAL] = f"the initial value of the state {state.name}"

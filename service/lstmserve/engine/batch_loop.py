@@ -81,7 +81,7 @@ def _run_alone(model: Model, batch: Batch) -> Output:
     """
     kernel = model.kernel
     assert kernel is not None
-    y = model.outputs.unknown(batch.length_max, batch.size)
+    y = model.results.unknown(batch.length_max, batch.size)
     for i in range(batch.size):
         one, n = slice(i, i + 1), batch.lengths.item(i)
         arguments = (batch.lengths[one], batch.read[one], batch.write[one])

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from lstmserve.config import Config
+from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.compute.device import Device
 from lstmserve.engine.compute.kernel import Kernel, PortableKernel
 from lstmserve.engine.compute.pool import RESERVED, Pool, States, without_denormals
@@ -75,12 +76,14 @@ class Model:
     metrics: ModelCounters = field(init=False, repr=False)
     inputs: RowFormat = field(init=False)
     outputs: RowFormat = field(init=False)
+    results: RowFormat = field(init=False)  # of what the kernel gives: ModelSpec.results
     slot_bytes: int = field(init=False)  # of one session's states
 
     def __post_init__(self) -> None:
         self.slot_bytes = self.spec.state_bytes
         self.inputs = RowFormat(self.spec.inputs)
         self.outputs = RowFormat(self.spec.outputs)
+        self.results = RowFormat(self.spec.results)
 
     @property
     def difference(self) -> float:
@@ -101,6 +104,15 @@ class Model:
         """
         return states if self.spec.lstm is None else without_denormals(states)
 
+    def take_apart(self, results: Output) -> tuple[Output, Index | None]:
+        """The outputs [N, ...] in rows [N, ...] of `results`, and how many rows the window of each
+        lacks, [N]; None where a time step always has outputs."""
+        if not self.spec.waits:
+            return results, None
+        floats, ints = self.results.floats_of(results), self.results.ints_of(results)
+        assert ints is not None
+        return self.outputs.join(floats, ints[..., :-1]), ints[..., -1]
+
     @property
     def is_idle(self) -> bool:
         """Whether it has neither sessions nor steps or sequences that wait."""
@@ -119,7 +131,7 @@ class Model:
         self.handle = handle
         self.metrics = metrics
         if self.pool is not None:
-            self.scheduler = Scheduler(config, table, self.pool, self.outputs, on_idle, on_moved)
+            self.scheduler = Scheduler(config, table, self.pool, self.results, on_idle, on_moved)
 
 
 def slots_for(sessions: int, config: Config) -> int:

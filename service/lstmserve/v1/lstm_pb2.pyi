@@ -44,7 +44,7 @@ class StepRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., step: _Optional[int] = ..., incarnation: _Optional[int] = ..., length: _Optional[int] = ..., x: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ("step", "replayed", "durable_step", "length", "y", "queue_ns", "compute_ns", "session_id", "tag", "error", "y_ints")
+    __slots__ = ("step", "replayed", "durable_step", "length", "y", "queue_ns", "compute_ns", "session_id", "tag", "error", "y_ints", "missing_rows")
     STEP_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class StepResponse(_message.Message):
     TAG_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     Y_INTS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_ROWS_FIELD_NUMBER: _ClassVar[int]
     step: int
     replayed: bool
     durable_step: int
@@ -67,7 +68,8 @@ class StepResponse(_message.Message):
     tag: int
     error: _status_pb2.Status
     y_ints: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step: _Optional[int] = ..., replayed: _Optional[bool] = ..., durable_step: _Optional[int] = ..., length: _Optional[int] = ..., y: _Optional[_Iterable[float]] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., session_id: _Optional[str] = ..., tag: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., y_ints: _Optional[_Iterable[int]] = ...) -> None: ...
+    missing_rows: int
+    def __init__(self, step: _Optional[int] = ..., replayed: _Optional[bool] = ..., durable_step: _Optional[int] = ..., length: _Optional[int] = ..., y: _Optional[_Iterable[float]] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., session_id: _Optional[str] = ..., tag: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., y_ints: _Optional[_Iterable[int]] = ..., missing_rows: _Optional[int] = ...) -> None: ...
 
 class StepManyRequest(_message.Message):
     __slots__ = ("session_ids", "steps", "incarnations", "lengths", "x", "tokens", "last_only", "timeout_ms", "tag")
@@ -92,7 +94,7 @@ class StepManyRequest(_message.Message):
     def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., x: _Optional[_Iterable[float]] = ..., tokens: _Optional[_Iterable[int]] = ..., last_only: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class StepManyResponse(_message.Message):
-    __slots__ = ("steps", "replayed", "durable_steps", "lengths", "y", "queue_ns", "compute_ns", "tag", "errors", "error", "y_ints")
+    __slots__ = ("steps", "replayed", "durable_steps", "lengths", "y", "queue_ns", "compute_ns", "tag", "errors", "error", "y_ints", "missing_rows")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     DURABLE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +106,7 @@ class StepManyResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     Y_INTS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_ROWS_FIELD_NUMBER: _ClassVar[int]
     steps: _containers.RepeatedScalarFieldContainer[int]
     replayed: _containers.RepeatedScalarFieldContainer[int]
     durable_steps: _containers.RepeatedScalarFieldContainer[int]
@@ -115,7 +118,8 @@ class StepManyResponse(_message.Message):
     errors: _containers.RepeatedCompositeFieldContainer[SessionError]
     error: _status_pb2.Status
     y_ints: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[_Iterable[float]] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., tag: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., y_ints: _Optional[_Iterable[int]] = ...) -> None: ...
+    missing_rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., y: _Optional[_Iterable[float]] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., tag: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[SessionError, _Mapping]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., y_ints: _Optional[_Iterable[int]] = ..., missing_rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionError(_message.Message):
     __slots__ = ("index", "status")
@@ -340,11 +344,13 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., device: _Optional[str] = ..., length_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("kind", "inputs", "outputs", "states", "is_streaming", "is_exact", "lstm", "difference")
+    __slots__ = ("kind", "inputs", "outputs", "states", "window", "window_fill", "is_streaming", "is_exact", "lstm", "difference")
     KIND_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FILL_FIELD_NUMBER: _ClassVar[int]
     IS_STREAMING_FIELD_NUMBER: _ClassVar[int]
     IS_EXACT_FIELD_NUMBER: _ClassVar[int]
     LSTM_FIELD_NUMBER: _ClassVar[int]
@@ -353,11 +359,13 @@ class ModelSpec(_message.Message):
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     states: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    window: int
+    window_fill: str
     is_streaming: bool
     is_exact: bool
     lstm: LstmSpec
     difference: float
-    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ..., difference: _Optional[float] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., window: _Optional[int] = ..., window_fill: _Optional[str] = ..., is_streaming: _Optional[bool] = ..., is_exact: _Optional[bool] = ..., lstm: _Optional[_Union[LstmSpec, _Mapping]] = ..., difference: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")

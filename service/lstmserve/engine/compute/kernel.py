@@ -116,7 +116,7 @@ class Kernel:
 
     def __init__(self, network: PoolNetwork, pool: Pool, device: Device, threads: int) -> None:
         self._pool = pool
-        self._outputs = RowFormat(network.layout.spec.outputs)
+        self._outputs = RowFormat(network.layout.spec.results)
         self.cost = Cost()  # the self-test measures it
         # By how much a row's results depend on its batch and its chunk: the self-test measures it.
         self.difference = math.inf
@@ -132,7 +132,7 @@ class Kernel:
         self, x: Input, lengths: npt.NDArray[np.integer[Any]], read: Slots, write: Slots
     ) -> Output:
         """x [T, B, ...] in the format of the inputs, lengths [B] in [1, T], slots [B] each ->
-        y [T, B, ...] in the format of the outputs.
+        y [T, B, ...] in the format of the results.
 
         `write` has no slot twice and none that is in `read`. y past a row's length means nothing.
         Raises KernelError.

@@ -70,7 +70,7 @@ def _replay(kernel: Kernel, pool: Pool, name: str, case: Golden) -> None:
             pool.write(read, case.initial)
         x = RowFormat(spec.inputs).pack(case.inputs).swapaxes(0, 1)
         y = kernel.run(np.ascontiguousarray(x), case.lengths, read, write).swapaxes(0, 1)
-        _compare(name, case, RowFormat(spec.outputs).split(y), pool.read(write))
+        _compare(name, case, RowFormat(spec.results).split(y), pool.read(write))
     finally:
         pool.give(slots)
 
@@ -229,7 +229,7 @@ class BatchCheck:
 
     def _hold(self, actual: Output, expected: Output) -> None:
         """Holds rows of y [N, ...] to others."""
-        form = RowFormat(self._draw.spec.outputs)
+        form = RowFormat(self._draw.spec.results)
         self._hold_states(form.split(actual), form.split(expected))
 
     def _hold_states(self, actual: States, expected: States) -> None:

@@ -91,7 +91,7 @@ class Records:
         """Records of sessions as the table has them, but with the state in `slots` [N]."""
         table = self._table
         lasts = [
-            LastStep(digest, table.replies.get(row, model.outputs))
+            LastStep(digest, table.replies.get(row, model.results))
             for row, digest in zip(rows.tolist(), table.digest[rows].tolist(), strict=True)
         ]
         return self._make(model, rows, slots, table.step[rows], lasts, is_leaving=is_leaving)
@@ -134,9 +134,9 @@ class Records:
                     for each, values in zip(model.spec.states, own, strict=True)
                 ),
                 digest=last.digest,
-                reply=None if last.reply is None else _bytes(model.outputs.floats_of(last.reply)),
+                reply=None if last.reply is None else _bytes(model.results.floats_of(last.reply)),
                 reply_length=0 if last.reply is None else len(last.reply),
-                reply_ints=b"" if last.reply is None else _bytes(model.outputs.ints_of(last.reply)),
+                reply_ints=b"" if last.reply is None else _bytes(model.results.ints_of(last.reply)),
                 request_id=table.request_ids.get(row, ""),
                 released=self.released(trust, is_leaving=is_leaving),
             )
@@ -172,7 +172,7 @@ class Records:
             spec.name: _values(stored, spec)
             for spec, stored in zip(expected, record.states, strict=True)
         }
-        reply = None if record.reply is None else _reply(record, model.outputs)
+        reply = None if record.reply is None else _reply(record, model.results)
         initial = model.pool.layout.initial()
         is_new = record.step == 0 and all(
             each.tobytes() == initial[name].tobytes() for name, each in states.items()

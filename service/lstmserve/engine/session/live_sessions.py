@@ -114,7 +114,7 @@ class LiveSessions:
         table.durable_step[row] = start.step if start.source == "load" else NOT_STORED
         table.digest[row] = start.digest
         if start.reply is not None:
-            table.replies.save(row, start.reply, model.outputs)
+            table.replies.save(row, start.reply, model.results)
         if start.request_id:
             table.request_ids[row] = start.request_id
         table.begin_time(row, now.monotonic_ns, ttl_ns)
@@ -137,7 +137,7 @@ class LiveSessions:
             int(table.step[row]),
             open_time_ns=int(table.open_time_ns[row]),
             digest=int(table.digest[row]),
-            reply=table.replies.get(row, model.outputs),
+            reply=table.replies.get(row, model.results),
             request_id=table.request_ids.get(row, ""),
         )
 
