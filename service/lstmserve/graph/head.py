@@ -31,9 +31,9 @@ NODES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 
 
 def head(g: GraphBuilder, spec: LstmSpec, weights: Weights, hidden: str, x: str, y: str) -> None:
-    """Applies the head to each time step of `hidden` [T, B, D*state]; `y` names y [T, B, O].
+    """Applies the head to each row of `hidden` [*, D*state]; `y` names y [*, O].
 
-    `x` [T, B, I] is what the first LSTM layer reads: the residual's columns are its.
+    `x` [*, I] has the same rows of what the first LSTM layer reads, for the residual.
     """
     value, width = hidden, spec.lstm_output_size
     for index, layer in enumerate(spec.head):
@@ -42,7 +42,7 @@ def head(g: GraphBuilder, spec: LstmSpec, weights: Weights, hidden: str, x: str,
     if spec.residual:
         if spec.residual != tuple(range(spec.input_size)):
             columns = g.constant("residual.columns", np.array(spec.residual, np.int64))
-            x = g.add("Gather", [x, columns], "residual", axis=2)
+            x = g.add("Gather", [x, columns], "residual", axis=-1)
         value = g.add("Add", [value, x], "y.with_residual")
     if spec.output_norm:
         mean, scale = (g.constant(n, weights[n]) for n in ("output.mean", "output.scale"))
@@ -53,7 +53,7 @@ def head(g: GraphBuilder, spec: LstmSpec, weights: Weights, hidden: str, x: str,
 def _layer(
     g: GraphBuilder, weights: Weights, layer: HeadLayer, x: str, name: str, width: int
 ) -> str:
-    """Adds one layer, whose tensors are named NAME.*; returns its result [T, B, *]."""
+    """Adds one layer, whose tensors are NAME.*, to x [*, width]; returns its result."""
 
     def tensor(part: str) -> str:
         return g.constant(f"{name}.{part}", weights[f"{name}.{part}"])
@@ -110,9 +110,9 @@ def _silu(g: GraphBuilder, x: str, name: str) -> str:
 
 def _softplus(g: GraphBuilder, x: str, name: str) -> str:
     """log(1 + exp(x)), the negative of the second value of log_softmax((x, 0))."""
-    last = g.integers(3)
+    last = g.integers(-1)
     column = g.add("Unsqueeze", [x, last], f"{name}.column")
     pairs = g.add("Pad", [column, g.integers(0, 1), "", last], f"{name}.pairs")
     logs = g.add("LogSoftmax", [pairs], f"{name}.logs", axis=-1)
-    second = g.add("Gather", [logs, g.integers(1)], f"{name}.second", axis=3)
+    second = g.add("Gather", [logs, g.integers(1)], f"{name}.second", axis=-1)
     return g.add("Neg", [g.add("Squeeze", [second, last], f"{name}.log")], name)

@@ -22,12 +22,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import BatchNorm, HeadLayer, LayerNorm, Linear, LstmSpec
+from lstmserve.spec import BatchNorm, HeadLayer, LayerNorm, Linear, LstmSpec, WindowFill
 
 INITIAL_STATE: Final = "initial."  # the tensor initial.NAME is the state NAME of a new session
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 """Name -> float32 tensor, with exactly the names and shapes of weight_shapes()."""
+Window = tuple[int, WindowFill | None]
 
 
 def suffixes(spec: LstmSpec) -> tuple[str, ...]:
@@ -114,8 +115,10 @@ def check_weights(spec: LstmSpec, weights: Weights) -> None:
             raise ValueError(f"{name} has a zero")
 
 
-def fingerprint(spec: LstmSpec, weights: Weights) -> str:
+def fingerprint(spec: LstmSpec, weights: Weights, window: Window = (0, None)) -> str:
     """sha256 in hex over the spec and the tensors in canonical order, not over the graph.
+
+    `window` is ModelSpec's window and window_fill.
 
     Two models with the same fingerprint compute the same function and may exchange session states.
     """
@@ -123,4 +126,6 @@ def fingerprint(spec: LstmSpec, weights: Weights) -> str:
     for name, shape in weight_shapes(spec).items():
         digest.update(f"{name}{list(shape)}".encode())
         digest.update(np.ascontiguousarray(weights[name], dtype="<f4").tobytes())
+    if window[0]:
+        digest.update(json.dumps({"window": window}).encode())
     return digest.hexdigest()
