@@ -327,13 +327,21 @@ def _check_layer(layer: HeadLayer) -> None:
         raise InvalidSpec(f"head: {layer!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
+def layer_name(layer: HeadLayer) -> str:
+    """The layer as a function's name, such as leaky_relu."""
+    if isinstance(layer, str):
+        return layer
+    if isinstance(layer, Linear):
+        return "linear"
+    return next(key for key, kind in LAYER_KEYS.items() if kind is type(layer))
+
+
 def _layer_json(layer: HeadLayer) -> Any:
     if isinstance(layer, str):
         return layer
     if isinstance(layer, Linear):
         return {"linear": layer.out_features, "bias": layer.bias}
-    (key,) = (key for key, kind in LAYER_KEYS.items() if kind is type(layer))
-    return {key: {each.name: getattr(layer, each.name) for each in fields(layer)}}
+    return {layer_name(layer): {each.name: getattr(layer, each.name) for each in fields(layer)}}
 
 
 def _head_layer(value: Any) -> HeadLayer:
