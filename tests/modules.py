@@ -26,8 +26,8 @@ from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export import Refused, export
 
-# onnxscript makes this list of 500 functions for each export, which takes a quarter of its time. The
-# exports of other processes in these tests have no cache.
+# onnxscript makes this list of 500 functions for each export: a quarter of its time. The exports in
+# other processes in these tests have no cache.
 framework.get_torchlib_ops = functools.cache(framework.get_torchlib_ops)
 
 Array = npt.NDArray[Any]

@@ -61,7 +61,7 @@ def test_every_window_is_as_torch_says(net: window.Net, trained: Serving) -> Non
 
 
 def test_a_running_state_is_worse_for_a_network_of_windows(trained: Serving) -> None:
-    """The figure of the docs: the same weights err by more than a twentieth more without windows."""
+    """The figure of the docs: the same weights err by more than 5 % more without windows."""
     x, _ = window.temperatures()
     found = {
         name: window.rmse(window.forecasts(trained.target, name, x))
@@ -86,7 +86,7 @@ def test_many_sessions_at_once_have_the_bits_of_one(trained: Serving) -> None:
 
 
 def test_a_session_outlives_kill_9(folder: Path, tmp_path: Path, serve: Serve) -> None:
-    """With a store, a session goes on with its window at a server that was started after kill -9."""
+    """A session with a store goes on with its window at the server that follows a kill -9."""
     x, _ = window.temperatures()
     rows, store = x[:, np.newaxis], ("--store", f"file:{tmp_path / 'store'}")
     first = serve(*store, models=folder)
