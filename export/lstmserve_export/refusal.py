@@ -8,7 +8,7 @@ LINE_LEN_MAX = 300  # of another error's message within ours
 MODULE_WAY = "export the whole module as it is with --module FILE.py:CLASS"
 
 
-class Refused(ValueError):
+class Refused(Exception):
     """A checkpoint, module or flag that cannot be exported; nothing was written.
 
     The message is one line that says what to do. It has printable characters only, because names
