@@ -16,7 +16,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # The flags that describe a module, and those that choose among the tensors of a file.
 OF_MODULES = ("module_args", "example", "states", "output_names", "axes")
 OF_TENSORS = (
-    *("lstm", "head", "embedding", "pre_head", "output_activation"),
+    *("lstm", "head", "embedding", "pre_head", "output_activation", "drop"),
     *("input_mean", "input_scale", "output_mean", "output_scale"),
 )
 
@@ -54,8 +54,11 @@ def _module(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Pat
     return Path(file), name
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    """Names apart by commas; none for ""."""
+def _names(
+    ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]
+) -> tuple[str, ...]:
+    """Names apart by commas, in one value or several; none for ""."""
+    value = ",".join((value,) if isinstance(value, str) else value)
     names = tuple(name.strip() for name in value.split(",")) if value else ()
     if not all(names):
         raise click.BadParameter(f"{value!r} must be names with commas between them")
@@ -125,6 +128,13 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     default="",
     metavar="NAMES",
     help="Linear layers after the LSTM, NAME[,relu|tanh|sigmoid,NAME]..., or none.",
+)
+@_flag(
+    "--drop",
+    multiple=True,
+    metavar="NAMES",
+    callback=_names,
+    help="Tensors or modules of the file to leave out; what is not named is exported or refused.",
 )
 @_flag("--embedding", default="", metavar="NAME", help="The table that turns tokens into x.")
 @_flag(
