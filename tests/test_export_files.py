@@ -256,7 +256,7 @@ def test_two_sets_of_weights_are_two_candidates(tmp_path: Path) -> None:
     content = {"model": net.state_dict(), "ema": {k: v / 2 for k, v in net.state_dict().items()}}
     path = save(content, tmp_path / "net.pt")
     assert "model.lstm (LSTM 5 -> 8), ema.lstm (LSTM 5 -> 8)" in refused(path)
-    files = exported(path, "--lstm", "ema.lstm", "--head", "ema.fc")
+    files = exported(path, "--lstm", "ema.lstm", "--head", "ema.fc", "--drop", "model")
     half = (net.fc.weight.T / 2).detach().numpy()
     assert (files.network.weights["head.0.weight"] == half).all()
     assert "not exported: model.lstm.weight_ih_l0" in files.manifest.notes[0]

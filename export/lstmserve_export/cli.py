@@ -27,6 +27,19 @@ class MissingExtra(click.ClickException):
     exit_code = 2
 
 
+class FlagsOnce(click.Command):
+    """A command that refuses a flag which is given twice, where click takes the last in silence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the arguments. Raises UsageError."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for param in given:
+            is_twice = isinstance(param, click.Option) and not param.multiple
+            if is_twice and given.count(param) > 1:
+                raise click.UsageError(f"{param.opts[0]} is given twice: give it once", ctx)
+        return super().parse_args(ctx, args)
+
+
 def _flag(name: str, **attributes: Any) -> Callable[[F], F]:
     """An option --foo-bar that LSTMSERVE_FOO_BAR also sets."""
     variable = "LSTMSERVE_" + name.removeprefix("--").upper().replace("-", "_")
@@ -65,7 +78,7 @@ def _names(
     return names
 
 
-@click.command("export")
+@click.command("export", cls=FlagsOnce)
 @click.argument("checkpoint", type=FILE)
 @_flag("--name", help="Name of the model; by default the file's name without its ending.")
 @_flag(

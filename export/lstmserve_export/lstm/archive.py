@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from typing import IO, Literal
 
-from lstmserve_export.lstm.foreign import Sample, foreign_format, foreign_zip
+from lstmserve_export.lstm.foreign import SAVE, Sample, foreign_format, foreign_zip
 from lstmserve_export.refusal import Refused, one_line
 
 # torch: torch.save; legacy: before torch 1.6; script: TorchScript; policy: stable-baselines3;
@@ -20,10 +20,6 @@ UNPACKED_BYTES_MAX = 1 << 28  # of compressed entries together
 HEAD_BYTES = 1 << 16
 POLICY = "policy.pth"
 DAMAGED = "the file is damaged or was cut short: copy or save it again"
-ADVICE = (
-    "in the training code, torch.save(model.state_dict(), ...) and export that, with --module "
-    "FILE.py:CLASS if it is more than an nn.LSTM and its head"
-)
 QUANTISED = (
     "the file is of a quantised network: it holds packed integers in place of the weights, and "
     "only the network from before quantisation (quantize_dynamic, convert, torchao) can be "
@@ -97,9 +93,9 @@ def _examine_zip(file: IO[bytes], name: str, size: int) -> Kind:
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
         raise Refused(f"{name}: {DAMAGED} ({one_line(error)})") from error
     except NotImplementedError as error:
-        raise Refused(f"{name} is packed in a way that torch never writes: {ADVICE}") from error
+        raise Refused(f"{name} is packed in a way that torch never writes: {SAVE}") from error
     except RuntimeError as error:  # what zipfile raises for encrypted entries
-        raise Refused(f"{name} is encrypted: {ADVICE}") from error
+        raise Refused(f"{name} is encrypted: {SAVE}") from error
     if bad is not None:
         raise Refused(f"{name}: {DAMAGED} (checksum of {bad})")
     return kind
@@ -117,7 +113,7 @@ def _zip_kind(entries: list[zipfile.ZipInfo]) -> Kind:
         return "script" if is_script else "torch"
     if names and all(name.endswith(".npy") for name in names):
         return "arrays"
-    raise Refused(f"the file is a zip archive but not a torch checkpoint: {ADVICE}")
+    raise Refused(f"the file is a zip archive but not a torch checkpoint: {SAVE}")
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], kind: Kind, size: int) -> None:
@@ -127,7 +123,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], kind: Kind, size: int) -> Non
     # torch compresses the code of a program and nothing else, numpy what savez_compressed wrote:
     # another small file that unpacks to a large one is an attack.
     if any(not _may_be_packed(entry, kind) for entry in packed):
-        raise Refused(f"the file has compressed entries, which torch never writes: {ADVICE}")
+        raise Refused(f"the file has compressed entries, which torch never writes: {SAVE}")
     if sum(entry.file_size for entry in packed) > UNPACKED_BYTES_MAX:
         raise Refused(
             f"the file unpacks to more than {UNPACKED_BYTES_MAX} bytes: save it uncompressed "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -36,7 +37,7 @@ from lstmserve_export.lstm.names import (
     find_recurrent,
 )
 from lstmserve_export.lstm.network import Network
-from lstmserve_export.lstm.takes import Taker
+from lstmserve_export.lstm.takes import Taker, check_shape
 from lstmserve_export.refusal import Faults, Refused, shorten
 
 M = TypeVar("M", bound=nn.Module)
@@ -50,6 +51,7 @@ def assemble(checkpoint: Checkpoint, choices: Choices) -> Network:
     entries: list[Entry] = []
     with faults.collect():
         recurrent = choose_lstm(find_recurrent(tensors), choices.lstm)
+        lstm = _plan_lstm(recurrent, tensors)
     with faults.collect():
         embedding = choose_embedding(layers.linears, choices.embedding)
     with faults.collect():
@@ -63,7 +65,19 @@ def assemble(checkpoint: Checkpoint, choices: Choices) -> Network:
     check_widths(entries, recurrent, layers)
     ends = choices.pre_head, choices.output_activation
     before, after = ([make_activation(e, None, layers)] if e != "none" else [] for e in ends)
-    return _build(checkpoint, recurrent, embedding, [*before, *entries, *after], dropped)
+    plan = _Plan(recurrent, lstm, embedding, [*before, *entries, *after], dropped)
+    return _build(checkpoint, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What of a file becomes the network; `lstm` is on the meta device."""
+
+    recurrent: Recurrent
+    lstm: nn.LSTM
+    embedding: LinearNames | None
+    entries: list[Entry]
+    dropped: set[str]
 
 
 def _without(layers: Layers, dropped: set[str], embedding: LinearNames | None) -> Layers:
@@ -78,34 +92,30 @@ def _without(layers: Layers, dropped: set[str], embedding: LinearNames | None) -
     )
 
 
-def _build(
-    checkpoint: Checkpoint,
-    recurrent: Recurrent,
-    embedding: LinearNames | None,
-    entries: list[Entry],
-    dropped: set[str],
-) -> Network:
+def _build(checkpoint: Checkpoint, plan: _Plan) -> Network:
     """Takes the tensors, and accounts for those that are not taken. Raises Refused."""
     tensors, faults = checkpoint.tensors, Faults()
     taker = Taker(tensors)
     with faults.collect():
-        lstm = _build_lstm(recurrent, taker)
+        names = {own: plan.recurrent.names[own] for own in plan.lstm.state_dict()}
+        lstm = _fill(plan.lstm, taker.take_all(names))
     with faults.collect():
-        table = None if embedding is None else _build_embedding(embedding, taker)
+        table = None if plan.embedding is None else _build_embedding(plan.embedding, taker)
     modules: list[nn.Module] = []
-    for entry in entries:
+    for entry in plan.entries:
         with faults.collect():
             modules.append(_build_layer(entry, taker))
     with faults.collect():
-        check_dropped(dropped, taker.taken())
-    unused = [name for name in taker.unused() if name not in dropped]
+        check_dropped(plan.dropped, taker.taken())
+    unused = [name for name in taker.unused() if name not in plan.dropped]
     layers = Layers(find_linears(tensors), find_norms(tensors))
     notes: tuple[str, ...] = ()
     with faults.collect():
-        notes = check_unused(recurrent, layers, tensors, unused)
+        notes = check_unused(plan.recurrent, layers, tensors, unused)
     faults.refuse()
-    notes += (f"not exported: {', '.join(sorted(dropped))}",) if dropped else ()
-    notes += tuple(_norm_note(each) for each in entries if isinstance(each, Norm))
+    left_out = [name for name in tensors if name in plan.dropped]
+    notes += (f"not exported: {', '.join(left_out)}",) if left_out else ()
+    notes += tuple(_norm_note(each) for each in plan.entries if isinstance(each, Norm))
     notes = (*checkpoint.notes, *taker.notes(), *notes)
     return Network(lstm, nn.Sequential(*modules).eval(), table, notes=notes)
 
@@ -115,7 +125,8 @@ def _norm_note(norm: Norm) -> str:
     return f"{norm.names.label} is served as nn.{kind} with eps {norm.eps:g}: no file says its eps"
 
 
-def _build_lstm(r: Recurrent, taker: Taker) -> nn.LSTM:
+def _plan_lstm(r: Recurrent, tensors: Mapping[str, torch.Tensor]) -> nn.LSTM:
+    """An nn.LSTM without values, whose tensors the file has. Raises Refused."""
     try:
         lstm = nn.LSTM(
             r.input_size,
@@ -131,17 +142,22 @@ def _build_lstm(r: Recurrent, taker: Taker) -> nn.LSTM:
         raise Refused(f"{r.label} is not an nn.LSTM: {error}") from error
     shapes = {own: tuple(tensor.shape) for own, tensor in lstm.state_dict().items()}
     if missing := sorted(set(shapes) - set(r.names)):
-        is_parametrized = any(PARAMETRIZED.search(name) for name in taker.unused())
+        is_parametrized = any(PARAMETRIZED.search(name) for name in tensors)
         advice = PLAIN_WEIGHTS if is_parametrized else "save the whole model.state_dict() again"
         raise Refused(f"{r.label} lacks {shorten(missing)}: {advice}")
     if extra := sorted(r.names[own] for own in set(r.names) - set(shapes)):
         raise Refused(f"{shorten(extra)} belong to no layer of {r.label}: save a plain nn.LSTM")
-    return _fill(lstm, taker.take_all({own: r.names[own] for own in shapes}, shapes))
+    faults = Faults()
+    for own, shape in shapes.items():
+        with faults.collect():
+            check_shape(r.names[own], tensors[r.names[own]], shape)
+    faults.refuse()
+    return lstm
 
 
 def _build_embedding(table: LinearNames, taker: Taker) -> nn.Embedding:
     shape = (table.out_features, table.in_features)
-    weight = taker.take(f"{table.label}.weight", shape)
+    weight = taker.take(f"{table.label}.weight")
     return _fill(nn.Embedding(*shape, device="meta"), {"weight": weight})
 
 

@@ -16,8 +16,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lstmserve_export.lstm.archive import ADVICE, DAMAGED, POLICY, Kind, examine, find_pickle
+from lstmserve_export.lstm.archive import DAMAGED, POLICY, Kind, examine, find_pickle
 from lstmserve_export.lstm.decode import HARMLESS, NUMPY, Decoder, named_globals
+from lstmserve_export.lstm.foreign import SAVE
 from lstmserve_export.lstm.pickles import Malformed, Object, read_pickle
 from lstmserve_export.refusal import Refused, one_line, shorten
 
@@ -70,10 +71,10 @@ def _read(file: IO[bytes], name: str) -> Checkpoint:
     notes: tuple[str, ...] = (SCRIPT,) if kind == "script" else ()
     content = _load(file, name, kind)
     if not isinstance(content, Mapping):
-        raise Refused(f"{name} holds a {type(content).__name__}, not a state dict: {ADVICE}")
+        raise Refused(f"{name} holds a {type(content).__name__}, not a state dict: {SAVE}")
     found = list(_walk(content, (), set()))
     if not found:
-        raise Refused(f"{name} holds no named tensors: {ADVICE}")
+        raise Refused(f"{name} holds no named tensors: {SAVE}")
     tensors, wrapper = _unwrap(found)
     notes += (f"the weights lie in {'.'.join(wrapper)!r} of the file",) if wrapper else ()
     return Checkpoint(_strip(tensors), notes)
@@ -165,7 +166,7 @@ def _constants(archive: zipfile.ZipFile, root: str, *, has_others: bool) -> dict
     if found and not has_others:
         raise Refused(
             "the file is a frozen TorchScript program (torch.jit.freeze), whose weights have no "
-            f"names: {ADVICE}"
+            f"names: {SAVE}"
         )
     return found
 
@@ -210,7 +211,7 @@ def _holds_objects(name: str, unsafe: list[str]) -> Refused:
     )
     return Refused(
         f"{name} holds Python objects ({shorten(ranked)}), which run code when they are "
-        f"loaded: {ADVICE}"
+        f"loaded: {SAVE}"
     )
 
 
@@ -238,7 +239,7 @@ def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_
             yield (*path, key), value
         elif isinstance(value, Mapping) and not _is_optimizer(key, value) and id(value) not in seen:
             if len(path) == DEPTH_MAX:
-                raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {ADVICE}")
+                raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {SAVE}")
             yield from _walk(value, (*path, key), seen)
 
 
@@ -276,5 +277,5 @@ def strip_wrappers(names: list[str]) -> list[str]:
 def _strip(tensors: Tensors) -> Tensors:
     names = strip_wrappers(list(tensors))
     if len(set(names)) < len(names):
-        raise Refused(f"two tensors of the file have one name: {ADVICE}")
+        raise Refused(f"two tensors of the file have one name: {SAVE}")
     return dict(zip(names, tensors.values(), strict=True))

@@ -150,8 +150,8 @@ def check_unused(
     drop = ",".join(_shortest(unused, taken))
     hints = _hints(recurrent, layers, unused, pair)
     raise Refused(
-        f"the file has tensors that would be left out: {shorten(unused)}{hints}; {MODULE_WAY}, or "
-        f"leave them out with --drop {drop}"
+        f"the file has tensors that would be left out: {shorten(unused)}; {MODULE_WAY}, or leave "
+        f"them out with --drop {drop}{hints}"
     )
 
 
@@ -167,7 +167,7 @@ def _hints(recurrent: Recurrent, layers: Layers, unused: list[str], pair: Pair |
         parts.append(
             f"{pair.h} and {pair.c} can be its initial state: --initial-state {pair.h},{pair.c}"
         )
-    return f" ({'; '.join(parts)})" if parts else ""
+    return "".join(f"; {part}" for part in parts)
 
 
 def _shortest(unused: list[str], taken: list[str]) -> list[str]:

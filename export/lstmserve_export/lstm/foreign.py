@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 from lstmserve_export.refusal import MODULE_WAY
 
-SAVE = "in the code that trained it, torch.save(model.state_dict(), ...) and export that"
+SAVE = (
+    "in the training code, torch.save(model.state_dict(), ...) and export that, with --module "
+    "FILE.py:CLASS if it is more than an nn.LSTM and its head"
+)
 BY_ARRAYS = (
     "save its weights as arrays with the names and shapes of nn.LSTM (weight_ih_l0, ...) by "
     "np.savez, or load them into a torch module of yours and save its state_dict()"

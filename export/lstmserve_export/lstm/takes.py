@@ -26,6 +26,15 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise Refused(f"{name} {fault}")
 
 
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raises Refused for a tensor of an LSTM that has another shape."""
+    if tuple(tensor.shape) != shape:
+        raise Refused(
+            f"{name} is {list(tensor.shape)}, but must be {list(shape)} beside the first layer's "
+            "sizes: save the whole model again"
+        )
+
+
 def check_values(name: str, tensor: torch.Tensor) -> None:
     """Raises Refused for weights that no training gives."""
     if not tensor.isfinite().all():
@@ -61,7 +70,7 @@ class Taker:
         self._taken: dict[str, torch.dtype] = {}
         self._ignored: set[str] = set()
 
-    def take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    def take(self, name: str) -> torch.Tensor:
         """The tensor on the CPU: contiguous, float64 if the file has that, else float32.
 
         Raises Refused.
@@ -74,24 +83,17 @@ class Taker:
                 f"{name} is {dtype_name(tensor)}, not floating point: save the model before it was "
                 "quantised"
             )
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise Refused(
-                f"{name} is {list(tensor.shape)}, but must be {list(shape)} beside the first "
-                "layer's sizes: save the whole model again"
-            )
         if tensor.dtype != torch.float64:
             tensor = tensor.to(torch.float32)
         check_values(name, tensor)
         return tensor.contiguous()
 
-    def take_all(
-        self, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
-    ) -> dict[str, torch.Tensor]:
+    def take_all(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
         """take() for each name, by its key. Raises Refused, with the faults of all of them."""
         faults, found = Faults(), {}
         for own, name in names.items():
             with faults.collect():
-                found[own] = self.take(name, (shapes or {}).get(own))
+                found[own] = self.take(name)
         faults.refuse()
         return found
 
