@@ -15,8 +15,8 @@ from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
-from lstmserve_export.lstm.flags import read_values
-from lstmserve_export.lstm.network import Norm
+from lstmserve_export.lstm.flags import read_state, read_values
+from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.module.load.example import guess_example, read_example
@@ -106,6 +106,7 @@ def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, An
 
 def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:
     """Exports the nn.LSTM and the head that the tensors of a file are."""
+    names = flags["initial_state"] if isinstance(flags["initial_state"], tuple) else ()
     choices = Choices(
         lstm=flags["lstm"],
         head=flags["head"],
@@ -113,6 +114,7 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
         pre_head=flags["pre_head"],
         output_activation=flags["output_activation"],
         drop=flags["drop"],
+        initial_state=names,
     )
     target, faults = _target(checkpoint, flags), Faults()
     with faults.collect():
@@ -122,9 +124,17 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
     with faults.collect():
         norms = _norms(flags)
     with faults.collect():
+        state = None if names else read_state(flags["initial_state"])
+    with faults.collect():
         network = assemble(read_checkpoint(checkpoint), choices)
     faults.refuse()
-    network = replace(network, input_norm=norms[0], output_norm=norms[1])
+    network = replace(
+        network,
+        input_norm=norms[0],
+        output_norm=norms[1],
+        residual=take_residual(flags["residual"], network.lstm),
+        initial_state=take_state(state, network.lstm) or network.initial_state,
+    )
     return export_network(network, target, pairs, progress)
 
 

@@ -14,11 +14,13 @@ from lstmserve_export.lstm.choose import (
     PARAMETRIZED,
     PLAIN_WEIGHTS,
     Choices,
+    Pair,
     check_dropped,
     check_unused,
     choose_dropped,
     choose_embedding,
     choose_lstm,
+    choose_state,
 )
 from lstmserve_export.lstm.head import (
     Entry,
@@ -26,7 +28,6 @@ from lstmserve_export.lstm.head import (
     Norm,
     check_widths,
     infer_head,
-    make_activation,
     read_head,
 )
 from lstmserve_export.lstm.names import (
@@ -36,7 +37,7 @@ from lstmserve_export.lstm.names import (
     find_norms,
     find_recurrent,
 )
-from lstmserve_export.lstm.network import Network
+from lstmserve_export.lstm.network import Network, make_activation, take_state
 from lstmserve_export.lstm.takes import Taker, check_shape
 from lstmserve_export.refusal import Faults, Refused, shorten
 
@@ -58,14 +59,16 @@ def assemble(checkpoint: Checkpoint, choices: Choices) -> Network:
         entries = read_head(choices.head, layers) if choices.head else []
     with faults.collect():
         dropped = choose_dropped(tensors, choices.drop)
+    with faults.collect():
+        state = choose_state(tensors, choices.initial_state)
     faults.refuse()
     if not choices.head:
         open_ = _without(layers, dropped, embedding)
         entries = infer_head(open_, recurrent)
     check_widths(entries, recurrent, layers)
     ends = choices.pre_head, choices.output_activation
-    before, after = ([make_activation(e, None, layers)] if e != "none" else [] for e in ends)
-    plan = _Plan(recurrent, lstm, embedding, [*before, *entries, *after], dropped)
+    before, after = ([make_activation(e)] if e != "none" else [] for e in ends)
+    plan = _Plan(recurrent, lstm, embedding, [*before, *entries, *after], state, dropped)
     return _build(checkpoint, plan)
 
 
@@ -77,6 +80,7 @@ class _Plan:
     lstm: nn.LSTM
     embedding: LinearNames | None
     entries: list[Entry]
+    state: Pair | None
     dropped: set[str]
 
 
@@ -106,6 +110,8 @@ def _build(checkpoint: Checkpoint, plan: _Plan) -> Network:
         with faults.collect():
             modules.append(_build_layer(entry, taker))
     with faults.collect():
+        state = None if plan.state is None else _take_state(plan.state, plan.recurrent, taker)
+    with faults.collect():
         check_dropped(plan.dropped, taker.taken())
     unused = [name for name in taker.unused() if name not in plan.dropped]
     layers = Layers(find_linears(tensors), find_norms(tensors))
@@ -117,7 +123,8 @@ def _build(checkpoint: Checkpoint, plan: _Plan) -> Network:
     notes += (f"not exported: {', '.join(left_out)}",) if left_out else ()
     notes += tuple(_norm_note(each) for each in plan.entries if isinstance(each, Norm))
     notes = (*checkpoint.notes, *taker.notes(), *notes)
-    return Network(lstm, nn.Sequential(*modules).eval(), table, notes=notes)
+    head = nn.Sequential(*modules).eval()
+    return Network(lstm, head, table, initial_state=take_state(state, lstm), notes=notes)
 
 
 def _norm_note(norm: Norm) -> str:
@@ -153,6 +160,20 @@ def _plan_lstm(r: Recurrent, tensors: Mapping[str, torch.Tensor]) -> nn.LSTM:
             check_shape(r.names[own], tensors[r.names[own]], shape)
     faults.refuse()
     return lstm
+
+
+def _take_state(pair: Pair, r: Recurrent, taker: Taker) -> tuple[torch.Tensor, torch.Tensor]:
+    """h0 [L, state] and c0 [L, H] of tensors that may have axes of length 1 besides. Raises
+    Refused."""
+    layers, found = r.num_layers * (1 + r.bidirectional), []
+    for name, width in zip(pair, (r.proj_size or r.hidden_size, r.hidden_size), strict=True):
+        tensor = taker.take(name)
+        if [n for n in tensor.shape if n != 1] != [n for n in (layers, width) if n != 1]:
+            raise Refused(
+                f"--initial-state: {name} is {list(tensor.shape)}, must be {[layers, width]}"
+            )
+        found.append(tensor.reshape(layers, width))
+    return found[0], found[1]
 
 
 def _build_embedding(table: LinearNames, taker: Taker) -> nn.Embedding:

@@ -32,7 +32,8 @@ Tensors = Mapping[str, torch.Tensor]
 class Choices:
     """The flags that choose; "" is a flag that was not given. Activations are "none" or a name.
 
-    `drop` has the names of tensors, or of modules with all their tensors, to leave out.
+    `drop` has the names of tensors, or of modules with all their tensors, to leave out;
+    `initial_state` those of h0 and c0, or nothing.
     """
 
     lstm: str = ""
@@ -41,6 +42,7 @@ class Choices:
     pre_head: str = "none"
     output_activation: str = "none"
     drop: tuple[str, ...] = ()
+    initial_state: tuple[str, ...] = ()
 
 
 class Pair(NamedTuple):
@@ -121,6 +123,19 @@ def choose_dropped(names: Iterable[str], flags: Iterable[str]) -> set[str]:
             )
         dropped |= {name for name in names if name == label or name.startswith(f"{label}.")}
     return dropped
+
+
+def choose_state(names: Iterable[str], flag: tuple[str, ...]) -> Pair | None:
+    """The tensors that --initial-state names; None for a flag that names none. Raises Refused."""
+    if not flag:
+        return None
+    names, found = list(names), []
+    for name in flag:
+        label = resolve(name, names, "--initial-state")
+        if label is None:
+            raise Refused(f"--initial-state {name}: the file has no tensor of that name")
+        found.append(label)
+    return Pair(*found)
 
 
 def check_dropped(dropped: set[str], taken: Iterable[str]) -> None:

@@ -12,18 +12,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from lstmserve_export.lstm.names import LinearNames, NormNames, Recurrent, resolve
+from lstmserve_export.lstm.network import ACTIVATIONS, make_activation
 from lstmserve_export.refusal import MODULE_WAY, Faults, Refused, shorten
 
-# Each activation of --head, as a module of torch; those of PARAMETERS may have =NUMBER.
-FUNCTIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "softmax": lambda: nn.Softmax(dim=-1),
-}
-PARAMETERS: Mapping[str, Callable[[float], nn.Module]] = {}
+# The activations with a number, =NUMBER; the others of network.ACTIVATIONS have none.
+PARAMETERS: Mapping[str, Callable[[float], nn.Module]] = {"elu": nn.ELU, "leaky_relu": nn.LeakyReLU}
 EPS = 1e-5  # of torch's norms
-HEAD_FLAG = f"--head NAME[,{'|'.join((*FUNCTIONS, *PARAMETERS))},NAME...] or --head none"
+HEAD_FLAG = "--head NAME[,ACTIVATION,NAME...] or --head none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ def _entry(text: str, layers: Layers) -> Entry:
     name, has_number, number = text.partition("=")
     layer = None if name.endswith("()") else layers.find(name.removesuffix(".weight"))
     short = name.removesuffix("()").lower()
-    is_function = short in FUNCTIONS or short in PARAMETERS or short == "none"
+    is_function = short in ACTIVATIONS or short == "none"
     if is_function and layer is not None and not name.endswith(".weight"):
         raise Refused(
             f"--head: {short} is an activation, and {layer} is a layer of the file: write "
@@ -82,7 +77,7 @@ def _entry(text: str, layers: Layers) -> Entry:
         if value is not None:
             raise Refused(f"--head: {text}: {layer} takes no number")
         return layer
-    return make_activation(short, value, layers)
+    return _activation(short, value, layers)
 
 
 def _number(text: str, number: str) -> float:
@@ -95,14 +90,14 @@ def _number(text: str, number: str) -> float:
     return value
 
 
-def make_activation(name: str, value: float | None, layers: Layers) -> nn.Module:
+def _activation(name: str, value: float | None, layers: Layers) -> nn.Module:
     """The module of an activation, with its number if it has one. Raises Refused."""
     if name in PARAMETERS and value is not None:
         return PARAMETERS[name](value)
-    if name in FUNCTIONS and value is None:
-        return FUNCTIONS[name]()
-    known = ", ".join((*FUNCTIONS, *PARAMETERS))
-    if name in FUNCTIONS:
+    if name in ACTIVATIONS and value is None:
+        return make_activation(name)
+    known = ", ".join(ACTIVATIONS)
+    if name in ACTIVATIONS:
         raise Refused(f"--head: {name}={value:g}: {name} takes no number")
     plain = name.replace("_", "")
     if any(plain == each.lower() for each in nn.modules.activation.__all__) or plain == "swish":
