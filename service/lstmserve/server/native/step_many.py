@@ -410,7 +410,8 @@ class StepManyMessage:
             is_given = missing == 0
             ends = np.cumsum(lengths)
             lasts = np.where(lengths > 0, missing[ends - 1], 0)
-            response.missing_rows.extend(lasts.tolist())
+            if lasts.any():
+                response.missing_rows.extend(lasts.tolist())
             y, lengths = y[is_given], run_sums(is_given, lengths)
         put_outputs(response, model.outputs, y)
         return lengths
