@@ -258,11 +258,13 @@ def test_a_lost_server_s_steps_are_sent_again(serving: Serving, folder: Path) ->
         for length in (1, 2):
             rows, y = past.next(length)
             check(session.step(given("wait", rows)), "wait", y)
+        before = session.incarnation
         other.session("wait", id="replayed", if_exists="restart").close()
         for length in (1, 2, 3):
             rows, y = past.next(length)
             check(session.step(given("wait", rows)), "wait", y)
             assert session.missing_rows == past.missing_rows
+        assert session.incarnation != before
 
 
 # The command line ---------------------------------------------------------------------------------
