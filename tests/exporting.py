@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,10 +29,24 @@ class Net(nn.Module):
         width = (self.lstm.proj_size or HIDDEN) * (1 + self.lstm.bidirectional)
         self.fc = nn.Linear(width, OUTPUTS)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """y of every time step; x is [T, N, INPUTS]."""
+        y: torch.Tensor = self.fc(self.lstm(x)[0])
+        return y
+
 
 def save(content: object, path: Path, **options: object) -> Path:
     """Saves the content by torch.save. Returns the path."""
     torch.save(content, path, **options)
+    return path
+
+
+def save_script(module: nn.Module, path: Path, *, freeze: bool = False) -> Path:
+    """Saves the module as a TorchScript program. Returns the path."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and its files are about
+        program = torch.jit.script(module.eval())
+        (torch.jit.freeze(program) if freeze else program).save(str(path))
     return path
 
 
