@@ -234,7 +234,8 @@ def _check_way(flags: dict[str, Any]) -> None:
     """Raises UsageError for a flag of the way that is not taken."""
     is_module = flags["module"] is not None
     for name in OF_TENSORS if is_module else OF_MODULES:
-        if flags[name] not in (None, "", (), "none"):
+        # The default of a choice is none, and a head may be none as well.
+        if flags[name] not in (None, "", ()) and (flags[name] != "none" or name == "head"):
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(
                 f"{flag} has no meaning with --module, which exports forward() as it is: make it a "
