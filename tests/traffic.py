@@ -131,7 +131,7 @@ class Oracle:
     """Whole sequences on the portable model.onnx of a folder."""
 
     def __init__(self, folder: Path, spec: LstmSpec) -> None:
-        self._spec = spec
+        self.spec = spec
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(str(folder / "model.onnx"), options)
@@ -141,7 +141,7 @@ class Oracle:
     ) -> tuple[State, State, State]:
         """x [T, I] or tokens [T] from h0 [L, state] and c0 [L, H], or from zeros -> y [T, O], hn
         [L, state], cn [L, H]."""
-        spec = self._spec
+        spec = self.spec
         h0 = np.zeros((spec.num_layers, spec.state_size), np.float32) if h0 is None else h0
         c0 = np.zeros((spec.num_layers, spec.hidden_size), np.float32) if c0 is None else c0
         feed = {
