@@ -27,9 +27,10 @@ MODEL = "soak"
 class WindowOracle:
     """The oracle of a model that waits for a window of `window` rows: a plain session on each."""
 
-    def __init__(self, plain: Oracle, window: int) -> None:
+    def __init__(self, plain: Oracle, window: int, output_size: int) -> None:
         self._plain = plain
         self._window = window
+        self._output_size = output_size
 
     def run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
         """The rows of y that a new session gives for x [T, I], and its states after them."""
@@ -38,7 +39,7 @@ class WindowOracle:
         y = [self._plain.run(x[end - window : end])[0][-1] for end in ends]
         kept = np.concatenate([np.zeros((window - 1, x.shape[1]), np.float32), x])[1 - window :]
         given = np.array(min(count, window - 1))
-        return np.array(y, np.float32).reshape(-1, self._plain.spec.output_size), kept, given
+        return np.array(y, np.float32).reshape(-1, self._output_size), kept, given
 
 
 class Pod:
@@ -87,7 +88,7 @@ class Fleet:
         own = (window, "wait") if window else (0, None)
         make_model(folder, spec, seed=1, name=MODEL, window=own)
         plain = Oracle(folder / MODEL / "1", spec)
-        self.oracle = WindowOracle(plain, window) if window else plain
+        self.oracle = WindowOracle(plain, window, spec.output_size) if window else plain
         given = ("--models", folder, *arguments)
         with ThreadPoolExecutor(count) as threads:
             names = [f"pod-{i}" for i in range(count)]
