@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,17 @@ from torch import nn
 from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
-from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
-from lstmserve_export.lstm.flags import read_values
-from lstmserve_export.lstm.network import Network, Norm
+from lstmserve_export.lstm.export import export_network, make_pairs
+from lstmserve_export.lstm.network import Norm
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
-from lstmserve_export.refusal import printable
+from lstmserve_export.refusal import Refused, printable
+from lstmserve_export.scaler_files import check_names, read_values
+from lstmserve_export.scalers import Scalers, Side, with_scalers
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target
 
@@ -70,6 +70,7 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
     """Exports the module of the user's file; its code runs nowhere else."""
     target = _target(checkpoint, flags)
     target.choose_version()  # refuses a bad name before the user's code runs
+    scalers = _scalers(flags)
     tensors = read_checkpoint(checkpoint)
     file, name = flags["module"]
     with user_code(file):
@@ -86,6 +87,7 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             states=flags["states"],
             output_names=flags["output_names"],
             axes=Axes.of(flags["axes"] or ""),
+            scalers=scalers,
             progress=progress,
         )
 
@@ -113,16 +115,30 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
         pre_head=flags["pre_head"],
         output_activation=flags["output_activation"],
     )
-    network = _with_norms(assemble(read_checkpoint(checkpoint), choices), flags)
+    network = with_scalers(assemble(read_checkpoint(checkpoint), choices), _scalers(flags))
     target = _target(checkpoint, flags)
     return export_network(network, target, make_pairs(flags["golden"]), progress)
 
 
-def _with_norms(network: Network, flags: dict[str, Any]) -> Network:
-    def norm(side: str) -> Norm | None:
-        mean, scale = (
-            read_values(flags[f"{side}_{part}"], f"--{side}-{part}") for part in ("mean", "scale")
-        )
-        return make_norm(mean, scale)
+def _scalers(flags: dict[str, Any]) -> Scalers:
+    """What the flags say of the scaling of x and y. Raises Refused."""
+    return Scalers(_norms("input", flags), _norms("output", flags))
 
-    return replace(network, input_norm=norm("input"), output_norm=norm("output"))
+
+def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
+    given = {part: flags[f"{side}_{part}"] for part in ("mean", "scale", "min", "range")}
+    names = ("mean", "scale")
+    if given["min"] or given["range"]:
+        if given["mean"] or given["scale"]:
+            raise Refused(f"--{side}-min and --{side}-range are a mean and a scale: give one pair")
+        names = ("min", "range")
+    else:
+        check_names(given["mean"], given["scale"], side)
+    vectors = [read_values(given[name], f"--{side}-{name}") for name in names]
+    scaler, columns = flags[f"{side}_scaler"], flags[f"{side}_columns"]
+    if columns:
+        if not isinstance(scaler, Path):
+            raise Refused(f"--{side}-columns needs --{side}-scaler with one file")
+        scaler = {"scaler": scaler, "columns": columns}
+    flag_names = dict(zip(("mean", "scale"), names, strict=True))
+    return Side(side, lambda name: f"--{side}-{flag_names.get(name, name)}").norms(scaler, *vectors)

@@ -26,10 +26,14 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """mean and scale, float64 [width] each. Input: (x - mean) / scale; output: y * scale + mean."""
+    """mean and scale, float64 [width] each. Input: (x - mean) / scale; output: y * scale + mean.
+
+    `columns` are the names of the columns, if they are known.
+    """
 
     mean: Floats
     scale: Floats
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +181,13 @@ def _head_layers(network: Network) -> tuple[HeadLayer, ...]:
 
 
 def _check_norm(side: str, norm: Norm | None, width: int) -> None:
-    if norm is None:
+    if norm is None or len(norm.mean) == width:
         return
-    for name, array in (("mean", norm.mean), ("scale", norm.scale)):
-        if array.shape != (width,):
-            raise Refused(f"--{side}-{name} has shape {list(array.shape)}, must be [{width}]")
+    hint = f": choose with --{side}-columns" if len(norm.mean) > width else ""
+    raise Refused(
+        f"the {side} scaler (or mean and scale) has {len(norm.mean)} columns, must have {width}"
+        f"{hint}"
+    )
 
 
 def to_dtype(network: Network, dtype: torch.dtype) -> Network:

@@ -31,9 +31,10 @@ from lstmserve_export.module.proof.causes import explain
 from lstmserve_export.module.proof.proof import Mismatch, prove
 from lstmserve_export.module.proof.reference import Reference
 from lstmserve_export.module.signature.checks import check_weights
-from lstmserve_export.module.signature.probe import probe
+from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
+from lstmserve_export.scalers import Scalers
 from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import Exported, Target, package_versions
 
@@ -50,6 +51,7 @@ def export_module(
     states: Sequence[str] = (),
     output_names: Sequence[str] = (),
     axes: Axes | None = None,
+    scalers: Scalers | None = None,
     progress: Progress = lambda stage: None,
 ) -> Exported:
     """Traces, proves and writes; calls `progress` as each stage begins. Raises Refused."""
@@ -58,7 +60,7 @@ def export_module(
     with _threads_for(module):
         progress("find inputs, outputs and states")
         forward = Forward(module, example)
-        signature = probe(forward, states, output_names, axes)
+        signature = probe_scaled(forward, scalers or Scalers(), states, output_names, axes)
         progress("trace one time step")
         traced = trace(forward, signature)
         recognised = recognise(traced, signature)
