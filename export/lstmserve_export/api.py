@@ -14,7 +14,7 @@ from lstmserve_export.lstm.network import Network, take_embedding, take_head, ta
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.refusal import Refused
-from lstmserve_export.scalers import Scalers, Side, with_scalers
+from lstmserve_export.scalers.sides import Scalers, Side, with_scalers
 from lstmserve_export.target import Exported, Target
 
 LSTMS = (nn.LSTM, nn.LSTMCell)

@@ -21,9 +21,10 @@ from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
+from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.refusal import Refused, printable
-from lstmserve_export.scaler_files import check_names, read_values
-from lstmserve_export.scalers import Scalers, Side, with_scalers
+from lstmserve_export.scalers.files import check_names, read_values
+from lstmserve_export.scalers.sides import Scalers, Side, with_scalers
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target
 
@@ -79,29 +80,30 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
         module = build_module(file, name, flags["module_args"])
         for note in fill(module, tensors, name, checkpoint.name):
             say(f"note: {note}")
-        example = _example(module, flags, say)
-        return export_module(
-            module,
-            example,
-            target,
-            states=flags["states"],
-            output_names=flags["output_names"],
-            axes=Axes.of(flags["axes"] or ""),
-            scalers=scalers,
-            progress=progress,
-        )
+        options: dict[str, Any] = {
+            "states": flags["states"],
+            "output_names": flags["output_names"],
+            "axes": Axes.of(flags["axes"] or ""),
+            "scalers": scalers,
+        }
+        example = _example(module, flags, options, say)
+        return export_module(module, example, target, **options, progress=progress)
 
 
-def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, Any]:
+def _example(
+    module: nn.Module, flags: dict[str, Any], options: dict[str, Any], say: Say
+) -> dict[str, Any]:
     """The example of the flags, or a guess; checks the pairs of --golden first."""
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess = check_pairs(module, inputs, results)
+        excess = check_pairs(
+            module, inputs, results, lambda forward: probe_scaled(forward, **options)
+        )
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is None:
-        example, words = guess_example(module)
+        example, words = guess_example(module, options["scalers"].inputs)
         say(f"example: {words}; give --example with real rows")
     return example
 

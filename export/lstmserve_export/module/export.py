@@ -34,7 +34,7 @@ from lstmserve_export.module.signature.checks import check_weights
 from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
-from lstmserve_export.scalers import Scalers
+from lstmserve_export.scalers.sides import Scalers
 from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import Exported, Target, package_versions
 

@@ -19,7 +19,8 @@ from lstmserve_export.module.scaling import Columns, Scaling
 from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.signature import Input, Output, Signature
 from lstmserve_export.refusal import Refused, shorten
-from lstmserve_export.scalers import Scalers, as_min_max
+from lstmserve_export.scalers.min_max import as_min_max
+from lstmserve_export.scalers.sides import Scalers
 
 FAR: Final = 10.0  # deviations from the mean
 WRONG: Final = 30.0
@@ -47,7 +48,11 @@ def probe_scaled(
         {each.name: _columns(each, norm) for each, norm in inputs},
         {each.result: _columns(each, norm) for each, norm in outputs},
     )
-    notes = [*scalers.notes(), *_of_example(forward, inputs)]
+    ends = [
+        *(f"send {each.spec.name} as it is measured: the model scales it" for each, _ in inputs),
+        *(f"{each.spec.name} is scaled back by the model" for each, _ in outputs),
+    ]
+    notes = [*ends, *scalers.notes(), *_of_example(forward, inputs)]
     signature = probe(forward, states, output_names, axes)  # now with rows as in training
     return replace(signature, notes=(*notes, *signature.notes))
 
