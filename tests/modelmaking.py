@@ -6,16 +6,28 @@ It is independent of lstmserve.graph and of onnxruntime, because it is there to 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import Weights, build_portable, weight_shapes
-from lstmserve.graph.weights import fingerprint
+from lstmserve.graph.weights import Window, fingerprint
 from lstmserve.lstm_golden import LstmGolden, dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
-from lstmserve.spec import Linear, LstmSpec, ModelSpec
+from lstmserve.spec import (
+    MISSING,
+    BatchNorm,
+    Elu,
+    LayerNorm,
+    LeakyRelu,
+    Linear,
+    LstmSpec,
+    ModelSpec,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,15 +72,17 @@ def reference(
 ) -> tuple[Floats, Floats, Floats]:
     """One sequence in float64: y, hn, cn = head(lstm(x, (h0, c0))).
 
-    x [T, I] or tokens [T]; h0, hn [L*D, state]; c0, cn [L*D, H]; y [T, O]; None: zeros.
+    x [T, I] or tokens [T]; h0, hn [L*D, state]; c0, cn [L*D, H]; y [T, O]; None: a new session's.
     """
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
-    layers = spec.num_layers * spec.num_directions
-    hn = np.zeros((layers, spec.state_size)) if h0 is None else np.array(h0, np.float64)
-    cn = np.zeros((layers, spec.hidden_size)) if c0 is None else np.array(c0, np.float64)
+    hn, cn = (
+        np.array(w.get(f"initial.{own.name}", np.zeros(own.shape)) if part is None else part, float)
+        for own, part in zip(spec.states, (h0, c0), strict=True)
+    )
     value = w["embedding"][x.astype(np.int64)] if spec.num_embeddings else x.astype(np.float64)
     if spec.input_norm:
         value = (value - w["input.mean"]) / w["input.scale"]
+    first = value
     for layer in range(spec.num_layers):
         outputs = []
         for direction in range(spec.num_directions):
@@ -78,7 +92,9 @@ def reference(
             out, hn[row], cn[row] = _lstm(*gates, value[order], hn[row], cn[row])
             outputs.append(out[order])
         value = np.concatenate(outputs, axis=1)
-    return _head(spec, w, value), hn, cn
+    y = _head(spec, w, value)
+    y = y + first[:, list(spec.residual)] if spec.residual else y
+    return y * w["output.scale"] + w["output.mean"] if spec.output_norm else y, hn, cn
 
 
 def _direction(
@@ -117,20 +133,80 @@ def _softmax(z: Floats) -> Floats:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def _gelu(z: Floats) -> Floats:
+    return z / 2 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
+
+
+def _gelu_tanh(z: Floats) -> Floats:
+    return z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
+FUNCTIONS: Final[Mapping[str, Callable[[Floats], Floats]]] = {
+    "relu": lambda z: np.maximum(z, 0),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "softmax": _softmax,
+    "log_softmax": lambda z: np.log(_softmax(z)),
+    "silu": lambda z: z * _sigmoid(z),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "softplus": lambda z: np.logaddexp(0, z),
+    "hardtanh": lambda z: np.clip(z, -1, 1),
+}
+
+
 def _head(spec: LstmSpec, w: dict[str, Floats], value: Floats) -> Floats:
-    activations = {
-        "relu": lambda z: np.maximum(z, 0),
-        "tanh": np.tanh,
-        "sigmoid": _sigmoid,
-        "softmax": _softmax,
-    }
     for index, layer in enumerate(spec.head):
-        if isinstance(layer, Linear):
-            value = value @ w[f"head.{index}.weight"]
-            value = value + w[f"head.{index}.bias"] if layer.bias else value
-        else:
-            value = activations[layer](value)
-    return value * w["output.scale"] + w["output.mean"] if spec.output_norm else value
+        name = f"head.{index}"
+        match layer:
+            case Linear():
+                value = value @ w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+            case Elu(alpha):
+                value = np.where(value > 0, value, alpha * np.expm1(np.minimum(value, 0)))
+            case LeakyRelu(slope):
+                value = np.where(value > 0, value, slope * value)
+            case LayerNorm(eps):
+                centred = value - value.mean(axis=-1, keepdims=True)
+                value = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+                value = value * w.get(f"{name}.weight", 1) + w.get(f"{name}.bias", 0)
+            case BatchNorm():
+                value = value * w[f"{name}.factor"] + w[f"{name}.offset"]
+            case _:
+                value = FUNCTIONS[layer](value)
+    return value
+
+
+def windows(
+    spec: ModelSpec, weights: Weights, x: npt.NDArray[np.generic]
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """y [T, O] of a new session of a model with a window, and how many rows each window lacks.
+
+    y is 0 where a step waits for more rows. x [T, I] or tokens [T].
+    """
+    assert spec.lstm is not None
+    size = spec.window
+    lacks = np.maximum(size - 1 - np.arange(len(x)), 0)
+    y = np.zeros((len(x), spec.lstm.output_size))
+    for t in range(len(x)):
+        rows = x[max(0, t + 1 - size) : t + 1]
+        if spec.window_fill == "zeros":
+            rows = np.concatenate([np.zeros((lacks[t], *x.shape[1:]), x.dtype), rows])
+        if not (spec.waits and lacks[t]):
+            y[t] = reference(spec.lstm, weights, rows)[0][-1]
+    return y, lacks
+
+
+def window_golden(spec: ModelSpec, weights: Weights, seed: int) -> Golden:
+    """Three ragged sequences of a new session each."""
+    assert spec.lstm is not None
+    lengths = np.array([spec.window + 6, spec.window, 1], np.int32)
+    x = random_input(spec.lstm, (3, spec.window + 6), seed)
+    y = np.zeros((3, spec.window + 6, spec.lstm.output_size))
+    lacks = np.zeros(x.shape[:2], np.int64)
+    for n, length in enumerate(lengths):
+        y[n, :length], lacks[n, :length] = windows(spec, weights, x[n, :length])
+    outputs = {"y": y, MISSING: lacks} if spec.waits else {"y": y}
+    return Golden({spec.inputs[0].name: x}, lengths, None, outputs, {}, torch_error=0.0)
 
 
 def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> LstmGolden:
@@ -148,15 +224,23 @@ def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> LstmGolden:
 
 
 def make_model(
-    folder: Path, spec: LstmSpec = TINY, seed: int = 0, *, name: str = "tiny", version: int = 1
+    folder: Path,
+    spec: LstmSpec = TINY,
+    seed: int = 0,
+    *,
+    name: str = "tiny",
+    version: int = 1,
+    window: Window = (0, None),
 ) -> Weights:
     """Writes folder/NAME/VERSION as the export would and returns its weights; no torch needed."""
     weights = random_weights(spec, seed)
-    files = {
-        MODEL: build_portable(spec, weights).SerializeToString(),
-        GOLDEN: dump_lstm_golden({"random": make_golden(spec, weights, seed)}),
-    }
+    whole = ModelSpec.of_lstm(spec, *window)
+    if window[0]:
+        golden = dump_golden({"random": window_golden(whole, weights, seed)})
+    else:
+        golden = dump_lstm_golden({"random": make_golden(spec, weights, seed)})
+    files = {MODEL: build_portable(spec, weights).SerializeToString(), GOLDEN: golden}
     sums = {file: sha256(content) for file, content in files.items()}
-    manifest = Manifest(name, version, ModelSpec.of_lstm(spec), fingerprint(spec, weights), sums)
+    manifest = Manifest(name, version, whole, fingerprint(spec, weights, window), sums)
     write_model(folder, manifest, files, force=False)
     return weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,24 @@ import numpy.typing as npt
 from torch import nn
 
 from lstmserve_export.lstm.export import export_network, make_pairs
-from lstmserve_export.lstm.network import Network, take_embedding, take_head, take_lstm
+from lstmserve_export.lstm.network import (
+    Network,
+    take_embedding,
+    take_head,
+    take_lstm,
+    take_residual,
+    take_state,
+)
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.refusal import Refused
-from lstmserve_export.scalers.sides import Scalers, Side, with_scalers
+from lstmserve_export.scalers.sides import Scalers, scalers_of, with_scalers
 from lstmserve_export.target import Exported, Target
 
 LSTMS = (nn.LSTM, nn.LSTMCell)
 ALONE = (
-    "a module with an example is exported as it is: make head and embedding a part of it, and "
-    "leave out golden, since forward() itself is checked"
+    "a module with an example is exported as it is: make head, embedding, residual and "
+    "initial_state a part of it, and leave out golden, since forward() itself is checked"
 )
 
 
@@ -44,48 +52,75 @@ def export(
     output_scale: npt.ArrayLike | None = None,
     input_scaler: Any = None,
     output_scaler: Any = None,
+    residual: Sequence[int] | str = (),
+    initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     golden: Mapping[str, npt.ArrayLike] | str | Path | None = None,
 ) -> Exported:
     """Exports live modules as models/NAME/VERSION. `version` None takes the next one.
 
-    With `example`, `module` is any nn.Module around recurrent layers, and is exported as it is:
+    With `example`, `module` is any nn.Module around recurrent layers, and is exported as it is.
+    `example` is what forward() takes, with a batch and time steps: a tensor, a tuple of the
+    arguments, or a dict of them by name. Its values should be like those in production, since the
+    export also checks the model on them. `states`, `output_names` and `axes` are as the flags.
 
-    - `example`: what forward() takes, with a batch and time steps: a tensor, a tuple of the
-      arguments, or a dict of them by name. Its values should be like those in production, since
-      the export also checks the model on them.
-    - `states`, `output_names`, `axes`: as the flags of these names (docs/EXPORT.md).
+    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, y = head(lstm(x)), and the arguments
+    from `embedding` on are as the flags. `residual` has columns of x or is "all"; `initial_state`
+    is h0 and c0, [num_layers, width] each; `golden` has arrays by name or is the path of an .npz.
 
-    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, and y = head(lstm(x)); `head`,
-    `embedding` and `golden` (which may be the path of an .npz) are of this way alone.
-
-    With `input_scaler` the model takes raw x, and with `output_scaler` it gives raw y. Each is a
-    fitted scaler of scikit-learn, a file, or a dict (docs/EXPORT.md).
+    `input_scaler` and `output_scaler` make the model take raw x and give raw y: each is a fitted
+    scaler of scikit-learn, a file or a dict. docs/EXPORT.md has the flags, and says more of these.
 
     Raises Refused, and has then written nothing.
     """
-    if not isinstance(module, nn.Module):
-        raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
     target = Target(name, Path(models), version, force, dry_run)
-    x, y = Side("input", "input_{}".format), Side("output", "output_{}".format)
-    scalers = Scalers(
-        x.norms(input_scaler, input_mean, input_scale),
-        y.norms(output_scaler, output_mean, output_scale),
+    scalers = scalers_of(
+        (input_scaler, input_mean, input_scale), (output_scaler, output_mean, output_scale)
     )
+    parts = _Parts(head, embedding, residual, initial_state, golden)
     if example is not None:
-        if head is not None or embedding is not None or golden is not None:
-            raise Refused(ALONE)
-        return export_module(
-            module,
-            example,
-            target,
-            states=_names(states),
-            output_names=_names(output_names),
-            axes=Axes.of(axes),
-            scalers=scalers,
-        )
+        parts.check_none()
+        return _export_module(module, example, target, states, output_names, axes, scalers)
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, head, embedding, scalers, target, golden)
+    return _export_lstm(module, parts, target, scalers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The arguments that say what stands around an nn.LSTM."""
+
+    head: nn.Module | None
+    embedding: nn.Embedding | None
+    residual: Sequence[int] | str
+    initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None
+    golden: Mapping[str, npt.ArrayLike] | str | Path | None
+
+    def check_none(self) -> None:
+        """Raises Refused if one is given, since a module with an example has its own."""
+        values = (getattr(self, each.name) for each in fields(self) if each.name != "residual")
+        if len(self.residual) or any(value is not None for value in values):
+            raise Refused(ALONE)
+
+
+def _export_module(
+    module: nn.Module,
+    example: Any,
+    target: Target,
+    states: Sequence[str],
+    output_names: Sequence[str],
+    axes: str,
+    scalers: Scalers,
+) -> Exported:
+    _check_is_module(module)
+    return export_module(
+        module,
+        example,
+        target,
+        states=_names(states),
+        output_names=_names(output_names),
+        axes=Axes.of(axes),
+        scalers=scalers,
+    )
 
 
 def _names(names: Sequence[str]) -> Sequence[str]:
@@ -93,18 +128,24 @@ def _names(names: Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _export_lstm(
-    module: nn.Module,
-    head: nn.Module | None,
-    embedding: nn.Embedding | None,
-    scalers: Scalers,
-    target: Target,
-    golden: Mapping[str, npt.ArrayLike] | str | Path | None,
-) -> Exported:
+def _check_is_module(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
+
+
+def _export_lstm(module: nn.Module, parts: _Parts, target: Target, scalers: Scalers) -> Exported:
+    _check_is_module(module)
     if not isinstance(module, LSTMS):
         raise Refused(
             f"{type(module).__name__} needs an example of what its forward() takes: "
             "export(module, example=x, ...)"
         )
-    network = Network(take_lstm(module), take_head(head), take_embedding(embedding))
-    return export_network(with_scalers(network, scalers), target, make_pairs(golden))
+    lstm = take_lstm(module)
+    network = Network(
+        lstm=lstm,
+        head=take_head(parts.head),
+        embedding=take_embedding(parts.embedding),
+        residual=take_residual(parts.residual, lstm),
+        initial_state=take_state(parts.initial_state, lstm),
+    )
+    return export_network(with_scalers(network, scalers), target, make_pairs(parts.golden))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.lstm.export import export_network, make_pairs
-from lstmserve_export.lstm.network import Norm
+from lstmserve_export.lstm.flags import read_state
+from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
-from lstmserve_export.module.forward import Axes
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
+from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.scaled import probe_scaled
-from lstmserve_export.refusal import Refused, printable
+from lstmserve_export.refusal import Faults, Refused, printable
 from lstmserve_export.scalers.files import check_names, read_values
 from lstmserve_export.scalers.sides import Scalers, Side, with_scalers
 from lstmserve_export.summary import show
@@ -97,9 +100,7 @@ def _example(
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess = check_pairs(
-            module, inputs, results, lambda forward: probe_scaled(forward, **options)
-        )
+        excess = check_pairs(module, inputs, results, lambda forward: _scale(forward, options))
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is None:
@@ -108,23 +109,52 @@ def _example(
     return example
 
 
+def _scale(forward: Forward, options: dict[str, Any]) -> None:
+    """Puts the scalers around forward()."""
+    found = {name: each for name, each in options.items() if name != "scalers"}
+    probe_scaled(forward, options["scalers"], lambda: probe(forward, **found))
+
+
 def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:
     """Exports the nn.LSTM and the head that the tensors of a file are."""
+    names = flags["initial_state"] if isinstance(flags["initial_state"], tuple) else ()
     choices = Choices(
         lstm=flags["lstm"],
         head=flags["head"],
         embedding=flags["embedding"],
         pre_head=flags["pre_head"],
         output_activation=flags["output_activation"],
+        drop=flags["drop"],
+        initial_state=names,
     )
-    network = with_scalers(assemble(read_checkpoint(checkpoint), choices), _scalers(flags))
-    target = _target(checkpoint, flags)
-    return export_network(network, target, make_pairs(flags["golden"]), progress)
+    target, faults = _target(checkpoint, flags), Faults()
+    with faults.collect():
+        target.choose_version()
+    with faults.collect():
+        pairs = make_pairs(flags["golden"])
+    with faults.collect():
+        scalers = _scalers(flags)
+    with faults.collect():
+        state = None if names else read_state(flags["initial_state"])
+    with faults.collect():
+        network = assemble(read_checkpoint(checkpoint), choices)
+    faults.refuse()
+    network = replace(
+        network,
+        residual=take_residual(flags["residual"], network.lstm),
+        initial_state=take_state(state, network.lstm) or network.initial_state,
+    )
+    return export_network(with_scalers(network, scalers), target, pairs, progress)
 
 
 def _scalers(flags: dict[str, Any]) -> Scalers:
     """What the flags say of the scaling of x and y. Raises Refused."""
-    return Scalers(_norms("input", flags), _norms("output", flags))
+    found, faults = {}, Faults()
+    for side in ("input", "output"):
+        with faults.collect():
+            found[side] = _norms(side, flags)
+    faults.refuse()
+    return Scalers(found["input"], found["output"])
 
 
 def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
@@ -136,11 +166,17 @@ def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
         names = ("min", "range")
     else:
         check_names(given["mean"], given["scale"], side)
-    vectors = [read_values(given[name], f"--{side}-{name}") for name in names]
+    vectors, faults = {}, Faults()
+    for name in names:
+        with faults.collect():
+            vectors[name] = read_values(given[name], f"--{side}-{name}")
+    faults.refuse()
     scaler, columns = flags[f"{side}_scaler"], flags[f"{side}_columns"]
     if columns:
         if not isinstance(scaler, Path):
             raise Refused(f"--{side}-columns needs --{side}-scaler with one file")
         scaler = {"scaler": scaler, "columns": columns}
     flag_names = dict(zip(("mean", "scale"), names, strict=True))
-    return Side(side, lambda name: f"--{side}-{flag_names.get(name, name)}").norms(scaler, *vectors)
+    return Side(side, lambda name: f"--{side}-{flag_names.get(name, name)}").norms(
+        scaler, *vectors.values()
+    )

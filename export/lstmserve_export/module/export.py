@@ -31,10 +31,11 @@ from lstmserve_export.module.proof.causes import explain
 from lstmserve_export.module.proof.proof import Mismatch, prove
 from lstmserve_export.module.proof.reference import Reference
 from lstmserve_export.module.signature.checks import check_weights
+from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
-from lstmserve_export.scalers.sides import Scalers
+from lstmserve_export.scalers.sides import UNSCALED, Scalers
 from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import Exported, Target, package_versions
 
@@ -51,7 +52,7 @@ def export_module(
     states: Sequence[str] = (),
     output_names: Sequence[str] = (),
     axes: Axes | None = None,
-    scalers: Scalers | None = None,
+    scalers: Scalers = UNSCALED,
     progress: Progress = lambda stage: None,
 ) -> Exported:
     """Traces, proves and writes; calls `progress` as each stage begins. Raises Refused."""
@@ -60,7 +61,9 @@ def export_module(
     with _threads_for(module):
         progress("find inputs, outputs and states")
         forward = Forward(module, example)
-        signature = probe_scaled(forward, scalers or Scalers(), states, output_names, axes)
+        signature = probe_scaled(
+            forward, scalers, lambda: probe(forward, states, output_names, axes)
+        )
         progress("trace one time step")
         traced = trace(forward, signature)
         recognised = recognise(traced, signature)
@@ -76,10 +79,10 @@ def export_module(
             case = {**cases, **more}[error.case]
             raise Refused(explain(error, case, forward, signature)) from error
         # Only now, since pairs of kind "lstm" have neither odd values nor long sequences.
-        if recognised is not None:
-            exported = _export_lstm(recognised, cases, notes, target, progress)
-            if exported is not None:
-                return exported
+        if recognised is not None and (
+            exported := _export_lstm(recognised, cases, notes, target, progress)
+        ):
+            return exported
     files = {MODEL: _content(model), GOLDEN: dump_golden(cases)}
     manifest = Manifest(
         name=target.name,

@@ -26,6 +26,7 @@ from lstmserve_export.scalers.attributes import (
 from lstmserve_export.scalers.files import read_scaler_file
 from lstmserve_export.scalers.min_max import min_max_data
 
+Given = tuple[Any, npt.ArrayLike | None, npt.ArrayLike | None]
 EPSILON: Final = 2.0**-24  # what float32 rounds a number by, at most
 LOSS_MAX: Final = 1e-3
 
@@ -70,6 +71,9 @@ class Scalers:
                         "offset before it is sent, and fit the scaler on that"
                     )
         return found
+
+
+UNSCALED: Final = Scalers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,12 @@ class Side:
                 f"{known}"
             )
         return Norm(norm.mean[places], norm.scale[places], names if norm.columns else ())
+
+
+def scalers_of(inputs: Given, outputs: Given) -> Scalers:
+    """The scalers of an argument for each side: a scaler, a mean and a scale. Raises Refused."""
+    x, y = Side("input", "input_{}".format), Side("output", "output_{}".format)
+    return Scalers(x.norms(*inputs), y.norms(*outputs))
 
 
 def with_scalers(network: Network, scalers: Scalers) -> Network:

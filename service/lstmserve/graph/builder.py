@@ -47,12 +47,16 @@ class GraphBuilder:
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         """Adds an initializer, once per name, and returns its name."""
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def integers(self, *values: int) -> str:
         """Adds an int64 vector constant, shared by all nodes that need the same values."""
         return self.constant(f"const.{'_'.join(map(str, values))}", np.array(values, np.int64))
+
+    def scalar(self, value: float) -> str:
+        """Adds a float32 constant that broadcasts, shared by all nodes that need the value."""
+        return self.constant(f"const.float_{value}", np.array(value, np.float32))
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Adds a node with one output and returns the output's name."""

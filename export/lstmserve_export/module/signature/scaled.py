@@ -5,7 +5,7 @@ A signature says which tensors are states, and where the features of a tensor ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -14,9 +14,8 @@ import numpy as np
 from lstmserve.spec import TensorSpec
 from lstmserve_export.arrays import Array
 from lstmserve_export.lstm.network import Norm
-from lstmserve_export.module.forward import Axes, Forward
+from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.scaling import Columns, Scaling
-from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.signature import Input, Output, Signature
 from lstmserve_export.refusal import Refused, shorten
 from lstmserve_export.scalers.min_max import as_min_max
@@ -28,18 +27,12 @@ NEAR: Final = 1.5  # of a MinMaxScaler's range, [0, 1] or [-1, 1]
 Tensor = TypeVar("Tensor", Input, Output)
 
 
-def probe_scaled(
-    forward: Forward,
-    scalers: Scalers,
-    states: Sequence[str] = (),
-    output_names: Sequence[str] = (),
-    axes: Axes | None = None,
-) -> Signature:
+def probe_scaled(forward: Forward, scalers: Scalers, find: Callable[[], Signature]) -> Signature:
     """The signature of forward() with the scalers around it, which `forward` has from then on.
 
-    Raises Refused.
+    `find` finds a signature, and raises Refused as this does.
     """
-    signature = probe(forward, states, output_names, axes)
+    signature = find()
     if not scalers:
         return signature
     inputs = _placed("input", scalers.inputs, signature.inputs)
@@ -53,7 +46,7 @@ def probe_scaled(
         *(f"{each.spec.name} is scaled back by the model" for each, _ in outputs),
     ]
     notes = [*ends, *scalers.notes(), *_of_example(forward, inputs)]
-    signature = probe(forward, states, output_names, axes)  # now with rows as in training
+    signature = find()  # now with rows as in training
     return replace(signature, notes=(*notes, *signature.notes))
 
 
