@@ -68,8 +68,7 @@ def export(
     is h0 and c0, [num_layers, width] each; `golden` has arrays by name or is the path of an .npz.
 
     `input_scaler` and `output_scaler` make the model take raw x and give raw y: each is a fitted
-    scaler of scikit-learn, a file or a dict. docs/EXPORT.md has the flags, and says more of these.
-
+    scaler of scikit-learn, a file or a dict. docs/EXPORT.md has the flags, and more of these.
     Raises Refused, and has then written nothing.
     """
     target = Target(name, Path(models), version, force, dry_run)

@@ -18,12 +18,11 @@ from lstmserve_export.lstm.export import export_network, make_pairs
 from lstmserve_export.lstm.flags import read_state
 from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
-from lstmserve_export.module.forward import Axes, Forward
+from lstmserve_export.module.forward import Axes
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
-from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.refusal import Faults, Refused, printable
 from lstmserve_export.scalers.files import check_names, read_values
@@ -100,19 +99,15 @@ def _example(
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess = check_pairs(module, inputs, results, lambda forward: _scale(forward, options))
+        excess = check_pairs(
+            module, inputs, results, lambda forward: probe_scaled(forward, **options)
+        )
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is None:
         example, words = guess_example(module, options["scalers"].inputs)
         say(f"example: {words}; give --example with real rows")
     return example
-
-
-def _scale(forward: Forward, options: dict[str, Any]) -> None:
-    """Puts the scalers around forward()."""
-    found = {name: each for name, each in options.items() if name != "scalers"}
-    probe_scaled(forward, options["scalers"], lambda: probe(forward, **found))
 
 
 def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:

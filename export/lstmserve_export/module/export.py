@@ -31,7 +31,6 @@ from lstmserve_export.module.proof.causes import explain
 from lstmserve_export.module.proof.proof import Mismatch, prove
 from lstmserve_export.module.proof.reference import Reference
 from lstmserve_export.module.signature.checks import check_weights
-from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
@@ -61,9 +60,7 @@ def export_module(
     with _threads_for(module):
         progress("find inputs, outputs and states")
         forward = Forward(module, example)
-        signature = probe_scaled(
-            forward, scalers, lambda: probe(forward, states, output_names, axes)
-        )
+        signature = probe_scaled(forward, scalers, states, output_names, axes)
         progress("trace one time step")
         traced = trace(forward, signature)
         recognised = recognise(traced, signature)
@@ -79,9 +76,8 @@ def export_module(
             case = {**cases, **more}[error.case]
             raise Refused(explain(error, case, forward, signature)) from error
         # Only now, since pairs of kind "lstm" have neither odd values nor long sequences.
-        if recognised is not None and (
-            exported := _export_lstm(recognised, cases, notes, target, progress)
-        ):
+        exported = _export_lstm(recognised, cases, notes, target, progress)
+        if exported is not None:
             return exported
     files = {MODEL: _content(model), GOLDEN: dump_golden(cases)}
     manifest = Manifest(
@@ -154,9 +150,11 @@ def _answers(
 
 
 def _export_lstm(
-    network: Network, cases: Cases, notes: list[str], target: Target, progress: Progress
+    network: Network | None, cases: Cases, notes: list[str], target: Target, progress: Progress
 ) -> Exported | None:
     """The model of kind "lstm"; None, and a note more, where that is not proved to be forward()."""
+    if network is None:
+        return None
     try:
         noted = replace(network, notes=(*network.notes, *notes))
         return export_network(noted, target, pairs_of(cases), progress)

@@ -5,9 +5,9 @@ A signature says which tensors are states, and where the features of a tensor ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lstmserve_export.arrays import Array
 from lstmserve_export.lstm.network import Norm
 from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.scaling import Columns, Scaling
+from lstmserve_export.module.signature.probe import probe
 from lstmserve_export.module.signature.signature import Input, Output, Signature
 from lstmserve_export.refusal import Refused, shorten
 from lstmserve_export.scalers.min_max import as_min_max
@@ -27,12 +28,12 @@ NEAR: Final = 1.5  # of a MinMaxScaler's range, [0, 1] or [-1, 1]
 Tensor = TypeVar("Tensor", Input, Output)
 
 
-def probe_scaled(forward: Forward, scalers: Scalers, find: Callable[[], Signature]) -> Signature:
+def probe_scaled(forward: Forward, scalers: Scalers, *args: Any, **named: Any) -> Signature:
     """The signature of forward() with the scalers around it, which `forward` has from then on.
 
-    `find` finds a signature, and raises Refused as this does.
+    It takes what probe() takes, and raises Refused as that does.
     """
-    signature = find()
+    signature = probe(forward, *args, **named)
     if not scalers:
         return signature
     inputs = _placed("input", scalers.inputs, signature.inputs)
@@ -46,7 +47,7 @@ def probe_scaled(forward: Forward, scalers: Scalers, find: Callable[[], Signatur
         *(f"{each.spec.name} is scaled back by the model" for each, _ in outputs),
     ]
     notes = [*ends, *scalers.notes(), *_of_example(forward, inputs)]
-    signature = find()  # now with rows as in training
+    signature = probe(forward, *args, **named)  # now with rows as in training
     return replace(signature, notes=(*notes, *signature.notes))
 
 
