@@ -27,15 +27,15 @@ from lstmserve_export.sequences import CHAOTIC_ERROR, SEED
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 ROUNDING_RATIO: Final = 10  # a difference beyond it is none of rounding
 TRIES: Final = 3  # two draws may agree by chance
-CLIENT: Final = "keep the last rows in the client and run the module there"
-CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {CLIENT}"
+WINDOW: Final = "export it with a window (--window W), as it was trained"
+CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {WINDOW}"
 NORM: Final = "normalise over the features of a row, or by constants of the training data"
 SUM: Final = (
     "answer from the last row, as out[:, -1], or take the sum so far as an argument and return it"
 )
 # By a part of the torch function's name; the first that fits.
 WAYS_OUT: Final = {
-    "conv": f"take the rows that its kernel needs as an argument and return them, or {CLIENT}",
+    "conv": f"take the rows that its kernel needs as an argument and return them, or {WINDOW}",
     "norm": NORM,
     "std": NORM,
     "var": NORM,
@@ -111,7 +111,7 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
     return (
         "forward() hands something from one time step to the next that is no state of a recurrent "
         "layer, such as its own output, a cell written by hand, or a state that it begins again: "
-        f"take it as an argument of forward() and return it, or {CLIENT}"
+        f"take it as an argument of forward() and return it, or {WINDOW}"
     )
 
 
