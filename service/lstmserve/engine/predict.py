@@ -177,7 +177,7 @@ class Predictor:
             outs=None if job.last_only else starts,
             last_only=job.last_only,
         )
-        groups = groups_of(job.lengths, self._config, kernel.cost)
+        groups = groups_of(job.lengths, model.limits, kernel.cost)
         request.plan = Plan(groups, lengths.size, initial, finals)
         return request
 
