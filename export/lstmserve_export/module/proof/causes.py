@@ -147,7 +147,7 @@ class _Runs:
         for _ in range(2):
             rows = self._rows(SIZE, 1)
             with watched(layers) as calls:
-                self._forward(self._signature.arguments(rows, self._states(SIZE)))
+                self._forward(self._signature.arguments(rows, self._signature.starts(SIZE)))
             runs.append({c.id.layer: c.handed for c in reversed(calls) if c.handed is not None})
         for path, handed in runs[0].items():
             other = runs[1].get(path, handed)
@@ -177,7 +177,7 @@ class _Runs:
     def is_loop(self) -> bool:
         """Whether forward() takes the time steps one by one, in a loop of Python."""
         size = unusual_size(self._forward)
-        arguments = self._signature.arguments(self._rows(1, size), self._states(1))
+        arguments = self._signature.arguments(self._rows(1, size), self._signature.starts(1))
         return is_loop(self._forward, arguments, size)
 
     def depends_on_position(self) -> bool:
@@ -193,7 +193,7 @@ class _Runs:
         if any(output.axes.time is None for output in signature.outputs):
             return False
         rows = self._rows(SIZE, unusual_size(self._forward))
-        results = self._forward(signature.arguments(rows, self._states(SIZE)))
+        results = self._forward(signature.arguments(rows, self._signature.starts(SIZE)))
         first = {
             each.spec.name: each.axes.to_rows(results[each.result].tensor)[:, 0]
             for each in signature.outputs
@@ -208,7 +208,7 @@ class _Runs:
         size: int,
         index: int,
     ) -> Operation | None:
-        states = self._states(count)
+        states = self._signature.starts(count)
         for _ in range(TRIES):
             one, other = self._rows(count, steps), self._rows(count, steps)
             for each in self._signature.inputs:
@@ -226,7 +226,7 @@ class _Runs:
         return None
 
     def _last(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = self._states(SIZE)
+        states = self._signature.starts(SIZE)
         return self._signature.last(self._forward(self._signature.arguments(rows, states)))
 
     def _rows(self, count: int, steps: int) -> dict[str, torch.Tensor]:
@@ -241,14 +241,6 @@ class _Runs:
             drawn = torch.from_numpy(given[sequences, places])
             found[each.spec.name] = drawn.expand(count, steps, *drawn.shape[2:]).clone()
         return found
-
-    def _states(self, count: int) -> dict[str, torch.Tensor]:
-        return {
-            each.spec.name: torch.zeros(
-                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
-            )
-            for each in self._signature.passed
-        }
 
     def _is_close(self, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         return all(
