@@ -5,6 +5,7 @@ The oracle takes nothing of the export: it runs the user's module as it is on ev
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
@@ -23,6 +25,10 @@ from lstmserve.manifest import ModelFiles, read_model
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export import Refused, export
+
+# torch builds the same registry of 500 functions for each export: a third of its time. The exports
+# of these tests in other processes build their own.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, torch.Tensor]

@@ -26,6 +26,7 @@ from lstmserve.spec import (
     MISSING,
     WINDOW_FILLS,
     InvalidSpec,
+    LayerNorm,
     Linear,
     LstmSpec,
     ModelSpec,
@@ -43,6 +44,13 @@ LSTMS = {
     "projected": replace(TINY, proj_size=2, input_norm=True, output_norm=True),
     "projected both ways": replace(TINY, proj_size=2, bidirectional=True),
     "tokens": LstmSpec(4, 6, num_embeddings=9, head=(Linear(3), "softmax")),
+    "residual and start": LstmSpec(
+        *(3, 6, 2, 0, True),
+        head=(LayerNorm(), Linear(2), "softplus"),
+        input_norm=True,
+        residual=(2, 0),
+        initial_state=True,
+    ),
 }
 SIZES = (2, 5, 12)
 INPUTS = (TensorSpec("x", (2, 3)), TensorSpec("gain"), TensorSpec("kind", (), "int64"))

@@ -10,7 +10,7 @@ from lstmserve.golden import Floats, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
 from lstmserve.spec import LstmSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.lstm.network import Network
+from lstmserve_export.lstm.network import Network, first_states
 from lstmserve_export.lstm.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
@@ -62,7 +62,7 @@ def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
     if unknown := sorted(set(arrays) - set(FIELDS)):
         raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")
     fields = _Fields(_without_padding(arrays))
-    inputs = _inputs(fields, spec)
+    inputs = _inputs(fields, network, spec)
     count, rows = inputs.x.shape[:2]
     y = fields.floats("y", (count, rows, spec.output_size), (count, spec.output_size))
     ends = {
@@ -78,7 +78,7 @@ def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
     return case
 
 
-def _inputs(fields: _Fields, spec: LstmSpec) -> Inputs:
+def _inputs(fields: _Fields, network: Network, spec: LstmSpec) -> Inputs:
     name = "tokens" if spec.num_embeddings else "x"
     shape = fields.arrays[name].shape if name in fields.arrays else ()
     count, rows = shape[:2] if len(shape) >= 2 else (0, 0)
@@ -96,8 +96,9 @@ def _inputs(fields: _Fields, spec: LstmSpec) -> Inputs:
     lengths = np.full(count, rows)
     if "lengths" in fields.arrays:
         lengths = fields.integers("lengths", (count,), 1, rows)
+    first = dict(zip(("h0", "c0"), first_states(network, spec, count), strict=True))
     h0, c0 = (
-        (fields.floats(state, shape) if state in fields.arrays else np.zeros(shape))
+        (fields.floats(state, shape) if state in fields.arrays else first[state])
         for state, shape in _state_shapes(spec, count, "h0", "c0").items()
     )
     return Inputs(x, lengths.astype(np.int32), h0.astype(np.float32), c0.astype(np.float32))
