@@ -86,6 +86,8 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             states=flags["states"],
             output_names=flags["output_names"],
             axes=Axes.of(flags["axes"] or ""),
+            window=flags["window"] or 0,
+            window_fill=flags["window_fill"],
             progress=progress,
         )
 
