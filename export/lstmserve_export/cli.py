@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from lstmserve.extras import hint
+from lstmserve.spec import WINDOW_FILLS, WINDOW_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
@@ -169,6 +170,17 @@ def _state(
     "--axes",
     type=click.Choice(["BT", "TB", "BFT", "BCFT", "B", "T"]),
     help="Axes of the inputs, if the export cannot tell: B batch, T time, F and C features.",
+)
+@_flag(
+    "--window",
+    type=click.IntRange(2, WINDOW_MAX),
+    metavar="W",
+    help="Answer from the last W rows alone, as a network that was trained on windows of W rows.",
+)
+@_flag(
+    "--window-fill",
+    type=click.Choice(WINDOW_FILLS),
+    help="For the rows that a new session lacks: wait (no answer; default), zeros, or grow.",
 )
 @_flag(
     "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."

@@ -89,7 +89,15 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             "scalers": scalers,
         }
         example = _example(module, flags, options, say)
-        return export_module(module, example, target, **options, progress=progress)
+        return export_module(
+            module,
+            example,
+            target,
+            **options,
+            window=flags["window"] or 0,
+            window_fill=flags["window_fill"],
+            progress=progress,
+        )
 
 
 def _example(
