@@ -45,7 +45,27 @@ GOOD: dict[str, Edit] = {
         "c0": np.zeros((1, 4, HIDDEN), np.float32),
     },
     "lengths, NaN as padding": lambda a: padded(a),
+    "one sequence": lambda a: one(a),
+    "one sequence, last time step": lambda a: {"x": one(a)["x"], "y": one(a)["y"][-1]},
+    "one sequence with its states": lambda a: {
+        **one(a),
+        "h0": np.zeros((1, HIDDEN), np.float32),
+        "c0": np.zeros((1, HIDDEN), np.float32),
+    },
+    "one sequence beside states of a batch": lambda a: {**one(a), "hn": a["hn"][:, 1:2]},
+    "one sequence with NaN as padding": lambda a: {
+        "x": np.concatenate([one(a)["x"], np.full((2, INPUTS), np.nan)]),
+        "y": np.concatenate([one(a)["y"], np.full((2, OUTPUTS), np.nan)]),
+        "lengths": np.array(9),
+    },
 }
+
+
+def one(arrays: Arrays) -> Arrays:
+    """The second sequence, as forward() takes and gives it without a batch."""
+    return {
+        name: array[:, 1] if name in ("hn", "cn") else array[1] for name, array in arrays.items()
+    }
 
 
 def padded(arrays: Arrays) -> Arrays:
@@ -68,17 +88,20 @@ def test_good_pairs_pass_and_are_kept(tmp_path: Path, edit: Edit) -> None:
     assert sorted(files.golden) == ["parity", "user"]
     assert 0 <= files.manifest.parity["excess"]["user"] <= 1
     assert files.golden["user"].outputs["y"].shape[-1] == OUTPUTS
+    assert len(files.golden["user"].lengths) in (1, 4)
     assert np.isfinite(files.golden["user"].outputs["y"]).all()
 
 
-def test_pairs_of_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_one", [False, True], ids=["several", "one sequence"])
+def test_pairs_of_tokens(tmp_path: Path, is_one: bool) -> None:
     """A model with an embedding takes tokens in place of x."""
     net = Net()
     net.embed = nn.Embedding(7, INPUTS)
     tokens = np.random.default_rng(0).integers(0, 7, (3, 6))
     with torch.no_grad():
         y = net.fc(net.lstm(net.embed(torch.from_numpy(tokens).T))[0]).transpose(0, 1).numpy()
-    path, flags = export_with(tmp_path, net, {"tokens": tokens, "y": y})
+    arrays = {"tokens": tokens, "y": y}
+    path, flags = export_with(tmp_path, net, one(arrays) if is_one else arrays)
     files = exported(path, *flags, "--embedding", "embed")
     assert files.golden["user"].inputs["tokens"].dtype == np.int64
 
@@ -126,6 +149,30 @@ ROWS: dict[str, tuple[str, Edit]] = {
     "pairs of other shapes": (
         "y is [4, 9, 2], must be [4, 9, 3] or [4, 3]",
         lambda a: {**a, "y": a["y"][:, :, :2]},
+    ),
+    "x with its features ahead of time": (
+        "x is [4, 5, 9], must be [N, T, 5], or [T, 5] for one sequence: move the axis of 5 to",
+        lambda a: {**a, "x": a["x"].swapaxes(1, 2)},
+    ),
+    "x without an axis of features": (
+        "x is [9], must be [N, T, 5], or [T, 5] for one sequence",
+        lambda a: {**a, "x": a["x"][0, :, 0]},
+    ),
+    "one sequence with y of other shapes": (
+        "y is [3, 9], must be [9, 3] or [3]: swap its axes",
+        lambda a: {"x": a["x"][0], "y": a["y"][0].T},
+    ),
+    "one sequence with a state of another size": (
+        "h0 is [1, 7], must be [1, 8]",
+        lambda a: {**one(a), "h0": np.zeros((1, 7))},
+    ),
+    "states with the sequences first": (
+        "hn is [4, 1, 8], must be [1, 4, 8]: swap its axes",
+        lambda a: {**a, "hn": a["hn"].swapaxes(0, 1)},
+    ),
+    "time-major x beside y of the last time step": (
+        "beside y, x is time-major: store it as [N, T, ...]",
+        lambda a: {"x": a["x"].swapaxes(0, 1), "y": a["y"][:, -1]},
     ),
     "pairs with NaN or infinity": (
         "x has NaN or infinite values",
