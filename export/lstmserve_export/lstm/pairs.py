@@ -124,7 +124,8 @@ def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
 
 def _open(arrays: Arrays, spec: LstmSpec) -> tuple[_Fields, int, int]:
     """The arrays, and N and T of x or the tokens. Raises Refused."""
-    name, width = ("tokens", ()) if spec.num_embeddings else ("x", (spec.input_size,))
+    (tensor,) = spec.inputs
+    name, width = tensor.name, tensor.shape
     if name not in arrays:
         raise Refused(f"--golden: the file has no array {name}")
     shape = arrays[name].shape
@@ -132,8 +133,8 @@ def _open(arrays: Arrays, spec: LstmSpec) -> tuple[_Fields, int, int]:
     if len(lead) not in (1, 2) or shape[len(lead) :] != width:
         end = "".join(f", {size}" for size in width)
         wanted = f"must be [N, T{end}], or [T{end}] for one sequence"
-        is_swapped = bool(width) and len(lead) in (1, 2) and width[0] in shape
-        hint = f": move the axis of {width[0]} to the end" if is_swapped else ""
+        is_swapped = len(lead) in (1, 2) and any(size in shape for size in width)
+        hint = f": move the axis of{end[1:]} to the end" if is_swapped else ""
         raise Refused(f"--golden: {name} is {list(shape)}, {wanted}{hint}")
     count, rows = (1, *lead) if len(lead) == 1 else lead
     if not (1 <= count <= SEQUENCE_COUNT_MAX and 1 <= count * rows <= ROW_COUNT_MAX):
