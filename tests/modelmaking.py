@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import Weights, build_portable, weight_shapes
-from lstmserve.graph.weights import fingerprint
+from lstmserve.graph.weights import Window, fingerprint
 from lstmserve.lstm_golden import LstmGolden, dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
-from lstmserve.spec import Linear, LstmSpec, ModelSpec
+from lstmserve.spec import MISSING, Linear, LstmSpec, ModelSpec
 
 Floats = npt.NDArray[np.float64]
 
@@ -133,6 +134,39 @@ def _head(spec: LstmSpec, w: dict[str, Floats], value: Floats) -> Floats:
     return value * w["output.scale"] + w["output.mean"] if spec.output_norm else value
 
 
+def windows(
+    spec: ModelSpec, weights: Weights, x: npt.NDArray[np.generic]
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """y [T, O] of a new session of a model with a window, and how many rows each window lacks.
+
+    y is 0 where a step waits for more rows. x [T, I] or tokens [T].
+    """
+    assert spec.lstm is not None
+    size = spec.window
+    lacks = np.maximum(size - 1 - np.arange(len(x)), 0)
+    y = np.zeros((len(x), spec.lstm.output_size))
+    for t in range(len(x)):
+        rows = x[max(0, t + 1 - size) : t + 1]
+        if spec.window_fill == "zeros":
+            rows = np.concatenate([np.zeros((lacks[t], *x.shape[1:]), x.dtype), rows])
+        if not (spec.waits and lacks[t]):
+            y[t] = reference(spec.lstm, weights, rows)[0][-1]
+    return y, lacks
+
+
+def window_golden(spec: ModelSpec, weights: Weights, seed: int) -> Golden:
+    """Three ragged sequences of a new session each."""
+    assert spec.lstm is not None
+    lengths = np.array([spec.window + 6, spec.window, 1], np.int32)
+    x = random_input(spec.lstm, (3, spec.window + 6), seed)
+    y = np.zeros((3, spec.window + 6, spec.lstm.output_size))
+    lacks = np.zeros(x.shape[:2], np.int64)
+    for n, length in enumerate(lengths):
+        y[n, :length], lacks[n, :length] = windows(spec, weights, x[n, :length])
+    outputs = {"y": y, MISSING: lacks} if spec.waits else {"y": y}
+    return Golden({spec.inputs[0].name: x}, lengths, None, outputs, {}, torch_error=0.0)
+
+
 def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> LstmGolden:
     """Three ragged sequences from random states; y past a sequence's end is zero."""
     lengths = np.array([7, 4, 1], np.int32)
@@ -148,15 +182,23 @@ def make_golden(spec: LstmSpec, weights: Weights, seed: int) -> LstmGolden:
 
 
 def make_model(
-    folder: Path, spec: LstmSpec = TINY, seed: int = 0, *, name: str = "tiny", version: int = 1
+    folder: Path,
+    spec: LstmSpec = TINY,
+    seed: int = 0,
+    *,
+    name: str = "tiny",
+    version: int = 1,
+    window: Window = (0, None),
 ) -> Weights:
     """Writes folder/NAME/VERSION as the export would and returns its weights; no torch needed."""
     weights = random_weights(spec, seed)
-    files = {
-        MODEL: build_portable(spec, weights).SerializeToString(),
-        GOLDEN: dump_lstm_golden({"random": make_golden(spec, weights, seed)}),
-    }
+    whole = ModelSpec.of_lstm(spec, *window)
+    if window[0]:
+        golden = dump_golden({"random": window_golden(whole, weights, seed)})
+    else:
+        golden = dump_lstm_golden({"random": make_golden(spec, weights, seed)})
+    files = {MODEL: build_portable(spec, weights).SerializeToString(), GOLDEN: golden}
     sums = {file: sha256(content) for file, content in files.items()}
-    manifest = Manifest(name, version, ModelSpec.of_lstm(spec), fingerprint(spec, weights), sums)
+    manifest = Manifest(name, version, whole, fingerprint(spec, weights, window), sums)
     write_model(folder, manifest, files, force=False)
     return weights

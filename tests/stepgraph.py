@@ -19,8 +19,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from lstmserve.golden import Golden, dump_golden
-from lstmserve.graph import StepNetwork
-from lstmserve.graph.step_graph import fingerprint, read_step_graph
+from lstmserve.graph import GraphWindowNetwork, StepNetwork
+from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
 from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
@@ -100,11 +100,15 @@ class Step:
     opset: int = 20
 
     def model(self) -> onnx.ModelProto:
-        """Inputs and NAME of each state [B, *shape] -> outputs and NAME.next of each state."""
+        """Inputs and NAME of each state [B, *shape] -> outputs and NAME.next of each state; with a
+        window, inputs [B, W, *shape] -> outputs."""
         spec = self.spec
-        inputs = [_value(each.name, each) for each in (*spec.inputs, *spec.states)]
+        states = () if spec.window else spec.states
+        lead = ("B", spec.window) if spec.window else ("B",)
+        inputs = [_value(each.name, each, lead) for each in spec.inputs]
+        inputs += [_value(each.name, each) for each in states]
         outputs = [_value(each.name, each) for each in spec.outputs]
-        outputs += [_value(each.name + NEXT, each) for each in spec.states]
+        outputs += [_value(each.name + NEXT, each) for each in states]
         tensors = [numpy_helper.from_array(each, name) for name, each in self.constants.items()]
         nodes = [_node(line) for line in self.nodes.strip().splitlines()]
         graph = helper.make_graph(nodes, "step", inputs, outputs, tensors)
@@ -115,7 +119,14 @@ class Step:
 
     def network(self) -> StepNetwork:
         """As the server has it."""
-        return StepNetwork(self.spec, read_step_graph(self.model().SerializeToString(), self.spec))
+        return StepNetwork(self.spec, self._read())
+
+    def window_network(self) -> GraphWindowNetwork:
+        """As the server has it, if its spec has a window."""
+        return GraphWindowNetwork(self.spec, self._read())
+
+    def _read(self) -> StepGraph:
+        return read_step_graph(self.model().SerializeToString(), self.spec)
 
     def initial(self) -> dict[str, Array]:
         """Name -> [*shape]: the state of a new session."""
@@ -150,8 +161,10 @@ def build_inexact(seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def _value(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], ["B", *spec.shape])
+def _value(
+    name: str, spec: TensorSpec, lead: tuple[int | str, ...] = ("B",)
+) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], [*lead, *spec.shape])
 
 
 def _node(line: str) -> onnx.NodeProto:

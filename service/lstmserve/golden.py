@@ -105,7 +105,7 @@ def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
     yield from _group_faults("inputs", case.inputs, spec.inputs, lead)
     if case.initial is not None:
         yield from _group_faults("initial", case.initial, spec.states, (count,))
-    yield from _group_faults("outputs", case.outputs, spec.outputs, lead)
+    yield from _group_faults("outputs", case.outputs, spec.results, lead)
     if case.finals:
         yield from _group_faults("finals", case.finals, spec.states, (count,))
     floats = [e for e in (*case.outputs.values(), *case.finals.values()) if e.dtype.kind == "f"]
@@ -179,7 +179,7 @@ def _case(arrays: Mapping[str, Array], name: str, spec: ModelSpec) -> Golden:
         inputs=group("inputs", spec.inputs, np.float32),
         lengths=take_array(arrays, f"{name}/lengths", np.int32).reshape(-1),
         initial=group("initial", spec.states, np.float32) or None,
-        outputs=group("outputs", spec.outputs, np.float64),
+        outputs=group("outputs", spec.results, np.float64),
         finals=group("finals", spec.states, np.float64),
         torch_error=float(take_array(arrays, f"{name}/torch_error", np.float64)),
     )

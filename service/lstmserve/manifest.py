@@ -20,8 +20,10 @@ from typing import Any
 
 from lstmserve.golden import AGAIN, Golden, InvalidGolden, check_golden, load_golden
 from lstmserve.graph import (
+    GraphWindowNetwork,
     InvalidModel,
     LstmNetwork,
+    LstmWindowNetwork,
     PoolNetwork,
     StepNetwork,
     read_weights,
@@ -256,12 +258,18 @@ def _read_contents(manifest: Manifest, model: bytes, golden: bytes) -> ModelFile
     if lstm is None:
         graph = step_graph.read_step_graph(model, spec)
         _check_taps(manifest.taps, spec, graph)
-        network, found = StepNetwork(spec, graph), step_graph.fingerprint(spec, graph)
+        network = GraphWindowNetwork(spec, graph) if spec.window else StepNetwork(spec, graph)
+        found = step_graph.fingerprint(spec, graph)
+    else:
+        weights = read_weights(model, lstm)
+        network = LstmNetwork(lstm, weights)
+        if spec.window:
+            network = LstmWindowNetwork(spec, weights)
+        found = fingerprint(lstm, weights, (spec.window, spec.window_fill))
+    if lstm is None or spec.window:
         cases = load_golden(golden, spec)
         check_golden(cases, spec)
     else:
-        weights = read_weights(model, lstm)
-        network, found = LstmNetwork(lstm, weights), fingerprint(lstm, weights)
         lstm_cases = load_lstm_golden(golden)
         check_lstm_golden(lstm_cases, lstm)
         cases = {name: case.named(lstm) for name, case in lstm_cases.items()}

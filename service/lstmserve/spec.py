@@ -36,7 +36,7 @@ Kind = Literal["lstm", "network"]
 WindowFill = Literal["wait", "zeros", "grow"]
 WINDOW_FILLS: Final[tuple[WindowFill, ...]] = ("wait", "zeros", "grow")
 WINDOW_MAX: Final = 1 << 16
-ROWS: Final = ".window"  # the state NAME.window has the last rows of the input NAME
+WINDOW: Final = ".window"  # the state NAME.window has the last rows of the input NAME
 KNOWN: Final = "window.length"  # and this state says how many of them the session has given
 MISSING: Final = "missing_rows"  # how many rows the window of a time step lacks
 
@@ -337,24 +337,27 @@ def window_states(
     inputs: Iterable[TensorSpec], window: int, window_fill: str | None
 ) -> tuple[TensorSpec, ...]:
     """The states of a model with a window: the last `window` - 1 rows of each input, the oldest
-    first, and where it matters how many of them the session has given."""
-    rows = [TensorSpec(each.name + ROWS, (window - 1, *each.shape), each.dtype) for each in inputs]
+    first, and where it matters how many of them the session has given. Raises InvalidSpec."""
+    if type(window) is not int or not 2 <= window <= WINDOW_MAX:
+        raise InvalidSpec(f"window is {window!r}, must be an integer in [2, {WINDOW_MAX}]")
+    if window_fill not in WINDOW_FILLS:
+        fills = ", ".join(WINDOW_FILLS)
+        raise InvalidSpec(f"window_fill is {window_fill!r}, must be one of {fills}")
+    rows = [
+        TensorSpec(each.name + WINDOW, (window - 1, *each.shape), each.dtype) for each in inputs
+    ]
     known = () if window_fill == "zeros" else (TensorSpec(KNOWN, (), "int64"),)
     return (*rows, *known)
 
 
 def _check_window(spec: ModelSpec) -> None:
     window, fill = spec.window, spec.window_fill
-    if type(window) is not int or not 2 <= window <= WINDOW_MAX:
-        raise InvalidSpec(f"window is {window!r}, must be an integer in [2, {WINDOW_MAX}]")
-    if fill not in WINDOW_FILLS:
-        raise InvalidSpec(f"window_fill is {fill!r}, must be one of {', '.join(WINDOW_FILLS)}")
-    if fill == "grow" and spec.lstm is None:
-        raise InvalidSpec("window_fill: grow is for kind lstm alone: take wait or zeros")
     if spec.states != window_states(spec.inputs, window, fill):
         raise InvalidSpec(f"states: they are not those of a window of {window} rows")
     if not spec.is_streaming:
         raise InvalidSpec("window: a model with a window takes steps")
+    if fill == "grow" and spec.lstm is None:
+        raise InvalidSpec("window_fill: grow is for kind lstm alone: take wait or zeros")
 
 
 def _check_names(spec: ModelSpec) -> None:

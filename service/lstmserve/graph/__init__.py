@@ -8,10 +8,13 @@ from lstmserve.graph.network import LstmNetwork, PoolLayout, PoolNetwork
 from lstmserve.graph.reader import InvalidModel, read_weights
 from lstmserve.graph.step_network import StepNetwork
 from lstmserve.graph.weights import Weights, check_weights, weight_shapes
+from lstmserve.graph.window import GraphWindowNetwork, LstmWindowNetwork
 
 __all__ = [
+    "GraphWindowNetwork",
     "InvalidModel",
     "LstmNetwork",
+    "LstmWindowNetwork",
     "PoolLayout",
     "PoolNetwork",
     "StepNetwork",

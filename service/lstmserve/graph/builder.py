@@ -47,7 +47,7 @@ class GraphBuilder:
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         """Adds an initializer, once per name, and returns its name."""
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def integers(self, *values: int) -> str:

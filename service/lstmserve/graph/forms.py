@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from lstmserve.graph.builder import GraphBuilder
-from lstmserve.graph.layers import head, input_layer, lstm_layer
+from lstmserve.graph.layers import LayerInput, head, input_layer, lstm_layer
 from lstmserve.graph.weights import Weights
 from lstmserve.spec import LstmSpec
 
@@ -43,7 +43,8 @@ def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     h0s, c0s = (_per_layer(g, spec, name) for name in ("h0", "c0"))
     hns, cns = [], []
     for layer in range(spec.num_layers):
-        out = lstm_layer(g, spec, weights, layer, value, h0s[layer], c0s[layer])
+        start = LayerInput(value, "lengths", h0s[layer], c0s[layer])
+        out = lstm_layer(g, spec, weights, layer, start)
         value = out.y
         hns.append(out.hn)
         cns.append(out.cn)
@@ -100,7 +101,7 @@ def build_pool(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
         h, c = f"h.{layer}", f"c.{layer}"
         h0 = g.add("Gather", [h, "read"], f"{h}.now", axis=0)
         c0 = g.add("Gather", [c, "read"], f"{c}.now", axis=0)
-        out = lstm_layer(g, spec, weights, layer, value, h0, c0)
+        out = lstm_layer(g, spec, weights, layer, LayerInput(value, "lengths", h0, c0))
         value = out.y
         g.add("ScatterND", [h, "write", out.hn], h + NEXT_SLOTS)
         g.add("ScatterND", [c, "write", out.cn], c + NEXT_SLOTS)

@@ -45,17 +45,27 @@ def input_layer(g: GraphBuilder, spec: LstmSpec, weights: Weights, x: str) -> st
     return x
 
 
+@dataclass(frozen=True, slots=True)
+class LayerInput:
+    """x [T, B, I], lengths int32 [B] of its rows, h0 [D, B, state] and c0 [D, B, H]."""
+
+    x: str
+    lengths: str
+    h0: str
+    c0: str
+
+
 def lstm_layer(
-    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
+    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, given: LayerInput
 ) -> LayerOutput:
-    """Adds LSTM layer `layer` (from 0), which reads the graph's input `lengths`."""
+    """Adds LSTM layer `layer` (from 0)."""
     if spec.proj_size:
-        return _projected(g, spec, weights, layer, x, h0, c0)
-    return _plain(g, spec, weights, layer, x, h0, c0)
+        return _projected(g, spec, weights, layer, given)
+    return _plain(g, spec, weights, layer, given)
 
 
 def _plain(
-    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
+    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, given: LayerInput
 ) -> LayerOutput:
     prefix = f"lstm.{layer}."
     names = [g.constant(prefix + kind, weights[prefix + kind]) for kind in ("W", "R")]
@@ -64,7 +74,7 @@ def _plain(
     # Only hidden_size and direction: any other attribute moves the node off CUDA.
     g.add_many(
         "LSTM",
-        [x, *names, bias, "lengths", h0, c0],
+        [given.x, *names, bias, given.lengths, given.h0, given.c0],
         [raw, hn, cn],
         hidden_size=spec.hidden_size,
         direction="bidirectional" if spec.bidirectional else "forward",
@@ -77,19 +87,22 @@ def _plain(
 
 
 def _projected(
-    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, x: str, h0: str, c0: str
+    g: GraphBuilder, spec: LstmSpec, weights: Weights, layer: int, given: LayerInput
 ) -> LayerOutput:
     """Adds one Scan per direction. The reverse one reads each row back from its own last step."""
     prefix = f"lstm.{layer}."
     ends = suffixes(spec)
-    starts = zip(
-        _split(g, h0, ends, prefix + "h0"), _split(g, c0, ends, prefix + "c0"), strict=True
+    h0s, c0s = (
+        _split(g, each, ends, prefix + n) for n, each in (("h0", given.h0), ("c0", given.c0))
     )
     parts: list[LayerOutput] = []
-    for suffix, (h, c) in zip(ends, starts, strict=True):
-        source = _reverse(g, x, f"{prefix}x{suffix}") if suffix else x
-        part = _scan_direction(g, spec, weights, prefix, suffix, source, h, c)
-        y = _reverse(g, part.y, f"{prefix}y{suffix}.forward") if suffix else part.y
+    for suffix, h0, c0 in zip(ends, h0s, c0s, strict=True):
+        x = _reverse(g, given.x, given.lengths, f"{prefix}x{suffix}") if suffix else given.x
+        start = LayerInput(x, given.lengths, h0, c0)
+        part = _scan_direction(g, spec, weights, prefix, suffix, start)
+        y = part.y
+        if suffix:
+            y = _reverse(g, y, given.lengths, f"{prefix}y{suffix}.forward")
         parts.append(LayerOutput(y, part.hn, part.cn))
     if len(parts) == 1:
         return parts[0]
@@ -108,9 +121,9 @@ def _split(g: GraphBuilder, state: str, ends: tuple[str, ...], name: str) -> lis
     )
 
 
-def _reverse(g: GraphBuilder, x: str, name: str) -> str:
+def _reverse(g: GraphBuilder, x: str, lengths: str, name: str) -> str:
     """Reverses each row of x [T, B, *] within its own length; padding stays where it is."""
-    lengths = g.add("Cast", ["lengths"], f"{name}.lengths", to=DTYPES["int64"])
+    lengths = g.add("Cast", [lengths], f"{name}.lengths", to=DTYPES["int64"])
     return g.add("ReverseSequence", [x, lengths], f"{name}.reversed", time_axis=0, batch_axis=1)
 
 
@@ -120,9 +133,7 @@ def _scan_direction(
     weights: Weights,
     prefix: str,
     suffix: str,
-    x: str,
-    h0: str,
-    c0: str,
+    given: LayerInput,
 ) -> LayerOutput:
     """x [T, B, I], h0 [1, B, P], c0 [1, B, H] -> y [T, B, P], hn [1, B, P], cn [1, B, H].
 
@@ -140,15 +151,15 @@ def _scan_direction(
     def constant(kind: str) -> str:
         return g.constant(name(kind), weights[name(kind)])
 
-    gates = g.add("MatMul", [x, constant("W")], name("xW"))
+    gates = g.add("MatMul", [given.x, constant("W")], name("xW"))
     if spec.bias:
         gates = g.add("Add", [gates, constant("B")], name("gates"))
     axis = g.integers(0)
-    h = g.add("Squeeze", [h0, axis], name("h_first"))
-    c = g.add("Squeeze", [c0, axis], name("c_first"))
+    h = g.add("Squeeze", [given.h0, axis], name("h_first"))
+    c = g.add("Squeeze", [given.c0, axis], name("c_first"))
     hn, cn, y = g.add_many(
         "Scan",
-        [h, c, gates, _valid(g)],
+        [h, c, gates, _valid(g, given)],
         [name("h_last"), name("c_last"), name("y")],
         body=_body(spec, constant("R"), constant("P")).graph(),
         num_scan_inputs=2,
@@ -158,16 +169,16 @@ def _scan_direction(
     )
 
 
-def _valid(g: GraphBuilder) -> str:
+def _valid(g: GraphBuilder, given: LayerInput) -> str:
     """The mask [T, B, 1], made once per graph: is time step t within the row's length?"""
     if g.has("valid"):
         return "valid"
-    shape = g.add("Shape", ["x_time_major"], "time.shape", start=0, end=1)
+    shape = g.add("Shape", [given.x], "time.shape", start=0, end=1)
     end = g.add("Squeeze", [shape, g.integers(0)], "time.end")
     zero, one = (g.constant(f"const.int{i}", np.array(i, np.int64)) for i in (0, 1))
     steps = g.add("Range", [zero, end, one], "time.steps")
     column = g.add("Unsqueeze", [steps, g.integers(1)], "time.column")
-    lengths = g.add("Cast", ["lengths"], "time.lengths", to=DTYPES["int64"])
+    lengths = g.add("Cast", [given.lengths], "time.lengths", to=DTYPES["int64"])
     within = g.add("Less", [column, lengths], "time.within")
     return g.add("Unsqueeze", [within, g.integers(2)], "valid")
 

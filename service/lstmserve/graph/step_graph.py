@@ -2,8 +2,9 @@
 
 The graph computes one time step of a batch: inputs NAME [B, *shape] for each input and state of the
 spec -> outputs NAME for each output and NAME.next for each state. An initializer NAME.initial is
-the state's initial value. This module refuses whatever the server must not run, before onnxruntime
-sees it. It runs nothing.
+the state's initial value. With a window of W rows it computes the last row's outputs of a whole
+window: NAME [B, W, *shape] for each input -> NAME [B, *shape] for each output, without states. This
+module refuses whatever the server must not run, before onnxruntime sees it. It runs nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
     except Exception as error:  # its classes have no base of their own
         raise InvalidModel(f"model.onnx: {one_line(error)}") from error
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    initial = {each.name: _initial(each, initializers) for each in spec.states}
+    states = () if spec.window else spec.states
+    initial = {each.name: _initial(each, initializers) for each in states}
     nodes = tuple(model.graph.node)
     running, constants = guard_divisions(model)
     return StepGraph(
@@ -188,6 +190,11 @@ def _check_tensor(tensor: TensorProto) -> None:
 def _check_sides(graph: onnx.GraphProto, spec: ModelSpec) -> None:
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [each for each in graph.input if each.name not in constants]
+    if spec.window:
+        rows = (TensorSpec(e.name, (spec.window, *e.shape), e.dtype) for e in spec.inputs)
+        _check_values("input", inputs, rows)
+        _check_values("output", graph.output, spec.outputs)
+        return
     after = (TensorSpec(each.name + NEXT, each.shape, each.dtype) for each in spec.states)
     _check_values("input", inputs, (*spec.inputs, *spec.states))
     _check_values("output", graph.output, (*spec.outputs, *after))
@@ -245,6 +252,8 @@ def fingerprint(spec: ModelSpec, graph: StepGraph) -> str:
     initializers and attributes, and the encoding of their values are left out.
     """
     digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
+    if spec.window:
+        digest.update(json.dumps({"window": (spec.window, spec.window_fill)}).encode())
     digest.update(json.dumps(sorted(graph.opsets.items())).encode())
     for part in _canonical(graph.nodes, graph.initializers.values()):
         digest.update(len(part).to_bytes(8, "little"))

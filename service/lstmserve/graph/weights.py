@@ -18,10 +18,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import Linear, LstmSpec, WindowFill
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 """Name -> float32 tensor, with exactly the names and shapes of weight_shapes()."""
+Window = tuple[int, WindowFill | None]
 
 
 def suffixes(spec: LstmSpec) -> tuple[str, ...]:
@@ -92,8 +93,10 @@ def check_weights(spec: LstmSpec, weights: Weights) -> None:
             raise ValueError(f"{name} has a zero")
 
 
-def fingerprint(spec: LstmSpec, weights: Weights) -> str:
+def fingerprint(spec: LstmSpec, weights: Weights, window: Window = (0, None)) -> str:
     """sha256 in hex over the spec and the tensors in canonical order, not over the graph.
+
+    `window` is ModelSpec's window and window_fill.
 
     Two models with the same fingerprint compute the same function and may exchange session states.
     """
@@ -101,4 +104,6 @@ def fingerprint(spec: LstmSpec, weights: Weights) -> str:
     for name, shape in weight_shapes(spec).items():
         digest.update(f"{name}{list(shape)}".encode())
         digest.update(np.ascontiguousarray(weights[name], dtype="<f4").tobytes())
+    if window[0]:
+        digest.update(json.dumps({"window": window}).encode())
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from lstmserve.engine.compute.kernel import Cost, Kernel, PortableKernel
 from lstmserve.engine.compute.pool import INITIAL, Pool, Slots, States
 from lstmserve.golden import Array, Golden, excess
 from lstmserve.rows import RowFormat
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import KNOWN, WINDOW, ModelSpec
 
 BATCH = 16
 LENGTH_MAX = 5
@@ -131,7 +131,12 @@ class Draw:
         return lengths
 
     def starts(self, size: int) -> States | None:
-        """States [N, *shape] of the golden vectors, if they have any."""
+        """States [N, *shape] of the golden vectors, if they have any; whole windows of rows."""
+        if self.spec.window:
+            rows = RowFormat(self.spec.inputs).split(self.x(self.spec.window - 1, size))
+            known = {KNOWN: np.full(size, self.spec.window - 1)}
+            windows = {name + WINDOW: each.swapaxes(0, 1) for name, each in rows.items()}
+            return {each.name: (windows | known)[each.name] for each in self.spec.states}
         if not self._starts:
             return None
         chosen = self.rng.integers(len(next(iter(self._starts.values()))), size=size)
