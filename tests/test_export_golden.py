@@ -130,6 +130,102 @@ def test_a_forgotten_activation_is_named(tmp_path: Path, name: str) -> None:
         assert exported(path, *flags, "--pre-head", name).manifest.lstm.head[0] == name
 
 
+def test_a_residual_is_named(tmp_path: Path) -> None:
+    """The refusal names the columns of x that forward() adds to y."""
+    net = Net()
+    arrays = pairs(net)
+    arrays["y"] += arrays["x"][..., [3, 0, 3]]
+    path, flags = export_with(tmp_path, net, arrays)
+    assert "; with --residual 3,0,3 it would match: forward() adds x" in refused(path, *flags)
+    last = {"x": arrays["x"], "y": arrays["y"][:, -1]}
+    path, flags = export_with(tmp_path, net, last)
+    assert "; with --residual 3,0,3 it would match" in refused(path, *flags)
+
+
+def test_a_residual_beside_scales_is_named(tmp_path: Path) -> None:
+    """The residual is of x as the LSTM reads it, and comes before the scale of y."""
+    net = Net()
+    mean, scale = np.arange(INPUTS) - 2.0, np.arange(INPUTS) + 0.5
+    x = rows()
+    read = torch.from_numpy(((x - mean) / scale).astype(np.float32))
+    with torch.no_grad():
+        inner = net.fc(net.lstm(read.transpose(0, 1))[0]).transpose(0, 1) + read[..., 1:4]
+    path, flags = export_with(tmp_path, net, {"x": x, "y": inner.numpy() * 3 + 5})
+    for name, values in (("input-mean", mean), ("input-scale", scale)):
+        np.savetxt(tmp_path / name, values)
+        flags += [f"--{name}", str(tmp_path / name)]
+    np.savetxt(tmp_path / "m", np.full(OUTPUTS, 5))
+    np.savetxt(tmp_path / "s", np.full(OUTPUTS, 3))
+    flags += ["--output-mean", str(tmp_path / "m"), "--output-scale", str(tmp_path / "s")]
+    assert "; with --residual 1,2,3 it would match" in refused(path, *flags)
+
+
+@torch.no_grad()
+def started(net: Net, count: int, length: int, *, is_shared: bool) -> Arrays:
+    """Pairs of a forward() that begins from a state other than zeros, which are in them too."""
+    x, generator = rows(count, length), torch.Generator().manual_seed(4)
+    h0, c0 = (
+        torch.rand((1, 1 if is_shared else count, HIDDEN), generator=generator) * 1.6 - 0.8
+        for _ in "hc"
+    )
+    state = tuple(each.expand(1, count, HIDDEN).contiguous() for each in (h0, c0))
+    y = net.fc(net.lstm(torch.from_numpy(x).transpose(0, 1), state)[0]).transpose(0, 1)
+    return {"x": x, "y": y.numpy(), "h0": state[0].numpy(), "c0": state[1].numpy()}
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "is_shared", "says"),
+    [
+        (4, 9, True, "; with another initial state, the same for every sequence, it would match"),
+        (2, 16, False, "; with another initial state it would match: if the rows continue a"),
+        (1, 16, True, "; with another initial state it would match: if the rows continue a"),
+        (2, 90, False, "; the first rows differ and the last ones match"),
+    ],
+)
+def test_a_start_from_another_state_is_named(
+    tmp_path: Path, count: int, length: int, is_shared: bool, says: str
+) -> None:
+    """The refusal says that forward() begins from a learned state, or from one that the pairs
+    lack; the flag and the arrays for it are named."""
+    net = Net()
+    arrays = started(net, count, length, is_shared=is_shared)
+    del arrays["h0"], arrays["c0"]
+    path, flags = export_with(tmp_path, net, arrays)
+    line = refused(path, *flags)
+    assert says in line
+    assert "--initial-state" in line
+
+
+@pytest.mark.parametrize(
+    ("length", "says"),
+    [
+        (12, "; with --residual 0,1,2 and another initial state, the same for every sequence, it"),
+        (90, "; with --residual 0,1,2 the first rows differ and the last ones match"),
+    ],
+)
+def test_a_residual_and_a_start_are_named_together(tmp_path: Path, length: int, says: str) -> None:
+    """Two changes at once are found if one is a residual."""
+    net = Net()
+    arrays = started(net, 4, length, is_shared=True)
+    arrays["y"] += arrays["x"][..., :3]
+    del arrays["h0"], arrays["c0"]
+    path, flags = export_with(tmp_path, net, arrays)
+    assert says in refused(path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "says"),
+    [(True, "the same h0 and c0 in every sequence"), (False, "h0 and c0 of their own")],
+)
+def test_pairs_from_a_state_are_noted(tmp_path: Path, is_shared: bool, says: str) -> None:
+    """Pairs may begin from any state, but a new session does not: a note says so."""
+    net = Net()
+    path, flags = export_with(tmp_path, net, started(net, 3, 9, is_shared=is_shared))
+    (note,) = exported(path, *flags).manifest.notes
+    assert note.startswith(f"your pairs begin from {says}, but a new session begins from zeros")
+    assert "--initial-state" in note
+
+
 def test_time_major_pairs_are_named(tmp_path: Path) -> None:
     """The refusal names x and y in nn.LSTM's order without batch_first."""
     net = Net()

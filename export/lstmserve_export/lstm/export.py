@@ -17,7 +17,7 @@ from lstmserve_export.arrays import Arrays, read_npz
 from lstmserve_export.lstm.convert import convert
 from lstmserve_export.lstm.network import Network, Norm, describe
 from lstmserve_export.lstm.pairs import take_pairs
-from lstmserve_export.lstm.pairs_proof import prove_pairs
+from lstmserve_export.lstm.pairs_proof import prove_pairs, start_notes
 from lstmserve_export.lstm.parity import prove, random_case
 from lstmserve_export.refusal import Refused
 from lstmserve_export.sequences import chaos_notes
@@ -63,10 +63,12 @@ def export_network(
     case, whole_error = random_case(network, spec)
     cases = {"parity": case}
     parity = prove(content, spec, cases["parity"], progress)
+    notes = (*network.notes, *chaos_notes(whole_error))
     if pairs is not None:
         progress("parity: your own pairs")
         cases["user"] = take_pairs(pairs, network, spec)
         parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
+        notes += start_notes(cases["user"])
     files = {MODEL: content, GOLDEN: dump_lstm_golden(cases)}
     manifest = Manifest(
         name=target.name,
@@ -76,7 +78,7 @@ def export_network(
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*network.notes, *chaos_notes(whole_error)),
+        notes=notes,
     )
     progress("write the folder")
     return target.write(manifest, files)

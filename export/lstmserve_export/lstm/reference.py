@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,13 @@ from lstmserve_export.lstm.network import Floats, Network, Norm, to_dtype
 class Inputs:
     """N sequences: x float32 [N, T, I] or tokens int64 [N, T]; lengths int32 [N], each in [1, T].
 
-    h0 float32 [L, N, state], c0 float32 [L, N, H]; L is num_layers * directions.
+    h0 [L, N, state], c0 [L, N, H]; L is num_layers * directions.
     """
 
     x: npt.NDArray[np.generic]
     lengths: npt.NDArray[np.int32]
-    h0: npt.NDArray[np.float32]
-    c0: npt.NDArray[np.float32]
+    h0: npt.NDArray[np.floating[Any]]
+    c0: npt.NDArray[np.floating[Any]]
 
 
 def refer(network: Network, inputs: Inputs) -> LstmGolden:
@@ -43,8 +44,8 @@ def refer(network: Network, inputs: Inputs) -> LstmGolden:
     return LstmGolden(
         x=inputs.x,
         lengths=inputs.lengths,
-        h0=inputs.h0,
-        c0=inputs.c0,
+        h0=inputs.h0.astype(np.float32),
+        c0=inputs.c0.astype(np.float32),
         y=np.where(valid[:, :, None], exact[0], 0.0),
         hn=exact[1],
         cn=exact[2],
