@@ -145,9 +145,9 @@ def _starts(network: Network, case: LstmGolden, mend: str) -> Iterator[str]:
     begin = f"{mend} and" if mend else "with"
     if _later_rows_match(network, case):
         yield (
-            f"{mend}{' ' if mend else ''}the first rows differ and the last ones match, so forward() begins from another state:"
-            " give it with --initial-state, or store it as h0 and c0"
-        )
+            f"{mend} the first rows differ and the last ones match, so forward() begins from "
+            "another state: give it with --initial-state, or store it as h0 and c0"
+        ).lstrip()
     elif (
         len(case.lengths) > 1
         and (state := _fit(network, case)) is not None
