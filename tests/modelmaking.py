@@ -6,7 +6,9 @@ It is independent of lstmserve.graph and of onnxruntime, because it is there to 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,16 @@ from lstmserve.graph import Weights, build_portable, weight_shapes
 from lstmserve.graph.weights import Window, fingerprint
 from lstmserve.lstm_golden import LstmGolden, dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
-from lstmserve.spec import MISSING, Linear, LstmSpec, ModelSpec
+from lstmserve.spec import (
+    MISSING,
+    BatchNorm,
+    Elu,
+    LayerNorm,
+    LeakyRelu,
+    Linear,
+    LstmSpec,
+    ModelSpec,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,15 +72,17 @@ def reference(
 ) -> tuple[Floats, Floats, Floats]:
     """One sequence in float64: y, hn, cn = head(lstm(x, (h0, c0))).
 
-    x [T, I] or tokens [T]; h0, hn [L*D, state]; c0, cn [L*D, H]; y [T, O]; None: zeros.
+    x [T, I] or tokens [T]; h0, hn [L*D, state]; c0, cn [L*D, H]; y [T, O]; None: a new session's.
     """
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
-    layers = spec.num_layers * spec.num_directions
-    hn = np.zeros((layers, spec.state_size)) if h0 is None else np.array(h0, np.float64)
-    cn = np.zeros((layers, spec.hidden_size)) if c0 is None else np.array(c0, np.float64)
+    hn, cn = (
+        np.array(w.get(f"initial.{own.name}", np.zeros(own.shape)) if part is None else part, float)
+        for own, part in zip(spec.states, (h0, c0), strict=True)
+    )
     value = w["embedding"][x.astype(np.int64)] if spec.num_embeddings else x.astype(np.float64)
     if spec.input_norm:
         value = (value - w["input.mean"]) / w["input.scale"]
+    first = value
     for layer in range(spec.num_layers):
         outputs = []
         for direction in range(spec.num_directions):
@@ -79,7 +92,9 @@ def reference(
             out, hn[row], cn[row] = _lstm(*gates, value[order], hn[row], cn[row])
             outputs.append(out[order])
         value = np.concatenate(outputs, axis=1)
-    return _head(spec, w, value), hn, cn
+    y = _head(spec, w, value)
+    y = y + first[:, list(spec.residual)] if spec.residual else y
+    return y * w["output.scale"] + w["output.mean"] if spec.output_norm else y, hn, cn
 
 
 def _direction(
@@ -118,20 +133,47 @@ def _softmax(z: Floats) -> Floats:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def _gelu(z: Floats) -> Floats:
+    return z / 2 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
+
+
+def _gelu_tanh(z: Floats) -> Floats:
+    return z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
+FUNCTIONS: Final[Mapping[str, Callable[[Floats], Floats]]] = {
+    "relu": lambda z: np.maximum(z, 0),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "softmax": _softmax,
+    "log_softmax": lambda z: np.log(_softmax(z)),
+    "silu": lambda z: z * _sigmoid(z),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "softplus": lambda z: np.logaddexp(0, z),
+    "hardtanh": lambda z: np.clip(z, -1, 1),
+}
+
+
 def _head(spec: LstmSpec, w: dict[str, Floats], value: Floats) -> Floats:
-    activations = {
-        "relu": lambda z: np.maximum(z, 0),
-        "tanh": np.tanh,
-        "sigmoid": _sigmoid,
-        "softmax": _softmax,
-    }
     for index, layer in enumerate(spec.head):
-        if isinstance(layer, Linear):
-            value = value @ w[f"head.{index}.weight"]
-            value = value + w[f"head.{index}.bias"] if layer.bias else value
-        else:
-            value = activations[layer](value)
-    return value * w["output.scale"] + w["output.mean"] if spec.output_norm else value
+        name = f"head.{index}"
+        match layer:
+            case Linear():
+                value = value @ w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+            case Elu(alpha):
+                value = np.where(value > 0, value, alpha * np.expm1(np.minimum(value, 0)))
+            case LeakyRelu(slope):
+                value = np.where(value > 0, value, slope * value)
+            case LayerNorm(eps):
+                centred = value - value.mean(axis=-1, keepdims=True)
+                value = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+                value = value * w.get(f"{name}.weight", 1) + w.get(f"{name}.bias", 0)
+            case BatchNorm():
+                value = value * w[f"{name}.factor"] + w[f"{name}.offset"]
+            case _:
+                value = FUNCTIONS[layer](value)
+    return value
 
 
 def windows(

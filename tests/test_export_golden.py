@@ -213,17 +213,40 @@ def test_a_residual_and_a_start_are_named_together(tmp_path: Path, length: int, 
     assert says in refused(path, *flags)
 
 
-@pytest.mark.parametrize(
-    ("is_shared", "says"),
-    [(True, "the same h0 and c0 in every sequence"), (False, "h0 and c0 of their own")],
-)
-def test_pairs_from_a_state_are_noted(tmp_path: Path, is_shared: bool, says: str) -> None:
-    """Pairs may begin from any state, but a new session does not: a note says so."""
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_pairs_from_a_state_are_noted(tmp_path: Path, is_shared: bool) -> None:
+    """Pairs may begin from any state, but a new session does not, and a note says so; it does not
+    where the model has that initial state."""
     net = Net()
-    path, flags = export_with(tmp_path, net, started(net, 3, 9, is_shared=is_shared))
+    arrays = started(net, 3, 9, is_shared=is_shared)
+    path, flags = export_with(tmp_path, net, arrays)
     (note,) = exported(path, *flags).manifest.notes
-    assert note.startswith(f"your pairs begin from {says}, but a new session begins from zeros")
-    assert "--initial-state" in note
+    same = ", the same in every sequence," if is_shared else ""
+    says = f"your pairs begin from h0 and c0{same} but a new session begins from "
+    assert note.startswith(
+        f"{says}zeros: if forward() has a learned initial state, give it with --"
+    )
+    np.savez(tmp_path / "first.npz", h0=arrays["h0"][:, 0], c0=arrays["c0"][:, 0])
+    learned = ("--initial-state", str(tmp_path / "first.npz"), "--force", "--model-version", "1")
+    notes = exported(path, *flags, *learned).manifest.notes
+    assert [note.startswith(f"{says}the model's own") for note in notes] == [True] * (not is_shared)
+
+
+def test_a_named_start_and_a_named_residual_match(tmp_path: Path) -> None:
+    """The flags that the refusals name make the pairs match, also together."""
+    net = Net()
+    arrays = started(net, 4, 12, is_shared=True)
+    np.savez(tmp_path / "first.npz", h0=arrays.pop("h0")[:, 0], c0=arrays.pop("c0")[:, 0])
+    arrays["y"] += arrays["x"][..., [4, 0, 4]]
+    path, flags = export_with(tmp_path, net, arrays)
+    first = ("--initial-state", str(tmp_path / "first.npz"))
+    assert "; with --residual 4,0,4 it would match" in refused(path, *flags, *first)
+    assert "; with --residual 4,0,4 it would match" in refused(
+        path, *flags, *first, "--residual", "0,1,2"
+    )
+    files = exported(path, *flags, *first, "--residual", "4,0,4")
+    assert files.manifest.lstm.residual == (4, 0, 4)
+    assert files.manifest.notes == ()
 
 
 def test_time_major_pairs_are_named(tmp_path: Path) -> None:

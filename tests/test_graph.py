@@ -12,8 +12,17 @@ import pytest
 
 from lstmserve.graph import build_pool, build_portable, weight_shapes
 from lstmserve.graph.forms import state_widths
-from lstmserve.spec import Linear, LstmSpec
-from modelmaking import random_input, random_state, random_weights
+from lstmserve.spec import (
+    ACTIVATIONS,
+    BatchNorm,
+    Elu,
+    HeadLayer,
+    LayerNorm,
+    LeakyRelu,
+    Linear,
+    LstmSpec,
+)
+from modelmaking import random_input, random_state, random_weights, reference
 
 HEAD = (Linear(3),)
 SPECS = {
@@ -25,10 +34,20 @@ SPECS = {
     "projection": LstmSpec(5, 8, 2, proj_size=3, head=HEAD),
     "embedding": LstmSpec(4, 8, num_embeddings=11, head=(Linear(11), "softmax")),
     "norms": LstmSpec(5, 8, head=("tanh", Linear(3)), input_norm=True, output_norm=True),
+    "residual": LstmSpec(3, 8, 2, head=HEAD, input_norm=True, output_norm=True, residual=(2, 0, 2)),
+    "residual of all": LstmSpec(5, 8, 2, proj_size=5, residual=(0, 1, 2, 3, 4)),
+    "residual of tokens": LstmSpec(4, 8, num_embeddings=11, head=(Linear(1),), residual=(3,)),
+    "initial state": LstmSpec(5, 8, 2, proj_size=3, head=HEAD, initial_state=True),
+    "layers of the head": LstmSpec(
+        5, 9, head=(LayerNorm(), Linear(7), BatchNorm(), "gelu", Linear(6), Elu(0.5), LeakyRelu())
+    ),
 }
 BIDIRECTIONAL = {
     "bidirectional": LstmSpec(5, 8, 2, bidirectional=True, head=HEAD),
     "bidirectional projection": LstmSpec(5, 8, 2, proj_size=3, bidirectional=True, head=HEAD),
+    "bidirectional residual": LstmSpec(
+        5, 8, 2, bidirectional=True, head=HEAD, residual=(1, 1, 4), initial_state=True
+    ),
 }
 ALL = SPECS | BIDIRECTIONAL
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -146,6 +165,31 @@ def test_every_sequence_alone_has_the_bits_it_has_in_the_batch(spec: LstmSpec) -
         np.testing.assert_array_equal(alone[0], y[one, :length])
         np.testing.assert_array_equal(alone[1], hn[:, one])
         np.testing.assert_array_equal(alone[2], cn[:, one])
+
+
+LAYERS: dict[str, HeadLayer] = {name: name for name in ACTIVATIONS} | {
+    str(layer): layer
+    for layer in (Elu(), Elu(0.5), LeakyRelu(), LayerNorm(), LayerNorm(1e-3, False, False))
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_layer_of_the_head_is_exact_at_every_width(layer: HeadLayer) -> None:
+    """A row of any width has the same bits alone and in batches, where vector code ends elsewhere,
+    and they are the float64 formula's within rounding."""
+    for width in (*range(1, 20), 31, 33, 65, 130):
+        spec = LstmSpec(2, 3, head=(Linear(width), layer))
+        weights = {n: 8 * each for n, each in random_weights(spec, width).items()}
+        session = open_model(build_portable(spec, weights))
+        x, (h0, c0) = random_input(spec, (23, 1), width), random_state(spec, 23, width)
+        ones = np.ones(23, np.int32)
+        (y,) = session.run(["y"], {"x": x, "lengths": ones, "h0": h0, "c0": c0})
+        for rows in (slice(1), slice(5, 6), slice(3, 7), slice(2, 19)):
+            feed = {"x": x[rows], "lengths": ones[rows], "h0": h0[:, rows], "c0": c0[:, rows]}
+            (part,) = session.run(["y"], feed)
+            np.testing.assert_array_equal(part, y[rows], err_msg=f"{width} wide")
+        exact = [reference(spec, weights, x[n], h0[:, n], c0[:, n])[0] for n in range(23)]
+        np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-4, err_msg=f"{width} wide")
 
 
 @pytest.mark.parametrize("cuts", [range(13), [0, 5, 6, 12], [0, 1, 12]], ids=str)

@@ -29,7 +29,16 @@ from lstmserve.manifest import (
     sha256,
     write_model,
 )
-from lstmserve.spec import InvalidSpec, Linear, LstmSpec, ModelSpec
+from lstmserve.spec import (
+    BatchNorm,
+    Elu,
+    InvalidSpec,
+    LayerNorm,
+    LeakyRelu,
+    Linear,
+    LstmSpec,
+    ModelSpec,
+)
 from modelmaking import TINY, make_golden, make_model, random_weights
 
 
@@ -245,8 +254,20 @@ def test_weights_that_do_not_fit_their_spec_are_told_apart() -> None:
 
 def test_specs_are_json_and_back() -> None:
     """A spec is the same after JSON, also with every field set."""
-    spec = LstmSpec(4, 6, 2, 3, False, False, (Linear(5), "tanh", Linear(2, False)), 0, True, True)
+    head = (LayerNorm(1e-3, False), Linear(5), "tanh", BatchNorm(), Elu(0.3), Linear(2, False))
+    spec = LstmSpec(4, 6, 2, 3, False, False, (*head, LeakyRelu()), 0, True, True, (3, 0), True)
     assert LstmSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_spec_of_the_first_edition_has_its_json() -> None:
+    """Fields that the first edition did not have are left out at their defaults, since the
+    fingerprint covers the JSON."""
+    spec = LstmSpec(4, 6, head=(Linear(5), "tanh"))
+    assert json.dumps(spec.to_json()) == (
+        '{"input_size": 4, "hidden_size": 6, "num_layers": 1, "proj_size": 0, '
+        '"bidirectional": false, "bias": true, "head": [{"linear": 5, "bias": true}, "tanh"], '
+        '"num_embeddings": 0, "input_norm": false, "output_norm": false}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +278,21 @@ def test_specs_are_json_and_back() -> None:
         {"num_layers": 65},
         {"proj_size": 5},
         {"num_embeddings": -1},
-        {"head": ["gelu"]},
+        {"head": ["mish"]},
+        {"head": [{"elu": {}, "linear": 3}]},
+        {"head": [{"elu": {"alpha": float("inf")}}]},
+        {"head": [{"elu": {"beta": 1.0}}]},
+        {"head": [{"leaky_relu": {"negative_slope": 1e39}}]},
+        {"head": [{"layer_norm": {"eps": 0.0}}]},
+        {"head": [{"layer_norm": {"bias": 1}}]},
+        {"head": [{"batch_norm": {"eps": 1e-5}}]},
+        {"head": [{}]},
+        {"residual": [0, 1, 2]},
+        {"residual": [0, 1, 2, 0, 3]},
+        {"residual": [0, 1, 2, 0, -1]},
+        {"residual": [0, 1, 2, 0, True]},
+        {"residual": 3},
+        {"initial_state": 1},
         {"head": [{"linear": 0, "bias": True}]},
         {"head": [{"linear": float("nan"), "bias": True}]},
         {"head": [{"out": 3}]},

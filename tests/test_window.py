@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -24,6 +26,7 @@ from lstmserve.spec import (
     MISSING,
     WINDOW_FILLS,
     InvalidSpec,
+    LayerNorm,
     Linear,
     LstmSpec,
     ModelSpec,
@@ -33,6 +36,7 @@ from lstmserve.spec import (
 )
 from modelmaking import TINY, make_model, random_input, random_weights, window_golden, windows
 from stepgraph import Step
+from traffic import Reply, open_session, start_engine, submit
 
 LSTMS = {
     "two layers": TINY,
@@ -40,6 +44,13 @@ LSTMS = {
     "projected": replace(TINY, proj_size=2, input_norm=True, output_norm=True),
     "projected both ways": replace(TINY, proj_size=2, bidirectional=True),
     "tokens": LstmSpec(4, 6, num_embeddings=9, head=(Linear(3), "softmax")),
+    "residual and start": LstmSpec(
+        *(3, 6, 2, 0, True),
+        head=(LayerNorm(), Linear(2), "softplus"),
+        input_norm=True,
+        residual=(2, 0),
+        initial_state=True,
+    ),
 }
 SIZES = (2, 5, 12)
 INPUTS = (TensorSpec("x", (2, 3)), TensorSpec("gain"), TensorSpec("kind", (), "int64"))
@@ -319,3 +330,58 @@ def test_window_golden_has_rows_before_and_after_the_window() -> None:
     spec = ModelSpec.of_lstm(TINY, 5, "wait")
     case = window_golden(spec, random_weights(TINY, 0), 0)
     assert set(np.unique(case.outputs[MISSING])) == {0, 1, 2, 3, 4}
+
+
+# The engine ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fill", WINDOW_FILLS)
+async def test_sessions_in_any_chunks_have_the_answers_of_their_windows(
+    tmp_path: Path, fill: WindowFill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions that step in random chunks, many at once, get the bits of one whole run, and no run
+    of the kernel reads more rows than a batch may have."""
+    window, cells = 5, 60
+    engine = start_engine(tmp_path, TINY, window=(window, fill), batch_cells_max=cells)
+    spec, runs = engine.models[0].spec, []
+    run = Kernel.run
+
+    def noted(self: Kernel, x: Rows, *arguments: Any) -> Rows:
+        runs.append(x.shape[0] * x.shape[1] * window)
+        return run(self, x, *arguments)
+
+    monkeypatch.setattr(Kernel, "run", noted)
+    task = asyncio.create_task(engine.run())
+    count, rng = 9, np.random.default_rng(3)
+    x = random_input(TINY, (count, 40), 4)
+    rows = [open_session(engine, f"s{i}") for i in range(count)]
+    replies: list[list[Reply]] = [[] for _ in rows]
+    starts = [0] * count
+    while min(starts) < 40:
+        for i, row in enumerate(rows):
+            length = int(rng.integers(1, 16))
+            if starts[i] < 40:
+                part = x[i, starts[i] : starts[i] + length]
+                replies[i].append(submit(engine, row, part)[1])
+                starts[i] += length
+    found = [np.concatenate([(await each).y for each in own]) for own in replies]
+    await engine.close(5)
+    await task
+    engine.check_integrity()
+    assert max(runs) <= cells
+    assert cells - window < max(runs), "no batch was full"
+    stream = Stream(LstmWindowNetwork(spec, random_weights(TINY, 0)), 1)
+    for i, results in enumerate(found):
+        stream.restart()
+        whole = stream.step(x[i][:, np.newaxis])
+        for key, each in RowFormat(spec.results).split(results).items():
+            assert np.array_equal(each, whole[key][:, 0])
+
+
+def test_a_batch_has_room_for_one_window_at_least() -> None:
+    """A window that is longer than a batch may be runs alone."""
+    limits = Config().for_cells(100_000)
+    assert (limits.batch_cells_max, limits.slice_rows_max) == (1, 1)
+    limits = Config().for_cells(30)
+    assert (limits.batch_cells_max, limits.slice_rows_max) == (34, 1)
+    assert Config().for_cells(1) == Config()

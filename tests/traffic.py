@@ -21,6 +21,7 @@ from lstmserve.engine.errors import ServeError
 from lstmserve.engine.keys import session_key
 from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.engine.session.live_sessions import SessionStart
+from lstmserve.graph.weights import Window
 from lstmserve.spec import LstmSpec
 from lstmserve.store import Store
 from modelmaking import make_model
@@ -154,10 +155,15 @@ class Oracle:
 
 
 def start_engine(
-    folder: Path, spec: LstmSpec, seed: int = 0, metrics: Any = None, **settings: Any
+    folder: Path,
+    spec: LstmSpec,
+    seed: int = 0,
+    metrics: Any = None,
+    window: Window = (0, None),
+    **settings: Any,
 ) -> Engine:
     """An engine with one model "m", made in `folder`; it does not run yet."""
-    make_model(folder, spec, seed, name="m")
+    make_model(folder, spec, seed, name="m", window=window)
     return load_engine(folder, metrics, **settings)
 
 

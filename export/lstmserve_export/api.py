@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import numpy.typing as npt
 from torch import nn
 
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
-from lstmserve_export.lstm.network import Network, Norm, take_embedding, take_head, take_lstm
+from lstmserve_export.lstm.network import (
+    Network,
+    Norm,
+    take_embedding,
+    take_head,
+    take_lstm,
+    take_residual,
+    take_state,
+)
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.refusal import Refused
@@ -18,8 +27,8 @@ from lstmserve_export.target import Exported, Target
 
 LSTMS = (nn.LSTM, nn.LSTMCell)
 ALONE = (
-    "a module with an example is exported as it is: make head, embedding, means and scales a part "
-    "of it, and leave out golden, since forward() itself is checked"
+    "a module with an example is exported as it is: make head, embedding, means, scales, residual "
+    "and initial_state a part of it, and leave out golden, since forward() itself is checked"
 )
 
 
@@ -41,36 +50,70 @@ def export(
     input_scale: npt.ArrayLike | None = None,
     output_mean: npt.ArrayLike | None = None,
     output_scale: npt.ArrayLike | None = None,
+    residual: Sequence[int] | str = (),
+    initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     golden: Mapping[str, npt.ArrayLike] | str | Path | None = None,
 ) -> Exported:
     """Exports live modules as models/NAME/VERSION. `version` None takes the next one.
 
-    With `example`, `module` is any nn.Module around recurrent layers, and is exported as it is:
+    With `example`, `module` is any nn.Module around recurrent layers, and is exported as it is.
+    `example` is what forward() takes, with a batch and time steps: a tensor, a tuple of the
+    arguments, or a dict of them by name. Its values should be like those in production, since the
+    export also checks the model on them. `states`, `output_names` and `axes` are as the flags.
 
-    - `example`: what forward() takes, with a batch and time steps: a tensor, a tuple of the
-      arguments, or a dict of them by name. Its values should be like those in production, since
-      the export also checks the model on them.
-    - `states`, `output_names`, `axes`: as the flags of these names (docs/EXPORT.md).
+    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, y = head(lstm(x)), and the arguments
+    from `embedding` on are as the flags. `residual` has columns of x or is "all"; `initial_state`
+    is h0 and c0, [num_layers, width] each; `golden` has arrays by name or is the path of an .npz.
 
-    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, and y = head(lstm(x)); the remaining
-    arguments are of this way alone (`golden` may be the path of an .npz).
-
-    Raises Refused, and has then written nothing.
+    docs/EXPORT.md has the flags. Raises Refused, and has then written nothing.
     """
-    if not isinstance(module, nn.Module):
-        raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
     target = Target(name, Path(models), version, force, dry_run)
     norms = make_norm(input_mean, input_scale), make_norm(output_mean, output_scale)
+    parts = _Parts(head, embedding, *norms, residual, initial_state, golden)
     if example is not None:
-        if head is not None or embedding is not None or golden is not None or any(norms):
-            raise Refused(ALONE)
-        states, output_names = _names(states), _names(output_names)
-        return export_module(
-            module, example, target, states=states, output_names=output_names, axes=Axes.of(axes)
-        )
+        parts.check_none()
+        return _export_module(module, example, target, states, output_names, axes)
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, head, embedding, norms, target, golden)
+    return _export_lstm(module, parts, target)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The arguments that say what stands around an nn.LSTM."""
+
+    head: nn.Module | None
+    embedding: nn.Embedding | None
+    input_norm: Norm | None
+    output_norm: Norm | None
+    residual: Sequence[int] | str
+    initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None
+    golden: Mapping[str, npt.ArrayLike] | str | Path | None
+
+    def check_none(self) -> None:
+        """Raises Refused if one is given, since a module with an example has its own."""
+        values = (getattr(self, each.name) for each in fields(self) if each.name != "residual")
+        if len(self.residual) or any(value is not None for value in values):
+            raise Refused(ALONE)
+
+
+def _export_module(
+    module: nn.Module,
+    example: Any,
+    target: Target,
+    states: Sequence[str],
+    output_names: Sequence[str],
+    axes: str,
+) -> Exported:
+    _check_is_module(module)
+    return export_module(
+        module,
+        example,
+        target,
+        states=_names(states),
+        output_names=_names(output_names),
+        axes=Axes.of(axes),
+    )
 
 
 def _names(names: Sequence[str]) -> Sequence[str]:
@@ -78,24 +121,26 @@ def _names(names: Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _export_lstm(
-    module: nn.Module,
-    head: nn.Module | None,
-    embedding: nn.Embedding | None,
-    norms: tuple[Norm | None, Norm | None],
-    target: Target,
-    golden: Mapping[str, npt.ArrayLike] | str | Path | None,
-) -> Exported:
+def _check_is_module(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
+
+
+def _export_lstm(module: nn.Module, parts: _Parts, target: Target) -> Exported:
+    _check_is_module(module)
     if not isinstance(module, LSTMS):
         raise Refused(
             f"{type(module).__name__} needs an example of what its forward() takes: "
             "export(module, example=x, ...)"
         )
+    lstm = take_lstm(module)
     network = Network(
-        lstm=take_lstm(module),
-        head=take_head(head),
-        embedding=take_embedding(embedding),
-        input_norm=norms[0],
-        output_norm=norms[1],
+        lstm=lstm,
+        head=take_head(parts.head),
+        embedding=take_embedding(parts.embedding),
+        input_norm=parts.input_norm,
+        output_norm=parts.output_norm,
+        residual=take_residual(parts.residual, lstm),
+        initial_state=take_state(parts.initial_state, lstm),
     )
-    return export_network(network, target, make_pairs(golden))
+    return export_network(network, target, make_pairs(parts.golden))

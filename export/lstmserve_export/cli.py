@@ -17,7 +17,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OF_MODULES = ("module_args", "example", "states", "output_names", "axes")
 OF_TENSORS = (
     *("lstm", "head", "embedding", "pre_head", "output_activation"),
-    *("input_mean", "input_scale", "output_mean", "output_scale"),
+    *("input_mean", "input_scale", "output_mean", "output_scale", "residual", "initial_state"),
 )
 
 
@@ -60,6 +60,16 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     if not all(names):
         raise click.BadParameter(f"{value!r} must be names with commas between them")
     return names
+
+
+def _columns(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...] | str:
+    """Numbers of columns, or "all"; none for ""."""
+    if value == "all":
+        return value
+    columns = [each.strip() for each in value.split(",")] if value else []
+    if not all(each.isascii() and each.isdecimal() for each in columns):
+        raise click.BadParameter(f"{value!r} must be all, or columns of x as in 0,2")
+    return tuple(map(int, columns))
 
 
 @click.command("export")
@@ -143,6 +153,19 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @_flag("--input-scale", type=FILE, help="See --input-mean; one alone is fine.")
 @_flag("--output-mean", type=FILE, help="y becomes y * scale + mean.")
 @_flag("--output-scale", type=FILE, help="See --output-mean; one alone is fine.")
+@_flag(
+    "--residual",
+    default="",
+    metavar="all|COLUMNS",
+    callback=_columns,
+    help="Columns of x that are added to the head's output, one for each output, as in 0,2.",
+)
+@_flag(
+    "--initial-state",
+    type=FILE,
+    metavar="F",
+    help="h and c from which a new session begins: .npz or .pt with h0 and c0.",
+)
 @_flag(
     "--golden", type=FILE, help="Inputs and outputs of your model to check, .npz (docs/EXPORT.md)."
 )

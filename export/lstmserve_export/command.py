@@ -15,8 +15,8 @@ from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
-from lstmserve_export.lstm.flags import read_values
-from lstmserve_export.lstm.network import Network, Norm
+from lstmserve_export.lstm.flags import read_state, read_values
+from lstmserve_export.lstm.network import Network, Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.module.load.example import guess_example, read_example
@@ -113,16 +113,25 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
         pre_head=flags["pre_head"],
         output_activation=flags["output_activation"],
     )
-    network = _with_norms(assemble(read_checkpoint(checkpoint), choices), flags)
+    network = _with_flags(assemble(read_checkpoint(checkpoint), choices), flags)
     target = _target(checkpoint, flags)
     return export_network(network, target, make_pairs(flags["golden"]), progress)
 
 
-def _with_norms(network: Network, flags: dict[str, Any]) -> Network:
+def _with_flags(network: Network, flags: dict[str, Any]) -> Network:
+    """The network with what the tensors of a file do not say."""
+
     def norm(side: str) -> Norm | None:
         mean, scale = (
             read_values(flags[f"{side}_{part}"], f"--{side}-{part}") for part in ("mean", "scale")
         )
         return make_norm(mean, scale)
 
-    return replace(network, input_norm=norm("input"), output_norm=norm("output"))
+    state = take_state(read_state(flags["initial_state"]), network.lstm)
+    return replace(
+        network,
+        input_norm=norm("input"),
+        output_norm=norm("output"),
+        residual=take_residual(flags["residual"], network.lstm),
+        initial_state=state or network.initial_state,
+    )

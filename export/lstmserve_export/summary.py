@@ -8,7 +8,17 @@ from collections import Counter
 from rich.console import Console
 
 from lstmserve.manifest import Manifest
-from lstmserve.spec import Linear, LstmSpec, TensorSpec
+from lstmserve.spec import (
+    BatchNorm,
+    Elu,
+    HeadLayer,
+    LayerNorm,
+    LeakyRelu,
+    Linear,
+    LstmSpec,
+    TensorSpec,
+    layer_name,
+)
 from lstmserve_export.refusal import printable
 from lstmserve_export.target import Exported
 
@@ -118,24 +128,48 @@ def describe_lstm(spec: LstmSpec) -> str:
 
 
 def describe_head(spec: LstmSpec) -> str:
-    """The layers of the head in order."""
+    """The layers of the head in order, and what is added to it."""
     width, parts = spec.lstm_output_size, []
     for layer in spec.head:
-        if isinstance(layer, Linear):
-            parts.append(f"Linear({width}, {layer.out_features})")
-            width = layer.out_features
-        else:
-            parts.append(str(layer))
-    return ", ".join(parts) or f"none: y is the LSTM's output [{width}]"
+        parts.append(_describe_layer(layer, width))
+        width = layer.out_features if isinstance(layer, Linear) else width
+    head = ", ".join(parts) or f"none: y is the LSTM's output [{width}]"
+    return f"{head}; plus {_residual(spec, 'x')}" if spec.residual else head
+
+
+def _describe_layer(layer: HeadLayer, width: int) -> str:
+    match layer:
+        case Linear():
+            return f"Linear({width}, {layer.out_features})"
+        case LayerNorm():
+            return f"LayerNorm({width}, eps={layer.eps:g})"
+        case BatchNorm():
+            return f"BatchNorm({width})"
+        case Elu():
+            return f"elu(alpha={layer.alpha:g})"
+        case LeakyRelu():
+            return f"leaky_relu(slope={layer.negative_slope:g})"
+    return layer
+
+
+def _residual(spec: LstmSpec, x: str) -> str:
+    """What is added to the head: x or columns of it."""
+    columns = spec.residual
+    return x if columns == tuple(range(spec.input_size)) else f"{x}{list(columns)}"
 
 
 def formula(spec: LstmSpec) -> str:
     """The formula of y by the spec."""
     x = "embedding(tokens)" if spec.num_embeddings else "x"
     x = "(x - mean) / scale" if spec.input_norm else x
-    y = f"lstm({x})"
-    layer_names = ["linear" if isinstance(layer, Linear) else str(layer) for layer in spec.head]
-    for name in layer_names:
-        y = f"{name}({y})"
+    read = "u" if spec.residual and x != "x" else x  # the residual names it once more
+    y = f"lstm({read})"
+    for layer in spec.head:
+        y = f"{layer_name(layer)}({y})"
+    if spec.residual:
+        y = f"{y} + {_residual(spec, read)}"
+        y = f"({y})" if spec.output_norm else y
     y = f"{y} * scale + mean" if spec.output_norm else y
-    return f"y = {y}, at every time step"
+    ends = [f"u = {x}"] if read == "u" else []
+    ends += ["from a learned state"] if spec.initial_state else []
+    return ", ".join([f"y = {y}", *ends, "at every time step"])

@@ -312,6 +312,15 @@ class Config:
         if value < low:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
+    def for_cells(self, cells: int) -> Config:
+        """The limits of a model whose network reads so many rows for one time step: its batches and
+        slices have that many fewer time steps, and at least one."""
+        if cells == 1:
+            return self
+        limits = ("batch_cells_max", "slice_rows_max")
+        fewer = {name: max(1, getattr(self, name) // cells) for name in limits}
+        return dataclasses.replace(self, **fewer)
+
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
         """A Config whose message_bytes_max is set: a step of length_max and its reply fit, and so
         do a session's states, where pending_bytes_max has room for them.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast, get_args
 
 Dtype = Literal["float32", "int64", "bool"]
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
@@ -44,8 +44,21 @@ LayerKind = Literal["lstm", "gru", "rnn"]
 LAYER_STATES: Final[Mapping[str, int]] = {"lstm": 2, "gru": 1, "rnn": 1}  # h and c, or h
 LAYER_WEIGHTS: Final = ("W", "R", "B", "P")  # of the input and of h, biases, projection
 
-Activation = Literal["relu", "tanh", "sigmoid", "softmax"]
-ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh", "sigmoid", "softmax")
+# torch's functions of these names, without parameters or with torch's defaults; softmax and
+# log_softmax are over the features, gelu_tanh is gelu(approximate="tanh").
+Activation = Literal[
+    "relu",
+    "tanh",
+    "sigmoid",
+    "softmax",
+    "log_softmax",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "softplus",
+    "hardtanh",
+]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 SIZE_MAX = 1 << 16
 LAYERS_MAX = 64
 
@@ -109,8 +122,68 @@ class Linear:
     out_features: int
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        out, bias = self.out_features, self.bias
+        if type(out) is not int or not 1 <= out <= SIZE_MAX or type(bias) is not bool:
+            raise InvalidSpec(f"head: {self} must have out_features in [1, {SIZE_MAX}]")
 
-HeadLayer = Linear | Activation
+
+@dataclass(frozen=True, slots=True)
+class Elu:
+    """torch.nn.ELU: x where x > 0, else alpha * (exp(x) - 1)."""
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not _is_finite(self.alpha):
+            raise InvalidSpec(f"head: {self} must have a finite number as alpha")
+
+
+@dataclass(frozen=True, slots=True)
+class LeakyRelu:
+    """torch.nn.LeakyReLU: x where x > 0, else negative_slope * x."""
+
+    negative_slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not _is_finite(self.negative_slope):
+            raise InvalidSpec(f"head: {self} must have a finite number as negative_slope")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """torch.nn.LayerNorm over the features: (x - mean) / sqrt(variance + eps) * weight + bias."""
+
+    eps: float = 1e-5
+    weight: bool = True
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if not _is_finite(self.eps) or self.eps <= 0:
+            raise InvalidSpec(f"head: {self} must have a number above 0 as eps")
+        if type(self.weight) is not bool or type(self.bias) is not bool:
+            raise InvalidSpec(f"head: {self} must have true or false as weight and bias")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm:
+    """torch.nn.BatchNorm1d in eval mode: x * factor + offset, which its tensors give."""
+
+
+HEAD_LAYERS: Final = (Linear, Elu, LeakyRelu, LayerNorm, BatchNorm)
+HeadLayer = Linear | Elu | LeakyRelu | LayerNorm | BatchNorm | Activation
+LAYER_KEYS: Final[Mapping[str, type[Elu | LeakyRelu | LayerNorm | BatchNorm]]] = {
+    "elu": Elu,
+    "leaky_relu": LeakyRelu,
+    "layer_norm": LayerNorm,
+    "batch_norm": BatchNorm,
+}
+FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
+
+
+def _is_finite(value: object) -> bool:
+    """Whether float32 holds the number."""
+    return type(value) is float and abs(value) <= FLOAT32_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +193,9 @@ class LstmSpec:
     `head` is applied to every time step, in order; empty: y is the LSTM's own output.
     `num_embeddings` > 0: the input is tokens [T] and `input_size` is the embedding's width.
     `input_norm`: x becomes (x - mean) / scale; `output_norm`: y becomes y * scale + mean.
+    `residual`: the column of x that is added to each output of the head, x as the LSTM reads it
+    and before the output norm; empty: nothing is added.
+    `initial_state`: a new session begins from h and c of the weights, otherwise from zeros.
     Raises InvalidSpec.
     """
 
@@ -133,6 +209,8 @@ class LstmSpec:
     num_embeddings: int = 0
     input_norm: bool = False
     output_norm: bool = False
+    residual: tuple[int, ...] = ()
+    initial_state: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -145,18 +223,26 @@ class LstmSpec:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise InvalidSpec(f"{name} is {value!r}, must be an integer in [{low}, {high}]")
-        for name in ("bidirectional", "bias", "input_norm", "output_norm"):
+        for name in ("bidirectional", "bias", "input_norm", "output_norm", "initial_state"):
             if type(value := getattr(self, name)) is not bool:
                 raise InvalidSpec(f"{name} is {value!r}, must be true or false")
         for layer in self.head:
-            if isinstance(layer, Linear):
-                out, bias = layer.out_features, layer.bias
-                if type(out) is not int or not 1 <= out <= SIZE_MAX or type(bias) is not bool:
-                    raise InvalidSpec(f"head: {layer} must have out_features in [1, {SIZE_MAX}]")
-            elif layer not in ACTIVATIONS:
-                raise InvalidSpec(f"head: {layer!r} is not one of {', '.join(ACTIVATIONS)}")
+            _check_layer(layer)
         if self.num_embeddings and self.input_norm:
             raise InvalidSpec("input_norm: a model that takes tokens has no x to normalise")
+        if self.residual:
+            self._check_residual()
+
+    def _check_residual(self) -> None:
+        if not all(type(each) is int and 0 <= each < self.input_size for each in self.residual):
+            raise InvalidSpec(
+                f"residual is {self.residual!r}, must be columns of x in [0, {self.input_size - 1}]"
+            )
+        if len(self.residual) != self.output_size:
+            raise InvalidSpec(
+                f"residual has {len(self.residual)} columns of x, must have one for each of the "
+                f"{self.output_size} outputs"
+            )
 
     @property
     def num_directions(self) -> int:
@@ -210,13 +296,10 @@ class LstmSpec:
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values; from_json(to_json()) is equal to self."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["head"] = [
-            {"linear": layer.out_features, "bias": layer.bias}
-            if isinstance(layer, Linear)
-            else layer
-            for layer in self.head
-        ]
-        return values
+        values["head"] = [_layer_json(layer) for layer in self.head]
+        values["residual"] = list(self.residual)
+        # The fingerprint covers these values, and that of a model without the new fields must stay.
+        return {name: value for name, value in values.items() if value or name not in LATER_FIELDS}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LstmSpec:
@@ -227,15 +310,47 @@ class LstmSpec:
             raise InvalidSpec(f"unknown fields: {', '.join(unknown)}")
         try:
             head = tuple(_head_layer(value) for value in values.get("head", ()))
-            return cls(**{**values, "head": head})
-        except (TypeError, KeyError) as error:
+            residual = tuple(values.get("residual", ()))
+            return cls(**{**values, "head": head, "residual": residual})
+        except InvalidSpec:
+            raise
+        except (TypeError, KeyError, ValueError) as error:
             raise InvalidSpec(f"malformed: {error}") from error
+
+
+LATER_FIELDS: Final = ("residual", "initial_state")  # which the first manifests do not have
+
+
+def _check_layer(layer: HeadLayer) -> None:
+    """Raises InvalidSpec for what is no layer; the classes check their own fields."""
+    if not isinstance(layer, HEAD_LAYERS) and layer not in ACTIVATIONS:
+        raise InvalidSpec(f"head: {layer!r} is not one of {', '.join(ACTIVATIONS)}")
+
+
+def layer_name(layer: HeadLayer) -> str:
+    """The layer as a function's name, such as leaky_relu."""
+    if isinstance(layer, str):
+        return layer
+    if isinstance(layer, Linear):
+        return "linear"
+    return next(key for key, kind in LAYER_KEYS.items() if kind is type(layer))
+
+
+def _layer_json(layer: HeadLayer) -> Any:
+    if isinstance(layer, str):
+        return layer
+    if isinstance(layer, Linear):
+        return {"linear": layer.out_features, "bias": layer.bias}
+    return {layer_name(layer): {each.name: getattr(layer, each.name) for each in fields(layer)}}
 
 
 def _head_layer(value: Any) -> HeadLayer:
     if isinstance(value, str):
-        return value  # type: ignore[return-value]  # __post_init__ holds it to ACTIVATIONS
-    return Linear(value["linear"], value["bias"])
+        return cast(Activation, value)  # _check_layer() holds it to ACTIVATIONS
+    if "linear" in value:
+        return Linear(value["linear"], value["bias"])
+    ((key, values),) = value.items()
+    return LAYER_KEYS[key](**values)
 
 
 @dataclass(frozen=True)

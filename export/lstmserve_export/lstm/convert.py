@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from lstmserve.graph import Weights, check_weights
-from lstmserve.graph.weights import suffixes
+from lstmserve.graph.weights import INITIAL_STATE, suffixes
 from lstmserve.spec import LstmSpec
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.refusal import Refused
@@ -31,15 +33,39 @@ def convert(network: Network, spec: LstmSpec) -> Weights:
     for layer in range(spec.num_layers):
         weights |= layer_weights(network.lstm, spec, layer)
     for index, module in enumerate(network.head):
-        if isinstance(module, nn.Linear):
-            weights[f"head.{index}.weight"] = _array(module.weight).T.copy()
-            if module.bias is not None:
-                weights[f"head.{index}.bias"] = _array(module.bias)
+        weights |= {f"head.{index}.{part}": each for part, each in _of_layer(module)}
+    if network.initial_state is not None:
+        for state, values in zip(spec.states, network.initial_state, strict=True):
+            weights[INITIAL_STATE + state.name] = _narrow(values)
     try:
         check_weights(spec, weights)
     except ValueError as error:
         raise Refused(f"as float32, {error}: correct the weights or the scales") from error
     return weights
+
+
+def _of_layer(module: nn.Module) -> Iterator[tuple[str, Array]]:
+    """The tensors of a layer of the head, without its name."""
+    match module:
+        case nn.Linear():
+            yield "weight", _array(module.weight).T.copy()
+            if module.bias is not None:
+                yield "bias", _array(module.bias)
+        case nn.LayerNorm():
+            for part in ("weight", "bias"):
+                if (tensor := getattr(module, part)) is not None:
+                    yield part, _array(tensor)
+        case nn.BatchNorm1d():
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            mean, variance = _floats(module.running_mean), _floats(module.running_var)
+            factor = 1 / np.sqrt(variance + module.eps)
+            offset = -mean * factor
+            if module.affine:
+                weight = _floats(module.weight)
+                factor, offset = factor * weight, offset * weight + _floats(module.bias)
+            yield "factor", _narrow(factor)
+            yield "offset", _narrow(offset)
 
 
 def _plain(lstm: nn.LSTM, spec: LstmSpec, layer: int) -> dict[str, Array]:
@@ -77,7 +103,11 @@ def _gates(lstm: nn.LSTM, name: str) -> Array:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    return _narrow(tensor.detach().cpu().to(torch.float64).numpy())
+    return _narrow(_floats(tensor))
+
+
+def _floats(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
+    return tensor.detach().cpu().to(torch.float64).numpy()
 
 
 def _narrow(array: npt.NDArray[np.float64]) -> Array:

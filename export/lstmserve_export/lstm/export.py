@@ -68,7 +68,7 @@ def export_network(
         progress("parity: your own pairs")
         cases["user"] = take_pairs(pairs, network, spec)
         parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
-        notes += start_notes(cases["user"])
+        notes += start_notes(cases["user"], network)
     files = {MODEL: content, GOLDEN: dump_lstm_golden(cases)}
     manifest = Manifest(
         name=target.name,

@@ -1,11 +1,16 @@
-"""Reads the files of means and scales that flags name. Never unpickles."""
+"""Reads the files of means, scales and initial states that flags name. Never unpickles."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from lstmserve_export.arrays import read_npz
+from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.network import Floats
 from lstmserve_export.refusal import Refused
 
@@ -28,3 +33,22 @@ def read_values(path: Path | None, flag: str) -> Floats | None:
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise Refused(f"{flag} {path} is no vector of finite numbers: shape {list(values.shape)}")
     return values
+
+
+def read_state(path: Path | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """h0 and c0 of an .npz, or of a dict that torch.save wrote. Raises Refused."""
+    if path is None:
+        return None
+    found: Mapping[str, Any]
+    found = (
+        read_npz(path, "--initial-state")
+        if path.suffix == ".npz"
+        else read_checkpoint(path).tensors
+    )
+    if missing := [name for name in ("h0", "c0") if name not in found]:
+        raise Refused(
+            f"--initial-state {path} has no {missing[0]}: save both with numpy.savez(FILE, h0=h0, "
+            "c0=c0), each [num_layers, width]"
+        )
+    h0, c0 = (torch.as_tensor(found[name]) for name in ("h0", "c0"))
+    return h0, c0

@@ -19,8 +19,13 @@ from torch import nn
 
 from lstmserve.golden import Floats, excess
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve.spec import ACTIVATIONS
-from lstmserve_export.lstm.network import Network, make_activation
+from lstmserve_export.lstm.network import (
+    ACTIVATIONS,
+    Network,
+    describe,
+    first_states,
+    make_activation,
+)
 from lstmserve_export.lstm.parity import judge
 from lstmserve_export.lstm.reference import Inputs, forward
 
@@ -44,13 +49,14 @@ def mends(network: Network, case: LstmGolden) -> Iterator[str]:
             yield f"with {name} {_where(place, len(network.head))} it would match"
     if _is_time_major(network, case):
         yield "x and y are time-major: store them as [N, T, ...]"
-    if (columns := _find_residual(network, case)) is not None:
+    bare = replace(network, residual=())
+    if (columns := _find_residual(bare, case)) is not None:
         flag = f"--residual {','.join(map(str, columns))}"
-        rest = _without_residual(network, case, columns)
-        if matches(network, rest):
+        rest = _without_residual(bare, case, columns)
+        if matches(bare, rest):
             yield f"with {flag} it would match: forward() adds x to what the head gives"
         else:
-            yield from _starts(network, rest, f"with {flag}")
+            yield from _starts(bare, rest, f"with {flag}")
     yield from _starts(network, case, "")
 
 
@@ -58,6 +64,15 @@ def matches(network: Network, case: LstmGolden) -> bool:
     """Whether torch's float64 result is as near to the pairs as the parity gate asks."""
     inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
     return judge(forward(network, inputs, torch.float64), case) <= 1
+
+
+def begins_as_sessions(network: Network, case: LstmGolden) -> bool:
+    """Whether every sequence begins from the state of a new session."""
+    first = first_states(network, describe(network), len(case.lengths))
+    return all(
+        np.array_equal(given, each.astype(np.float32))
+        for given, each in zip((case.h0, case.c0), first, strict=True)
+    )
 
 
 def _where(place: int, count: int) -> str:
@@ -140,7 +155,7 @@ def _places(case: LstmGolden) -> npt.NDArray[np.int64]:
 def _starts(network: Network, case: LstmGolden, mend: str) -> Iterator[str]:
     """Says so where the pairs begin from another state than the one that they name. `mend` is a
     change that they need as well, or ""."""
-    if case.h0.any() or case.c0.any():
+    if not begins_as_sessions(network, case):
         return
     begin = f"{mend} and" if mend else "with"
     if _later_rows_match(network, case):

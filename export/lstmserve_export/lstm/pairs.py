@@ -12,7 +12,7 @@ from lstmserve.golden import Floats, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
 from lstmserve.spec import LstmSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.lstm.network import Network
+from lstmserve_export.lstm.network import Network, first_states
 from lstmserve_export.lstm.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 
@@ -103,7 +103,7 @@ def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
     if "lengths" in arrays:
         lengths = fields.integers("lengths", (count,), 1, rows)
     valid = lengths[:, None] > np.arange(rows)
-    inputs = _inputs(fields, spec, lengths, valid)
+    inputs = _inputs(fields, network, spec, lengths, valid)
     swapped = (rows, spec.output_size)
     if not fields.is_one and count != rows and arrays.get("y", lengths).shape == swapped:
         name = spec.inputs[0].name
@@ -145,15 +145,18 @@ def _open(arrays: Arrays, spec: LstmSpec) -> tuple[_Fields, int, int]:
     return _Fields(arrays, count == 1), count, rows
 
 
-def _inputs(fields: _Fields, spec: LstmSpec, lengths: Array, valid: Valid) -> Inputs:
+def _inputs(
+    fields: _Fields, network: Network, spec: LstmSpec, lengths: Array, valid: Valid
+) -> Inputs:
     count, rows = valid.shape
     x: Array
     if spec.num_embeddings:
         x = fields.integers("tokens", (count, rows), 0, spec.num_embeddings - 1, valid)
     else:
         x = fields.floats("x", (count, rows, spec.input_size), valid=valid).astype(np.float32)
+    first = dict(zip(("h0", "c0"), first_states(network, spec, count), strict=True))
     h0, c0 = (
-        fields.floats(state, shape, axis=OF_LAYERS) if state in fields.arrays else np.zeros(shape)
+        fields.floats(state, shape, axis=OF_LAYERS) if state in fields.arrays else first[state]
         for state, shape in _state_shapes(spec, count, "h0", "c0").items()
     )
     return Inputs(x, lengths.astype(np.int32), h0.astype(np.float32), c0.astype(np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve_export.lstm.mends import mends
+from lstmserve_export.lstm.mends import begins_as_sessions, mends
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.lstm.parity import judge, open_session, run, run_alone
 from lstmserve_export.refusal import Refused
@@ -26,15 +26,15 @@ def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
     )
 
 
-def start_notes(case: LstmGolden) -> tuple[str, ...]:
+def start_notes(case: LstmGolden, network: Network) -> tuple[str, ...]:
     """A note where the pairs begin from states that no new session begins from."""
-    if not (case.h0.any() or case.c0.any()):
+    if begins_as_sessions(network, case):
         return ()
-    count = len(case.lengths)
-    is_same = count > 1 and all((each == each[:, :1]).all() for each in (case.h0, case.c0))
+    starts = case.h0, case.c0
+    is_same = len(case.lengths) > 1 and all((each == each[:, :1]).all() for each in starts)
+    own = "zeros" if network.initial_state is None else "the model's own initial state"
     return (
-        "your pairs begin from "
-        + ("the same h0 and c0 in every sequence" if is_same else "h0 and c0 of their own")
-        + ", but a new session begins from zeros: if forward() begins from them, give them with "
-        "--initial-state, else import them as the session's state",
+        f"your pairs begin from h0 and c0{', the same in every sequence,' if is_same else ''} but a "
+        f"new session begins from {own}: if forward() has a learned initial state, give it with "
+        "--initial-state; otherwise import the state into the session",
     )

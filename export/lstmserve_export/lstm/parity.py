@@ -14,7 +14,7 @@ from lstmserve.golden import Floats, excess, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
 from lstmserve.runtime import ort
 from lstmserve.spec import LstmSpec
-from lstmserve_export.lstm.network import Network
+from lstmserve_export.lstm.network import Network, first_states
 from lstmserve_export.lstm.reference import Inputs, refer
 from lstmserve_export.refusal import Refused
 from lstmserve_export.sequences import SEED, clear_case, lengths_for, random_chunks
@@ -24,8 +24,7 @@ Outputs = tuple[Array, Array, Array]
 
 
 def random_inputs(network: Network, spec: LstmSpec, steps: Sequence[int]) -> Inputs:
-    """Random sequences of these lengths: half start from zeros as new sessions do, half from a
-    state."""
+    """Random sequences of these lengths: half start as new sessions do, half from a state."""
     rng = np.random.default_rng(SEED)
     lengths = np.array(steps, np.int32)
     count, rows = len(lengths), int(lengths.max())
@@ -37,9 +36,9 @@ def random_inputs(network: Network, spec: LstmSpec, steps: Sequence[int]) -> Inp
         noise = rng.standard_normal((count, rows, spec.input_size))
         norm = network.input_norm
         x = (noise * norm.scale + norm.mean if norm else noise).astype(np.float32)
-    layers, used = spec.num_layers * spec.num_directions, np.arange(count)[:, None] % 2
-    h0 = rng.uniform(-0.9, 0.9, (layers, count, spec.state_size)) * used
-    c0 = rng.uniform(-1.5, 1.5, (layers, count, spec.hidden_size)) * used
+    h0, c0 = first_states(network, spec, count)
+    h0[:, 1::2] = rng.uniform(-0.9, 0.9, h0.shape)[:, 1::2]
+    c0[:, 1::2] = rng.uniform(-1.5, 1.5, c0.shape)[:, 1::2]
     return Inputs(x, lengths, h0.astype(np.float32), c0.astype(np.float32))
 
 

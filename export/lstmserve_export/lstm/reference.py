@@ -70,7 +70,9 @@ def forward(network: Network, inputs: Inputs, dtype: torch.dtype) -> tuple[Float
         warnings.filterwarnings("ignore", "LSTM with projections")
         out, (hn, cn) = copy.lstm(packed, state)
     y, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
-    y = copy.head(y)
+    y = copy.head(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+    if copy.residual:
+        y = y + x[..., list(copy.residual)]
     if norm := copy.output_norm:
         mean, scale = _tensors(norm, dtype)
         y = y * scale + mean

@@ -55,7 +55,8 @@ def spare_slots(config: Config) -> int:
 class Model:
     """A bidirectional model has `portable`, and neither `pool` nor `kernel`; any other has both.
 
-    attach() sets `handle`, by which the session table names the model, `scheduler` and `metrics`.
+    attach() sets `handle`, by which the session table names the model, `scheduler`, `limits` and
+    `metrics`.
     PoolBudget writes `sessions`, `sessions_max` and `charged_bytes`.
     """
 
@@ -74,6 +75,7 @@ class Model:
     charged_bytes: int = 0  # of --pool-bytes
     scheduler: Scheduler | None = None
     metrics: ModelCounters = field(init=False, repr=False)
+    limits: Config = field(init=False, repr=False)  # of its batches
     inputs: RowFormat = field(init=False)
     outputs: RowFormat = field(init=False)
     results: RowFormat = field(init=False)  # of what the kernel gives: ModelSpec.results
@@ -131,7 +133,10 @@ class Model:
         self.handle = handle
         self.metrics = metrics
         if self.pool is not None:
-            self.scheduler = Scheduler(config, table, self.pool, self.results, on_idle, on_moved)
+            self.limits = config.for_cells(self.spec.cells)
+            self.scheduler = Scheduler(
+                self.limits, table, self.pool, self.results, on_idle, on_moved
+            )
 
 
 def slots_for(sessions: int, config: Config) -> int:

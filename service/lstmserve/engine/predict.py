@@ -177,18 +177,18 @@ class Predictor:
             outs=None if job.last_only else starts,
             last_only=job.last_only,
         )
-        groups = groups_of(job.lengths, self._config, kernel.cost)
+        groups = groups_of(job.lengths, model.limits, kernel.cost)
         request.plan = Plan(groups, lengths.size, initial, finals)
         return request
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
         """Runs one sequence after another, so that padding and memory stay bounded."""
-        h0, c0 = (
-            np.zeros((state.shape[0], job.lengths.size, state.shape[1]), np.float32)
-            if job.initial is None
-            else np.swapaxes(job.initial[state.name], 0, 1)
-            for state in model.spec.states
-        )
+        assert model.portable is not None
+        initial = job.initial
+        if initial is None:
+            own = model.portable.initial
+            initial = {n: np.repeat(each, job.lengths.size, axis=0) for n, each in own.items()}
+        h0, c0 = (np.swapaxes(initial[state.name], 0, 1) for state in model.spec.states)
         hn, cn, ys = np.empty_like(h0), np.empty_like(c0), []
         for i, x in enumerate(np.split(job.x, np.cumsum(job.lengths)[:-1])):
             one = slice(i, i + 1)

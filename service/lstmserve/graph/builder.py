@@ -54,6 +54,10 @@ class GraphBuilder:
         """Adds an int64 vector constant, shared by all nodes that need the same values."""
         return self.constant(f"const.{'_'.join(map(str, values))}", np.array(values, np.int64))
 
+    def scalar(self, value: float) -> str:
+        """Adds a float32 constant that broadcasts, shared by all nodes that need the value."""
+        return self.constant(f"const.float_{value}", np.array(value, np.float32))
+
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Adds a node with one output and returns the output's name."""
         return self.add_many(op, inputs, [output], **attributes)[0]

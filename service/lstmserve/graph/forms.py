@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 
 from lstmserve.graph.builder import GraphBuilder
-from lstmserve.graph.layers import LayerInput, head, input_layer, lstm_layer
-from lstmserve.graph.weights import Weights
+from lstmserve.graph.head import head
+from lstmserve.graph.layers import LayerInput, input_layer, lstm_layer
+from lstmserve.graph.weights import INITIAL_STATE, Weights
 from lstmserve.spec import LstmSpec
 
 NEXT_SLOTS = "/next"  # the output NAME/next is the pool's tensor NAME after the run
@@ -26,8 +27,9 @@ def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
 
     h0, hn [num_layers*D, batch, proj_size or hidden_size]; c0, cn [.., batch, hidden_size].
     A model with an embedding takes tokens int64 [batch, time] instead of x. Past a row's length y
-    is the head's output for zeros. A row of length 0 returns its h0 and c0, where onnxruntime's own
-    LSTM would return zeros.
+    has no meaning. A row of length 0 returns its h0 and c0, where onnxruntime's own LSTM would
+    return zeros. A learned initial state, which callers give as h0 and c0 for a new session, is in
+    the constant outputs initial.h [num_layers*D, proj_size or hidden_size] and initial.c.
     """
     g = GraphBuilder("portable")
     layers = spec.num_layers * spec.num_directions
@@ -39,7 +41,8 @@ def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     g.input("h0", "float32", [layers, "batch", spec.state_size])
     g.input("c0", "float32", [layers, "batch", spec.hidden_size])
     perm = [1, 0] if spec.num_embeddings else [1, 0, 2]
-    value = input_layer(g, spec, weights, g.add("Transpose", [x], "x_time_major", perm=perm))
+    x = g.add("Transpose", [x], "x_time_major", perm=perm)
+    value = first = input_layer(g, spec, weights, x)
     h0s, c0s = (_per_layer(g, spec, name) for name in ("h0", "c0"))
     hns, cns = [], []
     for layer in range(spec.num_layers):
@@ -48,7 +51,7 @@ def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
         value = out.y
         hns.append(out.hn)
         cns.append(out.cn)
-    head(g, spec, weights, value, "y_time_major")
+    head(g, spec, weights, value, first, "y_time_major")
     g.add("Transpose", ["y_time_major"], "y", perm=[1, 0, 2])
     zero = g.constant("const.int32_0", np.array(0, np.int32))
     is_empty = g.add("Equal", ["lengths", zero], "is_empty")
@@ -59,6 +62,10 @@ def build_portable(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     g.output("y", "float32", ["batch", "time", spec.output_size])
     g.output("hn", "float32", [layers, "batch", spec.state_size])
     g.output("cn", "float32", [layers, "batch", spec.hidden_size])
+    if spec.initial_state:
+        for state in spec.states:
+            name = INITIAL_STATE + state.name
+            g.output(g.constant(name, weights[name]), "float32", state.shape)
     return g.model()
 
 
@@ -96,7 +103,7 @@ def build_pool(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
     g.input("write", "int64", [1, "B", 1])
     for name, width in state_widths(spec).items():
         g.input(name, "float32", ["S", width])
-    value = input_layer(g, spec, weights, "x_time_major")
+    value = first = input_layer(g, spec, weights, "x_time_major")
     for layer in range(spec.num_layers):
         h, c = f"h.{layer}", f"c.{layer}"
         h0 = g.add("Gather", [h, "read"], f"{h}.now", axis=0)
@@ -105,7 +112,7 @@ def build_pool(spec: LstmSpec, weights: Weights) -> onnx.ModelProto:
         value = out.y
         g.add("ScatterND", [h, "write", out.hn], h + NEXT_SLOTS)
         g.add("ScatterND", [c, "write", out.cn], c + NEXT_SLOTS)
-    head(g, spec, weights, value, "y")
+    head(g, spec, weights, value, first, "y")
     g.output("y", "float32", ["T", "B", spec.output_size])
     for name, width in state_widths(spec).items():
         g.output(name + NEXT_SLOTS, "float32", ["S", width])

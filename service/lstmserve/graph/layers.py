@@ -1,4 +1,4 @@
-"""Builds the layers of a model's network as ONNX nodes: input end, LSTM layers, head.
+"""Builds a model's input end and LSTM layers as ONNX nodes; head.py builds what follows.
 
 An LSTM layer is ONNX's LSTM, or a Scan over time where the layer has a projection, which ONNX's
 LSTM does not. Shapes: x [T, B, I], lengths int32 [B], h0 [D, B, state], c0 [D, B, H];
@@ -15,14 +15,7 @@ import numpy as np
 
 from lstmserve.graph.builder import DTYPES, GraphBuilder
 from lstmserve.graph.weights import Weights, suffixes
-from lstmserve.spec import Activation, Linear, LstmSpec
-
-OPS: dict[Activation, str] = {
-    "relu": "Relu",
-    "tanh": "Tanh",
-    "sigmoid": "Sigmoid",
-    "softmax": "Softmax",
-}
+from lstmserve.spec import LstmSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,22 +197,3 @@ def _body(spec: LstmSpec, r: str, p: str) -> GraphBuilder:
     b.output("c_next", "float32", ["B", spec.hidden_size])
     b.output("y_step", "float32", ["B", spec.proj_size])
     return b
-
-
-def head(g: GraphBuilder, spec: LstmSpec, weights: Weights, x: str, output: str) -> None:
-    """Applies the head to every time step of x [T, B, D*state]; `output` names y [T, B, O]."""
-    for index, layer in enumerate(spec.head):
-        name = f"head.{index}"
-        if not isinstance(layer, Linear):
-            axis = {"axis": -1} if layer == "softmax" else {}
-            x = g.add(OPS[layer], [x], f"{name}.{layer}", **axis)
-            continue
-        # A 2-D constant, so that onnxruntime prepacks it: a batch of one has the same bits.
-        x = g.add("MatMul", [x, g.constant(f"{name}.weight", weights[f"{name}.weight"])], name)
-        if layer.bias:
-            bias = g.constant(f"{name}.bias", weights[f"{name}.bias"])
-            x = g.add("Add", [x, bias], f"{name}.biased")
-    if spec.output_norm:
-        mean, scale = (g.constant(n, weights[n]) for n in ("output.mean", "output.scale"))
-        x = g.add("Add", [g.add("Mul", [x, scale], "y.scaled"), mean], "y.denormalised")
-    g.add("Identity", [x], output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import onnx
 
 from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.forms import NEXT_SLOTS, build_pool, state_widths
-from lstmserve.graph.weights import Weights
+from lstmserve.graph.weights import INITIAL_STATE, Weights
 from lstmserve.spec import LstmSpec, ModelSpec
 
 States = Mapping[str, npt.NDArray[Any]]
@@ -111,7 +112,8 @@ class PoolNetwork(ABC):
 class LstmLayout(PoolLayout):
     """The pool has h and c of each layer apart: an LSTM node reads and leaves them as they lie."""
 
-    def __init__(self, lstm: LstmSpec) -> None:
+    def __init__(self, lstm: LstmSpec, weights: Weights = MappingProxyType({})) -> None:
+        """`weights` have the tensors of a learned initial state; the layout keeps no others."""
         tensors = (
             PoolTensor(name, (width,), "float32") for name, width in state_widths(lstm).items()
         )
@@ -122,6 +124,12 @@ class LstmLayout(PoolLayout):
         else:
             self.float_input = "x_time_major"
         self.float_output = "y"
+        self._initial = {
+            each.name: weights[INITIAL_STATE + each.name][np.newaxis]
+            if lstm.initial_state
+            else np.zeros((1, *each.shape), np.float32)
+            for each in self.spec.states
+        }
 
     def arguments(self, length: int, size: int) -> Arguments:
         x: Arguments = {"x_time_major": (np.float32, (length, size, self._lstm.input_size))}
@@ -137,8 +145,8 @@ class LstmLayout(PoolLayout):
         return {"y": (np.float32, (length, size, self._lstm.output_size))}
 
     def initial(self) -> States:
-        """Zeros, one row of each state."""
-        return {each.name: np.zeros((1, *each.shape), np.float32) for each in self.spec.states}
+        """Zeros unless the spec has a learned state, one row of each state."""
+        return dict(self._initial)
 
     def to_rows(self, states: States) -> States:
         """h [N, layers, P] and c [N, layers, H] -> `h.0` [N, P], `c.0` [N, H], `h.1`, ..."""
@@ -162,7 +170,7 @@ class LstmNetwork(PoolNetwork):
     def __init__(self, lstm: LstmSpec, weights: Weights) -> None:
         self.lstm = lstm
         self.weights = weights
-        self.layout = LstmLayout(lstm)
+        self.layout = LstmLayout(lstm, weights)
 
     def build_chunk(self) -> onnx.ModelProto:
         return build_pool(self.lstm, self.weights)

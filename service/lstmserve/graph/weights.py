@@ -6,19 +6,25 @@ of directions. Without a projection the two directions are stacked, as ONNX's LS
     lstm.l.W [D, 4H, I]   lstm.l.R [D, 4H, H]   lstm.l.B [D, 8H] (input biases, then recurrent)
 With a projection the layer is a Scan of MatMuls, which want 2-D constants:
     lstm.l.W [I, 4H]   lstm.l.R [P, 4H]   lstm.l.B [4H] (the sum of both)   lstm.l.P [H, P]
-Head layer k (counted over all head layers): head.k.weight [in, out], head.k.bias [out].
+Head layer k (counted over all head layers) has head.k.weight [in, out] and head.k.bias [out] if
+it is a Linear, head.k.weight [in] and head.k.bias [in] if it is a LayerNorm, head.k.factor [in] and
+head.k.offset [in] if it is a BatchNorm.
+A learned initial state is initial.h [L*D, state], initial.c [L*D, H].
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import Linear, LstmSpec, WindowFill
+from lstmserve.spec import BatchNorm, HeadLayer, LayerNorm, Linear, LstmSpec, WindowFill
+
+INITIAL_STATE: Final = "initial."  # the tensor initial.NAME is the state NAME of a new session
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 """Name -> float32 tensor, with exactly the names and shapes of weight_shapes()."""
@@ -40,15 +46,31 @@ def weight_shapes(spec: LstmSpec) -> dict[str, tuple[int, ...]]:
     for layer in range(spec.num_layers):
         shapes |= _projected(spec, layer) if spec.proj_size else _plain(spec, layer)
     width = spec.lstm_output_size
-    for index, head_layer in enumerate(spec.head):
-        if isinstance(head_layer, Linear):
-            shapes[f"head.{index}.weight"] = (width, head_layer.out_features)
-            if head_layer.bias:
-                shapes[f"head.{index}.bias"] = (head_layer.out_features,)
-            width = head_layer.out_features
+    for index, part in enumerate(spec.head):
+        shapes |= {f"head.{index}.{kind}": shape for kind, shape in _of_layer(part, width)}
+        width = part.out_features if isinstance(part, Linear) else width
     if spec.output_norm:
         shapes |= {"output.mean": (spec.output_size,), "output.scale": (spec.output_size,)}
+    if spec.initial_state:
+        shapes |= {f"{INITIAL_STATE}{state.name}": state.shape for state in spec.states}
     return shapes
+
+
+def _of_layer(layer: HeadLayer, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors of a layer of the head, without its name, and their shapes."""
+    match layer:
+        case Linear():
+            yield "weight", (width, layer.out_features)
+            if layer.bias:
+                yield "bias", (layer.out_features,)
+        case LayerNorm():
+            if layer.weight:
+                yield "weight", (width,)
+            if layer.bias:
+                yield "bias", (width,)
+        case BatchNorm():
+            yield "factor", (width,)
+            yield "offset", (width,)
 
 
 def _plain(spec: LstmSpec, layer: int) -> dict[str, tuple[int, ...]]:

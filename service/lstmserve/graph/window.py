@@ -18,7 +18,8 @@ import onnx
 
 from lstmserve.graph.builder import DTYPES, GraphBuilder
 from lstmserve.graph.fold import renamed
-from lstmserve.graph.layers import LayerInput, head, input_layer, lstm_layer
+from lstmserve.graph.head import head
+from lstmserve.graph.layers import LayerInput, input_layer, lstm_layer
 from lstmserve.graph.network import PoolNetwork
 from lstmserve.graph.step_graph import StepGraph
 from lstmserve.graph.step_layout import (
@@ -34,7 +35,7 @@ from lstmserve.graph.step_layout import (
     scatter,
     sides,
 )
-from lstmserve.graph.weights import Weights
+from lstmserve.graph.weights import INITIAL_STATE, Weights
 from lstmserve.spec import KNOWN, MISSING, WINDOW, ModelSpec, TensorSpec
 
 STEPS: Final = "window/steps"  # int64 [1]: T
@@ -190,7 +191,10 @@ class LstmWindowNetwork(WindowNetwork):
             h0, c0 = self._add_start(g, layer, count)
             value = lstm_layer(g, lstm, self.weights, layer, LayerInput(value, given, h0, c0)).y
         last = self._add_last(g, value, lengths)
-        head(g, lstm, self.weights, last, "network/y")
+        # Also of a window that grows, because it repeats its last row.
+        end = g.constant("window/last_row", np.array(window - 1))
+        x = g.add("Gather", [windows, end], "network/x", axis=0)
+        head(g, lstm, self.weights, last, x, "network/y")
         return {"y": "network/y"}
 
     def _add_windows(self, g: GraphBuilder, rows: str) -> str:
@@ -227,13 +231,14 @@ class LstmWindowNetwork(WindowNetwork):
     def _add_start(self, g: GraphBuilder, layer: int, count: str) -> tuple[str, str]:
         """The initial states [D, N, state] and [D, N, H] of a layer for N windows."""
         lstm, found = self.lstm, []
-        directions = g.integers(lstm.num_directions)
-        for name, width in (("h0", lstm.state_size), ("c0", lstm.hidden_size)):
-            zeros = g.constant(f"zeros/{width}", np.zeros((1, 1, width), np.float32))
-            shape = f"start.{width}.shape"
-            if not g.has(shape):
-                g.add("Concat", [directions, count, g.integers(width)], shape, axis=0)
-            found.append(g.add("Expand", [zeros, shape], f"lstm.{layer}.{name}.start"))
+        first, end = (each * lstm.num_directions for each in (layer, layer + 1))
+        for state in lstm.states:
+            rows = np.zeros((end - first, 1, state.shape[1]), np.float32)
+            if lstm.initial_state:
+                rows = self.weights[INITIAL_STATE + state.name][first:end, np.newaxis]
+            name = f"lstm.{layer}.{state.name}.start"
+            shape = g.add("Concat", [g.integers(1), count, g.integers(1)], f"{name}.shape", axis=0)
+            found.append(g.add("Expand", [g.constant(f"{name}.row", rows), shape], name))
         h0, c0 = found
         return h0, c0
 

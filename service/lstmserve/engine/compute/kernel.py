@@ -200,6 +200,7 @@ class PortableKernel:
 
     def __init__(self, network: LstmNetwork, device: Device, threads: int) -> None:
         self._input = network.lstm.inputs[0].name
+        self.initial = network.layout.initial()
         graph = build_portable(network.lstm, network.weights)
         self._session = open_session(graph, device, threads)
 
