@@ -27,15 +27,15 @@ from lstmserve_export.sequences import CHAOTIC_ERROR, SEED
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 ROUNDING_RATIO: Final = 10  # a difference beyond it is none of rounding
 TRIES: Final = 3  # two draws may agree by chance
-CLIENT: Final = "keep the last rows in the client and run the module there"
-CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {CLIENT}"
+WINDOW: Final = "export it with a window (--window W), as it was trained"
+CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {WINDOW}"
 NORM: Final = "normalise over the features of a row, or by constants of the training data"
 SUM: Final = (
     "answer from the last row, as out[:, -1], or take the sum so far as an argument and return it"
 )
 # By a part of the torch function's name; the first that fits.
 WAYS_OUT: Final = {
-    "conv": f"take the rows that its kernel needs as an argument and return them, or {CLIENT}",
+    "conv": f"take the rows that its kernel needs as an argument and return them, or {WINDOW}",
     "norm": NORM,
     "std": NORM,
     "var": NORM,
@@ -111,7 +111,7 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
     return (
         "forward() hands something from one time step to the next that is no state of a recurrent "
         "layer, such as its own output, a cell written by hand, or a state that it begins again: "
-        f"take it as an argument of forward() and return it, or {CLIENT}"
+        f"take it as an argument of forward() and return it, or {WINDOW}"
     )
 
 
@@ -147,7 +147,7 @@ class _Runs:
         for _ in range(2):
             rows = self._rows(SIZE, 1)
             with watched(layers) as calls:
-                self._forward(self._signature.arguments(rows, self._states(SIZE)))
+                self._forward(self._signature.arguments(rows, self._signature.starts(SIZE)))
             runs.append({c.id.layer: c.handed for c in reversed(calls) if c.handed is not None})
         for path, handed in runs[0].items():
             other = runs[1].get(path, handed)
@@ -177,7 +177,7 @@ class _Runs:
     def is_loop(self) -> bool:
         """Whether forward() takes the time steps one by one, in a loop of Python."""
         size = unusual_size(self._forward)
-        arguments = self._signature.arguments(self._rows(1, size), self._states(1))
+        arguments = self._signature.arguments(self._rows(1, size), self._signature.starts(1))
         return is_loop(self._forward, arguments, size)
 
     def depends_on_position(self) -> bool:
@@ -193,7 +193,7 @@ class _Runs:
         if any(output.axes.time is None for output in signature.outputs):
             return False
         rows = self._rows(SIZE, unusual_size(self._forward))
-        results = self._forward(signature.arguments(rows, self._states(SIZE)))
+        results = self._forward(signature.arguments(rows, self._signature.starts(SIZE)))
         first = {
             each.spec.name: each.axes.to_rows(results[each.result].tensor)[:, 0]
             for each in signature.outputs
@@ -208,7 +208,7 @@ class _Runs:
         size: int,
         index: int,
     ) -> Operation | None:
-        states = self._states(count)
+        states = self._signature.starts(count)
         for _ in range(TRIES):
             one, other = self._rows(count, steps), self._rows(count, steps)
             for each in self._signature.inputs:
@@ -226,7 +226,7 @@ class _Runs:
         return None
 
     def _last(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = self._states(SIZE)
+        states = self._signature.starts(SIZE)
         return self._signature.last(self._forward(self._signature.arguments(rows, states)))
 
     def _rows(self, count: int, steps: int) -> dict[str, torch.Tensor]:
@@ -241,14 +241,6 @@ class _Runs:
             drawn = torch.from_numpy(given[sequences, places])
             found[each.spec.name] = drawn.expand(count, steps, *drawn.shape[2:]).clone()
         return found
-
-    def _states(self, count: int) -> dict[str, torch.Tensor]:
-        return {
-            each.spec.name: torch.zeros(
-                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
-            )
-            for each in self._signature.passed
-        }
 
     def _is_close(self, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         return all(

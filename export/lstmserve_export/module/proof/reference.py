@@ -1,4 +1,4 @@
-"""The module's own answers: forward() on every prefix, in float32 and float64."""
+"""The module's own answers: forward() on every prefix or window, in float32 and float64."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Reference:
         """The golden case of these rows. Raises Refused where forward() fails on them."""
         single = self._answers(self._single, inputs, lengths)
         exact = single if self._double is None else self._answers(self._double, inputs, lengths)
-        return _golden(inputs, lengths, single, exact)
+        return golden_of(inputs, lengths, single, exact)
 
     def alone(self, inputs: dict[str, Array], lengths: Array) -> Golden | None:
         """As case(), but forward() sees one sequence at a time. None where its answers are not
@@ -83,7 +83,7 @@ class Reference:
             np.isfinite(v).all() if v.dtype.kind == "f" else np.array_equal(v, exact[n])
             for n, v in single.items()
         )
-        found = _golden(inputs, lengths, single, exact)
+        found = golden_of(inputs, lengths, single, exact)
         kept = {n: v for n, v in found.outputs.items() if v.dtype.kind == "f"}
         if not (is_known and is_clear(found)):
             return None
@@ -95,10 +95,10 @@ class Reference:
         rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
         found = []
         for run in (self._single, self._double or self._single):
-            results = run(self._signature.arguments(rows, self._starts(1)))
+            results = run(self._signature.arguments(rows, self._signature.starts(1)))
             answers = self._signature.last(results)
             found.append({n: v.numpy().astype(_wide(v.numpy())) for n, v in answers.items()})
-        return _golden(inputs, np.array([steps]), *found, last_only=True)
+        return golden_of(inputs, np.array([steps]), *found, last_only=True)
 
     def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
         try:
@@ -119,7 +119,7 @@ class Reference:
         for output in signature.outputs:
             dtype: Any = np.float64 if output.spec.dtype == "float32" else np.int64
             found[output.spec.name] = np.zeros((count, steps, *output.spec.shape), dtype)
-        states = self._starts(count)
+        states = signature.starts(count)
         is_alone = is_alone or signature.inputs[0].axes.batch is None
         sizes = [1] * count if is_alone else [count]
         for t in range(steps):
@@ -142,17 +142,8 @@ class Reference:
             value[past] = 0
         return found
 
-    def _starts(self, count: int) -> dict[str, torch.Tensor]:
-        """The passed states of new sessions."""
-        return {
-            each.spec.name: torch.zeros(
-                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
-            )
-            for each in self._signature.passed
-        }
 
-
-def _golden(
+def golden_of(
     inputs: dict[str, Array],
     lengths: Array,
     single: dict[str, Array],
