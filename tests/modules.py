@@ -5,6 +5,7 @@ The oracle takes nothing of the export: it runs the user's module as it is on ev
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from onnxscript._framework_apis import torch_2_11 as framework
 from torch import nn
 
 from lstmserve.engine.compute.kernel import Kernel
@@ -23,6 +25,10 @@ from lstmserve.manifest import ModelFiles, read_model
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export import Refused, export
+
+# onnxscript makes this list of 500 functions for each export: a quarter of its time. The exports in
+# other processes in these tests have no cache.
+framework.get_torchlib_ops = functools.cache(framework.get_torchlib_ops)
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, torch.Tensor]
