@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from exporting import HIDDEN, INPUTS, OUTPUTS, Net, exported, models_of, refused, rows, save
+from lstmserve_export.sequences import LENGTHS
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Edit = Callable[[Arrays], Arrays]
@@ -230,6 +231,50 @@ def test_pairs_from_a_state_are_noted(tmp_path: Path, is_shared: bool) -> None:
     learned = ("--initial-state", str(tmp_path / "first.npz"), "--force", "--model-version", "1")
     notes = exported(path, *flags, *learned).manifest.notes
     assert [note.startswith(f"{says}the model's own") for note in notes] == [True] * (not is_shared)
+
+
+def test_pairs_decide_where_noise_is_chaos(tmp_path: Path) -> None:
+    """Of a network that amplifies rounding on random rows, but not on the user's, the user's rows
+    are checked in full length, half of them from the middle of a sequence, and a note says so."""
+    net = Net()
+    with torch.no_grad():
+        net.lstm.weight_hh_l0.mul_(30)
+    net.eval()
+    short = exported(save(net.state_dict(), tmp_path / "noise.pt")).golden["parity"]
+    assert short.lengths.max() < LENGTHS[0]
+    x = rows(3, 80) * 30
+    with torch.no_grad():
+        y = net.fc(net.lstm(torch.from_numpy(x).transpose(0, 1))[0]).transpose(0, 1).numpy()
+    path, flags = export_with(tmp_path, net, {"x": x, "y": y})
+    files = exported(path, *flags)
+    case = files.golden["parity"]
+    assert tuple(case.lengths) == LENGTHS
+    assert case.initial["h"].any(axis=(1, 2)).tolist() == [False, True] * 4
+    for n, (rows_, length) in enumerate(zip(case.inputs["x"], LENGTHS, strict=True)):
+        windows = np.lib.stride_tricks.sliding_window_view(x[n % 3], length, axis=0).swapaxes(1, 2)
+        assert (windows == rows_[:length]).all(axis=(1, 2)).any()
+    (note,) = files.manifest.notes
+    assert note.startswith("torch's own float32 is off by ")
+    assert note.endswith("the export checked single steps, chunks and batches on yours")
+
+
+def test_pairs_decide_where_even_a_row_of_noise_is_chaos(tmp_path: Path) -> None:
+    """A network whose answers to random rows mean nothing is exported with pairs on which they
+    do, and refused without."""
+    net = Net()
+    with torch.no_grad():
+        # Two units of almost equal values that depend on x[0] alone, which the user's x lacks.
+        for tensor in net.lstm.parameters():
+            tensor.view(4, HIDDEN, -1)[:, :2] = 0
+        net.lstm.weight_ih_l0.view(4, HIDDEN, -1)[:, :2, 0] = torch.tensor([1, 1 + 1e-6])
+        net.lstm.bias_ih_l0.view(4, HIDDEN)[1, :2] = -1000
+        net.fc.weight[:, :2] = torch.tensor([1e7, -1e7])
+    x = rows() * (np.arange(INPUTS) > 0).astype(np.float32)
+    with torch.no_grad():
+        y = net.fc(net.lstm(torch.from_numpy(x).transpose(0, 1))[0]).transpose(0, 1).numpy()
+    path, flags = export_with(tmp_path, net, {"x": x, "y": y})
+    assert "on a single row" in refused(path)
+    assert exported(path, *flags).golden["parity"].torch_error < 1e-5
 
 
 def test_a_named_start_and_a_named_residual_match(tmp_path: Path) -> None:

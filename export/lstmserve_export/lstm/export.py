@@ -20,7 +20,6 @@ from lstmserve_export.lstm.pairs import take_pairs
 from lstmserve_export.lstm.pairs_proof import prove_pairs, start_notes
 from lstmserve_export.lstm.parity import prove, random_case
 from lstmserve_export.refusal import Refused
-from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import ONNX_BYTES_MAX, TOO_LARGE, Exported, Target, package_versions
 
 
@@ -60,15 +59,15 @@ def export_network(
         raise Refused(TOO_LARGE)
     content = build_portable(spec, weights).SerializeToString(deterministic=True)
     progress("parity: torch's own answers")
-    case, whole_error = random_case(network, spec)
-    cases = {"parity": case}
-    parity = prove(content, spec, cases["parity"], progress)
-    notes = (*network.notes, *chaos_notes(whole_error))
-    if pairs is not None:
+    user = None if pairs is None else take_pairs(pairs, network, spec)
+    case, more = random_case(network, spec, user)
+    cases, notes = {"parity": case}, (*network.notes, *more)
+    parity = prove(content, spec, case, progress)
+    if user is not None:
         progress("parity: your own pairs")
-        cases["user"] = take_pairs(pairs, network, spec)
-        parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
-        notes += start_notes(cases["user"], network)
+        cases["user"] = user
+        parity["excess"]["user"] = prove_pairs(content, user, network)
+        notes += start_notes(user, network)
     files = {MODEL: content, GOLDEN: dump_lstm_golden(cases)}
     manifest = Manifest(
         name=target.name,

@@ -32,9 +32,10 @@ def start_notes(case: LstmGolden, network: Network) -> tuple[str, ...]:
         return ()
     starts = case.h0, case.c0
     is_same = len(case.lengths) > 1 and all((each == each[:, :1]).all() for each in starts)
+    same = ", the same in every sequence," if is_same else ""
     own = "zeros" if network.initial_state is None else "the model's own initial state"
     return (
-        f"your pairs begin from h0 and c0{', the same in every sequence,' if is_same else ''} but a "
-        f"new session begins from {own}: if forward() has a learned initial state, give it with "
-        "--initial-state; otherwise import the state into the session",
+        f"your pairs begin from h0 and c0{same} but a new session begins from {own}: if forward() "
+        "has a learned initial state, give it with --initial-state; otherwise import the state "
+        "into the session",
     )
