@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,10 +29,24 @@ class Net(nn.Module):
         width = (self.lstm.proj_size or HIDDEN) * (1 + self.lstm.bidirectional)
         self.fc = nn.Linear(width, OUTPUTS)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """y of every time step; x is [T, N, INPUTS]."""
+        y: torch.Tensor = self.fc(self.lstm(x)[0])
+        return y
+
 
 def save(content: object, path: Path, **options: object) -> Path:
     """Saves the content by torch.save. Returns the path."""
     torch.save(content, path, **options)
+    return path
+
+
+def save_script(module: nn.Module, path: Path, *, freeze: bool = False) -> Path:
+    """Saves the module as a TorchScript program. Returns the path."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and its files are about
+        program = torch.jit.script(module.eval())
+        (torch.jit.freeze(program) if freeze else program).save(str(path))
     return path
 
 
@@ -68,7 +83,10 @@ def refused(checkpoint: Path, *flags: str) -> str:
 def onnx_answers(
     checkpoint: Path, x: np.ndarray, lengths: list[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """y, hn, cn of the written model.onnx in a plain onnxruntime, from zeros, on x [N, T, ...]."""
+    """y, hn, cn of the written model.onnx in a plain onnxruntime, on x [N, T, ...].
+
+    Each sequence begins from zeros, or from the file's own initial state where it has one.
+    """
     folder = models_of(checkpoint) / checkpoint.stem / "1"
     session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     shapes = {value.name: value.shape for value in session.get_inputs()}
@@ -81,6 +99,10 @@ def onnx_answers(
             for name in ("h0", "c0")
         },
     }
+    for name in ("h", "c"):
+        if f"initial.{name}" in [value.name for value in session.get_outputs()]:
+            (own,) = session.run([f"initial.{name}"], feed)
+            feed[f"{name}0"] = np.repeat(own[:, np.newaxis], count, axis=1)
     y, hn, cn = session.run(["y", "hn", "cn"], feed)
     return y, hn, cn
 

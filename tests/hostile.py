@@ -5,7 +5,11 @@ Every maker gets an empty folder, and returns the checkpoint and the flags.
 
 from __future__ import annotations
 
+import argparse
+import gzip
+import json
 import os
+import pickle
 import struct
 import warnings
 import zipfile
@@ -17,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from exporting import HIDDEN, INPUTS, OUTPUTS, Net, patch_zip, save
-from lstmserve_export.lstm.archive import FILE_BYTES_MAX
+from exporting import HIDDEN, INPUTS, OUTPUTS, Net, patch_zip, save, save_script
+from lstmserve_export.lstm.archive import FILE_BYTES_MAX, UNPACKED_BYTES_MAX
 
 Case = tuple[Path, list[str]]
 Maker = Callable[[Path], Case]
@@ -67,7 +71,7 @@ def _empty(folder: Path) -> Case:
     return folder / "net.pt", []
 
 
-@row("a file that is no checkpoint (text, ONNX, HDF5)", "is not a torch checkpoint")
+@row("a file that is no checkpoint (text)", "is not a torch checkpoint")
 def _text(folder: Path) -> Case:
     (folder / "net.pt").write_text("once upon a time there was a cell\n" * 9)
     return folder / "net.pt", []
@@ -165,12 +169,147 @@ def _legacy_trap(folder: Path) -> Case:
     return save(content, folder / "net.pt", _use_new_zipfile_serialization=False), []
 
 
-@row("TorchScript", "is TorchScript")
-def _torchscript(folder: Path) -> Case:
-    with zipfile.ZipFile(folder / "net.pt", "w") as archive:
-        for name in ("data.pkl", "code/__torch__.py", "constants.pkl"):
-            archive.writestr(f"net/{name}", "")
-    return folder / "net.pt", []
+@row("a pickle that runs a command, behind harmless classes", "(posix.mkdir, argparse.Namespace")
+def _trap_behind_others(folder: Path) -> Case:
+    return saved(folder, {**state(), "args": argparse.Namespace(lr=1e-3), "trap": Trap(folder)})
+
+
+@row("a pickled dict that runs a command beside its arrays", "objects (posix.mkdir), which")
+def _pickled_trap(folder: Path) -> Case:
+    content = {"weights": np.zeros(3, np.float32), "trap": Trap(folder)}
+    (folder / "net.pkl").write_bytes(pickle.dumps(content))
+    return folder / "net.pkl", []
+
+
+@row("a pickled dict of arrays cut short", "is no pickle, or the file is damaged")
+def _pickle_cut(folder: Path) -> Case:
+    (folder / "net.pkl").write_bytes(pickle.dumps({"weights": np.zeros(300)})[:-900])
+    return folder / "net.pkl", []
+
+
+@row("a compressed .npz that unpacks to more than 256 MiB", "unpacks to more than 268435456 bytes")
+def _npz_bomb(folder: Path) -> Case:
+    with zipfile.ZipFile(folder / "net.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for at in range(2):
+            archive.writestr(f"{at}.npy", bytes(UNPACKED_BYTES_MAX // 2 + 1))
+    return folder / "net.npz", []
+
+
+@row("an .npz of objects, which would be unpickled", "is no .npz of plain arrays")
+def _npz_objects(folder: Path) -> Case:
+    np.savez(folder / "net.npz", trap=np.array([Trap(folder)], object))
+    return folder / "net.npz", []
+
+
+@row("a TorchScript program with compressed tensors", "compressed entries, which torch never")
+def _script_bomb(folder: Path) -> Case:
+    path = save_script(Net(), folder / "net.pt")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data/9", bytes(1 << 20))
+    return path, []
+
+
+@row("a frozen TorchScript program (torch.jit.freeze)", "is a frozen TorchScript program")
+def _frozen(folder: Path) -> Case:
+    return save_script(Net(), folder / "net.pt", freeze=True), []
+
+
+@row("two entries of one name in an archive", "entries of the name")
+def _twice(folder: Path) -> Case:
+    path, flags = saved(folder, state())
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the name is there twice
+        archive.writestr(archive.namelist()[0], "")
+    return path, flags
+
+
+def content(folder: Path, name: str, data: bytes) -> Case:
+    """A file of these bytes."""
+    (folder / name).write_bytes(data)
+    return folder / name, []
+
+
+@row("ONNX", "is ONNX, a graph and not named weights")
+def _onnx(folder: Path) -> Case:
+    import onnx
+
+    graph = onnx.helper.make_graph([], "g", [], [])
+    return content(folder, "net.pt", onnx.helper.make_model(graph).SerializeToString())
+
+
+@row("HDF5 (Keras)", "is HDF5")
+def _hdf5(folder: Path) -> Case:
+    return content(folder, "net.h5", b"\x89HDF\r\n\x1a\n" + bytes(99))
+
+
+@row("a .keras archive", "is Keras's .keras")
+def _keras(folder: Path) -> Case:
+    with zipfile.ZipFile(folder / "net.keras", "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, "{}")
+    return folder / "net.keras", []
+
+
+@row("JSON", "is JSON, which is no format of tensors")
+def _json(folder: Path) -> Case:
+    return content(folder, "net.json", b' {"weights": [[1, 2]]}')
+
+
+@row("the JSON of a Neural Amp Modeler (.nam)", "is JSON of a Neural Amp Modeler")
+def _nam(folder: Path) -> Case:
+    return content(folder, "net.nam", json.dumps({"architecture": "LSTM", "weights": [1]}).encode())
+
+
+@row("an index of safetensors files", "is an index, which only says in which file")
+def _index(folder: Path) -> Case:
+    return content(folder, "model.safetensors.index.json", b'{"weight_map": {"a": "b"}}')
+
+
+@row("GGUF", "is GGUF")
+def _gguf(folder: Path) -> Case:
+    return content(folder, "net.gguf", b"GGUF" + bytes(99))
+
+
+@row("TensorFlow Lite", "is TensorFlow Lite")
+def _tflite(folder: Path) -> Case:
+    return content(folder, "net.tflite", b"\x1c\0\0\0TFL3" + bytes(99))
+
+
+@row("a checkpoint of TensorFlow", "is a checkpoint of TensorFlow, or a part of one")
+def _tensorflow(folder: Path) -> Case:
+    return content(folder, "net.ckpt", bytes(99) + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb")
+
+
+@row("a file of joblib", "is of joblib")
+def _joblib(folder: Path) -> Case:
+    data = b"\x80\x04\x95\x99\0\0\0\0\0\0\0}\x8c\x01w\x8c\x12joblib.numpy_pickle\x94"
+    return content(folder, "net.joblib", data + bytes(99))
+
+
+@row("a pointer of Git LFS", "is a pointer of Git LFS")
+def _lfs(folder: Path) -> Case:
+    return content(folder, "net.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+@row("a web page", "is a web page")
+def _web(folder: Path) -> Case:
+    return content(folder, "net.pt", b"\n<!DOCTYPE html><html><body>Sign in</body></html>")
+
+
+@row("an .npy file", "is one array without a name")
+def _npy(folder: Path) -> Case:
+    np.save(folder / "net.npy", np.zeros(3))
+    return folder / "net.npy", []
+
+
+@row("a file packed by gzip, or another packer", "compressed by gzip")
+def _gzip(folder: Path) -> Case:
+    return content(folder, "net.pt.gz", gzip.compress(b"weights"))
+
+
+@row("a tar archive", "is a tar archive")
+def _tar(folder: Path) -> Case:
+    return content(folder, "net.nemo", bytes(257) + b"ustar" + bytes(99))
 
 
 @row("a .pt2 program (torch.export)", "is a .pt2 program")
@@ -287,7 +426,67 @@ def _weight_norm(folder: Path) -> Case:
     return saved(folder, net.state_dict())
 
 
-@row("tensors under the LSTM's name that nn.LSTM does not have", "nn.LSTM does not have")
+@row("two nn.GRUs or nn.RNNs", "has no LSTM, but enc (GRU 5 -> 8), dec (RNN 8 -> 8): export the")
+def _two_grus(folder: Path) -> Case:
+    enc, dec = nn.GRU(INPUTS, HIDDEN), nn.RNN(HIDDEN, HIDDEN)
+    return saved(folder, {**enc.state_dict(prefix="enc."), **dec.state_dict(prefix="dec.")})
+
+
+@row("weight norm of the head, in torch's older way", "of the weight (fc.weight_g, fc.weight_v)")
+def _old_weight_norm(folder: Path) -> Case:
+    weight = state().pop("fc.weight")
+    tensors = {k: v for k, v in state().items() if k != "fc.weight"}
+    return saved(folder, {**tensors, "fc.weight_g": weight[:, :1], "fc.weight_v": weight})
+
+
+@row("an initial state beside the LSTM", "be its initial state: --initial-state start.h0,start.c0")
+def _initial_state(folder: Path) -> Case:
+    start = {f"start.{name}0": torch.ones(1, 1, HIDDEN) for name in "hc"}
+    return saved(folder, {**state(), **start})
+
+
+@row("half of an initial state", "left out: initial_h; export the whole")
+def _half_state(folder: Path) -> Case:
+    lstm = nn.LSTM(INPUTS, HIDDEN).state_dict()
+    return saved(folder, {**lstm, "initial_h": torch.ones(1, 1, HIDDEN)})
+
+
+@row("a normalisation that no flag names", "--head can name norm (LayerNorm [8]) where")
+def _norm(folder: Path) -> Case:
+    norm = nn.LayerNorm(HIDDEN).state_dict(prefix="norm.")
+    return saved(folder, {**norm, **state()}, "--lstm", "lstm", "--head", "fc")
+
+
+@row("an attention that no flag names", "or leave them out with --drop attention")
+def _attention(folder: Path) -> Case:
+    attention = nn.MultiheadAttention(HIDDEN, 2).state_dict(prefix="attention.")
+    return saved(folder, {**state(), **attention}, "--lstm", "lstm", "--head", "fc")
+
+
+@row("--drop that the file does not have", "--drop norm: the file has no tensor and no module")
+def _no_such_drop(folder: Path) -> Case:
+    return saved(folder, state(), "--drop", "norm")
+
+
+@row("--drop of what is exported", "--drop names tensors that are exported: fc.bias")
+def _drop_taken(folder: Path) -> Case:
+    return saved(folder, state(), "--drop", "fc.bias")
+
+
+@row("a name that may be several", "--lstm lstm may be model.lstm, ema.lstm: give one of these")
+def _two_ends(folder: Path) -> Case:
+    return saved(folder, {"model": state(), "ema": state()}, "--lstm", "lstm")
+
+
+@row(
+    "several faults at once", "(2) --embedding words: the file has no such table; candidates: none"
+)
+def _several_faults(folder: Path) -> Case:
+    flags = ("--lstm", "rnn", "--embedding", "words", "--head", "decoder,fc")
+    return saved(folder, state(), *flags, "--drop", "norm")
+
+
+@row("tensors under the LSTM's name that nn.LSTM does not have", "--drop lstm.h0")
 def _extra(folder: Path) -> Case:
     return saved(folder, {**state(), "lstm.h0": torch.zeros(1, 1, HIDDEN)})
 
@@ -323,12 +522,52 @@ def _embedding_or_head(folder: Path) -> Case:
     return saved(folder, {**lstm.state_dict(prefix="lstm."), **table.state_dict(prefix="embed.")})
 
 
-@row("--head that is no Linear of the file", "'decoder' is no Linear of the file")
+@row("Linears of which some cannot follow the LSTM", "front (2 -> 5) cannot follow lstm at all")
+def _front(folder: Path) -> Case:
+    return saved(folder, {**state(), **nn.Linear(2, INPUTS).state_dict(prefix="front.")})
+
+
+@row("a convolution over the input", "scan (5 -> 4) cannot follow lstm at all; --head NAME")
+def _convolution(folder: Path) -> Case:
+    scan = nn.Conv1d(INPUTS, 4, 1, bias=False).state_dict(prefix="scan.")
+    return saved(folder, {**state(), **scan})
+
+
+@row("--embedding that is a convolution", "--embedding scan: the file has no such table")
+def _convolution_table(folder: Path) -> Case:
+    scan = nn.Conv1d(INPUTS, 4, 1, bias=False).state_dict(prefix="scan.")
+    return saved(folder, {**state(), **scan}, "--embedding", "scan", "--head", "fc")
+
+
+@row("a layer with the name of an activation", "relu.weight for the layer and relu() for the act")
+def _named_relu(folder: Path) -> Case:
+    tensors = {**state(), **nn.Linear(OUTPUTS, OUTPUTS).state_dict(prefix="net.relu.")}
+    return saved(folder, tensors, "--head", "fc,relu")
+
+
+@row("a layer with the name none", "none.weight for the layer and none() for")
+def _named_none(folder: Path) -> Case:
+    lstm, none = nn.LSTM(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+    tensors = {**lstm.state_dict(prefix="lstm."), **none.state_dict(prefix="none.")}
+    return saved(folder, tensors, "--head", "none")
+
+
+@row("an activation that is not served", "the activation mish is not one of relu,")
+def _mish(folder: Path) -> Case:
+    return saved(folder, state(), "--head", "fc,mish")
+
+
+@row("a number where none belongs", "tanh takes no number")
+def _number(folder: Path) -> Case:
+    return saved(folder, state(), "--head", "fc,tanh=2")
+
+
+@row("--head that is no layer of the file", "'decoder' is no layer of the file and no activation")
 def _no_such_head(folder: Path) -> Case:
     return saved(folder, state(), "--head", "decoder")
 
 
-@row("--head of another width", "a Linear reads 4 values, but 8 come to it")
+@row("--head of another width", "other (4 -> 2) reads 4 values, but 8 come to it: what fits")
 def _wide_head(folder: Path) -> Case:
     other = nn.Linear(4, 2).state_dict(prefix="other.")
     return saved(folder, {**state(), **other}, "--lstm", "lstm", "--head", "other")

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from onnxscript._framework_apis import torch_2_11 as framework
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
@@ -26,9 +26,9 @@ from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export import Refused, export
 
-# onnxscript makes this list of 500 functions for each export: a quarter of its time. The exports in
-# other processes in these tests have no cache.
-framework.get_torchlib_ops = functools.cache(framework.get_torchlib_ops)
+# torch builds the same registry of 500 functions for each export: a third of its time. The exports
+# of these tests in other processes build their own.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, torch.Tensor]

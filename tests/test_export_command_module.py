@@ -456,9 +456,12 @@ MODULE_IS_THE_WAY = (
     "one matrix that may be head or embedding",
     "tensors that would be left out (normalisation, attention)",
     "tensors under the LSTM's name that nn.LSTM does not have",
+    "two nn.GRUs or nn.RNNs",
+    "an initial state beside the LSTM",
+    "an attention that no flag names",
 )
 WEIGHTS_AND_MODULE = (
-    "TorchScript",
+    "a frozen TorchScript program (torch.jit.freeze)",
     "a .pt2 program (torch.export)",
     "a pickled module (torch.save(model))",
 )

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from exporting import INPUTS, Net, exported, patch_zip, refused, run_export, save
+from exporting import (
+    INPUTS,
+    Net,
+    exported,
+    patch_zip,
+    refused,
+    run_export,
+    save,
+    save_script,
+)
 
 
 def trained() -> tuple[Net, torch.optim.Optimizer]:
@@ -105,6 +118,69 @@ def on_cuda(path: Path) -> Path:
     return path
 
 
+def arrays() -> dict[str, np.ndarray]:
+    """The state dict as arrays of numpy."""
+    return {name: tensor.numpy() for name, tensor in trained()[0].state_dict().items()}
+
+
+def npz(path: Path) -> Path:
+    """Writes np.savez."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays())
+    return path
+
+
+def packed_npz(path: Path) -> Path:
+    """Writes np.savez_compressed, with big-endian numbers in Fortran's order."""
+    with path.open("wb") as file:
+        big = {name: np.asfortranarray(array.astype(">f4")) for name, array in arrays().items()}
+        np.savez_compressed(file, **big)
+    return path
+
+
+def pickled(protocol: int) -> Callable[[Path], Path]:
+    """Writes a pickled dict of arrays, beside what a script of training keeps."""
+
+    def write(path: Path) -> Path:
+        content = {
+            "epoch": 3,
+            "loss": np.float64(0.5),
+            "weights": arrays(),
+            "lr": [1e-3, (2, None)],
+        }
+        content["weights"]["fc.weight"] = np.asfortranarray(content["weights"]["fc.weight"])
+        path.write_bytes(pickle.dumps(content, protocol))
+        return path
+
+    return write
+
+
+def torch_saved_arrays(path: Path) -> Path:
+    """Writes a dict of arrays by torch.save, which torch itself does not load again."""
+    return save(arrays(), path)
+
+
+def with_numpy_loss(path: Path) -> Path:
+    """Writes tensors beside a number of numpy, which torch itself does not load again."""
+    return save({"model": trained()[0].state_dict(), "loss": np.float64(0.5)}, path)
+
+
+def script(path: Path) -> Path:
+    """Writes a TorchScript program."""
+    return save_script(trained()[0], path)
+
+
+def policy(path: Path) -> Path:
+    """Writes the entries of a stable-baselines3 zip."""
+    content = io.BytesIO()
+    torch.save(trained()[0].state_dict(), content)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data", "_stable_baselines3_version", "policy.optimizer.pth"):
+            archive.writestr(name, "{}")
+        archive.writestr("policy.pth", content.getvalue())
+    return path
+
+
 CPU_TO_CUDA = b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"
 
 
@@ -125,6 +201,13 @@ FILES = {
     "safetensors": safetensors_file,
     "float64": double,
     "saved on CUDA": on_cuda,
+    "npz": npz,
+    "npz, compressed": packed_npz,
+    **{f"pickle of protocol {protocol}": pickled(protocol) for protocol in range(6)},
+    "arrays by torch.save": torch_saved_arrays,
+    "beside a number of numpy": with_numpy_loss,
+    "TorchScript": script,
+    "stable-baselines3": policy,
 }
 
 
@@ -173,7 +256,7 @@ def test_two_sets_of_weights_are_two_candidates(tmp_path: Path) -> None:
     content = {"model": net.state_dict(), "ema": {k: v / 2 for k, v in net.state_dict().items()}}
     path = save(content, tmp_path / "net.pt")
     assert "model.lstm (LSTM 5 -> 8), ema.lstm (LSTM 5 -> 8)" in refused(path)
-    files = exported(path, "--lstm", "ema.lstm", "--head", "ema.fc")
+    files = exported(path, "--lstm", "ema.lstm", "--head", "ema.fc", "--drop", "model")
     half = (net.fc.weight.T / 2).detach().numpy()
     assert (files.network.weights["head.0.weight"] == half).all()
     assert "not exported: model.lstm.weight_ih_l0" in files.manifest.notes[0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 
-from exporting import Net, patch_zip, save
+from exporting import Net, patch_zip, save, save_script
 from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
@@ -44,6 +46,22 @@ def tensors(path: Path) -> None:
     safetensors.torch.save_file(Net().state_dict(), path)
 
 
+def script(path: Path) -> None:
+    """Writes a TorchScript program."""
+    save_script(Net(), path)
+
+
+def arrays(path: Path) -> None:
+    """Writes np.savez_compressed."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, **{k: v.numpy() for k, v in Net().state_dict().items()})
+
+
+def pickled(path: Path) -> None:
+    """Writes a pickled dict of arrays, which has no checksum."""
+    path.write_bytes(pickle.dumps({k: v.numpy() for k, v in Net().state_dict().items()}))
+
+
 def outcome(path: Path) -> bool:
     """Whether it was refused; any other error fails the test."""
     try:
@@ -53,7 +71,7 @@ def outcome(path: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize("write", [zipped, legacy, tensors])
+@pytest.mark.parametrize("write", [zipped, legacy, tensors, script, arrays, pickled])
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, write: Callable[[Path], None]) -> None:
     """Some damage leaves a valid file (a renamed key, a weight), which then gives a network."""
     print(f"seed {SEED}")
@@ -66,11 +84,14 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, write: Callable[[Path
     assert refusals > DAMAGED_COUNT // 4
 
 
-def test_a_damaged_pickle_with_a_right_checksum_is_read_or_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [zipped, script])
+def test_a_damaged_pickle_with_a_right_checksum_is_read_or_refused(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
     """An attacker's file, with a whole archive around a damaged pickle, is read or refused."""
     print(f"seed {SEED}")
     rng, path = random.Random(SEED), tmp_path / "net.pt"
-    zipped(path)
+    write(path)
     content, refusals = path.read_bytes(), 0
     for _ in range(DAMAGED_COUNT):
         path.write_bytes(content)

@@ -104,10 +104,10 @@ def test_the_summary_ends_with_the_formula_and_the_next_command(checkpoint: Path
 
 
 def test_tensors_left_out_are_named(checkpoint: Path) -> None:
-    """The summary and the manifest name them, once the flags allow to leave them out."""
+    """The summary and the manifest name them, once --drop allows to leave them out."""
     net = Net()
     save({**net.state_dict(), "norm.weight": net.fc.bias}, checkpoint)
-    result = run_export(checkpoint, "--lstm", "lstm", "--head", "fc")
+    result = run_export(checkpoint, "--drop", "norm")
     assert "note      not exported: norm.weight" in result.stdout
     assert read_model(models_of(checkpoint), "net", 1).manifest.notes == (
         "not exported: norm.weight",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from lstmserve.extras import hint
+from lstmserve.spec import WINDOW_FILLS, WINDOW_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
@@ -16,7 +17,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # The flags that describe a module, and those that choose among the tensors of a file.
 OF_MODULES = ("module_args", "example", "states", "output_names", "axes")
 OF_TENSORS = (
-    *("lstm", "head", "embedding", "pre_head", "output_activation"),
+    *("lstm", "head", "embedding", "pre_head", "output_activation", "drop"),
     *("input_mean", "input_scale", "output_mean", "output_scale", "residual", "initial_state"),
 )
 
@@ -25,6 +26,19 @@ class MissingExtra(click.ClickException):
     """torch and its companions are not installed."""
 
     exit_code = 2
+
+
+class FlagsOnce(click.Command):
+    """A command that refuses a flag which is given twice, where click takes the last in silence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the arguments. Raises UsageError."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for param in given:
+            is_twice = isinstance(param, click.Option) and not param.multiple
+            if is_twice and given.count(param) > 1:
+                raise click.UsageError(f"{param.opts[0]} is given twice: give it once", ctx)
+        return super().parse_args(ctx, args)
 
 
 def _flag(name: str, **attributes: Any) -> Callable[[F], F]:
@@ -54,8 +68,11 @@ def _module(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Pat
     return Path(file), name
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    """Names apart by commas; none for ""."""
+def _names(
+    ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]
+) -> tuple[str, ...]:
+    """Names apart by commas, in one value or several; none for ""."""
+    value = ",".join((value,) if isinstance(value, str) else value)
     names = tuple(name.strip() for name in value.split(",")) if value else ()
     if not all(names):
         raise click.BadParameter(f"{value!r} must be names with commas between them")
@@ -72,7 +89,21 @@ def _columns(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     return tuple(map(int, columns))
 
 
-@click.command("export")
+def _state(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> Path | tuple[str, str] | None:
+    """A file that exists, or the names of two tensors."""
+    if not value:
+        return None
+    if (path := Path(value)).is_file():
+        return path
+    h, _, c = (part.strip() for part in value.partition(","))
+    if not h or not c or "," in c:
+        raise click.BadParameter(f"{value!r} is neither a file nor the names of two tensors: H0,C0")
+    return h, c
+
+
+@click.command("export", cls=FlagsOnce)
 @click.argument("checkpoint", type=FILE)
 @_flag("--name", help="Name of the model; by default the file's name without its ending.")
 @_flag(
@@ -128,13 +159,32 @@ def _columns(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     help="Axes of the inputs, if the export cannot tell: B batch, T time, F and C features.",
 )
 @_flag(
+    "--window",
+    type=click.IntRange(2, WINDOW_MAX),
+    metavar="W",
+    help="Answer from the last W rows alone, as a network that was trained on windows of W rows.",
+)
+@_flag(
+    "--window-fill",
+    type=click.Choice(WINDOW_FILLS),
+    help="For the rows that a new session lacks: wait (no answer; default), zeros, or grow.",
+)
+@_flag(
     "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."
 )
 @_flag(
     "--head",
     default="",
     metavar="NAMES",
-    help="Linear layers after the LSTM, NAME[,relu|tanh|sigmoid,NAME]..., or none.",
+    help="Layers after the LSTM, in order: names of Linears and norms, and activations, as in "
+    "fc1,norm,leaky_relu=0.2,fc2; or none.",
+)
+@_flag(
+    "--drop",
+    multiple=True,
+    metavar="NAMES",
+    callback=_names,
+    help="Tensors or modules of CHECKPOINT to leave out. No tensor is left out that is not named.",
 )
 @_flag("--embedding", default="", metavar="NAME", help="The table that turns tokens into x.")
 @_flag(
@@ -162,9 +212,10 @@ def _columns(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 )
 @_flag(
     "--initial-state",
-    type=FILE,
-    metavar="F",
-    help="h and c from which a new session begins: .npz or .pt with h0 and c0.",
+    metavar="F|H0,C0",
+    callback=_state,
+    help="h and c from which a new session begins: .npz or .pt with h0 and c0, or two tensors of "
+    "CHECKPOINT by name.",
 )
 @_flag(
     "--golden", type=FILE, help="Inputs and outputs of your model to check, .npz (docs/EXPORT.md)."

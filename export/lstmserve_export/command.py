@@ -16,14 +16,14 @@ from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
 from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
 from lstmserve_export.lstm.flags import read_state, read_values
-from lstmserve_export.lstm.network import Network, Norm, take_residual, take_state
+from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
-from lstmserve_export.refusal import printable
+from lstmserve_export.refusal import Faults, printable
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target
 
@@ -86,6 +86,8 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             states=flags["states"],
             output_names=flags["output_names"],
             axes=Axes.of(flags["axes"] or ""),
+            window=flags["window"] or 0,
+            window_fill=flags["window_fill"],
             progress=progress,
         )
 
@@ -106,32 +108,48 @@ def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, An
 
 def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:
     """Exports the nn.LSTM and the head that the tensors of a file are."""
+    names = flags["initial_state"] if isinstance(flags["initial_state"], tuple) else ()
     choices = Choices(
         lstm=flags["lstm"],
         head=flags["head"],
         embedding=flags["embedding"],
         pre_head=flags["pre_head"],
         output_activation=flags["output_activation"],
+        drop=flags["drop"],
+        initial_state=names,
     )
-    network = _with_flags(assemble(read_checkpoint(checkpoint), choices), flags)
-    target = _target(checkpoint, flags)
-    return export_network(network, target, make_pairs(flags["golden"]), progress)
-
-
-def _with_flags(network: Network, flags: dict[str, Any]) -> Network:
-    """The network with what the tensors of a file do not say."""
-
-    def norm(side: str) -> Norm | None:
-        mean, scale = (
-            read_values(flags[f"{side}_{part}"], f"--{side}-{part}") for part in ("mean", "scale")
-        )
-        return make_norm(mean, scale)
-
-    state = take_state(read_state(flags["initial_state"]), network.lstm)
-    return replace(
+    target, faults = _target(checkpoint, flags), Faults()
+    with faults.collect():
+        target.choose_version()
+    with faults.collect():
+        pairs = make_pairs(flags["golden"])
+    with faults.collect():
+        norms = _norms(flags)
+    with faults.collect():
+        state = None if names else read_state(flags["initial_state"])
+    with faults.collect():
+        network = assemble(read_checkpoint(checkpoint), choices)
+    faults.refuse()
+    network = replace(
         network,
-        input_norm=norm("input"),
-        output_norm=norm("output"),
+        input_norm=norms[0],
+        output_norm=norms[1],
         residual=take_residual(flags["residual"], network.lstm),
-        initial_state=state or network.initial_state,
+        initial_state=take_state(state, network.lstm) or network.initial_state,
     )
+    return export_network(network, target, pairs, progress)
+
+
+def _norms(flags: dict[str, Any]) -> tuple[Norm | None, Norm | None]:
+    """The norms of x and of y that the flags of means and scales give. Raises Refused."""
+    values, faults = {}, Faults()
+    for side in ("input", "output"):
+        for part in ("mean", "scale"):
+            with faults.collect():
+                name = f"{side}_{part}"
+                values[name] = read_values(flags[name], f"--{side}-{part}")
+    faults.refuse()
+    x, y = (
+        make_norm(values[f"{side}_mean"], values[f"{side}_scale"]) for side in ("input", "output")
+    )
+    return x, y

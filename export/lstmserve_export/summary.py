@@ -7,6 +7,7 @@ from collections import Counter
 
 from rich.console import Console
 
+from lstmserve.extras import hint, missing_modules
 from lstmserve.manifest import Manifest
 from lstmserve.spec import (
     BatchNorm,
@@ -42,17 +43,23 @@ def show(
             ("", "This is not yet checked against your forward(): save x and y of your model, and"),
             ("", "export again with --golden PAIRS.npz (docs/EXPORT.md shows how)."),
         ]
-    models = exported.folder.parent.parent
-    rows += [
-        ("dry run", "nothing was written")
-        if is_dry_run
-        else ("next", f"lstmserve serve --models {shlex.quote(str(models))}")
-    ]
+    rows += [("dry run", "nothing was written")] if is_dry_run else _next(exported)
     for label, text in rows:
         # Names from the file are not markup, and a command to copy must stay on one line.
         console.print(
             printable(f"{label:<10}{text}"), markup=False, highlight=False, soft_wrap=True
         )
+
+
+def _next(exported: Exported) -> Rows:
+    """The command that serves the model, and what it needs that is not installed."""
+    command = f"lstmserve serve --models {shlex.quote(str(exported.folder.parent.parent))}"
+    if not (missing := missing_modules()):
+        return [("next", command)]
+    return [
+        ("next", f"to serve it here, {hint('cpu', 'gpu')} ({missing[0]} is missing); then"),
+        ("", command),
+    ]
 
 
 def _lstm_rows(manifest: Manifest) -> Rows:

@@ -1,6 +1,24 @@
-"""How to install an extra, for error messages. Imports nothing, so that every layer can use it."""
+"""What the extras bring and how to install one, for messages. Every layer can import it: it imports
+nothing of the package and nothing of the extras."""
 
 from __future__ import annotations
+
+import importlib.util
+from typing import Final
+
+SERVER_MODULES: Final = (
+    "onnxruntime",
+    "onnx",
+    "grpc_health",
+    "prometheus_client",
+    "structlog",
+    "uvloop",
+)
+
+
+def missing_modules() -> list[str]:
+    """The modules that a server needs and that are not installed."""
+    return [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
 
 
 def hint(*extras: str) -> str:

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
-from lstmserve_export.lstm.archive import ADVICE, DAMAGED, Kind, examine
-from lstmserve_export.refusal import Refused, shorten
+from lstmserve_export.lstm.archive import DAMAGED, POLICY, Kind, examine, find_pickle
+from lstmserve_export.lstm.decode import HARMLESS, NUMPY, Decoder, named_globals
+from lstmserve_export.lstm.foreign import SAVE
+from lstmserve_export.lstm.pickles import Malformed, Object, read_pickle
+from lstmserve_export.refusal import Refused, one_line, shorten
 
 DEPTH_MAX = 6
+# What a file whose bytes are wrong makes pickletools, torch and numpy raise.
+FAULTS = (
+    *(Malformed, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(RuntimeError, MemoryError, EOFError, OSError),
+)
+# Modules of Python from which a pickle takes what harms; the user's own come next in a refusal.
+HARMFUL = re.compile(
+    r"(posix|nt|os|subprocess|sys|builtins|__builtin__|importlib|runpy|shutil|socket|pty|pickle|"
+    r"ctypes|code|webbrowser|commands|timeit|marshal|types|urllib|http|asyncio|multiprocessing)\."
+)
+COMMON = re.compile(
+    r"(torch|numpy|collections|argparse|pathlib|datetime|copyreg|_codecs|omegaconf)\b"
+)
+SCRIPT = "the file is a TorchScript program: its tensors were read, and its code was not run"
 Tensors = Mapping[str, torch.Tensor]
 _Path = tuple[str, ...]
 _Found = tuple[_Path, torch.Tensor]
@@ -31,46 +51,175 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads .pt, .pth, .ckpt, .bin (torch.save, also legacy) or .safetensors. Raises Refused."""
-    kind = examine(path)
-    content = _load_safetensors(path) if kind == "safetensors" else _load_torch(path, kind)
+    """Reads a file of named tensors: of torch.save (also legacy), TorchScript, safetensors, .npz, a
+    pickled dict of numpy's arrays, or a policy of stable-baselines3. Raises Refused."""
+    try:
+        with path.open("rb") as file:
+            return _read(file, str(path))
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read(file: IO[bytes], name: str) -> Checkpoint:
+    kind = examine(file, name)
+    file.seek(0)
+    if kind == "policy":
+        with zipfile.ZipFile(file) as archive:
+            policy = io.BytesIO(archive.read(POLICY))
+        inner = _read(policy, f"{name}: {POLICY}")
+        return Checkpoint(inner.tensors, (f"the weights lie in {POLICY} of the file", *inner.notes))
+    notes: tuple[str, ...] = (SCRIPT,) if kind == "script" else ()
+    content = _load(file, name, kind)
     if not isinstance(content, Mapping):
-        raise Refused(f"{path} holds a {type(content).__name__}, not a state dict: {ADVICE}")
+        raise Refused(f"{name} holds a {type(content).__name__}, not a state dict: {SAVE}")
     found = list(_walk(content, (), set()))
     if not found:
-        raise Refused(f"{path} holds no named tensors: {ADVICE}")
+        raise Refused(f"{name} holds no named tensors: {SAVE}")
     tensors, wrapper = _unwrap(found)
-    notes = (f"the weights lie in {'.'.join(wrapper)!r} of the file",) if wrapper else ()
+    notes += (f"the weights lie in {'.'.join(wrapper)!r} of the file",) if wrapper else ()
     return Checkpoint(_strip(tensors), notes)
 
 
-def _load_safetensors(path: Path) -> object:
+def _load(file: IO[bytes], name: str, kind: Kind) -> object:
+    if kind == "safetensors":
+        return _load_safetensors(file, name)
+    if kind == "arrays":
+        return _load_arrays(file, name)
+    if kind == "pickle":
+        return _load_pickle(file, name)
+    if kind == "script":
+        return _load_script(file, name)
+    return _load_torch(file, name, kind)
+
+
+def _load_safetensors(file: IO[bytes], name: str) -> object:
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(file.read())
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise Refused(f"{path}: not safetensors, or {DAMAGED} ({_first_line(error)})") from error
+        raise Refused(f"{name}: not safetensors, or {DAMAGED} ({one_line(error)})") from error
 
 
-def _load_torch(path: Path, kind: Kind) -> object:
+def _load_arrays(file: IO[bytes], name: str) -> object:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {each: torch.from_numpy(_native(arrays[each])) for each in arrays.files}
+    except FAULTS as error:
+        raise Refused(
+            f"{name} is no .npz of plain arrays, or {DAMAGED} ({one_line(error)})"
+        ) from error
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
+
+
+def _load_pickle(file: IO[bytes], name: str) -> object:
+    """A pickle that no torch wrote: a dict of numpy's arrays."""
+    try:
+        content = read_pickle(file)
+        if unsafe := [each for each in named_globals(content) if each not in HARMLESS]:
+            raise _holds_objects(name, unsafe)
+        return Decoder(_no_storage).mapping(content) if isinstance(content, Mapping) else content
+    except FAULTS as error:
+        raise Refused(f"{name} is no pickle, or {DAMAGED} ({one_line(error)})") from error
+
+
+def _no_storage(key: str) -> bytes:
+    raise Malformed(f"the storage {key} is missing")
+
+
+def _load_script(file: IO[bytes], name: str) -> object:
+    """The parameters, buffers and constants of a TorchScript program. Runs none of its code."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickle = find_pickle(archive, "script") or ""
+            root = pickle.removesuffix("data.pkl")
+            _check_byte_order(archive, root)
+            with archive.open(pickle) as content:
+                module = read_pickle(content)
+            tensors = _decoder(archive, f"{root}data/").attributes(module)
+            return tensors | _constants(archive, root, has_others=bool(tensors))
+    except FAULTS as error:
+        raise Refused(f"{name}: {DAMAGED} ({one_line(error)})") from error
+
+
+def _decoder(archive: zipfile.ZipFile, folder: str) -> Decoder:
+    return Decoder(lambda key: archive.read(folder + key))
+
+
+def _check_byte_order(archive: zipfile.ZipFile, root: str) -> None:
+    name = f"{root}byteorder"
+    if name in archive.NameToInfo and archive.read(name) != b"little":
+        raise Refused("the file is of a big-endian machine: save it again on another")
+
+
+def _constants(archive: zipfile.ZipFile, root: str, *, has_others: bool) -> dict[str, torch.Tensor]:
+    """The tensors that a traced program has in its code in place of parameters, as constants.N."""
+    name = f"{root}constants.pkl"
+    if name not in archive.NameToInfo:
+        return {}
+    with archive.open(name) as content:
+        values = read_pickle(content)
+    tensors = _decoder(archive, f"{root}constants/").attributes(Object("constants", (), values))
+    found = {f"constants{each.removeprefix('state')}": part for each, part in tensors.items()}
+    found = {each: part for each, part in found.items() if part.dim()}
+    if found and not has_others:
+        raise Refused(
+            "the file is a frozen TorchScript program (torch.jit.freeze), whose weights have no "
+            f"names: {SAVE}"
+        )
+    return found
+
+
+def _load_torch(file: IO[bytes], name: str, kind: Kind) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a refusal is one line, without torch's warnings
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can make torch raise anything
-        if globals_ := _unsafe_globals(path, kind, str(error)):
-            raise Refused(
-                f"{path} holds Python objects ({shorten(globals_)}), which run code when they are "
-                f"loaded: {ADVICE}"
-            ) from error
+        if unsafe := _unsafe_globals(file, kind, str(error)):
+            if kind == "torch" and not set(unsafe) - NUMPY:
+                return _load_beside_numpy(file, name)
+            raise _holds_objects(name, unsafe) from error
         # torch's message may advise to load the file without weights_only: never repeat it.
         detail = "" if "weights_only" in str(error) else f" ({_first_line(error)})"
-        raise Refused(f"{path} is not a torch checkpoint, or {DAMAGED}{detail}") from error
+        raise Refused(f"{name} is not a torch checkpoint, or {DAMAGED}{detail}") from error
 
 
-def _unsafe_globals(path: Path, kind: Kind, message: str) -> list[str]:
-    if kind == "zip":
+def _load_beside_numpy(file: IO[bytes], name: str) -> object:
+    """A checkpoint of torch that holds arrays or numbers of numpy, which torch does not load."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickle = find_pickle(archive, "torch") or ""
+            root = pickle.removesuffix("data.pkl")
+            _check_byte_order(archive, root)
+            with archive.open(pickle) as entry:
+                content = read_pickle(entry)
+            if unsafe := [each for each in named_globals(content) if each not in HARMLESS]:
+                raise _holds_objects(name, unsafe)
+            if not isinstance(content, Mapping):
+                return content
+            return _decoder(archive, f"{root}data/").mapping(content)
+    except FAULTS as error:
+        raise Refused(f"{name}: {DAMAGED} ({one_line(error)})") from error
+
+
+def _holds_objects(name: str, unsafe: list[str]) -> Refused:
+    """The refusal; what can harm comes first, then the user's own, then what all programs use."""
+    ranked = sorted(
+        unsafe, key=lambda each: (not HARMFUL.match(each), bool(COMMON.match(each)), each)
+    )
+    return Refused(
+        f"{name} holds Python objects ({shorten(ranked)}), which run code when they are "
+        f"loaded: {SAVE}"
+    )
+
+
+def _unsafe_globals(file: IO[bytes], kind: Kind, message: str) -> list[str]:
+    if kind == "torch":
         try:
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+            file.seek(0)
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
         except Exception:  # as above: the file may be hostile
             return []
     return re.findall(r"(?:GLOBAL|class|Unsupported global:) ([A-Za-z_][\w.]*\.\w+)", message)[:1]
@@ -90,7 +239,7 @@ def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_
             yield (*path, key), value
         elif isinstance(value, Mapping) and not _is_optimizer(key, value) and id(value) not in seen:
             if len(path) == DEPTH_MAX:
-                raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {ADVICE}")
+                raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {SAVE}")
             yield from _walk(value, (*path, key), seen)
 
 
@@ -128,5 +277,5 @@ def strip_wrappers(names: list[str]) -> list[str]:
 def _strip(tensors: Tensors) -> Tensors:
     names = strip_wrappers(list(tensors))
     if len(set(names)) < len(names):
-        raise Refused(f"two tensors of the file have one name: {ADVICE}")
+        raise Refused(f"two tensors of the file have one name: {SAVE}")
     return dict(zip(names, tensors.values(), strict=True))

@@ -1,12 +1,14 @@
-"""Finds LSTMs, Linears and embeddings by the names and shapes in a file. Reads no values."""
+"""Finds LSTMs, Linears, norms and embeddings by the names and shapes in a file. Reads no values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+from lstmserve_export.refusal import Refused, shorten
 
 PARAMETER = re.compile(
     r"(?P<prefix>(?:.*\.)?)"
@@ -15,6 +17,7 @@ PARAMETER = re.compile(
 )
 KINDS = {4: "LSTM", 3: "GRU", 1: "RNN"}
 BROKEN = "broken"
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -47,6 +50,8 @@ class Recurrent:
 
     def __str__(self) -> str:
         """For a list of candidates."""
+        if self.kind == BROKEN:
+            return f"{self.label} (incomplete)"
         return f"{self.label} ({self.kind} {self.input_size} -> {self.output_size})"
 
 
@@ -58,6 +63,12 @@ class LinearNames:
     in_features: int
     out_features: int
     bias: bool
+    is_convolution: bool = False
+
+    @property
+    def may_be_table(self) -> bool:
+        """Whether its weight may as well be the table of an embedding."""
+        return not self.bias and not self.is_convolution
 
     def __str__(self) -> str:
         """For a list of candidates."""
@@ -66,6 +77,21 @@ class LinearNames:
     def as_table(self) -> str:
         """As __str__, read as an embedding."""
         return f"{self.label} ({self.out_features} tokens -> {self.in_features})"
+
+
+@dataclass(frozen=True, slots=True)
+class NormNames:
+    """A LayerNorm or a BatchNorm1d of the file: LABEL.weight and LABEL.bias [width], and for a
+    BatchNorm its running_mean and running_var."""
+
+    label: str
+    width: int
+    is_batch_norm: bool
+    affine: bool
+
+    def __str__(self) -> str:
+        """For a list of candidates."""
+        return f"{self.label} ({'Batch' if self.is_batch_norm else 'Layer'}Norm [{self.width}])"
 
 
 def find_recurrent(tensors: Tensors) -> list[Recurrent]:
@@ -123,5 +149,44 @@ def find_linears(tensors: Tensors) -> dict[str, LinearNames]:
         if len(shape) >= 2:
             bias = tensors.get(f"{label}.bias")
             has_bias = bias is not None and tuple(bias.shape) == shape[:1]
-            found[label] = LinearNames(label, shape[1], shape[0], has_bias)
+            found[label] = LinearNames(label, shape[1], shape[0], has_bias, len(shape) > 2)
     return found
+
+
+def find_norms(tensors: Tensors) -> dict[str, NormNames]:
+    """Every LayerNorm with weight and bias, and every BatchNorm, by its name.
+
+    A GroupNorm has the names and shapes of a LayerNorm; a flag must say that it is one.
+    """
+    found = {}
+    for name in tensors:
+        label, _, last = name.rpartition(".")
+        if not label or last not in ("weight", "running_mean"):
+            continue
+        widths = {part: _width(tensors.get(f"{label}.{part}")) for part in NORM_PARTS}
+        affine = bool(widths["weight"]) and widths["weight"] == widths["bias"]
+        running = widths["running_mean"]
+        if running and running == widths["running_var"] and widths["weight"] in (0, running):
+            found[label] = NormNames(label, running, is_batch_norm=True, affine=affine)
+        elif affine and not running:
+            found[label] = NormNames(label, widths["weight"], is_batch_norm=False, affine=True)
+    return found
+
+
+def _width(tensor: torch.Tensor | None) -> int:
+    """The length of a vector, or 0 for anything else."""
+    return tensor.shape[0] if tensor is not None and tensor.dim() == 1 else 0
+
+
+def resolve(name: str, labels: Iterable[str], flag: str) -> str | None:
+    """The label that a flag's value means: the label itself, or the end of one label alone.
+
+    Raises Refused where it is the end of several.
+    """
+    labels = list(labels)
+    if name in labels:
+        return name
+    ends = [label for label in labels if label.endswith(f".{name}")]
+    if len(ends) > 1:
+        raise Refused(f"{flag} {name} may be {shorten(ends)}: give one of these")
+    return ends[0] if ends else None

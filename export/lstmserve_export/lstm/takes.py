@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Faults, Refused
 
 # A flipped exponent bit makes a weight larger than any trained one; safetensors has no checksum.
 WEIGHT_ABS_MAX = 1e8
@@ -24,6 +24,15 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
         fault = "is larger than its storage: save tensor.clone()"
     if fault:
         raise Refused(f"{name} {fault}")
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raises Refused for a tensor of an LSTM that has another shape."""
+    if tuple(tensor.shape) != shape:
+        raise Refused(
+            f"{name} is {list(tensor.shape)}, but must be {list(shape)} beside the first layer's "
+            "sizes: save the whole model again"
+        )
 
 
 def check_values(name: str, tensor: torch.Tensor) -> None:
@@ -59,33 +68,47 @@ class Taker:
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._taken: dict[str, torch.dtype] = {}
+        self._ignored: set[str] = set()
 
-    def take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    def take(self, name: str) -> torch.Tensor:
         """The tensor on the CPU: contiguous, float64 if the file has that, else float32.
 
         Raises Refused.
         """
         tensor = self._tensors[name]
+        self._taken[name] = tensor.dtype
         check_tensor(name, tensor)
         if not tensor.is_floating_point():
             raise Refused(
                 f"{name} is {dtype_name(tensor)}, not floating point: save the model before it was "
                 "quantised"
             )
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise Refused(
-                f"{name} is {list(tensor.shape)}, but must be {list(shape)} beside the first "
-                "layer's sizes: save the whole model again"
-            )
-        self._taken[name] = tensor.dtype
         if tensor.dtype != torch.float64:
             tensor = tensor.to(torch.float32)
         check_values(name, tensor)
         return tensor.contiguous()
 
+    def take_all(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """take() for each name, by its key. Raises Refused, with the faults of all of them."""
+        faults, found = Faults(), {}
+        for own, name in names.items():
+            with faults.collect():
+                found[own] = self.take(name)
+        faults.refuse()
+        return found
+
+    def ignore(self, name: str) -> None:
+        """Counts a tensor as used that nothing needs."""
+        if name in self._tensors:
+            self._ignored.add(name)
+
+    def taken(self) -> list[str]:
+        """Names of the tensors that were taken."""
+        return list(self._taken)
+
     def unused(self) -> list[str]:
         """Names of the tensors that were not taken."""
-        return [name for name in self._tensors if name not in self._taken]
+        return [name for name in self._tensors if name not in {*self._taken, *self._ignored}]
 
     def notes(self) -> tuple[str, ...]:
         """A note for each dtype that was converted."""

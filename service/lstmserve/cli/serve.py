@@ -6,7 +6,6 @@ only to run it, because the base install lacks it. No command here calls a serve
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -17,12 +16,11 @@ from typing import Any
 import click
 
 from lstmserve.config import GROUPS, Config, Setting, settings
-from lstmserve.extras import hint
+from lstmserve.extras import hint, missing_modules
 from lstmserve.tokens import make_token
 
 PREFIX = "LSTMSERVE_"
 CLIENT_VARIABLES = {"LSTMSERVE_TARGET"}  # the client's, often set in the same shell
-SERVER_MODULES = ("onnxruntime", "onnx", "grpc_health", "prometheus_client", "structlog", "uvloop")
 
 
 def _type(setting: Setting) -> click.ParamType[Any]:
@@ -51,8 +49,7 @@ def _option(field: Field[Any]) -> click.Option:
 
 
 def _serve(**values: Any) -> None:
-    missing = [name for name in SERVER_MODULES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_modules():
         raise click.UsageError(f"{missing[0]} is missing: {hint('cpu', 'gpu')}; gpu is for CUDA")
     try:
         config = Config(**values)

@@ -58,6 +58,8 @@ def explain(error: Mismatch, case: Golden, forward: Forward, signature: Signatur
             f"this network amplifies rounding: torch's own float32 is off by {case.torch_error:.2g}"
             " on these rows, and onnxruntime's by more; train with smaller weights"
         )
+    elif signature.window:
+        cause = _cause_in_windows(_Runs(case, forward, signature))
     else:
         cause = _cause(error, case, forward, signature)
     return f"{cause} ({error})"
@@ -88,10 +90,7 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
             f"layers: {_way_out(back)}"
         )
     if mixed := runs.over_batch():
-        return (
-            f"{mixed} mixes the rows of a batch, which on a server belong to different sessions: "
-            "compute each row from itself"
-        )
+        return _mixes(mixed)
     if signature.has_time and not runs.is_loop() and runs.depends_on_position():
         return (
             "an answer depends on how many rows came before it (a position, an index or the number "
@@ -112,6 +111,22 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
         "forward() hands something from one time step to the next that is no state of a recurrent "
         "layer, such as its own output, a cell written by hand, or a state that it begins again: "
         f"take it as an argument of forward() and return it, or {WINDOW}"
+    )
+
+
+def _cause_in_windows(runs: _Runs) -> str:
+    if mixed := runs.over_batch():
+        return _mixes(mixed)
+    return (
+        "the answers to windows differ, which the export cannot explain: if forward() treats the "
+        "rows of a batch alike, please report this with the module"
+    )
+
+
+def _mixes(operation: Operation) -> str:
+    return (
+        f"{operation} mixes the rows of a batch, which on a server belong to different sessions: "
+        "compute each row from itself"
     )
 
 
@@ -172,7 +187,7 @@ class _Runs:
         def agree(one: torch.Tensor, other: torch.Tensor) -> None:
             other[0] = one[0]
 
-        return self._find(size, 1, agree, size, 0)
+        return self._find(size, self._signature.window or 1, agree, size, 0)
 
     def is_loop(self) -> bool:
         """Whether forward() takes the time steps one by one, in a loop of Python."""

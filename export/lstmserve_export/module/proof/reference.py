@@ -18,6 +18,7 @@ from lstmserve_export.refusal import Refused, described
 from lstmserve_export.sequences import SEED
 
 EXAMPLE_ROWS_MAX: Final = 256
+UNUSUAL_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
 Run = Callable[[Tensors], list[Result]]
 
 
@@ -26,6 +27,8 @@ class Reference:
 
     Where forward() takes one time step at a time, its states go from call to call.
     """
+
+    unusual_lengths: Sequence[int] = UNUSUAL_LENGTHS  # of sequences that it sees one at a time
 
     def __init__(self, forward: Forward, signature: Signature) -> None:
         self._signature = signature
@@ -71,7 +74,17 @@ class Reference:
         """The golden case of these rows. Raises Refused where forward() fails on them."""
         single = self._answers(self._single, inputs, lengths)
         exact = single if self._double is None else self._answers(self._double, inputs, lengths)
-        return golden_of(inputs, lengths, single, exact)
+        return self._golden(inputs, lengths, single, exact)
+
+    def example_case(self) -> Golden:
+        """The golden case of the example. Raises Refused where forward() fails on its rows."""
+        rows = self.example()
+        count, length = next(iter(rows.values())).shape[:2]
+        return self.case(rows, np.full(count, length))
+
+    def new_sessions(self) -> Golden | None:
+        """A case of sessions that begin; None where every case has them."""
+        return None
 
     def alone(self, inputs: dict[str, Array], lengths: Array) -> Golden | None:
         """As case(), but forward() sees one sequence at a time. None where its answers are not
@@ -83,7 +96,7 @@ class Reference:
             np.isfinite(v).all() if v.dtype.kind == "f" else np.array_equal(v, exact[n])
             for n, v in single.items()
         )
-        found = golden_of(inputs, lengths, single, exact)
+        found = self._golden(inputs, lengths, single, exact)
         kept = {n: v for n, v in found.outputs.items() if v.dtype.kind == "f"}
         if not (is_known and is_clear(found)):
             return None
@@ -99,6 +112,15 @@ class Reference:
             answers = self._signature.last(results)
             found.append({n: v.numpy().astype(_wide(v.numpy())) for n, v in answers.items()})
         return golden_of(inputs, np.array([steps]), *found, last_only=True)
+
+    def _golden(
+        self,
+        inputs: dict[str, Array],
+        lengths: Array,
+        single: dict[str, Array],
+        exact: dict[str, Array],
+    ) -> Golden:
+        return golden_of(inputs, lengths, single, exact)
 
     def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
         try:

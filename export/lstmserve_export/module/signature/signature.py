@@ -149,7 +149,7 @@ class Signature:
             given = {name: each[:, -1:] if is_once[name] else each for name, each in rows.items()}
             return self.last(run(self.arguments(given, states)))
         answers: dict[str, torch.Tensor] = {}
-        for t in range(self.window):
+        for t in range(next(iter(rows.values())).shape[1]):
             row = {name: each[:, t : t + 1] for name, each in rows.items()}
             results = run(self.arguments(row, states))
             answers, states = self.last(results), self.after(results)

@@ -58,7 +58,7 @@ class WindowSearch(LayoutSearch):
         main, window = layout.main, self._window
         if main.batch is None:
             raise Unfit("windows of many sessions run at once, so forward() must take a batch")
-        if main.time is None and self.layers and not self.passed:
+        if main.time is None and not self.passed:
             raise Unfit("without an axis of time a second step needs a state")
         sampler = Sampler(self.forward.example, layout.axes)
         rows = sampler.rows(SIZE, window if main.time is not None else 1)

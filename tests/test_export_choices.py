@@ -1,0 +1,212 @@
+"""What the flags choose among the tensors of a file, and what they may leave out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import lstmserve.extras
+from exporting import HIDDEN, INPUTS, OUTPUTS, Net, exported, onnx_answers, refused, rows, save
+from exporting import run_export as run
+from lstmserve.spec import Linear
+from lstmserve_export.cli import export_command
+
+TOLERANCE = 2e-6
+
+
+def with_layer(folder: Path, layer: nn.Module, name: str) -> Path:
+    """A network with one layer more, behind its head."""
+    tensors = {**Net().state_dict(), **layer.state_dict(prefix=f"{name}.")}
+    return save(tensors, folder / "net.pt")
+
+
+@torch.no_grad()
+def answers(*layers: nn.Module) -> np.ndarray:
+    """y of rows() by a Net, with these layers behind it."""
+    y = Net()(torch.from_numpy(rows()).transpose(0, 1)).transpose(0, 1)
+    for layer in layers:
+        y = layer(y)
+    return y.numpy()
+
+
+@pytest.mark.parametrize("name", ["softmax", "relu", "tanh", "sigmoid", "none"])
+def test_a_linear_with_the_name_of_an_activation_is_not_taken_for_it(
+    tmp_path: Path, name: str
+) -> None:
+    """The bare name is refused; NAME.weight is the layer."""
+    layer = nn.Linear(OUTPUTS, 2)
+    path = with_layer(tmp_path, layer, name)
+    assert f"write {name}.weight for the layer" in refused(path, "--head", f"fc,{name}")
+    spec = exported(path, "--head", f"fc,{name}.weight").manifest.lstm
+    assert spec.head == (Linear(OUTPUTS), Linear(2))
+    np.testing.assert_allclose(onnx_answers(path, rows())[0], answers(layer), atol=TOLERANCE)
+
+
+def test_name_with_brackets_is_the_activation(tmp_path: Path) -> None:
+    """With a layer of that name in the file, relu() is the function."""
+    path = with_layer(tmp_path, nn.Linear(OUTPUTS, 2), "relu")
+    spec = exported(path, "--head", "fc,relu()", "--drop", "relu").manifest.lstm
+    assert spec.head == (Linear(OUTPUTS), "relu")
+    np.testing.assert_allclose(onnx_answers(path, rows())[0], answers(nn.ReLU()), atol=TOLERANCE)
+
+
+def test_none_with_brackets_is_no_head(tmp_path: Path) -> None:
+    """With a layer called none in the file, none() says that there is no head."""
+    path = with_layer(tmp_path, nn.Linear(OUTPUTS, 2), "none")
+    assert exported(path, "--head", "none()", "--drop", "fc,none").manifest.lstm.head == ()
+
+
+def test_the_end_of_a_name_is_enough(tmp_path: Path) -> None:
+    """Below the dicts of a wrapper, a name that only one tensor or module ends with is that one."""
+    net, other = Net(), nn.Linear(4, 4)
+    content = {
+        "actor": {"memory": net.lstm.state_dict(), "out": net.fc.state_dict()},
+        "critic": other.state_dict(prefix="value."),
+    }
+    path = save(content, tmp_path / "net.pt")
+    flags = ("--lstm", "memory", "--head", "out", "--drop", "value")
+    assert exported(path, *flags).manifest.notes == (
+        "not exported: critic.value.weight, critic.value.bias",
+    )
+    np.testing.assert_allclose(onnx_answers(path, rows())[0], answers(), atol=TOLERANCE)
+
+
+def test_every_way_to_name_what_is_dropped(tmp_path: Path) -> None:
+    """Tensors and modules, by commas and by several flags."""
+    tensors = {
+        **Net().state_dict(),
+        **nn.LayerNorm(HIDDEN).state_dict(prefix="norm."),
+        **nn.Linear(7, 7).state_dict(prefix="critic.0."),
+        **nn.Linear(7, 1).state_dict(prefix="critic.2."),
+        "log_std": torch.zeros(OUTPUTS),
+    }
+    path = save(tensors, tmp_path / "net.pt")
+    line = refused(path, "--lstm", "lstm", "--head", "fc")
+    assert line.partition("--drop ")[2].partition(";")[0] == "norm,critic,log_std"
+    flags = ("--drop", "norm.weight,norm.bias", "--drop", "critic", "--drop", "log_std")
+    notes = exported(path, *flags).manifest.notes
+    left = [name for name in tensors if not name.startswith(("lstm.", "fc."))]
+    assert notes == (f"not exported: {', '.join(left)}",)
+
+
+def test_what_is_dropped_is_no_candidate(tmp_path: Path) -> None:
+    """A Linear that --drop names leaves the other one as the only head."""
+    path = with_layer(tmp_path, nn.Linear(HIDDEN, 2), "value")
+    assert "several" not in refused(path)
+    assert exported(path, "--drop", "value").manifest.lstm.head == (Linear(OUTPUTS),)
+
+
+@pytest.mark.parametrize("names", ["hidden_state,cell_state", "h0,c0", "net.init_h,net.init_c"])
+def test_an_initial_state_of_zeros_is_left_out_with_a_note(tmp_path: Path, names: str) -> None:
+    """Buffers that keep the state of a policy are zeros in its file, and a session begins so."""
+    h, c = names.split(",")
+    path = save(
+        {**Net().state_dict(), h: torch.zeros(1, 1, HIDDEN), c: torch.zeros(1, HIDDEN)},
+        tmp_path / "net.pt",
+    )
+    (note,) = exported(path).manifest.notes
+    assert note == f"{h} and {c} are zeros, as the state of a new session is: left out"
+
+
+@pytest.mark.parametrize(
+    ("names", "shape"),
+    [("h0,c0", (1, 1, HIDDEN)), ("_initial_hidden,_initial_cell", (HIDDEN,))],
+)
+def test_another_initial_state_is_offered(
+    tmp_path: Path, names: str, shape: tuple[int, ...]
+) -> None:
+    """It is neither taken nor left out in silence."""
+    h, c = names.split(",")
+    tensors = {**Net().state_dict(), c: torch.ones(shape), h: torch.ones(shape)}
+    path = save(tensors, tmp_path / "net.pt")
+    assert f"--initial-state {names}" in refused(path, "--lstm", "lstm", "--head", "fc")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"h0": (1, 1, HIDDEN)},
+        {"h0": (1, 1, HIDDEN), "c0": (1, 1, HIDDEN + 1)},
+        {"means": (HIDDEN,), "scales": (HIDDEN,)},
+        {"a.h0": (HIDDEN,), "a.c0": (HIDDEN,), "b.h0": (HIDDEN,), "b.c0": (HIDDEN,)},
+    ],
+    ids=["one", "of another width", "of other names", "two pairs"],
+)
+def test_other_tensors_are_no_initial_state(
+    tmp_path: Path, others: dict[str, tuple[int, ...]]
+) -> None:
+    """Zeros too are refused where they may be something else."""
+    zeros = {name: torch.zeros(shape) for name, shape in others.items()}
+    line = refused(save({**Net().state_dict(), **zeros}, tmp_path / "net.pt"))
+    assert "would be left out" in line
+    assert "--initial-state" not in line
+
+
+def test_weight_norm_is_no_advice_where_there_is_none(tmp_path: Path) -> None:
+    """A tensor more, or one that is missing, is no reason to remove weight norm."""
+    tensors = {**nn.LSTM(INPUTS, HIDDEN).state_dict(), "initial_h": torch.ones(1, 1, HIDDEN)}
+    assert "norm" not in refused(save(tensors, tmp_path / "net.pt"))
+    del tensors["bias_hh_l0"]
+    line = refused(save(tensors, tmp_path / "net.pt"))
+    assert "lacks bias_hh_l0: save the whole model.state_dict() again" in line
+
+
+def test_one_run_reports_every_fault(tmp_path: Path) -> None:
+    """Names, values and files that are wrong do not hide each other."""
+    net = Net()
+    path = save(net.state_dict(), tmp_path / "net.pt")
+    line = refused(
+        path,
+        *("--lstm", "rnn", "--head", "a,fc,mish", "--embedding", "table", "--drop", "norm"),
+        *("--name", "my model", "--input-mean", str(path)),
+    )
+    for fault in ("rnn", "'a'", "mish", "table", "norm", "my model", "--input-mean"):
+        assert f"{fault}" in line
+    assert "(7)" in line
+    assert "(8)" not in line
+    tensors = {name: tensor.fill_(torch.nan) for name, tensor in net.state_dict().items()}
+    line = refused(save(tensors, path))
+    assert all(f"{name} has NaN" in line for name in tensors)
+
+
+def test_linears_that_fit_nowhere_are_not_offered(tmp_path: Path) -> None:
+    """A head that is refused for its width lists what fits."""
+    path = with_layer(tmp_path, nn.Linear(4, 2), "other")
+    line = refused(path, "--head", "other")
+    assert "what fits here is fc (8 -> 3)" in line
+    line = refused(path)
+    assert "fc (8 -> 3) can follow lstm; other (4 -> 2) cannot follow lstm at all" in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--lstm", "a", "--lstm", "b"),
+        ("--head=a", "--head=b"),
+        ("--dry-run", "--dry-run"),
+        ("--models", "a", "--models", "b"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """The last one would win in silence."""
+    path = save(Net().state_dict(), tmp_path / "net.pt")
+    result = CliRunner().invoke(export_command, [str(path), *flags])
+    assert result.exit_code == 2
+    assert f"{flags[0].partition('=')[0]} is given twice" in result.stderr
+
+
+def test_what_serves_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lstmserve serve` is no next command where the server's extra is not installed."""
+    path = save(Net().state_dict(), tmp_path / "net.pt")
+    monkeypatch.setattr(lstmserve.extras, "SERVER_MODULES", ("onnx", "no_such_module"))
+    *_, line, command = run(path).stdout.splitlines()
+    assert line.startswith("next      to serve it here, run pip install '.[cpu]'")
+    assert "(no_such_module is missing); then" in line
+    assert command.split()[:2] == ["lstmserve", "serve"]
