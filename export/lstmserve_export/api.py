@@ -92,7 +92,7 @@ def export(
         )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, parts, target)
+    return _export_lstm(module, parts, target, window, window_fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,9 @@ def _check_is_module(module: nn.Module) -> None:
         raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
 
 
-def _export_lstm(module: nn.Module, parts: _Parts, target: Target) -> Exported:
+def _export_lstm(
+    module: nn.Module, parts: _Parts, target: Target, window: int, window_fill: WindowFill | None
+) -> Exported:
     _check_is_module(module)
     if not isinstance(module, LSTMS):
         raise Refused(
@@ -141,4 +143,5 @@ def _export_lstm(module: nn.Module, parts: _Parts, target: Target) -> Exported:
         residual=take_residual(parts.residual, lstm),
         initial_state=take_state(parts.initial_state, lstm),
     )
-    return export_network(network, target, make_pairs(parts.golden))
+    pairs = make_pairs(parts.golden)
+    return export_network(network, target, pairs, window=window, window_fill=window_fill)

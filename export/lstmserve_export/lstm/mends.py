@@ -19,15 +19,16 @@ from torch import nn
 
 from lstmserve.golden import Floats, excess
 from lstmserve.lstm_golden import LstmGolden
+from lstmserve.spec import WINDOW_MAX, ModelSpec
 from lstmserve_export.lstm.network import (
     ACTIVATIONS,
     Network,
     describe,
-    first_states,
     make_activation,
 )
 from lstmserve_export.lstm.parity import judge
-from lstmserve_export.lstm.reference import Inputs, forward
+from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, forward
+from lstmserve_export.lstm.windows import cut_windows
 
 # A state shows in the first rows, and more of them only take time.
 FIT_SEQUENCES: Final = 8
@@ -58,21 +59,17 @@ def mends(network: Network, case: LstmGolden) -> Iterator[str]:
         else:
             yield from _starts(bare, rest, f"with {flag}")
     yield from _starts(network, case, "")
+    if (window := _find_window(network, case)) is not None:
+        yield (
+            f"with --window {window} --window-fill grow it would match: each y is of the last "
+            f"{window} rows alone"
+        )
 
 
 def matches(network: Network, case: LstmGolden) -> bool:
     """Whether torch's float64 result is as near to the pairs as the parity gate asks."""
     inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
     return judge(forward(network, inputs, torch.float64), case) <= 1
-
-
-def begins_as_sessions(network: Network, case: LstmGolden) -> bool:
-    """Whether every sequence begins from the state of a new session."""
-    first = first_states(network, describe(network), len(case.lengths))
-    return all(
-        np.array_equal(given, each.astype(np.float32))
-        for given, each in zip((case.h0, case.c0), first, strict=True)
-    )
 
 
 def _where(place: int, count: int) -> str:
@@ -100,6 +97,24 @@ def _is_time_major(network: Network, case: LstmGolden) -> bool:
         cn=None,
     )
     return matches(network, swapped)
+
+
+def _find_window(network: Network, case: LstmGolden) -> int | None:
+    """The number of rows that y depends on, where the first so many rows match."""
+    if case.y.ndim == 2 or not begins_as_sessions(network, case):
+        return None
+    y = forward(network, Inputs(case.x, case.lengths, case.h0, case.c0), torch.float64)[0]
+    rows = range(int(case.lengths.max()))
+    valid = case.lengths[:, None] > np.array(rows)
+    same = (
+        excess(y[v, t], case.y[v, t], case.torch_error) <= 1
+        for t, v in zip(rows, valid.T, strict=True)
+    )
+    window = next((t for t, is_same in enumerate(same) if not is_same), 0)
+    if not 2 <= window <= WINDOW_MAX:
+        return None
+    spec = ModelSpec.of_lstm(describe(network), window, "grow")
+    return window if matches(network, cut_windows(network, spec, case)) else None
 
 
 # A residual ---------------------------------------------------------------------------------------

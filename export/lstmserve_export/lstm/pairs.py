@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from lstmserve.golden import Floats, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve.spec import LstmSpec
+from lstmserve.spec import LstmSpec, ModelSpec
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.lstm.network import Network, first_states
-from lstmserve_export.lstm.reference import Inputs, refer
+from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, refer
+from lstmserve_export.lstm.windows import cut_windows
 from lstmserve_export.refusal import Refused
 
 FIELDS = ("x", "tokens", "y", "lengths", "h0", "c0", "hn", "cn")
@@ -22,6 +23,7 @@ SEQUENCE_COUNT_MAX = 64
 ROW_COUNT_MAX = 10_000
 OF_SEQUENCES, OF_LAYERS = 0, 1  # where the axis of the sequences is: [N, ...] or [L, N, ...]
 Valid = npt.NDArray[np.bool_]
+Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,43 @@ def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
     One sequence may lack the axis of sequences. Raises Refused for pairs that docs/EXPORT.md does
     not allow.
     """
+    pairs = read_pairs(arrays, network, spec)
+    inputs = Inputs(pairs.x, pairs.lengths, pairs.h0, pairs.c0)
+    case = replace(refer(network, inputs), y=pairs.y, hn=pairs.hn, cn=pairs.cn)
+    return _clear(case, "give shorter sequences")
+
+
+def take_windows(
+    arrays: Arrays, network: Network, spec: ModelSpec
+) -> tuple[LstmGolden, LstmGolden]:
+    """The pairs, and the windows in them with the user's y, as cut_windows() has them.
+
+    Raises Refused, also for pairs of a running state.
+    """
+    assert spec.lstm is not None
+    if states := [name for name in ("hn", "cn") if name in arrays]:
+        raise Refused(f"--golden: with --window a step leaves no {states[0]}: leave it out")
+    pairs = read_pairs(arrays, network, spec.lstm)
+    if not begins_as_sessions(network, pairs):
+        raise Refused(
+            "--golden: with --window every window begins from the model's initial state: leave h0 "
+            "and c0 out, or give a learned initial state with --initial-state"
+        )
+    return pairs, _clear(cut_windows(network, spec, pairs), "take a shorter window")
+
+
+def _clear(case: LstmGolden, mend: str) -> LstmGolden:
+    """The case. Raises Refused if rounding decides torch's answers."""
+    if not case.torch_error <= torch_error_max(case.y, case.hn, case.cn):
+        raise Refused(
+            f"--golden: torch's own float32 is off by {case.torch_error:.2g} on these rows, "
+            f"because the network amplifies rounding: {mend}"
+        )
+    return case
+
+
+def read_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
+    """The pairs as they are, without torch's error. Raises Refused."""
     if unknown := sorted(set(arrays) - set(FIELDS)):
         raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")
     fields, count, rows = _open(arrays, spec)
@@ -103,23 +142,17 @@ def take_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
     if "lengths" in arrays:
         lengths = fields.integers("lengths", (count,), 1, rows)
     valid = lengths[:, None] > np.arange(rows)
-    inputs = _inputs(fields, network, spec, lengths, valid)
+    x, h0, c0 = _inputs(fields, network, spec, valid)
     swapped = (rows, spec.output_size)
     if not fields.is_one and count != rows and arrays.get("y", lengths).shape == swapped:
         name = spec.inputs[0].name
         raise Refused(f"--golden: beside y, {name} is time-major: store it as [N, T, ...]")
     y = fields.floats("y", (count, rows, spec.output_size), (count, spec.output_size), valid=valid)
-    ends = {
-        name: fields.floats(name, shape, axis=OF_LAYERS) if name in arrays else None
+    hn, cn = (
+        fields.floats(name, shape, axis=OF_LAYERS) if name in arrays else None
         for name, shape in _state_shapes(spec, count, "hn", "cn").items()
-    }
-    case = replace(refer(network, inputs), y=y, hn=ends["hn"], cn=ends["cn"])
-    if not case.torch_error <= torch_error_max(case.y, case.hn, case.cn):
-        raise Refused(
-            f"--golden: torch's own float32 is off by {case.torch_error:.2g} on these rows, "
-            "because the network amplifies rounding: give shorter sequences"
-        )
-    return case
+    )
+    return LstmGolden(x, lengths.astype(np.int32), h0, c0, y, hn, cn, torch_error=0.0)
 
 
 def _open(arrays: Arrays, spec: LstmSpec) -> tuple[_Fields, int, int]:
@@ -146,8 +179,9 @@ def _open(arrays: Arrays, spec: LstmSpec) -> tuple[_Fields, int, int]:
 
 
 def _inputs(
-    fields: _Fields, network: Network, spec: LstmSpec, lengths: Array, valid: Valid
-) -> Inputs:
+    fields: _Fields, network: Network, spec: LstmSpec, valid: Valid
+) -> tuple[Array, Singles, Singles]:
+    """x or tokens, h0 and c0."""
     count, rows = valid.shape
     x: Array
     if spec.num_embeddings:
@@ -159,7 +193,7 @@ def _inputs(
         fields.floats(state, shape, axis=OF_LAYERS) if state in fields.arrays else first[state]
         for state, shape in _state_shapes(spec, count, "h0", "c0").items()
     )
-    return Inputs(x, lengths.astype(np.int32), h0.astype(np.float32), c0.astype(np.float32))
+    return x, h0.astype(np.float32), c0.astype(np.float32)
 
 
 def _state_shapes(spec: LstmSpec, count: int, h: str, c: str) -> dict[str, tuple[int, int, int]]:

@@ -1,11 +1,16 @@
-"""Checks the exported model against the user's own pairs, and says where these begin."""
+"""Checks the exported model against the user's own pairs, and says what they leave open."""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve_export.lstm.mends import begins_as_sessions, mends
-from lstmserve_export.lstm.network import Network
+from lstmserve_export.choice import Series, describe_choice, distance
+from lstmserve_export.lstm.mends import mends
+from lstmserve_export.lstm.network import Network, describe, first_states
 from lstmserve_export.lstm.parity import judge, open_session, run, run_alone
+from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, forward
 from lstmserve_export.refusal import Refused
 
 
@@ -39,3 +44,24 @@ def start_notes(case: LstmGolden, network: Network) -> tuple[str, ...]:
         "has a learned initial state, give it with --initial-state; otherwise import the state "
         "into the session",
     )
+
+
+def choice_notes(case: LstmGolden, network: Network) -> tuple[str, ...]:
+    """Asks for a window or a running state where the pairs have one y for the last of T rows."""
+    window = int(case.lengths[0])
+    if case.y.ndim == 3 or window < 2 or (case.lengths != window).any():
+        return ()
+    lstm = describe(network)
+    if lstm.bidirectional:
+        return (
+            f"your forward() answers for the last of {window} rows: with --window {window} "
+            f"(window={window} in Python) a session answers so at each step; without it this model "
+            "takes whole sequences only",
+        )
+    far, series = None, Series.of({"x": case.x[:, :window]})
+    if len(case.x) > 1:
+        x = series.rows["x"][np.newaxis]
+        first = (each.astype(np.float32) for each in first_states(network, lstm, 1))
+        inputs = Inputs(x, np.array([x.shape[1]], np.int32), *first)
+        far = distance(forward(network, inputs, torch.float64)[0][0, series.ends], case.y)
+    return (describe_choice(window, far, is_consecutive=series.is_consecutive),)

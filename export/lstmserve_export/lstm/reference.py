@@ -15,7 +15,14 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve_export.lstm.network import Floats, Network, Norm, to_dtype
+from lstmserve_export.lstm.network import (
+    Floats,
+    Network,
+    Norm,
+    describe,
+    first_states,
+    to_dtype,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,15 @@ def forward(network: Network, inputs: Inputs, dtype: torch.dtype) -> tuple[Float
         y = y * scale + mean
     y, hn, cn = (tensor.to(torch.float64).numpy() for tensor in (y, hn, cn))
     return y, hn, cn
+
+
+def begins_as_sessions(network: Network, case: LstmGolden) -> bool:
+    """Whether every sequence begins from the state of a new session."""
+    first = first_states(network, describe(network), len(case.lengths))
+    return all(
+        np.array_equal(given, each.astype(np.float32))
+        for given, each in zip((case.h0, case.c0), first, strict=True)
+    )
 
 
 def _tensors(norm: Norm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
