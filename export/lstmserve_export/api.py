@@ -99,7 +99,7 @@ def export(
         )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, parts, target, scalers)
+    return _export_lstm(module, parts, target, scalers, window, window_fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,14 @@ def _check_is_module(module: nn.Module) -> None:
         raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
 
 
-def _export_lstm(module: nn.Module, parts: _Parts, target: Target, scalers: Scalers) -> Exported:
+def _export_lstm(
+    module: nn.Module,
+    parts: _Parts,
+    target: Target,
+    scalers: Scalers,
+    window: int,
+    window_fill: WindowFill | None,
+) -> Exported:
     _check_is_module(module)
     if not isinstance(module, LSTMS):
         raise Refused(
@@ -144,4 +151,5 @@ def _export_lstm(module: nn.Module, parts: _Parts, target: Target, scalers: Scal
         residual=take_residual(parts.residual, lstm),
         initial_state=take_state(parts.initial_state, lstm),
     )
-    return export_network(with_scalers(network, scalers), target, make_pairs(parts.golden))
+    pairs, network = make_pairs(parts.golden), with_scalers(network, scalers)
+    return export_network(network, target, pairs, window=window, window_fill=window_fill)

@@ -277,6 +277,8 @@ def export_command(**flags: Any) -> None:
 
 def _check_way(flags: dict[str, Any]) -> None:
     """Raises UsageError for a flag of the way that is not taken."""
+    if flags["window_fill"] is not None and flags["window"] is None:
+        raise click.UsageError("--window-fill needs --window W")
     is_module = flags["module"] is not None
     for name in OF_TENSORS if is_module else OF_MODULES:
         # The default of a choice is none, and a head may be none as well.

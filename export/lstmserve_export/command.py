@@ -147,7 +147,14 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
         residual=take_residual(flags["residual"], network.lstm),
         initial_state=take_state(state, network.lstm) or network.initial_state,
     )
-    return export_network(with_scalers(network, scalers), target, pairs, progress)
+    return export_network(
+        with_scalers(network, scalers),
+        target,
+        pairs,
+        progress,
+        window=flags["window"] or 0,
+        window_fill=flags["window_fill"],
+    )
 
 
 def _scalers(flags: dict[str, Any]) -> Scalers:
