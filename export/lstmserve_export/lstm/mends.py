@@ -1,7 +1,8 @@
 """Looks for one change of a network that would make the user's pairs match.
 
 It tries an activation, another reading of the scalers, other axes, a residual and another initial
-state, all in torch's float64, and says in words for the user what it found. It must not know ONNX, and changes nothing.
+state, all in torch's float64, and says in words for the user what it found. It changes nothing and
+must not know ONNX.
 """
 
 from __future__ import annotations
