@@ -19,6 +19,7 @@ from lstmserve_export.lstm.network import Network, make_activation
 from lstmserve_export.lstm.parity import judge, open_session, run, run_alone
 from lstmserve_export.lstm.reference import Inputs, forward
 from lstmserve_export.refusal import Refused
+from lstmserve_export.scalers.min_max import other_readings
 
 
 def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
@@ -39,12 +40,16 @@ def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
 
 
 def _mends(network: Network, case: LstmGolden) -> Iterator[str]:
-    """Hints on what would make the pairs match: an activation that no flag named, or other axes."""
+    """Hints on what would make the pairs match: an activation that no flag named, another reading
+    of the scalers, or other axes."""
     for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
         layers = list(network.head)
         layers.insert(place, make_activation(name))
         if _matches(replace(network, head=nn.Sequential(*layers)), case):
             yield f"with {name} {_where(place, len(network.head))} it would match"
+    for words, changed in _other_norms(network):
+        if _matches(changed, case):
+            yield f"with {words} it would match"
     if case.y.ndim == 3 and len(set(case.lengths)) == 1:
         axes = (1, 0, *range(2, case.x.ndim))
         count, rows = case.x.shape[:2]
@@ -64,6 +69,17 @@ def _mends(network: Network, case: LstmGolden) -> Iterator[str]:
         )
         if _matches(network, swapped):
             yield "x and y are time-major: store them as [N, T, ...]"
+
+
+def _other_norms(network: Network) -> Iterator[tuple[str, Network]]:
+    """The network with other readings of its scalers, each in words."""
+    readings = (
+        other_readings(side, {} if norm is None else {"": norm})
+        for side, norm in (("input", network.input_norm), ("output", network.output_norm))
+    )
+    for (x_words, x), (y_words, y) in list(product(*readings))[1:]:
+        words = " and with ".join(filter(None, (x_words, y_words)))
+        yield words, replace(network, input_norm=x.get(""), output_norm=y.get(""))
 
 
 def _where(place: int, count: int) -> str:

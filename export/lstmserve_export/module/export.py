@@ -31,9 +31,10 @@ from lstmserve_export.module.proof.causes import explain
 from lstmserve_export.module.proof.proof import Mismatch, prove
 from lstmserve_export.module.proof.reference import Reference
 from lstmserve_export.module.signature.checks import check_weights
-from lstmserve_export.module.signature.probe import probe
+from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
+from lstmserve_export.scalers.sides import UNSCALED, Scalers
 from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import Exported, Target, package_versions
 
@@ -50,6 +51,7 @@ def export_module(
     states: Sequence[str] = (),
     output_names: Sequence[str] = (),
     axes: Axes | None = None,
+    scalers: Scalers = UNSCALED,
     progress: Progress = lambda stage: None,
 ) -> Exported:
     """Traces, proves and writes; calls `progress` as each stage begins. Raises Refused."""
@@ -58,7 +60,7 @@ def export_module(
     with _threads_for(module):
         progress("find inputs, outputs and states")
         forward = Forward(module, example)
-        signature = probe(forward, states, output_names, axes)
+        signature = probe_scaled(forward, scalers, states, output_names, axes)
         progress("trace one time step")
         traced = trace(forward, signature)
         recognised = recognise(traced, signature)
@@ -74,10 +76,9 @@ def export_module(
             case = {**cases, **more}[error.case]
             raise Refused(explain(error, case, forward, signature)) from error
         # Only now, since pairs of kind "lstm" have neither odd values nor long sequences.
-        if recognised is not None:
-            exported = _export_lstm(recognised, cases, notes, target, progress)
-            if exported is not None:
-                return exported
+        exported = _export_lstm(recognised, cases, notes, target, progress)
+        if exported is not None:
+            return exported
     files = {MODEL: _content(model), GOLDEN: dump_golden(cases)}
     manifest = Manifest(
         name=target.name,
@@ -149,9 +150,11 @@ def _answers(
 
 
 def _export_lstm(
-    network: Network, cases: Cases, notes: list[str], target: Target, progress: Progress
+    network: Network | None, cases: Cases, notes: list[str], target: Target, progress: Progress
 ) -> Exported | None:
     """The model of kind "lstm"; None, and a note more, where that is not proved to be forward()."""
+    if network is None:
+        return None
     try:
         noted = replace(network, notes=(*network.notes, *notes))
         return export_network(noted, target, pairs_of(cases), progress)
