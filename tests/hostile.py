@@ -477,6 +477,11 @@ def _initial_state(folder: Path) -> Case:
     return saved(folder, {**state(), **start})
 
 
+@row("means and scales beside the LSTM", "x_mean, x_std may scale x or y: see --input-scale")
+def _scales_beside(folder: Path) -> Case:
+    return saved(folder, {**state(), "x_mean": torch.ones(INPUTS), "x_std": torch.ones(INPUTS)})
+
+
 @row("half of an initial state", "left out: initial_h; export the whole")
 def _half_state(folder: Path) -> Case:
     lstm = nn.LSTM(INPUTS, HIDDEN).state_dict()
