@@ -83,7 +83,10 @@ def refused(checkpoint: Path, *flags: str) -> str:
 def onnx_answers(
     checkpoint: Path, x: np.ndarray, lengths: list[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """y, hn, cn of the written model.onnx in a plain onnxruntime, from zeros, on x [N, T, ...]."""
+    """y, hn, cn of the written model.onnx in a plain onnxruntime, on x [N, T, ...].
+
+    Each sequence begins from zeros, or from the file's own initial state where it has one.
+    """
     folder = models_of(checkpoint) / checkpoint.stem / "1"
     session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     shapes = {value.name: value.shape for value in session.get_inputs()}
@@ -96,6 +99,10 @@ def onnx_answers(
             for name in ("h0", "c0")
         },
     }
+    for name in ("h", "c"):
+        if f"initial.{name}" in [value.name for value in session.get_outputs()]:
+            (own,) = session.run([f"initial.{name}"], feed)
+            feed[f"{name}0"] = np.repeat(own[:, np.newaxis], count, axis=1)
     y, hn, cn = session.run(["y", "hn", "cn"], feed)
     return y, hn, cn
 

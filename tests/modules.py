@@ -5,6 +5,7 @@ The oracle takes nothing of the export: it runs the user's module as it is on ev
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
@@ -23,6 +25,10 @@ from lstmserve.manifest import ModelFiles, read_model
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export import Refused, export
+
+# torch builds the same registry of 500 functions for each export: a third of its time. The exports
+# of these tests in other processes build their own.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, torch.Tensor]
@@ -173,14 +179,14 @@ def answers(
 
 
 def stream(files: ModelFiles, rows: Mapping[str, Array], cuts: Sequence[int]) -> dict[str, Array]:
-    """Outputs [N, T, *shape] of the served graphs, which take the rows in these pieces.
+    """Results [N, T, *shape] of the served graphs, which take the rows in these pieces.
 
     The sequences run in one batch whose order changes from piece to piece.
     """
     spec = files.manifest.spec
     pool = Pool(files.network.layout, 4 * COUNT + RESERVED)
     kernel = Kernel(files.network, pool, "cpu", 1)
-    x, outputs = RowFormat(spec.inputs).pack(dict(rows)), RowFormat(spec.outputs)
+    x, outputs = RowFormat(spec.inputs).pack(dict(rows)), RowFormat(spec.results)
     count, length = x.shape[:2]
     y = outputs.unknown(count, length)
     read = np.full(count, INITIAL)

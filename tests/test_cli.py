@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from lstmserve import Client
 from lstmserve.cli import commands, known_sessions
 from serving import ROOT, WAIT_S_MAX, Serve, environment
-from zoo import TOLERANCE, Zoo
+from zoo import SPECS, TOLERANCE, Zoo
 
 MAIN = "from lstmserve.cli import main; main()"
 COMMAND = [sys.executable, "-W", "error", "-c", MAIN]
@@ -372,9 +372,7 @@ def test_models_and_health(shell: Shell, zoo: Zoo) -> None:
     """models is a table of every version; health says SERVING of the server and its service."""
     lines = shell.out("models").splitlines()
     assert lines[0].split()[:2] == ["MODEL", "VERSION"]
-    assert sorted(line.split()[0] for line in lines[1:]) == sorted(
-        ["tiny", "tiny", "letters", "projected", "both"]
-    )
+    assert sorted(line.split()[0] for line in lines[1:]) == sorted([*SPECS, "tiny"])
     assert shell.out("health", "--target", zoo.target) == "SERVING\n"
     assert shell.out("health", "--service", "lstmserve.v1.LstmService") == "SERVING\n"
     assert "NOT_FOUND" in shell.refusal("health", "--service", "nobody")

@@ -51,7 +51,7 @@ def assert_close(actual: npt.ArrayLike, expected: npt.ArrayLike) -> None:
     np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("model", ["tiny", "letters", "projected"])
+@pytest.mark.parametrize("model", ["tiny", "letters", "projected", "learned"])
 def test_steps_keep_the_state(client: Client, zoo: Zoo, model: str) -> None:
     """Single time steps, several at once, and only the last one make one sequence for the
     server."""
@@ -200,6 +200,28 @@ def test_ids_are_taken_resumed_and_restarted(client: Client, zoo: Zoo) -> None:
     with pytest.raises(SessionClosed):
         fresh.step(x[0])
     fresh.close()
+
+
+def test_every_session_begins_from_the_learned_state(client: Client, zoo: Zoo) -> None:
+    """A new session, its fork and a restarted one have the state of the weights, and an imported
+    one has its own."""
+    x = inputs("learned", 4)
+    y, hn, cn = zoo.expected("learned", x)
+    with client.session("learned", id="first") as session:
+        start = session.state()
+        fork = session.fork()
+        assert_close(session.step(x), y)
+        with client.session("learned", id="first", if_exists="restart") as restarted:
+            for each in (fork, restarted, client.session("learned", state=start)):
+                with each:
+                    assert_close(each.step(x), y)
+                    assert_close(each.state().tensors["h"], hn)
+                    assert_close(each.state().tensors["c"], cn)
+    for part in start.tensors.values():
+        assert part.any()
+    zeros = {name: np.zeros_like(each) for name, each in start.tensors.items()}
+    with client.session("learned", state=zeros) as session:
+        assert_close(session.step(x), zoo.expected("learned", x, zeros["h"], zeros["c"])[0])
 
 
 def test_attach_takes_what_is_there(client: Client) -> None:

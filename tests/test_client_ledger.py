@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import pytest
 from lstmserve.client import LstmServeError, ModelInfo, packing
 from lstmserve.client.arrays import StepInput
 from lstmserve.client.ledger import Ledger, Recovery
-from lstmserve.client.packing import NumberedStep
+from lstmserve.client.packing import NumberedStep, StepResult
 from lstmserve.errors import Unavailable
 from lstmserve.reasons import REASONS
 from lstmserve.spec import TensorSpec
@@ -21,6 +21,8 @@ from lstmserve.wire.v1 import lstm_pb2 as wire
 
 X, Y = TensorSpec("x", (1,)), TensorSpec("y", (1,))
 MODEL = ModelInfo("m", 1, "", "cpu", 1000, 1 << 20, "network", (X,), (Y,), (), True, True, 0, None)
+WINDOW = 7
+WAITING = replace(MODEL, window=WINDOW, window_fill="wait")
 Floats = npt.NDArray[np.float32]
 ROWS_MAX = 4  # of a step, in these tests
 CALLS_MAX = 5000
@@ -55,6 +57,7 @@ class Server:
 
     is_stored: bool
     fails_over: bool = False
+    window: int = 1  # rows that a session has given before there is a y
     incarnation: int = 1
     durable: int = 0
     steps: list[tuple[StepInput, bool]] = field(default_factory=list)
@@ -72,8 +75,8 @@ class Server:
         if not self.is_stored or (self.fails_over and not self.durable):
             self.incarnation += 1
 
-    def step(self, incarnation: int, step: NumberedStep) -> tuple[Floats, int]:
-        """Applies a step. Returns its y and durable_step."""
+    def step(self, incarnation: int, step: NumberedStep) -> StepResult:
+        """Applies a step. Returns its result."""
         if incarnation != self.incarnation:
             raise refusal("SESSION_LOST")
         last, sent = len(self.steps), (step.rows, step.last_only)
@@ -85,8 +88,10 @@ class Server:
             raise refusal("STEP_PAYLOAD_MISMATCH")
         if step.number == last + 1:
             self.steps.append(sent)
-        y = chain(self.rows())[-step.rows.length :]
-        return np.array(y[-1:] if step.last_only else y, np.float32)[:, None], self.durable
+        y = chain(self.rows())
+        given, first = len(y), len(y) - (1 if step.last_only else step.rows.length)
+        shown = np.array(y[max(first, self.window - 1) :], np.float32)
+        return StepResult(shown[:, None], self.durable, max(0, self.window - given))
 
     def rows(self) -> bytes:
         """All rows that it has applied."""
@@ -99,7 +104,7 @@ class Caller:
     def __init__(self, seed: int, server: Server) -> None:
         self.rng = np.random.default_rng(seed)
         self.server = server
-        self.ledger = Ledger(MODEL, 10_000)
+        self.ledger = Ledger(MODEL if server.window == 1 else WAITING, 10_000)
         self.ledger.begin_life(server.session(), wire.State())
         self.seen: Counter[str] = Counter()
         self.is_calm = False
@@ -113,7 +118,7 @@ class Caller:
             output = self.ledger.begin(rows, last_only)
             while (step := self.ledger.next()) is not None:
                 try:
-                    self.ledger.applied(step, *self.send(step))
+                    self.ledger.applied(step, self.send(step))
                 except LstmServeError as error:
                     self.recover(step, error)
             y = output.take(rows.length)
@@ -132,7 +137,7 @@ class Caller:
         if recovery is Recovery.REOPEN:
             self.ledger.reopened(self.server.session())
 
-    def send(self, step: NumberedStep) -> tuple[Floats, int]:
+    def send(self, step: NumberedStep) -> StepResult:
         """Sends the step; half of the time a fault happens."""
         server, incarnation = self.server, self.ledger.session.incarnation
         match 15 if self.is_calm else self.rng.integers(16):
@@ -155,14 +160,16 @@ class Caller:
         return server.step(incarnation, step)
 
 
+@pytest.mark.parametrize("window", [1, WINDOW])
 @pytest.mark.parametrize("kind", ["memory", "store", "failover"])
 @pytest.mark.parametrize("seed", range(150))
 def test_whatever_happens_each_row_counts_once(
-    seed: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    seed: int, kind: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows without a y are sent again in other chunks, and the server has each once, in order."""
-    monkeypatch.setattr(packing, "REPLY_BYTES", 4 * ROWS_MAX)
-    caller = Caller(seed, Server(kind != "memory", kind == "failover"))
+    """Rows whose y was not answered are sent again in other chunks, and the server has each once,
+    in order; each caller gets the y of its own rows, of those that have one."""
+    caller = Caller(seed, Server(kind != "memory", kind == "failover", window))
+    monkeypatch.setattr(packing, "REPLY_BYTES", caller.ledger.model.output_bytes * ROWS_MAX)
     rng = caller.rng
     xs = rng.integers(0, 3, 80).astype(np.float32)
     done, ahead, last_only, some = 0, 0, False, xs[:0]
@@ -178,13 +185,15 @@ def test_whatever_happens_each_row_counts_once(
             else:
                 ahead = max(ahead, done + len(some))
             continue
-        wanted = chain(xs[: done + len(some)].tobytes())[done:]
-        assert y[:, 0].tolist() == (wanted[-1:] if last_only else wanted)
+        first = done + len(some) - 1 if last_only else done
         done += len(some)
+        wanted = chain(xs[:done].tobytes())[max(first, window - 1) :]
+        assert y[:, 0].tolist() == wanted
         some = xs[done : done + 3]
         # A last_only step is repeated unchanged, so it begins where no row was left without its y.
         last_only = len(some) > 0 and done >= ahead and bool(rng.random() < 0.2)
     caller.is_calm = True  # this also brings the server up to date if it crashed at the end
     caller.call(LAST, last_only=False)
     assert caller.server.rows() == xs.tobytes() + LAST.x
+    assert caller.ledger.missing_rows == max(0, window - len(xs) - 1)
     print(caller.seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,31 @@ def weight_normed() -> nn.LSTM:
 REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module | None]], str]] = {
     "GRU": (lambda: (nn.GRU(2, 3), None), "GRU needs an example of what its forward() takes"),
     "weight norm": (lambda: (weight_normed(), None), "remove weight norm"),
-    "LayerNorm": (lambda: (nn.LSTM(2, 3), nn.LayerNorm(3)), "head: LayerNorm is not served"),
+    "PReLU": (lambda: (nn.LSTM(2, 3), nn.PReLU()), "head: PReLU is not served"),
+    "a subclass": (lambda: (nn.LSTM(2, 3), nn.ReLU6()), "head: ReLU6 is not served"),
+    "LayerNorm of two axes": (
+        lambda: (nn.LSTM(2, 3), nn.LayerNorm((4, 3))),
+        "is not over the features alone",
+    ),
+    "LayerNorm of another width": (
+        lambda: (nn.LSTM(2, 3), nn.LayerNorm(4)),
+        "a LayerNorm reads 4 values, but 3 come to it",
+    ),
+    "BatchNorm of the batch": (
+        lambda: (nn.LSTM(2, 3), nn.BatchNorm1d(3, track_running_stats=False)),
+        "has no running statistics",
+    ),
+    "BatchNorm of another width": (
+        lambda: (nn.LSTM(2, 3), nn.BatchNorm1d(4)),
+        "a BatchNorm1d reads 4 values, but 3 come to it",
+    ),
+    "Softplus of another slope": (
+        lambda: (nn.LSTM(2, 3), nn.Softplus(2)),
+        "is not torch's default",
+    ),
+    "Hardtanh to 6": (lambda: (nn.LSTM(2, 3), nn.Hardtanh(0, 6)), "is not from -1 to 1"),
+    "infinite alpha": (lambda: (nn.LSTM(2, 3), nn.ELU(float("inf"))), "a finite number as alpha"),
+    "log softmax over time": (lambda: (nn.LSTM(2, 3), nn.LogSoftmax(1)), "LogSoftmax(dim=1)"),
     "softmax over time": (lambda: (nn.LSTM(2, 3), nn.Softmax(dim=1)), "Softmax(dim=1)"),
     "wrong width": (lambda: (nn.LSTM(2, 3), nn.Linear(4, 1)), "a Linear reads 4 values, but 3"),
     "65 layers": (lambda: (nn.LSTM(2, 3, 65), None), "num_layers is 65"),
@@ -108,6 +133,33 @@ def test_modules_that_are_not_served(
         export(lstm, head, name="net", models=tmp_path / "models")
     assert says in str(error.value)
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"residual": "some"}, "residual is 'some', must be \"all\" or"),
+        ({"residual": "all"}, "residual has 5 columns of x, must have one for each of the 3"),
+        ({"residual": [0, 1]}, "residual has 2 columns of x, must have one for each of the 3"),
+        ({"residual": [0, 1, 5]}, r"residual is \(0, 1, 5\), must be columns of x in \[0, 4\]"),
+        (
+            {"initial_state": (np.zeros((1, 8)), np.zeros(8))},
+            r"c0 has shape \[8\], must be \[1, 8\]",
+        ),
+        ({"initial_state": (np.full((1, 8), np.nan), np.zeros((1, 8)))}, r"initial\.h has NaN"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit_are_refused(
+    tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    """A residual needs a column for each output, and an initial state the LSTM's sizes."""
+    net = Net()
+    with pytest.raises(Refused, match=says):
+        export(net.lstm, net.fc, name="net", models=tmp_path / "models", **options)
+    assert not (tmp_path / "models").exists()
+    with pytest.raises(Refused, match="is exported as it is"):
+        export(net, name="net", example=torch.from_numpy(rows()), models=tmp_path, **options)
 
 
 def test_weights_that_diverged_are_refused(tmp_path: Path) -> None:

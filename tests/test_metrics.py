@@ -29,7 +29,7 @@ from lstmserve.server.observe.metrics import (
 
 LABELS = {
     *("model", "version", "method", "code", "reason", "state", "source", "op"),
-    *("fingerprint", "kind"),
+    *("fingerprint", "kind", "window"),
     *("grpc_type", "grpc_service", "grpc_method", "grpc_code", "le"),
 }
 NAMES = {
@@ -68,6 +68,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
         "abc",
         "network",
         1e-7,
+        window="30 (wait)",
         pending_steps=5,
         slots_used=1,
         sessions_clean=1,
@@ -108,7 +109,10 @@ def test_counts_come_out(registry: CollectorRegistry, metrics: Metrics) -> None:
     assert value(registry, "lstm_slots", state="used") == 1
     assert value(registry, "lstm_pool_bytes", state="touched") == 9
     assert registry.get_sample_value("lstm_pool_bytes_limit") == 1024
-    assert value(registry, "lstm_model_info", fingerprint="abc", kind="network") == 1
+    assert (
+        value(registry, "lstm_model_info", fingerprint="abc", kind="network", window="30 (wait)")
+        == 1
+    )
     assert value(registry, "lstm_model_difference") == 1e-7
 
 

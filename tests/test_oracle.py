@@ -15,7 +15,7 @@ from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.scheduling.queues import ReadyQueues
 from lstmserve.graph.forms import NEXT_SLOTS
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import Elu, LayerNorm, Linear, LstmSpec
 from modelmaking import random_input
 from ragged import LIMITS, Traffic, drive
 from traffic import Oracle, start_engine
@@ -23,10 +23,19 @@ from traffic import Oracle, start_engine
 SPECS = {
     "one layer": LstmSpec(3, 8, head=(Linear(2),)),
     "two layers, activations": LstmSpec(
-        4, 16, 2, head=("relu", Linear(7), "tanh", Linear(3), "softmax"), input_norm=True
+        *(4, 16, 2),
+        head=("relu", Linear(7), "tanh", Linear(3), "softmax"),
+        input_norm=True,
+        residual=(3, 0, 2),
     ),
     "three layers, no bias": LstmSpec(2, 12, 3, bias=False, head=(Linear(2, bias=False),)),
-    "projection": LstmSpec(5, 16, 2, proj_size=6, head=(Linear(4),), output_norm=True),
+    "projection": LstmSpec(
+        *(5, 16, 2),
+        proj_size=6,
+        head=(LayerNorm(), Linear(4), Elu()),
+        output_norm=True,
+        initial_state=True,
+    ),
     "embedding": LstmSpec(6, 10, num_embeddings=27, head=(Linear(27),)),
     "no head": LstmSpec(3, 33),
 }

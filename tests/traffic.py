@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 
 from lstmserve.config import Config
@@ -135,15 +136,22 @@ class Oracle:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(str(folder / "model.onnx"), options)
+        self._first = [np.zeros(each.shape, np.float32) for each in spec.states]
+        if spec.initial_state:
+            model = onnx.load(folder / "model.onnx")
+            found = {
+                each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer
+            }
+            self._first = [found["initial.h"], found["initial.c"]]
 
     def run(
         self, x: npt.NDArray[Any], h0: State | None = None, c0: State | None = None
     ) -> tuple[State, State, State]:
-        """x [T, I] or tokens [T] from h0 [L, state] and c0 [L, H], or from zeros -> y [T, O], hn
-        [L, state], cn [L, H]."""
+        """x [T, I] or tokens [T] from h0 [L, state] and c0 [L, H], or from those of a new session
+        -> y [T, O], hn [L, state], cn [L, H]."""
         spec = self._spec
-        h0 = np.zeros((spec.num_layers, spec.state_size), np.float32) if h0 is None else h0
-        c0 = np.zeros((spec.num_layers, spec.hidden_size), np.float32) if c0 is None else c0
+        h0 = self._first[0] if h0 is None else h0
+        c0 = self._first[1] if c0 is None else c0
         feed = {
             "tokens" if spec.num_embeddings else "x": x[np.newaxis],
             "lengths": np.array([len(x)], np.int32),

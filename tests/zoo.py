@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.graph import Weights
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import Elu, LayerNorm, Linear, LstmSpec
 from modelmaking import TINY, Floats, make_model, reference
 from serving import COMMAND, Serving
 
@@ -18,7 +18,17 @@ SPECS: Final = {
     "tiny": TINY,
     "letters": LstmSpec(input_size=4, hidden_size=6, num_embeddings=10, head=(Linear(3),)),
     "projected": LstmSpec(input_size=3, hidden_size=6, num_layers=2, proj_size=4),
-    "both": LstmSpec(input_size=3, hidden_size=4, bidirectional=True, head=(Linear(2),)),
+    "both": LstmSpec(
+        *(3, 4), bidirectional=True, head=(Linear(2),), residual=(0, 2), initial_state=True
+    ),
+    "learned": LstmSpec(
+        *(3, 5, 2),
+        head=(LayerNorm(), Linear(3), Elu()),
+        input_norm=True,
+        output_norm=True,
+        residual=(2, 0, 1),
+        initial_state=True,
+    ),
 }
 TOLERANCE: Final = 2e-5
 

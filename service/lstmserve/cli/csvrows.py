@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -78,13 +79,28 @@ def text(y: Any) -> str:
     Every number reads back as the same float32 or int64.
     """
     parts = y.values() if isinstance(y, Mapping) else (y,)
-    columns = [[",".join(map(str, row)) for row in each.reshape(len(each), -1)] for each in parts]
+    rows = [each.reshape(len(each), math.prod(each.shape[1:])) for each in parts]
+    columns = [[",".join(map(str, row)) for row in each] for each in rows]
     return "".join(",".join(cells) + "\n" for cells in zip(*columns, strict=True))
 
 
+def lines(model: ModelInfo, y: Any, length: int) -> str:
+    """The outputs of `length` rows, a line for each.
+
+    y has those of the last ones, [*, *shape] each, or is None. Empty fields stand for the others,
+    so that a program that writes a row may always read a line. A single field is written as "",
+    because an empty line has another meaning.
+    """
+    given = "" if y is None else text(y)
+    empty = "," * (_width(model.outputs) - 1) or '""'
+    return f"{empty}\n" * (length - given.count("\n")) + given
+
+
 def first_axis(y: Any) -> Any:
-    """The outputs of one row, [*shape] each, as those of T = 1."""
-    return {name: each[None] for name, each in y.items()} if isinstance(y, Mapping) else y[None]
+    """The outputs of one row, [*shape] each or None, as those of T = 1 or None."""
+    if isinstance(y, Mapping):
+        return {name: each[None] for name, each in y.items()}
+    return None if y is None else y[None]
 
 
 def _lines(fd: int, bytes_max: int) -> Iterator[list[bytes]]:

@@ -25,7 +25,8 @@ def models(endpoint: Endpoint) -> None:
 
     EXACT is "yes" if the bits of a result depend neither on what else the server computes at the
     same time nor on how a sequence is cut. Otherwise it is the largest difference that the server
-    measured at its start.
+    measured at its start. KIND also says how many rows a window has, and what stands for those
+    that a new session lacks.
     """
     header = (
         *("MODEL", "VERSION", "DEVICE", "KIND", "EXACT", "INPUTS", "OUTPUTS", "STATES"),
@@ -53,10 +54,10 @@ def models(endpoint: Endpoint) -> None:
 
 
 def _kind(model: ModelInfo) -> str:
-    """Of an nn.LSTM, whose states have layers and width, what they do not say."""
-    if model.lstm is None:
-        return model.kind
-    return "lstm" if model.is_streaming else "lstm (bidirectional)"
+    """The kind, and what the names and shapes of the tensors do not say."""
+    is_both = model.lstm is not None and model.lstm.bidirectional
+    kind = f"{model.kind} (bidirectional)" if is_both else model.kind
+    return f"{kind}, window {model.window} ({model.window_fill})" if model.window else kind
 
 
 def _tensors(tensors: Iterable[TensorSpec]) -> str:
@@ -80,16 +81,19 @@ def predict(
     """Run each FILE of CSV rows (- is stdin) as one whole sequence, from the initial state.
 
     Prints one row of y for each row, with an empty line between files. With --last-only it prints
-    one row for each file.
+    one row for each file. A row without a y, where the model waits for a whole window, prints empty
+    fields.
     """
     with options.connect(endpoint) as client:
         info = client.model(model.name, version=model.version)
         inputs = [_read(file, info) for file in files]
         ys = client.predict(info.name, inputs, version=info.version, return_sequences=not last_only)
         if last_only:
-            click.echo("".join(csvrows.text(csvrows.first_axis(y)) for y in ys), nl=False)
+            click.echo("".join(csvrows.lines(info, csvrows.first_axis(y), 1) for y in ys), nl=False)
         else:
-            click.echo("\n".join(csvrows.text(y) for y in ys), nl=False)
+            counts = map(csvrows.count, inputs)
+            texts = (csvrows.lines(info, y, n) for y, n in zip(ys, counts, strict=True))
+            click.echo("\n".join(texts), nl=False)
 
 
 def _read(file: Path, model: ModelInfo) -> csvrows.Steps:

@@ -57,7 +57,7 @@ def step(
     Without --session the session ends with the command. With it, the next call with the same ID
     continues where this one ended, or exits 1 if the server has lost the session. To notice that,
     the command remembers sessions in $XDG_STATE_HOME/lstmserve. Rows that arrive together go as
-    one step.
+    one step. A row without a y, where the model waits for a whole window, prints empty fields.
     """
     with options.connect(endpoint) as client:
         if session is None:
@@ -121,18 +121,18 @@ def _gone(kind: type[LstmServeError], reason: str, why: str) -> LstmServeError:
 def _stream(conversation: Session, last_only: bool) -> None:
     """Steps all rows of standard input. Raises BadRow once the rows before the bad one are done."""
     last = None
-    row_count = 0
+    row_count, model = 0, conversation.model_info
     try:
-        for x in csvrows.arriving(options.stdin(), conversation.model_info):
+        for x in csvrows.arriving(options.stdin(), model):
             last = conversation.step(x, return_sequences=not last_only)
             row_count += csvrows.count(x)
             if not last_only:
-                _print(csvrows.text(last))
+                _print(csvrows.lines(model, last, csvrows.count(x)))
     except csvrows.BadRow as error:
         raise csvrows.BadRow(f"{error}; {row_count} rows before it were stepped") from None
     finally:
-        if last_only and last is not None:
-            _print(csvrows.text(csvrows.first_axis(last)))
+        if last_only and row_count:
+            _print(csvrows.lines(model, csvrows.first_axis(last), 1))
 
 
 def _print(text: str) -> None:
@@ -189,7 +189,9 @@ def get(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # the argument's na
 def state(id: str, endpoint: Endpoint) -> None:  # noqa: A002  # as above
     """Print the states of session ID as CSV: the name, the row in it, its values.
 
-    For an nn.LSTM that is h or c, the layer, and its values. A bool is 0 or 1.
+    For an nn.LSTM that is h or c, the layer, and its values. For a model with a window it is
+    x.window, the row, the oldest first, and its values; then window.length, how many of the rows
+    the session has given. A bool is 0 or 1.
     """
     with options.connect(endpoint) as client:
         found = client.attach(id).state()

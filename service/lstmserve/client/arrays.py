@@ -23,7 +23,10 @@ FLOAT = np.dtype("<f4")
 Input: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 """x where a model has one input, and a dict by name where it has several."""
 Output: TypeAlias = Any
-"""y, an array, where a model has one output, and a dict of arrays by name where it has several."""
+"""y, an array, where a model has one output, and a dict of arrays by name where it has several.
+
+None for one time step whose window is not whole yet.
+"""
 
 
 class StepInput(NamedTuple):
@@ -155,8 +158,13 @@ def output_rows(model: ModelInfo, y: bytes, y_ints: Sequence[int]) -> Rows:
 
 def output(model: ModelInfo, rows: Rows, single: bool, last_only: bool) -> Output:
     """What the caller gets of rows [T]: y [T, *shape], or [*shape] for a single time step or the
-    last; a dict of them where there are several outputs."""
+    last; a dict of them where there are several outputs.
+
+    Without a row, the y of a single time step or of the last is None.
+    """
     is_one = single or last_only
+    if is_one and not len(rows):
+        return None
     if len(model.outputs) == 1:
         y = rows[0] if is_one else rows
         shape = model.outputs[0].shape

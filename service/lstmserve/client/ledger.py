@@ -13,7 +13,7 @@ from typing import Final, Self
 import numpy as np
 
 from lstmserve.client.arrays import StepInput
-from lstmserve.client.packing import NumberedStep, split
+from lstmserve.client.packing import NumberedStep, StepResult, split
 from lstmserve.client.records import ModelInfo
 from lstmserve.client.retries import is_transient
 from lstmserve.errors import LstmServeError
@@ -42,7 +42,7 @@ class Job:
         self.rows = rows
         self.last_only = last_only
         self.pieces = split(model, rows, last_only)
-        self.ys: list[Rows] = []  # of the pieces that were applied, each [length]
+        self.ys: list[Rows] = []  # of the pieces that were applied, each [length] or less
         self.unknown = 0  # attempts at the next piece that may have been applied
         self.taken = 0  # rows whose y a caller has
         self.claims = 0  # callers that are still to take y, which no other caller gets
@@ -78,12 +78,16 @@ class Job:
         return count if mine == theirs else 0
 
     def take(self, count: int) -> Rows:
-        """The outputs of the next rows [count], or [1] with last_only, once all were applied."""
+        """The outputs of the next rows [count], or [1] with last_only, once all were applied.
+
+        Only a session's first rows have none, so those that have are the last ones of the job.
+        """
         start, self.taken = self.taken, self.taken + count
         if self.last_only:
             return self.ys[-1]
         y = self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)
-        return y if len(y) == count else y[start : self.taken]
+        lacking = self.rows.length - len(y)
+        return y[max(0, start - lacking) : max(0, self.taken - lacking)]
 
 
 class PendingOutput:
@@ -119,7 +123,10 @@ class PendingOutput:
         return [job for job, _ in self.parts]
 
     def take(self, count: int) -> Rows:
-        """The outputs of its next rows [count], or [1] with last_only; the caller owns them."""
+        """The outputs of its next rows [count], or [1] with last_only; the caller owns them.
+
+        There are fewer where a window was not whole.
+        """
         ys = []
         while count:
             job, here = self.parts.pop(0)
@@ -144,6 +151,8 @@ class Ledger:
         self.model = model
         self.step_count = 0  # the last step that was ever answered
         self.durable_step = 0
+        # That the window lacks after that step; None: not known before the first answer.
+        self.missing_rows: int | None = None if model.waits else 0
         self.session = wire.Session()
         self._cursor = 0  # the last step that the server has, as far as is known
         self._log: deque[NumberedStep] = deque(maxlen=replay_steps_max)
@@ -163,6 +172,9 @@ class Ledger:
         self.session = session
         self.step_count = self._cursor = session.step
         self.durable_step = session.durable_step
+        if self.model.waits:
+            is_new = origin is not None and not origin.tensors
+            self.missing_rows = self.model.window if is_new else None
         self._origin = origin
         self._log.clear()
         self._jobs.clear()
@@ -218,18 +230,19 @@ class Ledger:
         job.unknown += 1
         return NumberedStep(self._cursor + 1, job.pieces[len(job.ys)], job.last_only)
 
-    def applied(self, step: NumberedStep, y: Rows, durable_step: int) -> None:
-        """The step was answered with the rows y [length], or [1] with last_only."""
+    def applied(self, step: NumberedStep, result: StepResult) -> None:
+        """The step was answered with that result."""
         self._cursor = step.number
+        self.missing_rows = result.missing_rows
         if step.number > self.step_count:
             self.step_count = step.number
             self._log.append(step)
             job = self._jobs[0]
             job.unknown = 0
-            job.ys.append(y)
+            job.ys.append(result.y)
             if len(job.ys) == len(job.pieces):
                 self._jobs.popleft()
-        self.durable_step = max(self.durable_step, durable_step)
+        self.durable_step = max(self.durable_step, result.durable_step)
 
     def failed(self, step: NumberedStep, error: LstmServeError) -> Recovery:
         """The step ended with `error`. May raise the numbers to those of the server."""

@@ -74,15 +74,21 @@ def _milliseconds(timeout_s: float) -> int:
 
 
 class StepResult(NamedTuple):
-    """The result of one applied step: the rows [length] of its outputs, or [1] with last_only."""
+    """The result of one applied step: the rows [length] of its outputs, or [1] with last_only.
+
+    Where the model waits for a whole window, there are no rows for the first time steps of a
+    session, and `missing_rows` says how many the window lacks after the step.
+    """
 
     y: Rows
     durable_step: int
+    missing_rows: int
 
 
 def step_result(model: ModelInfo, reply: wire.StepResponse) -> StepResult:
     """What a reply says."""
-    return StepResult(output_rows(model, reply.y, reply.y_ints), reply.durable_step)
+    y = output_rows(model, reply.y, reply.y_ints)
+    return StepResult(y, reply.durable_step, reply.missing_rows)
 
 
 class GroupMessage(NamedTuple, Generic[S]):
@@ -120,10 +126,11 @@ class GroupMessage(NamedTuple, Generic[S]):
         ends = np.cumsum(reply.lengths or [1] * len(self.sessions)).tolist()
         y = output_rows(self.sessions[0].model_info, reply.y, reply.y_ints)
         durable = reply.durable_steps or reply.steps
+        missing_rows = reply.missing_rows or [0] * len(self.sessions)
         return [
             from_status(failed[index])
             if index in failed
-            else StepResult(y[start:end], durable[index])
+            else StepResult(y[start:end], durable[index], missing_rows[index])
             for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
         ]
 
@@ -260,11 +267,11 @@ class PredictInput(NamedTuple):
                 with_state=with_state,
             )
 
-    def outputs(self, replies: Iterable[wire.PredictResponse], last_only: bool) -> list[Output]:
+    def outputs(self, replies: Sequence[wire.PredictResponse], last_only: bool) -> list[Output]:
         """What the caller gets of each sequence, as output() has it."""
         model = self.model
         flat = np.concatenate([output_rows(model, reply.y, reply.y_ints) for reply in replies])
-        ends = np.cumsum([1 if last_only else r.length for r in self.rows])
+        ends = np.cumsum([length for reply in replies for length in reply.lengths])
         parts = np.split(flat, ends[:-1])
         return [
             output(model, part, r.single, last_only)

@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from lstmserve.errors import Unimplemented
 from lstmserve.rows import RowFormat
-from lstmserve.spec import TensorSpec, tensor_messages_bytes
+from lstmserve.spec import INT_WIRE_BYTES, TensorSpec, tensor_messages_bytes
 from lstmserve.wire.v1 import lstm_pb2 as wire
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class ModelInfo:
     one session. If `is_streaming` is False, the model can only predict. If `is_exact`, the bits of
     a result do not depend on its batch or chunk on that server; else they differed by `difference`
     at most when it started. `lstm` is None unless `kind` is "lstm".
+
+    With a `window` of W rows, y is of the last W rows that the session has given; with 0 the state
+    runs on. `window_fill` says what stands for the rows that a new session lacks: "wait" (no y
+    until there are W), "zeros" or "grow" (the rows there are); "" without a window.
     """
 
     name: str
@@ -57,6 +61,8 @@ class ModelInfo:
     is_exact: bool
     difference: float
     lstm: LstmInfo | None
+    window: int = 0
+    window_fill: str = ""
     input_rows: RowFormat = field(init=False, repr=False, compare=False)
     output_rows: RowFormat = field(init=False, repr=False, compare=False)
 
@@ -65,9 +71,15 @@ class ModelInfo:
         object.__setattr__(self, "output_rows", RowFormat(self.outputs))
 
     @property
+    def waits(self) -> bool:
+        """Whether a row has no y until its session has given a whole window."""
+        return self.window_fill == "wait"
+
+    @property
     def output_bytes(self) -> int:
-        """The most bytes that a row of the outputs takes on the wire."""
-        return self.output_rows.wire_bytes
+        """The most bytes that a row of the outputs takes on the wire, or where a server keeps it:
+        beside it the server keeps what the window lacks."""
+        return self.output_rows.wire_bytes + self.waits * INT_WIRE_BYTES
 
     @property
     def state_bytes(self) -> int:
@@ -99,6 +111,8 @@ class ModelInfo:
             is_exact=spec.is_exact,
             difference=spec.difference,
             lstm=_lstm_info(spec.lstm) if spec.HasField("lstm") else None,
+            window=spec.window,
+            window_fill=spec.window_fill,
         )
 
 

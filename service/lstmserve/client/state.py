@@ -26,17 +26,27 @@ class State:
 
     `tensors` are all of the model's states by name, in the spec's order; a State unpacks to them:
     `h, c = state` for an nn.LSTM, with h [num_layers, proj_size or hidden_size] and c [num_layers,
-    hidden_size]. `step` is the number of steps that led to it; `fingerprint` is its model's ("":
-    not checked); `crc32c` is the server's checksum over tensors and step (0: not checked), so an
-    edited copy needs crc32c=0.
+    hidden_size]. With `is_window` they are the last rows of the input: NAME.window of each input
+    NAME, the oldest row first, and window.length, how many of them the session has given. Such a
+    State does not unpack. `step` is the number of steps that led to it; `fingerprint` is its
+    model's ("": not checked); `crc32c` is the server's checksum over tensors and step (0: not
+    checked), so an edited copy needs crc32c=0.
     """
 
     tensors: Mapping[str, Array]
     step: int = 0
     fingerprint: str = ""
     crc32c: int = 0
+    is_window: bool = False
 
     def __iter__(self) -> Iterator[Array]:
+        """The tensors. Raises TypeError for a window, which `h, c = state` would take for h and
+        c."""
+        if self.is_window:
+            raise TypeError(
+                "the state of a model with a window is the last rows of its input, not h and c: "
+                f"read them by name in .tensors, which has {', '.join(self.tensors)}"
+            )
         return iter(self.tensors.values())
 
     def write(self) -> wire.State:
@@ -56,6 +66,7 @@ class State:
             step=state.step,
             fingerprint=state.fingerprint,
             crc32c=state.crc32c,
+            is_window=model.window > 0,
         )
 
     def to_bytes(self) -> bytes:
@@ -84,7 +95,7 @@ class State:
         return (
             self.step == other.step
             and list(self.tensors) == list(other.tensors)
-            and all(map(np.array_equal, self, other))
+            and all(map(np.array_equal, self.tensors.values(), other.tensors.values()))
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays

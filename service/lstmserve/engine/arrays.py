@@ -1,4 +1,4 @@
-"""Types of the arrays that the engine's parts pass to each other, and arrays that are mostly empty.
+"""Types of the arrays that the engine's parts pass to each other, and functions of any arrays.
 
 It must not know what an array is for.
 """
@@ -24,6 +24,15 @@ Index = npt.NDArray[np.int64]
 """Rows of the session table, or indices into a message, [N]."""
 Digests = npt.NDArray[np.uint64]
 """[N]; 0 for a step without a number."""
+
+
+def run_sums(values: npt.NDArray[Any], lengths: npt.NDArray[np.integer[Any]]) -> Index:
+    """The sums of runs of values [sum(lengths)], which follow one another, [N]; 0 for an empty
+    run."""
+    sums = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
+    ends = np.cumsum(lengths, dtype=np.int64)
+    runs: Index = sums[ends] - sums[ends - lengths]
+    return runs
 
 
 def sparse_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

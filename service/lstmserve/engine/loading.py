@@ -105,7 +105,8 @@ def _find(config: Config, refusals: _Refusals) -> list[tuple[str, int]]:
 def _read(config: Config, name: str, version: int) -> ModelFiles:
     """Raises InvalidModelFolder, also where --store-format has no room for the model's states."""
     files = read_model(config.models, name, version)
-    if config.store_format == 1 and files.manifest.spec.kind != "lstm":
+    spec = files.manifest.spec
+    if config.store_format == 1 and (spec.kind != "lstm" or spec.window):
         raise InvalidModelFolder(
             f"{name}:{version}: --store-format 1 stores the states of an nn.LSTM alone: "
             "leave it out, or serve this model elsewhere"

@@ -102,9 +102,11 @@ class Model:
         """A client's states [N, *shape] as the pool takes them.
 
         Denormals of an nn.LSTM become zero. Any other network keeps every bit, because it may have
-        computed them itself: a mean that decays is denormal after some time.
+        computed them itself: a mean that decays is denormal after some time. So do the rows of a
+        window, which are the client's input.
         """
-        return states if self.spec.lstm is None else without_denormals(states)
+        keeps_bits = self.spec.lstm is None or self.spec.window
+        return states if keeps_bits else without_denormals(states)
 
     def take_apart(self, results: Output) -> tuple[Output, Index | None]:
         """The outputs [N, ...] in rows [N, ...] of `results`, and how many rows the window of each

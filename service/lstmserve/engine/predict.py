@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Floats, Input, Output
+from lstmserve.engine.arrays import Floats, Input, Output, run_sums
 from lstmserve.engine.batch_loop import BatchLoop
 from lstmserve.engine.compute.kernel import KernelError
 from lstmserve.engine.compute.pool import States
@@ -30,7 +30,10 @@ RETRY_S = 0.2
 @dataclass(slots=True)
 class Prediction:
     """The result for N sequences: y of all, one after another, `lengths` [N] rows each, and the
-    final states [N, *shape] by name."""
+    final states [N, *shape] by name.
+
+    A time step whose window lacks rows has no row of y, where the model waits for a whole one.
+    """
 
     y: Output
     lengths: npt.NDArray[np.int32]
@@ -144,9 +147,14 @@ class Predictor:
             request.cancel()
         assert request.y is not None
         assert request.plan is not None
+        y, missing = model.take_apart(request.y)
+        lengths = _reply_lengths(job)
+        if missing is not None:
+            is_given = missing == 0
+            y, lengths = y[is_given], run_sums(is_given, lengths).astype(np.int32)
         prediction = Prediction(
-            request.y,
-            _reply_lengths(job),
+            y,
+            lengths,
             queue_ns=rows.start_ns - job.arrival_ns,
             compute_ns=rows.compute_ns,
         )

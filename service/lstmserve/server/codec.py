@@ -25,6 +25,7 @@ from lstmserve.engine.errors import (
 )
 from lstmserve.rows import FLOATS, Rows
 from lstmserve.server.message_sizes import state_bytes
+from lstmserve.spec import KNOWN
 
 Request = TypeVar("Request", bound=Message)
 
@@ -99,7 +100,9 @@ def input_rows(model: Model, x: bytes, tokens: Sequence[int], length: int) -> Ro
     return form.join(floats, ints)
 
 
-def check_tokens(model: Model, ints: npt.NDArray[np.int64]) -> None:
+def check_tokens(
+    model: Model, ints: npt.NDArray[np.int64], field: str = "tokens", what: str = "a token"
+) -> None:
     """Raises BadTensor for an id outside an nn.LSTM's embedding.
 
     onnxruntime would read the last row for -1, and fail the whole batch for one too large.
@@ -108,7 +111,24 @@ def check_tokens(model: Model, ints: npt.NDArray[np.int64]) -> None:
         return
     count = model.spec.lstm.num_embeddings
     if ints.min() < 0 or ints.max() >= count:
-        raise BadTensor(f"a token is not in [0, {count})", field="tokens")
+        raise BadTensor(f"{what} is not in [0, {count})", field=field)
+
+
+def check_window(model: Model, name: str, values: npt.NDArray[Any], field: str) -> None:
+    """Raises BadTensor for values of a state that no session of a model with a window has.
+
+    The network would read them as rows: it would take unknown ones for known, or fail for a whole
+    batch at a token out of range. `field` is where the client put them.
+    """
+    if not model.spec.window:
+        return
+    if name == KNOWN:
+        most = model.spec.window - 1
+        if values.min() < 0 or values.max() > most:
+            text = f"{name} counts the rows that a session has given: it must be in [0, {most}]"
+            raise BadTensor(text, field=field)
+    elif values.dtype == np.int64:
+        check_tokens(model, values, field, f"a token of {name}")
 
 
 def check_length(length: int, length_max: int, field: str = "length") -> None:

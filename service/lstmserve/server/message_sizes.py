@@ -59,7 +59,7 @@ def predict_bytes(model: Model, job: PredictJob, height: int) -> int:
     """Bytes of a job's input and of its reply, whose y has `height` rows."""
     states = 2 - (job.initial is None) - (not job.with_state)
     own_bytes = states * job.lengths.size * state_bytes(model)
-    return job.x.nbytes + height * model.outputs.wire_bytes + own_bytes
+    return job.x.nbytes * model.spec.cells + height * model.outputs.wire_bytes + own_bytes
 
 
 def state_bytes(model: Model) -> int:

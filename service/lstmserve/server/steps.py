@@ -33,13 +33,14 @@ NO_INPUT: Input = np.zeros(0, np.float32)
 class AppliedStep(NamedTuple):
     """A step's outcome: its number, y, the session's last step in a store.
 
-    y are T rows of the model's outputs, or one.
-
-    `start_ns`, when its batch started, is on the engine's clock.
+    y are T rows of the model's outputs, or one. Where sessions wait for a whole window, y has none
+    of the time steps that lack rows, and `missing_rows` says how many the window lacks after the
+    step. `start_ns`, when its batch started, is on the engine's clock.
     """
 
     number: int
     y: Output
+    missing_rows: int
     durable_step: int
     start_ns: int
     compute_ns: int
@@ -140,19 +141,23 @@ class Steps:
         model = self._engine.model_of(steps[0].row)
         x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
         is_good, ahead = is_finite(x), dict[int, int]()
-        good = [step for step in steps if self._is_admitted(step, ahead, is_checked=is_good)]
+        cells = model.spec.cells
+        good = [each for each in steps if self._is_admitted(each, cells, ahead, is_checked=is_good)]
         if not good:
             return
         if len(good) < len(steps):
             x = np.concatenate([step.x for step in good])
         self._submit(model, good, x)
 
-    def _is_admitted(self, step: PendingStep, ahead: dict[int, int], *, is_checked: bool) -> bool:
+    def _is_admitted(
+        self, step: PendingStep, cells: int, ahead: dict[int, int], *, is_checked: bool
+    ) -> bool:
         """Whether it may be submitted: then it counts as pending. Else it has been answered, or
         is over.
 
-        `ahead` has the last number of each limited session's steps before it in the list;
-        `is_checked`: its input is known to be finite.
+        `cells` are the rows that the network reads for one time step; `ahead` has the last number
+        of each limited session's steps before it in the list; `is_checked`: its input is known to
+        be finite.
         """
         tenant, table = step.tenant, self._engine.table
         if step.is_over:  # the error of a step before it has ended their stream
@@ -168,7 +173,7 @@ class Steps:
                 tenant.check_step(number, applied, accepted, len(step.x), now_ns)
                 if number == accepted + 1:
                     ahead[step.row] = number
-            step.lease.grow(step.x.nbytes + step.reply_bytes)
+            step.lease.grow(step.x.nbytes * cells + step.reply_bytes)
         except ServeError as error:
             refuse(step, error)
             return False
@@ -240,13 +245,13 @@ class _Answers:
         if is_replayed:
             (step,) = steps
             start_ns = step.arrival_ns  # the request's is that of another step
+        model = self._model
         if waiting:
-            owner, model = self._owner, self._model
-            owner.count_applied(model, waiting, start_ns, is_replayed=is_replayed)
+            self._owner.count_applied(model, waiting, start_ns, is_replayed=is_replayed)
         for step, number, durable in zip(steps, rows.numbers, rows.durable_steps, strict=True):
             if not step.is_over:
-                y = request.output(step.place)
-                outcome = number, y, durable, start_ns, compute_ns, is_replayed, self._model
+                y, missing_rows = _given(model, request.output(step.place))
+                outcome = number, y, missing_rows, durable, start_ns, compute_ns, is_replayed, model
                 step.applied(AppliedStep(*outcome))
 
     def failed(self, request: Request, place: int, error: ServeError) -> None:
@@ -262,6 +267,13 @@ class _Answers:
         step.tenant.pending_steps -= 1
         step.lease.release()
         return step
+
+
+def _given(model: Model, results: Output) -> tuple[Output, int]:
+    """The outputs that a step gives, from the results [T, ...] of its time steps, and how many rows
+    the window lacks after it."""
+    y, missing = model.take_apart(results)
+    return (y, 0) if missing is None else (y[missing == 0], missing.item(-1))
 
 
 def refuse(step: PendingStep, error: Exception) -> None:

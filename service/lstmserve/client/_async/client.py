@@ -166,6 +166,9 @@ class AsyncClient:
     ) -> list[Output] | tuple[list[Output], dict[str, Array]]:
         """y of B whole sequences of any lengths, each as for Session.step; no state is kept.
 
+        Each is as T steps of a new session: a model that waits for a whole window gives no y for
+        the first rows.
+
         `initial` are the states [B, *shape] by name that they start from, by default the model's
         initial state. With `return_state` the result also has the final states, likewise by name.
         Raises ModelNotFound, Overloaded and others.

@@ -70,7 +70,7 @@ class AsyncStepDelivery:
             except LstmServeError as error:
                 await self._connection.pause(await self.recover(step, error, attempts))
             else:
-                ledger.applied(step, *step_result(ledger.model, reply))
+                ledger.applied(step, step_result(ledger.model, reply))
                 attempts.succeeded()
 
     async def recover(self, step: NumberedStep, error: LstmServeError, attempts: Attempts) -> float:

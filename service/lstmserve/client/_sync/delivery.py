@@ -70,7 +70,7 @@ class StepDelivery:
             except LstmServeError as error:
                 self._connection.pause(self.recover(step, error, attempts))
             else:
-                ledger.applied(step, *step_result(ledger.model, reply))
+                ledger.applied(step, step_result(ledger.model, reply))
                 attempts.succeeded()
 
     def recover(self, step: NumberedStep, error: LstmServeError, attempts: Attempts) -> float:

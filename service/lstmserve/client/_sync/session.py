@@ -80,6 +80,15 @@ class Session:
         """The last step that survives the server's crash; 0 without a store."""
         return self._delivery.ledger.durable_step
 
+    @property
+    def missing_rows(self) -> int | None:
+        """Rows that the window lacks after the last answered step: so many more until there is a y.
+
+        0 for a model that does not wait for a whole window. None before the first answer of a
+        session that was resumed, attached, forked or opened from a state.
+        """
+        return self._delivery.ledger.missing_rows
+
     def _is_of(self, connection: Connection) -> bool:
         """Whether its calls use this connection."""
         return self._connection is connection
@@ -97,6 +106,10 @@ class Session:
         `return_sequences` False y is that of the last time step, [O]. All T rows are applied or
         none, unless y is above 64 KiB or x above a message: then they travel as several steps.
         Raises ValueError for any other shape, and LstmServeError.
+
+        A model that waits for a whole window gives no y for the first W - 1 rows of a session: the
+        y of one row, or of the last, is None then, and y of T rows has the rows that there are, for
+        the last rows of x; `missing_rows` says how many the window lacks.
         """
         rows, timeout_s = step_input(self.model_info, x), checks.timeout(timeout_s)
         last_only = not return_sequences
@@ -110,7 +123,7 @@ class Session:
         window: int = WINDOW,
         timeout_s: float | None = None,
     ) -> Generator[Output]:
-        """y of each x, in order, each x as for step(); `xs` is read ahead of the replies.
+        """y of each x, in order, x and y as for step(); `xs` is read ahead of the replies.
 
         The xs read while a step is under way, at most `window`, are sent as the next step;
         `timeout_s` is for each step. Raises what step() raises, for the first step that fails, and
@@ -139,7 +152,8 @@ class Session:
     def state(self) -> State:
         """The state after the last answered step, to be looked at, kept or opened elsewhere.
 
-        `h, c = session.state()` for an nn.LSTM; `.tensors` has the states of any model by name.
+        `h, c = session.state()` for an nn.LSTM; `.tensors` has the states of any model by name, of
+        one with a window its last rows.
         """
         return self._delivery.state()
 

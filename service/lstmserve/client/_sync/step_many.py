@@ -144,7 +144,7 @@ class _StepManyCall:
                 results = _results(message, reply)
                 for session, step, result in zip(*message, results, strict=True):
                     if isinstance(result, StepResult):
-                        session._delivery.ledger.applied(step, *result)
+                        session._delivery.ledger.applied(step, result)
                         self._attempts[session].succeeded()
                     else:
                         wait_s = max(wait_s, self._recover(session, step, result))

@@ -140,6 +140,8 @@ def model_config(model: Model, settings: Config) -> pb.ModelConfig:
         "optional_outputs": " ".join(others),
         "fingerprint": model.fingerprint,
     }
+    if spec.window:
+        facts |= {"window": str(spec.window), "window_fill": str(spec.window_fill)}
     for name, value in facts.items():
         config.parameters[name].string_value = value
     return config

@@ -47,11 +47,12 @@ from lstmserve.server.kserve.tensors import (
     given_states,
     in_shape,
     joined,
+    state_in_shape,
     to_array,
 )
 from lstmserve.server.message_sizes import predict_bytes
 from lstmserve.server.observe.metrics import Metrics
-from lstmserve.spec import LENGTHS
+from lstmserve.spec import KNOWN, LENGTHS
 
 Lengths = npt.NDArray[np.int32]
 
@@ -94,6 +95,9 @@ async def _predicted(
     counters = metrics.model(model.name, model.version)
     counters.steps(responder.method, 1, total_ns, prediction.queue_ns)
     response = begin_response(request, model)
+    if model.spec.waits:
+        longest = int(prediction.lengths.max())
+        response.parameters[LENGTHS].string_param = ",".join(map(str, prediction.lengths.tolist()))
     rows = by_name(model, prediction.y)
     put_outputs(
         response,
@@ -126,10 +130,13 @@ def _job(
     for name, each in signature.inputs.items():
         arrays[name] = arrays[name][within].reshape(-1, each.size)
         check_values(model, each, arrays[name])
+    initial = _initial_states(model, inputs, count)
+    if model.spec.waits and any(each.part is Part.LAST for each in wanted.outputs):
+        _check_last(model, lengths, initial)
     job = PredictJob(
         x=joined(model, arrays),
         lengths=lengths,
-        initial=_initial_states(model, inputs, count),
+        initial=initial,
         last_only=wanted.last_only,
         with_state=wanted.with_state,
         arrival_ns=arrival_ns,
@@ -178,15 +185,29 @@ def _initial_states(model: Model, inputs: Inputs, count: int) -> States | None:
         return None
     states = {}
     for name, state in signature_of(model).states.items():
-        values = in_shape(name, given[name], state.batched(count))
+        values = state_in_shape(model, state, given[name], state.batched(count))
         states[state.tensor.name] = np.moveaxis(values, state.batch_axis, 0)
     return states
+
+
+def _check_last(model: Model, lengths: Lengths, initial: States | None) -> None:
+    """Raises BadTensor where the last time step of a sequence has no whole window, so that its
+    NAME_last would have no value."""
+    known = 0 if initial is None else initial[KNOWN]
+    lacking = np.flatnonzero(known + lengths < model.spec.window)
+    if lacking.size:
+        i = lacking[0]
+        raise BadTensor(
+            f"sequence {i} has {lengths[i]} rows, too few for a window of {model.spec.window}: it "
+            f"has no last output. Ask for {model.spec.outputs[0].name}, which may have no row",
+            field=signature_of(model).first.name,
+        )
 
 
 def _values(
     output: OutputTensor, rows: Mapping[str, Array], prediction: Prediction, longest: int
 ) -> Array:
-    """The values of one output: [B, T, *shape] with zeros past a sequence's end.
+    """The values of one output: [B, T, *shape] with zeros past the rows that a sequence gives.
 
     The last time step of an output is [B, *shape], a state has its shape behind an axis B. `rows`
     are [rows, ...].

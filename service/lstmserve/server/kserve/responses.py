@@ -31,6 +31,7 @@ from lstmserve.server.kserve.signature import OutputTensor, Part, WantedOutputs
 from lstmserve.server.kserve.tensors import Array, Axes
 from lstmserve.server.pending_bytes import Lease
 from lstmserve.server.steps import AppliedStep
+from lstmserve.spec import MISSING
 
 SHOWN_MAX: Final = 128
 
@@ -96,7 +97,8 @@ def step_response(
 ) -> pb.ModelInferResponse:
     """The response to a step that was just applied, while the session still has the state after it.
 
-    `axes` are those that its outputs have before the axes of a row.
+    `axes` are those that its outputs have before the axes of a row, if it gives a row for each of
+    its time steps. Without any row the outputs have an axis of 0.
     """
     model = engine.model_of(row)
     states = engine.sessions.state(row) if wanted.with_state else {}
@@ -105,9 +107,18 @@ def step_response(
     response.parameters["incarnation"].int64_param = engine.table.incarnation.item(row)
     if step.is_replayed:
         response.parameters["replayed"].bool_param = True
+    if model.spec.waits:
+        response.parameters[MISSING].int64_param = step.missing_rows
+        axes = _axes_of(step.y, axes)
     rows = by_name(model, step.y)
     put_outputs(response, [(each, _values(each, rows, states, axes)) for each in wanted.outputs])
     return response
+
+
+def _axes_of(y: Rows, axes: Axes) -> Axes:
+    """The axes of outputs that have the rows y alone."""
+    count = len(y)
+    return (*axes[:-1], count) if axes or count != 1 else ()
 
 
 def by_name(model: Model, y: Rows) -> Mapping[str, Array]:
@@ -119,12 +130,16 @@ def by_name(model: Model, y: Rows) -> Mapping[str, Array]:
 
 def _values(output: OutputTensor, rows: Mapping[str, Array], states: States, axes: Axes) -> Array:
     """The output's values of a step: `rows` [T, ...], or [1, ...] where only the last row is
-    wanted, and `states` [1, *shape] after it. A state has a batch axis where `axes` has one."""
+    wanted, and `states` [1, *shape] after it. A state has a batch axis where `axes` has one.
+
+    The last row of none has the shape [0, *shape].
+    """
     name, shape = output.tensor.name, output.tensor.shape
     if output.part is Part.ROWS:
         return rows[name].reshape((*axes, *shape))
     if output.part is Part.LAST:
-        return rows[name][-1:].reshape((*axes[:-1], *shape))
+        last = rows[name][-1:]
+        return last.reshape((*axes[:-1], *shape) if len(last) else (0, *shape))
     values = states[name]
     return np.moveaxis(values, 0, output.batch_axis) if len(axes) == 2 else values.reshape(shape)
 

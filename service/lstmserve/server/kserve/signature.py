@@ -1,8 +1,8 @@
 """Names a model's tensors as this dialect's clients see them, with their datatypes and batch axes.
 
-A model's inputs and outputs keep their names. NAME_last is the last time step of the output NAME. A
-state of a model of kind "network" is given as NAME and comes back as NAME.next; those of an nn.LSTM
-have torch's names and torch's shapes [layers, B, width]. This module must not know a request.
+A model's inputs and outputs keep their names. NAME_last is the last time step of the output NAME.
+The states of an nn.LSTM have torch's names and torch's shapes [layers, B, width]. Any other state
+is given as NAME and comes back as NAME.next. This module must not know a request.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Signature:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        is_lstm = spec.lstm is not None
+        is_torch = spec.lstm is not None and not spec.window
         inputs = [
             InputTensor(each.name, DATATYPES[each.dtype], each.shape, each.size)
             for each in spec.inputs
         ]
-        states = [_state(each, is_lstm=is_lstm) for each in spec.states]
+        states = [_state(each, is_torch=is_torch) for each in spec.states]
         self.first = inputs[0]
         self.inputs: Mapping[str, InputTensor] = {each.name: each for each in inputs}
         self.states: Mapping[str, StateTensor] = {each.given: each for each in states}
@@ -145,8 +145,8 @@ def _wanted(outputs: list[OutputTensor]) -> WantedOutputs:
     return WantedOutputs(tuple(outputs), last_only, Part.STATE in parts, last_bytes)
 
 
-def _state(tensor: TensorSpec, *, is_lstm: bool) -> StateTensor:
-    if is_lstm:
+def _state(tensor: TensorSpec, *, is_torch: bool) -> StateTensor:
+    if is_torch:
         given, wanted = TORCH_STATES[tensor.name]
         return StateTensor(given, wanted, tensor, DATATYPES[tensor.dtype], 1)
     return StateTensor(tensor.name, tensor.name + NEXT, tensor, DATATYPES[tensor.dtype], 0)

@@ -19,8 +19,20 @@ from lstmserve.engine.errors import BadTensor, Malformed, NotImplementedYet
 from lstmserve.engine.session.opening import ImportedState
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.rows import Rows
-from lstmserve.server.codec import check_finite, check_length, check_reply, check_tokens
-from lstmserve.server.kserve.signature import SHOWN_MAX, InputTensor, listed, signature_of
+from lstmserve.server.codec import (
+    check_finite,
+    check_length,
+    check_reply,
+    check_tokens,
+    check_window,
+)
+from lstmserve.server.kserve.signature import (
+    SHOWN_MAX,
+    InputTensor,
+    StateTensor,
+    listed,
+    signature_of,
+)
 from lstmserve.spec import RANK_MAX
 
 AXES_MAX: Final = RANK_MAX + 2  # those of batch and time come before a tensor's own
@@ -156,6 +168,14 @@ def to_array(tensor: SentTensor, *datatypes: str) -> Array:
     return values.astype(np.bool_) if datatype == "BOOL" else values
 
 
+def state_in_shape(model: Model, state: StateTensor, values: Array, *shapes: Axes) -> Array:
+    """A state's values, which its model can have, in one of these shapes. Raises BadTensor,
+    NonFinite."""
+    values = in_shape(state.given, values, *shapes)
+    check_window(model, state.tensor.name, values, state.given)
+    return values
+
+
 def in_shape(name: str, values: Array, *shapes: Axes) -> Array:
     """The values, all finite, in one of these shapes. Raises BadTensor, NonFinite."""
     if values.shape not in shapes:
@@ -267,6 +287,6 @@ def start_state(model: Model, inputs: Inputs) -> ImportedState | None:
     tensors = {}
     for name, state in signature_of(model).states.items():
         shape = state.tensor.shape
-        values = in_shape(name, given[name], shape, state.batched(1))
+        values = state_in_shape(model, state, given[name], shape, state.batched(1))
         tensors[state.tensor.name] = values.reshape(shape)
     return ImportedState(tensors, 0)

@@ -17,7 +17,7 @@ from lstmserve.server.codec import (
 from lstmserve.server.message_sizes import predict_bytes
 from lstmserve.server.native.tensors import (
     Arrays,
-    check_finite_tensors,
+    check_states,
     put_outputs,
     read_tensors,
     tensors,
@@ -114,7 +114,7 @@ def _initial(model: Model, request: pb.PredictRequest, count: int) -> Arrays | N
     if not request.initial:
         return None
     values = read_tensors(model.spec.states, request.initial, "initial", (count,))
-    check_finite_tensors(values, "initial")
+    check_states(model, values, "initial")
     return values
 
 

@@ -102,6 +102,8 @@ def _spec(model: Model) -> pb.ModelSpec:
         inputs=map(_tensor, spec.inputs),
         outputs=map(_tensor, spec.outputs),
         states=map(_tensor, spec.states),
+        window=spec.window,
+        window_fill=spec.window_fill or "",
         is_streaming=spec.is_streaming,
         is_exact=model.is_exact,
         difference=model.difference,

@@ -23,8 +23,8 @@ from lstmserve.engine.session.opening import IfExists, ImportedState, OpenReques
 from lstmserve.server.access.tenants import Tenant
 from lstmserve.server.native.tensors import (
     Arrays,
-    check_finite_tensors,
     check_known,
+    check_states,
     checksum,
     read_tensors,
     tensor,
@@ -222,7 +222,7 @@ def _state(state: pb.State, model: Model) -> ImportedState:
     values = read_tensors(model.spec.states, state.tensors, "state.tensors")
     if state.crc32c and state.crc32c != checksum(values.values(), state.step):
         raise StateCorrupt("the state's crc32c does not match: it was damaged on the way")
-    check_finite_tensors(values, "state.tensors")
+    check_states(model, values, "state.tensors")
     return ImportedState(values, state.step)
 
 

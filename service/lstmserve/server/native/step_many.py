@@ -8,12 +8,13 @@ must not know how steps are ordered, batched or stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.engine import Engine, Model
-from lstmserve.engine.arrays import Index, Input
+from lstmserve.engine.arrays import Index, Input, run_sums
 from lstmserve.engine.errors import BadTensor, Malformed, MixedModels, ServeError
 from lstmserve.engine.scheduling.work import Applied, Request
 from lstmserve.rows import Rows
@@ -36,6 +37,8 @@ from lstmserve.server.pending_bytes import Lease, PendingBytes
 from lstmserve.server.status import code, status_key, to_status
 from lstmserve.server.transport import StreamCall
 from lstmserve.wire.v1 import lstm_pb2 as pb
+
+Lengths = npt.NDArray[np.integer[Any]]
 
 METHOD = "StepMany"
 NOTHING = pb.StepManyRequest()  # in place of one that is not needed any more
@@ -287,7 +290,7 @@ class StepManyMessage:
             rows = np.asarray(request.rows)
             tenant.check_many(request, table.step[rows], table.accepted(rows))
         y_bytes = request.height * model.outputs.wire_bytes
-        self.lease.grow(request.x.nbytes + y_bytes)
+        self.lease.grow(request.x.nbytes * model.spec.cells + y_bytes)
         self.lease.hold()
         self._request = request  # before it is accepted: one of repeats alone is over at once
         tenant.pending_steps += len(request)
@@ -360,10 +363,12 @@ class StepManyMessage:
         response.durable_steps.extend(self._spread(self._durable_steps if has_store else []))
         if self._errors:
             self._render_errors(response)
-        if not (self._last_only or self._are_single):
-            response.lengths.extend(self._lengths.tolist())
+        lengths: Lengths = self.sessions.ones if self._last_only else self._lengths
         if self._model is not None:
-            put_outputs(response, self._model.outputs, self._outputs(self._model))
+            lengths = self._render_outputs(response, self._model, lengths)
+        if (lengths != 1).any():
+            response.lengths.extend(lengths.tolist())
+        if self._model is not None:
             response.queue_ns, response.compute_ns = self._queue_ns, self._compute_ns
             if self._replayed:
                 response.replayed.extend(sorted(self._replayed))
@@ -395,11 +400,26 @@ class StepManyMessage:
         for _, alike in found.values():
             self._count_failed(len(alike), alike[0])
 
-    def _outputs(self, model: Model) -> Rows:
-        """The outputs of all sessions, with NaN and 0 where nothing was applied."""
+    def _render_outputs(
+        self, response: pb.StepManyResponse, model: Model, lengths: Lengths
+    ) -> Lengths:
+        """Sets y, and what the windows lack. Returns the rows of y of each session, [N]; `lengths`
+        [N] are those of the results."""
+        y, missing = model.take_apart(self._results(model, lengths))
+        if missing is not None and missing.any():
+            is_given = missing == 0
+            ends = np.cumsum(lengths)
+            lasts = np.where(lengths > 0, missing[ends - 1], 0)
+            if lasts.any():
+                response.missing_rows.extend(lasts.tolist())
+            y, lengths = y[is_given], run_sums(is_given, lengths)
+        put_outputs(response, model.outputs, y)
+        return lengths
+
+    def _results(self, model: Model, lengths: Lengths) -> Rows:
+        """The results of all sessions, with NaN and 0 where nothing was applied."""
         if self._request is None or self._request.y is None:
-            height = self._lengths.size if self._last_only else int(self._lengths.sum())
-            return model.outputs.unknown(height)
+            return model.results.unknown(int(lengths.sum()))
         return self._request.y
 
     def _count_applied(self, model: Model) -> None:

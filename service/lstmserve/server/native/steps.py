@@ -312,6 +312,8 @@ def step_response(message: NativeStep, step: AppliedStep) -> pb.StepResponse:
         response.tag = message.tag
     if step.durable_step > 0:
         response.durable_step = step.durable_step
+    if step.missing_rows:
+        response.missing_rows = step.missing_rows
     if step.is_replayed:
         response.replayed = True
     return response

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
 
+from lstmserve.engine import Model
 from lstmserve.engine.errors import BadTensor, Malformed, NonFinite
 from lstmserve.rows import RowFormat, Rows
-from lstmserve.server.codec import FLOAT, is_finite
+from lstmserve.server.codec import FLOAT, check_window, is_finite
 from lstmserve.spec import RANK_MAX, TensorSpec
 from lstmserve.wire.v1 import lstm_pb2 as pb
 
@@ -81,11 +82,13 @@ def read_tensors(
     return {spec.name: _read(given[spec.name], spec, field, lead) for spec in specs}
 
 
-def check_finite_tensors(values: Arrays, field: str) -> None:
-    """Raises NonFinite, which names the tensor, if a float is NaN or infinite."""
-    for name, each in values.items():
+def check_states(model: Model, states: Arrays, field: str) -> None:
+    """Checks a client's states [*, *shape] of all names. Raises NonFinite and BadTensor, which name
+    the state."""
+    for name, each in states.items():
         if not is_finite(each):
             raise NonFinite(f"{field} has NaN or infinite values in {name}", field=field)
+        check_window(model, name, each, field)
 
 
 def check_known(message: Message, field: str) -> None:

@@ -51,6 +51,7 @@ class Gauges:
     fingerprint: str = ""
     kind: str = "lstm"
     difference: float = 0.0
+    window: str = ""  # its rows, and what stands for those that a new session lacks
     pending_steps: int = 0
     slots_used: int = 0
     slots_spare: int = 0
@@ -85,6 +86,7 @@ def _gauges(engine: Engine, model: Model) -> Gauges:
         model.fingerprint,
         model.spec.kind,
         model.difference,
+        window=f"{model.spec.window} ({model.spec.window_fill})" if model.spec.window else "",
         pending_steps=model.scheduler.pending_steps,
         slots_used=model.sessions,
         slots_spare=spare_slots(engine.config),
@@ -316,7 +318,8 @@ def _store(metrics: Metrics) -> Iterator[Metric]:
 def _infos(metrics: Metrics, now: Mapping[Labels, Gauges]) -> Iterator[Metric]:
     model = InfoMetricFamily("lstm_model", "The weights a version has.", labels=MODEL)
     for key, each in now.items():
-        model.add_metric(key, {"fingerprint": each.fingerprint, "kind": each.kind})
+        value = {"fingerprint": each.fingerprint, "kind": each.kind, "window": each.window}
+        model.add_metric(key, value)
     yield model
     yield _gauge(
         "lstm_model_difference",

@@ -112,7 +112,7 @@ function showModels(now, recent) {
     const slotted = places ? [track, `${short(used)} of ${short(places)}`] : ["keeps no state"];
     return node("tr", {},
       node("td", {}, `${labels.model}:${labels.version}`),
-      node("td", { class: "wide" }, labels.kind),
+      node("td", { class: "wide" }, labels.kind + (labels.window ? `, window ${labels.window}` : "")),
       node("td", { class: "wide" }, difference ? `to ${difference.toPrecision(1)}` : "yes"),
       node("td", { class: "wide" }, node("code", {}, labels.fingerprint.slice(0, 10))),
       node("td", { class: "n" }, short(now === recent ? NaN : rate(recent, now, "lstm_rows_total", where))),
