@@ -123,7 +123,8 @@ class Side:
                 f"scaler itself with {self.flag('scaler')}, or data_min_ and data_range_ in their "
                 "place"
             )
-        return _checked(norm, self.flag("scale"))
+        hint = "; if these are a MinMaxScaler's min_ and scale_, give the scaler itself"
+        return _checked(norm, self.flag("scale"), hint)
 
     def _of_scaler(self, scaler: Any) -> Norm | None:
         """None for a scaler that changes nothing. Raises Refused."""
@@ -178,7 +179,7 @@ def with_scalers(network: Network, scalers: Scalers) -> Network:
     return replace(network, input_norm=x, output_norm=y, notes=notes)
 
 
-def _checked(norm: Norm, label: str) -> Norm:
+def _checked(norm: Norm, label: str, hint: str = "") -> Norm:
     """Raises Refused for what float32 cannot divide by, or hold."""
     with np.errstate(all="ignore"):
         mean, scale = norm.mean.astype(np.float32), norm.scale.astype(np.float32)
@@ -190,7 +191,7 @@ def _checked(norm: Norm, label: str) -> Norm:
     if not np.isfinite([mean, scale]).all():
         raise Refused(f"{label} has a mean or a scale that float32 does not hold")
     if loss := _loss(norm, LOSS_MAX):
-        raise Refused(f"{label}: {loss}")
+        raise Refused(f"{label}: {loss}{hint}")
     return norm
 
 
