@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import nn
 
+from lstmserve.spec import WindowFill
 from lstmserve_export.lstm.export import export_network, make_pairs
 from lstmserve_export.lstm.network import (
     Network,
@@ -45,6 +46,8 @@ def export(
     states: Sequence[str] = (),
     output_names: Sequence[str] = (),
     axes: str = "",
+    window: int = 0,
+    window_fill: WindowFill | None = None,
     embedding: nn.Embedding | None = None,
     input_mean: npt.ArrayLike | None = None,
     input_scale: npt.ArrayLike | None = None,
@@ -63,6 +66,10 @@ def export(
     arguments, or a dict of them by name. Its values should be like those in production, since the
     export also checks the model on them. `states`, `output_names` and `axes` are as the flags.
 
+    With a `window` of W rows, each answer is that of the last W rows, from the initial state.
+    `window_fill` says what stands for the rows that a new session lacks: "wait" (the default) gives
+    no answer, "zeros" takes raw zeros, and "grow" takes the rows there are (head(lstm(x)) alone).
+
     Without `example`, `module` is an nn.LSTM or nn.LSTMCell, y = head(lstm(x)), and the arguments
     from `embedding` on are as the flags. `residual` has columns of x or is "all"; `initial_state`
     is h0 and c0, [num_layers, width] each; `golden` has arrays by name or is the path of an .npz.
@@ -78,10 +85,21 @@ def export(
     parts = _Parts(head, embedding, residual, initial_state, golden)
     if example is not None:
         parts.check_none()
-        return _export_module(module, example, target, states, output_names, axes, scalers)
+        _check_is_module(module)
+        return export_module(
+            module,
+            example,
+            target,
+            states=_names(states),
+            output_names=_names(output_names),
+            axes=Axes.of(axes),
+            scalers=scalers,
+            window=window,
+            window_fill=window_fill,
+        )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, parts, target, scalers)
+    return _export_lstm(module, parts, target, scalers, window, window_fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +119,6 @@ class _Parts:
             raise Refused(ALONE)
 
 
-def _export_module(
-    module: nn.Module,
-    example: Any,
-    target: Target,
-    states: Sequence[str],
-    output_names: Sequence[str],
-    axes: str,
-    scalers: Scalers,
-) -> Exported:
-    _check_is_module(module)
-    return export_module(
-        module,
-        example,
-        target,
-        states=_names(states),
-        output_names=_names(output_names),
-        axes=Axes.of(axes),
-        scalers=scalers,
-    )
-
-
 def _names(names: Sequence[str]) -> Sequence[str]:
     """The names; a lone string is one name."""
     return (names,) if isinstance(names, str) else names
@@ -132,7 +129,14 @@ def _check_is_module(module: nn.Module) -> None:
         raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
 
 
-def _export_lstm(module: nn.Module, parts: _Parts, target: Target, scalers: Scalers) -> Exported:
+def _export_lstm(
+    module: nn.Module,
+    parts: _Parts,
+    target: Target,
+    scalers: Scalers,
+    window: int,
+    window_fill: WindowFill | None,
+) -> Exported:
     _check_is_module(module)
     if not isinstance(module, LSTMS):
         raise Refused(
@@ -147,4 +151,5 @@ def _export_lstm(module: nn.Module, parts: _Parts, target: Target, scalers: Scal
         residual=take_residual(parts.residual, lstm),
         initial_state=take_state(parts.initial_state, lstm),
     )
-    return export_network(with_scalers(network, scalers), target, make_pairs(parts.golden))
+    pairs, network = make_pairs(parts.golden), with_scalers(network, scalers)
+    return export_network(network, target, pairs, window=window, window_fill=window_fill)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from lstmserve.extras import hint
+from lstmserve.spec import WINDOW_FILLS, WINDOW_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
@@ -171,6 +172,17 @@ def _state(
     help="Axes of the inputs, if the export cannot tell: B batch, T time, F and C features.",
 )
 @_flag(
+    "--window",
+    type=click.IntRange(2, WINDOW_MAX),
+    metavar="W",
+    help="Answer from the last W rows alone, as a network that was trained on windows of W rows.",
+)
+@_flag(
+    "--window-fill",
+    type=click.Choice(WINDOW_FILLS),
+    help="For the rows that a new session lacks: wait (no answer; default), zeros, or grow.",
+)
+@_flag(
     "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."
 )
 @_flag(
@@ -265,9 +277,12 @@ def export_command(**flags: Any) -> None:
 
 def _check_way(flags: dict[str, Any]) -> None:
     """Raises UsageError for a flag of the way that is not taken."""
+    if flags["window_fill"] is not None and flags["window"] is None:
+        raise click.UsageError("--window-fill needs --window W")
     is_module = flags["module"] is not None
     for name in OF_TENSORS if is_module else OF_MODULES:
-        if flags[name] not in (None, "", (), "none"):
+        # The default of a choice is none, and a head may be none as well.
+        if flags[name] not in (None, "", ()) and (flags[name] != "none" or name == "head"):
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(
                 f"{flag} has no meaning with --module, which exports forward() as it is: make it a "

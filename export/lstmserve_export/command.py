@@ -89,7 +89,15 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             "scalers": scalers,
         }
         example = _example(module, flags, options, say)
-        return export_module(module, example, target, **options, progress=progress)
+        return export_module(
+            module,
+            example,
+            target,
+            **options,
+            window=flags["window"] or 0,
+            window_fill=flags["window_fill"],
+            progress=progress,
+        )
 
 
 def _example(
@@ -139,7 +147,14 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
         residual=take_residual(flags["residual"], network.lstm),
         initial_state=take_state(state, network.lstm) or network.initial_state,
     )
-    return export_network(with_scalers(network, scalers), target, pairs, progress)
+    return export_network(
+        with_scalers(network, scalers),
+        target,
+        pairs,
+        progress,
+        window=flags["window"] or 0,
+        window_fill=flags["window_fill"],
+    )
 
 
 def _scalers(flags: dict[str, Any]) -> Scalers:
