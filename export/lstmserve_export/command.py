@@ -87,17 +87,11 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             "output_names": flags["output_names"],
             "axes": Axes.of(flags["axes"] or ""),
             "scalers": scalers,
+            "window": flags["window"] or 0,
+            "window_fill": flags["window_fill"] or ("wait" if flags["window"] else None),
         }
         example = _example(module, flags, options, say)
-        return export_module(
-            module,
-            example,
-            target,
-            **options,
-            window=flags["window"] or 0,
-            window_fill=flags["window_fill"],
-            progress=progress,
-        )
+        return export_module(module, example, target, **options, progress=progress)
 
 
 def _example(
