@@ -264,7 +264,7 @@ class _Answers:
     @classmethod
     def of(cls, reference: Reference, signature: Signature) -> _Answers:
         """Raises Refused."""
-        case, torch_error = random_case(reference, signature)
+        case, torch_error = random_case(reference)
         cases = {"random": case, "example": reference.example_case()}
         notes = list(signature.notes)
         if not reference.has_double:
