@@ -21,7 +21,7 @@ from torch import nn
 
 from lstmserve_export import Refused, export
 from lstmserve_export.module import export as module_export
-from lstmserve_export.module.graph import lower, trace
+from lstmserve_export.module.graph import nodes, trace
 from lstmserve_export.module.proof.proof import Stream
 from lstmserve_export.module.signature import probe, signature
 from modules import refusal
@@ -70,14 +70,14 @@ def patched(owner: Any, name: str, change: Callable[..., Any]) -> Plant:
 
 def wrong_gates(kind: str, order: Sequence[int]) -> Plant:
     """The gates of a kind in another order."""
-    return lambda patch: patch.setitem(lower.GATES, kind, tuple(order))
+    return lambda patch: patch.setitem(nodes.GATES, kind, tuple(order))
 
 
 def node(op: str, change: Callable[[Any], None]) -> Plant:
     """Changes each node of a kind as it is made."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        original = lower.helper.make_node
+        original = nodes.helper.make_node
 
         def make(kind: str, inputs: Sequence[str], outputs: Sequence[str], **more: Any) -> Any:
             found = original(kind, inputs, outputs, **more)
@@ -85,7 +85,7 @@ def node(op: str, change: Callable[[Any], None]) -> Plant:
                 change(found)
             return found
 
-        patch.setattr(lower.helper, "make_node", make)
+        patch.setattr(nodes.helper, "make_node", make)
 
     return plant
 
@@ -113,8 +113,8 @@ def reset_first(found: Any) -> None:
 def transposed(original: Any) -> Any:
     """Each gate's block of the recurrent weights is transposed."""
 
-    def parameter(self: Any, kind: str, index: int) -> Any:
-        found = original(self, kind, index)
+    def parameter(self: Any, kind: str, place: Any) -> Any:
+        found = original(self, kind, place)
         if kind != "weight_hh":
             return found
         return np.concatenate([part.T for part in np.split(found, len(found) // HIDDEN)])
@@ -125,8 +125,8 @@ def transposed(original: Any) -> Any:
 def stale(original: Any) -> Any:
     """The state after a step is that before it."""
 
-    def placeholder(self: Any, call: Any, layer: Any, rows: Any, before: Any) -> Any:
-        y, after = original(self, call, layer, rows, before)
+    def placeholder(kind: str, number: int, layer: Any, rows: Any, before: Any) -> Any:
+        y, after = original(kind, number, layer, rows, before)
         return y, tuple(
             part.expand_as(new) + 0 * new for part, new in zip(before, after, strict=True)
         )
@@ -195,14 +195,14 @@ FAULTS: dict[str, Plant] = {
     "gates of the LSTM": wrong_gates("lstm", (0, 1, 2, 3)),
     "gates of the GRU": wrong_gates("gru", (0, 1, 2)),
     "reset before the product": node("GRU", reset_first),
-    "no bias": patched(lower._Call, "_matrices", biasless),
+    "no bias": patched(nodes.LayerWeights, "matrices", biasless),
     "h and c exchanged before": node("LSTM", lambda found: swap(found.input, 5, 6)),
     "h and c exchanged after": node("LSTM", lambda found: swap(found.output, 1, 2)),
     "W and R exchanged": node("LSTM", lambda found: swap(found.input, 1, 2)),
     "layers exchanged": node("Split", lambda found: swap(found.output, 0, 1)),
     "layers exchanged after": node("Concat", lambda found: swap(found.input, 0, 1)),
-    "recurrent weights transposed": patched(lower._Call, "_parameter", transposed),
-    "stale state": patched(trace._Run, "_placeholder", stale),
+    "recurrent weights transposed": patched(nodes.LayerWeights, "parameter", transposed),
+    "stale state": patched(trace, "placeholder", stale),
     "forgotten memory": patched(probe._Probe, "_memories", forgotten),
     "another start": patched(probe._Probe, "_memory", another_start),
     "start of zeros": lambda patch: patch.setattr(

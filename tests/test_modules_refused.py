@@ -137,7 +137,7 @@ ALONG_TIME: dict[str, tuple[Forward, Layers, Sequence[str]]] = {
     "causal attention": (
         attends_back,
         lambda: {"attention": nn.MultiheadAttention(HIDDEN, HEADS, batch_first=True)},
-        ["attention (MultiheadAttention) reads earlier rows", "in the client"],
+        ["attention (MultiheadAttention) reads earlier rows", "(--window W)"],
     ),
     "attention by hand": (
         attends_by_hand,
@@ -212,7 +212,7 @@ ALONG_TIME: dict[str, tuple[Forward, Layers, Sequence[str]]] = {
     "flattened window": (
         flattens,
         lambda: {"wide": nn.Linear(LENGTH * HIDDEN, OUTPUTS)},
-        ["takes 8 time steps and no other number", "wide (Linear)", "in the client"],
+        ["takes 8 time steps and no other number", "wide (Linear)", "(--window 8)"],
     ),
     "reversed": (
         lambda self, x: self.fc(self.lstm(x.flip(1))[0]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
+from typing import Final
 
 from rich.console import Console
 
@@ -17,13 +19,20 @@ from lstmserve.spec import (
     LeakyRelu,
     Linear,
     LstmSpec,
+    ModelSpec,
     TensorSpec,
+    WindowFill,
     layer_name,
 )
 from lstmserve_export.refusal import printable
 from lstmserve_export.target import Exported
 
 Rows = list[tuple[str, str]]
+FILLS: Final[Mapping[WindowFill, str]] = {
+    "wait": "it gets no answer (wait)",
+    "zeros": "rows of zeros stand for those it lacks (zeros)",
+    "grow": "the window has the rows there are (grow)",
+}
 
 
 def show(
@@ -64,11 +73,12 @@ def _next(exported: Exported) -> Rows:
 
 def _lstm_rows(manifest: Manifest) -> Rows:
     return [
-        ("LSTM", describe_lstm(manifest.lstm)),
+        ("LSTM", describe_lstm(manifest.lstm, manifest.spec.window)),
         ("head", describe_head(manifest.lstm)),
+        *_window_rows(manifest.spec),
         *_parity_rows(manifest),
         *(("note", note) for note in manifest.notes),
-        ("computes", formula(manifest.lstm)),
+        ("computes", formula(manifest.lstm, manifest.spec.window)),
     ]
 
 
@@ -78,9 +88,19 @@ def _network_rows(manifest: Manifest) -> Rows:
     return [
         *([("layers", describe_layers(manifest))] if manifest.taps else []),
         *((label, ", ".join(map(describe_tensor, tensors))) for label, tensors in groups),
+        *_window_rows(spec),
         *_parity_rows(manifest),
         ("", describe_bits(manifest)),
         *(("note", note) for note in manifest.notes),
+    ]
+
+
+def _window_rows(spec: ModelSpec) -> Rows:
+    """What a step is answered from, of a model with a window."""
+    if spec.window_fill is None:
+        return []
+    return [
+        ("window", f"{spec.window} rows; until a session has given them {FILLS[spec.window_fill]}")
     ]
 
 
@@ -124,13 +144,15 @@ def describe_bits(manifest: Manifest) -> str:
     return f"not exact: batch and chunk change a result, in these checks by at most {far:.1e}"
 
 
-def describe_lstm(spec: LstmSpec) -> str:
+def describe_lstm(spec: LstmSpec, window: int = 0) -> str:
     """The sizes of the LSTM in words."""
     source = f"{spec.num_embeddings} tokens -> " if spec.num_embeddings else ""
     parts = [f"{source}{spec.input_size} -> {spec.hidden_size}", f"{spec.num_layers} layer(s)"]
     parts += [f"projected to {spec.proj_size}"] if spec.proj_size else []
     parts += [] if spec.bias else ["no bias"]
-    parts += ["bidirectional: whole sequences only (Predict)"] if spec.bidirectional else []
+    if spec.bidirectional:
+        whole = ": whole sequences only (Predict)"
+        parts.append(f"bidirectional{'' if window else whole}")
     return ", ".join(parts)
 
 
@@ -165,7 +187,7 @@ def _residual(spec: LstmSpec, x: str) -> str:
     return x if columns == tuple(range(spec.input_size)) else f"{x}{list(columns)}"
 
 
-def formula(spec: LstmSpec) -> str:
+def formula(spec: LstmSpec, window: int = 0) -> str:
     """The formula of y by the spec."""
     x = "embedding(tokens)" if spec.num_embeddings else "x"
     x = "(x - mean) / scale" if spec.input_norm else x
@@ -179,4 +201,5 @@ def formula(spec: LstmSpec) -> str:
     y = f"{y} * scale + mean" if spec.output_norm else y
     ends = [f"u = {x}"] if read == "u" else []
     ends += ["from a learned state"] if spec.initial_state else []
+    ends += [f"of the last {window} rows alone"] if window else []
     return ", ".join([f"y = {y}", *ends, "at every time step"])

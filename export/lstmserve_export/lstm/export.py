@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.graph import build_portable
-from lstmserve.graph.weights import fingerprint
+from lstmserve.golden import dump_golden
+from lstmserve.graph import LstmWindowNetwork, build_portable
+from lstmserve.graph.weights import Weights, fingerprint
 from lstmserve.lstm_golden import dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, WindowFill
 from lstmserve_export.arrays import Arrays, read_npz
 from lstmserve_export.lstm.convert import convert
-from lstmserve_export.lstm.network import Network, Norm, describe
-from lstmserve_export.lstm.pairs import take_pairs
-from lstmserve_export.lstm.pairs_proof import prove_pairs
+from lstmserve_export.lstm.network import Network, describe
+from lstmserve_export.lstm.pairs import take_pairs, take_windows
+from lstmserve_export.lstm.pairs_proof import choice_notes, prove_pairs, start_notes
 from lstmserve_export.lstm.parity import prove, random_case
+from lstmserve_export.lstm.windows_proof import prove_window_pairs, prove_windows
 from lstmserve_export.refusal import Refused
-from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import ONNX_BYTES_MAX, TOO_LARGE, Exported, Target, package_versions
+
+Progress = Callable[[str], None]
+Proof = tuple[bytes, dict[str, Any], tuple[str, ...]]
+NO_WINDOW: Final = "a window fill has a meaning only with a window: give --window W too"
 
 
 def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Arrays | None:
@@ -33,50 +39,99 @@ def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Array
     return {name: np.asarray(array) for name, array in golden.items()}
 
 
-def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm | None:
-    """The norm of a mean and a scale, of which one may be None; None without both."""
-    if mean is None and scale is None:
-        return None
-    given = [None if part is None else np.array(part, np.float64) for part in (mean, scale)]
-    shape = next(part.shape for part in given if part is not None)
-    means, scales = given
-    return Norm(
-        np.zeros(shape) if means is None else means, np.ones(shape) if scales is None else scales
-    )
-
-
 def export_network(
     network: Network,
     target: Target,
     pairs: Arrays | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = lambda stage: None,
+    *,
+    window: int = 0,
+    window_fill: WindowFill | None = None,
 ) -> Exported:
-    """Builds, verifies and writes; calls `progress` as each stage begins. Raises Refused."""
+    """Builds, verifies and writes; calls `progress` as each stage begins. Raises Refused.
+
+    With a `window` of W rows, an answer is the network's to the last W rows; `window_fill` is
+    "wait" by default.
+    """
     version = target.choose_version()
     progress("build the graph")
-    spec = describe(network)
-    weights = convert(network, spec)
+    lstm = describe(network)
+    spec = _spec(lstm, window, window_fill)
+    weights = convert(network, lstm)
     if sum(tensor.nbytes for tensor in weights.values()) > ONNX_BYTES_MAX:
         raise Refused(TOO_LARGE)
-    content = build_portable(spec, weights).SerializeToString(deterministic=True)
-    progress("parity: torch's own answers")
-    case, whole_error = random_case(network, spec)
-    cases = {"parity": case}
-    parity = prove(content, spec, cases["parity"], progress)
-    if pairs is not None:
-        progress("parity: your own pairs")
-        cases["user"] = take_pairs(pairs, network, spec)
-        parity["excess"]["user"] = prove_pairs(content, cases["user"], network)
-    files = {MODEL: content, GOLDEN: dump_lstm_golden(cases)}
+    content = build_portable(lstm, weights).SerializeToString(deterministic=True)
+    prove_it = _prove_windows if window else _prove_running
+    golden, parity, notes = prove_it(network, spec, weights, content, pairs, progress)
+    files = {MODEL: content, GOLDEN: golden}
     manifest = Manifest(
         name=target.name,
         version=version,
-        spec=ModelSpec.of_lstm(spec),
-        fingerprint=fingerprint(spec, weights),
+        spec=spec,
+        fingerprint=fingerprint(lstm, weights, (spec.window, spec.window_fill)),
         sha256={file: sha256(data) for file, data in files.items()},
         versions=package_versions(),
         parity=parity,
-        notes=(*network.notes, *chaos_notes(whole_error)),
+        notes=(*network.notes, *notes),
     )
     progress("write the folder")
     return target.write(manifest, files)
+
+
+def _spec(lstm: LstmSpec, window: int, window_fill: WindowFill | None) -> ModelSpec:
+    """Raises Refused."""
+    if not window and window_fill is not None:
+        raise Refused(NO_WINDOW)
+    try:
+        return ModelSpec.of_lstm(lstm, window, (window_fill or "wait") if window else None)
+    except InvalidSpec as error:
+        raise Refused(str(error)) from error
+
+
+def _prove_running(
+    network: Network,
+    spec: ModelSpec,
+    weights: Weights,
+    content: bytes,
+    pairs: Arrays | None,
+    progress: Progress,
+) -> Proof:
+    """golden.npz, the parity report and notes of a model whose state runs on."""
+    lstm = describe(network)
+    progress("parity: torch's own answers")
+    user = None if pairs is None else take_pairs(pairs, network, lstm)
+    case, notes = random_case(network, lstm, user)
+    cases = {"parity": case}
+    parity = prove(content, lstm, case, progress)
+    if user is not None:
+        progress("parity: your own pairs")
+        cases["user"] = user
+        parity["excess"]["user"] = prove_pairs(content, user, network)
+        notes += (*start_notes(user, network), *choice_notes(user, network))
+    return dump_lstm_golden(cases), parity, notes
+
+
+def _prove_windows(
+    network: Network,
+    spec: ModelSpec,
+    weights: Weights,
+    content: bytes,
+    pairs: Arrays | None,
+    progress: Progress,
+) -> Proof:
+    """golden.npz, the parity report and notes of a model with a window. Its model.onnx, which has
+    no window, is checked as well."""
+    lstm, served = describe(network), LstmWindowNetwork(spec, weights)
+    user, excess = None, {}
+    if pairs is not None:
+        progress("parity: your own pairs")
+        sequences, user = take_windows(pairs, network, spec)
+        excess["user"] = prove_window_pairs(network, served, user, sequences)
+    progress("parity: torch's own answers")
+    case, _ = random_case(network, lstm, user)
+    portable = prove(content, lstm, case, progress)
+    cases, parity, notes = prove_windows(network, served, user, progress)
+    for name in ("torch_error", "onnx_error"):
+        parity[name] = max(parity[name], portable[name])
+    parity["excess"] |= portable["excess"] | excess
+    return dump_golden(cases), parity, notes

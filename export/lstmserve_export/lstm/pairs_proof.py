@@ -1,23 +1,16 @@
-"""Checks the exported model against the user's own pairs. Never writes.
-
-If they differ, it looks for one change of the network that would make them match.
-"""
+"""Checks the exported model against the user's own pairs, and says what they leave open."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import product
-
 import numpy as np
 import torch
-from torch import nn
 
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve.spec import ACTIVATIONS
-from lstmserve_export.lstm.network import Network, make_activation
+from lstmserve_export.choice import Series, describe_choice, distance
+from lstmserve_export.lstm.mends import mends
+from lstmserve_export.lstm.network import Network, describe, first_states
 from lstmserve_export.lstm.parity import judge, open_session, run, run_alone
-from lstmserve_export.lstm.reference import Inputs, forward
+from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, forward
 from lstmserve_export.refusal import Refused
 
 
@@ -31,47 +24,44 @@ def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
     value = max(judge(output, case) for output in outputs)
     if value <= 1:
         return value
-    hint = next(_mends(network, case), "check normalisation, activations, order of the axes")
+    hint = next(mends(network, case), "check normalisation, activations, order of the axes")
     raise Refused(
         f"--golden: the exported model is not your forward(): the difference is {value:.3g} times "
         f"the allowed one; {hint}; nothing was written"
     )
 
 
-def _mends(network: Network, case: LstmGolden) -> Iterator[str]:
-    """Hints on what would make the pairs match: an activation that no flag named, or other axes."""
-    for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
-        layers = list(network.head)
-        layers.insert(place, make_activation(name))
-        if _matches(replace(network, head=nn.Sequential(*layers)), case):
-            yield f"with {name} {_where(place, len(network.head))} it would match"
-    if case.y.ndim == 3 and len(set(case.lengths)) == 1:
-        axes = (1, 0, *range(2, case.x.ndim))
-        count, rows = case.x.shape[:2]
-        states = (
-            np.zeros((len(state), rows, state.shape[2]), np.float32) for state in (case.h0, case.c0)
+def start_notes(case: LstmGolden, network: Network) -> tuple[str, ...]:
+    """A note where the pairs begin from states that no new session begins from."""
+    if begins_as_sessions(network, case):
+        return ()
+    starts = case.h0, case.c0
+    is_same = len(case.lengths) > 1 and all((each == each[:, :1]).all() for each in starts)
+    same = ", the same in every sequence," if is_same else ""
+    own = "zeros" if network.initial_state is None else "the model's own initial state"
+    return (
+        f"your pairs begin from h0 and c0{same} but a new session begins from {own}: if forward() "
+        "has a learned initial state, give it with --initial-state; otherwise import the state "
+        "into the session",
+    )
+
+
+def choice_notes(case: LstmGolden, network: Network) -> tuple[str, ...]:
+    """Asks for a window or a running state where the pairs have one y for the last of T rows."""
+    window = int(case.lengths[0])
+    if case.y.ndim == 3 or window < 2 or (case.lengths != window).any():
+        return ()
+    lstm = describe(network)
+    if lstm.bidirectional:
+        return (
+            f"your forward() answers for the last of {window} rows: with --window {window} "
+            f"(window={window} in Python) a session answers so at each step; without it this model "
+            "takes whole sequences only",
         )
-        h0, c0 = states
-        swapped = replace(
-            case,
-            x=case.x.transpose(axes),
-            y=case.y.transpose(1, 0, 2),
-            lengths=np.full(rows, count, np.int32),
-            h0=h0,
-            c0=c0,
-            hn=None,
-            cn=None,
-        )
-        if _matches(network, swapped):
-            yield "x and y are time-major: store them as [N, T, ...]"
-
-
-def _where(place: int, count: int) -> str:
-    if place == count:
-        return "after the head (--output-activation or --head ...)"
-    return "before the head (--pre-head)" if place == 0 else f"before layer {place + 1} of the head"
-
-
-def _matches(network: Network, case: LstmGolden) -> bool:
-    inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
-    return judge(forward(network, inputs, torch.float64), case) <= 1
+    far, series = None, Series.of({"x": case.x[:, :window]})
+    if len(case.x) > 1:
+        x = series.rows["x"][np.newaxis]
+        first = (each.astype(np.float32) for each in first_states(network, lstm, 1))
+        inputs = Inputs(x, np.array([x.shape[1]], np.int32), *first)
+        far = distance(forward(network, inputs, torch.float64)[0][0, series.ends], case.y)
+    return (describe_choice(window, far, is_consecutive=series.is_consecutive),)

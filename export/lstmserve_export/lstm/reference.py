@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,27 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve_export.lstm.network import Floats, Network, Norm, to_dtype
+from lstmserve_export.lstm.network import (
+    Floats,
+    Network,
+    Norm,
+    describe,
+    first_states,
+    to_dtype,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """N sequences: x float32 [N, T, I] or tokens int64 [N, T]; lengths int32 [N], each in [1, T].
 
-    h0 float32 [L, N, state], c0 float32 [L, N, H]; L is num_layers * directions.
+    h0 [L, N, state], c0 [L, N, H]; L is num_layers * directions.
     """
 
     x: npt.NDArray[np.generic]
     lengths: npt.NDArray[np.int32]
-    h0: npt.NDArray[np.float32]
-    c0: npt.NDArray[np.float32]
+    h0: npt.NDArray[np.floating[Any]]
+    c0: npt.NDArray[np.floating[Any]]
 
 
 def refer(network: Network, inputs: Inputs) -> LstmGolden:
@@ -43,8 +51,8 @@ def refer(network: Network, inputs: Inputs) -> LstmGolden:
     return LstmGolden(
         x=inputs.x,
         lengths=inputs.lengths,
-        h0=inputs.h0,
-        c0=inputs.c0,
+        h0=inputs.h0.astype(np.float32),
+        c0=inputs.c0.astype(np.float32),
         y=np.where(valid[:, :, None], exact[0], 0.0),
         hn=exact[1],
         cn=exact[2],
@@ -77,6 +85,15 @@ def forward(network: Network, inputs: Inputs, dtype: torch.dtype) -> tuple[Float
         y = y * scale + mean
     y, hn, cn = (tensor.to(torch.float64).numpy() for tensor in (y, hn, cn))
     return y, hn, cn
+
+
+def begins_as_sessions(network: Network, case: LstmGolden) -> bool:
+    """Whether every sequence begins from the state of a new session."""
+    first = first_states(network, describe(network), len(case.lengths))
+    return all(
+        np.array_equal(given, each.astype(np.float32))
+        for given, each in zip((case.h0, case.c0), first, strict=True)
+    )
 
 
 def _tensors(norm: Norm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

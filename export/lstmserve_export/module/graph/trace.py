@@ -2,7 +2,7 @@
 
 Each call of a recurrent layer becomes one node of the domain DOMAIN, which lower.py replaces by
 nodes of ONNX. So torch's own conversion of recurrent layers, which ignores projections and freezes
-sizes at a second export in one process, takes no part.
+sizes at a second export in one process, takes no part. window.py traces whole windows the same way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,44 +41,72 @@ from lstmserve_export.refusal import Refused, described
 
 DOMAIN: Final = "lstmserve.export"
 RECURRENT: Final = "Recurrent"
+SEQUENCE: Final = "RecurrentSequence"
 SYMBOLS: Final = "torch.fx.experimental.symbolic_shapes"
 BATCH: Final = 3  # torch would take a batch of 1 for a constant
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traced step: inputs and states by name [B, *shape] -> outputs, and NAME.next.
+    """A traced step: inputs and states by name [B, *shape] -> outputs, and NAME.next. Or a window:
+    inputs [B, W, *shape] -> outputs [B, *shape].
 
-    A node RECURRENT reads x [N, I] and states [N, *shape], and gives y [N, width] and the states;
-    its attribute `call` is an index of `calls`, each with its layer.
+    A node RECURRENT reads x [N, I] and states [N, *shape], and gives y [N, width] and the states; a
+    node SEQUENCE reads x [T, N, I], and no states where they are zeros, and gives y [T, N, width]
+    and the states. Its attribute `call` is an index of `calls`, each with its layer.
     """
 
     model: onnx.ModelProto
     calls: tuple[tuple[CallId, Layer], ...]
 
 
+Tensors = tuple[torch.Tensor, ...]
+
+
 def trace(forward: Forward, signature: Signature) -> Trace:
     """The graph of one time step. Raises Refused where torch cannot trace the module."""
     spec = signature.spec
-    step = _Step(forward, signature)
     axes = {each.name: each.axes for each in signature.inputs}
     rows = Sampler(forward.example, axes).rows(BATCH, 1)
     inputs = [rows[each.name][:, 0].contiguous() for each in signature.inputs]
     states = [torch.zeros(BATCH, *e.shape, dtype=getattr(torch, e.dtype)) for e in spec.states]
-    arguments = (*inputs, *states)
+    run = _Run(forward, signature)
+    return Trace(
+        graph_of(
+            forward,
+            run,
+            (*inputs, *states),
+            [each.name for each in (*spec.inputs, *spec.states)],
+            [
+                *(each.name for each in spec.outputs),
+                *(each.name + NEXT for each in spec.states),
+            ],
+        ),
+        tuple(run.calls),
+    )
+
+
+def graph_of(
+    forward: Forward,
+    run: Callable[[Tensors], Tensors],
+    arguments: Tensors,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> onnx.ModelProto:
+    """The graph of run(arguments), where any batch may take the place of that of the arguments.
+
+    Raises Refused where torch cannot trace it.
+    """
     batch = torch.export.Dim("B")
     try:
         with torch.no_grad(), _silent():
             program = torch.onnx.export(
-                step,
+                _Traced(forward.module, run),
                 arguments,
                 dynamo=True,
                 dynamic_shapes=(tuple({0: batch} for _ in arguments),),
-                input_names=[each.name for each in (*spec.inputs, *spec.states)],
-                output_names=[
-                    *(each.name for each in spec.outputs),
-                    *(each.name + NEXT for each in spec.states),
-                ],
+                input_names=input_names,
+                output_names=output_names,
                 verbose=False,
             )
     except Refused:
@@ -92,22 +120,19 @@ def trace(forward: Forward, signature: Signature) -> Trace:
             f"forward() works for a batch of {BATCH} and of no other size while torch traces it: "
             "use x.shape[0] as it is, without int(), .item() or a loop over the rows of a batch"
         )
-    return Trace(program.model_proto, tuple(step.run.calls))
+    return program.model_proto
 
 
-class _Step(nn.Module):
-    """One time step: inputs [B, *shape], states [B, *shape] -> outputs, states.
+class _Traced(nn.Module):
+    """What torch traces. It restores a module's attributes after that, so what a run leaves behind
+    is in `run`."""
 
-    torch.export restores a module's attributes after it has traced it, so what a run leaves behind
-    is in `run`.
-    """
-
-    def __init__(self, forward: Forward, signature: Signature) -> None:
+    def __init__(self, net: nn.Module, run: Callable[[Tensors], Tensors]) -> None:
         super().__init__()
-        self.net = forward.module
-        self.run = _Run(forward, signature)
+        self.net = net
+        self.run = run
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
         return self.run(tensors)
 
 
@@ -176,7 +201,8 @@ class _Run:
             x = x[None]
         rows = x.squeeze(axis) if axis is not None and is_batched else x
         before = self._before(call, layer, rows, state)
-        y, after = self._placeholder(call, layer, rows, before)
+        y, after = placeholder(RECURRENT, len(self.calls), layer, rows, before)
+        self.calls.append((call, layer))
         if (memory := self._memories.get(call)) is not None:
             for spec, part in zip(memory.specs, after, strict=True):
                 self._next[spec.name] = _reshaped(part, spec.shape)
@@ -201,21 +227,23 @@ class _Run:
         assert found is not None
         return found
 
-    def _placeholder(
-        self, call: CallId, layer: Layer, rows: torch.Tensor, before: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        size, shapes = rows.shape[0], state_shapes(layer)
-        width = shapes[0][-1]
-        y, *after = torch.onnx.ops.symbolic_multi_out(
-            f"{DOMAIN}::{RECURRENT}",
-            (rows, *before),
-            {"call": len(self.calls)},
-            dtypes=(rows.dtype,) * (1 + len(shapes)),
-            shapes=((size, width), *((size, *shape) for shape in shapes)),
-            version=1,
-        )
-        self.calls.append((call, layer))
-        return y, tuple(after)
+
+def placeholder(
+    kind: str, number: int, layer: Layer, rows: torch.Tensor, before: Tensors
+) -> tuple[torch.Tensor, Tensors]:
+    """The node of call `number`, RECURRENT or SEQUENCE: y and the states after the call."""
+    *lead, size, _ = rows.shape
+    shapes = state_shapes(layer)
+    directions = 1 + getattr(layer, "bidirectional", False)
+    y, *after = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{kind}",
+        (rows, *before),
+        {"call": number},
+        dtypes=(rows.dtype,) * (1 + len(shapes)),
+        shapes=((*lead, size, directions * shapes[0][-1]), *((size, *shape) for shape in shapes)),
+        version=1,
+    )
+    return y, tuple(after)
 
 
 def _reshaped(state: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,33 @@ def read_pairs(path: Path, module: nn.Module) -> tuple[Example, Arrays]:
     return arguments(inputs, module, "--golden"), results
 
 
-def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> float:
+def check_pairs(
+    module: nn.Module, example: Example, expected: Arrays, prepare: Callable[[Forward], object]
+) -> float:
     """How far forward() is from the user's results, in units of the allowed error, at most 1.
 
-    `y` is the first result unless one has this name. Raises Refused.
+    `prepare` puts scalers around forward(). `y` is the first result unless one has this name.
+    Raises Refused.
     """
     forward = Forward(module, example)
+    prepare(forward)
+    worst = _difference(forward, expected)
+    if worst <= 1:
+        return worst
+    hint = "check --module-args, and that yours was in eval mode"
+    for words, scaling in forward.scaling.others():
+        forward.scaling = scaling
+        if _difference(forward, expected) <= 1:
+            hint = f"with {words} it would"
+            break
+    raise Refused(
+        "--golden: forward() with these weights does not give your results: the difference is "
+        f"{worst:.3g} times the allowed one; {hint}"
+    )
+
+
+def _difference(forward: Forward, expected: Arrays) -> float:
+    """The largest error in units of the allowed one. Raises Refused."""
     try:
         single = forward(forward.example)
     except Exception as error:  # the user's code may raise anything
@@ -59,12 +81,6 @@ def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> float:
             )
         actual, exact = (_floats(each[places[name]].tensor) for each in (single, double))
         worst = max(worst, _excess(name, array, actual, exact))
-    if not worst <= 1:
-        raise Refused(
-            "--golden: forward() with these weights does not give your results: the difference is "
-            f"{worst:.3g} times the allowed one; check --module-args, and that yours was in eval "
-            "mode"
-        )
     return worst
 
 

@@ -21,7 +21,6 @@ from lstmserve_export.sequences import SEED, VALUE_COUNT_MAX, clear_case, length
 
 # One more than what a forward() may cut its input to, or begin again after.
 LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
-UNUSUAL_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
 # What rows are multiplied by, and the integers below which they are drawn, the widest first.
 FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -1), (1, -1), (1,))
 INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
@@ -43,14 +42,15 @@ def unusual(reference: Reference) -> Golden | None:
     It shows what depends on values: a padding that is found by its zeros, a scale by the largest
     value of the batch, a start that an integer picks.
     """
-    rows = reference.random(UNUSUAL_LENGTHS)
+    lengths = reference.unusual_lengths
+    rows = reference.random(lengths)
     for factors in FACTORS:
         for top in INTEGERS:
             if factors == FACTORS[-1] and top is None:
                 return None  # these are the rows of the example
             changed = {name: _changed(each, factors, top) for name, each in rows.items()}
             try:
-                found = reference.alone(changed, np.array(UNUSUAL_LENGTHS))
+                found = reference.alone(changed, np.array(lengths))
             except Exception:  # noqa: S112  # forward() may raise anything, as for unknown tokens
                 continue
             if found is not None:
@@ -100,8 +100,9 @@ def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str
 
 
 def _width(signature: Signature) -> int:
-    """The values of a row and of its answer."""
-    return sum(each.size for each in (*signature.spec.inputs, *signature.spec.outputs))
+    """The values of a row or a window, and of its answer."""
+    inputs = sum(each.spec.size for each in signature.inputs)
+    return inputs * (signature.window or 1) + sum(each.spec.size for each in signature.outputs)
 
 
 def _joined(cases: list[Golden]) -> Golden:
@@ -126,7 +127,9 @@ def padded(rows: Array, steps: int) -> Array:
 
 def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:
     """Cases too large or odd to keep in the model's folder, and notes on those that are missing."""
-    odd, (far, fault) = unusual(reference), long(reference, signature)
+    odd, (far, fault) = unusual(reference), (None, "")
+    if not signature.window:
+        far, fault = long(reference, signature)
     notes = []
     if odd is None:
         notes.append(
@@ -135,7 +138,7 @@ def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golde
         )
     if fault:
         notes.append(f"forward() fails on {fault}: the export did not check streams of that length")
-    found = {"unusual": odd, "long": far}
+    found = {"unusual": odd, "long": far, "new": reference.new_sessions()}
     return {name: each for name, each in found.items() if each is not None}, notes
 
 

@@ -27,15 +27,15 @@ from lstmserve_export.sequences import CHAOTIC_ERROR, SEED
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 ROUNDING_RATIO: Final = 10  # a difference beyond it is none of rounding
 TRIES: Final = 3  # two draws may agree by chance
-CLIENT: Final = "keep the last rows in the client and run the module there"
-CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {CLIENT}"
+WINDOW: Final = "export it with a window (--window W), as it was trained"
+CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {WINDOW}"
 NORM: Final = "normalise over the features of a row, or by constants of the training data"
 SUM: Final = (
     "answer from the last row, as out[:, -1], or take the sum so far as an argument and return it"
 )
 # By a part of the torch function's name; the first that fits.
 WAYS_OUT: Final = {
-    "conv": f"take the rows that its kernel needs as an argument and return them, or {CLIENT}",
+    "conv": f"take the rows that its kernel needs as an argument and return them, or {WINDOW}",
     "norm": NORM,
     "std": NORM,
     "var": NORM,
@@ -58,6 +58,8 @@ def explain(error: Mismatch, case: Golden, forward: Forward, signature: Signatur
             f"this network amplifies rounding: torch's own float32 is off by {case.torch_error:.2g}"
             " on these rows, and onnxruntime's by more; train with smaller weights"
         )
+    elif signature.window:
+        cause = _cause_in_windows(_Runs(case, forward, signature))
     else:
         cause = _cause(error, case, forward, signature)
     return f"{cause} ({error})"
@@ -88,10 +90,7 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
             f"layers: {_way_out(back)}"
         )
     if mixed := runs.over_batch():
-        return (
-            f"{mixed} mixes the rows of a batch, which on a server belong to different sessions: "
-            "compute each row from itself"
-        )
+        return _mixes(mixed)
     if signature.has_time and not runs.is_loop() and runs.depends_on_position():
         return (
             "an answer depends on how many rows came before it (a position, an index or the number "
@@ -111,7 +110,23 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
     return (
         "forward() hands something from one time step to the next that is no state of a recurrent "
         "layer, such as its own output, a cell written by hand, or a state that it begins again: "
-        f"take it as an argument of forward() and return it, or {CLIENT}"
+        f"take it as an argument of forward() and return it, or {WINDOW}"
+    )
+
+
+def _cause_in_windows(runs: _Runs) -> str:
+    if mixed := runs.over_batch():
+        return _mixes(mixed)
+    return (
+        "the answers to windows differ, which the export cannot explain: if forward() treats the "
+        "rows of a batch alike, please report this with the module"
+    )
+
+
+def _mixes(operation: Operation) -> str:
+    return (
+        f"{operation} mixes the rows of a batch, which on a server belong to different sessions: "
+        "compute each row from itself"
     )
 
 
@@ -147,7 +162,7 @@ class _Runs:
         for _ in range(2):
             rows = self._rows(SIZE, 1)
             with watched(layers) as calls:
-                self._forward(self._signature.arguments(rows, self._states(SIZE)))
+                self._forward(self._signature.arguments(rows, self._signature.starts(SIZE)))
             runs.append({c.id.layer: c.handed for c in reversed(calls) if c.handed is not None})
         for path, handed in runs[0].items():
             other = runs[1].get(path, handed)
@@ -172,12 +187,12 @@ class _Runs:
         def agree(one: torch.Tensor, other: torch.Tensor) -> None:
             other[0] = one[0]
 
-        return self._find(size, 1, agree, size, 0)
+        return self._find(size, self._signature.window or 1, agree, size, 0)
 
     def is_loop(self) -> bool:
         """Whether forward() takes the time steps one by one, in a loop of Python."""
         size = unusual_size(self._forward)
-        arguments = self._signature.arguments(self._rows(1, size), self._states(1))
+        arguments = self._signature.arguments(self._rows(1, size), self._signature.starts(1))
         return is_loop(self._forward, arguments, size)
 
     def depends_on_position(self) -> bool:
@@ -193,7 +208,7 @@ class _Runs:
         if any(output.axes.time is None for output in signature.outputs):
             return False
         rows = self._rows(SIZE, unusual_size(self._forward))
-        results = self._forward(signature.arguments(rows, self._states(SIZE)))
+        results = self._forward(signature.arguments(rows, self._signature.starts(SIZE)))
         first = {
             each.spec.name: each.axes.to_rows(results[each.result].tensor)[:, 0]
             for each in signature.outputs
@@ -208,7 +223,7 @@ class _Runs:
         size: int,
         index: int,
     ) -> Operation | None:
-        states = self._states(count)
+        states = self._signature.starts(count)
         for _ in range(TRIES):
             one, other = self._rows(count, steps), self._rows(count, steps)
             for each in self._signature.inputs:
@@ -226,7 +241,7 @@ class _Runs:
         return None
 
     def _last(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = self._states(SIZE)
+        states = self._signature.starts(SIZE)
         return self._signature.last(self._forward(self._signature.arguments(rows, states)))
 
     def _rows(self, count: int, steps: int) -> dict[str, torch.Tensor]:
@@ -241,14 +256,6 @@ class _Runs:
             drawn = torch.from_numpy(given[sequences, places])
             found[each.spec.name] = drawn.expand(count, steps, *drawn.shape[2:]).clone()
         return found
-
-    def _states(self, count: int) -> dict[str, torch.Tensor]:
-        return {
-            each.spec.name: torch.zeros(
-                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
-            )
-            for each in self._signature.passed
-        }
 
     def _is_close(self, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         return all(

@@ -27,6 +27,7 @@ from lstmserve_export.sequences import SEED, random_chunks
 
 BATCH: Final = 256  # rows of a batch, as many as a server runs at once by default
 BATCH_STEPS: Final = 4
+CELLS_MAX: Final = 1 << 16  # rows that windows of a batch may have
 SLOTS: Final = 2 * BATCH + SELF_TEST_SLOTS
 
 
@@ -50,24 +51,31 @@ class Stream:
     def __init__(self, network: PoolNetwork) -> None:
         """Raises Refused where onnxruntime does not run the graphs."""
         self.pool = Pool(network.layout, SLOTS + RESERVED)
-        self._spec = network.layout.spec
+        self.spec = network.layout.spec
         try:
             self.kernel = Kernel(network, self.pool, "cpu", threads=1)
         except (InvalidModel, GraphRefused) as error:
             raise Refused(f"the exported step does not run: {error}") from error
 
+    def initial(self, count: int) -> dict[str, Array]:
+        """The states [count, *shape] of new sessions."""
+        return dict(self.pool.read(np.full(count, INITIAL)))
+
     def run(self, case: Golden, cuts: Sequence[int]) -> dict[str, Array]:
-        """Outputs [N, T, *shape] of the case, cut in time at `cuts` (0 first, T last).
+        """Results [N, T, *shape] of the case, cut in time at `cuts` (0 first, T last).
 
         Raises Refused where onnxruntime fails.
         """
-        x = RowFormat(self._spec.inputs).pack(case.inputs).swapaxes(0, 1)
-        outputs = RowFormat(self._spec.outputs)
+        x = RowFormat(self.spec.inputs).pack(case.inputs).swapaxes(0, 1)
+        outputs = RowFormat(self.spec.results)
         count, steps = len(case.lengths), int(case.lengths.max())
         y = outputs.unknown(steps, count)
         slots = self.pool.take(2 * count)
         turns = slots[:count].copy(), slots[count:].copy()
         read = np.full(count, INITIAL)
+        if case.initial is not None:
+            read = turns[1].copy()
+            self.pool.write(read, case.initial)
         try:
             for start, stop in pairwise(cuts):
                 rows = np.flatnonzero(case.lengths > start)
@@ -107,7 +115,7 @@ def prove(
         ways = {
             "in single steps": range(steps + 1),
             "in chunks": random_chunks(steps),
-            "in a ragged batch": [0, steps],
+            "in a ragged batch": _pieces(steps, len(case.lengths), stream.spec.window),
         }
         for way, cuts in ways.items():
             progress(f"parity: {name}, {way}")
@@ -133,24 +141,37 @@ def prove(
     }
 
 
+def _pieces(steps: int, count: int, window: int) -> list[int]:
+    """All time steps at once, or as many as keep the windows within CELLS_MAX."""
+    piece = max(1, CELLS_MAX // (count * window)) if window else steps
+    return [*range(0, steps, piece), steps]
+
+
 def _large_batch(stream: Stream, cases: Mapping[str, Golden]) -> float:
-    """Runs the first time steps of the cases in one batch of BATCH rows, each row several times.
+    """Runs the first time steps of the cases in one batch of BATCH rows, each row several times,
+    and of fewer where each row is a window.
 
     Returns the largest error in units of the allowed one. Raises Mismatch.
     """
-    count = BATCH // len(cases)
+    window = stream.spec.window
+    steps = 1 if window else BATCH_STEPS
+    rows_max = min(BATCH, max(len(cases), CELLS_MAX // window)) if window else BATCH
+    count = rows_max // len(cases)
     parts = []
     for case in cases.values():
         rows = np.resize(np.arange(len(case.lengths)), count)
         inputs, outputs = (
-            {name: padded(each[rows, :BATCH_STEPS], BATCH_STEPS) for name, each in group.items()}
+            {name: padded(each[rows, :steps], steps) for name, each in group.items()}
             for group in (case.inputs, case.outputs)
         )
-        lengths = np.minimum(case.lengths[rows], BATCH_STEPS)
-        parts.append(Golden(inputs, lengths, None, outputs, {}, case.torch_error))
+        lengths = np.minimum(case.lengths[rows], steps)
+        starts = case.initial or stream.initial(len(case.lengths))
+        initial = {name: each[rows] for name, each in starts.items()}
+        parts.append(Golden(inputs, lengths, initial, outputs, {}, case.torch_error))
     inputs = {n: np.concatenate([each.inputs[n] for each in parts]) for n in parts[0].inputs}
+    initial = {n: np.concatenate([e.initial[n] for e in parts if e.initial]) for n in initial}
     lengths = np.concatenate([each.lengths for each in parts])
-    found = stream.run(Golden(inputs, lengths, None, {}, {}, 0.0), [0, int(lengths.max())])
+    found = stream.run(Golden(inputs, lengths, initial, {}, {}, 0.0), [0, int(lengths.max())])
     worst = 0.0
     for number, (name, part) in enumerate(zip(cases, parts, strict=True)):
         some = slice(number * count, (number + 1) * count)

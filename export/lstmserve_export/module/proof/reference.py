@@ -1,4 +1,4 @@
-"""The module's own answers: forward() on every prefix, in float32 and float64."""
+"""The module's own answers: forward() on every prefix or window, in float32 and float64."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lstmserve_export.refusal import Refused, described
 from lstmserve_export.sequences import SEED
 
 EXAMPLE_ROWS_MAX: Final = 256
+UNUSUAL_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
 Run = Callable[[Tensors], list[Result]]
 
 
@@ -26,6 +27,8 @@ class Reference:
 
     Where forward() takes one time step at a time, its states go from call to call.
     """
+
+    unusual_lengths: Sequence[int] = UNUSUAL_LENGTHS  # of sequences that it sees one at a time
 
     def __init__(self, forward: Forward, signature: Signature) -> None:
         self._signature = signature
@@ -71,7 +74,17 @@ class Reference:
         """The golden case of these rows. Raises Refused where forward() fails on them."""
         single = self._answers(self._single, inputs, lengths)
         exact = single if self._double is None else self._answers(self._double, inputs, lengths)
-        return _golden(inputs, lengths, single, exact)
+        return self._golden(inputs, lengths, single, exact)
+
+    def example_case(self) -> Golden:
+        """The golden case of the example. Raises Refused where forward() fails on its rows."""
+        rows = self.example()
+        count, length = next(iter(rows.values())).shape[:2]
+        return self.case(rows, np.full(count, length))
+
+    def new_sessions(self) -> Golden | None:
+        """A case of sessions that begin; None where every case has them."""
+        return None
 
     def alone(self, inputs: dict[str, Array], lengths: Array) -> Golden | None:
         """As case(), but forward() sees one sequence at a time. None where its answers are not
@@ -83,7 +96,7 @@ class Reference:
             np.isfinite(v).all() if v.dtype.kind == "f" else np.array_equal(v, exact[n])
             for n, v in single.items()
         )
-        found = _golden(inputs, lengths, single, exact)
+        found = self._golden(inputs, lengths, single, exact)
         kept = {n: v for n, v in found.outputs.items() if v.dtype.kind == "f"}
         if not (is_known and is_clear(found)):
             return None
@@ -95,10 +108,19 @@ class Reference:
         rows = {name: torch.from_numpy(value) for name, value in inputs.items()}
         found = []
         for run in (self._single, self._double or self._single):
-            results = run(self._signature.arguments(rows, self._starts(1)))
+            results = run(self._signature.arguments(rows, self._signature.starts(1)))
             answers = self._signature.last(results)
             found.append({n: v.numpy().astype(_wide(v.numpy())) for n, v in answers.items()})
-        return _golden(inputs, np.array([steps]), *found, last_only=True)
+        return golden_of(inputs, np.array([steps]), *found, last_only=True)
+
+    def _golden(
+        self,
+        inputs: dict[str, Array],
+        lengths: Array,
+        single: dict[str, Array],
+        exact: dict[str, Array],
+    ) -> Golden:
+        return golden_of(inputs, lengths, single, exact)
 
     def _answers(self, run: Run, inputs: dict[str, Array], lengths: Array) -> dict[str, Array]:
         try:
@@ -119,7 +141,7 @@ class Reference:
         for output in signature.outputs:
             dtype: Any = np.float64 if output.spec.dtype == "float32" else np.int64
             found[output.spec.name] = np.zeros((count, steps, *output.spec.shape), dtype)
-        states = self._starts(count)
+        states = signature.starts(count)
         is_alone = is_alone or signature.inputs[0].axes.batch is None
         sizes = [1] * count if is_alone else [count]
         for t in range(steps):
@@ -142,17 +164,8 @@ class Reference:
             value[past] = 0
         return found
 
-    def _starts(self, count: int) -> dict[str, torch.Tensor]:
-        """The passed states of new sessions."""
-        return {
-            each.spec.name: torch.zeros(
-                count, *each.spec.shape, dtype=getattr(torch, each.spec.dtype)
-            )
-            for each in self._signature.passed
-        }
 
-
-def _golden(
+def golden_of(
     inputs: dict[str, Array],
     lengths: Array,
     single: dict[str, Array],

@@ -34,7 +34,7 @@ MIXED: Final = "rows of the batch influence each other"
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """A layout does not fit the module; the message says what happened."""
 
 
@@ -78,7 +78,7 @@ class LayoutSearch:
             name = next(n for n, e in LAYOUTS.items() if e == layout.main)
             try:
                 return layout, self._try(layout)
-            except _Unfit as error:
+            except Unfit as error:
                 faults.setdefault(name, str(error))
         self._check_fixed_sizes()
         self._check_one_step()
@@ -130,13 +130,13 @@ class LayoutSearch:
         return sorted(places, key=lambda a: a != (1 if tensor.dim() == 3 else 0))
 
     def _try(self, layout: Layout) -> list[Output]:
-        """Every result as an output with its axes. Raises _Unfit."""
+        """Every result as an output with its axes. Raises Unfit."""
         sampler = Sampler(self.forward.example, layout.axes)
         main = layout.main
         rows = sampler.rows(SIZE, LENGTH if main.time is not None else 1)
         states = sampler.states(SIZE, self.state_specs(layout))
         if main.time is None and self.layers and not self.passed:
-            raise _Unfit(
+            raise Unfit(
                 "without an axis of time a second step needs a state, as in forward(x, state) -> "
                 "(y, state)"
             )
@@ -151,18 +151,22 @@ class LayoutSearch:
         if main.time is not None:
             by_time, short_steps = self._run(layout, shorter, states)
             if self.layers and not self.passed and steps <= short_steps:
-                raise _Unfit("the recurrent layers do not go on along this axis of time")
+                raise Unfit("the recurrent layers do not go on along this axis of time")
         outputs = [
             self._output(number, whole, by_batch, by_time, is_unbatched=main.batch is None)
             for number in range(len(whole))
         ]
         if by_batch is not None:
-            for output, result in zip(outputs, whole, strict=True):
-                left = output.axes.to_rows(result.tensor)[1:].float()
-                right = output.axes.to_rows(by_batch[output.result].tensor).float()
-                if not torch.allclose(left, right, RELATIVE, ABSOLUTE, equal_nan=True):
-                    raise _Unfit(MIXED)
+            self._check_batch(outputs, whole, by_batch)
         return outputs
+
+    def _check_batch(self, outputs: list[Output], whole: list[Result], fewer: list[Result]) -> None:
+        """Raises Unfit unless the results without the first row of the batch are the others'."""
+        for output, result in zip(outputs, whole, strict=True):
+            left = output.axes.to_rows(result.tensor)[1:].float()
+            right = output.axes.to_rows(fewer[output.result].tensor).float()
+            if not torch.allclose(left, right, RELATIVE, ABSOLUTE, equal_nan=True):
+                raise Unfit(MIXED)
 
     def _run(self, layout: Layout, rows: Tensors, states: Tensors) -> tuple[list[Result], int]:
         """The results, and the time steps that the recurrent layers made in all their calls."""
@@ -170,7 +174,7 @@ class LayoutSearch:
             with watched(self.layers) as calls:
                 results = self.forward(layout.arguments(rows, states))
         except Exception as error:  # the user's code may raise anything
-            raise _Unfit(described(error)) from error
+            raise Unfit(described(error)) from error
         return results, sum(call.length for call in calls)
 
     def _output(
@@ -187,12 +191,12 @@ class LayoutSearch:
         time = _changed_axis(whole, by_time, number)
         label = f"result {path or number}"
         if batch is None and not is_unbatched:
-            raise _Unfit(
+            raise Unfit(
                 f"{label} {list(tensor.shape)} has no axis of the batch, such as a loss: leave it "
                 "out of what forward() returns"
             )
         if is_unbatched and time is None:
-            raise _Unfit(f"{label} {list(tensor.shape)} has no axis of time")
+            raise Unfit(f"{label} {list(tensor.shape)} has no axis of time")
         axes = Axes(batch, time)
         shape = tuple(axes.to_rows(tensor).shape[2:])
         return Output(TensorSpec(f"result{number}", shape, dtype_name(tensor)), number, axes)
@@ -217,7 +221,7 @@ class LayoutSearch:
             raise Refused(
                 f"forward() takes {length} time steps and no other number{fault}: a layer reads "
                 "all of them at once, so it cannot answer row by row; train a head that reads one "
-                "time step, or keep the last rows in the client and run the module there"
+                f"time step, or export it with a window (--window {length})"
             )
         count = 1 if main.batch is None else tensor.shape[main.batch]
         if main.batch is not None and count > 1 and (fault := self._fault_of_fewer(main.batch)):
@@ -308,19 +312,18 @@ def fails_on(length: int, error: Exception, module: nn.Module) -> Refused:
     return Refused(
         f"forward() fails on {steps}{place(error, module)} ({described(error)}), and a stream "
         "brings one row at a time: something reads several rows at once; take the rows before as "
-        "an argument of forward() and return them, or keep the last rows in the client and run the "
-        "module there"
+        "an argument of forward() and return them, or export the module with a window (--window W)"
     )
 
 
 def _changed_axis(whole: list[Result], other: list[Result] | None, number: int) -> int | None:
-    """The axis of a result that is shorter by one in the other run. Raises _Unfit."""
+    """The axis of a result that is shorter by one in the other run. Raises Unfit."""
     if other is None:
         return None
     left, right = whole[number].tensor.shape, other[number].tensor.shape
     changed = [a for a, (m, n) in enumerate(zip(left, right, strict=False)) if m != n]
     if len(left) != len(right) or len(changed) > 1 or any(left[a] != right[a] + 1 for a in changed):
-        raise _Unfit(
+        raise Unfit(
             f"a result is {list(left)}, and {list(right)} for one less, must be [B, T, ...] or "
             "[B, ...]"
         )

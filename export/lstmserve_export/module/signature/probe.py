@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lstmserve.spec import InvalidSpec, TensorSpec
+from lstmserve.spec import InvalidSpec, TensorSpec, WindowFill
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.recurrent import (
     Call,
@@ -43,6 +43,7 @@ from lstmserve_export.module.signature.signature import (
     PassedState,
     Signature,
 )
+from lstmserve_export.module.signature.windows import WindowSearch
 from lstmserve_export.refusal import Refused, shorten
 
 
@@ -51,9 +52,16 @@ def probe(
     states: Sequence[str] = (),
     output_names: Sequence[str] = (),
     axes: Axes | None = None,
+    window: int = 0,
+    window_fill: WindowFill | None = None,
 ) -> Signature:
     """The signature of the module, whose example gives sizes and values. Raises Refused."""
-    return _Probe(forward, states, output_names, axes).signature()
+    found = _Probe(forward, states, output_names, axes, window).signature(window_fill)
+    try:
+        _ = found.spec
+    except InvalidSpec as error:
+        raise Refused(f"{error}; name the outputs with output_names") from error
+    return found
 
 
 class _Probe:
@@ -65,6 +73,7 @@ class _Probe:
         states: Sequence[str],
         output_names: Sequence[str],
         axes: Axes | None,
+        window: int,
     ) -> None:
         self.forward = forward
         self.layers = find_layers(forward.module)
@@ -76,9 +85,14 @@ class _Probe:
         self._paths = [result.path for result in results]
         self._calls = calls
         self.passed = find_passed(forward, results, calls, states)
-        self.search = LayoutSearch(forward, tuple(self.passed), axes)
+        self.window = window
+        self.search = (
+            WindowSearch(forward, tuple(self.passed), axes, window)
+            if window
+            else LayoutSearch(forward, tuple(self.passed), axes)
+        )
 
-    def signature(self) -> Signature:
+    def signature(self, window_fill: WindowFill | None) -> Signature:
         layout, outputs = self.search.choose()
         has_time = layout.main.time is not None
         notes = [
@@ -92,23 +106,20 @@ class _Probe:
         )
         sampler = Sampler(self.forward.example, layout.axes)
         passed = self._passed_states(layout, outputs)
-        memories = self._memories(layout, sampler, has_time)
-        if not memories and not passed:
+        memories = () if self.window else self._memories(layout, sampler, has_time)
+        if not (memories or passed or self.window):
             raise self._memoryless(has_time)
         kept = self._state_results(layout, sampler)
-        found = Signature(
+        return Signature(
             inputs=inputs,
             passed=passed,
             memories=memories,
             outputs=self._outputs([o for o in outputs if o.result not in kept] or outputs),
             has_time=has_time,
             notes=tuple(notes),
+            window=self.window,
+            window_fill=window_fill,
         )
-        try:
-            _ = found.spec
-        except InvalidSpec as error:
-            raise Refused(f"{error}; name the outputs with output_names") from error
-        return found
 
     # --- states
 
@@ -188,7 +199,8 @@ class _Probe:
 
     def _state_results(self, layout: Layout, sampler: Sampler) -> set[int]:
         """The results that are states: passed ones, and those that a layer's call returned."""
-        results, calls = self.search.watch(layout, sampler, 1)
+        length = self.window if layout.main.time is not None and self.window else 1
+        results, calls = self.search.watch(layout, sampler, length)
         known = {id(part) for call in calls for part in call.after}
         rest = [n for n in range(len(results)) if n not in self.passed.values()]
         own = {n for n in rest[1:] if id(results[n].tensor) in known}
