@@ -62,9 +62,9 @@ def describe_choice(window: int, far: float | None, *, is_consecutive: bool) -> 
         how = "which follow each other" if is_consecutive else "one sequence behind the other"
         begin += f"; on yours, {how}, the answers then differ from yours by {_percent(far)}"
     return (
-        f"{begin}. To answer each step as your forward() answers for the last {window} rows, export "
-        f"again with --window {window} (window={window} in Python); docs/EXPORT.md says when which "
-        "is right"
+        f"{begin}. To answer each step as your forward() answers for the last {window} rows, "
+        f"export again with --window {window} (window={window} in Python); docs/EXPORT.md says "
+        "when which is right"
     )
 
 
