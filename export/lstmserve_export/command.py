@@ -97,7 +97,7 @@ def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, An
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess = check_pairs(module, inputs, results)
+        excess, inputs = check_pairs(module, inputs, results)
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,59 @@ def read_pairs(path: Path, module: nn.Module) -> tuple[Example, Arrays]:
     return arguments(inputs, module, "--golden"), results
 
 
-def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> float:
-    """How far forward() is from the user's results, in units of the allowed error, at most 1.
+def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> tuple[float, Example]:
+    """How far forward() is from the user's results, in units of the allowed error, at most 1; and
+    the arguments as the export takes them, with a batch.
 
-    `y` is the first result unless one has this name. Raises Refused.
+    `y` is the first result unless one has this name. One sequence may lack the axis of the batch,
+    which then stands where forward() gives the results with it. Raises Refused.
     """
+    try:
+        found = _compare(module, example, expected), example
+    except Refused:
+        if (batch := _compare_batch(module, example, expected)) is None:
+            raise
+        return batch
+    if _may_lack_batch(example):
+        return _compare_batch(module, example, expected) or found
+    return found
+
+
+def _compare_batch(
+    module: nn.Module, example: Example, expected: Arrays
+) -> tuple[float, Example] | None:
+    """check_pairs() of the arguments as a batch of one; None if forward() then gives other
+    results."""
+    for axis in (0, 1):
+        with contextlib.suppress(Refused):
+            batch = _as_batch(example, axis)
+            return _compare(module, batch, expected, is_one=True), batch
+    return None
+
+
+def _may_lack_batch(example: Example) -> bool:
+    """Whether forward() may have read the rows of one sequence, as nn.LSTM does without a batch:
+    states of its own have a batch, whatever the rows are."""
+    (first, *others) = example.values()
+    return not others and isinstance(first, torch.Tensor) and first.ndim <= 2
+
+
+def _as_batch(example: Example, axis: int) -> Example:
+    """The arguments as a batch of one, whose axis is `axis`, where they have so many."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expand, value))
+        return value.unsqueeze(axis) if value.ndim >= axis else value
+
+    return {name: expand(value) for name, value in example.items()}
+
+
+def _compare(
+    module: nn.Module, example: Example, expected: Arrays, *, is_one: bool = False
+) -> float:
+    """How far forward() is from the results, at most 1; where `is_one`, these may lack an axis of
+    length 1. Raises Refused."""
     forward = Forward(module, example)
     try:
         single = forward(forward.example)
@@ -58,6 +107,8 @@ def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> float:
                 f"--golden: forward() has no argument and no result {name}; it gives {known}"
             )
         actual, exact = (_floats(each[places[name]].tensor) for each in (single, double))
+        if is_one and array.shape in _without_one(actual.shape):
+            array = array.reshape(actual.shape)
         worst = max(worst, _excess(name, array, actual, exact))
     if not worst <= 1:
         raise Refused(
@@ -66,6 +117,11 @@ def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> float:
             "mode"
         )
     return worst
+
+
+def _without_one(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes without one axis of length 1."""
+    return [(*shape[:n], *shape[n + 1 :]) for n, size in enumerate(shape) if size == 1]
 
 
 def _excess(name: str, array: Array, actual: Array, exact: Array) -> float:
