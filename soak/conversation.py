@@ -108,10 +108,11 @@ class Conversation:
         )
         self.violations.doubled += info.session.step > len(self.inputs)
         self.violations.lost += max(0, len(self.inputs) - info.session.step)
-        y, h, c = self._fleet.oracle.run(np.concatenate(self.inputs))
+        y, *states = self._fleet.oracle.run(np.concatenate(self.inputs))
         is_right = np.array_equal(np.concatenate(self.outputs), y) and [
-            each.floats for each in state.state.tensors
-        ] == [h.tobytes(), c.tobytes()]
+            each.floats or np.array(each.ints[:], np.int64).tobytes()
+            for each in state.state.tensors
+        ] == [each.tobytes() for each in states]
         self.violations.wrong += not is_right
 
     async def _reach(self, number: int) -> None:
@@ -159,7 +160,8 @@ class Conversation:
             await self._reach(older)
 
     def _keep(self, serving: Serving, number: int, reply: wire.StepResponse) -> None:
-        y = np.frombuffer(reply.y, np.float32).reshape(reply.length, -1)
+        y = np.frombuffer(reply.y, np.float32).reshape(-1, self._fleet.spec.output_size)
+        assert len(y) == reply.length
         assert reply.step == number
         self.violations.regressions += reply.durable_step < self.durable_step
         self.durable_step = max(self.durable_step, reply.durable_step)

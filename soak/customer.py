@@ -55,6 +55,7 @@ class Customer:
         self.violations.doubled += max(0, info.step - len(self.inputs))
         y, *state = self._fleet.oracle.run(np.concatenate(self.inputs))
         is_right = np.array_equal(np.concatenate(self.outputs), y)
-        for part, expected in zip(await self.session.state(), state, strict=True):
+        found = (await self.session.state()).tensors.values()
+        for part, expected in zip(found, state, strict=True):
             is_right &= np.array_equal(part, expected)
         self.violations.wrong += not is_right

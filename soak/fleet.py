@@ -12,6 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from lstmserve.spec import Linear, LstmSpec
 from modelmaking import make_model
 from serving import COMMAND, Serving
@@ -19,6 +22,24 @@ from traffic import Oracle
 
 SPEC = LstmSpec(input_size=4, hidden_size=32, num_layers=2, head=(Linear(3),))
 MODEL = "soak"
+
+
+class WindowOracle:
+    """The oracle of a model that waits for a window of `window` rows: a plain session on each."""
+
+    def __init__(self, plain: Oracle, window: int, output_size: int) -> None:
+        self._plain = plain
+        self._window = window
+        self._output_size = output_size
+
+    def run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+        """The rows of y that a new session gives for x [T, I], and its states after them."""
+        window, count = self._window, len(x)
+        ends = range(window, count + 1)
+        y = [self._plain.run(x[end - window : end])[0][-1] for end in ends]
+        kept = np.concatenate([np.zeros((window - 1, x.shape[1]), np.float32), x])[1 - window :]
+        given = np.array(min(count, window - 1))
+        return np.array(y, np.float32).reshape(-1, self._output_size), kept, given
 
 
 class Pod:
@@ -59,12 +80,15 @@ class Fleet:
         count: int,
         *arguments: str | Path,
         spec: LstmSpec = SPEC,
+        window: int = 0,
         stays: bool = False,
         command: list[str] = COMMAND,
     ) -> None:
         self.spec = spec
-        make_model(folder, spec, seed=1, name=MODEL)
-        self.oracle = Oracle(folder / MODEL / "1", spec)
+        own = (window, "wait") if window else (0, None)
+        make_model(folder, spec, seed=1, name=MODEL, window=own)
+        plain = Oracle(folder / MODEL / "1", spec)
+        self.oracle = WindowOracle(plain, window, spec.output_size) if window else plain
         given = ("--models", folder, *arguments)
         with ThreadPoolExecutor(count) as threads:
             names = [f"pod-{i}" for i in range(count)]

@@ -49,12 +49,25 @@ class Found(Outcome):
 
 
 def run(
-    folder: Path, mode: Mode, kind: Kind, *, kills: int, every_s: float, sessions: int
+    folder: Path,
+    mode: Mode,
+    kind: Kind,
+    *,
+    kills: int,
+    every_s: float,
+    sessions: int,
+    window: int = 0,
 ) -> Found:
-    """Kills one server every `every_s` and starts it again, while `sessions` clients step."""
+    """Kills one server every `every_s` and starts it again, while `sessions` clients step.
+
+    With a `window` the model waits for so many rows, and its states are rows.
+    """
     found = Found(mode=mode, kind=kind, clients=sessions)
     flags = ("--store-mode", mode, "--behind-s-max", str(BEHIND_S))
-    with Valkey(folder) as valkey, fleet_of(folder, PODS, "--store", valkey.url, *flags) as fleet:
+    with (
+        Valkey(folder) as valkey,
+        fleet_of(folder, PODS, "--store", valkey.url, *flags, window=window) as fleet,
+    ):
         asyncio.run(_run(fleet, found, kills, every_s))
     return found
 

@@ -209,6 +209,13 @@ def _script_bomb(folder: Path) -> Case:
     return path, []
 
 
+@row("a TorchScript program whose pickle runs a command", "objects (posix.mkdir), which run code")
+def _script_trap(folder: Path) -> Case:
+    path = save_script(Net(), folder / "net.pt")
+    patch_zip(path, {"data.pkl": lambda content: pickle.dumps({"trap": Trap(folder)}, 2)})
+    return path, []
+
+
 @row("a frozen TorchScript program (torch.jit.freeze)", "is a frozen TorchScript program")
 def _frozen(folder: Path) -> Case:
     return save_script(Net(), folder / "net.pt", freeze=True), []

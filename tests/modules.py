@@ -179,14 +179,14 @@ def answers(
 
 
 def stream(files: ModelFiles, rows: Mapping[str, Array], cuts: Sequence[int]) -> dict[str, Array]:
-    """Outputs [N, T, *shape] of the served graphs, which take the rows in these pieces.
+    """Results [N, T, *shape] of the served graphs, which take the rows in these pieces.
 
     The sequences run in one batch whose order changes from piece to piece.
     """
     spec = files.manifest.spec
     pool = Pool(files.network.layout, 4 * COUNT + RESERVED)
     kernel = Kernel(files.network, pool, "cpu", 1)
-    x, outputs = RowFormat(spec.inputs).pack(dict(rows)), RowFormat(spec.outputs)
+    x, outputs = RowFormat(spec.inputs).pack(dict(rows)), RowFormat(spec.results)
     count, length = x.shape[:2]
     y = outputs.unknown(count, length)
     read = np.full(count, INITIAL)

@@ -210,3 +210,83 @@ def test_what_serves_is_named_where_it_is_missing(
     assert line.startswith("next      to serve it here, run pip install '.[cpu]'")
     assert "(no_such_module is missing); then" in line
     assert command.split()[:2] == ["lstmserve", "serve"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "layer"),
+    [
+        ("norm", nn.LayerNorm(OUTPUTS)),
+        ("norm=0.5", nn.LayerNorm(OUTPUTS, eps=0.5)),
+        ("norm", nn.BatchNorm1d(OUTPUTS)),
+        ("norm=0.5", nn.BatchNorm1d(OUTPUTS, eps=0.5)),
+        ("norm", nn.BatchNorm1d(OUTPUTS, affine=False)),
+    ],
+    ids=str,
+)
+def test_a_norm_of_the_head(tmp_path: Path, entry: str, layer: nn.Module) -> None:
+    """It is named like a Linear, and its eps is torch's unless =EPS follows."""
+    torch.manual_seed(3)
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(OUTPUTS) + 0.5)
+    path = with_layer(tmp_path, layer, "norm")
+    assert "--head can name norm" in refused(path)
+    notes = exported(path, "--head", f"fc,{entry}").manifest.notes
+    eps = entry.partition("=")[2] or "1e-05"
+    (note,) = notes
+    assert note == (
+        f"norm is served as nn.{type(layer).__name__} with eps {eps}: no file says its eps"
+    )
+    expected = layer.eval()(torch.from_numpy(answers()).reshape(-1, OUTPUTS)).detach().numpy()
+    y = onnx_answers(path, rows())[0].reshape(-1, OUTPUTS)
+    np.testing.assert_allclose(y, expected, atol=5 * TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("entry", "layer"),
+    [
+        ("elu", nn.ELU()),
+        ("elu=0.5", nn.ELU(0.5)),
+        ("leaky_relu", nn.LeakyReLU()),
+        ("leaky_relu=0.2", nn.LeakyReLU(0.2)),
+        ("GELU", nn.GELU()),
+        ("gelu_tanh", nn.GELU(approximate="tanh")),
+        ("silu", nn.SiLU()),
+        ("softplus", nn.Softplus()),
+        ("hardtanh", nn.Hardtanh()),
+        ("log_softmax", nn.LogSoftmax(dim=-1)),
+    ],
+    ids=str,
+)
+def test_an_activation_of_the_head(tmp_path: Path, entry: str, layer: nn.Module) -> None:
+    """Each by its name in torch, with its number behind = if it has one."""
+    path = save(Net().state_dict(), tmp_path / "net.pt")
+    exported(path, "--head", f"fc,{entry}")
+    np.testing.assert_allclose(onnx_answers(path, rows())[0], answers(layer), atol=TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1, HIDDEN), (1, HIDDEN), (HIDDEN,)], ids=str)
+def test_an_initial_state_beside_the_lstm_is_taken_by_its_names(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """--initial-state H0,C0 names two tensors of the file, by the ends of their names."""
+    net, (h0, c0) = Net(), torch.rand(2, *shape)
+    path = save({**net.state_dict(), "start.h0": h0, "start.c0": c0}, tmp_path / "net.pt")
+    files = exported(path, "--initial-state", "h0,start.c0")
+    assert files.manifest.lstm.initial_state
+    for name, tensor in (("h", h0), ("c", c0)):
+        found = files.network.weights[f"initial.{name}"]
+        np.testing.assert_array_equal(found, tensor.reshape(1, HIDDEN).numpy())
+
+
+def test_tensors_of_other_shapes_are_no_initial_state(tmp_path: Path) -> None:
+    """The two that --initial-state names must have the sizes of the LSTM."""
+    tensors = {**Net().state_dict(), "h0": torch.ones(1, 1, HIDDEN), "c0": torch.ones(2, HIDDEN)}
+    path = save(tensors, tmp_path / "net.pt")
+    line = refused(path, "--initial-state", "h0,c0")
+    assert "--initial-state: c0 is [2, 8], must be [1, 8]" in line
+    assert "--initial-state c1: the file has no tensor" in refused(path, "--initial-state", "h0,c1")
+    result = run(path, "--initial-state", "h0")
+    assert result.exit_code == 2
+    assert "'h0' is neither a file nor the names of two tensors: H0,C0" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from exporting import (
     save,
     save_script,
 )
+from lstmserve_export.lstm.checkpoint import read_checkpoint
+
+PUBLISHED = Path(__file__).parent / "fixtures" / "published"
 
 
 def trained() -> tuple[Net, torch.optim.Optimizer]:
@@ -268,3 +272,73 @@ def test_a_dict_that_holds_itself_ends(tmp_path: Path) -> None:
     content["me"] = content
     path = save(content, tmp_path / "net.pt")
     assert exported(path).manifest.lstm.hidden_size == 3
+
+
+class Policy(Net):
+    """A network with an activation that is a module, and a tensor that is neither a parameter nor a
+    buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(self.fc, nn.ELU(), nn.Linear(3, 2))
+        self.fc = nn.Identity()
+        self.gain = torch.full((1, 2), 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """y of every time step."""
+        y: torch.Tensor = self.head(self.lstm(x)[0]) * self.gain
+        return y
+
+
+def test_the_activations_of_a_program_are_named(tmp_path: Path) -> None:
+    """A program knows its activations, and the refusal and the summary name them."""
+    path = save_script(Policy(), tmp_path / "net.pt")
+    assert "head.1 (ELU) may stand among them" in refused(path)
+    notes = exported(path, "--head", "head.0,elu,head.2", "--drop", "gain").manifest.notes
+    assert "the program has head.1 (ELU); the model has only those that --head names" in notes
+
+
+def test_a_tensor_in_the_code_of_a_program_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    """A traced program has such tensors as constants of its code."""
+    path, net = tmp_path / "net.pt", Policy().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and its files are about
+        torch.jit.trace(net, torch.zeros(2, 1, INPUTS)).save(str(path))
+    tensors = read_checkpoint(path).tensors
+    assert set(tensors) == {*net.state_dict(), "constants.0"}
+    assert torch.equal(tensors["constants.0"], net.gain)
+    flags = ("--head", "head.0,elu,head.2")
+    assert "would be left out: constants.0" in refused(path, *flags)
+
+
+def test_a_program_is_read_as_torch_reads_it() -> None:
+    """Names, shapes and values are those of torch.jit.load(...).state_dict()."""
+    programs = [file for file in PUBLISHED.glob("*/*.pt") if is_script(file)]
+    assert len(programs) == 3
+    for file in programs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = torch.jit.load(file, map_location="cpu").state_dict()
+        found = read_checkpoint(file).tensors
+        assert set(found) == set(expected), file
+        assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
+def is_script(path: Path) -> bool:
+    """Whether the file is a TorchScript program."""
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def test_an_archive_of_a_big_endian_machine_is_refused(tmp_path: Path) -> None:
+    """Its numbers would be other numbers here."""
+    path = script(tmp_path / "net.pt")
+    with zipfile.ZipFile(path) as archive:
+        order = [name for name in archive.namelist() if name.endswith("byteorder")]
+        (root,) = {name.partition("/")[0] for name in archive.namelist()}
+    if order:
+        patch_zip(path, {"byteorder": lambda content: b"big"})
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{root}/byteorder", "big")
+    assert "is of a big-endian machine" in refused(path)

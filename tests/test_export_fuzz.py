@@ -98,3 +98,34 @@ def test_a_damaged_pickle_with_a_right_checksum_is_read_or_refused(
         patch_zip(path, {"data.pkl": lambda data: damage(rng, data)})
         refusals += outcome(path)
     assert refusals > DAMAGED_COUNT // 4
+
+
+def laughs() -> object:
+    """Lists of lists that share all of their parts: 2^60 in all."""
+    value: list[object] = []
+    for _ in range(60):
+        value = [value, value]
+    return {"w": value}
+
+
+DEEP = b"\x80\x02}X\x01\0\0\0w)" + 100_000 * b"\x85"  # a tuple in a tuple in a tuple, ...
+BOMBS = {
+    "a buffer of a terabyte": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"w.",
+    "text of a terabyte": b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"w.",
+    "a memo of 4 billion": b"\x80\x04}r\xff\xff\xff\xff.",
+    "an integer of a million digits": b"\x80\x02}X\x01\0\0\0wL" + 1_000_000 * b"9" + b"L\ns.",
+    "lists that share their parts": pickle.dumps(laughs()),
+    "a deep value": DEEP + b"s.",
+    "a deep key": DEEP + b"Ns.",
+    "an array larger than its bytes": pickle.dumps({"w": np.zeros(3)}).replace(b"K\x03", b"K\xff"),
+    "a stack that is too short": b"\x80\x02}(R.",
+    "no end": b"\x80\x02}",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_a_pickle_that_asks_for_too_much_is_refused(tmp_path: Path, content: bytes) -> None:
+    """It ends in a refusal, and neither in a crash nor in memory that runs out."""
+    (tmp_path / "net.pkl").write_bytes(content)
+    with pytest.raises(Refused):
+        read_checkpoint(tmp_path / "net.pkl")

@@ -11,6 +11,7 @@ from torch import nn
 
 from exporting import HIDDEN, INPUTS, OUTPUTS
 from lstmserve.config import Config
+from lstmserve.engine.compute.pool import INITIAL
 from lstmserve.engine.loading import load_models
 from lstmserve_export import export
 
@@ -48,3 +49,25 @@ def test_a_model_of_tokens_loads(tmp_path: Path) -> None:
     (model,) = load_models(Config(models=tmp_path, pool_bytes=1 << 20))
     assert model.spec.lstm is not None
     assert model.spec.lstm.num_embeddings == 7
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_a_residual_and_a_learned_state_load(tmp_path: Path, sizes: dict[str, object]) -> None:
+    """The self-test passes with each layer that a head may have, and new sessions begin from the
+    learned state."""
+    torch.manual_seed(8)
+    lstm = nn.LSTM(INPUTS, HIDDEN, batch_first=True, **sizes)
+    width = (lstm.proj_size or HIDDEN) * (1 + lstm.bidirectional)
+    layers: list[nn.Module] = [nn.LayerNorm(width)]
+    for each in (nn.ELU(0.5), nn.LeakyReLU(), nn.GELU(), nn.SiLU(), nn.Softplus(), nn.Hardtanh()):
+        layers += [nn.Linear(width, 7), each]
+        width = 7
+    head = nn.Sequential(*layers, nn.BatchNorm1d(7), nn.Linear(7, OUTPUTS), nn.LogSoftmax(-1))
+    rows = lstm.num_layers * (1 + lstm.bidirectional)
+    start = torch.randn(rows, lstm.proj_size or HIDDEN), torch.randn(rows, HIDDEN)
+    done = export(lstm, head, name="net", models=tmp_path, residual=[2, 2, 0], initial_state=start)
+    (model,) = load_models(Config(models=tmp_path, pool_bytes=1 << 20))
+    assert model.fingerprint == done.manifest.fingerprint
+    found = model.portable.initial if model.pool is None else model.pool.read(np.array([INITIAL]))
+    for name, wanted in zip("hc", start, strict=True):
+        np.testing.assert_array_equal(found[name][0], wanted.numpy())

@@ -11,12 +11,20 @@ from soak.crowd import Kind, Mode
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("through", "bare"), ("behind", "bare"), ("behind", "library")]
+    ("mode", "kind", "window"),
+    [
+        ("through", "bare", 0),
+        ("behind", "bare", 0),
+        ("behind", "library", 0),
+        ("behind", "library", 30),
+    ],
 )
-def test_killed_servers_lose_no_acked_step(mode: Mode, kind: Kind, tmp_path: Path) -> None:
+def test_killed_servers_lose_no_acked_step(
+    mode: Mode, kind: Kind, window: int, tmp_path: Path
+) -> None:
     """After kill -9 of three servers with one store every acknowledged step counts once, with the
-    oracle's bits."""
-    found = kill9.run(tmp_path, mode, kind, kills=3, every_s=1, sessions=8)
+    oracle's bits, also where the states are the last rows of a window."""
+    found = kill9.run(tmp_path, mode, kind, kills=3, every_s=1, sessions=8, window=window)
     print(found.figures())
     found.check()
 

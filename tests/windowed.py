@@ -104,13 +104,15 @@ class WindowOracle:
         return {each.name: (found | known)[each.name] for each in self.spec.states}
 
 
-def make_models(folder: Path) -> None:
-    """Writes folder/NAME/1 of every model."""
-    for name, (lstm, fill) in LSTMS.items():
-        make_model(folder, lstm, name=name, window=(W, fill))
-    rng = np.random.default_rng(7)
-    rows = random_rows("net", rng, 2 * W)
-    write(folder, NET.spec, NET.model(), {"one": _golden(rows)}, "net")
+def make_models(folder: Path, *names: str) -> None:
+    """Writes folder/NAME/1 of these models; of all where none is named."""
+    for name in names or SPECS:
+        if name in LSTMS:
+            lstm, fill = LSTMS[name]
+            make_model(folder, lstm, name=name, window=(W, fill))
+        else:
+            rows = random_rows(name, np.random.default_rng(7), 2 * W)
+            write(folder, NET.spec, NET.model(), {"one": _golden(rows)}, name)
 
 
 def _golden(rows: Rows) -> Golden:

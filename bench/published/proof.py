@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ class NotServed(RuntimeError):
 
 def try_out(folder: Path, recipe: Recipe, models: Path) -> Result:
     """Exports into `models`, which must be empty, and compares."""
-    lines = count_lines(folder.name) if recipe.is_module else 0
+    lines = 0
+    if recipe.is_module or recipe.is_dict:
+        lines = count_lines(folder.name + "_dict" * recipe.is_dict)
     try:
         export_model(folder, recipe, models)
         return Result(folder.name, recipe, lines, compare(folder, models))
@@ -72,10 +75,25 @@ def export_model(folder: Path, recipe: Recipe, models: Path) -> None:
     if recipe.is_module:
         _export_module(folder, models)
         return
+    with tempfile.TemporaryDirectory() as own:
+        file = _saved(folder, Path(own)) if recipe.is_dict else folder / recipe.file
+        _run_export(folder, file, recipe, models)
+
+
+def _saved(folder: Path, own: Path) -> Path:
+    """The file that torch.save makes of the user's dict."""
+    import torch
+
+    user = importlib.import_module(f"bench.published.users.{folder.name}_dict")
+    torch.save(user.tensors(folder), own / "net.pt")
+    return own / "net.pt"
+
+
+def _run_export(folder: Path, file: Path, recipe: Recipe, models: Path) -> None:
     flags = [flag.format(folder=folder, users=USERS) for flag in recipe.flags]
     ours = ["--name", folder.name, "--models", str(models)]
     done = subprocess.run(
-        [*COMMAND[:-1], "export", str(folder / recipe.file), *flags, *ours],
+        [*COMMAND[:-1], "export", str(file), *flags, *ours],
         env=environment(),
         capture_output=True,
         text=True,

@@ -17,34 +17,47 @@ class Recipe:
     """`file` is of the model's folder. It goes to `lstmserve export` with `flags`.
 
     In a flag, {folder} is that folder and {users} is users/. With `is_module`, the user's lines in
-    users/ read the file instead.
+    users/ read the file instead, and make a module of it. With `is_dict`, lines in users/MODEL_dict
+    make a dict of tensors of it, which torch.save writes, and which goes to the command.
     """
 
     file: str
     flags: tuple[str, ...] = ()
     is_module: bool = False
+    is_dict: bool = False
 
     @property
     def way(self) -> str:
         """In a word or two."""
         if self.is_module:
             return "module"
+        if self.is_dict:
+            return "dict"
         return f"flags ({len(self.flags)})" if self.flags else "no flags"
 
 
+# What the files do not say, and what they hold besides the network.
+CREEK = (
+    "--input-mean={users}/sugar_creek_scaling/input_mean.txt",
+    "--input-scale={users}/sugar_creek_scaling/input_scale.txt",
+    "--output-mean={users}/sugar_creek_scaling/output_mean.txt",
+    "--output-scale={users}/sugar_creek_scaling/output_scale.txt",
+)
+DRIVE = (
+    *("--input-scale={folder}/isc.txt", "--output-scale={folder}/osc.txt"),
+    "--drop=in_scale,out_scale",
+)
 RECIPES: Mapping[str, Sequence[Recipe]] = {
     "anydrive_actuator": (
-        Recipe("anydrive_v3_lstm.pt"),
-        Recipe(
-            "anydrive_sd.pt",
-            (
-                *("--lstm=lstm", "--head=linear"),
-                *("--input-scale={folder}/isc.txt", "--output-scale={folder}/osc.txt"),
-            ),
-        ),
+        Recipe("anydrive_v3_lstm.pt", DRIVE),
+        Recipe("anydrive_sd.pt", DRIVE),
         Recipe("anydrive_sd.pt", is_module=True),
     ),
-    "nam_lstm": (Recipe("lstm.nam"), Recipe("lstm.nam", is_module=True)),
+    "nam_lstm": (
+        Recipe("lstm.nam"),
+        Recipe("lstm.nam", ("--initial-state=h0,c0",), is_dict=True),
+        Recipe("lstm.nam", is_module=True),
+    ),
     "neuralhydrology": (
         Recipe(
             "nh_model_epoch009.pt",
@@ -55,21 +68,13 @@ RECIPES: Mapping[str, Sequence[Recipe]] = {
         ),
     ),
     "sugar_creek": (
-        Recipe("sugar_creek_trained.pt"),
-        Recipe(
-            "sugar_sd.pt",
-            (
-                "--input-mean={users}/sugar_creek_scaling/input_mean.txt",
-                "--input-scale={users}/sugar_creek_scaling/input_scale.txt",
-                "--output-mean={users}/sugar_creek_scaling/output_mean.txt",
-                "--output-scale={users}/sugar_creek_scaling/output_scale.txt",
-            ),
-        ),
+        Recipe("sugar_creek_trained.pt", CREEK),
+        Recipe("sugar_sd.pt", CREEK),
         Recipe("sugar_sd.pt", is_module=True),
     ),
     "unitree_g1_walk": (
-        Recipe("unitree_g1_motion.pt"),
-        Recipe("unitree_sd.pt"),
+        Recipe("unitree_g1_motion.pt", ("--head=actor.0,elu,actor.2",)),
+        Recipe("unitree_sd.pt", ("--head=actor.0,elu,actor.2",)),
         Recipe("unitree_sd.pt", is_module=True),
     ),
 }

@@ -11,10 +11,9 @@ import numpy.typing as npt
 from torch import nn
 
 from lstmserve.spec import WindowFill
-from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
+from lstmserve_export.lstm.export import export_network, make_pairs
 from lstmserve_export.lstm.network import (
     Network,
-    Norm,
     take_embedding,
     take_head,
     take_lstm,
@@ -24,12 +23,13 @@ from lstmserve_export.lstm.network import (
 from lstmserve_export.module.export import export_module
 from lstmserve_export.module.forward import Axes
 from lstmserve_export.refusal import Refused
+from lstmserve_export.scalers.sides import Scalers, scalers_of, with_scalers
 from lstmserve_export.target import Exported, Target
 
 LSTMS = (nn.LSTM, nn.LSTMCell)
 ALONE = (
-    "a module with an example is exported as it is: make head, embedding, means, scales, residual "
-    "and initial_state a part of it, and leave out golden, since forward() itself is checked"
+    "a module with an example is exported as it is: make head, embedding, residual and "
+    "initial_state a part of it, and leave out golden, since forward() itself is checked"
 )
 
 
@@ -53,6 +53,8 @@ def export(
     input_scale: npt.ArrayLike | None = None,
     output_mean: npt.ArrayLike | None = None,
     output_scale: npt.ArrayLike | None = None,
+    input_scaler: Any = None,
+    output_scaler: Any = None,
     residual: Sequence[int] | str = (),
     initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     golden: Mapping[str, npt.ArrayLike] | str | Path | None = None,
@@ -72,11 +74,15 @@ def export(
     from `embedding` on are as the flags. `residual` has columns of x or is "all"; `initial_state`
     is h0 and c0, [num_layers, width] each; `golden` has arrays by name or is the path of an .npz.
 
-    docs/EXPORT.md has the flags. Raises Refused, and has then written nothing.
+    `input_scaler` and `output_scaler` make the model take raw x and give raw y: each is a fitted
+    scaler of scikit-learn, a file or a dict. docs/EXPORT.md has the flags, and more of these.
+    Raises Refused, and has then written nothing.
     """
     target = Target(name, Path(models), version, force, dry_run)
-    norms = make_norm(input_mean, input_scale), make_norm(output_mean, output_scale)
-    parts = _Parts(head, embedding, *norms, residual, initial_state, golden)
+    scalers = scalers_of(
+        (input_scaler, input_mean, input_scale), (output_scaler, output_mean, output_scale)
+    )
+    parts = _Parts(head, embedding, residual, initial_state, golden)
     if example is not None:
         parts.check_none()
         _check_is_module(module)
@@ -87,12 +93,13 @@ def export(
             states=_names(states),
             output_names=_names(output_names),
             axes=Axes.of(axes),
+            scalers=scalers,
             window=window,
             window_fill=window_fill,
         )
     if states or output_names or axes:
         raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, parts, target, window, window_fill)
+    return _export_lstm(module, parts, target, scalers, window, window_fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,6 @@ class _Parts:
 
     head: nn.Module | None
     embedding: nn.Embedding | None
-    input_norm: Norm | None
-    output_norm: Norm | None
     residual: Sequence[int] | str
     initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None
     golden: Mapping[str, npt.ArrayLike] | str | Path | None
@@ -125,7 +130,12 @@ def _check_is_module(module: nn.Module) -> None:
 
 
 def _export_lstm(
-    module: nn.Module, parts: _Parts, target: Target, window: int, window_fill: WindowFill | None
+    module: nn.Module,
+    parts: _Parts,
+    target: Target,
+    scalers: Scalers,
+    window: int,
+    window_fill: WindowFill | None,
 ) -> Exported:
     _check_is_module(module)
     if not isinstance(module, LSTMS):
@@ -138,10 +148,8 @@ def _export_lstm(
         lstm=lstm,
         head=take_head(parts.head),
         embedding=take_embedding(parts.embedding),
-        input_norm=parts.input_norm,
-        output_norm=parts.output_norm,
         residual=take_residual(parts.residual, lstm),
         initial_state=take_state(parts.initial_state, lstm),
     )
-    pairs = make_pairs(parts.golden)
+    pairs, network = make_pairs(parts.golden), with_scalers(network, scalers)
     return export_network(network, target, pairs, window=window, window_fill=window_fill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +15,12 @@ from lstmserve.spec import WINDOW_FILLS, WINDOW_MAX
 F = TypeVar("F", bound=Callable[..., Any])
 VERSION_END = 10**9
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+COLUMNS = "The scaler's columns to take, in this order, by name or by number from 0."
 # The flags that describe a module, and those that choose among the tensors of a file.
 OF_MODULES = ("module_args", "example", "states", "output_names", "axes")
 OF_TENSORS = (
     *("lstm", "head", "embedding", "pre_head", "output_activation", "drop"),
-    *("input_mean", "input_scale", "output_mean", "output_scale", "residual", "initial_state"),
+    *("residual", "initial_state"),
 )
 
 
@@ -77,6 +79,17 @@ def _names(
     if not all(names):
         raise click.BadParameter(f"{value!r} must be names with commas between them")
     return names
+
+
+def _files(ctx: click.Context, param: click.Parameter, value: str) -> Path | dict[str, Path] | None:
+    """A file, or NAME=FILE for several, apart by commas; None for ""."""
+    parts = re.split(r",(?=[\w.]+=)", value) if re.match(r"[\w.]+=", value) else []
+    if not parts:
+        return FILE.convert(value, param, ctx) if value else None
+    return {
+        name: FILE.convert(file, param, ctx)
+        for name, _, file in (part.partition("=") for part in parts)
+    }
 
 
 def _columns(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...] | str:
@@ -199,10 +212,30 @@ def _state(
     default="none",
     help="Activation after the head.",
 )
+@_flag(
+    "--input-scaler",
+    default="",
+    metavar="FILE",
+    callback=_files,
+    help="The scaler of x: .npz, .json or neuralhydrology's .yml; NAME=FILE,... by input.",
+)
+@_flag("--input-columns", default="", metavar="A,B", callback=_names, help=COLUMNS)
 @_flag("--input-mean", type=FILE, help="x becomes (x - mean) / scale: .npy or one number a line.")
 @_flag("--input-scale", type=FILE, help="See --input-mean; one alone is fine.")
+@_flag("--input-min", type=FILE, help="x becomes (x - min) / range; files as of --input-mean.")
+@_flag("--input-range", type=FILE, help="See --input-min.")
+@_flag(
+    "--output-scaler",
+    default="",
+    metavar="FILE",
+    callback=_files,
+    help="The scaler of y, whose inverse comes last; as --input-scaler.",
+)
+@_flag("--output-columns", default="", metavar="A,B", callback=_names, help=COLUMNS)
 @_flag("--output-mean", type=FILE, help="y becomes y * scale + mean.")
 @_flag("--output-scale", type=FILE, help="See --output-mean; one alone is fine.")
+@_flag("--output-min", type=FILE, help="y becomes y * range + min.")
+@_flag("--output-range", type=FILE, help="See --output-min.")
 @_flag(
     "--residual",
     default="",
@@ -248,7 +281,8 @@ def _check_way(flags: dict[str, Any]) -> None:
         raise click.UsageError("--window-fill needs --window W")
     is_module = flags["module"] is not None
     for name in OF_TENSORS if is_module else OF_MODULES:
-        if flags[name] not in (None, "", (), "none"):
+        # The default of a choice is none, and a head may be none as well.
+        if flags[name] not in (None, "", ()) and (flags[name] != "none" or name == "head"):
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(
                 f"{flag} has no meaning with --module, which exports forward() as it is: make it a "

@@ -14,16 +14,19 @@ from torch import nn
 from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
-from lstmserve_export.lstm.export import export_network, make_norm, make_pairs
-from lstmserve_export.lstm.flags import read_state, read_values
+from lstmserve_export.lstm.export import export_network, make_pairs
+from lstmserve_export.lstm.flags import read_state
 from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
-from lstmserve_export.module.forward import Axes
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
-from lstmserve_export.refusal import Faults, printable
+from lstmserve_export.module.signature.scaled import probe_scaled
+from lstmserve_export.refusal import Faults, Refused, printable
+from lstmserve_export.scalers.files import check_names, read_values
+from lstmserve_export.scalers.sides import Scalers, Side, with_scalers
 from lstmserve_export.summary import show
 from lstmserve_export.target import Exported, Target
 
@@ -70,6 +73,7 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
     """Exports the module of the user's file; its code runs nowhere else."""
     target = _target(checkpoint, flags)
     target.choose_version()  # refuses a bad name before the user's code runs
+    scalers = _scalers(flags)
     tensors = read_checkpoint(checkpoint)
     file, name = flags["module"]
     with user_code(file):
@@ -78,30 +82,42 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
         module = build_module(file, name, flags["module_args"])
         for note in fill(module, tensors, name, checkpoint.name):
             say(f"note: {note}")
-        example = _example(module, flags, say)
+        options: dict[str, Any] = {
+            "states": flags["states"],
+            "output_names": flags["output_names"],
+            "axes": Axes.of(flags["axes"] or ""),
+            "scalers": scalers,
+        }
+        example = _example(module, flags, options, say)
         return export_module(
             module,
             example,
             target,
-            states=flags["states"],
-            output_names=flags["output_names"],
-            axes=Axes.of(flags["axes"] or ""),
+            **options,
             window=flags["window"] or 0,
             window_fill=flags["window_fill"],
             progress=progress,
         )
 
 
-def _example(module: nn.Module, flags: dict[str, Any], say: Say) -> dict[str, Any]:
+def _example(
+    module: nn.Module, flags: dict[str, Any], options: dict[str, Any], say: Say
+) -> dict[str, Any]:
     """The example of the flags, or a guess; checks the pairs of --golden first."""
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess, inputs = check_pairs(module, inputs, results)
+        windows = {"window": flags["window"] or 0, "window_fill": flags["window_fill"]}
+
+        def prepare(forward: Forward) -> None:
+            if options["scalers"]:
+                probe_scaled(forward, **options, **windows)
+
+        excess, inputs = check_pairs(module, inputs, results, prepare)
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is None:
-        example, words = guess_example(module)
+        example, words = guess_example(module, options["scalers"].inputs)
         say(f"example: {words}; give --example with real rows")
     return example
 
@@ -124,7 +140,7 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
     with faults.collect():
         pairs = make_pairs(flags["golden"])
     with faults.collect():
-        norms = _norms(flags)
+        scalers = _scalers(flags)
     with faults.collect():
         state = None if names else read_state(flags["initial_state"])
     with faults.collect():
@@ -132,13 +148,11 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
     faults.refuse()
     network = replace(
         network,
-        input_norm=norms[0],
-        output_norm=norms[1],
         residual=take_residual(flags["residual"], network.lstm),
         initial_state=take_state(state, network.lstm) or network.initial_state,
     )
     return export_network(
-        network,
+        with_scalers(network, scalers),
         target,
         pairs,
         progress,
@@ -147,16 +161,36 @@ def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> E
     )
 
 
-def _norms(flags: dict[str, Any]) -> tuple[Norm | None, Norm | None]:
-    """The norms of x and of y that the flags of means and scales give. Raises Refused."""
-    values, faults = {}, Faults()
+def _scalers(flags: dict[str, Any]) -> Scalers:
+    """What the flags say of the scaling of x and y. Raises Refused."""
+    found, faults = {}, Faults()
     for side in ("input", "output"):
-        for part in ("mean", "scale"):
-            with faults.collect():
-                name = f"{side}_{part}"
-                values[name] = read_values(flags[name], f"--{side}-{part}")
+        with faults.collect():
+            found[side] = _norms(side, flags)
     faults.refuse()
-    x, y = (
-        make_norm(values[f"{side}_mean"], values[f"{side}_scale"]) for side in ("input", "output")
+    return Scalers(found["input"], found["output"])
+
+
+def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
+    given = {part: flags[f"{side}_{part}"] for part in ("mean", "scale", "min", "range")}
+    names = ("mean", "scale")
+    if given["min"] or given["range"]:
+        if given["mean"] or given["scale"]:
+            raise Refused(f"--{side}-min and --{side}-range are a mean and a scale: give one pair")
+        names = ("min", "range")
+    else:
+        check_names(given["mean"], given["scale"], side)
+    vectors, faults = {}, Faults()
+    for name in names:
+        with faults.collect():
+            vectors[name] = read_values(given[name], f"--{side}-{name}")
+    faults.refuse()
+    scaler, columns = flags[f"{side}_scaler"], flags[f"{side}_columns"]
+    if columns:
+        if not isinstance(scaler, Path):
+            raise Refused(f"--{side}-columns needs --{side}-scaler with one file")
+        scaler = {"scaler": scaler, "columns": columns}
+    flag_names = dict(zip(("mean", "scale"), names, strict=True))
+    return Side(side, lambda name: f"--{side}-{flag_names.get(name, name)}").norms(
+        scaler, *vectors.values()
     )
-    return x, y

@@ -47,7 +47,7 @@ M = TypeVar("M", bound=nn.Module)
 def assemble(checkpoint: Checkpoint, choices: Choices) -> Network:
     """The network of the checkpoint. Raises Refused, with all that is wrong."""
     tensors = checkpoint.tensors
-    layers = Layers(find_linears(tensors), find_norms(tensors))
+    layers = _find_layers(checkpoint)
     faults = Faults()
     entries: list[Entry] = []
     with faults.collect():
@@ -84,6 +84,11 @@ class _Plan:
     dropped: set[str]
 
 
+def _find_layers(checkpoint: Checkpoint) -> Layers:
+    tensors = checkpoint.tensors
+    return Layers(find_linears(tensors), find_norms(tensors), checkpoint.functions)
+
+
 def _without(layers: Layers, dropped: set[str], embedding: LinearNames | None) -> Layers:
     """The layers that neither --drop nor --embedding names."""
 
@@ -93,6 +98,7 @@ def _without(layers: Layers, dropped: set[str], embedding: LinearNames | None) -
     return Layers(
         {k: one for k, one in layers.linears.items() if is_open(k) and one != embedding},
         {k: one for k, one in layers.norms.items() if is_open(k)},
+        layers.functions,
     )
 
 
@@ -114,13 +120,16 @@ def _build(checkpoint: Checkpoint, plan: _Plan) -> Network:
     with faults.collect():
         check_dropped(plan.dropped, taker.taken())
     unused = [name for name in taker.unused() if name not in plan.dropped]
-    layers = Layers(find_linears(tensors), find_norms(tensors))
+    layers = _find_layers(checkpoint)
     notes: tuple[str, ...] = ()
     with faults.collect():
         notes = check_unused(plan.recurrent, layers, tensors, unused)
     faults.refuse()
     left_out = [name for name in tensors if name in plan.dropped]
     notes += (f"not exported: {', '.join(left_out)}",) if left_out else ()
+    if checkpoint.functions:
+        others = shorten(list(checkpoint.functions))
+        notes += (f"the program has {others}; the model has only those that --head names",)
     notes += tuple(_norm_note(each) for each in plan.entries if isinstance(each, Norm))
     notes = (*checkpoint.notes, *taker.notes(), *notes)
     head = nn.Sequential(*modules).eval()

@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from lstmserve_export.lstm.archive import DAMAGED, POLICY, Kind, examine, find_pickle
-from lstmserve_export.lstm.decode import HARMLESS, NUMPY, Decoder, named_globals
+from lstmserve_export.lstm.decode import HARMLESS, NUMPY, Decoder, functions, named_globals
 from lstmserve_export.lstm.foreign import SAVE
 from lstmserve_export.lstm.pickles import Malformed, Object, read_pickle
 from lstmserve_export.refusal import Refused, one_line, shorten
@@ -36,6 +36,7 @@ HARMFUL = re.compile(
 COMMON = re.compile(
     r"(torch|numpy|collections|argparse|pathlib|datetime|copyreg|_codecs|omegaconf)\b"
 )
+PROGRAM = ("__torch__.", "torch.")  # what a TorchScript program names
 SCRIPT = "the file is a TorchScript program: its tensors were read, and its code was not run"
 Tensors = Mapping[str, torch.Tensor]
 _Path = tuple[str, ...]
@@ -44,10 +45,14 @@ _Found = tuple[_Path, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a file by their names in the model, without the prefixes of wrappers."""
+    """The tensors of a file by their names in the model, without the prefixes of wrappers.
+
+    `functions` are modules without tensors of which the file tells, each as NAME (CLASS).
+    """
 
     tensors: Tensors
     notes: tuple[str, ...]
+    functions: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -67,9 +72,16 @@ def _read(file: IO[bytes], name: str) -> Checkpoint:
         with zipfile.ZipFile(file) as archive:
             policy = io.BytesIO(archive.read(POLICY))
         inner = _read(policy, f"{name}: {POLICY}")
-        return Checkpoint(inner.tensors, (f"the weights lie in {POLICY} of the file", *inner.notes))
-    notes: tuple[str, ...] = (SCRIPT,) if kind == "script" else ()
-    content = _load(file, name, kind)
+        return replace(inner, notes=(f"the weights lie in {POLICY} of the file", *inner.notes))
+    if kind == "script":
+        tensors, others = _load_script(file, name)
+        return _checkpoint(tensors, name, (SCRIPT,), others)
+    return _checkpoint(_load(file, name, kind), name)
+
+
+def _checkpoint(
+    content: object, name: str, notes: tuple[str, ...] = (), others: tuple[str, ...] = ()
+) -> Checkpoint:
     if not isinstance(content, Mapping):
         raise Refused(f"{name} holds a {type(content).__name__}, not a state dict: {SAVE}")
     found = list(_walk(content, (), set()))
@@ -77,7 +89,7 @@ def _read(file: IO[bytes], name: str) -> Checkpoint:
         raise Refused(f"{name} holds no named tensors: {SAVE}")
     tensors, wrapper = _unwrap(found)
     notes += (f"the weights lie in {'.'.join(wrapper)!r} of the file",) if wrapper else ()
-    return Checkpoint(_strip(tensors), notes)
+    return Checkpoint(_strip(tensors), notes, others)
 
 
 def _load(file: IO[bytes], name: str, kind: Kind) -> object:
@@ -87,14 +99,14 @@ def _load(file: IO[bytes], name: str, kind: Kind) -> object:
         return _load_arrays(file, name)
     if kind == "pickle":
         return _load_pickle(file, name)
-    if kind == "script":
-        return _load_script(file, name)
     return _load_torch(file, name, kind)
 
 
 def _load_safetensors(file: IO[bytes], name: str) -> object:
     try:
-        return safetensors.torch.load(file.read())
+        if isinstance(file, io.BytesIO):
+            return safetensors.torch.load(file.read())
+        return safetensors.torch.load_file(file.name)
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise Refused(f"{name}: not safetensors, or {DAMAGED} ({one_line(error)})") from error
 
@@ -128,8 +140,9 @@ def _no_storage(key: str) -> bytes:
     raise Malformed(f"the storage {key} is missing")
 
 
-def _load_script(file: IO[bytes], name: str) -> object:
-    """The parameters, buffers and constants of a TorchScript program. Runs none of its code."""
+def _load_script(file: IO[bytes], name: str) -> tuple[Tensors, tuple[str, ...]]:
+    """The parameters, buffers and constants of a TorchScript program, and its modules that have
+    none. Runs none of its code."""
     try:
         with zipfile.ZipFile(file) as archive:
             pickle = find_pickle(archive, "script") or ""
@@ -137,8 +150,12 @@ def _load_script(file: IO[bytes], name: str) -> object:
             _check_byte_order(archive, root)
             with archive.open(pickle) as content:
                 module = read_pickle(content)
+            names = [each for each in named_globals(module) if each not in HARMLESS]
+            if unsafe := [each for each in names if not each.startswith(PROGRAM)]:
+                raise _holds_objects(name, unsafe)
             tensors = _decoder(archive, f"{root}data/").attributes(module)
-            return tensors | _constants(archive, root, has_others=bool(tensors))
+            constants = _constants(archive, root, has_others=bool(tensors))
+            return tensors | constants, functions(module)
     except FAULTS as error:
         raise Refused(f"{name}: {DAMAGED} ({one_line(error)})") from error
 

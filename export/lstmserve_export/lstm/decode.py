@@ -36,6 +36,11 @@ TORCH = {TENSOR, PARAMETER, *(f"torch.{each}" for each in STORAGES)}
 HARMLESS = {*NUMPY, *TORCH, *DICTS, ""}
 # Calls that TorchScript puts around a value, to say which type it has.
 TYPED = re.compile(r"torch\.jit\._pickle\.\w+")
+# A module of torch that has no tensors and changes what goes through it.
+FUNCTION = re.compile(
+    r"__torch__\.torch\.nn\.modules\.(?:activation|pooling|normalization|padding)\."
+    r"(?:___torch_mangle_\d+\.)?(\w+)"
+)
 _DTYPE = re.compile(r"[fiu][1248]|b1")
 DIMS_MAX = 32
 Storages = Callable[[str], bytes]
@@ -85,13 +90,11 @@ class Decoder:
         """
         named: dict[str, torch.Tensor] = {}
         listed: list[tuple[str, Object]] = []
-        seen: set[int] = set()
-        for name, value, is_listed in _parts(module, seen):
+        for name, value, is_listed in _parts(module):
             if is_listed:
                 listed.append((name, value))
             elif (tensor := self.tensor(value)) is not None:
                 named[name] = tensor
-                seen.add(id(value))
         places = {_place(tensor) for tensor in named.values()}
         for name, value in listed:
             tensor = self.tensor(value)
@@ -129,8 +132,22 @@ def _shape(values: Any) -> tuple[int, ...]:
     return values
 
 
-def _parts(module: Object, seen: set[int]) -> Iterator[tuple[str, Object, bool]]:
-    """Name, Object and whether a list holds it, of everything below a module, in order."""
+def functions(module: Object) -> tuple[str, ...]:
+    """The activations and other modules without tensors in a TorchScript module, each as NAME
+    (CLASS)."""
+    return tuple(
+        f"{name} ({found[1]})"
+        for name, value, _ in _parts(module)
+        if (found := FUNCTION.fullmatch(value.name))
+    )
+
+
+def _parts(module: Object) -> Iterator[tuple[str, Object, bool]]:
+    """Name, Object and whether a list holds it, of everything below a module, in order.
+
+    Visits a module once, and a tensor by each of its names.
+    """
+    seen: set[int] = set()
     open_: list[tuple[str, Any, bool]] = [("", module, False)]
     while open_:
         name, value, is_listed = open_.pop()
@@ -140,9 +157,9 @@ def _parts(module: Object, seen: set[int]) -> Iterator[tuple[str, Object, bool]]
             continue
         prefix = f"{name}." if name else ""
         inside: list[tuple[str, Any, bool]] = []
-        if isinstance(value, Object) and value.name in TORCH:
+        if isinstance(value, Object):
             yield name, value, is_listed
-        elif isinstance(value, Object):
+        if isinstance(value, Object) and value.name not in TORCH:
             seen.add(id(value))
             held = value.state if isinstance(value.state, dict) else {"state": value.state}
             inside = [(f"{prefix}{key}", each, is_listed) for key, each in held.items()]

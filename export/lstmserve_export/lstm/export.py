@@ -17,7 +17,7 @@ from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, WindowFill
 from lstmserve_export.arrays import Arrays, read_npz
 from lstmserve_export.lstm.convert import convert
-from lstmserve_export.lstm.network import Network, Norm, describe
+from lstmserve_export.lstm.network import Network, describe
 from lstmserve_export.lstm.pairs import take_pairs, take_windows
 from lstmserve_export.lstm.pairs_proof import choice_notes, prove_pairs, start_notes
 from lstmserve_export.lstm.parity import prove, random_case
@@ -37,18 +37,6 @@ def make_pairs(golden: Mapping[str, npt.ArrayLike] | str | Path | None) -> Array
     if isinstance(golden, (str, Path)):
         return read_npz(Path(golden), "--golden")
     return {name: np.asarray(array) for name, array in golden.items()}
-
-
-def make_norm(mean: npt.ArrayLike | None, scale: npt.ArrayLike | None) -> Norm | None:
-    """The norm of a mean and a scale, of which one may be None; None without both."""
-    if mean is None and scale is None:
-        return None
-    given = [None if part is None else np.array(part, np.float64) for part in (mean, scale)]
-    shape = next(part.shape for part in given if part is not None)
-    means, scales = given
-    return Norm(
-        np.zeros(shape) if means is None else means, np.ones(shape) if scales is None else scales
-    )
 
 
 def export_network(

@@ -34,10 +34,14 @@ Entry = LinearNames | Norm | nn.Module
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layers of a file that a head may have, by name."""
+    """The layers of a file that a head may have, by name.
+
+    `functions` are the activations of which the file tells, as NAME (CLASS).
+    """
 
     linears: Mapping[str, LinearNames]
     norms: Mapping[str, NormNames]
+    functions: tuple[str, ...] = ()
 
     def find(self, name: str) -> LinearNames | NormNames | None:
         """The layer of that name, or with that end of a name. Raises Refused for several."""
@@ -158,6 +162,7 @@ def describe_choices(open_: Iterable[LinearNames], layers: Layers, recurrent: Re
         (groups["later"], "can come later"),
         (groups["none"], f"cannot follow {recurrent.label} at all"),
         (norms, "can stand in the head too"),
+        (list(layers.functions), "may stand among them"),
     )
     parts = [f"{shorten(names)} {what}" for names, what in words if names]
     flags = f"--embedding NAME and {HEAD_FLAG}" if groups["table"] else HEAD_FLAG

@@ -1,7 +1,8 @@
 """Looks for one change of a network that would make the user's pairs match.
 
-It tries an activation, other axes, a residual and another initial state, all in torch's float64,
-and says in words for the user what it found. It must not know ONNX, and changes nothing.
+It tries an activation, another reading of the scalers, other axes, a residual and another initial
+state, all in torch's float64, and says in words for the user what it found. It changes nothing and
+must not know ONNX.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lstmserve_export.lstm.network import (
 from lstmserve_export.lstm.parity import judge
 from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, forward
 from lstmserve_export.lstm.windows import cut_windows
+from lstmserve_export.scalers.min_max import other_readings
 
 # A state shows in the first rows, and more of them only take time.
 FIT_SEQUENCES: Final = 8
@@ -48,6 +50,9 @@ def mends(network: Network, case: LstmGolden) -> Iterator[str]:
         layers.insert(place, make_activation(name))
         if matches(replace(network, head=nn.Sequential(*layers)), case):
             yield f"with {name} {_where(place, len(network.head))} it would match"
+    for words, changed in _other_norms(network):
+        if matches(changed, case):
+            yield f"with {words} it would match"
     if _is_time_major(network, case):
         yield "x and y are time-major: store them as [N, T, ...]"
     bare = replace(network, residual=())
@@ -76,6 +81,17 @@ def _where(place: int, count: int) -> str:
     if place == count:
         return "after the head (--output-activation or --head ...)"
     return "before the head (--pre-head)" if place == 0 else f"before layer {place + 1} of the head"
+
+
+def _other_norms(network: Network) -> Iterator[tuple[str, Network]]:
+    """The network with other readings of its scalers, each in words."""
+    readings = (
+        other_readings(side, {} if norm is None else {"": norm})
+        for side, norm in (("input", network.input_norm), ("output", network.output_norm))
+    )
+    for (x_words, x), (y_words, y) in list(product(*readings))[1:]:
+        words = " and with ".join(filter(None, (x_words, y_words)))
+        yield words, replace(network, input_norm=x.get(""), output_norm=y.get(""))
 
 
 def _is_time_major(network: Network, case: LstmGolden) -> bool:

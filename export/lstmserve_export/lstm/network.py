@@ -61,10 +61,14 @@ AS_IT_IS: Final = "export the module around LSTM and head as it is, export(modul
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """mean and scale, float64 [width] each. Input: (x - mean) / scale; output: y * scale + mean."""
+    """mean and scale, float64 [width] each. Input: (x - mean) / scale; output: y * scale + mean.
+
+    `columns` are the names of the columns, if they are known.
+    """
 
     mean: Floats
     scale: Floats
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +313,13 @@ def _width_of(module: nn.Module) -> int | None:
 
 
 def _check_norm(side: str, norm: Norm | None, width: int) -> None:
-    if norm is None:
+    if norm is None or len(norm.mean) == width:
         return
-    for name, array in (("mean", norm.mean), ("scale", norm.scale)):
-        if array.shape != (width,):
-            raise Refused(f"--{side}-{name} has shape {list(array.shape)}, must be [{width}]")
+    hint = f": choose with --{side}-columns" if len(norm.mean) > width else ""
+    raise Refused(
+        f"the {side} scaler (or mean and scale) has {len(norm.mean)} columns, must have {width}"
+        f"{hint}"
+    )
 
 
 def to_dtype(network: Network, dtype: torch.dtype) -> Network:

@@ -5,7 +5,7 @@ It is of kind "network", or of kind "lstm" where the module computes head(lstm(x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -41,9 +41,10 @@ from lstmserve_export.module.proof.reference import Reference
 from lstmserve_export.module.proof.windows import WindowReference
 from lstmserve_export.module.recurrent import find_layers
 from lstmserve_export.module.signature.checks import check_weights
-from lstmserve_export.module.signature.probe import probe
+from lstmserve_export.module.signature.scaled import probe_scaled
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
+from lstmserve_export.scalers.sides import UNSCALED, Scalers
 from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.target import Exported, Target, package_versions
 
@@ -60,6 +61,7 @@ def export_module(
     states: Sequence[str] = (),
     output_names: Sequence[str] = (),
     axes: Axes | None = None,
+    scalers: Scalers = UNSCALED,
     window: int = 0,
     window_fill: WindowFill | None = None,
     progress: Progress = lambda stage: None,
@@ -72,18 +74,18 @@ def export_module(
     target.choose_version()
     check_weights(module)
     with _threads_for(module):
-        job = _Job(Forward(module, example), states, output_names, axes, target, progress)
+        named = {"states": states, "output_names": output_names, "axes": axes}
+        job = _Job(Forward(module, example), scalers, named, target, progress)
         return job.windows(window, window_fill or "wait") if window else job.stream()
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One export of a module."""
+    """One export of a module. `named` has further arguments of probe()."""
 
     forward: Forward
-    states: Sequence[str]
-    output_names: Sequence[str]
-    axes: Axes | None
+    scalers: Scalers
+    named: Mapping[str, Any]
     target: Target
     progress: Progress
 
@@ -143,7 +145,8 @@ class _Job:
 
     def _probe(self, window: int = 0, fill: WindowFill | None = None) -> Signature:
         self.progress("find inputs, outputs and states")
-        return probe(self.forward, self.states, self.output_names, self.axes, window, fill)
+        windows = {"window": window, "window_fill": fill}
+        return probe_scaled(self.forward, self.scalers, **self.named, **windows)
 
     def _recognise(self, window: int, fill: WindowFill) -> Exported | str:
         """Exports a module that is head(lstm(x)) where it streams. Otherwise says why a module that

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from lstmserve_export.module.recurrent import find_layers
+from lstmserve_export.module.scaling import Scaling
 from lstmserve_export.module.sizes import Squeezed, steady_squeeze
 from lstmserve_export.refusal import Refused, one_line
 
@@ -95,12 +96,14 @@ class Forward:
 
     `example` has the tensors of the example by name: the name of forward's argument, and for a
     tensor inside it NAME.KEY. Anything in the example that is no tensor is passed on as it is.
+    With a `scaling`, the example and what a call takes and returns are raw.
     """
 
     def __init__(self, module: nn.Module, example: Any) -> None:
         """Raises Refused if the module cannot be copied, or the example does not fit forward()."""
         self.module = _copied(module)
         self.squeezed: Squeezed = {}
+        self.scaling = Scaling()
         bound = _bind(self.module, example)
         leaves, self._structure = pytree.tree_flatten((bound.args, bound.kwargs))
         self._leaves: list[Any] = [_as_tensor(leaf) for leaf in leaves]
@@ -122,10 +125,17 @@ class Forward:
             tensors.get(name, leaf) if isinstance(leaf, torch.Tensor) else leaf
             for name, leaf in zip(self._names, self._leaves, strict=True)
         ]
-        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         with torch.no_grad(), steady_squeeze(self.squeezed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the user's code, and torch's on odd layers
-            return list(_results(self.module(*args, **kwargs), ""))
+            for name, columns in self.scaling.inputs.items():
+                place = self._names.index(name)
+                leaves[place] = columns.scaled(leaves[place])
+            args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+            results = list(_results(self.module(*args, **kwargs), ""))
+            for number, columns in self.scaling.results.items():
+                path, tensor = results[number]
+                results[number] = Result(path, columns.raw(tensor))
+            return results
 
     def arguments(self) -> dict[str, list[str]]:
         """The names of the example's tensors by the argument of forward() that has them."""

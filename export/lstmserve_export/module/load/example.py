@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from lstmserve_export.arrays import Array, Arrays, read_npy, read_npz
+from lstmserve_export.lstm.network import Norm
 from lstmserve_export.module.forward import Forward
+from lstmserve_export.module.scaling import Columns
 from lstmserve_export.refusal import Refused, shorten
 from lstmserve_export.sequences import SEED
 
@@ -85,9 +88,9 @@ def _required(module: nn.Module) -> list[str]:
     return [name for name, each in parameters.items() if each.default is each.empty]
 
 
-def guess_example(module: nn.Module) -> tuple[Example, str]:
+def guess_example(module: nn.Module, norms: Mapping[str, Norm]) -> tuple[Example, str]:
     """Random rows that forward() takes, where its only argument and its layers leave no choice,
-    and what they are, in words. Raises Refused."""
+    and what they are, in words. With a norm they are raw. Raises Refused."""
     required = _required(module)
     name = next(iter(parameters_of(module)), "")
     if len(required) > 1:
@@ -99,7 +102,7 @@ def guess_example(module: nn.Module) -> tuple[Example, str]:
         tables = [n for n in _tables(module) if _takes(module, _tokens_of(lead, n))]
         is_open = any(_takes(module, _floats_of(lead, n + 1)) for n in widths)
         if len(widths) == 1 and not tables and not is_open:
-            tensor = _floats_of(lead, widths[0])
+            tensor = _raw(_floats_of(lead, widths[0]), norms)
             return {name: tensor}, f"random {name} {list(tensor.shape)}"
         if tables and not widths:
             most = max(tables)
@@ -133,6 +136,14 @@ def _tokens_of(lead: tuple[int, ...], count: int) -> torch.Tensor:
     tokens = torch.randint(count, lead, generator=torch.Generator().manual_seed(SEED))
     tokens[..., 0] = count - 1
     return tokens
+
+
+def _raw(scaled: torch.Tensor, norms: Mapping[str, Norm]) -> torch.Tensor:
+    """Rows before the only scaler, where it has as many columns."""
+    for norm in norms.values():
+        if len(norm.mean) == scaled.shape[-1]:
+            return Columns(norm, (-1,)).raw(scaled)
+    return scaled
 
 
 def _takes(module: nn.Module, tensor: torch.Tensor) -> bool:

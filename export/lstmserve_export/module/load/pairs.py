@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lstmserve_export.arrays import Array, Arrays, read_npz
 from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.load.example import Example, arguments, parameters_of
 from lstmserve_export.refusal import Refused, one_line, shorten
+
+Prepare = Callable[[Forward], object]
 
 
 def read_pairs(path: Path, module: nn.Module) -> tuple[Example, Arrays]:
@@ -36,33 +39,36 @@ def read_pairs(path: Path, module: nn.Module) -> tuple[Example, Arrays]:
     return arguments(inputs, module, "--golden"), results
 
 
-def check_pairs(module: nn.Module, example: Example, expected: Arrays) -> tuple[float, Example]:
+def check_pairs(
+    module: nn.Module, example: Example, expected: Arrays, prepare: Prepare
+) -> tuple[float, Example]:
     """How far forward() is from the user's results, in units of the allowed error, at most 1; and
     the arguments as the export takes them, with a batch.
 
-    `y` is the first result unless one has this name. One sequence may lack the axis of the batch,
-    which then stands where forward() gives the results with it. Raises Refused.
+    `prepare` puts scalers around forward(). `y` is the first result unless one has this name. One
+    sequence may lack the axis of the batch, which then stands where forward() gives the results
+    with it. Raises Refused.
     """
     try:
-        found = _compare(module, example, expected), example
+        found = _compare(module, example, expected, prepare), example
     except Refused:
-        if (batch := _compare_batch(module, example, expected)) is None:
+        if (batch := _compare_batch(module, example, expected, prepare)) is None:
             raise
         return batch
     if _may_lack_batch(example):
-        return _compare_batch(module, example, expected) or found
+        return _compare_batch(module, example, expected, prepare) or found
     return found
 
 
 def _compare_batch(
-    module: nn.Module, example: Example, expected: Arrays
+    module: nn.Module, example: Example, expected: Arrays, prepare: Prepare
 ) -> tuple[float, Example] | None:
     """check_pairs() of the arguments as a batch of one; None if forward() then gives other
     results."""
     for axis in (0, 1):
         with contextlib.suppress(Refused):
             batch = _as_batch(example, axis)
-            return _compare(module, batch, expected, is_one=True), batch
+            return _compare(module, batch, expected, prepare, is_one=True), batch
     return None
 
 
@@ -85,11 +91,34 @@ def _as_batch(example: Example, axis: int) -> Example:
 
 
 def _compare(
-    module: nn.Module, example: Example, expected: Arrays, *, is_one: bool = False
+    module: nn.Module,
+    example: Example,
+    expected: Arrays,
+    prepare: Prepare,
+    *,
+    is_one: bool = False,
 ) -> float:
     """How far forward() is from the results, at most 1; where `is_one`, these may lack an axis of
     length 1. Raises Refused."""
     forward = Forward(module, example)
+    prepare(forward)
+    worst = _difference(forward, expected, is_one)
+    if worst <= 1:
+        return worst
+    hint = "check --module-args, and that yours was in eval mode"
+    for words, scaling in forward.scaling.others():
+        forward.scaling = scaling
+        if _difference(forward, expected, is_one) <= 1:
+            hint = f"with {words} it would"
+            break
+    raise Refused(
+        "--golden: forward() with these weights does not give your results: the difference is "
+        f"{worst:.3g} times the allowed one; {hint}"
+    )
+
+
+def _difference(forward: Forward, expected: Arrays, is_one: bool) -> float:
+    """The largest error in units of the allowed one. Raises Refused."""
     try:
         single = forward(forward.example)
     except Exception as error:  # the user's code may raise anything
@@ -110,12 +139,6 @@ def _compare(
         if is_one and array.shape in _without_one(actual.shape):
             array = array.reshape(actual.shape)
         worst = max(worst, _excess(name, array, actual, exact))
-    if not worst <= 1:
-        raise Refused(
-            "--golden: forward() with these weights does not give your results: the difference is "
-            f"{worst:.3g} times the allowed one; check --module-args, and that yours was in eval "
-            "mode"
-        )
     return worst
 
 

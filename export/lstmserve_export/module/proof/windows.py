@@ -41,8 +41,15 @@ class WindowReference(Reference):
         return self._signature.window - 1
 
     def random(self, lengths: Sequence[int]) -> dict[str, Array]:
-        """Random rows like the example's, with those before."""
-        return super().random([self._before + length for length in lengths])
+        """Random rows like the example's, with those before. An input that forward() takes once has
+        another value in each of them."""
+        found = super().random([self._before + length for length in lengths])
+        for each in self._signature.inputs:
+            if each.axes.time is None:
+                rows = found[each.spec.name]
+                n, t = np.indices(rows.shape[:2])
+                found[each.spec.name] = rows[(n + t) % len(rows), t]
+        return found
 
     def example(self) -> dict[str, Array]:
         """The example's rows, at most EXAMPLE_ROWS_MAX time steps of them. Where the example is

@@ -12,7 +12,7 @@ from lstmserve_export.module.forward import Axes, Tensors
 from lstmserve_export.sequences import SEED
 
 SIZE: Final = 3  # of a batch
-NOISE: Final = 0.3  # of the example's deviation, on top of the example's own rows
+NOISE: Final = 0.3  # of a feature's deviation in the example, on top of the example's own rows
 
 
 class Sampler:
@@ -38,8 +38,9 @@ class Sampler:
             chosen = torch.randint(len(rows), (size, count), generator=self._rng)
             drawn = rows[chosen]
             if drawn.is_floating_point():
-                deviation = rows.std() if rows.numel() > 1 else torch.tensor(0.0)
-                scale = NOISE * float(deviation) or 1.0
+                # By feature: raw rows have a pressure in pascal beside a humidity in [0, 1].
+                scale = NOISE * rows.std(0, correction=0)
+                scale[scale == 0] = 1.0
                 drawn = drawn + scale * torch.randn(drawn.shape, generator=self._rng)
             found[name] = drawn.expand(size, length, *drawn.shape[2:])
         return found

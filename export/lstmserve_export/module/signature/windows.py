@@ -33,6 +33,15 @@ class WindowSearch(LayoutSearch):
 
     def choose(self) -> tuple[Layout, list[Output]]:
         """The layout that fits, with every result as an output. Raises Refused."""
+        found, faults = self._fits()
+        if len(found) == 1:
+            (only,) = found.values()
+            return only
+        raise self._several(list(found)) if found else self._none(faults)
+
+    def _fits(self) -> tuple[dict[str, tuple[Layout, list[Output]]], dict[str, str]]:
+        """The layouts that fit, by the names in LAYOUTS, and the faults of the others. One along
+        which recurrent layers go on is the only one."""
         faults: dict[str, str] = {}
         found: dict[str, tuple[Layout, list[Output]]] = {}
         for layout in self._layouts():
@@ -44,13 +53,10 @@ class WindowSearch(LayoutSearch):
             except Unfit as error:
                 faults.setdefault(name, str(error))
                 continue
-            if goes_on:
-                return layout, outputs
             found[name] = layout, outputs
-        if len(found) == 1:
-            (only,) = found.values()
-            return only
-        raise self._several(list(found)) if found else self._none(faults)
+            if goes_on:
+                return {name: found[name]}, faults
+        return found, faults
 
     def _try_window(self, layout: Layout) -> tuple[list[Output], bool]:
         """Every result as an output with its axes, and whether recurrent layers run more steps
@@ -136,7 +142,7 @@ class WindowSearch(LayoutSearch):
 
     def _none(self, faults: dict[str, str]) -> Refused:
         """Why no layout fits."""
-        tensor, main = self.forward.example[self.primary], self._likely_axes() or LAYOUTS["BT"]
+        tensor = self.forward.example[self.primary]
         if any(MIXED in fault for fault in faults.values()):
             return self._mixed()
         if ALONE in faults.values():
@@ -145,16 +151,28 @@ class WindowSearch(LayoutSearch):
                 "(states=), and use Triton or ONNX Runtime otherwise"
             )
         shape = list(tensor.shape)
-        if main.time is not None and main.time < tensor.dim() and shape[main.time] != self._window:
-            name = next(n for n, e in LAYOUTS.items() if e == main)
-            if fault := faults.get(name):
-                return Refused(
-                    f"forward() fails on windows of {self._window} rows ({fault}), and the example "
-                    f"has {shape[main.time]}: give the number of rows that it was trained on, as "
-                    f"--window {shape[main.time]}"
-                )
+        if (length := self._length_that_fits()) is not None:
+            fault = next(iter(faults.values()), "its axes are not clear")
+            return Refused(
+                f"forward() fails on windows of {self._window} rows ({fault}), and takes the "
+                f"{length} of the example: give the number that it was trained on, as --window "
+                f"{length}"
+            )
         tried = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         return Refused(
             f"the axes of {self.primary} {shape} are not clear for windows of {self._window} rows "
             f"({tried}); give an example with a batch of whole windows, or axes="
         )
+
+    def _length_that_fits(self) -> int | None:
+        """The example's number of rows, if forward() takes windows of that many."""
+        shape = self.forward.example[self.primary].shape
+        for axes in [self.given] if self.given else LAYOUTS.values():
+            if axes.batch is None or axes.time is None or len(shape) <= axes.time:
+                continue
+            length = shape[axes.time]
+            if length != self._window and length > 1:
+                other = WindowSearch(self.forward, self.passed, axes, length)
+                if other._fits()[0]:
+                    return length
+        return None
