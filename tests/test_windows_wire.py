@@ -17,9 +17,12 @@ import pytest
 from lstmserve.config import Config
 from lstmserve.engine import load_models
 from lstmserve.engine.predict import PredictJob
+from lstmserve.kserve.v2 import inference_pb2
 from lstmserve.manifest import InvalidModelFolder
 from lstmserve.rows import RowFormat
+from lstmserve.server.kserve import service as kserve
 from lstmserve.server.message_sizes import predict_bytes
+from lstmserve.server.native import service as native
 from lstmserve.spec import KNOWN
 from lstmserve.v1 import lstm_pb2 as pb
 from windowed import (
@@ -411,6 +414,51 @@ async def test_waiting_bytes_count_every_row_of_a_window(folder: Path) -> None:
         await stream.read()
     job = PredictJob(np.zeros((10, 3), np.float32), np.array([10], np.int32), None, False, False, 0)
     assert predict_bytes(model, job, 0) == x_bytes * W
+
+
+def content_of(method: str, talk: Talk, rows: int) -> bytes:
+    """A message of so many rows, which is the session's next step or a whole sequence."""
+    if method == "StepStream":
+        return bytes(talk.request(rows).SerializeToString())
+    if method == "StepMany":
+        return message_of([talk], [rows]).SerializeToString()
+    x = talk.rows(rows)
+    message = inference_pb2.ModelInferRequest(model_name=talk.name)
+    message.inputs.add(name="x", datatype="FP32", shape=[1, *x.shape])
+    message.raw_input_contents.append(x.tobytes())
+    return message.SerializeToString()
+
+
+def errors_of(method: str, content: bytes) -> list[str]:
+    """The errors that a reply has."""
+    if method == "StepStream":
+        reply = pb.StepResponse.FromString(content)
+        return [reply.error.message] if reply.HasField("error") else []
+    if method == "StepMany":
+        many_reply = pb.StepManyResponse.FromString(content)
+        whole = [many_reply.error.message] if many_reply.HasField("error") else []
+        return whole + [each.status.message for each in many_reply.errors]
+    said = inference_pb2.ModelStreamInferResponse.FromString(content).error_message
+    return [said] if said else []
+
+
+@pytest.mark.parametrize("method", ["StepStream", "StepMany", "ModelStreamInfer"])
+async def test_a_stream_waits_for_the_bytes_of_its_windows(folder: Path, method: str) -> None:
+    """Messages whose rows would fit and whose windows do not are read one after the other, and
+    each is answered: none is refused for what others hold."""
+    async with serving(folder, pending_bytes_max=1 << 20, message_bytes_max=1 << 17) as wire:
+        talks = [await open_talk(wire, "wait", i) for i in range(24)]
+        service = kserve.SERVICE if method == "ModelStreamInfer" else native.SERVICE
+        stream = wire.channel.stream_stream(f"/{service}/{method}")(timeout=30)
+
+        async def send() -> None:
+            for talk in talks:
+                await stream.write(content_of(method, talk, 1000))
+
+        sending = asyncio.create_task(send())
+        for _ in talks:
+            assert errors_of(method, await stream.read()) == []
+        await sending
 
 
 async def test_no_record_of_format_1_has_a_window(folder: Path) -> None:
