@@ -18,7 +18,7 @@ from lstmserve_export.lstm.export import export_network, make_pairs
 from lstmserve_export.lstm.flags import read_state
 from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
-from lstmserve_export.module.forward import Axes
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
@@ -106,9 +106,12 @@ def _example(
         inputs, results = read_pairs(flags["golden"], module)
         # Where the features are depends on no fill.
         probed = options | {"window_fill": "wait" if options["window"] else None}
-        excess = check_pairs(
-            module, inputs, results, lambda forward: probe_scaled(forward, **probed)
-        )
+
+        def prepare(forward: Forward) -> None:
+            if options["scalers"]:
+                probe_scaled(forward, **probed)
+
+        excess, inputs = check_pairs(module, inputs, results, prepare)
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is not None:
