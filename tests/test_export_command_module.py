@@ -24,6 +24,7 @@ from lstmserve.manifest import Manifest
 from lstmserve.spec import Linear, LstmSpec, ModelSpec, Tap, TensorSpec
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.refusal import MODULE_WAY
+from lstmserve_export.scalers.sides import UNSCALED
 from lstmserve_export.target import Exported, Target
 
 NOTICE = "--module runs your own code: "
@@ -355,6 +356,8 @@ def test_the_environment_sets_the_flags(tmp_path: Path, export: Export) -> None:
         "LSTMSERVE_STATES": "h, c",
         "LSTMSERVE_OUTPUT_NAMES": "a,b",
         "LSTMSERVE_AXES": "TB",
+        "LSTMSERVE_WINDOW": "24",
+        "LSTMSERVE_WINDOW_FILL": "zeros",
     }
     result = run_export(checkpoint, env=env)
     assert result.exit_code == 0, result.output
@@ -363,6 +366,10 @@ def test_the_environment_sets_the_flags(tmp_path: Path, export: Export) -> None:
         "states": ("h", "c"),
         "output_names": ("a", "b"),
         "axes": Axes.of("TB"),
+        "scalers": UNSCALED,
+        "window": 24,
+        "window_fill": "zeros",
+        "is_guess": False,
     }
     assert list(export.example["x"].shape) == [2, 4, WIDTH]
 
