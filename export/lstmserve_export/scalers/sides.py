@@ -53,6 +53,19 @@ class Scalers:
             found.append(next(iter(norms.values()), None))
         return found[0], found[1]
 
+    def exact(self, network: Network | None) -> Network | None:
+        """The network with these norms in float64, where its own are the same in float32, as those
+        are that a trace has."""
+        if network is None:
+            return None
+        found = {}
+        for name, norms in (("input_norm", self.inputs), ("output_norm", self.outputs)):
+            own: Norm | None = getattr(network, name)
+            for norm in norms.values():
+                if own is not None and _narrow(own) == _narrow(norm):
+                    found[name] = norm
+        return replace(network, **found)
+
     def notes(self) -> list[str]:
         """The order of the columns, and what float32 loses of them."""
         found = []
@@ -193,6 +206,10 @@ def _checked(norm: Norm, label: str, hint: str = "") -> Norm:
     if loss := _loss(norm, LOSS_MAX):
         raise Refused(f"{label}: {loss}{hint}")
     return norm
+
+
+def _narrow(norm: Norm) -> tuple[list[float], list[float]]:
+    return norm.mean.astype(np.float32).tolist(), norm.scale.astype(np.float32).tolist()
 
 
 def _loss(norm: Norm, limit: float) -> str:

@@ -100,6 +100,8 @@ def _of_example(forward: Forward, inputs: Sequence[tuple[Input, Norm]]) -> Itera
     Raises Refused where they would fit if the mean and the scale were a MinMaxScaler's.
     """
     for each, norm in inputs:
+        if np.all(norm.scale == 1):
+            continue  # no deviations to count
         rows = each.axes.to_rows(forward.example[each.name]).numpy().reshape(-1, len(norm.mean))
         far = float(np.median(np.abs(_scaled(rows, norm)), axis=0).max())
         other = _scaled(rows, as_min_max(norm))
