@@ -58,7 +58,7 @@ class Scalers:
         are that a trace has."""
         if network is None:
             return None
-        found = {}
+        found: dict[str, Any] = {}
         for name, norms in (("input_norm", self.inputs), ("output_norm", self.outputs)):
             own: Norm | None = getattr(network, name)
             for norm in norms.values():
