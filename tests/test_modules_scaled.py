@@ -347,7 +347,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
         Plain,
         series(1),
         {"output_scaler": X_SCALER},
-        "the output scaler has 5 columns, and a row of y is [3]: choose with output_columns",
+        "the output scaler has 5 columns, and a row of y is [3]; choose some with --output-columns",
     ),
     "one column for several outputs": (
         Plain,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,8 +182,13 @@ class Side:
 
 def scalers_of(inputs: Given, outputs: Given) -> Scalers:
     """The scalers of an argument for each side: a scaler, a mean and a scale. Raises Refused."""
-    x, y = Side("input", "input_{}".format), Side("output", "output_{}".format)
+    x, y = (Side(side, partial(_argument, side)) for side in ("input", "output"))
     return Scalers(x.norms(*inputs), y.norms(*outputs))
+
+
+def _argument(side: str, name: str) -> str:
+    """How Python names what the flags have under this name."""
+    return "{'scaler': ..., 'columns': [...]}" if name == "columns" else f"{side}_{name}"
 
 
 def with_scalers(network: Network, scalers: Scalers) -> Network:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lstmserve.spec import TensorSpec
 from lstmserve_export.arrays import Array
-from lstmserve_export.lstm.network import Norm
+from lstmserve_export.lstm.network import CHOOSE, Norm
 from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.scaling import Columns, Scaling
 from lstmserve_export.module.signature.probe import probe
@@ -78,7 +78,8 @@ def _check_width(side: str, spec: TensorSpec, norm: Norm) -> None:
     width = len(norm.mean)
     if spec.shape == (width,) or (not spec.shape and width == 1):
         return
-    hint = f": choose with {side}_columns" if spec.shape and width > spec.shape[0] else ""
+    is_wider = spec.shape and width > spec.shape[0]
+    hint = f"; {CHOOSE.format(side=side)}" if is_wider else ""
     raise Refused(
         f"the {side} scaler has {width} columns, and a row of {spec.name} is {list(spec.shape)}"
         f"{hint}"
