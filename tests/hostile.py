@@ -174,6 +174,31 @@ def _trap_behind_others(folder: Path) -> Case:
     return saved(folder, {**state(), "args": argparse.Namespace(lr=1e-3), "trap": Trap(folder)})
 
 
+@row("the same in the legacy format", "holds Python objects (posix.mkdir, argparse.Namespace)")
+def _legacy_trap_behind_others(folder: Path) -> Case:
+    content = {**state(), "args": argparse.Namespace(lr=1e-3), "trap": Trap(folder)}
+    return save(content, folder / "net.pt", _use_new_zipfile_serialization=False), []
+
+
+@row("a policy of stable-baselines3 that runs a command", "policy.pth holds Python objects (posix")
+def _policy_trap(folder: Path) -> Case:
+    inner, _ = _trap(folder)
+    with zipfile.ZipFile(folder / "agent.zip", "w") as archive:
+        archive.write(inner, "policy.pth")
+    return folder / "agent.zip", []
+
+
+@row("a policy of stable-baselines3 in a policy, and so on", "policy.pth is not a torch checkpoint")
+def _policies(folder: Path) -> Case:
+    path = folder / "agent.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy.pth", b"")
+    content = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy.pth", content)
+    return path, []
+
+
 @row("a pickled dict that runs a command beside its arrays", "objects (posix.mkdir), which")
 def _pickled_trap(folder: Path) -> Case:
     content = {"weights": np.zeros(3, np.float32), "trap": Trap(folder)}
@@ -452,10 +477,22 @@ def _initial_state(folder: Path) -> Case:
     return saved(folder, {**state(), **start})
 
 
+@row("means and scales beside the LSTM", "x_mean, x_std may scale x or y: see --input-scale")
+def _scales_beside(folder: Path) -> Case:
+    return saved(folder, {**state(), "x_mean": torch.ones(INPUTS), "x_std": torch.ones(INPUTS)})
+
+
 @row("half of an initial state", "left out: initial_h; export the whole")
 def _half_state(folder: Path) -> Case:
     lstm = nn.LSTM(INPUTS, HIDDEN).state_dict()
     return saved(folder, {**lstm, "initial_h": torch.ones(1, 1, HIDDEN)})
+
+
+@row("a list of tensors beside the LSTM", "left out: extra.0; export the whole module")
+def _list_beside(folder: Path) -> Case:
+    losses, epochs = [torch.tensor(0.5)], (torch.arange(3),)
+    extra = [torch.ones(HIDDEN), 3]
+    return saved(folder, {**state(), "extra": extra, "losses": losses, "epochs": epochs})
 
 
 @row("a normalisation that no flag names", "--head can name norm (LayerNorm [8]) where")
@@ -552,7 +589,7 @@ def _named_relu(folder: Path) -> Case:
     return saved(folder, tensors, "--head", "fc,relu")
 
 
-@row("a layer with the name none", "none.weight for the layer and none() for")
+@row("a layer with the name none", "none.weight for the layer and none() for no head")
 def _named_none(folder: Path) -> Case:
     lstm, none = nn.LSTM(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
     tensors = {**lstm.state_dict(prefix="lstm."), **none.state_dict(prefix="none.")}

@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +36,7 @@ HARMFUL = re.compile(
 COMMON = re.compile(
     r"(torch|numpy|collections|argparse|pathlib|datetime|copyreg|_codecs|omegaconf)\b"
 )
+LEGACY_PREFACE = 3  # pickles before the one with the tensors: a mark, a version, sizes of integers
 PROGRAM = ("__torch__.", "torch.")  # what a TorchScript program names
 SCRIPT = "the file is a TorchScript program: its tensors were read, and its code was not run"
 Tensors = Mapping[str, torch.Tensor]
@@ -69,14 +70,22 @@ def _read(file: IO[bytes], name: str) -> Checkpoint:
     kind = examine(file, name)
     file.seek(0)
     if kind == "policy":
-        with zipfile.ZipFile(file) as archive:
-            policy = io.BytesIO(archive.read(POLICY))
-        inner = _read(policy, f"{name}: {POLICY}")
-        return replace(inner, notes=(f"the weights lie in {POLICY} of the file", *inner.notes))
+        return _read_policy(file, name)
     if kind == "script":
         tensors, others = _load_script(file, name)
         return _checkpoint(tensors, name, (SCRIPT,), others)
     return _checkpoint(_load(file, name, kind), name)
+
+
+def _read_policy(file: IO[bytes], name: str) -> Checkpoint:
+    """The tensors of a policy of stable-baselines3."""
+    with zipfile.ZipFile(file) as archive:
+        policy, inside = io.BytesIO(archive.read(POLICY)), f"{name}: {POLICY}"
+    if (kind := examine(policy, inside)) not in ("torch", "legacy"):
+        raise Refused(f"{inside} is not a torch checkpoint: {SAVE}")
+    policy.seek(0)
+    notes = (f"the weights lie in {POLICY} of the file",)
+    return _checkpoint(_load_torch(policy, inside, kind), inside, notes)
 
 
 def _checkpoint(
@@ -104,8 +113,6 @@ def _load(file: IO[bytes], name: str, kind: Kind) -> object:
 
 def _load_safetensors(file: IO[bytes], name: str) -> object:
     try:
-        if isinstance(file, io.BytesIO):
-            return safetensors.torch.load(file.read())
         return safetensors.torch.load_file(file.name)
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise Refused(f"{name}: not safetensors, or {DAMAGED} ({one_line(error)})") from error
@@ -194,7 +201,7 @@ def _load_torch(file: IO[bytes], name: str, kind: Kind) -> object:
             warnings.simplefilter("ignore")  # a refusal is one line, without torch's warnings
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can make torch raise anything
-        if unsafe := _unsafe_globals(file, kind, str(error)):
+        if unsafe := _unsafe_globals(file, kind):
             if kind == "torch" and not set(unsafe) - NUMPY:
                 return _load_beside_numpy(file, name)
             raise _holds_objects(name, unsafe) from error
@@ -232,14 +239,19 @@ def _holds_objects(name: str, unsafe: list[str]) -> Refused:
     )
 
 
-def _unsafe_globals(file: IO[bytes], kind: Kind, message: str) -> list[str]:
-    if kind == "torch":
-        try:
-            file.seek(0)
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-        except Exception:  # as above: the file may be hostile
-            return []
-    return re.findall(r"(?:GLOBAL|class|Unsupported global:) ([A-Za-z_][\w.]*\.\w+)", message)[:1]
+def _unsafe_globals(file: IO[bytes], kind: Kind) -> list[str]:
+    """What torch refuses to load, as far as the file can be read."""
+    file.seek(0)
+    try:
+        if kind == "torch":
+            return torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        for _ in range(LEGACY_PREFACE):
+            read_pickle(file)
+        names = [each for each in named_globals(read_pickle(file)) if each not in HARMLESS]
+    except Exception:  # the file may be hostile
+        return []
+    # Where there are others, torch's own are those that it loads, such as torch.Size.
+    return [each for each in names if not each.startswith("torch.")] or names
 
 
 def _first_line(error: Exception) -> str:
@@ -254,10 +266,21 @@ def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_
             continue
         if isinstance(value, torch.Tensor):
             yield (*path, key), value
+        elif isinstance(value, (list, tuple)) and not key.startswith("optim"):
+            yield from (
+                ((*path, key, str(at)), each)
+                for at, each in enumerate(value)
+                if _may_be_weight(each)
+            )
         elif isinstance(value, Mapping) and not _is_optimizer(key, value) and id(value) not in seen:
             if len(path) == DEPTH_MAX:
                 raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {SAVE}")
             yield from _walk(value, (*path, key), seen)
+
+
+def _may_be_weight(value: object) -> bool:
+    """Whether a value in a list counts as a tensor: no loss of an epoch, and no random state."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 def _is_optimizer(key: str, value: Mapping[Any, Any]) -> bool:

@@ -25,6 +25,8 @@ PLAIN_WEIGHTS = (
 # The tensors from which a parametrization makes a weight, in torch's two ways to write them.
 PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.|(^|\.)(weight|bias)\w*_(orig|g|v|u|mask)$")
 TWINS = {"c": "h", "cell": "hidden", "cx": "hx", "cn": "hn", "cs": "hs", "cstate": "hstate"}
+# How people call the tensors by which they scale x and y.
+SCALE = re.compile(r"(mean|std|scale|scaler|shift|offset|min|max|mu|sigma)$", re.IGNORECASE)
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -178,6 +180,13 @@ def _hints(recurrent: Recurrent, layers: Layers, unused: list[str], pair: Pair |
     parts = [describe_choices(open_, layers, recurrent)] if open_ else []
     if norms and not open_:
         parts.append(f"--head can name {shorten(norms)} where it stands behind the LSTM")
+    scales = [
+        name
+        for name in unused
+        if SCALE.search(name) and name.rpartition(".")[0] not in layers.norms
+    ]
+    if scales:
+        parts.append(f"{shorten(scales)} may scale x or y: see --input-scale and --output-scale")
     if pair is not None:
         parts.append(
             f"{pair.h} and {pair.c} can be its initial state: --initial-state {pair.h},{pair.c}"
