@@ -177,8 +177,7 @@ def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
         if given["mean"] or given["scale"]:
             raise Refused(f"--{side}-min and --{side}-range are a mean and a scale: give one pair")
         names = ("min", "range")
-    else:
-        check_names(given["mean"], given["scale"], side)
+    check_names(given[names[0]], given[names[1]], side)
     vectors, faults = {}, Faults()
     for name in names:
         with faults.collect():
