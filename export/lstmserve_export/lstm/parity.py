@@ -74,7 +74,7 @@ def random_case(
     )
     note = (
         f"torch's own float32 is off by {first.torch_error:.2g} on random rows, and by {error:.2g} "
-        "on those of your pairs: the export checked single steps, chunks and batches on yours"
+        "on your own: the export checked single steps, chunks and batches on yours"
     )
     return case, (note, *chaos_notes(error))
 
