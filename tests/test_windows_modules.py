@@ -205,6 +205,7 @@ def test_every_answer_is_that_of_its_window(made: Callable[[str], Made], name: s
 
 
 # A mean over the window is rounded otherwise in another batch, by as much as the export says.
+# A mean over a window is rounded otherwise in another batch, by as much as the export says.
 @pytest.mark.parametrize("name", [name for name in CASES if name != "normalised"])
 def test_no_bit_depends_on_the_batch_or_the_cut(made: Callable[[str], Made], name: str) -> None:
     """The export measured it, and a stream in pieces has the bits of one at once."""
