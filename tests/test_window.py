@@ -14,6 +14,7 @@ import pytest
 
 from lstmserve.config import Config
 from lstmserve.engine import load_models
+from lstmserve.engine.compute import selftest
 from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import INITIAL, Pool
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
@@ -283,6 +284,27 @@ def test_golden_vectors_of_another_window_are_refused(tmp_path: Path) -> None:
     kernel = Kernel(network, pool, "cpu", 1)
     with pytest.raises(SelfTestFailed, match="golden"):
         check_kernel(kernel, pool, files.golden)
+
+
+@pytest.mark.parametrize("fill", WINDOW_FILLS)
+def test_the_self_test_reads_few_windows_at_once(
+    tmp_path: Path, fill: WindowFill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server needs no more memory to prove a model with a long window than to serve it: runs of
+    golden vectors are cut in time, and batches are small."""
+    window, cells, runs = 12, 300, []
+    make_model(tmp_path, name="tiny", window=(window, fill))
+    monkeypatch.setattr(selftest, "CELLS_MAX", cells)
+    run = Kernel.run
+
+    def noted(self: Kernel, x: Rows, *arguments: Any) -> Rows:
+        runs.append(x.shape[0] * x.shape[1] * window)
+        return run(self, x, *arguments)
+
+    monkeypatch.setattr(Kernel, "run", noted)
+    (model,) = load_models(Config(models=tmp_path))
+    assert model.is_exact
+    assert cells / 2 < max(runs) <= cells
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ ragged batch, and measures what batches and chunks do to the bits. It never writ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +14,13 @@ import numpy as np
 from lstmserve.engine.compute.device import GraphRefused
 from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
-from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
+from lstmserve.engine.compute.selftest import (
+    CELLS_MAX,
+    SelfTestFailed,
+    check_kernel,
+    pieces,
+    run_cut,
+)
 from lstmserve.engine.model import SELF_TEST_SLOTS
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
@@ -27,7 +32,6 @@ from lstmserve_export.sequences import SEED, random_chunks
 
 BATCH: Final = 256  # rows of a batch, as many as a server runs at once by default
 BATCH_STEPS: Final = 4
-CELLS_MAX: Final = 1 << 16  # rows that windows of a batch may have
 SLOTS: Final = 2 * BATCH + SELF_TEST_SLOTS
 
 
@@ -67,32 +71,21 @@ class Stream:
         Raises Refused where onnxruntime fails.
         """
         x = RowFormat(self.spec.inputs).pack(case.inputs).swapaxes(0, 1)
-        outputs = RowFormat(self.spec.results)
-        count, steps = len(case.lengths), int(case.lengths.max())
-        y = outputs.unknown(steps, count)
+        count = len(case.lengths)
         slots = self.pool.take(2 * count)
-        turns = slots[:count].copy(), slots[count:].copy()
         read = np.full(count, INITIAL)
-        if case.initial is not None:
-            read = turns[1].copy()
-            self.pool.write(read, case.initial)
         try:
-            for start, stop in pairwise(cuts):
-                rows = np.flatnonzero(case.lengths > start)
-                lengths = np.minimum(case.lengths[rows] - start, stop - start).astype(np.int32)
-                part = np.ascontiguousarray(x[start : start + int(lengths.max()), rows])
-                write = np.where(read == turns[0], turns[1], turns[0])
-                try:
-                    found = self.kernel.run(part, lengths, read[rows], write[rows])
-                except KernelError as error:
-                    raise Refused(
-                        f"the exported step fails on a batch of {len(rows)}: {one_line(error)}"
-                    ) from error
-                y[start : start + len(part), rows] = found
-                read[rows] = write[rows]
+            if case.initial is not None:
+                read = slots[count:]
+                self.pool.write(read, case.initial)
+            y, _ = run_cut(self.kernel, x, case.lengths, slots, read, cuts)
+        except KernelError as error:
+            raise Refused(
+                f"the exported step fails on a batch of {count}: {one_line(error)}"
+            ) from error
         finally:
             self.pool.give(slots)
-        return {name: each.swapaxes(0, 1) for name, each in outputs.split(y).items()}
+        return self.kernel.results.split(y.swapaxes(0, 1))
 
 
 def prove(
@@ -115,7 +108,7 @@ def prove(
         ways = {
             "in single steps": range(steps + 1),
             "in chunks": random_chunks(steps),
-            "in a ragged batch": _pieces(steps, len(case.lengths), stream.spec.window),
+            "in a ragged batch": pieces(stream.spec, steps, len(case.lengths)),
         }
         for way, cuts in ways.items():
             progress(f"parity: {name}, {way}")
@@ -124,7 +117,7 @@ def prove(
             onnx_error = max(onnx_error, error)
     progress("parity: a large batch")
     whole = {name: case for name, case in every.items() if not case.last_only}
-    report[f"batch of {BATCH}"] = _large_batch(stream, whole)
+    report["in a large batch"] = _large_batch(stream, whole)
     progress("parity: batches and chunks")
     try:
         check_kernel(stream.kernel, stream.pool, cases)
@@ -139,12 +132,6 @@ def prove(
         "is_exact": stream.kernel.difference == 0,
         "difference": stream.kernel.difference,
     }
-
-
-def _pieces(steps: int, count: int, window: int) -> list[int]:
-    """All time steps at once, or as many as keep the windows within CELLS_MAX."""
-    piece = max(1, CELLS_MAX // (count * window)) if window else steps
-    return [*range(0, steps, piece), steps]
 
 
 def _large_batch(stream: Stream, cases: Mapping[str, Golden]) -> float:

@@ -111,12 +111,13 @@ class Kernel:
     """The graphs of one model around its pool.
 
     Inputs are bound once per shape (T, B): binding them for every run takes three times as long as
-    the run of a small model. The buffers behind them grow to the largest shape seen.
+    the run of a small model. The buffers behind them grow to the largest shape seen. `results` is
+    the format of y.
     """
 
     def __init__(self, network: PoolNetwork, pool: Pool, device: Device, threads: int) -> None:
         self._pool = pool
-        self._outputs = RowFormat(network.layout.spec.results)
+        self.results = RowFormat(network.layout.spec.results)
         self.cost = Cost()  # the self-test measures it
         # By how much a row's results depend on its batch and its chunk: the self-test measures it.
         self.difference = math.inf
@@ -158,7 +159,7 @@ class Kernel:
         except Exception as error:
             raise KernelError(str(error).partition("\n")[0]) from error
         y = bound.y
-        return self._outputs.join(bound.y_floats, bound.y_ints) if y is None else y.copy()
+        return self.results.join(bound.y_floats, bound.y_ints) if y is None else y.copy()
 
     def _bind(self, length: int, size: int) -> ShapeBinding:
         if len(self._bindings) >= BINDINGS_MAX:

@@ -8,7 +8,8 @@ is as it was, apart from the content of free slots. It must not know what a stat
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from lstmserve.spec import KNOWN, WINDOW, ModelSpec
 
 BATCH = 16
 LENGTH_MAX = 5
+BATCH_MIN = 3
+CELLS_MAX = 1 << 15  # rows of all windows of a run, unless BATCH_MIN sessions have more
 SEED = 20_260_101
 Lengths = npt.NDArray[np.int32]
 REPEATS = 5
@@ -59,18 +62,54 @@ def check_portable(kernel: PortableKernel, golden: Mapping[str, Golden]) -> None
         _compare(name, case, {"y": y}, ends)
 
 
+def batch_size(spec: ModelSpec, length: int) -> int:
+    """How many sessions run `length` time steps at once: fewer where windows are long, since the
+    network reads them all at once, and a server needs no memory for that later."""
+    if not spec.window:
+        return BATCH
+    return max(BATCH_MIN, min(BATCH, CELLS_MAX // (spec.window * length)))
+
+
+def pieces(spec: ModelSpec, steps: int, size: int) -> list[int]:
+    """The cuts of run_cut() for `size` sessions: none, but where windows are long."""
+    piece = max(1, CELLS_MAX // (size * spec.window)) if spec.window else steps
+    return [*range(0, steps, piece), steps]
+
+
+def run_cut(
+    kernel: Kernel, x: Input, lengths: Lengths, slots: Slots, read: Slots, cuts: Sequence[int]
+) -> tuple[Output, Slots]:
+    """y [T, B, ...] of x [T, B, ...], which runs in pieces between `cuts` (0 first, T last), and
+    the slots [B] that have the states after each row's length.
+
+    The first piece reads the slots `read` [B]. Pieces write the two halves of `slots` [2 * B] in
+    turn, so `read` may be the second half, or have none of both. Raises KernelError.
+    """
+    size = lengths.size
+    one, other, now = slots[:size], slots[size:], read.copy()
+    y = kernel.results.unknown(len(x), size)
+    for start, stop in pairwise(cuts):
+        rows = np.flatnonzero(lengths > start)
+        ends = np.minimum(lengths[rows] - start, stop - start).astype(np.int32)
+        part = np.ascontiguousarray(x[start : start + int(ends.max()), rows])
+        write = np.where(now == one, other, one)[rows]
+        y[start : start + len(part), rows] = kernel.run(part, ends, now[rows], write)
+        now[rows] = write
+    return y, now
+
+
 def _replay(kernel: Kernel, pool: Pool, name: str, case: Golden) -> None:
     count, spec = len(case.lengths), pool.layout.spec
     slots = pool.take(2 * count)
-    read, write = slots[:count].copy(), slots[count:].copy()
+    read = np.full(count, INITIAL)
     try:
-        if case.initial is None:
-            read[:] = INITIAL
-        else:
+        if case.initial is not None:
+            read = slots[count:]
             pool.write(read, case.initial)
         x = RowFormat(spec.inputs).pack(case.inputs).swapaxes(0, 1)
-        y = kernel.run(np.ascontiguousarray(x), case.lengths, read, write).swapaxes(0, 1)
-        _compare(name, case, RowFormat(spec.results).split(y), pool.read(write))
+        cuts = pieces(spec, int(case.lengths.max()), count)
+        y, ends = run_cut(kernel, x, case.lengths, slots, read, cuts)
+        _compare(name, case, RowFormat(spec.results).split(y.swapaxes(0, 1)), pool.read(ends))
     finally:
         pool.give(slots)
 
@@ -164,6 +203,7 @@ class BatchCheck:
         self._kernel = kernel
         self._pool = pool
         self._draw = draw
+        self._size = batch_size(draw.spec, LENGTH_MAX)
         self._difference = 0.0
 
     def check(self) -> float:
@@ -171,9 +211,9 @@ class BatchCheck:
 
         Raises SelfTestFailed if more than rounding differs; any other integer or bool is more.
         """
-        slots = self._draw.rng.permutation(self._pool.take(3 * BATCH))
+        slots = self._draw.rng.permutation(self._pool.take(3 * self._size))
         try:
-            self._check(*(slots[i * BATCH : (i + 1) * BATCH].copy() for i in range(3)))
+            self._check(*(slots[i * self._size : (i + 1) * self._size].copy() for i in range(3)))
         finally:
             self._pool.give(slots)
         return self._difference
@@ -181,11 +221,11 @@ class BatchCheck:
     def _check(self, read: Slots, write: Slots, other: Slots) -> None:
         draw, pool = self._draw, self._pool
         self._scatter_states(read, write)
-        own, lengths, x = read.copy(), draw.lengths(BATCH), draw.x(LENGTH_MAX, BATCH)
+        own, lengths, x = read.copy(), draw.lengths(self._size), draw.x(LENGTH_MAX, self._size)
         read[1] = INITIAL
         y = self._run_in_place(x, lengths, read, write, other)
         ends = pool.read(write)
-        for i in range(BATCH):
+        for i in range(self._size):
             one, n = slice(i, i + 1), int(lengths[i])
             x_alone = np.ascontiguousarray(x[:n, one])
             y_alone = self._kernel.run(x_alone, lengths[one], read[one], other[one])
@@ -197,11 +237,11 @@ class BatchCheck:
     def _scatter_states(self, read: Slots, write: Slots) -> None:
         """Puts states that the network itself made into `read`."""
         draw, pool = self._draw, self._pool
-        starts, begin = draw.starts(BATCH), np.full(BATCH, INITIAL)
+        starts, begin = draw.starts(self._size), np.full(self._size, INITIAL)
         if starts is not None:
             pool.write(read, starts)
             begin[::2] = read[::2]
-        self._kernel.run(draw.x(LENGTH_MAX, BATCH), draw.lengths(BATCH), begin, write)
+        self._kernel.run(draw.x(LENGTH_MAX, self._size), draw.lengths(self._size), begin, write)
         pool.write(read, pool.read(write))
 
     def _run_in_place(
@@ -209,8 +249,8 @@ class BatchCheck:
     ) -> Output:
         """y of the batch; checks that the run changes the slots that it writes and no others."""
         pool = self._pool
-        pool.write(write, self._draw.garbage(BATCH))
-        pool.write(other, self._draw.garbage(BATCH))
+        pool.write(write, self._draw.garbage(self._size))
+        pool.write(other, self._draw.garbage(self._size))
         untouched = np.concatenate([read, other, [INITIAL]])
         before = pool.read(untouched)
         pointers = [tensor.data_ptr() for tensor in pool.tensors.values()]
@@ -270,9 +310,10 @@ def _equal(a: States, b: States) -> bool:
 
 def _measure(kernel: Kernel, pool: Pool, draw: Draw) -> Cost:
     """Measures what runs cost. It is also the warm-up."""
-    write = pool.take(BATCH)
+    count = batch_size(draw.spec, 1)
+    write = pool.take(count)
     fastest = []
-    for length, size in ((1, 1), (1, BATCH), (BATCH, 1)):
+    for length, size in ((1, 1), (1, count), (count, 1)):
         x, lengths = draw.x(length, size), np.full(size, length, np.int32)
         read = np.full(size, INITIAL)
         times = []
@@ -283,4 +324,4 @@ def _measure(kernel: Kernel, pool: Pool, draw: Draw) -> Cost:
         fastest.append(min(times))
     pool.give(write)
     alone, wide, long = fastest
-    return Cost.measured(alone, wide, long, BATCH)
+    return Cost.measured(alone, wide, long, count)
