@@ -127,7 +127,7 @@ FORMATS: tuple[tuple[_Test, str, str], ...] = (
     (
         lambda file: _is_json(file) and b'"architecture"' in file.head,
         "JSON of a Neural Amp Modeler, with all weights in one list without names",
-        "save them by torch's names (lstm.weight_ih_l0, ..., h0, c0) in a dict, with torch.save, or "
+        "torch.save them in a dict by torch's names (lstm.weight_ih_l0, ..., h0, c0), or "
         f"write a module that reads the file, and {MODULE_WAY}",
     ),
     (_is_json, "JSON, which is no format of tensors", SAVE),
