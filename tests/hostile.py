@@ -633,7 +633,7 @@ def _unused(folder: Path) -> Case:
     return saved(folder, {**state(), **nn.LayerNorm(HIDDEN).state_dict(prefix="norm.")})
 
 
-@row("means or scales of another width", "--input-mean has shape [2], must be [5]")
+@row("means or scales of another width", "has 2 columns, must have 5")
 def _short_mean(folder: Path) -> Case:
     (folder / "mean.txt").write_text("1\n2\n")
     return saved(folder, state(), "--input-mean", str(folder / "mean.txt"))

@@ -12,6 +12,7 @@ from exporting import Net, refused, save
 from hostile import ROWS
 from hostile_modules import ROWS as MODULE_ROWS
 from test_export_golden import ROWS as GOLDEN_ROWS
+from test_export_scalers import ROWS as SCALER_ROWS
 
 # The rows whose file is damaged, or may be; no other refusal may say so.
 DAMAGED = (
@@ -43,7 +44,10 @@ def test_each_is_refused_with_what_to_do(tmp_path: Path, label: str) -> None:
 def test_the_documented_rows_are_the_tested_rows() -> None:
     """The documented rows and the tested rows are the same."""
     rows = re.findall(r"^\| (.+?) \| `(.+)` \|$", DOC.read_text(), re.MULTILINE)
-    tested = {label: says for label, (says, _) in {**ROWS, **GOLDEN_ROWS, **MODULE_ROWS}.items()}
+    tested = {
+        label: says
+        for label, (says, _) in {**ROWS, **GOLDEN_ROWS, **MODULE_ROWS, **SCALER_ROWS}.items()
+    }
     assert dict(rows) == tested
     assert len(rows) == len(tested)
 

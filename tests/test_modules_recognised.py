@@ -51,6 +51,7 @@ class Net(nn.Module):
         self.out = nn.Linear(4, OUTPUTS)
         self.no_bias = nn.Linear(width, OUTPUTS, bias=False)
         self.table = nn.Embedding(TOKENS, INPUTS)
+        self.norm = nn.LayerNorm(width)
         self.start = nn.Parameter(torch.randn(1, 1, width))
         self.register_buffer("mean", torch.randn(INPUTS))
         self.register_buffer("scale", torch.rand(INPUTS) + 0.5)
@@ -140,6 +141,28 @@ def transposed(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.fc(net.lstm(x.transpose(0, 1))[0]).transpose(0, 1)
 
 
+def learned_start(net: Net, x: torch.Tensor) -> torch.Tensor:
+    h = net.start.expand(2, x.shape[0], HIDDEN).contiguous()
+    return net.fc(net.lstm(x, (h, torch.zeros_like(h)))[0])
+
+
+def many_layers(net: Net, x: torch.Tensor) -> torch.Tensor:
+    y = functional.silu(net.fc(net.norm(net.lstm(x)[0])))
+    y = functional.softplus(functional.leaky_relu(functional.elu(y, 0.3), 0.2))
+    y = functional.hardtanh(functional.gelu(functional.gelu(y, approximate="tanh")))
+    return net.out(functional.log_softmax(y, -1))
+
+
+def residual_of_columns(net: Net, x: torch.Tensor) -> torch.Tensor:
+    x = (x - net.mean) / net.scale
+    y = net.out(net.norm(net.lstm(x)[0].transpose(1, 2)).transpose(1, 2)[..., :])
+    return (y + x[..., [2, 0]]) * net.y_scale + net.y_mean
+
+
+def residual_of_the_last_row(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return x[:, -1, 1:2] + net.no_bias(net.lstm(x)[0][:, -1])
+
+
 def twice(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.lstm.own(net.lstm.own(net.lstm(x)[0]))
 
@@ -178,7 +201,29 @@ def forms() -> dict[str, Form]:
     made_forms["norms"] = Form(net, head, {n: each.numpy() for n, each in scales.items()})
     net = made(one_scale)
     made_forms["one scale"] = Form(net, net.fc, {"input_scale": np.full(INPUTS, 255.0)})
-    return made_forms
+    net = made(learned_start)
+    start = net.start.detach()[0].expand(2, HIDDEN), torch.zeros(2, HIDDEN)
+    made_forms["learned start"] = Form(net, net.fc, {"initial_state": start})
+    net = made(many_layers)
+    layers = [net.norm, net.fc, nn.SiLU(), nn.ELU(0.3), nn.LeakyReLU(0.2), nn.Softplus()]
+    layers += [nn.GELU("tanh"), nn.GELU(), nn.Hardtanh(), nn.LogSoftmax(-1), net.out]
+    made_forms["many layers"] = Form(net, nn.Sequential(*layers))
+    return made_forms | residual_forms()
+
+
+def residual_forms() -> dict[str, Form]:
+    """The same with columns of x added to the head's output."""
+    net = made(residual_of_columns)
+    net.norm, net.out = nn.BatchNorm1d(HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+    with torch.no_grad():
+        net.norm(torch.randn(9, HIDDEN, 7))  # running statistics of its own
+    scales = {"input_mean": net.mean, "input_scale": net.scale}
+    scales |= {"output_mean": net.y_mean, "output_scale": net.y_scale}
+    options = {n: each.numpy() for n, each in scales.items()} | {"residual": [2, 0]}
+    found = {"residual of columns": Form(net, nn.Sequential(net.norm, net.out), options)}
+    net = made(residual_of_the_last_row)
+    found["residual of the last row"] = Form(net, net.no_bias, {"residual": [1, 1]})
+    return found
 
 
 FORMS = forms()
@@ -278,8 +323,12 @@ def front(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.fc(net.lstm(torch.tanh(x))[0])
 
 
-def gelu(net: Net, x: torch.Tensor) -> torch.Tensor:
-    return functional.gelu(net.fc(net.lstm(x)[0]))
+def raw_residual(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return net.lstm.wide(net.lstm((x - net.mean) / net.scale)[0]) + x
+
+
+def steep_softplus(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return functional.softplus(net.fc(net.lstm(x)[0]), 1.0, 3.0)
 
 
 def norm_within(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -288,11 +337,6 @@ def norm_within(net: Net, x: torch.Tensor) -> torch.Tensor:
 
 def two_calls(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.fc(net.lstm.second(net.lstm(x)[0])[0])
-
-
-def learned_start(net: Net, x: torch.Tensor) -> torch.Tensor:
-    h = net.start.expand(2, x.shape[0], HIDDEN).contiguous()
-    return net.fc(net.lstm(x, (h, torch.zeros_like(h)))[0])
 
 
 def softmax_in_groups(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -315,10 +359,10 @@ def without_last_axis(net: Net, x: torch.Tensor) -> torch.Tensor:
 NEAR: dict[str, Net] = {
     "residual": made(residual),
     "activation before the LSTM": made(front),
-    "GELU": made(gelu),
+    "residual of the raw x": made(raw_residual, beside("wide", nn.Linear(HIDDEN, INPUTS))),
+    "softplus with another threshold": made(steep_softplus),
     "norm before the head": made(norm_within),
     "two LSTMs": made(two_calls, beside("second", nn.LSTM(HIDDEN, HIDDEN, batch_first=True))),
-    "learned start": made(learned_start),
     "softmax over another axis": made(softmax_in_groups),
     "state of a lower layer": made(lower_state),
     "the other state": made(cell_state),

@@ -17,9 +17,12 @@ import pytest
 from lstmserve.config import Config
 from lstmserve.engine import load_models
 from lstmserve.engine.predict import PredictJob
+from lstmserve.kserve.v2 import inference_pb2
 from lstmserve.manifest import InvalidModelFolder
 from lstmserve.rows import RowFormat
+from lstmserve.server.kserve import service as kserve
 from lstmserve.server.message_sizes import predict_bytes
+from lstmserve.server.native import service as native
 from lstmserve.spec import KNOWN
 from lstmserve.v1 import lstm_pb2 as pb
 from windowed import (
@@ -396,21 +399,69 @@ async def test_waiting_bytes_count_every_row_of_a_window(folder: Path) -> None:
     async with serving(folder, is_running=False) as wire:
         model = wire.engine.model("wait", 0)
         talks = [await open_talk(wire, "wait", i) for i in range(3)]
-        x_bytes = 10 * model.inputs.bytes
-        calls = [asyncio.create_task(wire.call("Step", talks[0].request(10)))]
+        rows = 300  # a small lease would not be made smaller
+        x_bytes = rows * model.inputs.bytes
+        calls = [asyncio.create_task(wire.call("Step", talks[0].request(rows)))]
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
-        reply_bytes = 10 * model.outputs.wire_bytes
+        reply_bytes = rows * model.outputs.wire_bytes
         assert wire.pending.held >= x_bytes * W + reply_bytes
         before = wire.pending.held
         stream = wire.stream("StepMany")
-        await stream.write(message_of(talks[1:], [10, 10]).SerializeToString())
+        await stream.write(message_of(talks[1:], [rows, rows]).SerializeToString())
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
         assert wire.pending.held >= before + 2 * (x_bytes * W + reply_bytes)
         wire.run()
         await asyncio.gather(*calls)
         await stream.read()
-    job = PredictJob(np.zeros((10, 3), np.float32), np.array([10], np.int32), None, False, False, 0)
+    job = PredictJob(
+        np.zeros((rows, 3), np.float32), np.array([rows], np.int32), None, False, False, 0
+    )
     assert predict_bytes(model, job, 0) == x_bytes * W
+
+
+def content_of(method: str, talk: Talk, rows: int) -> bytes:
+    """A message of so many rows, which is the session's next step or a whole sequence."""
+    if method == "StepStream":
+        return bytes(talk.request(rows).SerializeToString())
+    if method == "StepMany":
+        return message_of([talk], [rows]).SerializeToString()
+    x = talk.rows(rows)
+    message = inference_pb2.ModelInferRequest(model_name=talk.name)
+    message.inputs.add(name="x", datatype="FP32", shape=[1, *x.shape])
+    message.raw_input_contents.append(x.tobytes())
+    return message.SerializeToString()
+
+
+def errors_of(method: str, content: bytes) -> list[str]:
+    """The errors that a reply has."""
+    if method == "StepStream":
+        reply = pb.StepResponse.FromString(content)
+        return [reply.error.message] if reply.HasField("error") else []
+    if method == "StepMany":
+        many_reply = pb.StepManyResponse.FromString(content)
+        whole = [many_reply.error.message] if many_reply.HasField("error") else []
+        return whole + [each.status.message for each in many_reply.errors]
+    said = inference_pb2.ModelStreamInferResponse.FromString(content).error_message
+    return [said] if said else []
+
+
+@pytest.mark.parametrize("method", ["StepStream", "StepMany", "ModelStreamInfer"])
+async def test_a_stream_waits_for_the_bytes_of_its_windows(folder: Path, method: str) -> None:
+    """Messages whose rows would fit and whose windows do not are read one after the other, and
+    each is answered: none is refused for what others hold."""
+    async with serving(folder, pending_bytes_max=1 << 20, message_bytes_max=1 << 17) as wire:
+        talks = [await open_talk(wire, "wait", i) for i in range(24)]
+        service = kserve.SERVICE if method == "ModelStreamInfer" else native.SERVICE
+        stream = wire.channel.stream_stream(f"/{service}/{method}")(timeout=30)
+
+        async def send() -> None:
+            for talk in talks:
+                await stream.write(content_of(method, talk, 1000))
+
+        sending = asyncio.create_task(send())
+        for _ in talks:
+            assert errors_of(method, await stream.read()) == []
+        await sending
 
 
 async def test_no_record_of_format_1_has_a_window(folder: Path) -> None:

@@ -23,7 +23,7 @@ from lstmserve_export import export
 
 STATION = "JFK"
 WINDOW = 24
-SEED, RUNS, WINDOWS, LEARNING_RATE = 4, 3000, 128, 5e-3
+SEED, RUNS, WINDOWS, LEARNING_RATE = 4, 1500, 128, 5e-3
 STEP_ROWS = 1000  # of one step to the server
 
 Floats = npt.NDArray[np.float32]

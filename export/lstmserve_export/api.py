@@ -59,47 +59,30 @@ def export(
     initial_state: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     golden: Mapping[str, npt.ArrayLike] | str | Path | None = None,
 ) -> Exported:
-    """Exports live modules as models/NAME/VERSION. `version` None takes the next one.
+    """Exports live modules as models/NAME/VERSION; docs/EXPORT.md explains each argument.
 
-    With `example`, `module` is any nn.Module around recurrent layers, and is exported as it is.
-    `example` is what forward() takes, with a batch and time steps: a tensor, a tuple of the
-    arguments, or a dict of them by name. Its values should be like those in production, since the
-    export also checks the model on them. `states`, `output_names` and `axes` are as the flags.
-
-    With a `window` of W rows, each answer is that of the last W rows, from the initial state.
-    `window_fill` says what stands for the rows that a new session lacks: "wait" (the default) gives
-    no answer, "zeros" takes raw zeros, and "grow" takes the rows there are (head(lstm(x)) alone).
-
-    Without `example`, `module` is an nn.LSTM or nn.LSTMCell, y = head(lstm(x)), and the arguments
-    from `embedding` on are as the flags. `residual` has columns of x or is "all"; `initial_state`
-    is h0 and c0, [num_layers, width] each; `golden` has arrays by name or is the path of an .npz.
-
-    `input_scaler` and `output_scaler` make the model take raw x and give raw y: each is a fitted
-    scaler of scikit-learn, a file or a dict. docs/EXPORT.md has the flags, and more of these.
-    Raises Refused, and has then written nothing.
+    With `example`, any nn.Module is exported as it is. `example` is what forward() takes, with a
+    batch, time steps, and values like those in production: a tensor, a tuple, or a dict by name.
+    Without it, `module` is an nn.LSTM or nn.LSTMCell, and y = head(lstm(x)); `residual` has columns
+    of x or is "all", `initial_state` is h0 and c0, [num_layers, width] each, and `golden` has
+    arrays by name or is an .npz. `version` None takes the next one. With a `window` of W rows, each
+    answer is that of the last W rows; `window_fill` is "wait" (the default), "zeros" or "grow". A
+    scaler is a fitted one of scikit-learn, a file or a dict. Raises Refused, and writes nothing.
     """
     target = Target(name, Path(models), version, force, dry_run)
     scalers = scalers_of(
         (input_scaler, input_mean, input_scale), (output_scaler, output_mean, output_scale)
     )
     parts = _Parts(head, embedding, residual, initial_state, golden)
-    if example is not None:
-        parts.check_none()
-        _check_is_module(module)
-        return export_module(
-            module,
-            example,
-            target,
-            states=_names(states),
-            output_names=_names(output_names),
-            axes=Axes.of(axes),
-            scalers=scalers,
-            window=window,
-            window_fill=window_fill,
-        )
-    if states or output_names or axes:
-        raise Refused("states, output_names and axes need an example of what forward() takes")
-    return _export_lstm(module, parts, target, scalers, window, window_fill)
+    windows: dict[str, Any] = {"window": window, "window_fill": window_fill}
+    if example is None:
+        if states or output_names or axes:
+            raise Refused("states, output_names and axes need an example of what forward() takes")
+        return _export_lstm(module, parts, target, scalers, windows)
+    parts.check_none()
+    named: dict[str, Any] = {"states": _names(states), "output_names": _names(output_names)}
+    named |= {"axes": Axes.of(axes), "scalers": scalers}
+    return export_module(_module(module), example, target, **named, **windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +107,17 @@ def _names(names: Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _check_is_module(module: nn.Module) -> None:
+def _module(module: nn.Module) -> nn.Module:
+    """The module itself. Raises Refused if it is none."""
     if not isinstance(module, nn.Module):
         raise Refused(f"module is a {type(module).__name__}, must be an nn.Module")
+    return module
 
 
 def _export_lstm(
-    module: nn.Module,
-    parts: _Parts,
-    target: Target,
-    scalers: Scalers,
-    window: int,
-    window_fill: WindowFill | None,
+    module: nn.Module, parts: _Parts, target: Target, scalers: Scalers, windows: Mapping[str, Any]
 ) -> Exported:
-    _check_is_module(module)
+    _module(module)
     if not isinstance(module, LSTMS):
         raise Refused(
             f"{type(module).__name__} needs an example of what its forward() takes: "
@@ -152,4 +132,4 @@ def _export_lstm(
         initial_state=take_state(parts.initial_state, lstm),
     )
     pairs, network = make_pairs(parts.golden), with_scalers(network, scalers)
-    return export_network(network, target, pairs, window=window, window_fill=window_fill)
+    return export_network(network, target, pairs, **windows)

@@ -52,22 +52,28 @@ def distance(running: Array, windows: Array) -> float:
     return rms / spread if spread else (float("inf") if rms else 0.0)
 
 
-def describe_choice(window: int, far: float | None, *, is_consecutive: bool) -> str:
-    """Asks for the choice in one line. `far` is distance(), or None where it is not known."""
+def describe_choice(window: int | None, far: float | None, *, is_consecutive: bool = False) -> str:
+    """Asks for the choice in one line. `window` is None where the example is no user's, and `far`
+    is distance(), or None where it is not known."""
+    rows = f"the last of {window} rows" if window else "the last row alone"
     begin = (
-        f"choose: your forward() answers for the last of {window} rows. As exported, a session's "
-        "state runs on over all its rows"
+        f"choose: your forward() answers for {rows}. As exported, a session's state runs on over "
+        "all its rows"
     )
     if far is not None:
         how = "which follow each other" if is_consecutive else "one sequence behind the other"
         begin += f"; on yours, {how}, the answers then differ from yours by {_percent(far)}"
+    number = window or "W"
     return (
-        f"{begin}. To answer each step as your forward() answers for the last {window} rows, "
-        f"export again with --window {window} (window={window} in Python); docs/EXPORT.md says "
+        f"{begin}. To answer each step as your forward() answers for the last {number} rows, "
+        f"export again with --window {number} (window={number} in Python); docs/EXPORT.md says "
         "when which is right"
     )
 
 
 def _percent(far: float) -> str:
-    """The distance in words; it is infinite where the windows all have one answer."""
-    return f"{100 * far:.2g} % of their spread (RMS)" if np.isfinite(far) else "more than they vary"
+    """The distance in words; it is infinite where all windows have one answer."""
+    if not np.isfinite(far):
+        return "more than they vary"
+    number = f"{100 * far:.0f}" if far >= 0.1 else f"{100 * far:.2g}"
+    return f"{number} % of their spread (RMS)"

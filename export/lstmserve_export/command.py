@@ -18,7 +18,7 @@ from lstmserve_export.lstm.export import export_network, make_pairs
 from lstmserve_export.lstm.flags import read_state
 from lstmserve_export.lstm.network import Norm, take_residual, take_state
 from lstmserve_export.module.export import export_module
-from lstmserve_export.module.forward import Axes
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.load.example import guess_example, read_example
 from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
@@ -87,35 +87,38 @@ def _export_module(checkpoint: Path, flags: dict[str, Any], progress: Say, say: 
             "output_names": flags["output_names"],
             "axes": Axes.of(flags["axes"] or ""),
             "scalers": scalers,
+            "window": flags["window"] or 0,
+            "window_fill": flags["window_fill"] or ("wait" if flags["window"] else None),
         }
-        example = _example(module, flags, options, say)
+        example, is_guess = _example(module, flags, options, say)
         return export_module(
-            module,
-            example,
-            target,
-            **options,
-            window=flags["window"] or 0,
-            window_fill=flags["window_fill"],
-            progress=progress,
+            module, example, target, **options, is_guess=is_guess, progress=progress
         )
 
 
 def _example(
     module: nn.Module, flags: dict[str, Any], options: dict[str, Any], say: Say
-) -> dict[str, Any]:
-    """The example of the flags, or a guess; checks the pairs of --golden first."""
+) -> tuple[dict[str, Any], bool]:
+    """The example of the flags, or a guess, and whether it is one; checks the pairs of --golden
+    first."""
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess = check_pairs(
-            module, inputs, results, lambda forward: probe_scaled(forward, **options)
-        )
+        excess, inputs = check_pairs(module, inputs, results, lambda each: _scale(each, options))
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
-    if example is None:
-        example, words = guess_example(module, options["scalers"].inputs)
-        say(f"example: {words}; give --example with real rows")
-    return example
+    if example is not None:
+        return example, False
+    example, words = guess_example(module, options["scalers"].inputs, options["window"])
+    say(f"example: {words}; give --example with real rows")
+    return example, True
+
+
+def _scale(forward: Forward, options: dict[str, Any]) -> None:
+    """Puts the scalers around forward(), at the places that its signature says."""
+    if options["scalers"]:
+        fill = "wait" if options["window"] else None  # the places depend on no fill
+        probe_scaled(forward, **options | {"window_fill": fill})
 
 
 def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:
@@ -174,8 +177,7 @@ def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
         if given["mean"] or given["scale"]:
             raise Refused(f"--{side}-min and --{side}-range are a mean and a scale: give one pair")
         names = ("min", "range")
-    else:
-        check_names(given["mean"], given["scale"], side)
+    check_names(given[names[0]], given[names[1]], side)
     vectors, faults = {}, Faults()
     for name in names:
         with faults.collect():

@@ -26,7 +26,7 @@ from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import WINDOW_FILLS, WINDOW_MAX, ModelSpec, Tap, WindowFill
 from lstmserve_export.lstm.convert import convert
-from lstmserve_export.lstm.export import export_network
+from lstmserve_export.lstm.export import NO_WINDOW, export_network
 from lstmserve_export.lstm.network import describe
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.graph.lower import lower
@@ -38,6 +38,7 @@ from lstmserve_export.module.proof.cases import further, pairs_of, random_case
 from lstmserve_export.module.proof.causes import explain
 from lstmserve_export.module.proof.proof import Mismatch, prove
 from lstmserve_export.module.proof.reference import Reference
+from lstmserve_export.module.proof.running import choice_notes
 from lstmserve_export.module.proof.windows import WindowReference
 from lstmserve_export.module.recurrent import find_layers
 from lstmserve_export.module.signature.checks import check_weights
@@ -64,19 +65,24 @@ def export_module(
     scalers: Scalers = UNSCALED,
     window: int = 0,
     window_fill: WindowFill | None = None,
+    is_guess: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Exported:
     """Traces, proves and writes; calls `progress` as each stage begins. Raises Refused.
 
     With a `window` of W rows an answer is forward()'s to the last W rows; `window_fill` is "wait"
-    by default.
+    by default. `is_guess` says that the example is no user's.
     """
+    if not window and window_fill is not None:
+        raise Refused(NO_WINDOW)
     target.choose_version()
     check_weights(module)
     with _threads_for(module):
         named = {"states": states, "output_names": output_names, "axes": axes}
         job = _Job(Forward(module, example), scalers, named, target, progress)
-        return job.windows(window, window_fill or "wait") if window else job.stream()
+        if window:
+            return job.windows(window, window_fill or "wait")
+        return job.stream(is_guess=is_guess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,13 @@ class _Job:
     target: Target
     progress: Progress
 
-    def stream(self) -> Exported:
+    def stream(self, *, is_guess: bool) -> Exported:
         """The module with a running state."""
         forward, progress = self.forward, self.progress
         signature = self._probe()
         progress("trace one time step")
         traced = trace(forward, signature)
-        recognised = recognise(traced, signature)
+        recognised = self.scalers.exact(recognise(traced, signature))
         model, taps = lower(traced, signature)
         graph = _read(model, signature)
         check_taps(model, signature.spec, taps)
@@ -103,6 +109,8 @@ class _Job:
         answers = _Answers.of(Reference(forward, signature), signature)
         network = StepNetwork(signature.spec, graph)
         parity = self._prove(network, answers, signature)
+        choice = choice_notes(network, forward, signature, is_guess=is_guess)
+        answers = replace(answers, notes=(*answers.notes, *choice))
         # Only now, since pairs of kind "lstm" have neither odd values nor long sequences.
         if recognised is not None:
             try:
@@ -156,7 +164,7 @@ class _Job:
             return ""
         try:
             signature = self._probe()
-            network = recognise(trace(self.forward, signature), signature)
+            network = self.scalers.exact(recognise(trace(self.forward, signature), signature))
         except Refused:
             return ""
         if network is None:
@@ -267,7 +275,7 @@ class _Answers:
     @classmethod
     def of(cls, reference: Reference, signature: Signature) -> _Answers:
         """Raises Refused."""
-        case, torch_error = random_case(reference, signature)
+        case, torch_error = random_case(reference)
         cases = {"random": case, "example": reference.example_case()}
         notes = list(signature.notes)
         if not reference.has_double:

@@ -61,9 +61,9 @@ def _texts(values: Floats) -> list[str]:
 
 
 def _is_short(values: Sequence[float]) -> bool:
-    """Whether each has at most seven digits, or is a number of float32, but for rounding."""
+    """Whether each has at most nine digits, or is a number of float32, but for rounding."""
     error = 2e-14 * max(map(abs, values))
     return all(
-        min(abs(value - float(f"{value:.6e}")), abs(value - float(np.float32(value)))) <= error
+        min(abs(value - float(f"{value:.8e}")), abs(value - float(np.float32(value)))) <= error
         for value in values
     )

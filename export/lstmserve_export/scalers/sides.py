@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from lstmserve_export.scalers.min_max import min_max_data
 
 Given = tuple[Any, npt.ArrayLike | None, npt.ArrayLike | None]
 EPSILON: Final = 2.0**-24  # what float32 rounds a number by, at most
-LOSS_MAX: Final = 1e-3
+LOSS_NOTED, LOSS_MAX = 1e-3, 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,19 @@ class Scalers:
             found.append(next(iter(norms.values()), None))
         return found[0], found[1]
 
+    def exact(self, network: Network | None) -> Network | None:
+        """The network with these norms in float64, where its own are the same in float32, as those
+        are that a trace has."""
+        if network is None:
+            return None
+        found: dict[str, Any] = {}
+        for name, norms in (("input_norm", self.inputs), ("output_norm", self.outputs)):
+            own: Norm | None = getattr(network, name)
+            for norm in norms.values():
+                if own is not None and _narrow(own) == _narrow(norm):
+                    found[name] = norm
+        return replace(network, **found)
+
     def notes(self) -> list[str]:
         """The order of the columns, and what float32 loses of them."""
         found = []
@@ -62,14 +76,8 @@ class Scalers:
                 if norm.columns:
                     columns = shorten(list(norm.columns), 40)
                     found.append(f"the columns of {label}, in their order: {columns}")
-                loss = np.abs(norm.mean / norm.scale) * EPSILON
-                place = int(loss.argmax())
-                if loss[place] > LOSS_MAX:
-                    found.append(
-                        f"float32 keeps column {place} (from 0) of {label} only to "
-                        f"{loss[place]:.1g} of its scale, because it is so far from 0: subtract an "
-                        "offset before it is sent, and fit the scaler on that"
-                    )
+                if loss := _loss(norm, LOSS_NOTED):
+                    found.append(f"of {label}, {loss}")
         return found
 
 
@@ -129,7 +137,8 @@ class Side:
                 f"scaler itself with {self.flag('scaler')}, or data_min_ and data_range_ in their "
                 "place"
             )
-        return _checked(norm, self.flag("scale"))
+        hint = "; if these are a MinMaxScaler's min_ and scale_, give the scaler itself"
+        return _checked(norm, self.flag("scale"), hint)
 
     def _of_scaler(self, scaler: Any) -> Norm | None:
         """None for a scaler that changes nothing. Raises Refused."""
@@ -173,8 +182,13 @@ class Side:
 
 def scalers_of(inputs: Given, outputs: Given) -> Scalers:
     """The scalers of an argument for each side: a scaler, a mean and a scale. Raises Refused."""
-    x, y = Side("input", "input_{}".format), Side("output", "output_{}".format)
+    x, y = (Side(side, partial(_argument, side)) for side in ("input", "output"))
     return Scalers(x.norms(*inputs), y.norms(*outputs))
+
+
+def _argument(side: str, name: str) -> str:
+    """How Python names what the flags have under this name."""
+    return "{'scaler': ..., 'columns': [...]}" if name == "columns" else f"{side}_{name}"
 
 
 def with_scalers(network: Network, scalers: Scalers) -> Network:
@@ -184,7 +198,7 @@ def with_scalers(network: Network, scalers: Scalers) -> Network:
     return replace(network, input_norm=x, output_norm=y, notes=notes)
 
 
-def _checked(norm: Norm, label: str) -> Norm:
+def _checked(norm: Norm, label: str, hint: str = "") -> Norm:
     """Raises Refused for what float32 cannot divide by, or hold."""
     with np.errstate(all="ignore"):
         mean, scale = norm.mean.astype(np.float32), norm.scale.astype(np.float32)
@@ -195,4 +209,22 @@ def _checked(norm: Norm, label: str) -> Norm:
         )
     if not np.isfinite([mean, scale]).all():
         raise Refused(f"{label} has a mean or a scale that float32 does not hold")
+    if loss := _loss(norm, LOSS_MAX):
+        raise Refused(f"{label}: {loss}{hint}")
     return norm
+
+
+def _narrow(norm: Norm) -> tuple[list[float], list[float]]:
+    return norm.mean.astype(np.float32).tolist(), norm.scale.astype(np.float32).tolist()
+
+
+def _loss(norm: Norm, limit: float) -> str:
+    """The column of which float32 loses most, in words; "" where that is within the limit."""
+    losses = np.abs(norm.mean / norm.scale) * EPSILON
+    place = int(losses.argmax())
+    if losses[place] <= limit:
+        return ""
+    return (
+        f"float32 keeps column {place} (from 0) only to {losses[place]:.1g} of its scale, because "
+        "it is so far from 0: subtract an offset before it is sent, and fit the scaler on that"
+    )

@@ -1,6 +1,7 @@
 """Predicts how many bytes a message takes with its input and its reply, before it is parsed.
 
-It reads no message: it knows the models' sizes and the configured limits.
+It reads no message: it knows the models' sizes and the configured limits. Input counts for each of
+the rows that a network reads for it, which are many for a model with a window.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ class MessageSizes:
         self._message_bytes_max = config.message_bytes_max or MESSAGE_BYTES_LIMIT
         self._models = models
         self._has_states = has_states
-        self._changes = -1  # of the models that the next two are of
+        self._changes = -1  # of the models that the next three are of
         self._reply_row_bytes = 0
         self._reply_factor = 0
+        self._cells = 1  # the most rows that a network reads for one
 
     @property
     def reply_row_bytes(self) -> int:
@@ -36,14 +38,15 @@ class MessageSizes:
         """The most that a message of `message_bytes` can take, whatever it contains."""
         least = self.reply_row_bytes
         reply = min(message_bytes * self._reply_factor, self._message_bytes_max)
-        return message_bytes + max(reply, least)
+        return message_bytes * self._cells + max(reply, least)
 
     def of(self, message_bytes: int, height: int, model: Model | None) -> int:
         """The most for a message whose reply has `height` rows of a model; None: of any model."""
         least = self.reply_row_bytes
         row = least if model is None else model.outputs.wire_bytes
+        cells = self._cells if model is None else model.spec.cells
         reply = min(max(1, height) * row, self._message_bytes_max)
-        return message_bytes + max(reply, least)
+        return message_bytes * cells + max(reply, least)
 
     def _measure(self) -> None:
         self._changes = self._models.changes
@@ -52,6 +55,7 @@ class MessageSizes:
             reply = model.outputs.wire_bytes + (state_bytes(model) if self._has_states else 0)
             factors.append(-(-reply // row_bytes(model)))
         self._reply_factor = max(factors)
+        self._cells = max((model.spec.cells for model in self._models), default=1)
         self._reply_row_bytes = max((model.outputs.wire_bytes for model in self._models), default=0)
 
 

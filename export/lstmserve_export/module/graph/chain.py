@@ -48,6 +48,14 @@ def check(is_so: bool) -> None:
         raise NotRecognised
 
 
+class Link(NamedTuple):
+    """A node of a path, the value on the path that it gives, and the value that it adds to it."""
+
+    node: onnx.NodeProto
+    name: str
+    side: str = ""
+
+
 class Graph:
     """The nodes of a trace by what they compute, and its constants."""
 
@@ -65,24 +73,53 @@ class Graph:
             tensor = next((a.t for a in maker.attribute if a.name == "value"), None)
         return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
 
-    def path(self, start: str, end: str) -> list[tuple[onnx.NodeProto, str]]:
-        """The nodes from `start` to `end` in order, each with the name of the value on the path.
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that gives the value; None for an input, a state or a constant."""
+        return self._makers.get(name)
 
+    def path(self, start: str, end: str, may_fork: bool = True) -> list[Link]:
+        """The nodes from `start` to `end` in order.
+
+        If the path `may_fork`, a node may add a value that no layer has a part in: its `side`.
         Raises NotRecognised where a node reads anything else that is no constant.
         """
-        found: list[tuple[onnx.NodeProto, str]] = []
+        found: list[Link] = []
         while end != start:
             node = self._makers.get(end)
             if node is None or len(found) > len(self._makers):
                 raise NotRecognised
-            found.append((node, end))
-            is_layer = node.domain == DOMAIN  # which also reads the states
-            read = node.input[:1] if is_layer else node.input
-            sources = [name for name in read if name and self._is_variable(name)]
+            sources, side = self._sources(node), ""
+            if len(sources) == 2 and node.op_type == "Add" and may_fork:
+                sources.sort(key=lambda name: self._is_side(start, name))
+                side = sources.pop()
+                check(self._is_side(start, side))
             if len(sources) != 1:
                 raise NotRecognised
+            found.append(Link(node, end, side))
             end = sources[0]
         return found[::-1]
+
+    def _sources(self, node: onnx.NodeProto) -> list[str]:
+        """What the node reads, apart from constants and states."""
+        read = node.input[:1] if node.domain == DOMAIN else node.input
+        found = [name for name in read if name and self._is_variable(name)]
+        if node.op_type in ("Mul", "Where"):  # of SiLU and softplus, which read a value twice
+            found = [name for name in found if not self._is_part(name, found)]
+        return found
+
+    def _is_part(self, name: str, sources: list[str]) -> bool:
+        """Whether an operator makes the value from another of the sources."""
+        maker = self._makers.get(name)
+        if maker is None or maker.op_type not in ("Sigmoid", "Softplus", "Greater"):
+            return False
+        return maker.input[0] in sources
+
+    def _is_side(self, start: str, end: str) -> bool:
+        """Whether there is a path, and no layer on it."""
+        try:
+            return all(link.node.domain != DOMAIN for link in self.path(start, end, False))
+        except NotRecognised:
+            return False
 
     def _is_variable(self, name: str) -> bool:
         return name not in self._tensors and self.constant(name) is None
@@ -104,6 +141,15 @@ class Node:
 
     def is_constant(self, index: int) -> bool:
         return self.has(index) and self.graph.constant(self.node.input[index]) is not None
+
+    def is_variable(self) -> bool:
+        """Whether the node reads no constant."""
+        return not any(self.is_constant(index) for index in range(len(self.node.input)))
+
+    def made_by(self, name: str, op: str) -> list[str]:
+        """What an operator reads that gives the value; nothing if another one gives it."""
+        maker = self.graph.maker(name)
+        return list(maker.input) if maker is not None and maker.op_type == op else []
 
     def constant(self, index: int) -> Array:
         """An input. Raises NotRecognised if it is no constant."""

@@ -8,17 +8,15 @@ forward(). It must not know the user's classes, only the graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import nn
 
 from lstmserve_export.arrays import Array
-from lstmserve_export.lstm.network import Network, Norm, make_activation
+from lstmserve_export.lstm.network import Floats, Network, Norm, make_activation, take_state
 from lstmserve_export.module.graph.chain import (
     BATCH,
     LAYERS,
@@ -26,21 +24,35 @@ from lstmserve_export.module.graph.chain import (
     ONE,
     WIDTH,
     Graph,
+    Link,
     Node,
     NotRecognised,
     Value,
     check,
     take_entry,
 )
+from lstmserve_export.module.graph.columns import (
+    AFFINE,
+    Affine,
+    per_feature,
+    read_affine,
+    read_columns,
+)
 from lstmserve_export.module.graph.trace import DOMAIN, Trace
 from lstmserve_export.module.recurrent import Layer
 from lstmserve_export.module.signature.signature import Signature
 
 NOTE: Final = "recognised as head(lstm(x)): its graph is built from the weights"
-ACTIVATIONS: Final = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softmax": "softmax"}
+# The activations that are one node without parameters.
+ACTIVATIONS: Final = {
+    "Relu": "relu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+}
 OUTPUT: Final = "y"  # what kind "lstm" calls its output
-
-Floats = npt.NDArray[np.float64]
+SOFTPLUS_THRESHOLD: Final = 20  # torch's default
 
 
 def recognise(traced: Trace, signature: Signature) -> Network | None:
@@ -61,8 +73,9 @@ class _Reader:
         self._lstm: nn.LSTM | None = None  # once its call is read
         self._head: list[nn.Module] = []
         self._embedding: nn.Embedding | None = None
-        self._affine: _Affine | None = None  # of the side that is being read
+        self._affine: Affine | None = None  # of the end that is being read
         self._input_norm: Norm | None = None
+        self._residual: tuple[int, ...] = ()
 
     def network(self) -> Network:
         """The network. Raises NotRecognised."""
@@ -72,8 +85,8 @@ class _Reader:
             value = Value((BATCH,), 1)
         if len(source.spec.shape) != len(value.axes) - 1:
             raise NotRecognised
-        for node, name in self._graph.path(source.spec.name, output.name):
-            value = self._read(node, name, value)
+        for link in self._graph.path(source.spec.name, output.name):
+            value = self._read(link, value)
         if self._lstm is None or value.axes != (BATCH, WIDTH) or output.shape != (value.width,):
             raise NotRecognised
         named = "x" if self._embedding is None else "tokens"
@@ -84,29 +97,53 @@ class _Reader:
             embedding=self._embedding,
             input_norm=self._input_norm,
             output_norm=self._affine.forth() if self._affine is not None else None,
+            residual=self._residual,
+            initial_state=self._initial_state(),
             notes=(NOTE,) if source.name == named else (NOTE, renamed),
         )
 
-    def _read(self, node: onnx.NodeProto, name: str, value: Value) -> Value:
-        """The value `name`, which the node makes of the one before it. Raises NotRecognised."""
-        if node.domain == DOMAIN:
-            return self._read_layer(node, name, value)
-        if (move := MOVES.get(node.op_type)) is not None:
-            return move(Node(node, self._graph), value)
-        if node.op_type in ACTIVATIONS:
-            if node.op_type == "Softmax":
-                check(value.axes[Node(node, self._graph).attribute("axis", -1)] == WIDTH)
-            self._append(make_activation(ACTIVATIONS[node.op_type]))
+    def _initial_state(self) -> tuple[Floats, Floats] | None:
+        assert self._lstm is not None
+        (memory,) = self._signature.memories
+        h0, c0 = (each.reshape(self._lstm.num_layers, -1) for each in memory.initial)
+        return take_state((h0, c0), self._lstm)
+
+    def _read(self, link: Link, value: Value) -> Value:
+        """The value of the link, which its node makes of the one before it. Raises
+        NotRecognised."""
+        node = Node(link.node, self._graph)
+        if link.side:
+            return self._read_residual(link.side, value)
+        if link.node.domain == DOMAIN:
+            return self._read_lstm(link.node, link.name, value)
+        if (move := MOVES.get(node.op)) is not None:
+            return move(node, value)
+        if (layer := _layer(node, value)) is not None:
+            self._append(layer)
             return value
-        if node.op_type in ("MatMul", "Gemm"):
-            return self._read_linear(Node(node, self._graph), value)
-        if node.op_type in ("Add", "Sub", "Mul", "Div"):
-            return self._read_affine(Node(node, self._graph), value)
-        if node.op_type == "Gather":
-            return self._read_gather(Node(node, self._graph), value)
+        if node.op in ("MatMul", "Gemm"):
+            return self._read_linear(node, value)
+        if node.op in AFFINE:
+            return self._read_affine(node, value)
+        if node.op == "Gather":
+            return self._read_gather(node, value)
         raise NotRecognised
 
-    def _read_layer(self, node: onnx.NodeProto, name: str, value: Value) -> Value:
+    def _read_residual(self, side: str, value: Value) -> Value:
+        """Columns of what the LSTM reads, added to what the head gives."""
+        check(self._lstm is not None and self._embedding is None)
+        check(self._affine is None and not self._residual)
+        (source,) = self._signature.inputs
+        found = read_columns(self._graph, source.spec.name, side, source.spec.size)
+        check(found.value.axes == value.axes and len(found.columns) in (1, value.width))
+        norms = None if found.affine is None else found.affine.back(), self._input_norm
+        given = [norm for norm in norms if norm is not None]
+        check(len(given) in (0, 2) and len({_content(norm) for norm in given}) < 2)
+        columns = found.columns
+        self._residual = columns if len(columns) == value.width else columns * value.width
+        return value
+
+    def _read_lstm(self, node: onnx.NodeProto, name: str, value: Value) -> Value:
         """The call of the LSTM; `name` is its output or its state h."""
         (memory,) = self._signature.memories
         check(self._lstm is None and value.axes == (BATCH, WIDTH))
@@ -125,7 +162,7 @@ class _Reader:
 
     def _append(self, layer: nn.Module) -> None:
         """A layer of the head, which nothing may precede that is no layer."""
-        check(self._lstm is not None and self._affine is None)
+        check(self._lstm is not None and self._affine is None and not self._residual)
         self._head.append(layer)
 
     def _read_linear(self, node: Node, value: Value) -> Value:
@@ -138,20 +175,18 @@ class _Reader:
             bias = node.constant(2) if node.has(2) else None
         check(weight.shape[0] == value.width)
         value = value._replace(width=weight.shape[1])
-        self._append(_linear(weight.T, None if bias is None else _per_feature(bias, value)))
+        self._append(_linear(weight.T, None if bias is None else per_feature(bias, value)))
         return value
 
     def _read_affine(self, node: Node, value: Value) -> Value:
         """A bias, or a part of a norm."""
-        is_second = node.is_constant(1)
-        check(is_second or node.op in ("Add", "Mul"))
-        array = _per_feature(node.constant(1 if is_second else 0), value)
+        array = read_affine(node, value)
         last = self._head[-1] if self._head else None
-        is_first = node.op == "Add" and self._affine is None
+        is_first = node.op == "Add" and self._affine is None and not self._residual
         if is_first and isinstance(last, nn.Linear) and last.bias is None:
             self._head[-1] = _linear(last.weight.numpy(), array)
             return value
-        before = self._affine or _Affine(np.ones(value.width), np.zeros(value.width))
+        before = self._affine or Affine.none(value.width)
         self._affine = before.then(node.op, array)
         return value
 
@@ -167,39 +202,87 @@ class _Reader:
         return Value((*value.axes, WIDTH), table.shape[1])
 
 
-@dataclass(frozen=True, slots=True)
-class _Affine:
-    """x * factor + offset, float64 [width] each."""
+def _layer(node: Node, value: Value) -> nn.Module | None:
+    """The activation or norm that the node is, if it is one. Raises NotRecognised."""
+    match node.op:
+        case "Softmax" | "LogSoftmax":
+            check(value.axes[node.attribute("axis", -1)] == WIDTH)
+        case "Elu":
+            return nn.ELU(_decimal(node.attribute("alpha", 1.0)))
+        case "LeakyRelu":
+            return nn.LeakyReLU(_decimal(node.attribute("alpha", 0.01)))
+        case "Gelu":
+            is_tanh = node.attribute("approximate", b"none") == b"tanh"
+            return make_activation("gelu_tanh" if is_tanh else "gelu")
+        case "Clip":
+            check([float(node.constant(each)) for each in (1, 2)] == [-1, 1])
+            return nn.Hardtanh()
+        case "Mul" | "Where" if node.is_variable():
+            return _of_two_readers(node)
+        case "LayerNormalization":
+            return _layer_norm(node, value)
+        case "BatchNormalization":
+            return _batch_norm(node, value)
+    return make_activation(ACTIVATIONS[node.op]) if node.op in ACTIVATIONS else None
 
-    factor: Floats
-    offset: Floats
 
-    def then(self, op: str, by: Floats) -> _Affine:
-        """This, followed by an operation of ONNX with a constant."""
-        with np.errstate(all="ignore"):  # back() and forth() refuse what is not finite
-            if op in ("Add", "Sub"):
-                return _Affine(self.factor, self.offset + by if op == "Add" else self.offset - by)
-            by = by if op == "Mul" else 1 / by
-            return _Affine(self.factor * by, self.offset * by)
+def _of_two_readers(node: Node) -> nn.Module:
+    """SiLU, x * sigmoid(x), or softplus, which is x itself beyond a threshold."""
+    *condition, one, other = node.node.input
+    if not condition:
+        x, part = (one, other) if node.made_by(other, "Sigmoid") else (other, one)
+        check(node.made_by(part, "Sigmoid") == [x])
+        return nn.SiLU()
+    check(node.made_by(other, "Softplus") == [one])
+    x, limit = node.made_by(condition[0], "Greater") or ("", "")
+    threshold = node.graph.constant(limit)
+    check(x == one and threshold is not None and threshold == SOFTPLUS_THRESHOLD)
+    return nn.Softplus()
 
-    def back(self) -> Norm:
-        """As (x - mean) / scale. In float64, so the float32 that the user wrote comes out again."""
-        with np.errstate(all="ignore"):
-            return _norm(-self.offset / self.factor, 1 / self.factor)
 
-    def forth(self) -> Norm:
-        """As y * scale + mean. Raises NotRecognised."""
-        return _norm(self.offset, self.factor)
+def _layer_norm(node: Node, value: Value) -> nn.LayerNorm:
+    weight, bias = node.constant(1), node.constant(2) if node.has(2) else None
+    check(node.attribute("axis", -1) in (-1, len(value.axes) - 1) and value.axes[-1] == WIDTH)
+    check(weight.shape == (value.width,))
+    eps = _decimal(node.attribute("epsilon", 1e-5))
+    # torch gives ones where the layer has no weight.
+    has_weight = bias is not None or not (weight == 1).all()
+    norm = nn.LayerNorm(value.width, eps, has_weight, bias is not None)
+    if has_weight:
+        norm.weight.data.copy_(_tensor(weight))
+    if bias is not None:
+        check(bias.shape == (value.width,))
+        norm.bias.data.copy_(_tensor(bias))
+    return norm
+
+
+def _batch_norm(node: Node, value: Value) -> nn.BatchNorm1d:
+    check(len(value.axes) > 1 and value.axes[1] == WIDTH and len(node.node.output) == 1)
+    norm = nn.BatchNorm1d(value.width, _decimal(node.attribute("epsilon", 1e-5)))
+    tensors = norm.state_dict()
+    for index, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1):
+        array = node.constant(index)
+        check(array.shape == (value.width,))
+        tensors[name].copy_(_tensor(array))
+    return norm
+
+
+def _decimal(value: float) -> float:
+    """The number that the user wrote, of which ONNX has the float32."""
+    return float(str(np.float32(value)))
+
+
+def _content(norm: Norm) -> tuple[bytes, bytes]:
+    return norm.mean.tobytes(), norm.scale.tobytes()
 
 
 def _only_layer(traced: Trace, signature: Signature) -> Layer:
-    """The LSTM, if the module is one call of it from zeros and has one input and one y."""
+    """The LSTM, if the module is one call of it and has one input and one y."""
     is_alone = len(signature.inputs) == len(signature.memories) == len(traced.calls) == 1
     if not is_alone or signature.passed or len(signature.outputs) != 1:
         raise NotRecognised
     (memory,), ((_, layer),) = signature.memories, traced.calls
     check(isinstance(layer, (nn.LSTM, nn.LSTMCell)) and memory.repeats == 1)
-    check(not any(np.any(value) for value in memory.initial))
     check(signature.outputs[0].spec.name == OUTPUT)
     return layer
 
@@ -237,21 +320,3 @@ def _tensor(array: Array) -> torch.Tensor:
     """A copy in float32. Raises NotRecognised for a constant of another kind."""
     check(array.dtype in (np.float32, np.float64))
     return torch.from_numpy(np.array(array, np.float32))
-
-
-def _per_feature(array: Array, value: Value) -> Floats:
-    """A constant that meets the value in an operation of ONNX, float64 [width].
-
-    Raises NotRecognised if it differs along another axis, or adds one.
-    """
-    check(array.ndim <= len(value.axes) and array.dtype == np.float32)
-    shape = (1,) * (len(value.axes) - array.ndim) + array.shape
-    for label, size in zip(value.axes, shape, strict=True):
-        check(size == 1 or (label == WIDTH and size == value.width))
-    check(WIDTH in value.axes)
-    return np.broadcast_to(array.reshape(-1).astype(np.float64), value.width)
-
-
-def _norm(mean: Floats, scale: Floats) -> Norm:
-    check(bool(np.isfinite(mean).all() and np.isfinite(scale).all()))
-    return Norm(mean + 0.0, scale)  # no -0.0, which would be another fingerprint

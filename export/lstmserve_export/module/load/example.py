@@ -88,7 +88,9 @@ def _required(module: nn.Module) -> list[str]:
     return [name for name, each in parameters.items() if each.default is each.empty]
 
 
-def guess_example(module: nn.Module, norms: Mapping[str, Norm]) -> tuple[Example, str]:
+def guess_example(
+    module: nn.Module, norms: Mapping[str, Norm], window: int = 0
+) -> tuple[Example, str]:
     """Random rows that forward() takes, where its only argument and its layers leave no choice,
     and what they are, in words. With a norm they are raw. Raises Refused."""
     required = _required(module)
@@ -97,7 +99,7 @@ def guess_example(module: nn.Module, norms: Mapping[str, Norm]) -> tuple[Example
         raise Refused(f"forward() needs {shorten(required)}: {HOW_MANY}")
     if not name:
         raise Refused(f"forward() names no argument: {HOW}")
-    for lead in ((SIZE, LENGTH), (SIZE,)):
+    for lead in ((SIZE, window or LENGTH), (SIZE,)):
         widths = [n for n in _widths(module) if _takes(module, _floats_of(lead, n))]
         tables = [n for n in _tables(module) if _takes(module, _tokens_of(lead, n))]
         is_open = any(_takes(module, _floats_of(lead, n + 1)) for n in widths)

@@ -14,10 +14,10 @@ import numpy as np
 from lstmserve.golden import Golden
 from lstmserve_export.arrays import Array
 from lstmserve_export.lstm.pairs import SEQUENCE_COUNT_MAX
-from lstmserve_export.module.proof.reference import Reference, is_clear
+from lstmserve_export.module.proof.reference import Reference, is_clear, width_of
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import described
-from lstmserve_export.sequences import SEED, VALUE_COUNT_MAX, clear_case, lengths_for
+from lstmserve_export.sequences import SEED, VALUE_COUNT_MAX, clear_case
 
 # One more than what a forward() may cut its input to, or begin again after.
 LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
@@ -26,12 +26,12 @@ FACTORS: Final = ((0, 1, 10, -1, 1000, -10, -1000), (0, 1, -1, 5, -30), (0, 1, -
 INTEGERS: Final = (4096, 1024, 256, 64, 16, 8, 4, 2, None)
 
 
-def random_case(reference: Reference, signature: Signature) -> tuple[Golden, float]:
+def random_case(reference: Reference) -> tuple[Golden, float]:
     """The case of rows like the example's, and torch's error on all of them. Raises Refused."""
     return clear_case(
         lambda lengths: reference.case(reference.random(lengths), np.array(lengths)),
         is_clear,
-        lengths_for(_width(signature)),
+        reference.lengths,
     )
 
 
@@ -84,7 +84,7 @@ def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str
     """
     found: list[Golden] = []
     fault = ""
-    length_max = VALUE_COUNT_MAX // (len(LONG_LENGTHS) * _width(signature))
+    length_max = VALUE_COUNT_MAX // (len(LONG_LENGTHS) * width_of(signature))
     for length in LONG_LENGTHS:
         if not signature.has_time or length > length_max:
             break
@@ -97,12 +97,6 @@ def long(reference: Reference, signature: Signature) -> tuple[Golden | None, str
             break
         found.append(case)
     return (_joined(found) if found else None), fault
-
-
-def _width(signature: Signature) -> int:
-    """The values of a row or a window, and of its answer."""
-    inputs = sum(each.spec.size for each in signature.inputs)
-    return inputs * (signature.window or 1) + sum(each.spec.size for each in signature.outputs)
 
 
 def _joined(cases: list[Golden]) -> Golden:

@@ -15,7 +15,7 @@ from lstmserve_export.module.forward import Forward, Result, Tensors
 from lstmserve_export.module.signature.sampler import Sampler
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused, described
-from lstmserve_export.sequences import SEED
+from lstmserve_export.sequences import SEED, Lengths, lengths_for
 
 EXAMPLE_ROWS_MAX: Final = 256
 UNUSUAL_LENGTHS: Final = (12, 12, 11, 10, 9, 8, 7, 6, 6, 5, 5, 4, 3, 3, 2, 1)
@@ -39,6 +39,11 @@ class Reference:
             self._steps(self._double, self.random((2, 1)), np.array([2, 1]))
         except Exception:  # the user's code may insist on float32
             self._double = None
+
+    @property
+    def lengths(self) -> Lengths:
+        """Time steps of the random sequences."""
+        return lengths_for(width_of(self._signature))
 
     @property
     def has_double(self) -> bool:
@@ -190,3 +195,9 @@ def is_clear(case: Golden) -> bool:
     """Whether torch's float32 is close enough to its float64 for the answers to mean something."""
     floats = [each for each in case.outputs.values() if each.dtype.kind == "f"]
     return case.torch_error <= torch_error_max(*floats)
+
+
+def width_of(signature: Signature) -> int:
+    """The values of a row and of its answer."""
+    inputs = sum(each.spec.size for each in signature.inputs)
+    return inputs + sum(each.spec.size for each in signature.outputs)

@@ -22,10 +22,14 @@ from lstmserve_export.module.proof.reference import (
     Reference,
     Run,
     golden_of,
+    width_of,
 )
 from lstmserve_export.refusal import Refused, described
+from lstmserve_export.sequences import VALUE_COUNT_MAX, Lengths
 
 CELLS_MAX: Final = 1 << 14  # rows of all windows of one run of forward()
+LENGTHS: Final = (16, 12, 8, 6, 5, 3, 2, 1)  # time steps of random sequences
+PROOF_CELLS_MAX: Final = 1 << 15  # rows of all their windows, which each server runs at its start
 NEW_WINDOW_MAX: Final = 256  # rows of the longest window that new sessions fill row by row
 Place = tuple[int, int, int]  # rows of the window, sequence, time step
 
@@ -35,6 +39,15 @@ class WindowReference(Reference):
     those of the time steps."""
 
     unusual_lengths: Sequence[int] = (4, 4, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
+
+    @property
+    def lengths(self) -> Lengths:
+        window = self._signature.window
+        count = max(2, VALUE_COUNT_MAX // (window * width_of(self._signature)))
+        lengths = LENGTHS[:count]
+        while len(lengths) * max(lengths) * window > PROOF_CELLS_MAX and max(lengths) > 1:
+            lengths = tuple(max(1, length // 2) for length in lengths)
+        return lengths
 
     @property
     def _before(self) -> int:

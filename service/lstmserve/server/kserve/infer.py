@@ -106,7 +106,7 @@ class InferMessage(ABC):
             model = find_model(calls.engine, message.model_name, message.model_version)
         except ServeError:
             return length  # it is refused when it is read
-        return length + reply_bytes(model, message)
+        return length * model.spec.cells + reply_bytes(model, message)
 
     def parse(self) -> pb.ModelInferRequest:
         """The message, whose bytes are not kept. Raises Malformed, PendingBytesFull."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lstmserve.engine import Engine
+from lstmserve.engine import Engine, Model
 from lstmserve.engine.arrays import Index
 from lstmserve.engine.errors import (
     DuplicateSession,
@@ -66,6 +66,11 @@ class SessionSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def model(self) -> Model | None:
+        """The model of the first session, if that is here; a good message has sessions of one."""
+        row = self._table.find(self._tenant.prefix + self.ids[0]) if self.ids else None
+        return None if row is None else self._engine.model_of(row)
 
     def check(self) -> None:
         """Checks the ids. Raises EmptyInput, DuplicateSession."""

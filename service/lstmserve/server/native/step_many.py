@@ -157,7 +157,8 @@ class StepManyMessage:
         rows = sum(proto.lengths[:]) if proto.lengths else count
         if proto.tokens:
             length += INT64_BYTES * len(proto.tokens)
-        return self._calls.sizes.of(length, count if proto.last_only else rows, None)
+        height = count if proto.last_only else rows
+        return self._calls.sizes.of(length, height, self.sessions.model())
 
     def _refuse(self, error: ServeError) -> None:
         self._refusal = error.with_traceback(None)  # its frames hold the message
