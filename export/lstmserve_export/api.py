@@ -67,7 +67,7 @@ def export(
     of x or is "all", `initial_state` is h0 and c0, [num_layers, width] each, and `golden` has
     arrays by name or is an .npz. `version` None takes the next one. With a `window` of W rows, each
     answer is that of the last W rows; `window_fill` is "wait" (the default), "zeros" or "grow". A
-    scaler is a fitted one of scikit-learn, a file or a dict. Raises Refused, writing nothing.
+    scaler is a fitted one of scikit-learn, a file or a dict. Raises Refused, and writes nothing.
     """
     target = Target(name, Path(models), version, force, dry_run)
     scalers = scalers_of(

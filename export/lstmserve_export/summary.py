@@ -149,7 +149,7 @@ def describe_lstm(spec: LstmSpec, window: int = 0) -> str:
     parts += [f"projected to {spec.proj_size}"] if spec.proj_size else []
     parts += [] if spec.bias else ["no bias"]
     if spec.bidirectional:
-        whole = ": whole sequences only (Predict)"
+        whole = ": whole sequences only (Predict), unless it gets a window (--window W)"
         parts.append(f"bidirectional{'' if window else whole}")
     return ", ".join(parts)
 

@@ -161,6 +161,27 @@ def judge(outputs: Outputs, case: LstmGolden) -> float:
     return max(excess(actual, expected, case.torch_error) for actual, expected in pairs)
 
 
+def check_start(content: bytes, network: Network, spec: LstmSpec) -> None:
+    """Raises Refused unless model.onnx gives the network's learned initial state, if it has one.
+
+    prove() cannot tell, because it gives model.onnx the states from which sequences begin.
+    """
+    if not spec.initial_state:
+        return
+    session, first = open_session(content), first_states(network, spec, 1)
+    h0, c0 = (each.astype(np.float32) for each in first)
+    x = np.zeros((1, 1, spec.input_size), np.float32)
+    if spec.num_embeddings:
+        x = np.zeros((1, 1), np.int64)
+    feed = {spec.inputs[0].name: x, "lengths": np.ones(1, np.int32), "h0": h0, "c0": c0}
+    found = session.run(["initial.h", "initial.c"], feed)
+    if not all(np.array_equal(a, b[:, 0]) for a, b in zip(found, (h0, c0), strict=True)):
+        raise Refused(
+            "parity failed on the initial state; nothing was written. This is a bug: please report "
+            "it"
+        )
+
+
 def prove(
     content: bytes, spec: LstmSpec, case: LstmGolden, progress: Callable[[str], None]
 ) -> dict[str, Any]:
