@@ -163,8 +163,8 @@ class _Probe:
             if getattr(layer, "bidirectional", False):
                 raise Refused(
                     f"{one.id.layer or 'the module'} ({type(layer).__name__}) is bidirectional: it "
-                    "reads the rows to come, so no step can be answered before the last; train it "
-                    "with one direction"
+                    "reads the rows to come, so no step can be answered before the last; export it "
+                    "with a window (--window W), or train one direction"
                 )
             found.append(self._memory(one, layer, layout))
         return tuple(found)
@@ -221,8 +221,9 @@ class _Probe:
             )
         return Refused(
             "the module has no recurrent layer (nn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell) and "
-            "no state among forward's arguments: a network of your own cells must take its state "
-            "as an argument and return it; name it with states="
+            "no state among forward's arguments: if it was trained on windows of W rows, export it "
+            "with --window W; a network of your own cells must take its state as an argument and "
+            "return it (states= names it)"
         )
 
     # --- outputs
