@@ -488,6 +488,13 @@ def _half_state(folder: Path) -> Case:
     return saved(folder, {**lstm, "initial_h": torch.ones(1, 1, HIDDEN)})
 
 
+@row("a list of tensors beside the LSTM", "left out: extra.0; export the whole module")
+def _list_beside(folder: Path) -> Case:
+    losses, epochs = [torch.tensor(0.5)], (torch.arange(3),)
+    extra = [torch.ones(HIDDEN), 3]
+    return saved(folder, {**state(), "extra": extra, "losses": losses, "epochs": epochs})
+
+
 @row("a normalisation that no flag names", "--head can name norm (LayerNorm [8]) where")
 def _norm(folder: Path) -> Case:
     norm = nn.LayerNorm(HIDDEN).state_dict(prefix="norm.")
@@ -582,7 +589,7 @@ def _named_relu(folder: Path) -> Case:
     return saved(folder, tensors, "--head", "fc,relu")
 
 
-@row("a layer with the name none", "none.weight for the layer and none() for")
+@row("a layer with the name none", "none.weight for the layer and none() for no head")
 def _named_none(folder: Path) -> Case:
     lstm, none = nn.LSTM(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
     tensors = {**lstm.state_dict(prefix="lstm."), **none.state_dict(prefix="none.")}

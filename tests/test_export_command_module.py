@@ -333,6 +333,74 @@ def test_pairs_catch_arguments_that_load_and_are_wrong(tmp_path: Path, export: E
     assert list(export.example) == ["x", "state"]
 
 
+TIME_FIRST = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = torch.nn.GRUCell(5, 8)
+
+    def forward(self, x):
+        h = x.new_zeros(x.shape[1:-1] + (8,))
+        out = []
+        for row in x:
+            h = self.cell(row, h)
+            out.append(h)
+        return torch.stack(out)
+"""
+STRICT = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.GRU(5, 8, batch_first=True)
+
+    def forward(self, x):
+        batch, steps, _ = x.shape
+        return self.rnn(x)[0][:, -1]
+"""
+
+
+def test_pairs_of_one_sequence_need_no_batch(tmp_path: Path, export: Export) -> None:
+    """x [T, I] and its y become a batch of one, on the axis where forward() has it, whether nn.LSTM
+    reads a sequence without a batch or forward() fails on it."""
+    x = rows(6, WIDTH)
+    y = Net().eval()(torch.from_numpy(x)).detach().numpy()
+    lines_of(write(tmp_path, golden=arrays(tmp_path, x=x, y=y)))
+    assert list(export.example["x"].shape) == [1, 6, WIDTH]
+    torch.manual_seed(0)
+    rnn = nn.GRU(WIDTH, HIDDEN, batch_first=True)
+    y = rnn(torch.from_numpy(x))[0].detach().numpy()
+    content = {f"rnn.{name}": part for name, part in rnn.state_dict().items()}
+    lines_of(write(tmp_path, STRICT, content=content, golden=arrays(tmp_path, x=x, y=y[-1])))
+    assert list(export.example["x"].shape) == [1, 6, WIDTH]
+    content = {f"cell.{n.removesuffix('_l0')}": part for n, part in rnn.state_dict().items()}
+    lines_of(write(tmp_path, TIME_FIRST, content=content, golden=arrays(tmp_path, x=x, y=y)))
+    assert list(export.example["x"].shape) == [6, 1, WIDTH]
+
+
+def test_pairs_with_a_batch_stay_as_they_are(tmp_path: Path, export: Export) -> None:
+    """Rows [N, T, I] have a batch, and so have rows [N, I] beside states, although forward() may
+    take one axis more."""
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(WIDTH, HIDDEN)
+    x, state = torch.ones(2, WIDTH), (torch.zeros(2, HIDDEN), torch.zeros(2, HIDDEN))
+    h, c = cell(x, state)
+    given = {"x": x, "state.0": state[0], "state.1": state[1], "y": h, "1.1": c}
+    golden = arrays(tmp_path, **{name: part.detach().numpy() for name, part in given.items()})
+    content = {f"cell.{name}": part for name, part in cell.state_dict().items()}
+    lines_of(write(tmp_path, STATEFUL, content=content, golden=golden))
+    assert list(export.example["x"].shape) == [2, WIDTH]
+    x = torch.from_numpy(rows(1, 6, WIDTH))
+    golden = arrays(tmp_path, x=x.numpy(), y=Net().eval()(x).detach().numpy())
+    lines_of(write(tmp_path, golden=golden))
+    assert list(export.example["x"].shape) == [1, 6, WIDTH]
+
+
 def test_an_example_beside_pairs_is_the_one_that_is_exported(
     tmp_path: Path, export: Export
 ) -> None:

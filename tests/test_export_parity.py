@@ -15,8 +15,8 @@ from exporting import HIDDEN, INPUTS, OUTPUTS
 from lstmserve.graph import Weights, build_portable
 from lstmserve_export import export
 from lstmserve_export.lstm.convert import convert
-from lstmserve_export.lstm.network import Network, describe, take_head, take_lstm
-from lstmserve_export.lstm.parity import prove, random_inputs
+from lstmserve_export.lstm.network import Network, describe, take_head, take_lstm, take_state
+from lstmserve_export.lstm.parity import check_start, prove, random_inputs
 from lstmserve_export.lstm.reference import Inputs, forward, refer
 from lstmserve_export.refusal import Refused
 from lstmserve_export.sequences import LENGTHS
@@ -30,10 +30,22 @@ def two_layers() -> Network:
     return Network(take_lstm(nn.LSTM(INPUTS, HIDDEN, 2)), take_head(nn.Linear(HIDDEN, OUTPUTS)))
 
 
+def with_everything() -> Network:
+    """A network with norms in its head, a residual and a learned initial state."""
+    torch.manual_seed(4)
+    lstm = take_lstm(nn.LSTM(INPUTS, HIDDEN, 2))
+    norm = nn.BatchNorm1d(HIDDEN)
+    norm(torch.randn(20, HIDDEN) * 2 + 1)
+    head = take_head(nn.Sequential(nn.LayerNorm(HIDDEN), norm, nn.Linear(HIDDEN, OUTPUTS)))
+    start = take_state((torch.randn(2, HIDDEN), torch.randn(2, HIDDEN)), lstm)
+    return Network(lstm, head, residual=(3, 0, 1), initial_state=start)
+
+
 def proved(network: Network, weights: Weights) -> None:
     """Runs the proof on a model.onnx with these weights."""
     spec = describe(network)
     content = build_portable(spec, weights).SerializeToString()
+    check_start(content, network, spec)
     prove(content, spec, refer(network, random_inputs(network, spec, LENGTHS)), lambda stage: None)
 
 
@@ -76,6 +88,42 @@ def test_a_planted_fault_fails_the_proof(fault: Fault) -> None:
     fault(weights)
     with pytest.raises(Refused, match="parity failed"):
         proved(network, weights)
+
+
+def norm_bias(w: dict[str, np.ndarray]) -> None:
+    """Drops the LayerNorm's bias, or changes it from zeros."""
+    w["head.0.bias"] = w["head.0.bias"] + np.float32(1e-3)
+
+
+def norm_statistics(w: dict[str, np.ndarray]) -> None:
+    """Takes the BatchNorm's mean for zero."""
+    w["head.1.offset"] = np.zeros_like(w["head.1.offset"])
+
+
+def start_of_layers(w: dict[str, np.ndarray]) -> None:
+    """Swaps the initial states of the two layers."""
+    w["initial.c"] = w["initial.c"][::-1]
+
+
+@pytest.mark.parametrize("fault", [norm_bias, norm_statistics, start_of_layers])
+def test_a_fault_around_the_lstm_fails_the_proof(fault: Fault) -> None:
+    """The proof also finds faults in norms and in the initial state, which no sequence shows."""
+    network = with_everything()
+    weights = dict(convert(network, describe(network)))
+    proved(network, weights)
+    fault(weights)
+    with pytest.raises(Refused, match="parity failed"):
+        proved(network, weights)
+
+
+def test_another_column_of_the_residual_fails_the_proof() -> None:
+    """The proof finds a graph that adds x in another order."""
+    network = with_everything()
+    spec = describe(network)
+    other = build_portable(replace(spec, residual=(0, 3, 1)), convert(network, spec))
+    case = refer(network, random_inputs(network, spec, LENGTHS))
+    with pytest.raises(Refused, match="parity failed"):
+        prove(other.SerializeToString(), spec, case, lambda stage: None)
 
 
 def test_what_is_no_fault_passes() -> None:

@@ -572,7 +572,10 @@ def _clip(folder: Path) -> Case:
     return with_scaler(folder, "s.npz", vars(scaler))
 
 
-@row("a scaler of another width", "scaler (or mean and scale) has 6 columns, must have 5: choose")
+@row(
+    "a scaler of another width",
+    "has 6 columns, must have 5; choose some",
+)
 def _wide(folder: Path) -> Case:
     arrays = {"mean": np.zeros(INPUTS + 1), "scale": np.ones(INPUTS + 1)}
     return with_scaler(folder, "s.npz", arrays)
@@ -610,10 +613,16 @@ def _two_pairs(folder: Path) -> Case:
     return saved(folder, state(), *flags)
 
 
-@row("a mean in a file named min_", "is min_ of a MinMaxScaler by its name")
+@row("a mean in a file named min_", "is of a MinMaxScaler by its name, which adds")
 def _named_min(folder: Path) -> Case:
     flags = vectors(folder, input_mean__of__scaler_min_=np.ones(INPUTS))
     return saved(folder, state(), *flags)
+
+
+@row("a minimum in a file named min_", "data_min_ with --output-min and data_range_ with")
+def _named_minimum(folder: Path) -> Case:
+    arrays = {"output_min__of__min_": np.ones(OUTPUTS), "output_range": np.ones(OUTPUTS) * 2}
+    return saved(folder, state(), *vectors(folder, **arrays))
 
 
 @row("data_min_ as mean beside scale_", "or data_min_ with --input-min and data_range_ with")

@@ -236,7 +236,7 @@ ALONG_TIME: dict[str, tuple[Forward, Layers, Sequence[str]]] = {
             "both": nn.LSTM(WIDTH, HIDDEN, batch_first=True, bidirectional=True),
             "wide": nn.Linear(2 * HIDDEN, OUTPUTS),
         },
-        ["both (LSTM) is bidirectional", "(--window W), or train one direction"],
+        ["both (LSTM) is bidirectional", "export it with --window W"],
     ),
     "positions": (
         lambda self, x: self.fc(self.lstm(x + self.table[: x.shape[1]])[0]),

@@ -399,20 +399,23 @@ async def test_waiting_bytes_count_every_row_of_a_window(folder: Path) -> None:
     async with serving(folder, is_running=False) as wire:
         model = wire.engine.model("wait", 0)
         talks = [await open_talk(wire, "wait", i) for i in range(3)]
-        x_bytes = 10 * model.inputs.bytes
-        calls = [asyncio.create_task(wire.call("Step", talks[0].request(10)))]
+        rows = 300  # a small lease would not be made smaller
+        x_bytes = rows * model.inputs.bytes
+        calls = [asyncio.create_task(wire.call("Step", talks[0].request(rows)))]
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 1)
-        reply_bytes = 10 * model.outputs.wire_bytes
+        reply_bytes = rows * model.outputs.wire_bytes
         assert wire.pending.held >= x_bytes * W + reply_bytes
         before = wire.pending.held
         stream = wire.stream("StepMany")
-        await stream.write(message_of(talks[1:], [10, 10]).SerializeToString())
+        await stream.write(message_of(talks[1:], [rows, rows]).SerializeToString())
         await wire.until(lambda: wire.engine.batch_loop.pending_steps == 3)
         assert wire.pending.held >= before + 2 * (x_bytes * W + reply_bytes)
         wire.run()
         await asyncio.gather(*calls)
         await stream.read()
-    job = PredictJob(np.zeros((10, 3), np.float32), np.array([10], np.int32), None, False, False, 0)
+    job = PredictJob(
+        np.zeros((rows, 3), np.float32), np.array([rows], np.int32), None, False, False, 0
+    )
     assert predict_bytes(model, job, 0) == x_bytes * W
 
 

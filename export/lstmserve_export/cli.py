@@ -83,7 +83,8 @@ def _names(
 
 def _files(ctx: click.Context, param: click.Parameter, value: str) -> Path | dict[str, Path] | None:
     """A file, or NAME=FILE for several, apart by commas; None for ""."""
-    parts = re.split(r",(?=[\w.]+=)", value) if re.match(r"[\w.]+=", value) else []
+    is_named = re.match(r"[\w.]+=", value) and not Path(value).is_file()
+    parts = re.split(r",(?=[\w.]+=)", value) if is_named else []
     if not parts:
         return FILE.convert(value, param, ctx) if value else None
     return {

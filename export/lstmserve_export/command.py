@@ -104,7 +104,7 @@ def _example(
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        excess = check_pairs(module, inputs, results, lambda forward: _scale(forward, options))
+        excess, inputs = check_pairs(module, inputs, results, lambda each: _scale(each, options))
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is not None:
@@ -177,8 +177,7 @@ def _norms(side: str, flags: dict[str, Any]) -> dict[str, Norm]:
         if given["mean"] or given["scale"]:
             raise Refused(f"--{side}-min and --{side}-range are a mean and a scale: give one pair")
         names = ("min", "range")
-    else:
-        check_names(given["mean"], given["scale"], side)
+    check_names(given[names[0]], given[names[1]], side)
     vectors, faults = {}, Faults()
     for name in names:
         with faults.collect():

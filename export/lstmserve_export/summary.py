@@ -29,9 +29,9 @@ from lstmserve_export.target import Exported
 
 Rows = list[tuple[str, str]]
 FILLS: Final[Mapping[WindowFill, str]] = {
-    "wait": "it gets no answer (wait)",
-    "zeros": "rows of zeros stand for those it lacks (zeros)",
-    "grow": "the window has the rows there are (grow)",
+    "wait": "a session that has given fewer gets no answer (wait)",
+    "zeros": "zeros stand for those that a session has not given (zeros)",
+    "grow": "of a session that has given fewer, all that it has given (grow)",
 }
 
 
@@ -99,9 +99,7 @@ def _window_rows(spec: ModelSpec) -> Rows:
     """What a step is answered from, of a model with a window."""
     if spec.window_fill is None:
         return []
-    return [
-        ("window", f"{spec.window} rows; until a session has given them {FILLS[spec.window_fill]}")
-    ]
+    return [("window", f"{spec.window} rows; {FILLS[spec.window_fill]}")]
 
 
 def _parity_rows(manifest: Manifest) -> Rows:
@@ -151,7 +149,7 @@ def describe_lstm(spec: LstmSpec, window: int = 0) -> str:
     parts += [f"projected to {spec.proj_size}"] if spec.proj_size else []
     parts += [] if spec.bias else ["no bias"]
     if spec.bidirectional:
-        whole = ": whole sequences only (Predict)"
+        whole = ": whole sequences only (Predict), unless it gets a window (--window W)"
         parts.append(f"bidirectional{'' if window else whole}")
     return ", ".join(parts)
 

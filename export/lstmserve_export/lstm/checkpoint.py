@@ -266,10 +266,21 @@ def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_
             continue
         if isinstance(value, torch.Tensor):
             yield (*path, key), value
+        elif isinstance(value, (list, tuple)) and not key.startswith("optim"):
+            yield from (
+                ((*path, key, str(at)), each)
+                for at, each in enumerate(value)
+                if _may_be_weight(each)
+            )
         elif isinstance(value, Mapping) and not _is_optimizer(key, value) and id(value) not in seen:
             if len(path) == DEPTH_MAX:
                 raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {SAVE}")
             yield from _walk(value, (*path, key), seen)
+
+
+def _may_be_weight(value: object) -> bool:
+    """Whether a value in a list counts as a tensor: no loss of an epoch, and no random state."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 def _is_optimizer(key: str, value: Mapping[Any, Any]) -> bool:

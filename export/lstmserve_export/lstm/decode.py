@@ -78,10 +78,15 @@ class Decoder:
                 if isinstance(value, Mapping) and id(value) not in made:
                     made[id(value)] = {}
                     open_.append(value)
-                tensor = self.tensor(value)
-                part = made[id(value)] if isinstance(value, Mapping) else value
-                made[id(source)][key] = part if tensor is None else tensor
+                is_dict = isinstance(value, Mapping)
+                made[id(source)][key] = made[id(value)] if is_dict else self._decoded(value)
         return made[id(content)]
+
+    def _decoded(self, value: Any) -> Any:
+        """The value, with tensors for Objects in a list or tuple."""
+        if isinstance(value, (list, tuple)):
+            return [each if (made := self.tensor(each)) is None else made for each in value]
+        return value if (made := self.tensor(value)) is None else made
 
     def attributes(self, module: Object) -> dict[str, torch.Tensor]:
         """The tensors of a TorchScript module and the modules in it, by their dotted names.

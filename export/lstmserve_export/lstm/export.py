@@ -20,7 +20,7 @@ from lstmserve_export.lstm.convert import convert
 from lstmserve_export.lstm.network import Network, describe
 from lstmserve_export.lstm.pairs import take_pairs, take_windows
 from lstmserve_export.lstm.pairs_proof import choice_notes, prove_pairs, start_notes
-from lstmserve_export.lstm.parity import prove, random_case
+from lstmserve_export.lstm.parity import check_start, prove, random_case
 from lstmserve_export.lstm.windows_proof import prove_window_pairs, prove_windows
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import ONNX_BYTES_MAX, TOO_LARGE, Exported, Target, package_versions
@@ -61,6 +61,7 @@ def export_network(
     if sum(tensor.nbytes for tensor in weights.values()) > ONNX_BYTES_MAX:
         raise Refused(TOO_LARGE)
     content = build_portable(lstm, weights).SerializeToString(deterministic=True)
+    check_start(content, network, lstm)
     prove_it = _prove_windows if window else _prove_running
     golden, parity, notes = prove_it(network, spec, weights, content, pairs, progress)
     files = {MODEL: content, GOLDEN: golden}

@@ -105,7 +105,7 @@ FORMATS: tuple[tuple[_Test, str, str], ...] = (
         "a checkpoint of TensorFlow, or a part of one",
         BY_ARRAYS,
     ),
-    (_named(r"saved_model\.pb$|\.pb$"), "a graph of TensorFlow", BY_ARRAYS),
+    (_named(r"\.pb$"), "a graph of TensorFlow", BY_ARRAYS),
     (_starts(b"\x93NUMPY"), "one array without a name", "save the arrays by name with np.savez"),
     (_starts(b"MATLAB 5.0"), "a file of MATLAB", BY_ARRAYS),
     (_starts(b"\x1f\x8b"), "compressed by gzip", "unpack it first"),
@@ -127,7 +127,8 @@ FORMATS: tuple[tuple[_Test, str, str], ...] = (
     (
         lambda file: _is_json(file) and b'"architecture"' in file.head,
         "JSON of a Neural Amp Modeler, with all weights in one list without names",
-        f"write a module that reads it, and {MODULE_WAY}",
+        "save them by torch's names (lstm.weight_ih_l0, ..., h0, c0) in a dict, with torch.save, "
+        f"or write a module that reads the file, and {MODULE_WAY}",
     ),
     (_is_json, "JSON, which is no format of tensors", SAVE),
     (_is_onnx, "ONNX, a graph and not named weights of torch", SAVE),

@@ -70,9 +70,10 @@ def _entry(text: str, layers: Layers) -> Entry:
     short = name.removesuffix("()").lower()
     is_function = short in ACTIVATIONS or short == "none"
     if is_function and layer is not None and not name.endswith(".weight"):
+        what = "no head" if short == "none" else "the activation"
         raise Refused(
-            f"--head: {short} is an activation, and {layer} is a layer of the file: write "
-            f"{layer.label}.weight for the layer and {short}() for the activation"
+            f"--head: {short} is {what}, and {layer} is a layer of the file: write "
+            f"{layer.label}.weight for the layer and {short}() for {what}"
         )
     value = _number(text, number) if has_number else None
     if isinstance(layer, NormNames):

@@ -59,6 +59,9 @@ SERVED: Final = (nn.Linear, nn.ELU, nn.LeakyReLU, nn.LayerNorm, nn.BatchNorm1d, 
 AS_IT_IS: Final = "export the module around LSTM and head as it is, export(module, example=x, ...)"
 
 
+CHOOSE: Final = "choose some with --{side}-columns, or 'columns' in Python"
+
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     """mean and scale, float64 [width] each. Input: (x - mean) / scale; output: y * scale + mean.
@@ -315,7 +318,7 @@ def _width_of(module: nn.Module) -> int | None:
 def _check_norm(side: str, norm: Norm | None, width: int) -> None:
     if norm is None or len(norm.mean) == width:
         return
-    hint = f": choose with --{side}-columns" if len(norm.mean) > width else ""
+    hint = f"; {CHOOSE.format(side=side)}" if len(norm.mean) > width else ""
     raise Refused(
         f"the {side} scaler (or mean and scale) has {len(norm.mean)} columns, must have {width}"
         f"{hint}"

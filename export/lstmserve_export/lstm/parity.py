@@ -67,14 +67,17 @@ def random_case(
         return refer(network, random_inputs(network, spec, lengths))
 
     if user is None or is_clear(first := random(lengths)):
-        case, error = clear_case(random, is_clear, lengths)
+        try:
+            case, error = clear_case(random, is_clear, lengths)
+        except Refused as refusal:
+            raise Refused(f"{refusal}, or give rows of your own with --golden") from refusal
         return case, chaos_notes(error)
     case, error = clear_case(
         lambda lengths: refer(network, pair_inputs(network, user, lengths)), is_clear, lengths
     )
     note = (
         f"torch's own float32 is off by {first.torch_error:.2g} on random rows, and by {error:.2g} "
-        "on those of your pairs: the export checked single steps, chunks and batches on yours"
+        "on your own: the export checked single steps, chunks and batches on yours"
     )
     return case, (note, *chaos_notes(error))
 
@@ -156,6 +159,27 @@ def judge(outputs: Outputs, case: LstmGolden) -> float:
         pairs = [(y[valid], case.y[:, : y.shape[1]][valid])]
     pairs += [(a, e) for a, e in ((hn, case.hn), (cn, case.cn)) if e is not None]
     return max(excess(actual, expected, case.torch_error) for actual, expected in pairs)
+
+
+def check_start(content: bytes, network: Network, spec: LstmSpec) -> None:
+    """Raises Refused unless model.onnx gives the network's learned initial state, if it has one.
+
+    prove() cannot tell, because it gives model.onnx the states from which sequences begin.
+    """
+    if not spec.initial_state:
+        return
+    session, first = open_session(content), first_states(network, spec, 1)
+    h0, c0 = (each.astype(np.float32) for each in first)
+    x = np.zeros((1, 1, spec.input_size), np.float32)
+    if spec.num_embeddings:
+        x = np.zeros((1, 1), np.int64)
+    feed = {spec.inputs[0].name: x, "lengths": np.ones(1, np.int32), "h0": h0, "c0": c0}
+    found = session.run(["initial.h", "initial.c"], feed)
+    if not all(np.array_equal(a, b[:, 0]) for a, b in zip(found, (h0, c0), strict=True)):
+        raise Refused(
+            "parity failed on the initial state; nothing was written. This is a bug: please report "
+            "it"
+        )
 
 
 def prove(

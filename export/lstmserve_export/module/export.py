@@ -101,7 +101,7 @@ class _Job:
         signature = self._probe()
         progress("trace one time step")
         traced = trace(forward, signature)
-        recognised = recognise(traced, signature)
+        recognised = self.scalers.exact(recognise(traced, signature))
         model, taps = lower(traced, signature)
         graph = _read(model, signature)
         check_taps(model, signature.spec, taps)
@@ -164,7 +164,7 @@ class _Job:
             return ""
         try:
             signature = self._probe()
-            network = recognise(trace(self.forward, signature), signature)
+            network = self.scalers.exact(recognise(trace(self.forward, signature), signature))
         except Refused:
             return ""
         if network is None:

@@ -62,9 +62,9 @@ def check_names(mean: Path | None, scale: Path | None, side: str) -> None:
     is_min = re.search(r"(^|[^a-z])min_?$", least)
     if (is_min and by.endswith("scale_")) or re.search(r"(^|(?<!data)[^a-z])min_$", least):
         raise Refused(
-            f"--{side}-mean {mean} is min_ of a MinMaxScaler by its name, which multiplies by its "
-            f"scale_: give the scaler with --{side}-scaler F.npz, or data_min_ with --{side}-min "
-            f"and data_range_ with --{side}-range"
+            f"{mean} is of a MinMaxScaler by its name, which adds min_ and multiplies by scale_: "
+            f"give the scaler with --{side}-scaler F.npz, or data_min_ with --{side}-min and "
+            f"data_range_ with --{side}-range"
         )
 
 

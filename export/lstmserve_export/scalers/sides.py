@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +53,19 @@ class Scalers:
                 )
             found.append(next(iter(norms.values()), None))
         return found[0], found[1]
+
+    def exact(self, network: Network | None) -> Network | None:
+        """The network with these norms in float64, where its own are the same in float32, as those
+        are that a trace has."""
+        if network is None:
+            return None
+        found: dict[str, Any] = {}
+        for name, norms in (("input_norm", self.inputs), ("output_norm", self.outputs)):
+            own: Norm | None = getattr(network, name)
+            for norm in norms.values():
+                if own is not None and _narrow(own) == _narrow(norm):
+                    found[name] = norm
+        return replace(network, **found)
 
     def notes(self) -> list[str]:
         """The order of the columns, and what float32 loses of them."""
@@ -168,8 +182,13 @@ class Side:
 
 def scalers_of(inputs: Given, outputs: Given) -> Scalers:
     """The scalers of an argument for each side: a scaler, a mean and a scale. Raises Refused."""
-    x, y = Side("input", "input_{}".format), Side("output", "output_{}".format)
+    x, y = (Side(side, partial(_argument, side)) for side in ("input", "output"))
     return Scalers(x.norms(*inputs), y.norms(*outputs))
+
+
+def _argument(side: str, name: str) -> str:
+    """How Python names what the flags have under this name."""
+    return "{'scaler': ..., 'columns': [...]}" if name == "columns" else f"{side}_{name}"
 
 
 def with_scalers(network: Network, scalers: Scalers) -> Network:
@@ -193,6 +212,10 @@ def _checked(norm: Norm, label: str, hint: str = "") -> Norm:
     if loss := _loss(norm, LOSS_MAX):
         raise Refused(f"{label}: {loss}{hint}")
     return norm
+
+
+def _narrow(norm: Norm) -> tuple[list[float], list[float]]:
+    return norm.mean.astype(np.float32).tolist(), norm.scale.astype(np.float32).tolist()
 
 
 def _loss(norm: Norm, limit: float) -> str:

@@ -246,11 +246,14 @@ class _Answers:
             (step,) = steps
             start_ns = step.arrival_ns  # the request's is that of another step
         model = self._model
+        waits = model.spec.waits
         if waiting:
             self._owner.count_applied(model, waiting, start_ns, is_replayed=is_replayed)
         for step, number, durable in zip(steps, rows.numbers, rows.durable_steps, strict=True):
             if not step.is_over:
-                y, missing_rows = _given(model, request.output(step.place))
+                y, missing_rows = request.output(step.place), 0
+                if waits:
+                    y, missing_rows = _given(model, y)
                 outcome = number, y, missing_rows, durable, start_ns, compute_ns, is_replayed, model
                 step.applied(AppliedStep(*outcome))
 
@@ -271,9 +274,10 @@ class _Answers:
 
 def _given(model: Model, results: Output) -> tuple[Output, int]:
     """The outputs that a step gives, from the results [T, ...] of its time steps, and how many rows
-    the window lacks after it."""
+    the window lacks after it; the model waits for whole windows."""
     y, missing = model.take_apart(results)
-    return (y, 0) if missing is None else (y[missing == 0], missing.item(-1))
+    assert missing is not None
+    return y[missing == 0], missing.item(-1)
 
 
 def refuse(step: PendingStep, error: Exception) -> None:

@@ -32,8 +32,6 @@ LENGTHS: Final = (16, 12, 8, 6, 5, 3, 2, 1)  # time steps of random sequences
 PROOF_CELLS_MAX: Final = 1 << 15  # rows of all their windows, which each server runs at its start
 NEW_WINDOW_MAX: Final = 256  # rows of the longest window that new sessions fill row by row
 WITH_ZEROS: Final = ", some with zeros in front, which --window-fill wait does without"
-    ", some of which begin with zeros: take --window-fill wait if these are the cause"
-)
 Place = tuple[int, int, int]  # rows of the window, sequence, time step
 
 

@@ -163,8 +163,9 @@ class _Probe:
             if getattr(layer, "bidirectional", False):
                 raise Refused(
                     f"{one.id.layer or 'the module'} ({type(layer).__name__}) is bidirectional: it "
-                    "reads the rows to come, so no step can be answered before the last; export it "
-                    "with a window (--window W), or train one direction"
+                    "reads the rows to come, so no step can be answered before the last: if it was "
+                    "trained on windows, export it with --window W; otherwise train it with one "
+                    "direction"
                 )
             found.append(self._memory(one, layer, layout))
         return tuple(found)

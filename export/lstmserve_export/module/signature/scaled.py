@@ -13,7 +13,7 @@ import numpy as np
 
 from lstmserve.spec import TensorSpec
 from lstmserve_export.arrays import Array
-from lstmserve_export.lstm.network import Norm
+from lstmserve_export.lstm.network import CHOOSE, Norm
 from lstmserve_export.module.forward import Forward
 from lstmserve_export.module.scaling import Columns, Scaling
 from lstmserve_export.module.signature.probe import probe
@@ -78,7 +78,8 @@ def _check_width(side: str, spec: TensorSpec, norm: Norm) -> None:
     width = len(norm.mean)
     if spec.shape == (width,) or (not spec.shape and width == 1):
         return
-    hint = f": choose with {side}_columns" if spec.shape and width > spec.shape[0] else ""
+    is_wider = spec.shape and width > spec.shape[0]
+    hint = f"; {CHOOSE.format(side=side)}" if is_wider else ""
     raise Refused(
         f"the {side} scaler has {width} columns, and a row of {spec.name} is {list(spec.shape)}"
         f"{hint}"
@@ -100,6 +101,8 @@ def _of_example(forward: Forward, inputs: Sequence[tuple[Input, Norm]]) -> Itera
     Raises Refused where they would fit if the mean and the scale were a MinMaxScaler's.
     """
     for each, norm in inputs:
+        if np.all(norm.scale == 1):
+            continue  # no deviations to count
         rows = each.axes.to_rows(forward.example[each.name]).numpy().reshape(-1, len(norm.mean))
         far = float(np.median(np.abs(_scaled(rows, norm)), axis=0).max())
         other = _scaled(rows, as_min_max(norm))
