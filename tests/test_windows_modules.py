@@ -459,6 +459,11 @@ REFUSED: Final[dict[str, tuple[Forward, dict[str, Any], str]]] = {
         {},
         "reads a packed sequence",
     ),
+    "no answer for zeros": (
+        lambda self, x: self.lstm(x / x[:, :1])[0],
+        {"window_fill": "zeros"},
+        "which --window-fill wait does without",
+    ),
     "a branch on values": (
         lambda self, x: self.lstm(x)[0] if x.sum() > -1e9 else x,
         {},
