@@ -288,6 +288,36 @@ def test_states_are_no_inputs_of_a_scaler(tmp_path: Path) -> None:
     check(read_model(tmp_path, "net", 1), {"obs": rows}, wanted, y.scale_.max())
 
 
+class BothWays(nn.Module):
+    """Reads its rows in both directions, so it streams by windows alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.lstm = nn.LSTM(INPUTS, HIDDEN, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(2 * HIDDEN, OUTPUTS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.lstm(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("make", [BothWays, Plain])
+def test_a_window_begins_with_raw_zeros(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    """The rows of a window are raw, and so are the zeros that stand for those that are missing."""
+    net, window = make().eval(), 4
+    x, y = StandardScaler().fit(raw_rows()), MinMaxScaler().fit(raw_targets())
+    options = {"input_scaler": x, "output_scaler": y, "name": "net", "models": tmp_path}
+    export(net, example=series(1), window=window, window_fill="zeros", **options)
+    rows, steps = series(2), []
+    filled = np.concatenate([np.zeros((COUNT, window - 1, INPUTS), np.float32), rows], axis=1)
+    for t in range(LENGTH):
+        answers = net(scaled(x, filled[:, t : t + window]))
+        steps.append(unscaled(y, answers if answers.ndim == 2 else answers[:, -1]))
+    files = read_model(tmp_path, "net", 1)
+    assert files.manifest.spec.kind == ("network" if make is BothWays else "lstm")
+    check(files, {"x": rows}, {"y": np.stack(steps, 1)}, 1 / y.scale_.min())
+
+
 def test_columns_scale_in_the_precision_of_the_tensor() -> None:
     """The reference in float64 has the mean and the scale of scikit-learn to the last bit."""
     scaler = StandardScaler().fit(raw_rows())
