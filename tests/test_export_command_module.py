@@ -437,6 +437,7 @@ def test_the_environment_sets_the_flags(tmp_path: Path, export: Export) -> None:
         "scalers": UNSCALED,
         "window": 24,
         "window_fill": "zeros",
+        "is_guess": False,
     }
     assert list(export.example["x"].shape) == [2, 4, WIDTH]
 

@@ -273,7 +273,9 @@ def test_pairs_decide_where_even_a_row_of_noise_is_chaos(tmp_path: Path) -> None
     with torch.no_grad():
         y = net.fc(net.lstm(torch.from_numpy(x).transpose(0, 1))[0]).transpose(0, 1).numpy()
     path, flags = export_with(tmp_path, net, {"x": x, "y": y})
-    assert "on a single row" in refused(path)
+    line = refused(path)
+    assert "on a single row" in line
+    assert line.endswith("train with smaller ones, or give rows of your own with --golden")
     assert exported(path, *flags).golden["parity"].torch_error < 1e-5
 
 

@@ -483,7 +483,7 @@ def test_pairs_of_a_fixed_length_ask_for_the_choice(tmp_path: Path, stride: int)
     far = np.sqrt(np.mean((running - wanted) ** 2) / np.mean((wanted - wanted.mean(axis=0)) ** 2))
     assert far > 0.2
     how = "which follow each other" if stride < 8 else "one sequence behind the other"
-    assert f"on yours, {how}, the answers then differ from yours by {100 * far:.2g} %" in note
+    assert f"on yours, {how}, the answers then differ from yours by {100 * far:.0f} %" in note
     assert note.startswith("choose: your forward() answers for the last of 8 rows.")
     assert "export again with --window 8 (window=8 in Python)" in note
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 from torch import nn
 
+from exporting import models_of, run_export, save
 from lstmserve import Client
 from lstmserve.golden import excess
 from lstmserve.manifest import ModelFiles, read_model
-from lstmserve.spec import MISSING
-from lstmserve_export import export
+from lstmserve.spec import MISSING, WindowFill
+from lstmserve_export import Refused, export
 from lstmserve_export.module.graph import nodes, sequences, window
 from lstmserve_export.module.signature.signature import Signature
 from modules import (
@@ -205,6 +206,7 @@ def test_every_answer_is_that_of_its_window(made: Callable[[str], Made], name: s
 
 
 # A mean over the window is rounded otherwise in another batch, by as much as the export says.
+# A mean over a window is rounded otherwise in another batch, by as much as the export says.
 @pytest.mark.parametrize("name", [name for name in CASES if name != "normalised"])
 def test_no_bit_depends_on_the_batch_or_the_cut(made: Callable[[str], Made], name: str) -> None:
     """The export measured it, and a stream in pieces has the bits of one at once."""
@@ -248,8 +250,6 @@ def test_served_windows(made: Callable[[str], Made]) -> None:
     assert serving.stop() == 0
 
 
-# What is refused ----------------------------------------------------------------------------------
-
 Forward = Callable[[Any, torch.Tensor], Any]
 
 
@@ -268,6 +268,138 @@ class Free(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         return self.run(self, x)
 
+
+# Head(lstm(x)) ------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """head(lstm(x)) for the last row; `run` is the LSTM's part of forward()."""
+
+    def __init__(self, run: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.lstm = nn.LSTM(FEATURES, HIDDEN, batch_first=True)
+        self.head = nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.run(self.lstm, x))
+
+
+@pytest.mark.parametrize("fill", ["wait", "grow"])
+def test_head_of_lstm_is_recognised(tmp_path: Path, fill: WindowFill) -> None:
+    """It becomes kind "lstm", with the fingerprint that its layers give without the module, and its
+    answers are forward()'s to each window."""
+    torch.manual_seed(3)
+    module = Plain(lambda lstm, x: lstm(x)[1][0][-1]).eval()
+    options: dict[str, Any] = {"window": W, "window_fill": fill, "models": tmp_path}
+    found = export(module, example=normal(5, W, FEATURES), name="m", **options).manifest
+    assert (
+        found.fingerprint
+        == export(module.lstm, module.head, name="l", **options).manifest.fingerprint
+    )
+    assert (found.spec.kind, found.spec.window, found.spec.window_fill) == ("lstm", W, fill)
+    files = read_model(tmp_path, "m", 1)
+    rows = random_rows(found.spec)
+    y = stream(files, rows, [0, 2, LENGTH])
+    x = torch.from_numpy(rows["x"])
+    for t in range(W - 1 if fill == "wait" else 0, LENGTH):
+        with torch.no_grad():
+            expected = module(x[:, max(0, t + 1 - W) : t + 1])
+        np.testing.assert_allclose(y["y"][:, t], expected, 1e-4, 2e-5)
+
+
+def test_nearly_head_of_lstm_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only looks like it keeps its traced graph, with a note; grow has none, and says why."""
+    module = Plain(lambda lstm, x: lstm(x if x.shape[1] < W else x + 1)[0][:, -1])
+    options: dict[str, Any] = {"example": normal(5, W, FEATURES), "name": "m", "window": W}
+    found = export(module, models=tmp_path / "one", **options).manifest
+    assert found.spec.kind == "network"
+    assert "it looks like head(lstm(x)) and keeps the traced graph" in found.notes[-1]
+    with pytest.raises(Refused, match="is not recognised as that: output y differs"):
+        export(module, models=tmp_path / "two", window_fill="grow", **options)
+    assert not (tmp_path / "two").exists()
+
+
+# The choice ---------------------------------------------------------------------------------------
+
+
+def last_of_one(lstm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The LSTM's last row."""
+    return lstm(x)[0][:, -1]
+
+
+def choice_of(module: nn.Module, example: Any, models: Path) -> str:
+    """The note that asks for the choice; "" without one."""
+    notes = export(module, example=example, name="m", models=models, dry_run=True).manifest.notes
+    return next((note for note in notes if note.startswith("choose: ")), "")
+
+
+def test_the_choice_has_its_figure(tmp_path: Path) -> None:
+    """It is the RMS difference of a state that runs on over the example's rows, which follow each
+    other, beside the spread of forward()'s own answers."""
+    torch.manual_seed(3)
+    module = Plain(last_of_one).eval()
+    with torch.no_grad():
+        for parameter in module.lstm.parameters():
+            parameter.mul_(4)  # so that the rows before a window matter
+    rows = normal(30, FEATURES)
+    example = rows.unfold(0, W, 1).transpose(1, 2).contiguous()
+    note = choice_of(module, example, tmp_path)
+    with torch.no_grad():
+        windows = module(example).double()[1:]
+        running = module.head(module.lstm(rows[None])[0][0, W:]).double()
+    rms, spread = (running - windows).square().mean().sqrt(), windows - windows.mean(0)
+    percent = 100 * float(rms / spread.square().mean().sqrt())
+    assert percent > 1
+    assert f"its answers are {percent:.2g} % of" in note
+    assert f"for the last of {W} rows" in note
+    assert "which follow each other" in note
+    assert f"--window {W} (window={W} in Python)" in note
+
+
+@pytest.mark.parametrize(
+    ("module", "example"),
+    [
+        (Stepwise(), (normal(5, FEATURES), STATE)),
+        (Free(lambda self, x: self.lstm(x)[0]), normal(5, W, FEATURES)),
+    ],
+)
+def test_without_a_choice_no_note_asks(tmp_path: Path, module: nn.Module, example: Any) -> None:
+    """A forward() that answers each row, or whose state is an argument, runs on."""
+    assert not choice_of(module, example, tmp_path)
+
+
+# The command --------------------------------------------------------------------------------------
+
+FLAT: Final = """
+from torch import nn
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Linear(4, 3)
+        self.head = nn.Linear(3 * 11, 2)
+
+    def forward(self, x):
+        return self.head(self.front(x).tanh().flatten(1))
+"""
+
+
+def test_the_command_exports_windows(tmp_path: Path) -> None:
+    """--window also says how many rows the example has that the export makes up."""
+    (tmp_path / "flat.py").write_text(FLAT)
+    space: dict[str, Any] = {}
+    exec(compile(FLAT, "flat.py", "exec"), space)
+    checkpoint = save(space["Flat"]().state_dict(), tmp_path / "flat.pt")
+    flags = ["--module", str(tmp_path / "flat.py") + ":Flat", "--window", "11"]
+    result = run_export(checkpoint, *flags, "--window-fill", "zeros")
+    assert result.exit_code == 0, result.output
+    assert "11 rows" in result.stdout
+    spec = read_model(models_of(checkpoint), "flat", 1).manifest.spec
+    assert (spec.window, spec.window_fill, spec.inputs[0].shape) == (11, "zeros", (4,))
+
+
+# What is refused ----------------------------------------------------------------------------------
 
 REFUSED: Final[dict[str, tuple[Forward, dict[str, Any], str]]] = {
     "a mean over the batch": (

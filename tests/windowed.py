@@ -29,6 +29,11 @@ Array = npt.NDArray[Any]
 W: Final = 5  # rows of each window
 TOKENS: Final = 9
 NET: Final = attention(W, "wait")
+NETS: Final = {
+    "net": NET,
+    # Without a float output.
+    "place": replace(NET, spec=replace(NET.spec, outputs=NET.spec.outputs[1:])),
+}
 LSTMS: Final = {
     "wait": (TINY, "wait"),
     "zeros": (TINY, "zeros"),
@@ -38,7 +43,7 @@ LSTMS: Final = {
 }
 SPECS: Final[dict[str, ModelSpec]] = {
     **{name: ModelSpec.of_lstm(lstm, W, fill) for name, (lstm, fill) in LSTMS.items()},
-    "net": NET.spec,
+    **{name: net.spec for name, net in NETS.items()},
 }
 
 
@@ -112,13 +117,14 @@ def make_models(folder: Path, *names: str) -> None:
             make_model(folder, lstm, name=name, window=(W, fill))
         else:
             rows = random_rows(name, np.random.default_rng(7), 2 * W)
-            write(folder, NET.spec, NET.model(), {"one": _golden(rows)}, name)
+            net = NETS[name]
+            write(folder, net.spec, net.model(), {"one": _golden(net.spec, rows)}, name)
 
 
-def _golden(rows: Rows) -> Golden:
+def _golden(spec: ModelSpec, rows: Rows) -> Golden:
     """The rows before the first whole window, whose outputs are 0."""
-    inputs = RowFormat(NET.spec.inputs).split(rows[: W - 1])
-    outputs = RowFormat(NET.spec.results).split(np.zeros(W - 1, RowFormat(NET.spec.results).dtype))
+    inputs = RowFormat(spec.inputs).split(rows[: W - 1])
+    outputs = {e.name: np.zeros((W - 1, *e.shape), e.dtype) for e in spec.results}
     outputs[MISSING] = np.arange(W - 1, 0, -1)
     return Golden(
         {name: each[np.newaxis] for name, each in inputs.items()},
@@ -135,7 +141,7 @@ def _golden(rows: Rows) -> Golden:
 
 def random_rows(name: str, rng: np.random.Generator, length: int) -> Rows:
     """Rows [length, ...] of the model's inputs."""
-    limit = 4 if name == "net" else TOKENS
+    limit = 4 if name in NETS else TOKENS
     found = {}
     for each in SPECS[name].inputs:
         shape = (length, *each.shape)
@@ -156,9 +162,9 @@ def fields(name: str, rows: Rows) -> dict[str, Any]:
 def outputs(name: str, reply: Any) -> Rows:
     """The rows of a reply's outputs."""
     form = RowFormat(SPECS[name].outputs)
-    y = np.array(reply.y, np.float32).reshape(-1, form.floats)
-    ints = np.array(reply.y_ints, np.int64).reshape(len(y), form.ints)
-    return form.join(y, ints if form.ints else None)
+    y = np.array(reply.y, np.float32).reshape(-1, form.floats) if form.floats else None
+    ints = np.array(reply.y_ints, np.int64).reshape(-1, form.ints) if form.ints else None
+    return form.join(y, ints)
 
 
 def tensors(states: Mapping[str, Array]) -> list[pb.Tensor]:

@@ -62,15 +62,18 @@ def describe_choice(window: int | None, far: float | None, *, is_consecutive: bo
     )
     if far is not None:
         how = "which follow each other" if is_consecutive else "one sequence behind the other"
-        begin += f", and on your rows, {how}, its answers are {_percent(far)} away from yours"
+        begin += f"; on yours, {how}, the answers then differ from yours by {_percent(far)}"
     number = window or "W"
     return (
-        f"{begin}. To have the answers of your forward() for the last {number} rows at each step, "
+        f"{begin}. To answer each step as your forward() answers for the last {number} rows, "
         f"export again with --window {number} (window={number} in Python); docs/EXPORT.md says "
         "when which is right"
     )
 
 
 def _percent(far: float) -> str:
-    """The distance in words; it is infinite where the windows all have one answer."""
-    return f"{100 * far:.2g} % of their spread (RMS)" if np.isfinite(far) else "more than they vary"
+    """The distance in words; it is infinite where all windows have one answer."""
+    if not np.isfinite(far):
+        return "more than they vary"
+    number = f"{100 * far:.0f}" if far >= 0.1 else f"{100 * far:.2g}"
+    return f"{number} % of their spread (RMS)"

@@ -104,14 +104,7 @@ def _example(
     example = read_example(flags["example"], module) if flags["example"] is not None else None
     if flags["golden"] is not None:
         inputs, results = read_pairs(flags["golden"], module)
-        # Where the features are depends on no fill.
-        probed = options | {"window_fill": "wait" if options["window"] else None}
-
-        def prepare(forward: Forward) -> None:
-            if options["scalers"]:
-                probe_scaled(forward, **probed)
-
-        excess, inputs = check_pairs(module, inputs, results, prepare)
+        excess, inputs = check_pairs(module, inputs, results, lambda each: _scale(each, options))
         say(f"note: forward() gives what {flags['golden']} says ({excess:.2g} of the limit)")
         example = example or inputs
     if example is not None:
@@ -119,6 +112,13 @@ def _example(
     example, words = guess_example(module, options["scalers"].inputs, options["window"])
     say(f"example: {words}; give --example with real rows")
     return example, True
+
+
+def _scale(forward: Forward, options: dict[str, Any]) -> None:
+    """Puts the scalers around forward(), at the places that its signature says."""
+    if options["scalers"]:
+        fill = "wait" if options["window"] else None  # the places depend on no fill
+        probe_scaled(forward, **options | {"window_fill": fill})
 
 
 def _export_tensors(checkpoint: Path, flags: dict[str, Any], progress: Say) -> Exported:

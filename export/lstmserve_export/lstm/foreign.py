@@ -127,8 +127,8 @@ FORMATS: tuple[tuple[_Test, str, str], ...] = (
     (
         lambda file: _is_json(file) and b'"architecture"' in file.head,
         "JSON of a Neural Amp Modeler, with all weights in one list without names",
-        "save them by torch's names (lstm.weight_ih_l0, ..., h0, c0) in a dict, with torch.save, or "
-        f"write a module that reads the file, and {MODULE_WAY}",
+        "save them by torch's names (lstm.weight_ih_l0, ..., h0, c0) in a dict, with torch.save, "
+        f"or write a module that reads the file, and {MODULE_WAY}",
     ),
     (_is_json, "JSON, which is no format of tensors", SAVE),
     (_is_onnx, "ONNX, a graph and not named weights of torch", SAVE),

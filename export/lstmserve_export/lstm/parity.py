@@ -67,7 +67,10 @@ def random_case(
         return refer(network, random_inputs(network, spec, lengths))
 
     if user is None or is_clear(first := random(lengths)):
-        case, error = clear_case(random, is_clear, lengths)
+        try:
+            case, error = clear_case(random, is_clear, lengths)
+        except Refused as refusal:
+            raise Refused(f"{refusal}, or give rows of your own with --golden") from refusal
         return case, chaos_notes(error)
     case, error = clear_case(
         lambda lengths: refer(network, pair_inputs(network, user, lengths)), is_clear, lengths
