@@ -21,8 +21,9 @@ from lstmserve import Client
 from lstmserve.manifest import read_model
 from lstmserve_export import export
 from lstmserve_export.lstm.network import Norm
-from lstmserve_export.module.forward import Forward
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.scaling import Columns
+from lstmserve_export.module.signature.sampler import Sampler
 from modules import COUNT, LENGTH, Array, refusal, stream
 from scalers import MAKERS, Rows, raw_rows, raw_targets
 from serving import COMMAND, Serving
@@ -325,6 +326,15 @@ def test_columns_scale_in_the_precision_of_the_tensor() -> None:
     rows = torch.from_numpy(raw_rows(9, seed=8))
     assert np.array_equal(columns.scaled(rows).numpy(), scaler.transform(rows.numpy()))
     assert columns.scaled(rows.float()).dtype == columns.raw(rows.float()).dtype == torch.float32
+
+
+def test_random_rows_deviate_by_feature() -> None:
+    """A pressure in pascal must not make noise of its own size in a humidity beside it."""
+    example = {"x": torch.from_numpy(series(1, 40))}
+    rows = Sampler(example, {"x": Axes(0, 1)}).rows(60, 50)["x"].reshape(-1, INPUTS)
+    wanted = raw_rows().std(axis=0)
+    assert np.all(rows.numpy()[:, :4].std(axis=0) < 1.5 * wanted[:4])
+    assert 0.9 < float(rows[:, 4].std()) < 1.1  # a feature that is constant in the example
 
 
 def test_the_module_itself_is_not_changed(tmp_path: Path) -> None:
