@@ -24,6 +24,8 @@ from lstmserve_export.lstm.network import Norm
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.scaling import Columns
 from lstmserve_export.module.signature.sampler import Sampler
+from lstmserve_export.module.signature.scaled import probe_scaled
+from lstmserve_export.scalers.sides import Scalers
 from modules import COUNT, LENGTH, Array, refusal, stream
 from scalers import MAKERS, Rows, raw_rows, raw_targets
 from serving import COMMAND, Serving
@@ -75,7 +77,6 @@ class Plain(nn.Module):
 
 RECOGNISED: dict[str, tuple[Callable[[Rows], Any] | None, Callable[[Rows], Any] | None]] = {
     "both": (MAKERS["StandardScaler"], MAKERS["MinMaxScaler of parts"]),
-    "x alone": (MAKERS["MinMaxScaler"], None),
     "y alone, without mean": (None, MAKERS["StandardScaler without mean"]),
     "x without a scale": (MAKERS["RobustScaler without scale"], None),
 }
@@ -411,13 +412,12 @@ def test_a_scaler_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> Non
     assert says in refusal(make().eval(), example, tmp_path / "models", **options)
 
 
-def test_an_example_that_was_scaled_before_is_noted(tmp_path: Path) -> None:
+def test_an_example_that_was_scaled_before_is_noted() -> None:
     """Rows around 0 are twenty deviations from a temperature in kelvin."""
+    norm = Norm(X_SCALER.mean_, X_SCALER.scale_)
     example = np.random.default_rng(1).normal(size=(3, 7, INPUTS)).astype(np.float32)
-    done = export(
-        Plain().eval(), example=example, name="net", models=tmp_path, input_scaler=X_SCALER
-    )
-    (note,) = (each for each in done.manifest.notes if "scales from the mean" in each)
+    signature = probe_scaled(Forward(Plain().eval(), example), Scalers({"": norm}))
+    (note,) = (each for each in signature.notes if "scales from the mean" in each)
     assert note.startswith("the example's x is 1")
     assert note.endswith("give rows as they are measured, before the scaler")
 
