@@ -17,21 +17,24 @@ from lstmserve_export.module.proof.mixing import (
     memoryless,
     unusual_size,
 )
-from lstmserve_export.module.proof.proof import Mismatch
 from lstmserve_export.module.recurrent import find_layers, watched
 from lstmserve_export.module.signature.sampler import SIZE
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import shorten
 from lstmserve_export.sequences import CHAOTIC_ERROR, SEED
+from lstmserve_export.streaming import Mismatch
 
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 ROUNDING_RATIO: Final = 10  # a difference beyond it is none of rounding
 TRIES: Final = 3  # two draws may agree by chance
 WINDOW: Final = "export it with a window (--window W), as it was trained"
 CARRY: Final = f"take what it needs of them as an argument of forward() and return it, or {WINDOW}"
-NORM: Final = "normalise over the features of a row, or by constants of the training data"
+NORM: Final = (
+    f"normalise over the features of a row or by constants of the training data, or {WINDOW}"
+)
 SUM: Final = (
-    "answer from the last row, as out[:, -1], or take the sum so far as an argument and return it"
+    "answer from the last row, as out[:, -1], take the sum so far as an argument and return it, or "
+    f"{WINDOW}"
 )
 # By a part of the torch function's name; the first that fits.
 WAYS_OUT: Final = {
@@ -39,7 +42,7 @@ WAYS_OUT: Final = {
     "norm": NORM,
     "std": NORM,
     "var": NORM,
-    "flip": "train the network in the order in which rows come",
+    "flip": f"train the network in the order in which rows come, or {WINDOW}",
     "roll": "take the row before as an argument and return the new one",
     "cumsum": "take the sum so far as an argument of forward() and return it",
     "softmax": CARRY,
@@ -71,7 +74,8 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
         return (
             f"{shorten(started)} begins from a state that forward() computes from its input, and a "
             "session has one start for every input: take the state as an argument of forward() and "
-            "return it, and send the computed one when the client opens the session"
+            "return it, and send the computed one when the client opens the session, or "
+            f"{WINDOW}"
         )
     if not signature.has_time:
         ahead = back = None
@@ -94,8 +98,8 @@ def _cause(error: Mismatch, case: Golden, forward: Forward, signature: Signature
     if signature.has_time and not runs.is_loop() and runs.depends_on_position():
         return (
             "an answer depends on how many rows came before it (a position, an index or the number "
-            "of rows), which a step does not know: take that number as an input of each row, or "
-            "count in a state that forward() takes and returns"
+            "of rows), which a step does not know: take that number as an input of each row, count "
+            f"in a state that forward() takes and returns, or {WINDOW}"
         )
     if names := _returned(signature):
         return (

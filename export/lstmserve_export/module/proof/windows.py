@@ -31,6 +31,7 @@ CELLS_MAX: Final = 1 << 14  # rows of all windows of one run of forward()
 LENGTHS: Final = (16, 12, 8, 6, 5, 3, 2, 1)  # time steps of random sequences
 PROOF_CELLS_MAX: Final = 1 << 15  # rows of all their windows, which each server runs at its start
 NEW_WINDOW_MAX: Final = 256  # rows of the longest window that new sessions fill row by row
+WITH_ZEROS: Final = ", some with zeros in front, which --window-fill wait does without"
 Place = tuple[int, int, int]  # rows of the window, sequence, time step
 
 
@@ -125,6 +126,11 @@ class WindowReference(Reference):
             raise Refused(
                 f"forward() fails on windows of {self._signature.window} rows: {described(error)}"
             ) from error
+        if not all(np.isfinite(value).all() for value in (*single.values(), *exact.values())):
+            raise Refused(
+                f"forward() gives NaN or infinite values for windows of {self._signature.window} "
+                f"rows{WITH_ZEROS if self._signature.window_fill == 'zeros' else ''}"
+            )
         return self._window_golden(golden_of(rows, lengths, single, exact), known)
 
     def _golden(

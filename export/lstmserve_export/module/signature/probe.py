@@ -222,8 +222,9 @@ class _Probe:
             )
         return Refused(
             "the module has no recurrent layer (nn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell) and "
-            "no state among forward's arguments: a network of your own cells must take its state "
-            "as an argument and return it; name it with states="
+            "no state among forward's arguments: if it was trained on windows of W rows, export it "
+            "with --window W; a network of your own cells must take its state as an argument and "
+            "return it (states= names it)"
         )
 
     # --- outputs
