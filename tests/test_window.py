@@ -338,12 +338,25 @@ def test_the_states_are_those_of_the_window() -> None:
         ModelSpec(INPUTS, OUTPUTS, states, window=4, window_fill="wait")
 
 
-def test_a_manifest_with_an_impossible_window_is_refused(tmp_path: Path) -> None:
-    """A window in a manifest is checked as any other field."""
+@pytest.mark.parametrize(
+    ("window", "fill", "reason"),
+    [
+        ("1", '"wait"', "window is 1"),
+        ("0", "null", "window is 0"),
+        ("null", "null", "window is None"),
+        ("5", "null", "window_fill is None"),
+    ],
+)
+def test_a_manifest_with_an_impossible_window_is_refused(
+    tmp_path: Path, window: str, fill: str, reason: str
+) -> None:
+    """A window in a manifest is checked as any other field; a format 3 without one is no model with
+    a running state."""
     make_model(tmp_path, name="tiny", window=(5, "wait"))
     file = tmp_path / "tiny" / "1" / "manifest.json"
-    file.write_text(file.read_text().replace('"window": 5', '"window": 1'))
-    with pytest.raises(InvalidModelFolder, match="window is 1"):
+    text = file.read_text().replace('"window": 5', f'"window": {window}')
+    file.write_text(text.replace('"window_fill": "wait"', f'"window_fill": {fill}'))
+    with pytest.raises(InvalidModelFolder, match=reason):
         read_model(tmp_path, "tiny", 1)
 
 

@@ -31,7 +31,7 @@ from lstmserve.graph import (
 )
 from lstmserve.graph.weights import fingerprint
 from lstmserve.lstm_golden import check_lstm_golden, load_lstm_golden
-from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap
+from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap, window_states
 
 FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is written for
 WINDOW_FORMAT = 3  # of either kind with a window
@@ -122,6 +122,7 @@ def _spec(values: dict[str, Any]) -> ModelSpec:
     window, fill = 0, None
     if found == WINDOW_FORMAT:
         window, fill = values.pop("window"), values.pop("window_fill")
+        window_states((), window, fill)  # it raises InvalidSpec also for no window
     kind = "lstm" if found == FORMATS["lstm"] else values.pop("kind", None)
     if kind == "lstm" and found != FORMATS["network"]:
         return ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")), window, fill)
