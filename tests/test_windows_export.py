@@ -344,6 +344,10 @@ ROWS: dict[str, tuple[str, Callable[[Net], Arrays]]] = {
         "; without --window it would match: each y is of all rows of its sequence so far",
         lambda net: pairs(net, rows(3, 11)),
     ),
+    "windows that are longer than the flag says": (
+        "; with --window 11 it would match: each y is of all 11 rows",
+        lambda net: {"x": (x := rows(3, 11)), "y": pairs(net, x)["y"][:, -1]},
+    ),
     "sequences that are shorter than the window": (
         f"--golden: a sequence has 5 rows, a window has 6: {SHORT}",
         lambda net: pairs(net, rows(3, 5)),

@@ -117,7 +117,7 @@ def prove(
             onnx_error = max(onnx_error, error)
     progress("parity: a large batch")
     whole = {name: case for name, case in every.items() if not case.last_only}
-    report["in a large batch"] = _large_batch(stream, whole)
+    report["large batch"] = _large_batch(stream, whole)
     progress("parity: batches and chunks")
     try:
         check_kernel(stream.kernel, stream.pool, cases)
