@@ -464,6 +464,11 @@ REFUSED: Final[dict[str, tuple[Forward, dict[str, Any], str]]] = {
         {"window_fill": "zeros"},
         "which --window-fill wait does without",
     ),
+    "ids among which 0 is none": (
+        lambda self, ids: self.lstm(nn.functional.embedding(ids - 100, self.row.weight))[0],
+        {"example": torch.arange(5 * W).reshape(5, W) % 2 + 100},
+        "(rows of zeros stand for those that a window lacks)",
+    ),
     "a branch on values": (
         lambda self, x: self.lstm(x)[0] if x.sum() > -1e9 else x,
         {},

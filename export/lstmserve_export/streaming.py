@@ -80,8 +80,11 @@ class Stream:
                 self.pool.write(read, case.initial)
             y, _ = run_cut(self.kernel, x, case.lengths, slots, read, cuts)
         except KernelError as error:
+            zeros = (
+                " (rows of zeros stand for those that a window lacks)" if self.spec.waits else ""
+            )
             raise Refused(
-                f"the exported step fails on a batch of {count}: {one_line(error)}"
+                f"the exported step fails on a batch of {count}{zeros}: {one_line(error)}"
             ) from error
         finally:
             self.pool.give(slots)

@@ -38,6 +38,7 @@ from lstmserve.graph.step_layout import (
 from lstmserve.graph.weights import INITIAL_STATE, Weights
 from lstmserve.spec import KNOWN, MISSING, WINDOW, ModelSpec, TensorSpec
 
+COLUMN: Final = "window/column"  # int64 [T, 1]: 0, 1, ..., T - 1
 STEPS: Final = "window/steps"  # int64 [1]: T
 SESSIONS: Final = "window/sessions"  # int64 [1]: B
 GIVEN: Final = "window/given"  # int64 [B]: rows that each session has given before, up to W - 1
@@ -91,10 +92,10 @@ class WindowNetwork(PoolNetwork):
         most = g.constant("window/most", np.array(self.spec.window - 1))
         found = g.add("Gather", [POOL + KNOWN, "read"], "window/read", axis=0)
         zero = g.constant("const.int0", np.array(0))
-        # The self-test writes any number, and a client's state may have one.
+        # Whatever a state says, no index leaves the rows that there are.
         g.add("Clip", [found, zero, most], GIVEN)
         first = g.add("Sub", [most, GIVEN], "window/first")  # lacks of the time step 0
-        lacks = g.add("Sub", [first, _column(g, "window/column")], "window/left")
+        lacks = g.add("Sub", [first, _column(g)], "window/left")
         g.add("Max", [lacks, zero], LACKS)
         after = g.add("Min", [g.add("Add", [GIVEN, ENDS], "window/sum"), most], "window/after")
         self._scatter(g, KNOWN, after)
@@ -204,7 +205,7 @@ class LstmWindowNetwork(WindowNetwork):
         """
         window, width = self.spec.window, self.lstm.input_size
         within = g.constant("window/within", np.arange(window).reshape(-1, 1))
-        steps = g.add("Squeeze", [_column(g, "window/column"), g.integers(1)], "window/row")
+        steps = g.add("Squeeze", [_column(g), g.integers(1)], "window/row")
         flat = g.integers(window, -1, width)
         if self.spec.window_fill != "grow":
             major = g.add("Transpose", [rows], "rows/time_major", perm=[1, 0, 2])
@@ -267,7 +268,7 @@ class GraphWindowNetwork(WindowNetwork):
     def _add_network(self, g: GraphBuilder, rows: dict[str, str]) -> dict[str, str]:
         window = self.spec.window
         within = g.constant("window/within", np.arange(window))
-        places = g.add("Add", [_column(g, "window/column"), within], "window/indices")  # [T, W]
+        places = g.add("Add", [_column(g), within], "window/indices")  # [T, W]
         for each in self.spec.inputs:
             name = f"windows/{each.name}"
             found = g.add("Gather", [rows[each.name], places], name, axis=1)  # [B, T, W, size]
@@ -279,11 +280,11 @@ class GraphWindowNetwork(WindowNetwork):
         return {each.name: NET + each.name for each in self.spec.outputs}
 
 
-def _column(g: GraphBuilder, name: str) -> str:
+def _column(g: GraphBuilder) -> str:
     """int64 [T, 1]: the time steps 0, 1, ..., T - 1, once."""
-    if g.has(name):
-        return name
+    if g.has(COLUMN):
+        return COLUMN
     zero, one = (g.constant(f"const.int{i}", np.array(i)) for i in (0, 1))
     end = g.add("Squeeze", [STEPS, g.integers(0)], "window/end/step")
     steps = g.add("Range", [zero, end, one], "window/steps/each")
-    return g.add("Unsqueeze", [steps, g.integers(1)], name)
+    return g.add("Unsqueeze", [steps, g.integers(1)], COLUMN)
