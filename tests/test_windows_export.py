@@ -397,6 +397,21 @@ def test_a_forgotten_window_is_named(tmp_path: Path) -> None:
     assert "; with --window 7 --window-fill grow it would match" in refused(path, *flags)
 
 
+def test_the_last_states_of_both_directions_are_recognised(tmp_path: Path) -> None:
+    """They are not the last row of the output, where the backward direction has read one row: no
+    model is written that answers so, and pairs that pass need no note."""
+    net, x = Net(bidirectional=True, num_layers=2), rows(5, WINDOW)
+    last = pairs(net, x)["y"][:, -1]
+    with torch.no_grad():
+        h = net.lstm(torch.from_numpy(x).transpose(0, 1))[1][0]
+        y = net.fc(torch.cat([h[-2], h[-1]], 1)).numpy()
+    window = ("--window", str(WINDOW))
+    path, flags = with_pairs(tmp_path, net, {"x": x, "y": y}, *window)
+    assert "; forward() joins the last states of both directions (h_n), " in refused(path, *flags)
+    path, flags = with_pairs(tmp_path, net, {"x": x, "y": last}, *window)
+    assert exported(path, *flags).manifest.notes == ()
+
+
 def test_a_network_that_is_chaotic_on_long_sequences_has_windows(tmp_path: Path) -> None:
     """Rounding grows with the rows of a window alone, so no note speaks of long streams; where a
     window is too long, the refusal says so, and rows of the user's decide."""
@@ -455,6 +470,7 @@ def test_the_summary_says_what_a_step_is_answered_from(tmp_path: Path) -> None:
     assert "computes  y = linear(lstm(x)), of the last 24 rows alone, at every time step" in out
     assert "bidirectional\n" in out
     assert "Predict" not in out
+    assert "joins the last states of both directions (h_n)" in out
 
 
 # The choice ---------------------------------------------------------------------------------------

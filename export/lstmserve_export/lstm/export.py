@@ -17,6 +17,7 @@ from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, WindowFill
 from lstmserve_export.arrays import Arrays, read_npz
 from lstmserve_export.lstm.convert import convert
+from lstmserve_export.lstm.mends import JOINED
 from lstmserve_export.lstm.network import Network, describe
 from lstmserve_export.lstm.pairs import take_pairs, take_windows
 from lstmserve_export.lstm.pairs_proof import choice_notes, prove_pairs, start_notes
@@ -132,6 +133,8 @@ def _prove_windows(
     case, _ = random_case(network, lstm, user)
     portable = prove(content, lstm, case, progress)
     cases, parity, notes = prove_windows(network, served, user, progress)
+    if lstm.bidirectional and user is None:
+        notes += (f"if forward() {JOINED}, export the module itself with --module",)
     for name in ("torch_error", "onnx_error"):
         parity[name] = max(parity[name], portable[name])
     parity["excess"] |= portable["excess"] | excess

@@ -26,6 +26,7 @@ from lstmserve_export.lstm.network import (
     Network,
     describe,
     make_activation,
+    to_dtype,
 )
 from lstmserve_export.lstm.parity import judge
 from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, forward
@@ -39,12 +40,15 @@ FIT_RUN_MAX: Final = 20_000  # rows of a run, which has the sequences once for e
 FIT_ROUNDS: Final = 20
 FIT_ENOUGH: Final = 1e-6
 DIFFERENCE: Final = 1e-6
+JOINED: Final = "joins the last states of both directions (h_n), which out[:, -1] does not have"
 DAMPING: Final = 1e-2
 LATER_ROWS: Final = 8  # the last quarter of shorter sequences says nothing
 
 
 def mends(network: Network, case: LstmGolden) -> Iterator[str]:
     """What would make the pairs match, in words."""
+    if _joins_ends(network, case):
+        yield f"forward() {JOINED}: export the module itself with --module"
     some = _first_rows(case)  # tells most networks apart at little cost
     for place, name in product(range(len(network.head) + 1), ACTIVATIONS):
         layers = list(network.head)
@@ -77,6 +81,19 @@ def matches(network: Network, case: LstmGolden) -> bool:
     """Whether torch's float64 result is as near to the pairs as the parity gate asks."""
     inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
     return judge(forward(network, inputs, torch.float64), case) <= 1
+
+
+def _joins_ends(network: Network, case: LstmGolden) -> bool:
+    """Whether each y [N, O] is the head's answer to the last states of both directions."""
+    if case.y.ndim != 2 or not network.lstm.bidirectional:
+        return False
+    inputs = Inputs(case.x, case.lengths, case.h0, case.c0)
+    _, hn, _ = forward(network, inputs, torch.float64)
+    with torch.no_grad():
+        y = to_dtype(network, torch.float64).head(torch.from_numpy(np.hstack([hn[-2], hn[-1]])))
+    norm = network.output_norm
+    found = y.numpy() if norm is None else y.numpy() * norm.scale + norm.mean
+    return excess(found, case.y, case.torch_error) <= 1
 
 
 def _where(place: int, count: int) -> str:
