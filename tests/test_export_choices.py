@@ -94,6 +94,13 @@ def test_every_way_to_name_what_is_dropped(tmp_path: Path) -> None:
     assert notes == (f"not exported: {', '.join(left)}",)
 
 
+def test_a_module_is_dropped_by_its_whole_name(tmp_path: Path) -> None:
+    """--drop norm leaves norm2 where it is."""
+    norms = nn.ModuleDict({"norm": nn.LayerNorm(HIDDEN), "norm2": nn.LayerNorm(HIDDEN)})
+    path = save({**Net().state_dict(), **norms.state_dict()}, tmp_path / "net.pt")
+    assert "would be left out: norm2.weight, norm2.bias;" in refused(path, "--drop", "norm")
+
+
 def test_what_is_dropped_is_no_candidate(tmp_path: Path) -> None:
     """A Linear that --drop names leaves the other one as the only head."""
     path = with_layer(tmp_path, nn.Linear(HIDDEN, 2), "value")
@@ -111,6 +118,13 @@ def test_an_initial_state_of_zeros_is_left_out_with_a_note(tmp_path: Path, names
     )
     (note,) = exported(path).manifest.notes
     assert note == f"{h} and {c} are zeros, as the state of a new session is: left out"
+
+
+def test_zeros_excuse_no_other_tensor(tmp_path: Path) -> None:
+    """Beside an initial state of zeros, other tensors are refused as ever."""
+    zeros = {name: torch.zeros(1, HIDDEN) for name in ("h0", "c0", "bias")}
+    line = refused(save({**Net().state_dict(), **zeros}, tmp_path / "net.pt"))
+    assert "would be left out: bias;" in line
 
 
 @pytest.mark.parametrize(

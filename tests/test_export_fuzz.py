@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from exporting import Net, patch_zip, save, save_script
 from lstmserve_export.lstm.assemble import assemble
 from lstmserve_export.lstm.checkpoint import read_checkpoint
 from lstmserve_export.lstm.choose import Choices
+from lstmserve_export.lstm.pickles import read_pickle
 from lstmserve_export.refusal import Refused
 
 SEED = 7
@@ -129,3 +131,21 @@ def test_a_pickle_that_asks_for_too_much_is_refused(tmp_path: Path, content: byt
     (tmp_path / "net.pkl").write_bytes(content)
     with pytest.raises(Refused):
         read_checkpoint(tmp_path / "net.pkl")
+
+
+def test_keys_of_a_pickle_are_scalars() -> None:
+    """Other keys are left out, since a deep tuple has no hash that ends well."""
+    content = {("a", 1): 1, "b": 2, 3: 4, (): 5}
+    assert read_pickle(io.BytesIO(pickle.dumps(content))) == {"b": 2, 3: 4}
+
+
+@pytest.mark.parametrize("change", [lambda content: content + b"1234", lambda content: content[4:]])
+def test_a_storage_of_a_program_has_the_size_that_its_pickle_says(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    """A storage that is too short or too long is damage, even where the tensor fits in it."""
+    path = tmp_path / "net.pt"
+    script(path)
+    patch_zip(path, {"data/0": change})
+    with pytest.raises(Refused, match="storage 0 has"):
+        read_checkpoint(path)

@@ -13,6 +13,7 @@ from hostile import ROWS
 from hostile_modules import ROWS as MODULE_ROWS
 from test_export_golden import ROWS as GOLDEN_ROWS
 from test_export_scalers import ROWS as SCALER_ROWS
+from test_windows_export import ROWS as WINDOW_ROWS
 
 # The rows whose file is damaged, or may be; no other refusal may say so.
 DAMAGED = (
@@ -46,7 +47,9 @@ def test_the_documented_rows_are_the_tested_rows() -> None:
     rows = re.findall(r"^\| (.+?) \| `(.+)` \|$", DOC.read_text(), re.MULTILINE)
     tested = {
         label: says
-        for label, (says, _) in {**ROWS, **GOLDEN_ROWS, **MODULE_ROWS, **SCALER_ROWS}.items()
+        for label, (says, _) in (
+            ROWS | GOLDEN_ROWS | MODULE_ROWS | SCALER_ROWS | WINDOW_ROWS
+        ).items()
     }
     assert dict(rows) == tested
     assert len(rows) == len(tested)

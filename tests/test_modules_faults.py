@@ -22,8 +22,8 @@ from torch import nn
 from lstmserve_export import Refused, export
 from lstmserve_export.module import export as module_export
 from lstmserve_export.module.graph import nodes, trace
-from lstmserve_export.module.proof.proof import Stream
 from lstmserve_export.module.signature import probe, signature
+from lstmserve_export.streaming import Stream
 from modules import refusal
 from randomnets import architecture
 

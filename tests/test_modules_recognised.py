@@ -22,7 +22,7 @@ from lstmserve_export import Refused, export
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.module import export as module_export
 from lstmserve_export.module.graph import recognise as recognising
-from lstmserve_export.module.proof.proof import Stream
+from lstmserve_export.streaming import Stream
 
 INPUTS, HIDDEN, OUTPUTS, TOKENS = 3, 5, 2, 7
 COUNT, LENGTH = 3, 6

@@ -21,8 +21,11 @@ from lstmserve import Client
 from lstmserve.manifest import read_model
 from lstmserve_export import export
 from lstmserve_export.lstm.network import Norm
-from lstmserve_export.module.forward import Forward
+from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.scaling import Columns
+from lstmserve_export.module.signature.sampler import Sampler
+from lstmserve_export.module.signature.scaled import probe_scaled
+from lstmserve_export.scalers.sides import Scalers
 from modules import COUNT, LENGTH, Array, refusal, stream
 from scalers import MAKERS, Rows, raw_rows, raw_targets
 from serving import COMMAND, Serving
@@ -74,7 +77,6 @@ class Plain(nn.Module):
 
 RECOGNISED: dict[str, tuple[Callable[[Rows], Any] | None, Callable[[Rows], Any] | None]] = {
     "both": (MAKERS["StandardScaler"], MAKERS["MinMaxScaler of parts"]),
-    "x alone": (MAKERS["MinMaxScaler"], None),
     "y alone, without mean": (None, MAKERS["StandardScaler without mean"]),
     "x without a scale": (MAKERS["RobustScaler without scale"], None),
 }
@@ -288,6 +290,36 @@ def test_states_are_no_inputs_of_a_scaler(tmp_path: Path) -> None:
     check(read_model(tmp_path, "net", 1), {"obs": rows}, wanted, y.scale_.max())
 
 
+class BothWays(nn.Module):
+    """Reads its rows in both directions, so it streams by windows alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.lstm = nn.LSTM(INPUTS, HIDDEN, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(2 * HIDDEN, OUTPUTS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.lstm(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("make", [BothWays, Plain])
+def test_a_window_begins_with_raw_zeros(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    """The rows of a window are raw, and so are the zeros that stand for those that are missing."""
+    net, window = make().eval(), 4
+    x, y = StandardScaler().fit(raw_rows()), MinMaxScaler().fit(raw_targets())
+    options = {"input_scaler": x, "output_scaler": y, "name": "net", "models": tmp_path}
+    export(net, example=series(1), window=window, window_fill="zeros", **options)
+    rows, steps = series(2), []
+    filled = np.concatenate([np.zeros((COUNT, window - 1, INPUTS), np.float32), rows], axis=1)
+    for t in range(LENGTH):
+        answers = net(scaled(x, filled[:, t : t + window]))
+        steps.append(unscaled(y, answers if answers.ndim == 2 else answers[:, -1]))
+    files = read_model(tmp_path, "net", 1)
+    assert files.manifest.spec.kind == ("network" if make is BothWays else "lstm")
+    check(files, {"x": rows}, {"y": np.stack(steps, 1)}, 1 / y.scale_.min())
+
+
 def test_columns_scale_in_the_precision_of_the_tensor() -> None:
     """The reference in float64 has the mean and the scale of scikit-learn to the last bit."""
     scaler = StandardScaler().fit(raw_rows())
@@ -295,6 +327,15 @@ def test_columns_scale_in_the_precision_of_the_tensor() -> None:
     rows = torch.from_numpy(raw_rows(9, seed=8))
     assert np.array_equal(columns.scaled(rows).numpy(), scaler.transform(rows.numpy()))
     assert columns.scaled(rows.float()).dtype == columns.raw(rows.float()).dtype == torch.float32
+
+
+def test_random_rows_deviate_by_feature() -> None:
+    """A pressure in pascal must not make noise of its own size in a humidity beside it."""
+    example = {"x": torch.from_numpy(series(1, 40))}
+    rows = Sampler(example, {"x": Axes(0, 1)}).rows(60, 50)["x"].reshape(-1, INPUTS)
+    wanted = raw_rows().std(axis=0)
+    assert np.all(rows.numpy()[:, :4].std(axis=0) < 1.5 * wanted[:4])
+    assert 0.9 < float(rows[:, 4].std()) < 1.1  # a feature that is constant in the example
 
 
 def test_the_module_itself_is_not_changed(tmp_path: Path) -> None:
@@ -371,13 +412,12 @@ def test_a_scaler_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> Non
     assert says in refusal(make().eval(), example, tmp_path / "models", **options)
 
 
-def test_an_example_that_was_scaled_before_is_noted(tmp_path: Path) -> None:
+def test_an_example_that_was_scaled_before_is_noted() -> None:
     """Rows around 0 are twenty deviations from a temperature in kelvin."""
+    norm = Norm(X_SCALER.mean_, X_SCALER.scale_)
     example = np.random.default_rng(1).normal(size=(3, 7, INPUTS)).astype(np.float32)
-    done = export(
-        Plain().eval(), example=example, name="net", models=tmp_path, input_scaler=X_SCALER
-    )
-    (note,) = (each for each in done.manifest.notes if "scales from the mean" in each)
+    signature = probe_scaled(Forward(Plain().eval(), example), Scalers({"": norm}))
+    (note,) = (each for each in signature.notes if "scales from the mean" in each)
     assert note.startswith("the example's x is 1")
     assert note.endswith("give rows as they are measured, before the scaler")
 

@@ -339,7 +339,7 @@ def test_pairs_of_windows_pass_and_are_kept(
 
 
 SHORT = "give sequences of 6 rows or more, each with the y of its last row"
-BAD: dict[str, tuple[str, Callable[[Net], Arrays]]] = {
+ROWS: dict[str, tuple[str, Callable[[Net], Arrays]]] = {
     "pairs of a running state": (
         "; without --window it would match: each y is of all rows of its sequence so far",
         lambda net: pairs(net, rows(3, 11)),
@@ -376,7 +376,7 @@ BAD: dict[str, tuple[str, Callable[[Net], Arrays]]] = {
 }
 
 
-@pytest.mark.parametrize(("says", "make"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("says", "make"), ROWS.values(), ids=ROWS)
 def test_pairs_that_are_not_of_windows_are_refused(
     tmp_path: Path, says: str, make: Callable[[Net], Arrays]
 ) -> None:

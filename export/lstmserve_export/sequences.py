@@ -11,6 +11,7 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
+from lstmserve_export.arrays import Array
 from lstmserve_export.refusal import Refused
 
 SEED: Final = 20130101
@@ -74,3 +75,8 @@ def random_chunks(steps: int) -> list[int]:
     """Where a stream of so many time steps is cut: 0 first, `steps` last."""
     inner = np.random.default_rng(SEED).permutation(np.arange(1, steps))[: steps // 8]
     return [0, *sorted(map(int, inner)), steps]
+
+
+def padded(rows: Array, steps: int) -> Array:
+    """[N, T, *shape] -> [N, steps, *shape], with zeros past T."""
+    return np.pad(rows, [(0, 0), (0, steps - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])

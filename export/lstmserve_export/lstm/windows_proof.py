@@ -11,8 +11,8 @@ from lstmserve.lstm_golden import LstmGolden
 from lstmserve_export.lstm.mends import matches, mends
 from lstmserve_export.lstm.network import Network
 from lstmserve_export.lstm.windows import CELLS_MAX, as_steps, random_cases, stored
-from lstmserve_export.module.proof.proof import BATCH, Mismatch, Stream, prove
 from lstmserve_export.refusal import Refused
+from lstmserve_export.streaming import BATCH, Mismatch, Stream, prove
 
 Proof = tuple[dict[str, Golden], dict[str, Any], tuple[str, ...]]
 

@@ -36,7 +36,6 @@ from lstmserve_export.module.graph.trace import trace
 from lstmserve_export.module.graph.window import trace_window
 from lstmserve_export.module.proof.cases import further, pairs_of, random_case
 from lstmserve_export.module.proof.causes import explain
-from lstmserve_export.module.proof.proof import Mismatch, prove
 from lstmserve_export.module.proof.reference import Reference
 from lstmserve_export.module.proof.running import choice_notes
 from lstmserve_export.module.proof.windows import WindowReference
@@ -47,6 +46,7 @@ from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
 from lstmserve_export.scalers.sides import UNSCALED, Scalers
 from lstmserve_export.sequences import chaos_notes
+from lstmserve_export.streaming import Mismatch, prove
 from lstmserve_export.target import Exported, Target, package_versions
 
 SMALL: Final = 4_000_000  # parameters

@@ -226,5 +226,5 @@ def _loss(norm: Norm, limit: float) -> str:
         return ""
     return (
         f"float32 keeps column {place} (from 0) only to {losses[place]:.1g} of its scale, because "
-        "it is so far from 0: subtract an offset before it is sent, and fit the scaler on that"
+        "it is so far from 0: subtract an offset outside of the model, and fit the scaler on that"
     )

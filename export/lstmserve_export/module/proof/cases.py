@@ -17,7 +17,7 @@ from lstmserve_export.lstm.pairs import SEQUENCE_COUNT_MAX
 from lstmserve_export.module.proof.reference import Reference, is_clear, width_of
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import described
-from lstmserve_export.sequences import SEED, VALUE_COUNT_MAX, clear_case
+from lstmserve_export.sequences import SEED, VALUE_COUNT_MAX, clear_case, padded
 
 # One more than what a forward() may cut its input to, or begin again after.
 LONG_LENGTHS: Final = (101, 129, 201, 257, 501, 513, 1001, 1025)
@@ -112,11 +112,6 @@ def _joined(cases: list[Golden]) -> Golden:
     }
     error = max(each.torch_error for each in cases)
     return Golden(inputs, lengths, None, outputs, {}, error, last_only=True)
-
-
-def padded(rows: Array, steps: int) -> Array:
-    """[N, T, *shape] -> [N, steps, *shape], with zeros past T."""
-    return np.pad(rows, [(0, 0), (0, steps - rows.shape[1]), *[(0, 0)] * (rows.ndim - 2)])
 
 
 def further(reference: Reference, signature: Signature) -> tuple[dict[str, Golden], list[str]]:

@@ -17,12 +17,12 @@ from lstmserve_export.module.proof.mixing import (
     memoryless,
     unusual_size,
 )
-from lstmserve_export.module.proof.proof import Mismatch
 from lstmserve_export.module.recurrent import find_layers, watched
 from lstmserve_export.module.signature.sampler import SIZE
 from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import shorten
 from lstmserve_export.sequences import CHAOTIC_ERROR, SEED
+from lstmserve_export.streaming import Mismatch
 
 RELATIVE, ABSOLUTE = 2e-5, 1e-5
 ROUNDING_RATIO: Final = 10  # a difference beyond it is none of rounding

@@ -14,8 +14,8 @@ from lstmserve.golden import Golden
 from lstmserve.graph import PoolNetwork
 from lstmserve_export.choice import Series, describe_choice, distance
 from lstmserve_export.module.forward import Forward
-from lstmserve_export.module.proof.proof import Stream
 from lstmserve_export.module.signature.signature import Signature
+from lstmserve_export.streaming import Stream
 
 ROWS_MAX: Final = 8192  # of all sequences
 PIECE: Final = 512  # rows of one run

@@ -6,6 +6,7 @@ A signature says which tensors are states, and where the features of a tensor ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -28,12 +29,12 @@ NEAR: Final = 1.5  # of a MinMaxScaler's range, [0, 1] or [-1, 1]
 Tensor = TypeVar("Tensor", Input, Output)
 
 
-def probe_scaled(forward: Forward, scalers: Scalers, *args: Any, **named: Any) -> Signature:
+def probe_scaled(forward: Forward, scalers: Scalers, **named: Any) -> Signature:
     """The signature of forward() with the scalers around it, which `forward` has from then on.
 
-    It takes what probe() takes, and raises Refused as that does.
+    `named` is what probe() takes. Raises Refused.
     """
-    signature = probe(forward, *args, **named)
+    signature, guess = _first(forward, scalers, named)
     if not scalers:
         return signature
     inputs = _placed("input", scalers.inputs, signature.inputs)
@@ -47,8 +48,54 @@ def probe_scaled(forward: Forward, scalers: Scalers, *args: Any, **named: Any) -
         *(f"{each.spec.name} is scaled back by the model" for each, _ in outputs),
     ]
     notes = [*ends, *scalers.notes(), *_of_example(forward, inputs)]
-    signature = probe(forward, *args, **named)  # now with rows as in training
+    if inputs and _shapes(guess) != _shapes(forward.scaling.inputs):
+        signature = probe(forward, **named)  # now with rows as in training
     return replace(signature, notes=(*notes, *signature.notes))
+
+
+def _first(
+    forward: Forward, scalers: Scalers, named: Mapping[str, Any]
+) -> tuple[Signature, Mapping[str, Columns]]:
+    """A signature, and the guess of what is scaled with which it was found. Raises Refused.
+
+    Raw rows may be so large that a network answers all of them alike, so that nothing shows which
+    rows it reads. A guess that is wrong does no harm: forward() fails, or the scaler is placed
+    otherwise afterwards.
+    """
+    guess = _guess(forward, scalers.inputs, named.get("states", ()))
+    forward.scaling = Scaling(guess)
+    try:
+        return probe(forward, **named), guess
+    except Refused:
+        if not guess:
+            raise
+        forward.scaling = Scaling()
+        with suppress(Refused):
+            return probe(forward, **named), {}
+        raise
+
+
+def _guess(
+    forward: Forward, norms: Mapping[str, Norm], states: Sequence[str]
+) -> dict[str, Columns]:
+    """What may be scaled by the sizes alone: the only tensor of so many features, at its end or
+    ahead of time."""
+    found = {}
+    for name, norm in norms.items():
+        fitting = {
+            key: tensor.dim() - 1 - axes[-1]
+            for key, tensor in forward.example.items()
+            if tensor.is_floating_point() and key not in states and name in ("", key)
+            if (axes := [a for a, size in enumerate(tensor.shape) if a and size == len(norm.mean)])
+        }
+        if len(fitting) == 1:
+            ((key, trailing),) = fitting.items()
+            found[key] = Columns(norm, (-1, *[1] * trailing))
+    return found
+
+
+def _shapes(columns: Mapping[str, Columns]) -> dict[str, tuple[int, ...]]:
+    return {name: each.shape for name, each in columns.items()}
 
 
 def _placed(

@@ -1,7 +1,8 @@
-"""Proves that the exported step, run as the server runs it, is the module's own forward().
+"""Proves that a model, run as the server runs it, gives what its golden cases say: of both ways.
 
-It streams the golden cases through the pool's graphs in single steps, in random chunks and in one
-ragged batch, and measures what batches and chunks do to the bits. It never writes.
+It streams them through the server's own pool and kernel in single steps, in random chunks and in
+one ragged batch, and measures what batches and chunks do to the bits. It never writes, and must not
+know where the cases come from.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from lstmserve.golden import Golden, excess
 from lstmserve.graph import InvalidModel, PoolNetwork
 from lstmserve.rows import RowFormat
 from lstmserve_export.arrays import Array
-from lstmserve_export.module.proof.cases import padded
 from lstmserve_export.refusal import Refused, one_line
-from lstmserve_export.sequences import SEED, random_chunks
+from lstmserve_export.sequences import SEED, padded, random_chunks
 
 BATCH: Final = 256  # rows of a batch, as many as a server runs at once by default
 BATCH_STEPS: Final = 4
