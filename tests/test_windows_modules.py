@@ -439,6 +439,11 @@ REFUSED: Final[dict[str, tuple[Forward, dict[str, Any], str]]] = {
         {},
         "return y[:, -1] for the last one, or y[:, None] for all as one",
     ),
+    "weights beside an answer": (
+        lambda self, x: (self.lstm(x)[0][:, -1], x.sum(-1).softmax(-1)),
+        {},
+        "the result 1 of forward() has 6 rows for a window of 6, and others",
+    ),
     "the last row alone": (lambda self, x: self.row(x), {}, "the module needs no window"),
     "a square window": (
         lambda self, x: self.square(x.flatten(1)),
@@ -448,7 +453,7 @@ REFUSED: Final[dict[str, tuple[Forward, dict[str, Any], str]]] = {
     "no batch": (
         lambda self, x: self.lstm(x)[0],
         {"example": normal(W, FEATURES)},
-        "forward() must take a batch",
+        "forward() takes one sequence without a batch",
     ),
     "a packed sequence": (
         lambda self, x: (
@@ -484,6 +489,17 @@ def test_refused(tmp_path: Path, run: Forward, options: dict[str, Any], says: st
     given = {"window": W, "example": normal(5, W, FEATURES)} | options
     example = given.pop("example")
     assert says in refusal(Free(run), example, tmp_path / "models", **given)
+
+
+def test_all_of_a_window_is_one_answer(tmp_path: Path) -> None:
+    """As the refusals say, a[:, None] is one answer with a value for each row of the window."""
+
+    def run(self: Any, x: torch.Tensor) -> Any:
+        return {"y": self.lstm(x)[0][:, -1], "weights": x.sum(-1).softmax(-1)[:, None]}
+
+    found = export(Free(run), example=normal(5, W, FEATURES), name="m", models=tmp_path, window=W)
+    outputs = {each.name: each.shape for each in found.manifest.spec.outputs}
+    assert outputs == {"y": (HIDDEN,), "weights": (1, W)}
 
 
 def test_axes_choose_among_several(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from lstmserve_export.module.signature.signature import (
     PassedState,
     Signature,
 )
-from lstmserve_export.module.signature.windows import WindowSearch
+from lstmserve_export.module.signature.windows import WindowSearch, check_alike
 from lstmserve_export.refusal import Refused, shorten
 
 
@@ -110,11 +110,14 @@ class _Probe:
         if not (memories or passed or self.window):
             raise self._memoryless(has_time)
         kept = self._state_results(layout, sampler)
+        answers = [each for each in outputs if each.result not in kept] or outputs
+        if self.window:
+            check_alike(answers, self._paths, self.window)
         return Signature(
             inputs=inputs,
             passed=passed,
             memories=memories,
-            outputs=self._outputs([o for o in outputs if o.result not in kept] or outputs),
+            outputs=self._outputs(answers),
             has_time=has_time,
             notes=tuple(notes),
             window=self.window,

@@ -8,6 +8,7 @@ rows as a window has, and along which the earlier rows have a part in the last a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ from lstmserve_export.module.signature.signature import Output
 from lstmserve_export.refusal import Refused
 
 TRIES: Final = 3  # the earlier rows may have no part in an answer by chance
+UNBATCHED: Final = "forward() takes one sequence without a batch"
 ALONE: Final = "the earlier rows of a window have no part in the answer"
 
 
@@ -63,7 +65,8 @@ class WindowSearch(LayoutSearch):
         along the axis of time. Raises Unfit."""
         main, window = layout.main, self._window
         if main.batch is None:
-            raise Unfit("windows of many sessions run at once, so forward() must take a batch")
+            self._run(layout, Sampler(self.forward.example, layout.axes).rows(1, window), {})
+            raise Unfit(UNBATCHED)
         if main.time is None and not self.passed:
             raise Unfit("without an axis of time a second step needs a state")
         sampler = Sampler(self.forward.example, layout.axes)
@@ -75,8 +78,10 @@ class WindowSearch(LayoutSearch):
         by_batch, _ = self._run(layout, fewer, fewer_states)
         by_time, short_steps = self._shorter(layout, rows, states)
         outputs = [
-            self._output(number, whole, by_batch, by_time, is_unbatched=False)
-            for number in range(len(whole))
+            _whole_answer(
+                self._output(number, whole, by_batch, by_time, is_unbatched=False), result, main
+            )
+            for number, result in enumerate(whole)
         ]
         self._check_batch(outputs, whole, by_batch)
         if main.time is not None:
@@ -158,6 +163,11 @@ class WindowSearch(LayoutSearch):
                 f"{length} of the example: give the number that it was trained on, as --window "
                 f"{length}"
             )
+        if UNBATCHED in faults.values():
+            return Refused(
+                f"{UNBATCHED}, and the server runs the windows of many sessions at once: export a "
+                "module whose forward() takes x [B, T, F]"
+            )
         tried = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         return Refused(
             f"the axes of {self.primary} {shape} are not clear for windows of {self._window} rows "
@@ -176,3 +186,27 @@ class WindowSearch(LayoutSearch):
                 if other._fits()[0]:
                     return length
         return None
+
+
+def _whole_answer(output: Output, result: Result, main: Axes) -> Output:
+    """The output of a[:, None], [B, 1, W], is all of it, though it has as many values as rows."""
+    shape = result.tensor.shape
+    if output.axes != Axes(0, 2) or main.time == 2 or shape[1] != 1:
+        return output
+    spec = replace(output.spec, shape=tuple(shape[1:]))
+    return replace(output, spec=spec, axes=Axes(0, None))
+
+
+def check_alike(outputs: Sequence[Output], paths: Sequence[str], window: int) -> None:
+    """Raises Refused where some results are of the last row alone, and others have a row for each:
+    the weights of an attention, as many as the window has rows, would lose all but one."""
+    if all(output.axes.time is None for output in outputs):
+        return
+    if all(output.axes.time is not None for output in outputs):
+        return
+    every = next(output for output in outputs if output.axes.time is not None)
+    raise Refused(
+        f"the result {paths[every.result] or every.result} of forward() has {window} rows for a "
+        f"window of {window}, and others have an answer for the last row alone: return its last "
+        "row, as a[:, -1], or a[:, None] for all of it as one"
+    )
