@@ -16,8 +16,9 @@ from lstmserve.config import Config
 from lstmserve.engine import load_models
 from lstmserve.engine.compute import selftest
 from lstmserve.engine.compute.kernel import Kernel
-from lstmserve.engine.compute.pool import INITIAL, Pool
+from lstmserve.engine.compute.pool import INITIAL, RESERVED, Pool
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
+from lstmserve.engine.model import SELF_TEST_SLOTS, spare_slots
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import GraphWindowNetwork, LstmWindowNetwork
 from lstmserve.manifest import InvalidModelFolder, read_model
@@ -37,7 +38,7 @@ from lstmserve.spec import (
 )
 from modelmaking import TINY, make_model, random_input, random_weights, window_golden, windows
 from stepgraph import Step
-from traffic import Reply, open_session, start_engine, submit
+from traffic import Reply, load_engine, open_session, start_engine, submit
 
 LSTMS = {
     "two layers": TINY,
@@ -417,6 +418,21 @@ def test_a_batch_has_room_for_one_window_at_least() -> None:
     """A window that is longer than a batch may be runs alone."""
     limits = Config().for_cells(100_000)
     assert (limits.batch_cells_max, limits.slice_rows_max) == (1, 1)
+    assert (limits.batch_sessions_max, limits.long_steps_max) == (1, 2)
     limits = Config().for_cells(30)
     assert (limits.batch_cells_max, limits.slice_rows_max) == (34, 1)
+    assert (limits.batch_sessions_max, limits.long_steps_max) == (34, 68)
     assert Config().for_cells(1) == Config()
+
+
+def test_a_pool_keeps_as_many_spare_slots_as_its_batches_need(tmp_path: Path) -> None:
+    """A long window takes room for few batches: its states are large, and its batches small."""
+    make_model(tmp_path, name="tiny", window=(1440, "wait"))
+    slot_bytes = 4 * 1439 * TINY.input_size + 8
+    spare = spare_slots(Config(), 1440)
+    assert spare == SELF_TEST_SLOTS
+    engine = load_engine(tmp_path, pool_bytes=(spare + RESERVED + 10) * slot_bytes)
+    assert engine.models[0].sessions_max == 10
+    for i in range(10):
+        open_session(engine, f"s{i}")
+    engine.check_integrity()

@@ -146,7 +146,7 @@ def test_windows_that_move_out_come_back(serve: Serve, tmp_path: Path, mode: str
     window, and come back with it."""
     make_models(tmp_path / "models", "wait")
     config = Config(batch_sessions_max=8, batches_in_flight_max=1)
-    pool_bytes = slots_for(4, config) * SPECS["wait"].state_bytes
+    pool_bytes = slots_for(4, config, W) * SPECS["wait"].state_bytes
     server = serve(
         *("--store", f"file:{tmp_path / 'store'}", "--store-mode", mode),
         *("--pool-bytes", str(pool_bytes), "--batch-sessions-max", "8"),

@@ -313,13 +313,21 @@ class Config:
             raise ValueError(f"{name} is {value}, must be at least {other}, which is {low}")
 
     def for_cells(self, cells: int) -> Config:
-        """The limits of a model whose network reads so many rows for one time step: its batches and
-        slices have that many fewer time steps, and at least one."""
+        """The limits of a model whose network reads so many rows for one time step.
+
+        Its batches and slices have that many fewer time steps, and at least one. It has no more
+        sessions in a batch than that, and no more long steps under way than fill two batches.
+        """
         if cells == 1:
             return self
-        limits = ("batch_cells_max", "slice_rows_max")
-        fewer = {name: max(1, getattr(self, name) // cells) for name in limits}
-        return dataclasses.replace(self, **fewer)
+        batch = max(1, self.batch_cells_max // cells)
+        return dataclasses.replace(
+            self,
+            batch_cells_max=batch,
+            slice_rows_max=max(1, self.slice_rows_max // cells),
+            batch_sessions_max=min(self.batch_sessions_max, batch),
+            long_steps_max=min(self.long_steps_max, 2 * batch),
+        )
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
         """A Config whose message_bytes_max is set: a step of length_max and its reply fit, and so

@@ -35,7 +35,7 @@ class PoolBudget:
 
     def __init__(self, config: Config, table: SessionTable, models: Iterable[Model]) -> None:
         self.bytes_max = config.pool_bytes
-        self._beside = spare_slots(config) + RESERVED  # slots of a pool that no session has
+        self._config = config
         self._table = table
         self._models = models
         self.charged_bytes = 0
@@ -44,6 +44,7 @@ class PoolBudget:
         """Charges the model from now on. Raises PoolTooSmall."""
         if model.pool is None:
             return
+        model.slots_beside = spare_slots(self._config, model.spec.cells) + RESERVED
         need = self._needed(model) * model.slot_bytes
         left = self.bytes_max - self.charged_bytes
         if left < need and not self._reclaim(need - left):
@@ -75,7 +76,7 @@ class PoolBudget:
         if is_shared(model):
             left = self.bytes_max - self.charged_bytes + model.charged_bytes
             slots = min(slots, left // model.slot_bytes)
-        return slots - self._beside - model.sessions
+        return slots - model.slots_beside - model.sessions
 
     def shortage(self, model: Model) -> int:
         """The bytes that must become free for one more session of the model.
@@ -83,7 +84,7 @@ class PoolBudget:
         It is 0 if the session fits, or if only the model's own sessions could make room.
         """
         assert model.pool is not None
-        slots = self._beside + model.sessions + 1
+        slots = model.slots_beside + model.sessions + 1
         if not is_shared(model) or slots > model.pool.slots:
             return 0
         others = self.charged_bytes - model.charged_bytes
@@ -127,7 +128,7 @@ class PoolBudget:
     def _needed(self, model: Model) -> int:
         """Slots that the model must have: on a device all of its pool."""
         if is_shared(model):
-            return self._beside + (model.sessions or 1)
+            return model.slots_beside + (model.sessions or 1)
         assert model.pool is not None
         return model.pool.slots
 
@@ -169,7 +170,7 @@ class PoolBudget:
     def _bound_sessions(self) -> None:
         """Sets the most sessions that each model can have while the others have at most one."""
         floors = {
-            model: (model.pool.slots if not is_shared(model) else self._beside + 1)
+            model: (model.pool.slots if not is_shared(model) else model.slots_beside + 1)
             * model.slot_bytes
             for model in self._models
             if model.pool
@@ -180,7 +181,7 @@ class PoolBudget:
             slots = model.pool.slots
             if is_shared(model):
                 slots = min(slots, (self.bytes_max - whole + floor) // model.slot_bytes)
-            model.sessions_max = slots - self._beside
+            model.sessions_max = slots - model.slots_beside
 
 
 def is_shared(model: Model) -> bool:

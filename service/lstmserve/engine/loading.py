@@ -116,7 +116,7 @@ def _read(config: Config, name: str, version: int) -> ModelFiles:
 
 def floor_bytes(config: Config, spec: ModelSpec) -> int:
     """Bytes of --pool-bytes that a model must have: for its batches, and for one session."""
-    return slots_for(1, config) * spec.state_bytes if spec.is_streaming else 0
+    return slots_for(1, config, spec.cells) * spec.state_bytes if spec.is_streaming else 0
 
 
 def load_version(

@@ -45,9 +45,11 @@ class ModelCounters(Protocol):
         """Counts sessions that ended."""
 
 
-def spare_slots(config: Config) -> int:
-    """Slots that no session owns: batches in flight write them, and long steps hold them."""
-    spare = config.long_steps_max + config.batches_in_flight_max * config.batch_sessions_max
+def spare_slots(config: Config, cells: int = 1) -> int:
+    """Slots that no session owns, of a model whose network reads `cells` rows for one time step:
+    batches in flight write them, and long steps hold them."""
+    limits = config.for_cells(cells)
+    spare = limits.long_steps_max + limits.batches_in_flight_max * limits.batch_sessions_max
     return max(spare, SELF_TEST_SLOTS)
 
 
@@ -57,7 +59,7 @@ class Model:
 
     attach() sets `handle`, by which the session table names the model, `scheduler`, `limits` and
     `metrics`.
-    PoolBudget writes `sessions`, `sessions_max` and `charged_bytes`.
+    PoolBudget writes `sessions`, `sessions_max`, `charged_bytes` and `slots_beside`.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Model:
     life: Life = Life.LOADING
     sessions: int = 0  # its rows of the table, detached ones too
     charged_bytes: int = 0  # of --pool-bytes
+    slots_beside: int = 0  # of its pool, that no session has
     scheduler: Scheduler | None = None
     metrics: ModelCounters = field(init=False, repr=False)
     limits: Config = field(init=False, repr=False)  # of its batches
@@ -141,6 +144,6 @@ class Model:
             )
 
 
-def slots_for(sessions: int, config: Config) -> int:
-    """Slots of a pool that holds this many sessions."""
-    return sessions + spare_slots(config) + RESERVED
+def slots_for(sessions: int, config: Config, cells: int = 1) -> int:
+    """Slots of a pool that holds this many sessions; `cells` as for spare_slots()."""
+    return sessions + spare_slots(config, cells) + RESERVED

@@ -89,7 +89,7 @@ def _gauges(engine: Engine, model: Model) -> Gauges:
         window=f"{model.spec.window} ({model.spec.window_fill})" if model.spec.window else "",
         pending_steps=model.scheduler.pending_steps,
         slots_used=model.sessions,
-        slots_spare=spare_slots(engine.config),
+        slots_spare=spare_slots(engine.config, model.spec.cells),
         slots_free=engine.registry.budget.room(model),
         sessions_clean=sessions - dirty,
         sessions_dirty=dirty,
