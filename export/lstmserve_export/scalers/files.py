@@ -68,7 +68,7 @@ def check_names(mean: Path | None, scale: Path | None, side: str) -> None:
         raise Refused(
             f"{mean} is of a MinMaxScaler by its name, which adds min_ and multiplies by scale_: "
             f"give the scaler with --{side}-scaler F.npz, or data_min_ with --{side}-min and "
-            f"data_range_ with --{side}-range"
+            f"data_range_ with --{side}-range if it scales to (0, 1)"
         )
 
 
