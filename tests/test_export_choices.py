@@ -344,3 +344,14 @@ def test_an_activation_may_have_the_name_of_its_class(tmp_path: Path) -> None:
     path = save(Net().state_dict(), tmp_path / "net.pt")
     head = exported(path, "--head", "fc,LeakyReLU=0.2,LogSoftmax").manifest.lstm.head
     assert head[1:] == (LeakyRelu(0.2), "log_softmax")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"lstm": {"weight_ih_l0": torch.zeros(32, INPUTS)}}, {"1": torch.ones(2), 1: torch.zeros(2)}],
+    ids=["a dict and a dot", "text and a number"],
+)
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, more: dict[object, object]) -> None:
+    """The one that comes last is not taken in silence."""
+    path = save({**Net().state_dict(), **more}, tmp_path / "net.pt")
+    assert "two tensors of the file have one name" in refused(path)

@@ -39,6 +39,7 @@ COMMON = re.compile(
 LEGACY_PREFACE = 3  # pickles before the one with the tensors: a mark, a version, sizes of integers
 PROGRAM = ("__torch__.", "torch.")  # what a TorchScript program names
 SCRIPT = "the file is a TorchScript program: its tensors were read, and its code was not run"
+ONE_NAME = f"two tensors of the file have one name: {SAVE}"
 Tensors = Mapping[str, torch.Tensor]
 _Path = tuple[str, ...]
 _Found = tuple[_Path, torch.Tensor]
@@ -297,18 +298,18 @@ def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
 
     Numbers beside the model (a best loss) do not count, and are dropped. A second dict of tensors
     (an average of the weights, a head saved on its own) counts, and its name stays in the names.
+    Raises Refused.
     """
     paths = [path[:-1] for path, tensor in found if tensor.dim()]
     wrapper = paths[0] if paths else ()
     for path in paths:
         same = [a == b for a, b in zip(wrapper, path, strict=False)] + [False]
         wrapper = wrapper[: same.index(False)]
-    inside = {
-        ".".join(path[len(wrapper) :]): tensor
-        for path, tensor in found
-        if path[: len(wrapper)] == wrapper
-    }
-    return inside, wrapper
+    inside = [each for each in found if each[0][: len(wrapper)] == wrapper]
+    tensors = {".".join(path[len(wrapper) :]): tensor for path, tensor in inside}
+    if len(tensors) < len(inside):
+        raise Refused(ONE_NAME)
+    return tensors, wrapper
 
 
 def strip_wrappers(names: list[str]) -> list[str]:
@@ -322,5 +323,5 @@ def strip_wrappers(names: list[str]) -> list[str]:
 def _strip(tensors: Tensors) -> Tensors:
     names = strip_wrappers(list(tensors))
     if len(set(names)) < len(names):
-        raise Refused(f"two tensors of the file have one name: {SAVE}")
+        raise Refused(ONE_NAME)
     return dict(zip(names, tensors.values(), strict=True))
