@@ -11,9 +11,20 @@ from click.testing import CliRunner
 from torch import nn
 
 import lstmserve.extras
-from exporting import HIDDEN, INPUTS, OUTPUTS, Net, exported, onnx_answers, refused, rows, save
+from exporting import (
+    HIDDEN,
+    INPUTS,
+    OUTPUTS,
+    Net,
+    exported,
+    onnx_answers,
+    refused,
+    rows,
+    save,
+    save_script,
+)
 from exporting import run_export as run
-from lstmserve.spec import Linear
+from lstmserve.spec import LeakyRelu, Linear
 from lstmserve_export.cli import export_command
 
 TOLERANCE = 2e-6
@@ -304,3 +315,57 @@ def test_tensors_of_other_shapes_are_no_initial_state(tmp_path: Path) -> None:
     result = run(path, "--initial-state", "h0")
     assert result.exit_code == 2
     assert "'h0' is neither a file nor the names of two tensors: H0,C0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"optimal_head": {"weight": torch.zeros(2, 9)}}, "optimal_head"),
+        ({"heads": [{"weight": torch.zeros(2, 9)}]}, "heads.0"),
+        ({"heads": {0: torch.zeros(9)}}, "heads.0"),
+    ],
+    ids=["a name like an optimizer's", "a list of dicts", "a number as a key"],
+)
+def test_tensors_in_other_containers_are_not_left_out_in_silence(
+    tmp_path: Path, more: dict[str, object], says: str
+) -> None:
+    """The refusal names them, wherever they lie in the file."""
+    path = save({"model": Net().state_dict()} | more, tmp_path / "net.pt")
+    assert says in refused(path)
+
+
+def test_a_program_with_activations_needs_a_head(tmp_path: Path) -> None:
+    """Its only Linear is not the whole head, and a note beside a wrong model is too little."""
+
+    class Active(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = torch.nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.act(self.fc(self.lstm(x)[0]))
+            return y
+
+    path = save_script(Active(), tmp_path / "net.pt")
+    line = refused(path)
+    assert "leaves its head open" in line
+    assert "act (ReLU) may stand among them" in line
+    exported(path, "--head", "fc,relu")
+
+
+def test_an_activation_may_have_the_name_of_its_class(tmp_path: Path) -> None:
+    """LeakyReLU is leaky_relu, as ReLU is relu."""
+    path = save(Net().state_dict(), tmp_path / "net.pt")
+    head = exported(path, "--head", "fc,LeakyReLU=0.2,LogSoftmax").manifest.lstm.head
+    assert head[1:] == (LeakyRelu(0.2), "log_softmax")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"lstm": {"weight_ih_l0": torch.zeros(32, INPUTS)}}, {"1": torch.ones(2), 1: torch.zeros(2)}],
+    ids=["a dict and a dot", "text and a number"],
+)
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, more: dict[object, object]) -> None:
+    """The one that comes last is not taken in silence."""
+    path = save({**Net().state_dict(), **more}, tmp_path / "net.pt")
+    assert "two tensors of the file have one name" in refused(path)

@@ -28,7 +28,7 @@ from sklearn.preprocessing import (
 )
 from torch import nn
 
-from exporting import INPUTS, OUTPUTS, Net, exported, onnx_answers, run_export, save
+from exporting import INPUTS, OUTPUTS, Net, exported, onnx_answers, refused, run_export, save
 from hostile import Case, saved, state
 from lstmserve_export import Refused, export
 from lstmserve_export.lstm.network import Norm
@@ -398,6 +398,14 @@ def test_a_mean_and_a_scale_are_not_taken_for_min_and_scale() -> None:
                 part.astype(np.float32).astype(np.float64) for part in (norm.mean, norm.scale)
             )
             assert not min_max_data(Norm(*single)), (seed, kind)
+
+
+def test_the_advice_on_min_and_scale_holds_for_every_range(tmp_path: Path) -> None:
+    """data_min_ and data_range_ would give a scaler to (-1, 1) another model, with exit code 0."""
+    scaler = MinMaxScaler((-1, 1)).fit(raw_rows())
+    flags = vectors(tmp_path, input_mean=scaler.min_, input_scale=scaler.scale_)
+    line = refused(save(Net().state_dict(), tmp_path / "net.pt"), *flags)
+    assert line.endswith("give the scaler itself with --input-scaler")
 
 
 def test_pairs_recognise_min_and_scale(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -11,13 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, one_line
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 FILE_BYTES_MAX = 1 << 28
-# RuntimeError for an encrypted entry, MemoryError for a header that claims too much.
-FAULTS = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError)
+# What bad bytes make zipfile and numpy raise: RuntimeError for an encrypted entry, MemoryError for
+# a header that claims too much, SyntaxError and TokenError for a header that is no Python.
+FAULTS = (
+    *(OSError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError),
+    *(MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def read_npz(path: Path, flag: str) -> Arrays:
@@ -30,8 +35,8 @@ def read_npz(path: Path, flag: str) -> Arrays:
             return {name: file[name] for name in file.files}
     except Refused:
         raise
-    except (*FAULTS, zipfile.BadZipFile, zlib.error) as error:
-        raise Refused(f"{flag} {path} is no .npz of plain arrays: {error}") from error
+    except FAULTS as error:
+        raise Refused(f"{flag} {path} is no .npz of plain arrays: {one_line(error)}") from error
 
 
 def read_npy(path: Path, flag: str) -> Array:
@@ -44,4 +49,4 @@ def read_npy(path: Path, flag: str) -> Array:
     except Refused:
         raise
     except FAULTS as error:
-        raise Refused(f"{flag} {path} is no .npy of a plain array: {error}") from error
+        raise Refused(f"{flag} {path} is no .npy of a plain array: {one_line(error)}") from error

@@ -21,6 +21,7 @@ from lstmserve_export.lstm.choose import (
     choose_embedding,
     choose_lstm,
     choose_state,
+    find_initial_state,
 )
 from lstmserve_export.lstm.head import (
     Entry,
@@ -117,6 +118,12 @@ def _build(checkpoint: Checkpoint, plan: _Plan) -> Network:
             modules.append(_build_layer(entry, taker))
     with faults.collect():
         state = None if plan.state is None else _take_state(plan.state, plan.recurrent, taker)
+        if (
+            plan.state
+            and find_initial_state(plan.recurrent, tensors, plan.state) == plan.state[::-1]
+        ):
+            h, c = reversed(plan.state)
+            raise Refused(f"--initial-state has c before h by their names: give {h},{c}")
     with faults.collect():
         check_dropped(plan.dropped, taker.taken())
     unused = [name for name in taker.unused() if name not in plan.dropped]

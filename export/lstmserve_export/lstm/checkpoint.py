@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from lstmserve_export import arrays
 from lstmserve_export.lstm.archive import DAMAGED, POLICY, Kind, examine, find_pickle
 from lstmserve_export.lstm.decode import HARMLESS, NUMPY, Decoder, functions, named_globals
 from lstmserve_export.lstm.foreign import SAVE
@@ -24,21 +25,21 @@ from lstmserve_export.refusal import Refused, one_line, shorten
 
 DEPTH_MAX = 6
 # What a file whose bytes are wrong makes pickletools, torch and numpy raise.
-FAULTS = (
-    *(Malformed, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(RuntimeError, MemoryError, EOFError, OSError),
-)
+FAULTS = (*arrays.FAULTS, Malformed, AttributeError)
 # Modules of Python from which a pickle takes what harms; the user's own come next in a refusal.
 HARMFUL = re.compile(
     r"(posix|nt|os|subprocess|sys|builtins|__builtin__|importlib|runpy|shutil|socket|pty|pickle|"
     r"ctypes|code|webbrowser|commands|timeit|marshal|types|urllib|http|asyncio|multiprocessing)\."
 )
+# How people call an optimizer, and not the best of several models: optimal_model.
+OPTIMIZER = re.compile(r"optim(?!al|um|i[sz]ed)")
 COMMON = re.compile(
     r"(torch|numpy|collections|argparse|pathlib|datetime|copyreg|_codecs|omegaconf)\b"
 )
 LEGACY_PREFACE = 3  # pickles before the one with the tensors: a mark, a version, sizes of integers
 PROGRAM = ("__torch__.", "torch.")  # what a TorchScript program names
 SCRIPT = "the file is a TorchScript program: its tensors were read, and its code was not run"
+ONE_NAME = f"two tensors of the file have one name: {SAVE}"
 Tensors = Mapping[str, torch.Tensor]
 _Path = tuple[str, ...]
 _Found = tuple[_Path, torch.Tensor]
@@ -120,16 +121,21 @@ def _load_safetensors(file: IO[bytes], name: str) -> object:
 
 def _load_arrays(file: IO[bytes], name: str) -> object:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {each: torch.from_numpy(_native(arrays[each])) for each in arrays.files}
+        with np.load(file, allow_pickle=False) as found:
+            return {each: _of_numpy(each, found[each]) for each in found.files}
     except FAULTS as error:
         raise Refused(
             f"{name} is no .npz of plain arrays, or {DAMAGED} ({one_line(error)})"
         ) from error
 
 
-def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
+def _of_numpy(name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Raises Refused for what is no array of numbers."""
+    if array.dtype.kind not in "biufc":
+        raise Refused(
+            f"{name} is an array of {array.dtype}, and no tensor: leave it out of np.savez"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
 
 
 def _load_pickle(file: IO[bytes], name: str) -> object:
@@ -247,7 +253,7 @@ def _unsafe_globals(file: IO[bytes], kind: Kind) -> list[str]:
             return torch.serialization.get_unsafe_globals_in_checkpoint(file)
         for _ in range(LEGACY_PREFACE):
             read_pickle(file)
-        names = [each for each in named_globals(read_pickle(file)) if each not in HARMLESS]
+        names = [each for each in named_globals(read_pickle(file)) if each not in HARMLESS - NUMPY]
     except Exception:  # the file may be hostile
         return []
     # Where there are others, torch's own are those that it loads, such as torch.Size.
@@ -262,29 +268,29 @@ def _walk(content: Mapping[Any, Any], path: _Path, seen: set[int]) -> Iterator[_
     """Every tensor with the keys that lead to it. Visits a mapping once, and no optimizer's."""
     seen.add(id(content))
     for key, value in content.items():
-        if not isinstance(key, str):
+        if not isinstance(key, (str, int)):
             continue
+        here = (*path, str(key))
         if isinstance(value, torch.Tensor):
-            yield (*path, key), value
-        elif isinstance(value, (list, tuple)) and not key.startswith("optim"):
-            yield from (
-                ((*path, key, str(at)), each)
-                for at, each in enumerate(value)
-                if _may_be_weight(each)
-            )
-        elif isinstance(value, Mapping) and not _is_optimizer(key, value) and id(value) not in seen:
-            if len(path) == DEPTH_MAX:
+            yield here, value
+        elif OPTIMIZER.match(str(key)) or id(value) in seen:
+            continue
+        elif isinstance(value, Mapping) and "param_groups" not in value:
+            if len(path) >= DEPTH_MAX:
                 raise Refused(f"the file nests deeper than {DEPTH_MAX} dicts: {SAVE}")
-            yield from _walk(value, (*path, key), seen)
+            yield from _walk(value, here, seen)
+        elif isinstance(value, (list, tuple)):
+            seen.add(id(value))
+            parts = {at: each for at, each in enumerate(value) if _may_hold_weights(each)}
+            yield from _walk(parts, here, seen)
 
 
-def _may_be_weight(value: object) -> bool:
-    """Whether a value in a list counts as a tensor: no loss of an epoch, and no random state."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
-
-
-def _is_optimizer(key: str, value: Mapping[Any, Any]) -> bool:
-    return key.startswith("optim") or "param_groups" in value
+def _may_hold_weights(value: object) -> bool:
+    """Whether a value in a list counts: a dict, or a tensor that is no loss of an epoch and no
+    random state."""
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() and value.dim() > 0
+    return isinstance(value, Mapping)
 
 
 def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
@@ -292,18 +298,18 @@ def _unwrap(found: list[_Found]) -> tuple[dict[str, torch.Tensor], _Path]:
 
     Numbers beside the model (a best loss) do not count, and are dropped. A second dict of tensors
     (an average of the weights, a head saved on its own) counts, and its name stays in the names.
+    Raises Refused.
     """
     paths = [path[:-1] for path, tensor in found if tensor.dim()]
     wrapper = paths[0] if paths else ()
     for path in paths:
         same = [a == b for a, b in zip(wrapper, path, strict=False)] + [False]
         wrapper = wrapper[: same.index(False)]
-    inside = {
-        ".".join(path[len(wrapper) :]): tensor
-        for path, tensor in found
-        if path[: len(wrapper)] == wrapper
-    }
-    return inside, wrapper
+    inside = [each for each in found if each[0][: len(wrapper)] == wrapper]
+    tensors = {".".join(path[len(wrapper) :]): tensor for path, tensor in inside}
+    if len(tensors) < len(inside):
+        raise Refused(ONE_NAME)
+    return tensors, wrapper
 
 
 def strip_wrappers(names: list[str]) -> list[str]:
@@ -317,5 +323,5 @@ def strip_wrappers(names: list[str]) -> list[str]:
 def _strip(tensors: Tensors) -> Tensors:
     names = strip_wrappers(list(tensors))
     if len(set(names)) < len(names):
-        raise Refused(f"two tensors of the file have one name: {SAVE}")
+        raise Refused(ONE_NAME)
     return dict(zip(names, tensors.values(), strict=True))

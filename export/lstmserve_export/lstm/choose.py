@@ -16,6 +16,7 @@ import torch
 from lstmserve.spec import LAYERS_MAX, SIZE_MAX
 from lstmserve_export.lstm.head import Layers, describe_choices
 from lstmserve_export.lstm.names import BROKEN, LinearNames, Recurrent, resolve
+from lstmserve_export.lstm.takes import check_tensor
 from lstmserve_export.refusal import MODULE_WAY, Refused, shorten
 
 PLAIN_WEIGHTS = (
@@ -158,6 +159,8 @@ def check_unused(
         )
     notes: tuple[str, ...] = ()
     pair = find_initial_state(recurrent, tensors, unused)
+    for name in pair or ():
+        check_tensor(name, tensors[name])
     if pair is not None and not any(tensors[name].count_nonzero() for name in pair):
         notes = (f"{pair.h} and {pair.c} are zeros, as the state of a new session is: left out",)
         unused, pair = [name for name in unused if name not in pair], None

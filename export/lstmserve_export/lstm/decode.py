@@ -43,6 +43,7 @@ FUNCTION = re.compile(
 )
 _DTYPE = re.compile(r"[fiu][1248]|b1")
 DIMS_MAX = 32
+NAME_LEN_MAX = 10_000
 Storages = Callable[[str], bytes]
 
 
@@ -55,6 +56,7 @@ class Decoder:
     def __init__(self, storages: Storages) -> None:
         self._storages = storages
         self._made: dict[str, torch.Tensor] = {}
+        self._lists: dict[int, list[Any]] = {}
 
     def tensor(self, value: Any) -> torch.Tensor | None:
         """The tensor that an Object is, or None for anything else."""
@@ -85,7 +87,10 @@ class Decoder:
     def _decoded(self, value: Any) -> Any:
         """The value, with tensors for Objects in a list or tuple."""
         if isinstance(value, (list, tuple)):
-            return [each if (made := self.tensor(each)) is None else made for each in value]
+            if id(value) not in self._lists:  # a file may name one list a million times
+                parts = [each if (made := self.tensor(each)) is None else made for each in value]
+                self._lists[id(value)] = parts
+            return self._lists[id(value)]
         return value if (made := self.tensor(value)) is None else made
 
     def attributes(self, module: Object) -> dict[str, torch.Tensor]:
@@ -133,7 +138,7 @@ def _shape(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > DIMS_MAX:
         raise Malformed("a shape that is no tuple")
     if any(type(each) is not int or not 0 <= each < 1 << 62 for each in values):
-        raise Malformed(f"a shape of {values}")
+        raise Malformed("a shape of other than sizes")
     return values
 
 
@@ -161,6 +166,8 @@ def _parts(module: Object) -> Iterator[tuple[str, Object, bool]]:
         if id(value) in seen:
             continue
         prefix = f"{name}." if name else ""
+        if len(name) > NAME_LEN_MAX:
+            raise Malformed(f"a name of more than {NAME_LEN_MAX} characters")
         inside: list[tuple[str, Any, bool]] = []
         if isinstance(value, Object):
             yield name, value, is_listed
@@ -194,14 +201,15 @@ def _array(made: Object) -> np.ndarray[Any, Any]:
 def _dtype(made: Object) -> np.dtype[Any]:
     code, order = (made.args or ("",))[0], (made.state or (3, "="))[1]
     if made.name != DTYPE or not isinstance(code, str) or not _DTYPE.fullmatch(code):
-        raise Malformed(f"an array of {code!r}")
+        raise Malformed("an array of no numbers")
     return np.dtype(code if order == "|" else f"{order}{code}" if order in ("<", ">") else code)
 
 
 def _bytes(content: Any) -> bytes:
     """Bytes, which protocols before 3 write as text."""
     if isinstance(content, Object) and content.name == BYTES and content.args:
-        content = str(content.args[0]).encode("latin1")
+        (text, *_) = content.args
+        content = text.encode("latin1") if isinstance(text, str) else None
     if not isinstance(content, (bytes, bytearray)):
         raise Malformed(f"an array of {type(content).__name__}")
     return bytes(content)

@@ -17,6 +17,8 @@ from lstmserve_export.refusal import MODULE_WAY, Faults, Refused, shorten
 
 # The activations with a number, =NUMBER; the others of network.ACTIVATIONS have none.
 PARAMETERS: Mapping[str, Callable[[float], nn.Module]] = {"elu": nn.ELU, "leaky_relu": nn.LeakyReLU}
+# How the names of torch's classes end up in small letters, where an activation has another name.
+CLASSES = {"leakyrelu": "leaky_relu", "logsoftmax": "log_softmax"}
 EPS = 1e-5  # of torch's norms
 HEAD_FLAG = "--head NAME[,ACTIVATION,NAME...] or --head none"
 
@@ -68,6 +70,7 @@ def _entry(text: str, layers: Layers) -> Entry:
     name, has_number, number = text.partition("=")
     layer = None if name.endswith("()") else layers.find(name.removesuffix(".weight"))
     short = name.removesuffix("()").lower()
+    short = CLASSES.get(short, short)
     is_function = short in ACTIVATIONS or short == "none"
     if is_function and layer is not None and not name.endswith(".weight"):
         what = "no head" if short == "none" else "the activation"
@@ -115,15 +118,16 @@ def _activation(name: str, value: float | None, layers: Layers) -> nn.Module:
 
 
 def infer_head(layers: Layers, recurrent: Recurrent) -> list[Entry]:
-    """The file's only Linear, if it can only be the head. Raises Refused."""
-    if not layers.linears:
-        return []
-    one, *more = layers.linears.values()
-    may_be_embedding = one.may_be_table and one.in_features == recurrent.input_size
-    if more or may_be_embedding or one.in_features != recurrent.output_size:
-        flags = describe_choices(layers.linears.values(), layers, recurrent)
+    """The file's only Linear, if it can only be the head, with no activation. Raises Refused."""
+    linears = list(layers.linears.values())
+    may_be_embedding = any(
+        each.may_be_table and each.in_features == recurrent.input_size for each in linears
+    )
+    is_odd = any(each.in_features != recurrent.output_size for each in linears)
+    if len(linears) > 1 or may_be_embedding or is_odd or layers.functions:
+        flags = describe_choices(linears, layers, recurrent)
         raise Refused(f"the file leaves its head open: {MODULE_WAY}, or choose: {flags}")
-    return [one]
+    return [*linears]
 
 
 def check_widths(entries: Iterable[Entry], recurrent: Recurrent, layers: Layers) -> None:

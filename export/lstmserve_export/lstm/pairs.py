@@ -15,7 +15,7 @@ from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.lstm.network import Network, first_states
 from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, refer
 from lstmserve_export.lstm.windows import cut_windows
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 FIELDS = ("x", "tokens", "y", "lengths", "h0", "c0", "hn", "cn")
 # The server runs them at every start, each sequence in slots of its own.
@@ -136,7 +136,7 @@ def _clear(case: LstmGolden, mend: str) -> LstmGolden:
 def read_pairs(arrays: Arrays, network: Network, spec: LstmSpec) -> LstmGolden:
     """The pairs as they are, without torch's error. Raises Refused."""
     if unknown := sorted(set(arrays) - set(FIELDS)):
-        raise Refused(f"--golden: unknown arrays {', '.join(unknown)}; known: {', '.join(FIELDS)}")
+        raise Refused(f"--golden: unknown arrays {shorten(unknown)}; known: {', '.join(FIELDS)}")
     fields, count, rows = _open(arrays, spec)
     lengths = np.full(count, rows)
     if "lengths" in arrays:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 DICTS = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
-OPCODES_MAX = 20_000_000
+OPCODES_MAX = 5_000_000  # some ten seconds, and a GB at most
 # Opcodes that push their argument.
 _PLAIN = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),

@@ -179,6 +179,9 @@ def _vectors(given: Mapping[str, Any], label: str) -> tuple[Any, dict[str, Float
     mappings = [value for value in parts.values() if isinstance(value, Mapping)]
     if mappings and columns is None:
         columns = list(mappings[0])
+    is_list = isinstance(columns, (list, tuple, np.ndarray))
+    if mappings and not (is_list and all(isinstance(each, (str, int)) for each in columns)):
+        raise Refused(f"{label}: columns must be the names of the columns")
     vectors = {}
     for name, value in parts.items():
         if isinstance(value, Mapping):
@@ -191,9 +194,14 @@ def _vectors(given: Mapping[str, Any], label: str) -> tuple[Any, dict[str, Float
 
 def vector(value: Any, label: str) -> Floats:
     """A vector float64 [width]; a number is one of width 1. Raises Refused."""
+    # A list of lists may be a few lines of YAML, and millions of numbers for numpy.
+    parts = value if isinstance(value, (list, tuple)) else ()
+    is_nested = any(isinstance(each, (list, tuple, Mapping)) for each in parts)
     try:
+        if is_nested or getattr(getattr(value, "dtype", None), "kind", "f") not in "biufUO":
+            raise TypeError
         vector = np.atleast_1d(np.array(value, np.float64))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Refused(f"{label} must be numbers, one for each column") from error
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
         raise Refused(

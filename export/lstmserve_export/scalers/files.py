@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from lstmserve_export.arrays import read_npz
+from lstmserve_export.arrays import FAULTS, read_npz
 from lstmserve_export.lstm.network import Floats
 from lstmserve_export.refusal import Refused, one_line, shorten
 
@@ -42,13 +42,17 @@ def read_values(path: Path | None, flag: str) -> Floats | None:
         if path.stat().st_size > VALUE_FILE_BYTES_MAX:
             raise Refused(f"{flag} {path} is larger than {VALUE_FILE_BYTES_MAX} bytes")
         if path.suffix == ".npy":
-            values = np.asarray(np.load(path, allow_pickle=False), np.float64)
+            with path.open("rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"it holds {array.dtype}")
+            values = array.astype(np.float64)
         else:
             values = np.array([float(line) for line in path.read_text().split()], np.float64)
-    except (OSError, ValueError, EOFError) as error:
+    except FAULTS as error:
         raise Refused(
             f"{flag} {path}: give .npy or one number a line, or a whole scaler with "
-            f"--{flag.split('-')[2]}-scaler ({error})"
+            f"--{flag.split('-')[2]}-scaler ({one_line(error)})"
         ) from error
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise Refused(f"{flag} {path} is no vector of finite numbers: shape {list(values.shape)}")
@@ -64,7 +68,7 @@ def check_names(mean: Path | None, scale: Path | None, side: str) -> None:
         raise Refused(
             f"{mean} is of a MinMaxScaler by its name, which adds min_ and multiplies by scale_: "
             f"give the scaler with --{side}-scaler F.npz, or data_min_ with --{side}-min and "
-            f"data_range_ with --{side}-range"
+            f"data_range_ with --{side}-range if it scales to (0, 1)"
         )
 
 

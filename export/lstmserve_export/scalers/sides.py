@@ -134,8 +134,7 @@ class Side:
             raise Refused(
                 f"{self.flag('mean')} and {self.flag('scale')} are min_ and scale_ of a "
                 f"MinMaxScaler, whose data run {data}, and it multiplies by scale_: give the "
-                f"scaler itself with {self.flag('scaler')}, or data_min_ and data_range_ in their "
-                "place"
+                f"scaler itself with {self.flag('scaler')}"
             )
         hint = "; if these are a MinMaxScaler's min_ and scale_, give the scaler itself"
         return _checked(norm, self.flag("scale"), hint)

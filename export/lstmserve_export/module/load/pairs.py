@@ -105,7 +105,7 @@ def _compare(
     worst = _difference(forward, expected, is_one)
     if worst <= 1:
         return worst
-    hint = "check --module-args, and that yours was in eval mode"
+    hint = "check --module-args and the scalers, and that yours was in eval mode"
     for words, scaling in forward.scaling.others():
         forward.scaling = scaling
         if _difference(forward, expected, is_one) <= 1:

@@ -158,7 +158,7 @@ def _of_example(forward: Forward, inputs: Sequence[tuple[Input, Norm]]) -> Itera
             raise Refused(
                 f"with the scaler the rows of {each.spec.name} are {far:.3g} and more, and with "
                 "its mean as min_ and its scale as scale_ of a MinMaxScaler they fit into its "
-                "range: give the scaler itself, or data_min_ and data_range_ in their place"
+                "range: give the scaler itself"
             )
         if far > FAR:
             yield (
