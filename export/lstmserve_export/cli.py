@@ -285,9 +285,11 @@ def _check_way(flags: dict[str, Any]) -> None:
         # The default of a choice is none, and a head may be none as well.
         if flags[name] not in (None, "", ()) and (flags[name] != "none" or name == "head"):
             flag = f"--{name.replace('_', '-')}"
+            if not is_module:
+                raise click.UsageError(f"{flag} needs --module FILE.py:CLASS")
+            advice = "make it a part of the module"
+            if name == "drop":
+                advice = "a note names the tensors for which the module has no place"
             raise click.UsageError(
-                f"{flag} has no meaning with --module, which exports forward() as it is: make it a "
-                "part of the module"
-                if is_module
-                else f"{flag} needs --module FILE.py:CLASS"
+                f"{flag} has no meaning with --module, which exports forward() as it is: {advice}"
             )
