@@ -21,7 +21,8 @@ from bench.rounds import Effort
 from bench.rows import Goal, Row
 from bench.starting import starting
 from bench.wire import STREAM_GOALS, UNARY_GOALS, Wire
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 
 TINY = LstmSpec(16, 32, head=(Linear(8),))
 NAMES = {"H = 32": TINY, "H = 128": SMALL, "H = 512 x 2": LARGE}

@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 
 from lstmserve.graph import build_portable
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import random_weights
 
 

@@ -25,7 +25,8 @@ from bench.rows import Goal, Row
 from lstmserve.config import Config
 from lstmserve.engine import Engine
 from lstmserve.engine.model import slots_for
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from serving import environment
 from traffic import open_session, start_engine, submit, submit_block
 

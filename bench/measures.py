@@ -17,7 +17,8 @@ from bench.clients import ClientLoad, Place, ours, triton
 from bench.http2 import Connection
 from bench.load import Load
 from bench.rounds import MODEL
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 
 SPEC = LstmSpec(16, 128, head=(Linear(8),))
 MANY = 256

@@ -28,7 +28,8 @@ from lstmserve.engine.compute.kernel import Kernel
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.model import slots_for
 from lstmserve.graph import LstmNetwork
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from lstmserve.store import Store, Written, open_store
 from modelmaking import make_model, random_weights
 from routing import envoy_of

@@ -20,7 +20,8 @@ from lstmserve.engine.compute.pool import Pool
 from lstmserve.graph import LstmNetwork, PoolNetwork, StepNetwork, step_network
 from lstmserve.graph.fold import Fold
 from lstmserve.graph.row_wise import Unfoldable
-from lstmserve.spec import Linear, LstmSpec, ModelSpec, TensorSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec, ModelSpec, TensorSpec
 from modelmaking import random_weights
 from stepgraph import Step
 

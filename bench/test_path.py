@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from calling import Caller, CallerFrame, Sender
 from lstmserve.engine import Engine
+from lstmserve.head_layers import Linear
 from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.native.predict import PredictCalls
 from lstmserve.server.native.step_many import StepManyCalls
@@ -28,7 +29,7 @@ from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.server import quiet_collector
 from lstmserve.server.steps import Steps
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from traffic import open_session, start_engine

@@ -20,7 +20,8 @@ from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.model import slots_for
 from lstmserve.graph import LstmNetwork, StepNetwork
 from lstmserve.graph.step_graph import read_step_graph
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import random_weights
 from traffic import open_session, start_engine, submit
 

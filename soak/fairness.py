@@ -15,7 +15,8 @@ from statistics import median
 
 import numpy as np
 
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from soak.calls import Calls, Refused
 from soak.conversation import Conversation
 from soak.fleet import Fleet, fleet_of

@@ -21,8 +21,9 @@ import grpc.aio
 import numpy as np
 
 from lstmserve.config import Config
+from lstmserve.head_layers import Linear
 from lstmserve.kserve.v2 import inference_pb2 as kserve
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.wire.v1 import lstm_pb2 as wire
 from serving import Serving
 from soak.calls import PATH, Calls, Refused

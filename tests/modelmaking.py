@@ -16,18 +16,10 @@ import numpy.typing as npt
 from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import Weights, build_portable, weight_shapes
 from lstmserve.graph.weights import Window, fingerprint
+from lstmserve.head_layers import BatchNorm, Elu, LayerNorm, LeakyRelu, Linear
 from lstmserve.lstm_golden import LstmGolden, dump_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256, write_model
-from lstmserve.spec import (
-    MISSING,
-    BatchNorm,
-    Elu,
-    LayerNorm,
-    LeakyRelu,
-    Linear,
-    LstmSpec,
-    ModelSpec,
-)
+from lstmserve.spec import MISSING, LstmSpec, ModelSpec
 
 Floats = npt.NDArray[np.float64]
 

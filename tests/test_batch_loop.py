@@ -16,8 +16,9 @@ from lstmserve.engine.compute.kernel import Cost, Kernel
 from lstmserve.engine.errors import ServeError, StoreTimeout
 from lstmserve.engine.persist import CommitStage
 from lstmserve.engine.scheduling.batch import Batch
+from lstmserve.head_layers import Linear
 from lstmserve.server.inbox import UNREAD_MAX, Inbox
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, submit
 

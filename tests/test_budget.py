@@ -19,7 +19,8 @@ from lstmserve.engine.model import slots_for
 from lstmserve.engine.session.capacity import SessionCapacity
 from lstmserve.engine.session.opening import IfExists, OpenRequest, SessionOpener
 from lstmserve.engine.table import NOT_STORED
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, Oracle, open_session, submit
 

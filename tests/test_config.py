@@ -9,8 +9,9 @@ import pytest
 
 from lstmserve.address import host_port, is_loopback
 from lstmserve.config import FRAME_BYTES, MESSAGE_BYTES_LIMIT, Config, settings
+from lstmserve.head_layers import Linear
 from lstmserve.server.ports import share_bytes_max
-from lstmserve.spec import TENSOR_FRAME_BYTES, Linear, LstmSpec, ModelSpec, TensorSpec
+from lstmserve.spec import TENSOR_FRAME_BYTES, LstmSpec, ModelSpec, TensorSpec
 from lstmserve.v1 import lstm_pb2 as pb
 
 RANGED = {name: each for name, each in settings().items() if each.metadata["setting"].high}

@@ -37,7 +37,8 @@ from lstmserve.engine.scheduling.batch import Batch
 from lstmserve.engine.scheduling.work import Outcome
 from lstmserve.engine.session.capacity import EXPIRED_MAX
 from lstmserve.engine.session.opening import IfExists, OpenRequest
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import random_input
 from traffic import NoMetrics, Oracle, Reply, open_session, start_engine, submit, submit_block
 

@@ -24,7 +24,7 @@ from exporting import (
     save_script,
 )
 from exporting import run_export as run
-from lstmserve.spec import LeakyRelu, Linear
+from lstmserve.head_layers import LeakyRelu, Linear
 from lstmserve_export.cli import export_command
 
 TOLERANCE = 2e-6

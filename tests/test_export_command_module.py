@@ -20,8 +20,9 @@ from exporting import Net as LstmNet
 from exporting import exported, models_of, refused, run_export, save
 from hostile import ROWS as TENSOR_ROWS
 from hostile_modules import HIDDEN, ROWS, STATEFUL, TEXT, WIDTH, Maker, Net, arrays, rows, write
+from lstmserve.head_layers import Linear
 from lstmserve.manifest import Manifest
-from lstmserve.spec import Linear, LstmSpec, ModelSpec, Tap, TensorSpec
+from lstmserve.spec import LstmSpec, ModelSpec, Tap, TensorSpec
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.refusal import MODULE_WAY
 from lstmserve_export.scalers.sides import UNSCALED

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from exporting import HIDDEN, INPUTS, OUTPUTS, Net, exported, onnx_answers, rows, save
-from lstmserve.spec import Linear
+from lstmserve.head_layers import Linear
 from lstmserve_export import Refused, export
 
 

@@ -20,7 +20,7 @@ from exporting import (
     run_export,
     save,
 )
-from lstmserve.spec import BatchNorm, Elu, HeadLayer, LayerNorm, LeakyRelu, Linear
+from lstmserve.head_layers import BatchNorm, Elu, HeadLayer, LayerNorm, LeakyRelu, Linear
 from lstmserve_export import export
 
 # torch says once that oneDNN has no projections, here in the tests' own forward.

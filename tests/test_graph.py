@@ -12,7 +12,7 @@ import pytest
 
 from lstmserve.graph import build_pool, build_portable, weight_shapes
 from lstmserve.graph.forms import state_widths
-from lstmserve.spec import (
+from lstmserve.head_layers import (
     ACTIVATIONS,
     BatchNorm,
     Elu,
@@ -20,8 +20,8 @@ from lstmserve.spec import (
     LayerNorm,
     LeakyRelu,
     Linear,
-    LstmSpec,
 )
+from lstmserve.spec import LstmSpec
 from modelmaking import random_input, random_state, random_weights, reference
 
 HEAD = (Linear(3),)

@@ -16,12 +16,13 @@ from lstmserve.engine import Engine, Model
 from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import Quota, StepGap, StoreUnavailable
 from lstmserve.engine.scheduling.work import Request
+from lstmserve.head_layers import Linear
 from lstmserve.kserve.v2 import inference_pb2 as pb
 from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.kserve.infer import InferCalls
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.tokens import Limits
 from modelmaking import random_input
 from traffic import start_engine

@@ -16,6 +16,7 @@ import pytest
 
 from lstmserve.golden import InvalidGolden
 from lstmserve.graph import InvalidModel, LstmNetwork, build_portable, check_weights, read_weights
+from lstmserve.head_layers import BatchNorm, Elu, LayerNorm, LeakyRelu, Linear
 from lstmserve.lstm_golden import dump_lstm_golden, load_lstm_golden
 from lstmserve.manifest import (
     GOLDEN,
@@ -29,16 +30,7 @@ from lstmserve.manifest import (
     sha256,
     write_model,
 )
-from lstmserve.spec import (
-    BatchNorm,
-    Elu,
-    InvalidSpec,
-    LayerNorm,
-    LeakyRelu,
-    Linear,
-    LstmSpec,
-    ModelSpec,
-)
+from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec
 from modelmaking import TINY, make_golden, make_model, random_weights
 
 

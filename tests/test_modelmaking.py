@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 
 from lstmserve.golden import excess
+from lstmserve.head_layers import Linear
 from lstmserve.lstm_golden import load_lstm_golden
 from lstmserve.manifest import GOLDEN, MODEL
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from modelmaking import TINY, make_model
 
 SPECS = {

@@ -21,7 +21,8 @@ from lstmserve.engine.errors import (
 )
 from lstmserve.engine.scheduling.digest import digest, digests_of_rows
 from lstmserve.engine.scheduling.work import ANSWERED, Request
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import random_input
 from traffic import Oracle, number_of, open_session, start_engine, submit, submit_block
 

@@ -15,7 +15,8 @@ from lstmserve.engine.compute.kernel import Kernel, ShapeBinding
 from lstmserve.engine.compute.pool import Pool
 from lstmserve.engine.scheduling.queues import ReadyQueues
 from lstmserve.graph.forms import NEXT_SLOTS
-from lstmserve.spec import Elu, LayerNorm, Linear, LstmSpec
+from lstmserve.head_layers import Elu, LayerNorm, Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import random_input
 from ragged import LIMITS, Traffic, drive
 from traffic import Oracle, start_engine

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from lstmserve.v1 import lstm_pb2 as pb
 from lstmserve.v1 import lstm_pb2_grpc
 from modelmaking import make_model

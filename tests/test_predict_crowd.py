@@ -14,7 +14,8 @@ from lstmserve.engine import Engine
 from lstmserve.engine.compute.kernel import Kernel, KernelError
 from lstmserve.engine.errors import Draining, ModelError, Overloaded
 from lstmserve.engine.predict import Prediction, PredictJob
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import random_input, random_state
 from traffic import Oracle, open_session, start_engine, submit
 

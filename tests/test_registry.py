@@ -21,9 +21,10 @@ from lstmserve.engine.model import Life, slots_for
 from lstmserve.engine.predict import PredictJob
 from lstmserve.engine.session.live_sessions import SessionStart
 from lstmserve.engine.session.opening import IfExists, OpenRequest
+from lstmserve.head_layers import Linear
 from lstmserve.manifest import read_model
 from lstmserve.server.message_sizes import MessageSizes
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from modelmaking import make_model, random_input
 from traffic import NoMetrics, open_session, submit
 

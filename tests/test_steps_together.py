@@ -18,13 +18,14 @@ from lstmserve.engine.clock import Now
 from lstmserve.engine.errors import ServeError
 from lstmserve.engine.scheduling import ordering, settle
 from lstmserve.engine.scheduling.work import Request
+from lstmserve.head_layers import Linear
 from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.native.step_many import StepManyCalls
 from lstmserve.server.native.steps import StepCalls, UnaryStep
 from lstmserve.server.observe.metrics import Metrics
 from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.steps import Steps
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.tokens import Limits
 from lstmserve.wire.v1 import lstm_pb2 as pb
 from modelmaking import random_input

@@ -21,6 +21,7 @@ from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
 from lstmserve.engine.model import SELF_TEST_SLOTS, spare_slots
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import GraphWindowNetwork, LstmWindowNetwork
+from lstmserve.head_layers import LayerNorm, Linear
 from lstmserve.manifest import InvalidModelFolder, read_model
 from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import (
@@ -28,8 +29,6 @@ from lstmserve.spec import (
     MISSING,
     WINDOW_FILLS,
     InvalidSpec,
-    LayerNorm,
-    Linear,
     LstmSpec,
     ModelSpec,
     TensorSpec,

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from lstmserve.golden import Golden
+from lstmserve.head_layers import Linear
 from lstmserve.rows import RowFormat, Rows
-from lstmserve.spec import KNOWN, MISSING, WINDOW, Linear, LstmSpec, ModelSpec
+from lstmserve.spec import KNOWN, MISSING, WINDOW, LstmSpec, ModelSpec
 from lstmserve.v1 import lstm_pb2 as pb
 from modelmaking import TINY, make_model
 from stepgraph import write

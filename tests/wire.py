@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from lstmserve.config import Config
 from lstmserve.engine import Engine, load_models
 from lstmserve.engine.clock import Now, read_clocks
+from lstmserve.head_layers import Linear
 from lstmserve.server.access.auth import AnonymousAuthenticator
 from lstmserve.server.kserve import service as kserve
 from lstmserve.server.native import service
@@ -29,7 +30,7 @@ from lstmserve.server.pending_bytes import PendingBytes
 from lstmserve.server.ports import SERVICES, make_server
 from lstmserve.server.transport import QueueServer
 from lstmserve.server.transport.health import Health
-from lstmserve.spec import Linear, LstmSpec
+from lstmserve.spec import LstmSpec
 from lstmserve.store import Store
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from lstmserve.graph import Weights
-from lstmserve.spec import Elu, LayerNorm, Linear, LstmSpec
+from lstmserve.head_layers import Elu, LayerNorm, Linear
+from lstmserve.spec import LstmSpec
 from modelmaking import TINY, Floats, make_model, reference
 from serving import COMMAND, Serving
 

@@ -10,20 +10,17 @@ from typing import Final
 from rich.console import Console
 
 from lstmserve.extras import hint, missing_modules
-from lstmserve.manifest import Manifest
-from lstmserve.spec import (
+from lstmserve.head_layers import (
     BatchNorm,
     Elu,
     HeadLayer,
     LayerNorm,
     LeakyRelu,
     Linear,
-    LstmSpec,
-    ModelSpec,
-    TensorSpec,
-    WindowFill,
     layer_name,
 )
+from lstmserve.manifest import Manifest
+from lstmserve.spec import LstmSpec, ModelSpec, TensorSpec, WindowFill
 from lstmserve_export.refusal import printable
 from lstmserve_export.target import Exported
 

@@ -1,7 +1,7 @@
 """What a model says of itself: the names, shapes and dtypes of its inputs, outputs and states.
 
 ModelSpec is all that the engine, the dialects and the clients know of a model. LstmSpec has the
-layers of an nn.LSTM and its head, from which the graph is built. A Tap names the places of a
+sizes of an nn.LSTM and its head, from which the graph is built. A Tap names the places of a
 recurrent layer in a step graph. No arrays, no I/O.
 """
 
@@ -12,7 +12,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal
+
+from lstmserve.head_layers import (
+    SIZE_MAX,
+    HeadLayer,
+    Linear,
+    check_layer,
+    layer_json,
+    layer_of_json,
+)
+from lstmserve.head_layers import InvalidSpec as InvalidSpec  # the spec's users have it from here
 
 Dtype = Literal["float32", "int64", "bool"]
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float32": 4, "int64": 8, "bool": 1}
@@ -44,27 +54,7 @@ LayerKind = Literal["lstm", "gru", "rnn"]
 LAYER_STATES: Final[Mapping[str, int]] = {"lstm": 2, "gru": 1, "rnn": 1}  # h and c, or h
 LAYER_WEIGHTS: Final = ("W", "R", "B", "P")  # of the input and of h, biases, projection
 
-# torch's functions of these names, without parameters or with torch's defaults; softmax and
-# log_softmax are over the features, gelu_tanh is gelu(approximate="tanh").
-Activation = Literal[
-    "relu",
-    "tanh",
-    "sigmoid",
-    "softmax",
-    "log_softmax",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "softplus",
-    "hardtanh",
-]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-SIZE_MAX = 1 << 16
 LAYERS_MAX = 64
-
-
-class InvalidSpec(ValueError):
-    """No model can have this spec. The message names the field and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,77 +106,6 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """torch.nn.Linear, y = x W^T + b, from the width before it to `out_features`."""
-
-    out_features: int
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        out, bias = self.out_features, self.bias
-        if type(out) is not int or not 1 <= out <= SIZE_MAX or type(bias) is not bool:
-            raise InvalidSpec(f"head: {self} must have out_features in [1, {SIZE_MAX}]")
-
-
-@dataclass(frozen=True, slots=True)
-class Elu:
-    """torch.nn.ELU: x where x > 0, else alpha * (exp(x) - 1)."""
-
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not _is_finite(self.alpha):
-            raise InvalidSpec(f"head: {self} must have a finite number as alpha")
-
-
-@dataclass(frozen=True, slots=True)
-class LeakyRelu:
-    """torch.nn.LeakyReLU: x where x > 0, else negative_slope * x."""
-
-    negative_slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not _is_finite(self.negative_slope):
-            raise InvalidSpec(f"head: {self} must have a finite number as negative_slope")
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """torch.nn.LayerNorm over the features: (x - mean) / sqrt(variance + eps) * weight + bias."""
-
-    eps: float = 1e-5
-    weight: bool = True
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        if not _is_finite(self.eps) or self.eps <= 0:
-            raise InvalidSpec(f"head: {self} must have a number above 0 as eps")
-        if type(self.weight) is not bool or type(self.bias) is not bool:
-            raise InvalidSpec(f"head: {self} must have true or false as weight and bias")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNorm:
-    """torch.nn.BatchNorm1d in eval mode: x * factor + offset, which its tensors give."""
-
-
-HEAD_LAYERS: Final = (Linear, Elu, LeakyRelu, LayerNorm, BatchNorm)
-HeadLayer = Linear | Elu | LeakyRelu | LayerNorm | BatchNorm | Activation
-LAYER_KEYS: Final[Mapping[str, type[Elu | LeakyRelu | LayerNorm | BatchNorm]]] = {
-    "elu": Elu,
-    "leaky_relu": LeakyRelu,
-    "layer_norm": LayerNorm,
-    "batch_norm": BatchNorm,
-}
-FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
-
-
-def _is_finite(value: object) -> bool:
-    """Whether float32 holds the number."""
-    return type(value) is float and abs(value) <= FLOAT32_MAX
-
-
-@dataclass(frozen=True, slots=True)
 class LstmSpec:
     """The network y = head(lstm(x)), in torch.nn.LSTM's names.
 
@@ -227,7 +146,7 @@ class LstmSpec:
             if type(value := getattr(self, name)) is not bool:
                 raise InvalidSpec(f"{name} is {value!r}, must be true or false")
         for layer in self.head:
-            _check_layer(layer)
+            check_layer(layer)
         if self.num_embeddings and self.input_norm:
             raise InvalidSpec("input_norm: a model that takes tokens has no x to normalise")
         if self.residual:
@@ -296,7 +215,7 @@ class LstmSpec:
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values; from_json(to_json()) is equal to self."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["head"] = [_layer_json(layer) for layer in self.head]
+        values["head"] = [layer_json(layer) for layer in self.head]
         values["residual"] = list(self.residual)
         # The fingerprint covers these values, and that of a model without the new fields must stay.
         return {name: value for name, value in values.items() if value or name not in LATER_FIELDS}
@@ -309,7 +228,7 @@ class LstmSpec:
         if unknown:
             raise InvalidSpec(f"unknown fields: {', '.join(unknown)}")
         try:
-            head = tuple(_head_layer(value) for value in values.get("head", ()))
+            head = tuple(layer_of_json(value) for value in values.get("head", ()))
             residual = tuple(values.get("residual", ()))
             return cls(**{**values, "head": head, "residual": residual})
         except InvalidSpec:
@@ -319,38 +238,6 @@ class LstmSpec:
 
 
 LATER_FIELDS: Final = ("residual", "initial_state")  # which the first manifests do not have
-
-
-def _check_layer(layer: HeadLayer) -> None:
-    """Raises InvalidSpec for what is no layer; the classes check their own fields."""
-    if not isinstance(layer, HEAD_LAYERS) and layer not in ACTIVATIONS:
-        raise InvalidSpec(f"head: {layer!r} is not one of {', '.join(ACTIVATIONS)}")
-
-
-def layer_name(layer: HeadLayer) -> str:
-    """The layer as a function's name, such as leaky_relu."""
-    if isinstance(layer, str):
-        return layer
-    if isinstance(layer, Linear):
-        return "linear"
-    return next(key for key, kind in LAYER_KEYS.items() if kind is type(layer))
-
-
-def _layer_json(layer: HeadLayer) -> Any:
-    if isinstance(layer, str):
-        return layer
-    if isinstance(layer, Linear):
-        return {"linear": layer.out_features, "bias": layer.bias}
-    return {layer_name(layer): {each.name: getattr(layer, each.name) for each in fields(layer)}}
-
-
-def _head_layer(value: Any) -> HeadLayer:
-    if isinstance(value, str):
-        return cast(Activation, value)  # _check_layer() holds it to ACTIVATIONS
-    if "linear" in value:
-        return Linear(value["linear"], value["bias"])
-    ((key, values),) = value.items()
-    return LAYER_KEYS[key](**values)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from lstmserve.engine.compute.pool import INITIAL, Pool, Slots, States
 from lstmserve.engine.compute.slots import SlotAllocator
 from lstmserve.engine.model import slots_for
 from lstmserve.graph.network import LstmLayout
-from lstmserve.spec import Linear, LstmSpec, ModelSpec
+from lstmserve.head_layers import Linear
+from lstmserve.spec import LstmSpec, ModelSpec
 
 LSTM = LstmSpec(1, 2, 2, head=(Linear(2),))
 SPEC = ModelSpec.of_lstm(LSTM)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from lstmserve.spec import LAYERS_MAX, SIZE_MAX
+from lstmserve.head_layers import SIZE_MAX
+from lstmserve.spec import LAYERS_MAX
 from lstmserve_export.lstm.head import Layers, describe_choices
 from lstmserve_export.lstm.names import BROKEN, LinearNames, Recurrent, resolve
 from lstmserve_export.lstm.takes import check_tensor

@@ -13,17 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lstmserve.spec import (
+from lstmserve.head_layers import (
     Activation,
     BatchNorm,
     Elu,
     HeadLayer,
-    InvalidSpec,
     LayerNorm,
     LeakyRelu,
     Linear,
-    LstmSpec,
 )
+from lstmserve.spec import InvalidSpec, LstmSpec
 from lstmserve_export.refusal import Refused, shorten
 
 Floats = npt.NDArray[np.float64]

@@ -16,7 +16,8 @@ import numpy as np
 
 from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.weights import Weights
-from lstmserve.spec import BatchNorm, Elu, HeadLayer, LayerNorm, LeakyRelu, Linear, LstmSpec
+from lstmserve.head_layers import BatchNorm, Elu, HeadLayer, LayerNorm, LeakyRelu, Linear
+from lstmserve.spec import LstmSpec
 
 # The activations that are one node: its operator and attributes.
 NODES: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {

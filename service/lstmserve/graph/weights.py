@@ -22,7 +22,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.spec import BatchNorm, HeadLayer, LayerNorm, Linear, LstmSpec, WindowFill
+from lstmserve.head_layers import BatchNorm, HeadLayer, LayerNorm, Linear
+from lstmserve.spec import LstmSpec, WindowFill
 
 INITIAL_STATE: Final = "initial."  # the tensor initial.NAME is the state NAME of a new session
 
