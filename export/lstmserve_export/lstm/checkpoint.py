@@ -142,8 +142,7 @@ def _load_pickle(file: IO[bytes], name: str) -> object:
     """A pickle that no torch wrote: a dict of numpy's arrays."""
     try:
         content = read_pickle(file)
-        if unsafe := [each for each in named_globals(content) if each not in HARMLESS]:
-            raise _holds_objects(name, unsafe)
+        _check_globals(content, name)
         return Decoder(_no_storage).mapping(content) if isinstance(content, Mapping) else content
     except FAULTS as error:
         raise Refused(f"{name} is no pickle, or {DAMAGED} ({one_line(error)})") from error
@@ -158,19 +157,29 @@ def _load_script(file: IO[bytes], name: str) -> tuple[Tensors, tuple[str, ...]]:
     none. Runs none of its code."""
     try:
         with zipfile.ZipFile(file) as archive:
-            pickle = find_pickle(archive, "script") or ""
-            root = pickle.removesuffix("data.pkl")
-            _check_byte_order(archive, root)
-            with archive.open(pickle) as content:
-                module = read_pickle(content)
-            names = [each for each in named_globals(module) if each not in HARMLESS]
-            if unsafe := [each for each in names if not each.startswith(PROGRAM)]:
-                raise _holds_objects(name, unsafe)
+            module, root = _pickled(archive, "script")
+            _check_globals(module, name, PROGRAM)
             tensors = _decoder(archive, f"{root}data/").attributes(module)
             constants = _constants(archive, root, has_others=bool(tensors))
             return tensors | constants, functions(module)
     except FAULTS as error:
         raise Refused(f"{name}: {DAMAGED} ({one_line(error)})") from error
+
+
+def _pickled(archive: zipfile.ZipFile, kind: Kind) -> tuple[Any, str]:
+    """What the pickle of an archive says, as data, and the folder that it lies in."""
+    pickle = find_pickle(archive, kind) or ""
+    root = pickle.removesuffix("data.pkl")
+    _check_byte_order(archive, root)
+    with archive.open(pickle) as entry:
+        return read_pickle(entry), root
+
+
+def _check_globals(content: object, name: str, allowed: tuple[str, ...] = ()) -> None:
+    """Raises Refused for a pickle that names what could run, but for names that begin so."""
+    names = [each for each in named_globals(content) if each not in HARMLESS]
+    if unsafe := [each for each in names if not each.startswith(allowed)]:
+        raise _holds_objects(name, unsafe)
 
 
 def _decoder(archive: zipfile.ZipFile, folder: str) -> Decoder:
@@ -220,13 +229,8 @@ def _load_beside_numpy(file: IO[bytes], name: str) -> object:
     """A checkpoint of torch that holds arrays or numbers of numpy, which torch does not load."""
     try:
         with zipfile.ZipFile(file) as archive:
-            pickle = find_pickle(archive, "torch") or ""
-            root = pickle.removesuffix("data.pkl")
-            _check_byte_order(archive, root)
-            with archive.open(pickle) as entry:
-                content = read_pickle(entry)
-            if unsafe := [each for each in named_globals(content) if each not in HARMLESS]:
-                raise _holds_objects(name, unsafe)
+            content, root = _pickled(archive, "torch")
+            _check_globals(content, name)
             if not isinstance(content, Mapping):
                 return content
             return _decoder(archive, f"{root}data/").mapping(content)
