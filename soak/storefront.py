@@ -94,6 +94,9 @@ class StoreFront:
         finally:
             for each in writers:
                 each.close()
+            for each in writers:
+                with suppress(OSError):
+                    await each.wait_closed()
             self._writers -= writers
             self._passing.discard(task)
 

@@ -63,6 +63,7 @@ class Serving:
         )
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []
+        self._lines = threading.Condition()  # notified of each line of the log
         self.ready = self._read_until_ready()
         self.target: str = self.ready["listen"]
         self.metrics_url = f"http://{self.ready['metrics']}"
@@ -127,8 +128,14 @@ class Serving:
             self.wait()
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The log's lines of one event."""
+        """The log's lines of one event, which have been read so far."""
         return [line for line in self.log if line["event"] == event]
+
+    def wait_for(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines of one event, once there is one: a reply may be ahead of its line."""
+        with self._lines:
+            self._lines.wait_for(lambda: self.events(event), WAIT_S_MAX)
+        return self.events(event)
 
     def _read_until_ready(self) -> dict[str, Any]:
         while (line := self._read_line()) is not None:
@@ -147,10 +154,13 @@ class Serving:
         if not text:
             return None
         try:
-            self.log.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             self.noise.append(text)
             return {}
+        with self._lines:
+            self.log.append(line)
+            self._lines.notify_all()
         return self.log[-1]
 
 

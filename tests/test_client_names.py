@@ -36,6 +36,7 @@ SESSION = [
     "id",
     "incarnation",
     "info",
+    "missing_rows",
     "model",
     "model_info",
     "set_state",
@@ -114,7 +115,7 @@ def test_an_unknown_model_says_what_is_served(made: Client) -> None:
     """The error lists other models for an unknown name, and the newest version for a later one."""
     with pytest.raises(errors.ModelNotFound) as raised:
         made.session("tinny")
-    assert "no model 'tinny' is served here, but both, letters, projected, tiny" in str(
+    assert "no model 'tinny' is served here, but both, learned, letters, projected, tiny" in str(
         raised.value
     )
     with pytest.raises(

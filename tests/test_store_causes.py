@@ -324,7 +324,7 @@ def test_a_start_waits_for_its_store(serve: Serve, tmp_path: Path) -> None:
         server.start()
         while serving.get("/readyz") != (200, "OK\n"):
             pass
-        assert len(serving.events("store lost")) == len(serving.events("ready")) == 1
+        assert len(serving.wait_for("store lost")) == len(serving.wait_for("ready")) == 1
         assert serving.stop() == 0
         assert serving.noise == []
 

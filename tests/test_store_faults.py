@@ -57,7 +57,7 @@ def test_a_damaged_record_is_put_aside(serve: Serve, valkey: Valkey, raw: Any) -
     raw.set(KEY, bytes(content), px=60_000)
     serving = serve("--store", valkey.url)
     assert reason(serving) == "STATE_CORRUPT"
-    assert serving.events("damaged record put aside")
+    assert serving.wait_for("damaged record put aside")
     (aside,) = raw.keys(KEY + ":corrupt:*")
     assert raw.get(aside) == bytes(content)
     assert raw.ttl(aside) == -1

@@ -210,8 +210,13 @@ async def test_one_whose_answer_was_lost_is_told_as_it_is(tmp_path: Path, mode: 
         stepping = Stepping(wire, session)
         await stepping.under_way()
         beginnings.after = lost
-        said = await wire.refused("OpenSession", restart(session.id).SerializeToString())
-        assert said.reason == "STORE_TIMEOUT"
+        beginnings.going.clear()
+        content = restart(session.id).SerializeToString()
+        call = asyncio.create_task(wire.refused("OpenSession", content))
+        await wire.until(lambda: beginnings.count == 1)
+        await passes()  # until steps wait for the restart
+        beginnings.going.set()
+        assert (await call).reason == "STORE_TIMEOUT"
         assert await stepping.end() == ["SESSION_REPLACED"] * TOGETHER
         assert stepping.repeated
         stored = await gate.version(session.id)

@@ -66,7 +66,7 @@ async def test_a_sequence_outlives_a_kill_and_moves(
     assert "has ended" in str(gone.error)
     await triton.run("one_by_one", one.target, requests[:2])
     assert is_whole(models, xs, await triton.run("stream", two.target, requests))
-    assert len(two.events("sequence replaced: START came before END")) == 1
+    assert len(two.wait_for("sequence replaced: START came before END")) == 1
     assert two.metric("lstm_sessions_closed_total", reason="replaced") == 1
 
 
