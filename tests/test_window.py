@@ -21,6 +21,7 @@ from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel
 from lstmserve.engine.model import SELF_TEST_SLOTS, spare_slots
 from lstmserve.golden import Golden, excess
 from lstmserve.graph import GraphWindowNetwork, LstmWindowNetwork
+from lstmserve.graph.step_graph import OPSET_MIN
 from lstmserve.head_layers import LayerNorm, Linear
 from lstmserve.manifest import InvalidModelFolder, read_model
 from lstmserve.rows import RowFormat, Rows
@@ -175,11 +176,11 @@ def test_ragged_lengths_leave_each_row_its_own_window() -> None:
         assert not states["x.window"][b, : 5 - known].any()
 
 
-@pytest.mark.parametrize("fill", ["wait", "zeros"])
-def test_a_network_answers_for_its_last_rows(fill: WindowFill) -> None:
+@pytest.mark.parametrize(("fill", "opset"), [("wait", 20), ("zeros", 20), ("wait", OPSET_MIN)])
+def test_a_network_answers_for_its_last_rows(fill: WindowFill, opset: int) -> None:
     """A graph of a window, which looks at all of its rows, gives for every time step the bits of a
     plain onnxruntime session on that window, in any batch and chunks."""
-    step = attention(7, fill)
+    step = replace(attention(7, fill), opset=opset)
     spec = step.spec
     stream = Stream(step.window_network(), 5)
     named = random_rows(spec, 20, 5)

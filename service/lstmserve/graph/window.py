@@ -84,8 +84,9 @@ class WindowNetwork(PoolNetwork):
     def _add_sizes(self, g: GraphBuilder) -> None:
         """Adds T, B, and what each session and each time step has of its window."""
         x = self.layout.float_input or self.layout.int_input
-        g.add("Shape", [x], STEPS, start=0, end=1)
-        g.add("Shape", [x], SESSIONS, start=1, end=2)
+        shape = g.add("Shape", [x], "window/shape")
+        g.add("Gather", [shape, g.integers(0)], STEPS, axis=0)
+        g.add("Gather", [shape, g.integers(1)], SESSIONS, axis=0)
         g.add("Cast", ["lengths"], ENDS, to=DTYPES["int64"])
         if self.spec.window_fill == "zeros":
             return
