@@ -15,7 +15,6 @@ from soak.crowd import Kind, Mode
     [
         ("through", "bare", 0),
         ("behind", "bare", 0),
-        ("behind", "library", 0),
         ("behind", "library", 30),
     ],
 )
