@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,9 +18,9 @@ from lstmserve.graph import InvalidModel, StepNetwork
 from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
-from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.build import build_step
 from lstmserve_export.onnx_file.layout import Layout, find_layout
+from lstmserve_export.onnx_file.pairs import check_pairs, read_initial, read_pairs
 from lstmserve_export.onnx_file.reference import Reference
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, find_roles
@@ -30,6 +31,7 @@ from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
+CARRIED: Final = 8  # time steps of the sequences that begin from states that the file has left
 PREFIXES: Final = 24  # time steps of the sequence whose states are compared after each of them
 MANY: Final = 32  # sessions of the batch whose cost a note gives
 Progress = Callable[[str], None]
@@ -57,7 +59,8 @@ class _Job:
     def stream(self) -> Exported:
         """A file with states."""
         spec = self.layout.spec(self.request)
-        initial: Arrays = {}
+        path = self.request.initial_state
+        initial = read_initial(path, self.layout) if path else {}
         model = build_step(self.source, self.roles, self.layout, initial)
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
@@ -76,11 +79,30 @@ class _Job:
         return self._write(model, graph, spec, cases, parity, tuple(notes))
 
     def _cases(self, reference: Reference) -> tuple[dict[str, Golden], dict[str, Golden]]:
-        """The golden cases, and those that only the import checks."""
+        """The golden cases, and those that only the import checks. Raises Refused."""
         spec = reference.spec
         lengths = np.array(lengths_for(sum(each.size for each in spec.inputs)), np.int32)
         random = reference.case(self._random(spec, len(lengths), int(lengths.max())), lengths)
-        return {"random": random}, {}
+        cases = {"random": random}
+        if self.request.golden is not None:
+            cases["golden"] = self._golden_case(reference, self.request.golden)
+        # From the states that the file leaves, as a session that moves here from elsewhere.
+        carried = self._random(spec, len(lengths), CARRIED)
+        ends = np.minimum(lengths, CARRIED)
+        starts = {e.name: np.asarray(random.finals[e.name], e.dtype) for e in spec.states}
+        cases["carried"] = reference.case(carried, ends, starts)
+        first = {name: each[0, :PREFIXES] for name, each in random.inputs.items()}
+        return cases, {"prefixes": reference.prefixes(first)}
+
+    def _golden_case(self, reference: Reference, path: Path) -> Golden:
+        """The user's pairs, whose outputs the file itself gives. Raises Refused."""
+        pairs = read_pairs(path, self.layout)
+        initial = None
+        if pairs.initial:
+            initial = {**reference.initial(len(pairs.lengths)), **pairs.initial}
+        case = reference.case(dict(pairs.inputs), pairs.lengths, initial)
+        check_pairs(pairs, case.outputs, reference.spec)
+        return case
 
     def _random(self, spec: ModelSpec, count: int, steps: int) -> dict[str, Any]:
         rng = np.random.default_rng(SEED)

@@ -31,6 +31,12 @@ class Place:
     time: int | None = None
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """The file's axes that `spec` has, in order."""
+        lacks = {*self.ones, self.batch}
+        return tuple(at for at in range(len(self.value.shape)) if at not in lacks)
+
+    @property
     def file_shape(self) -> tuple[int, ...]:
         """The shape of one time step of one session in the file, with all axes."""
         sizes = iter(self.spec.shape)
