@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -19,20 +19,19 @@ from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
 from lstmserve_export.onnx_file.build import build_step
+from lstmserve_export.onnx_file.cases import Cases, make_cases
 from lstmserve_export.onnx_file.layout import Layout, find_layout
-from lstmserve_export.onnx_file.pairs import check_pairs, read_initial, read_pairs
+from lstmserve_export.onnx_file.pairs import read_initial
 from lstmserve_export.onnx_file.reference import Reference
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, find_roles
 from lstmserve_export.onnx_file.source import Source, read_source
 from lstmserve_export.refusal import Refused
-from lstmserve_export.sequences import SEED, lengths_for
+from lstmserve_export.sequences import SEED
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
-CARRIED: Final = 8  # time steps of the sequences that begin from states that the file has left
-PREFIXES: Final = 24  # time steps of the sequence whose states are compared after each of them
 MANY: Final = 32  # sessions of the batch whose cost a note gives
 Progress = Callable[[str], None]
 
@@ -65,44 +64,19 @@ class _Job:
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
         reference = Reference(self.source, self.roles, self.layout, spec, initial)
-        cases, more = self._cases(reference)
+        draw = partial(self._random, spec)
+        cases = make_cases(reference, self.layout, draw, self.request.golden)
         network = StepNetwork(spec, graph)
         stream = Stream(network)
-        parity = self._prove(stream, cases, more)
-        notes = [*self.source.notes, *self.roles.notes, *self.layout.notes]
+        parity = self._prove(stream, cases)
+        notes = [*self.source.notes, *self.roles.notes, *self.layout.notes, *cases.notes]
         notes += _cost_notes(stream, self.layout)
         if network.scans_because and self.layout.is_batched:
             notes.append(
                 "chunks of many rows run one time step after the other, because "
                 f"{network.scans_because}"
             )
-        return self._write(model, graph, spec, cases, parity, tuple(notes))
-
-    def _cases(self, reference: Reference) -> tuple[dict[str, Golden], dict[str, Golden]]:
-        """The golden cases, and those that only the import checks. Raises Refused."""
-        spec = reference.spec
-        lengths = np.array(lengths_for(sum(each.size for each in spec.inputs)), np.int32)
-        random = reference.case(self._random(spec, len(lengths), int(lengths.max())), lengths)
-        cases = {"random": random}
-        if self.request.golden is not None:
-            cases["golden"] = self._golden_case(reference, self.request.golden)
-        # From the states that the file leaves, as a session that moves here from elsewhere.
-        carried = self._random(spec, len(lengths), CARRIED)
-        ends = np.minimum(lengths, CARRIED)
-        starts = {e.name: np.asarray(random.finals[e.name], e.dtype) for e in spec.states}
-        cases["carried"] = reference.case(carried, ends, starts)
-        first = {name: each[0, :PREFIXES] for name, each in random.inputs.items()}
-        return cases, {"prefixes": reference.prefixes(first)}
-
-    def _golden_case(self, reference: Reference, path: Path) -> Golden:
-        """The user's pairs, whose outputs the file itself gives. Raises Refused."""
-        pairs = read_pairs(path, self.layout)
-        initial = None
-        if pairs.initial:
-            initial = {**reference.initial(len(pairs.lengths)), **pairs.initial}
-        case = reference.case(dict(pairs.inputs), pairs.lengths, initial)
-        check_pairs(pairs, case.outputs, reference.spec)
-        return case
+        return self._write(model, graph, spec, cases.golden, parity, tuple(notes))
 
     def _random(self, spec: ModelSpec, count: int, steps: int) -> dict[str, Any]:
         rng = np.random.default_rng(SEED)
@@ -111,11 +85,9 @@ class _Job:
             for each in spec.inputs
         }
 
-    def _prove(
-        self, stream: Stream, cases: dict[str, Golden], more: dict[str, Golden]
-    ) -> dict[str, Any]:
+    def _prove(self, stream: Stream, cases: Cases) -> dict[str, Any]:
         try:
-            return prove_stream(stream, cases, more, self.progress)
+            return prove_stream(stream, cases.golden, cases.more, self.progress)
         except Mismatch as error:
             raise Refused(
                 f"{error}: served in batches, the file gives other answers than alone"
