@@ -147,6 +147,8 @@ def _check_tensor(tensor: TensorProto, file: str) -> None:
     _check_text(file, tensor.name)
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise InvalidModel(f"{tensor.name} lies in another file; {file} must hold its weights")
+    if any(size < 0 for size in tensor.dims):
+        raise InvalidModel(f"{file}: {tensor.name!r} has a negative size")
     try:
         values = numpy_helper.to_array(tensor)
     except Exception as error:
