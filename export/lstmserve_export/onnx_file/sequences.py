@@ -57,7 +57,9 @@ def rows_max(spec: ModelSpec) -> int:
     return max(LENGTHS[0], min(SCALES[-1] * LENGTHS[0], VALUES_MAX // width))
 
 
-def sequence_case(reference: WholeReference, spec: ModelSpec, sequences: Sequence[Arrays]) -> Golden:
+def sequence_case(
+    reference: WholeReference, spec: ModelSpec, sequences: Sequence[Arrays]
+) -> Golden:
     """The golden case of sequences [T, *shape] of several lengths. Raises Refused."""
     answers = [reference.answer(each) for each in sequences]
     lengths = [len(next(iter(each.values()))) for each in sequences]
