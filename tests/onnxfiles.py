@@ -1,7 +1,7 @@
 """Small ONNX files as others make them: odd layouts, odd dtypes, subgraphs. One function each.
 
-No code of lstmserve made such a file. FileOracle is what onnxruntime says of one: a plain session of
-the file as it is, one time step of one stream after another.
+No code of lstmserve made such a file. FileOracle is what onnxruntime says of one: a plain session
+of the file as it is, one time step of one stream after another.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ PAIRS = {"memory": "memory_out", "ticks": "ticks_out", "loud": "loud_out"}
 
 
 def looped(seed: int = 0) -> bytes:
-    """All floats of the state in one tensor with the batch on axis 1, an int64 and a bool state, and
-    a Loop inside."""
+    """All floats of the state in one tensor with the batch on axis 1, an int64 and a bool state,
+    and a Loop inside."""
     return model_of(LOOPED, _weights(seed))
 
 
