@@ -17,7 +17,8 @@ from onnx import TensorProto
 
 from lstmserve.graph.builder import GraphBuilder
 from lstmserve.graph.fold import renamed
-from lstmserve.graph.step_graph import DOMAINS, IR_VERSION_MIN, one_line
+from lstmserve.graph.safety import DOMAINS, one_line
+from lstmserve.graph.step_graph import IR_VERSION_MIN
 from lstmserve.graph.step_layout import NET, renamed_node
 from lstmserve.spec import INITIAL, NEXT
 from lstmserve_export.arrays import Arrays
