@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
 import onnx
 
 from lstmserve.golden import Golden, dump_golden
@@ -20,14 +19,14 @@ from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
 from lstmserve_export.onnx_file.build import build_step
 from lstmserve_export.onnx_file.cases import Cases, make_cases
-from lstmserve_export.onnx_file.layout import Layout, find_layout
+from lstmserve_export.onnx_file.layout import Layout, check_dtypes, layout_of
 from lstmserve_export.onnx_file.pairs import read_initial
 from lstmserve_export.onnx_file.reference import Reference
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, find_roles
 from lstmserve_export.onnx_file.source import Source, read_source
+from lstmserve_export.onnx_file.trial import Trial
 from lstmserve_export.refusal import Refused
-from lstmserve_export.sequences import SEED
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
@@ -43,8 +42,10 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     source = read_source(request.file)
     roles = find_roles(source, request)
     progress("find batch and time")
-    layout = find_layout(source, roles, request)
-    return _Job(request, source, roles, layout, progress).stream()
+    check_dtypes(roles)
+    trial = Trial(source, roles, request, {})
+    layout = layout_of(trial, request)
+    return _Job(request, source, roles, layout, trial, progress).stream()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class _Job:
     source: Source
     roles: Roles
     layout: Layout
+    trial: Trial
     progress: Progress
 
     def stream(self) -> Exported:
@@ -64,7 +66,7 @@ class _Job:
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
         reference = Reference(self.source, self.roles, self.layout, spec, initial)
-        draw = partial(self._random, spec)
+        draw = partial(self.trial.sequences, self.layout.inputs)
         cases = make_cases(reference, self.layout, draw, self.request.golden)
         network = StepNetwork(spec, graph)
         stream = Stream(network)
@@ -77,13 +79,6 @@ class _Job:
                 f"{network.scans_because}"
             )
         return self._write(model, graph, spec, cases.golden, parity, tuple(notes))
-
-    def _random(self, spec: ModelSpec, count: int, steps: int) -> dict[str, Any]:
-        rng = np.random.default_rng(SEED)
-        return {
-            each.name: rng.standard_normal((count, steps, *each.shape)).astype(each.dtype)
-            for each in spec.inputs
-        }
 
     def _prove(self, stream: Stream, cases: Cases) -> dict[str, Any]:
         try:

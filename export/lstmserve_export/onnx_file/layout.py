@@ -35,9 +35,14 @@ def find_layout(source: Source, roles: Roles, request: Request, given: Arrays = 
 
     Raises Refused where no batch, time or number of rows explains it.
     """
-    _check_dtypes(roles)
+    check_dtypes(roles)
+    return layout_of(Trial(source, roles, request, given), request)
+
+
+def layout_of(trial: Trial, request: Request) -> Layout:
+    """find_layout() with the rows of a trial that the caller keeps."""
+    roles = trial.roles
     given_axes = _checked_axes(roles, request)
-    trial = Trial(source, roles, request, given)
     batch = _find_batch(trial, roles, given_axes)
     time: TimeAxes | NoTime = NoTime("")
     if not request.rows:
@@ -45,7 +50,8 @@ def find_layout(source: Source, roles: Roles, request: Request, given: Arrays = 
     return _Layouts(trial, roles, request, batch, time).build()
 
 
-def _check_dtypes(roles: Roles) -> None:
+def check_dtypes(roles: Roles) -> None:
+    """Raises Refused for a tensor of a dtype that is not served."""
     for value in (*roles.inputs, *roles.outputs):
         served_dtype(value)
     for pair in roles.states:
@@ -136,7 +142,7 @@ class _Layouts:
             is_batched=self._is_batched,
             is_over_time=is_over_time,
             notes=(*self._notes, *self._names.notes),
-            constant_batches=batch.constants if isinstance(batch, BatchAxes) else {},
+            repeated=batch.repeated if isinstance(batch, BatchAxes) else {},
             is_exact=not isinstance(batch, BatchAxes) or batch.error == 0,
         )
 

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
+from lstmserve_export.onnx_file.place import Place
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, StatePair
 from lstmserve_export.onnx_file.runner import Runner, RunRefused, are_finite
@@ -91,6 +92,20 @@ class Trial:
             each.name: self._sampler.draw(each, self.shapes[each.name], number, kind)
             for each in self.roles.inputs
         }
+
+    def sequences(self, places: Sequence[Place], count: int, steps: int) -> dict[str, Array]:
+        """Random rows [count, steps, *shape] of each of these, which are all inputs, by our names.
+        A sequence has rows of one kind."""
+        found = {}
+        for place in places:
+            name = place.value.name
+            rows = [
+                self.inputs(at, self._kinds[at // steps % len(self._kinds)])[name]
+                for at in range(count * steps)
+            ]
+            array = np.stack(rows).reshape(count, steps, *place.spec.shape)
+            found[place.spec.name] = array.astype(place.spec.dtype)
+        return found
 
     def after(self, results: Arrays) -> dict[str, Array]:
         """The states for the next step of a row that ran alone."""
