@@ -165,8 +165,8 @@ class WholeProbe:
                     continue
                 if trial.takes_two(value, axis):
                     raise Refused(
-                        f"axes {axes[value.name]} and {axis} of {value} may both have any size, and "
-                        "neither is a batch: fix one of them in the file"
+                        f"axes {axes[value.name]} and {axis} of {value} may both have any size, "
+                        "and neither is a batch: fix one of them in the file"
                     )
         times = self._times(candidate)
         placing = Placing(
@@ -227,8 +227,8 @@ class WholeProbe:
         batch = find_given_batch(trial, self._given)
         if isinstance(batch, NoBatch):
             raise Refused(
-                f"--rows {self._rows}: the file has no states, so its steps must lie along a batch: "
-                f"{batch.reason}"
+                f"--rows {self._rows}: the file has no states, so its steps must lie along a "
+                f"batch: {batch.reason}"
             )
         placing = Placing(
             self._roles,
@@ -238,9 +238,8 @@ class WholeProbe:
             time_before=batch.before,
             time_after=batch.after,
         )
-        return placing.layout(
-            ("the file has no states: its steps do not depend on each other",)
-        ), trial
+        note = "the file has no states: its steps do not depend on each other"
+        return placing.layout((note,)), trial
 
     def _no_time(self) -> Refused:
         values = ", ".join(map(str, self._roles.inputs))
@@ -253,8 +252,8 @@ class WholeProbe:
                     f"{value.name}=VALUE if it has one value"
                 )
         return Refused(
-            f"no axis of {values} takes sequences of any length: give --window N if an axis has the "
-            "N rows of a window"
+            f"no axis of {values} takes sequences of any length: give --window N if an axis has "
+            "the N rows of a window"
         )
 
 
