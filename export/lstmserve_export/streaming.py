@@ -102,7 +102,16 @@ def prove(
     Raises Mismatch where an output is too far from forward(), and Refused where onnxruntime fails
     or mixes rows.
     """
-    stream = Stream(network)
+    return prove_stream(Stream(network), cases, more, progress)
+
+
+def prove_stream(
+    stream: Stream,
+    cases: Mapping[str, Golden],
+    more: Mapping[str, Golden],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """prove() of a stream that the caller keeps."""
     report: dict[str, float] = {}
     onnx_error = 0.0
     every = {**cases, **more}

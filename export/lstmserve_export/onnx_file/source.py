@@ -79,8 +79,7 @@ def _value(value: onnx.ValueInfoProto) -> Value:
     dims = tensor.shape.dim
     return Value(
         name=value.name,
-        dtype=DTYPES.get(tensor.elem_type)
-        or str(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))),
+        dtype=str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
         shape=tuple(d.dim_value if d.HasField("dim_value") else None for d in dims),
         symbols=tuple(d.dim_param for d in dims),
     )
