@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-import numpy as np
 import onnx
 
 from lstmserve.golden import Golden, dump_golden
@@ -17,20 +17,20 @@ from lstmserve.graph import InvalidModel, StepNetwork
 from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
-from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.build import build_step
-from lstmserve_export.onnx_file.layout import Layout, find_layout
+from lstmserve_export.onnx_file.cases import Cases, make_cases
+from lstmserve_export.onnx_file.layout import Layout, check_dtypes, layout_of
+from lstmserve_export.onnx_file.pairs import read_initial
 from lstmserve_export.onnx_file.reference import Reference
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, find_roles
 from lstmserve_export.onnx_file.source import Source, read_source
+from lstmserve_export.onnx_file.trial import Trial
 from lstmserve_export.refusal import Refused
-from lstmserve_export.sequences import SEED, lengths_for
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
-PREFIXES: Final = 24  # time steps of the sequence whose states are compared after each of them
 MANY: Final = 32  # sessions of the batch whose cost a note gives
 Progress = Callable[[str], None]
 
@@ -42,8 +42,10 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     source = read_source(request.file)
     roles = find_roles(source, request)
     progress("find batch and time")
-    layout = find_layout(source, roles, request)
-    return _Job(request, source, roles, layout, progress).stream()
+    check_dtypes(roles)
+    trial = Trial(source, roles, request, {})
+    layout = layout_of(trial, request)
+    return _Job(request, source, roles, layout, trial, progress).stream()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,48 +54,35 @@ class _Job:
     source: Source
     roles: Roles
     layout: Layout
+    trial: Trial
     progress: Progress
 
     def stream(self) -> Exported:
         """A file with states."""
         spec = self.layout.spec(self.request)
-        initial: Arrays = {}
+        path = self.request.initial_state
+        initial = read_initial(path, self.layout) if path else {}
         model = build_step(self.source, self.roles, self.layout, initial)
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
         reference = Reference(self.source, self.roles, self.layout, spec, initial)
-        cases, more = self._cases(reference)
+        draw = partial(self.trial.sequences, self.layout.inputs)
+        cases = make_cases(reference, self.layout, draw, self.request.golden)
         network = StepNetwork(spec, graph)
         stream = Stream(network)
-        parity = self._prove(stream, cases, more)
-        notes = [*self.source.notes, *self.roles.notes, *self.layout.notes]
+        parity = self._prove(stream, cases)
+        notes = [*self.source.notes, *self.roles.notes, *self.layout.notes, *cases.notes]
         notes += _cost_notes(stream, self.layout)
         if network.scans_because and self.layout.is_batched:
             notes.append(
                 "chunks of many rows run one time step after the other, because "
                 f"{network.scans_because}"
             )
-        return self._write(model, graph, spec, cases, parity, tuple(notes))
+        return self._write(model, graph, spec, cases.golden, parity, tuple(notes))
 
-    def _cases(self, reference: Reference) -> tuple[dict[str, Golden], dict[str, Golden]]:
-        """The golden cases, and those that only the import checks."""
-        spec = reference.spec
-        lengths = np.array(lengths_for(sum(each.size for each in spec.inputs)), np.int32)
-        random = reference.case(self._random(spec, len(lengths), int(lengths.max())), lengths)
-        return {"random": random}, {}
-
-    def _random(self, spec: ModelSpec, count: int, steps: int) -> dict[str, Any]:
-        rng = np.random.default_rng(SEED)
-        return {
-            each.name: rng.standard_normal((count, steps, *each.shape)).astype(each.dtype)
-            for each in spec.inputs
-        }
-
-    def _prove(
-        self, stream: Stream, cases: dict[str, Golden], more: dict[str, Golden]
-    ) -> dict[str, Any]:
+    def _prove(self, stream: Stream, cases: Cases) -> dict[str, Any]:
         try:
-            return prove_stream(stream, cases, more, self.progress)
+            return prove_stream(stream, cases.golden, cases.more, self.progress)
         except Mismatch as error:
             raise Refused(
                 f"{error}: served in batches, the file gives other answers than alone"
