@@ -43,7 +43,7 @@ class BatchAxes:
 
     before: Axes
     after: Axes
-    repeated: Axes
+    constants: Axes
     error: float
 
 

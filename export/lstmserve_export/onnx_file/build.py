@@ -152,7 +152,7 @@ class _Build:
     def _add_constants(self) -> None:
         """Adds the constant inputs, which a batch needs once for each session."""
         for name, array in self._constants.items():
-            axis = self._layout.repeated.get(name)
+            axis = self._layout.constant_batches.get(name)
             if axis is None:
                 self.g.constant(NET + name, array)
                 continue

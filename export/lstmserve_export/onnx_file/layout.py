@@ -142,7 +142,7 @@ class _Layouts:
             is_batched=self._is_batched,
             is_over_time=is_over_time,
             notes=(*self._notes, *self._names.notes),
-            repeated=batch.repeated if isinstance(batch, BatchAxes) else {},
+            constant_batches=batch.constants if isinstance(batch, BatchAxes) else {},
             is_exact=not isinstance(batch, BatchAxes) or batch.error == 0,
         )
 

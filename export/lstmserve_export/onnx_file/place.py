@@ -1,4 +1,4 @@
-"""What each tensor of a file is of one time step of one session, and how arrays go either way.
+"""What each tensor of a file is of one time step of one session.
 
 A place is what experiments found (layout.py); it runs nothing.
 """
@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from lstmserve.spec import ModelSpec, TensorSpec
-from lstmserve_export.arrays import Array
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.source import Value
 
@@ -44,20 +41,6 @@ class Place:
         lacks = {*self.ones, self.batch}
         return tuple(1 if at in lacks else next(sizes) for at in range(len(self.value.shape)))
 
-    def to_file(self, rows: Array) -> Array:
-        """Rows [B, *spec.shape] as the file's array, in the file's dtype; B is 1 without batch."""
-        if self.batch is None:
-            return rows.reshape(self.file_shape).astype(self.value.dtype)
-        shape = list(self.file_shape)
-        del shape[self.batch]
-        found = rows.reshape(len(rows), *shape).astype(self.value.dtype)
-        return np.moveaxis(found, 0, self.batch)
-
-    def to_rows(self, array: Array) -> Array:
-        """What to_file made of rows [B, *spec.shape], in the spec's dtype."""
-        moved = array[np.newaxis] if self.batch is None else np.moveaxis(array, self.batch, 0)
-        return moved.reshape(len(moved), *self.spec.shape).astype(self.spec.dtype)
-
 
 @dataclass(frozen=True, slots=True)
 class StatePlace:
@@ -73,17 +56,17 @@ class Layout:
 
     `is_batched`: every input, state and output has a batch; otherwise the graph takes one session a
     run. `is_over_time`: several rows along `Place.time` are so many time steps in one run, as an
-    experiment showed. `repeated` has the constants of which a batch takes one for each session, and
-    the axis along which they lie. `is_exact`: a row in a batch got the bits that it gets alone.
+    experiment showed. `constant_batches` has the axis of the sessions of a constant that has one.
+    `is_exact`: a row in a batch got the bits that it gets alone.
     """
 
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
     states: tuple[StatePlace, ...]
     is_batched: bool
+    constant_batches: Mapping[str, int] = field(default_factory=dict)
     is_over_time: bool = False
     notes: tuple[str, ...] = field(default=())
-    repeated: Mapping[str, int] = field(default_factory=dict)
     is_exact: bool = True
 
     def spec(self, request: Request) -> ModelSpec:

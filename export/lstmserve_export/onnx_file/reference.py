@@ -181,7 +181,7 @@ def _rows_to_ours(place: Place, array: Array) -> Array:
 
 
 def _to_file(place: Place, row: Array) -> Array:
-    return place.to_file(row[np.newaxis])
+    return np.asarray(row.reshape(place.file_shape), place.value.dtype)
 
 
 def _to_ours(place: Place, array: Array) -> Array:
@@ -191,7 +191,7 @@ def _to_ours(place: Place, array: Array) -> Array:
             f"the file gives {place.value.name} {list(array.shape)} for one time step of one "
             f"session, which should be {list(place.file_shape)}"
         )
-    return np.asarray(place.to_rows(array)[0])
+    return np.asarray(array.reshape(place.spec.shape), place.spec.dtype)
 
 
 def doubles(arrays: dict[str, Array]) -> dict[str, Any]:
