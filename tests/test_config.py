@@ -143,8 +143,8 @@ def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
 
 
 def test_wide_rows_have_shorter_messages() -> None:
-    """A step of length_max fits if the bytes that may wait have room for it and its reply; otherwise
-    as many rows as fit, and a row at the least."""
+    """A step of length_max fits if the bytes that may wait have room for it and its reply;
+    otherwise as many rows as fit, and a row at the least."""
     wanted = 8000 * 10_000 + FRAME_BYTES
     for room, found in ((2 * wanted, wanted), (2 * wanted - 1, wanted - 1), (16 << 20, 8 << 20)):
         config = Config(pending_bytes_max=room).resolved([LstmSpec(2000, 4)])
