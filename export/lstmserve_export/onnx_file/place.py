@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lstmserve.spec import ModelSpec, TensorSpec
+from lstmserve.spec import ModelSpec, TensorSpec, window_states
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.source import Value
 
@@ -71,8 +71,14 @@ class Layout:
 
     def spec(self, request: Request) -> ModelSpec:
         """The model's spec."""
+        inputs = tuple(each.spec for each in self.inputs)
+        states = tuple(each.before.spec for each in self.states)
+        if request.window:
+            states = window_states(inputs, request.window, request.window_fill)
         return ModelSpec(
-            tuple(each.spec for each in self.inputs),
+            inputs,
             tuple(each.spec for each in self.outputs),
-            tuple(each.before.spec for each in self.states),
+            states,
+            window=request.window,
+            window_fill=request.window_fill,
         )
