@@ -6,6 +6,7 @@ works, and a symbolic axis called batch may be time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lstmserve.spec import ModelSpec, TensorSpec
@@ -49,12 +50,14 @@ class StatePlace:
 class Layout:
     """`is_batched`: every input, state and output has a batch; otherwise the graph takes one
     session a run. `is_over_time`: several rows along `Place.time` are so many time steps in one
-    run, as an experiment showed."""
+    run, as an experiment showed. `constant_batches` has the axis of the sessions of a constant that
+    has one."""
 
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
     states: tuple[StatePlace, ...]
     is_batched: bool
+    constant_batches: Mapping[str, int] = field(default_factory=dict)
     is_over_time: bool = False
     notes: tuple[str, ...] = field(default=())
 

@@ -9,28 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, version_converter
+from onnx import helper, version_converter
 
 from lstmserve.graph.step_graph import OPSET_MIN
 from lstmserve.manifest import sha256
 from lstmserve_export.refusal import Refused, one_line
 from lstmserve_export.target import ONNX_BYTES_MAX
-
-DTYPES: Final = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.INT64: "int64",
-    TensorProto.INT32: "int32",
-    TensorProto.INT16: "int16",
-    TensorProto.INT8: "int8",
-    TensorProto.UINT8: "uint8",
-    TensorProto.BOOL: "bool",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +79,7 @@ def _value(value: onnx.ValueInfoProto) -> Value:
     dims = tensor.shape.dim
     return Value(
         name=value.name,
-        dtype=DTYPES.get(tensor.elem_type) or str(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))),
+        dtype=str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
         shape=tuple(d.dim_value if d.HasField("dim_value") else None for d in dims),
         symbols=tuple(d.dim_param for d in dims),
     )
