@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,8 +122,17 @@ async def hear_each(target: str, frames: Frames, *, is_live: bool) -> Heard:
 async def _hear_one(
     session: AsyncSession, frames: Frames, begin_s: float | None, heard: Heard, call: int
 ) -> None:
-    for t, frame in enumerate(frames):
-        due_s = time.perf_counter() if begin_s is None else begin_s + t * FRAME_S
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        (heard.y[call, t],) = await session.step(as_floats(frame))
-        heard.late_s[call, t] = time.perf_counter() - due_s
+    due_s: list[float] = []
+
+    async def spoken() -> AsyncIterator[Floats]:
+        for t, frame in enumerate(frames):
+            now_s = time.perf_counter()
+            due_s.append(now_s if begin_s is None else begin_s + t * FRAME_S)
+            await asyncio.sleep(max(0.0, due_s[t] - now_s))
+            yield as_floats(frame)
+
+    t = 0
+    async for y in session.stream(spoken()):
+        heard.y[call, t] = y.item()
+        heard.late_s[call, t] = time.perf_counter() - due_s[t]
+        t += 1
