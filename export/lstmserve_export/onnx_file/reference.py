@@ -4,7 +4,7 @@ step by step. These are the golden cases. It must not know how the file is rebui
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -35,8 +35,26 @@ def open_file(model: onnx.ModelProto) -> ort.InferenceSession:
         raise Refused(f"onnxruntime does not load the file: {one_line(error)}") from error
 
 
+class _Original:
+    """The file in plain onnxruntime."""
+
+    def __init__(self, source: Source, roles: Roles) -> None:
+        """Raises Refused."""
+        self._constants = roles.constants
+        self._session = open_file(source.original)
+
+    def run(self, feed: Arrays, places: Iterable[Place]) -> dict[str, Array]:
+        """The values of these places by the file's names. Raises Refused."""
+        names = [each.value.name for each in places]
+        try:
+            found = self._session.run(names, {**self._constants, **feed})
+        except Exception as error:  # onnxruntime's own have no base but this one
+            raise Refused(f"onnxruntime does not run the file: {one_line(error)}") from error
+        return dict(zip(names, found, strict=True))
+
+
 class Reference:
-    """The file's answers for sequences of one session each."""
+    """The file's answers to sequences of sessions, one session and one time step at a time."""
 
     def __init__(
         self, source: Source, roles: Roles, layout: Layout, spec: ModelSpec, initial: Arrays
@@ -44,12 +62,15 @@ class Reference:
         """`initial` has the states [*shape] that do not begin from zeros. Raises Refused."""
         self.spec = spec
         self._layout = layout
-        self._constants = roles.constants
         self._initial = {
             each.name: initial.get(each.name, np.zeros(each.shape, each.dtype))
-            for each in (() if spec.window else spec.states)
+            for each in spec.states
         }
-        self._session = open_file(source.original)
+        self._file = _Original(source, roles)
+
+    def initial(self, count: int) -> dict[str, Array]:
+        """The states [count, *shape] of new sessions."""
+        return {name: np.stack([each] * count) for name, each in self._initial.items()}
 
     def case(
         self, inputs: Arrays, lengths: Array, initial: Mapping[str, Array] | None = None
@@ -60,33 +81,55 @@ class Reference:
         outputs = {e.name: np.zeros((count, steps, *e.shape), e.dtype) for e in self.spec.outputs}
         finals = {e.name: np.zeros((count, *e.shape), e.dtype) for e in self.spec.states}
         for row, length in enumerate(lengths):
-            states = {
-                name: each if initial is None else initial[name][row]
-                for name, each in self._initial.items()
-            }
-            for step in range(length):
-                given = {name: each[row, step] for name, each in inputs.items()}
-                found, states = self.step(given, states)
+            start = None if initial is None else {n: each[row] for n, each in initial.items()}
+            sequence = {name: each[row, :length] for name, each in inputs.items()}
+            for step, (found, states) in enumerate(self.steps(sequence, start)):
                 for name, each in found.items():
                     outputs[name][row, step] = each
-            for name, each in states.items():
-                finals[name][row] = each
-        return Golden(inputs, lengths, initial, _doubles(outputs), _doubles(finals), 0.0)
+                for name, each in states.items():
+                    finals[name][row] = each
+        return Golden(inputs, lengths, initial, doubles(outputs), doubles(finals), 0.0)
 
-    def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
+    def prefixes(self, sequence: Arrays) -> Golden:
+        """The golden case of all beginnings of one sequence [T, *shape]: it has the states after
+        each of its steps. Raises Refused."""
+        count = len(next(iter(sequence.values())))
+        found, states = zip(*self.steps(sequence, None), strict=True)
+
+        def all_of(rows: Sequence[Arrays]) -> dict[str, Array]:
+            return {name: np.stack([each[name] for each in rows]) for name in rows[0]}
+
+        def repeated(rows: Arrays) -> dict[str, Array]:
+            return {name: np.stack([each] * count) for name, each in rows.items()}
+
+        return Golden(
+            inputs=repeated(sequence),
+            lengths=np.arange(1, count + 1, dtype=np.int32),
+            initial=None,
+            outputs=doubles(repeated(all_of(found))),
+            finals=doubles(all_of(states)),
+            torch_error=0.0,
+        )
+
+    def steps(self, sequence: Arrays, start: Arrays | None) -> Iterator[tuple[Arrays, Arrays]]:
+        """Outputs and states [*shape] after each step of one sequence [T, *shape]; `start` None:
+        the model's own. Raises Refused."""
+        states = self._initial if start is None else start
+        for step in range(len(next(iter(sequence.values())))):
+            given = {name: each[step] for name, each in sequence.items()}
+            found, states = self.step(given, states)
+            yield found, states
+
+    def step(self, inputs: Arrays, states: Arrays) -> tuple[Arrays, Arrays]:
         """Outputs and states [*shape] of one time step of one session. Raises Refused."""
         layout = self._layout
-        feed = dict(self._constants)
+        feed = {}
         for place in layout.inputs:
             feed[place.value.name] = _to_file(place, inputs[place.spec.name])
         for state in layout.states:
             feed[state.before.value.name] = _to_file(state.before, states[state.before.spec.name])
         afters = [each.after for each in layout.states]
-        names = [each.value.name for each in (*layout.outputs, *afters)]
-        try:
-            found = dict(zip(names, self._session.run(names, feed), strict=True))
-        except Exception as error:  # onnxruntime's own have no base but this one
-            raise Refused(f"onnxruntime does not run the file: {one_line(error)}") from error
+        found = self._file.run(feed, (*layout.outputs, *afters))
         return (
             {each.spec.name: _to_ours(each, found[each.value.name]) for each in layout.outputs},
             {
@@ -96,8 +139,49 @@ class Reference:
         )
 
 
-def _to_file(place: Place, array: Array) -> Array:
-    return array.reshape(place.file_shape).astype(place.value.dtype)
+class WholeReference:
+    """The file's answers to whole sequences, of a file without states."""
+
+    def __init__(self, source: Source, roles: Roles, layout: Layout) -> None:
+        """Raises Refused."""
+        self._layout = layout
+        self._file = _Original(source, roles)
+
+    def answer(self, sequence: Arrays) -> dict[str, Array]:
+        """Outputs [R, *shape] of one sequence [T, *shape]; R is 1 where an output has no axis of
+        time. Raises Refused."""
+        feed = {
+            each.value.name: _rows_to_file(each, sequence[each.spec.name])
+            for each in self._layout.inputs
+        }
+        found = self._file.run(feed, self._layout.outputs)
+        return {
+            each.spec.name: _rows_to_ours(each, found[each.value.name])
+            for each in self._layout.outputs
+        }
+
+
+def _rows_to_file(place: Place, rows: Array) -> Array:
+    """[T, *shape] with the rows along the file's axis of time."""
+    if place.time is None:
+        return _to_file(place, rows[-1])
+    shape = list(place.file_shape)
+    shape[place.time] = len(rows)
+    ours = [place.time, *(at for at in place.kept if at != place.time)]
+    order = [ours.index(at) for at in sorted(ours)]
+    return rows.transpose(order).reshape(shape).astype(place.value.dtype)
+
+
+def _rows_to_ours(place: Place, array: Array) -> Array:
+    """[R, *shape] of what the file gives."""
+    if place.time is None:
+        return _to_ours(place, array)[np.newaxis]
+    rows = np.moveaxis(array, place.time, 0)
+    return rows.reshape(len(rows), *place.spec.shape).astype(place.spec.dtype)
+
+
+def _to_file(place: Place, row: Array) -> Array:
+    return np.asarray(row.reshape(place.file_shape), place.value.dtype)
 
 
 def _to_ours(place: Place, array: Array) -> Array:
@@ -107,10 +191,10 @@ def _to_ours(place: Place, array: Array) -> Array:
             f"the file gives {place.value.name} {list(array.shape)} for one time step of one "
             f"session, which should be {list(place.file_shape)}"
         )
-    return array.reshape(place.spec.shape).astype(place.spec.dtype)
+    return np.asarray(array.reshape(place.spec.shape), place.spec.dtype)
 
 
-def _doubles(arrays: dict[str, Array]) -> dict[str, Any]:
+def doubles(arrays: dict[str, Array]) -> dict[str, Any]:
     """Floats of a golden case are float64."""
     return {
         name: each.astype(np.float64) if each.dtype == np.float32 else each

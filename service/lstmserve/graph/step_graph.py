@@ -1,10 +1,17 @@
-"""Reads the model.onnx of kind "network": a step graph, which somebody else's tools may have made.
+"""Reads the model.onnx of kind "network": a step graph, which other tools may have made.
 
 The graph computes one time step of a batch: inputs NAME [B, *shape] for each input and state of the
 spec -> outputs NAME for each output and NAME.next for each state. An initializer NAME.initial is
 the state's initial value. With a window of W rows it computes the last row's outputs of a whole
-window: NAME [B, W, *shape] for each input -> NAME [B, *shape] for each output, without states. This
-module refuses whatever the server must not run, before onnxruntime sees it. It runs nothing.
+window: NAME [B, W, *shape] for each input -> NAME [B, *shape] for each output, without states.
+
+Without a window and without states it computes one whole sequence, and has no axis for a batch: the
+first axis of every input is time, NAME [T, *shape], and has no fixed length. Each output is NAME
+[R, *shape], where R is what the graph gives, at most T, and the same for all outputs: T, fewer
+rows, or 1.
+
+This module refuses whatever the server must not run (safety.py), and a graph that is not of the
+spec. It runs nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,27 +31,11 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from lstmserve.graph.builder import DTYPES
 from lstmserve.graph.division import guard_divisions
 from lstmserve.graph.reader import InvalidModel
+from lstmserve.graph.safety import AGAIN, DOMAINS, check_safe, one_line, shorten_domains
 from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
 
-DOMAINS: Final = ("", "com.microsoft")
 OPSET_MIN: Final = 13  # from it on Split, Squeeze and Unsqueeze have the form that the pool's has
 IR_VERSION_MIN: Final = 8
-# EPContext names files with code of an engine. The others answer the same step with other bits.
-REFUSED_OPS: Final = frozenset(
-    (
-        "EPContext",
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    )
-)
-FLOATS: Final = frozenset(
-    (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-)
-AGAIN: Final = "export the model again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +61,11 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise InvalidModel("model.onnx is not an ONNX file, or is truncated") from error
-    _shorten_domains(model)
+    shorten_domains(model)
     opsets = _opsets(model)
     if model.functions:
         raise InvalidModel("model.onnx has functions of its own: inline them (onnx.inliner)")
-    for node in _all_nodes(model.graph.node):
-        _check_node(node)
-    for tensor in _tensors(model.graph):
-        _check_tensor(tensor)
+    check_safe(model, "model.onnx")
     _check_sides(model.graph, spec)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -99,14 +87,6 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
     )
 
 
-def _shorten_domains(model: onnx.ModelProto) -> None:
-    """ONNX's own domain has two names, of which its checker knows one."""
-    for opset in model.opset_import:
-        opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
-    for node in _all_nodes(model.graph.node):
-        node.domain = "" if node.domain == "ai.onnx" else node.domain
-
-
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     """The versions of the domains that nodes may use."""
     opsets = {each.domain: each.version for each in model.opset_import if each.domain in DOMAINS}
@@ -119,74 +99,6 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     return opsets
 
 
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """These nodes and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for graph in _subgraphs(node):
-            yield from _all_nodes(graph.node)
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _check_node(node: onnx.NodeProto) -> None:
-    sides = (*node.input, *node.output, *(each.name for each in node.attribute))
-    _check_text(node.op_type, node.domain, node.name, *sides)
-    for graph in _subgraphs(node):
-        _check_text(*(each.name for each in (*graph.input, *graph.output)))
-    if node.domain not in DOMAINS:
-        raise InvalidModel(
-            f"model.onnx has an operator {node.op_type} of the domain {node.domain!r}; the server "
-            "runs those of ONNX and com.microsoft alone"
-        )
-    if node.op_type in REFUSED_OPS:
-        raise InvalidModel(
-            f"model.onnx has an operator {node.op_type}, which the server does not run: it reads "
-            "files, or gives other numbers each time"
-        )
-    for attribute in node.attribute:
-        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-            raise InvalidModel(f"model.onnx has a sparse tensor in {node.op_type}")
-
-
-def _check_text(*names: str) -> None:
-    """protobuf gives bytes that are not UTF-8 as bytes."""
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidModel(f"model.onnx has a name that is not UTF-8: {AGAIN}")
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Initializers, and constants in attributes, of subgraphs too."""
-    if graph.sparse_initializer:
-        raise InvalidModel("model.onnx has sparse initializers: make them dense")
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-        for each in _subgraphs(node):
-            yield from _tensors(each)
-
-
-def _check_tensor(tensor: TensorProto) -> None:
-    """Refuses what lies in another file, has the wrong size, or has NaN."""
-    _check_text(tensor.name)
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise InvalidModel(f"{tensor.name} lies in another file; model.onnx must hold its weights")
-    try:
-        values = numpy_helper.to_array(tensor)
-    except Exception as error:
-        raise InvalidModel(f"model.onnx: {tensor.name!r}: {one_line(error)}") from error
-    if tensor.data_type in FLOATS and np.isnan(values).any():
-        raise InvalidModel(f"{tensor.name} has NaN values: {AGAIN}")
-
-
 def _check_sides(graph: onnx.GraphProto, spec: ModelSpec) -> None:
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [each for each in graph.input if each.name not in constants]
@@ -195,14 +107,23 @@ def _check_sides(graph: onnx.GraphProto, spec: ModelSpec) -> None:
         _check_values("input", inputs, rows)
         _check_values("output", graph.output, spec.outputs)
         return
+    if not spec.states:
+        _check_values("input", inputs, spec.inputs, "T")
+        _check_values("output", graph.output, spec.outputs, "R")
+        return
     after = (TensorSpec(each.name + NEXT, each.shape, each.dtype) for each in spec.states)
     _check_values("input", inputs, (*spec.inputs, *spec.states))
     _check_values("output", graph.output, (*spec.outputs, *after))
 
 
 def _check_values(
-    side: str, values: Iterable[onnx.ValueInfoProto], expected: Iterable[TensorSpec]
+    side: str,
+    values: Iterable[onnx.ValueInfoProto],
+    expected: Iterable[TensorSpec],
+    axis: Literal["B", "T", "R"] = "B",
 ) -> None:
+    """Raises InvalidModel. `axis` is the first of every tensor: the batch, time, or R, which may
+    have a fixed length."""
     found = {value.name: value for value in values}
     wanted = {each.name: each for each in expected}
     if missing := sorted(set(wanted) - set(found)):
@@ -210,19 +131,16 @@ def _check_values(
     if unknown := sorted(set(found) - set(wanted)):
         raise InvalidModel(f"model.onnx has an {side} {', '.join(unknown)}, not of the spec")
     for name, each in wanted.items():
+        shown = f"{each.dtype} [{', '.join((axis, *map(str, each.shape)))}]"
         tensor = found[name].type.tensor_type
         dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
         if tensor.elem_type != DTYPES[each.dtype] or dims[1:] != list(each.shape):
-            raise InvalidModel(f"{side} {name} of model.onnx is not {_described(each)}: {AGAIN}")
-        if not dims or dims[0] is not None:
+            raise InvalidModel(f"{side} {name} of model.onnx is not {shown}: {AGAIN}")
+        if not dims or (dims[0] is not None and axis != "R"):
+            kind = {"B": "dynamic batch axis", "T": "dynamic axis of time", "R": "axis of rows"}
             raise InvalidModel(
-                f"{side} {name} of model.onnx has no dynamic batch axis, must be "
-                f"{_described(each)}: {AGAIN}"
+                f"{side} {name} of model.onnx has no {kind[axis]}, must be {shown}: {AGAIN}"
             )
-
-
-def _described(spec: TensorSpec) -> str:
-    return f"{spec.dtype} [{', '.join(('B', *map(str, spec.shape)))}]"
 
 
 def _initial(spec: TensorSpec, initializers: Mapping[str, TensorProto]) -> npt.NDArray[Any]:
@@ -235,11 +153,6 @@ def _initial(spec: TensorSpec, initializers: Mapping[str, TensorProto]) -> npt.N
     if not np.isfinite(values).all():
         raise InvalidModel(f"{tensor.name} has infinite values: {AGAIN}")
     return values
-
-
-def one_line(error: Exception) -> str:
-    """Its message, cut."""
-    return " ".join(str(error).split())[:200]
 
 
 # The fingerprint ----------------------------------------------------------------------------------
