@@ -130,8 +130,6 @@ class _Job:
         if new is not None:
             cases["new"] = new
         if pairs := self._pairs(reference):
-            if any(len(each) != window for pair in pairs for each in pair.inputs.values()):
-                raise Refused(f"--golden: with --window {window} each sequence has {window} rows")
             rows = {n: np.stack([pair.inputs[n] for pair in pairs]) for n in pairs[0].inputs}
             cases["golden"] = whole_windows(reference, spec, rows)
         stream = Stream(GraphWindowNetwork(spec, graph))
@@ -162,7 +160,9 @@ class _Job:
         Refused."""
         if self.request.golden is None:
             return []
-        pairs = read_whole(self.request.golden, self.layout)
+        pairs, window = read_whole(self.request.golden, self.layout), self.request.window
+        if window and any(len(each) != window for pair in pairs for each in pair.inputs.values()):
+            raise Refused(f"--golden: with --window {window} each sequence has {window} rows")
         check_whole(pairs, [reference.answer(pair.inputs) for pair in pairs])
         return pairs
 

@@ -114,6 +114,9 @@ def given_rows(path: Path, names: Sequence[str]) -> Arrays:
     found = {name: arrays[name] for name in names if name in arrays}
     if len(names) == 1 and "x" in arrays:
         found.setdefault(names[0], arrays["x"])
+    for name, each in found.items():
+        if each.dtype.kind == "f" and not np.isfinite(each).all():
+            raise Refused(f"--golden: {name} has NaN or infinite values")
     return {name: each for name, each in found.items() if each.dtype.kind in "biuf" and each.size}
 
 
