@@ -45,31 +45,30 @@ class Taps:
 def find_taps(model: onnx.ModelProto, spec: ModelSpec, rows: Mapping[str, Any]) -> Taps:
     """Of the step graph `model`, which runs once for N sessions with the inputs [N, *shape]
     `rows`."""
-    named: dict[str, Tap] = {}
+    taps: list[Tap] = []
     left: dict[str, list[str]] = {}
     for place in _places(model.graph, spec):
         for node in place.nodes:
             label = node.name.removeprefix(NET) or f"{node.op_type} of {node.output[0]}"
-            label = f"{label} {len(named) + 1}" if label in named else label
-            if not isinstance(found := place.tap(node, label), Tap):
+            found = place.tap(node, label)
+            if isinstance(found, str):
                 left.setdefault(found, []).append(label)
+            elif len(taps) == TAPS_MAX:
+                left.setdefault(f"comes after the first {TAPS_MAX}", []).append(label)
             else:
-                named[label] = found
-    for tap in list(named.values())[TAPS_MAX:]:
-        left.setdefault(f"comes after the first {TAPS_MAX}", []).append(tap.layer)
-        del named[tap.layer]
+                taps.append(found)
     why = "gives other states than its formulas"
     try:
-        wrong = wrong_taps(model, spec, named.values(), rows)
+        wrong = wrong_taps(model, spec, taps, rows)
     except Refused:
-        why, wrong = "has values that onnxruntime does not give out", list(named.values())
-    for tap in wrong:
-        left.setdefault(why, []).append(tap.layer)
-        del named[tap.layer]
-    if not named and not left:
+        why, wrong = "has values that onnxruntime does not give out", taps
+    if wrong:
+        left[why] = [each.layer for each in wrong]
+        taps = [each for each in taps if each not in wrong]
+    if not taps and not left:
         return Taps((), (NONE,))
     notes = (f"gates cannot be shown of {shorten(e)}: each {why}" for why, e in left.items())
-    return Taps(tuple(named.values()), tuple(notes))
+    return Taps(tuple(taps), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
