@@ -56,9 +56,12 @@ def check_safe(model: onnx.ModelProto, file: str) -> None:
 
 def shorten_domains(model: onnx.ModelProto) -> None:
     """ONNX's own domain has two names, of which its checker knows one."""
-    for each in (*model.opset_import, *all_nodes(model.graph.node)):
-        if each.domain == "ai.onnx":
-            each.domain = ""
+    for opset in model.opset_import:
+        if opset.domain == "ai.onnx":
+            opset.domain = ""
+    for node in all_nodes(model.graph.node):
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
