@@ -101,13 +101,17 @@ class Step:
 
     def model(self) -> onnx.ModelProto:
         """Inputs and NAME of each state [B, *shape] -> outputs and NAME.next of each state; with a
-        window, inputs [B, W, *shape] -> outputs."""
+        window, inputs [B, W, *shape] -> outputs; without states, inputs [T, *shape] -> outputs
+        [R, *shape], whose first axes have different names."""
         spec = self.spec
         states = () if spec.window else spec.states
-        lead = ("B", spec.window) if spec.window else ("B",)
+        lead = ("B", spec.window) if spec.window else ("B",) if spec.states else ("T",)
         inputs = [_value(each.name, each, lead) for each in spec.inputs]
         inputs += [_value(each.name, each) for each in states]
-        outputs = [_value(each.name, each) for each in spec.outputs]
+        outputs = [
+            _value(each.name, each, ("B",) if spec.states else (f"R{i}",))
+            for i, each in enumerate(spec.outputs)
+        ]
         outputs += [_value(each.name + NEXT, each) for each in states]
         tensors = [numpy_helper.from_array(each, name) for name, each in self.constants.items()]
         nodes = [_node(line) for line in self.nodes.strip().splitlines()]

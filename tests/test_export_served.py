@@ -68,6 +68,10 @@ def test_a_residual_and_a_learned_state_load(tmp_path: Path, sizes: dict[str, ob
     done = export(lstm, head, name="net", models=tmp_path, residual=[2, 2, 0], initial_state=start)
     (model,) = load_models(Config(models=tmp_path, pool_bytes=1 << 20))
     assert model.fingerprint == done.manifest.fingerprint
-    found = model.portable.initial if model.pool is None else model.pool.read(np.array([INITIAL]))
+    found = (
+        model.sequences.layout.initial
+        if model.pool is None
+        else model.pool.read(np.array([INITIAL]))
+    )
     for name, wanted in zip("hc", start, strict=True):
         np.testing.assert_array_equal(found[name][0], wanted.numpy())

@@ -100,7 +100,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
         "malformed",
         lambda f: (f / MANIFEST).write_text("[" * 100_000),
     ),
-    "another format": ("this release reads 1", lambda f: edit_manifest(f, format=4)),
+    "another format": ("this release reads 1 to 4", lambda f: edit_manifest(f, format=5)),
     "no spec": ("malformed", lambda f: edit_manifest(f, spec=None)),
     "a spec of another release": (
         "unknown fields: dilation",

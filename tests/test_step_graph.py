@@ -354,7 +354,7 @@ def test_the_manifest_is_read_as_it_was_written(folder: Path) -> None:
         ("h.next", "y", "h", "h.next is the state h after the step"),
         ("x", "y", "h h.next", "h.next is the state h after the step"),
         ("h.initial", "y", "h", "h.initial is the initial value of the state h"),
-        ("x", "y", "", "states: a model has at least one"),
+        ("", "y", "h", "inputs: a model has at least one"),
         ("x", "", "h", "outputs: a model has at least one"),
     ],
 )

@@ -127,7 +127,7 @@ class ModelMismatch(LstmServeError):
 
 
 class ModelNotSteppable(LstmServeError):
-    """A bidirectional model reads whole sequences only: call predict."""
+    """A bidirectional model, or one without states, reads whole sequences only: call predict."""
 
 
 class Overloaded(LstmServeError):

@@ -1,7 +1,8 @@
 """Golden vectors: inputs with the outputs a model must give, and the parity gate. Runs no model.
 
-golden.npz of kind "network" has arrays CASE/lengths, CASE/torch_error, and CASE/GROUP/NAME for the
-groups of Golden; lstm_golden.py has the arrays of kind "lstm".
+golden.npz of kind "network" has arrays CASE/lengths, CASE/torch_error, CASE/GROUP/NAME for the
+groups of Golden, and for a model without states CASE/output_lengths; lstm_golden.py has the arrays
+of kind "lstm".
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class InvalidGolden(ValueError):
 class Golden:
     """N sequences and the outputs they must give, by name, each padded to T time steps.
 
+    A model without states may give fewer rows, R: `output_lengths` int32 [N] says how many for each
+    sequence, and `outputs` are [N, R, *shape]. None: as many as `lengths`.
+
     `inputs` [N, T, *shape]; `lengths` int32 [N]; `initial` [N, *shape] of every state, or None for
     the model's initial state. `outputs` [N, T, *shape], or [N, *shape] of the last time step with
     `last_only`; `finals` [N, *shape] of the states that are known. Floats that the model must give
@@ -59,6 +63,12 @@ class Golden:
     finals: Mapping[str, Array]
     torch_error: float
     last_only: bool = False
+    output_lengths: npt.NDArray[np.int32] | None = None
+
+    @property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """How many rows of outputs each sequence has, [N]."""
+        return self.lengths if self.output_lengths is None else self.output_lengths
 
     def part(self, rows: slice) -> Golden:
         """Some of the sequences."""
@@ -74,6 +84,7 @@ class Golden:
             cut(self.finals),
             self.torch_error,
             self.last_only,
+            None if self.output_lengths is None else self.output_lengths[rows],
         )
 
 
@@ -105,6 +116,10 @@ def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
     yield from _group_faults("inputs", case.inputs, spec.inputs, lead)
     if case.initial is not None:
         yield from _group_faults("initial", case.initial, spec.states, (count,))
+    if case.output_lengths is not None:
+        yield from _length_faults(case, spec)
+        steps = (each.shape[1] for each in case.outputs.values() if each.ndim > 1)
+        lead = count, max(steps, default=0)
     yield from _group_faults("outputs", case.outputs, spec.results, lead)
     if case.finals:
         yield from _group_faults("finals", case.finals, spec.states, (count,))
@@ -112,6 +127,19 @@ def _faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
     limit = torch_error_max(*floats)
     if not 0 <= case.torch_error <= limit:
         yield f"torch_error is {case.torch_error:.3g}, must be in [0, {limit:.3g}]"
+
+
+def _length_faults(case: Golden, spec: ModelSpec) -> Iterator[str]:
+    """Faults of `output_lengths`."""
+    if spec.states:
+        yield "output_lengths are for models without states"
+    if case.rows.shape != case.lengths.shape:
+        yield f"output_lengths has {len(case.rows)} sequences, lengths has {len(case.lengths)}"
+    if case.rows.min() < 0 or (case.rows > case.lengths).any():
+        yield "output_lengths must be in [0, the sequence's length]"
+    steps = max((each.shape[1] for each in case.outputs.values() if each.ndim > 1), default=0)
+    if steps < case.rows.max():
+        yield f"the outputs have {steps} rows, output_lengths says {case.rows.max()}"
 
 
 def _group_faults(
@@ -155,6 +183,8 @@ def dump_golden(cases: Mapping[str, Golden]) -> bytes:
         assert not case.last_only
         arrays[f"{name}/lengths"] = case.lengths
         arrays[f"{name}/torch_error"] = np.array(case.torch_error)
+        if case.output_lengths is not None:
+            arrays[f"{name}/output_lengths"] = case.output_lengths
         for group in GROUPS:
             members = getattr(case, group) or {}
             arrays |= {f"{name}/{group}/{key}": np.asarray(e) for key, e in members.items()}
@@ -175,13 +205,18 @@ def _case(arrays: Mapping[str, Array], name: str, spec: ModelSpec) -> Golden:
                 found[each.name] = take_array(arrays, key, dtype)
         return found
 
+    def lengths(kind: str) -> npt.NDArray[np.int32]:
+        return take_array(arrays, f"{name}/{kind}", np.int32).reshape(-1)
+
+    given = "output_lengths" if f"{name}/output_lengths" in arrays else None
     return Golden(
         inputs=group("inputs", spec.inputs, np.float32),
-        lengths=take_array(arrays, f"{name}/lengths", np.int32).reshape(-1),
+        lengths=lengths("lengths"),
         initial=group("initial", spec.states, np.float32) or None,
         outputs=group("outputs", spec.results, np.float64),
         finals=group("finals", spec.states, np.float64),
         torch_error=float(take_array(arrays, f"{name}/torch_error", np.float64)),
+        output_lengths=None if given is None else lengths(given),
     )
 
 

@@ -25,7 +25,10 @@ from lstmserve.graph import (
     LstmNetwork,
     LstmWindowNetwork,
     PoolNetwork,
+    SequenceNetwork,
     StepNetwork,
+    graph_sequences,
+    lstm_sequences,
     read_weights,
     step_graph,
 )
@@ -35,6 +38,7 @@ from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap, window_states
 
 FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is written for
 WINDOW_FORMAT = 3  # of either kind with a window
+SEQUENCES_FORMAT = 4  # of kind network without states
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
 NEW, OLD = ".new-", ".old-"  # of a version that is being written, and of the one that it replaces
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -76,7 +80,7 @@ class Manifest:
         """The text of manifest.json."""
         spec = self.spec.to_json() if self.spec.lstm is None else self.spec.lstm.to_json()
         values = {
-            "format": WINDOW_FORMAT if self.spec.window else FORMATS[self.spec.kind],
+            "format": _format(self.spec),
             "name": self.name,
             "version": self.version,
             "spec": spec,
@@ -111,13 +115,20 @@ class Manifest:
             raise InvalidModelFolder(f"{MANIFEST} is malformed: {error}") from error
 
 
+def _format(spec: ModelSpec) -> int:
+    """The oldest format that has such a model, so that older releases refuse it by its number."""
+    if spec.window:
+        return WINDOW_FORMAT
+    return FORMATS[spec.kind] if spec.states else SEQUENCES_FORMAT
+
+
 def _spec(values: dict[str, Any]) -> ModelSpec:
     """Takes format, kind, spec and window out of the values. Raises InvalidModelFolder and
     InvalidSpec."""
     found = values.pop("format", None)
-    if found not in (*FORMATS.values(), WINDOW_FORMAT) or type(found) is not int:
+    if type(found) is not int or not 1 <= found <= SEQUENCES_FORMAT:
         raise InvalidModelFolder(
-            f"{MANIFEST} has format {found!r}, this release reads 1 to {WINDOW_FORMAT}: "
+            f"{MANIFEST} has format {found!r}, this release reads 1 to {SEQUENCES_FORMAT}: "
             "export again, or serve it with the release that exported it"
         )
     window, fill = 0, None
@@ -125,14 +136,19 @@ def _spec(values: dict[str, Any]) -> ModelSpec:
         window, fill = values.pop("window"), values.pop("window_fill")
         window_states((), window, fill)  # it raises InvalidSpec also for no window
     kind = "lstm" if found == FORMATS["lstm"] else values.pop("kind", None)
-    if kind == "lstm" and found != FORMATS["network"]:
+    if kind == "lstm" and found in (FORMATS["lstm"], WINDOW_FORMAT):
         return ModelSpec.of_lstm(LstmSpec.from_json(values.pop("spec")), window, fill)
     if kind != "network":
         raise InvalidModelFolder(
             f"{MANIFEST} is of kind {kind!r}, this release serves lstm and network: "
             "serve it with the release that exported it"
         )
-    return ModelSpec.from_json(values.pop("spec"), window, fill)
+    spec = ModelSpec.from_json(values.pop("spec"), window, fill)
+    if _format(spec) != found:
+        raise InvalidModelFolder(
+            f"{MANIFEST} has format {found}, and its spec is of format {_format(spec)}: {AGAIN}"
+        )
+    return spec
 
 
 KINDS = {
@@ -167,7 +183,7 @@ class ModelFiles:
     """What the server needs of a version folder, after verification."""
 
     manifest: Manifest
-    network: PoolNetwork
+    network: PoolNetwork | SequenceNetwork
     golden: Mapping[str, Golden]
 
 
@@ -256,17 +272,20 @@ def read_model(models: Path, name: str, version: int) -> ModelFiles:
 def _read_contents(manifest: Manifest, model: bytes, golden: bytes) -> ModelFiles:
     """Raises InvalidModel, InvalidGolden and InvalidModelFolder."""
     spec, lstm = manifest.spec, manifest.spec.lstm
-    network: PoolNetwork
+    network: PoolNetwork | SequenceNetwork
     if lstm is None:
         graph = step_graph.read_step_graph(model, spec)
         _check_taps(manifest.taps, spec, graph)
-        network = GraphWindowNetwork(spec, graph) if spec.window else StepNetwork(spec, graph)
+        network = _network(spec, graph)
         found = step_graph.fingerprint(spec, graph)
     else:
         weights = read_weights(model, lstm)
-        network = LstmNetwork(lstm, weights)
         if spec.window:
             network = LstmWindowNetwork(spec, weights)
+        elif spec.is_streaming:
+            network = LstmNetwork(lstm, weights)
+        else:
+            network = lstm_sequences(lstm, weights)
         found = fingerprint(lstm, weights, (spec.window, spec.window_fill))
     if lstm is None or spec.window:
         cases = load_golden(golden, spec)
@@ -278,6 +297,13 @@ def _read_contents(manifest: Manifest, model: bytes, golden: bytes) -> ModelFile
     if manifest.fingerprint != found:
         raise InvalidModelFolder("the fingerprint does not match the weights")
     return ModelFiles(manifest, network, cases)
+
+
+def _network(spec: ModelSpec, graph: step_graph.StepGraph) -> PoolNetwork | SequenceNetwork:
+    """What serves a model of kind "network"."""
+    if spec.window:
+        return GraphWindowNetwork(spec, graph)
+    return StepNetwork(spec, graph) if spec.states else graph_sequences(spec, graph)
 
 
 def _check_taps(taps: tuple[Tap, ...], spec: ModelSpec, graph: step_graph.StepGraph) -> None:

@@ -244,9 +244,8 @@ LATER_FIELDS: Final = ("residual", "initial_state")  # which the first manifests
 class ModelSpec:
     """What everything but the graph knows of a model. Raises InvalidSpec.
 
-    `inputs` and `outputs` are float32 or int64. `states` are a session's memory. If `is_streaming`
-    is False, the model only takes whole sequences (Predict). `lstm` has the layers of kind "lstm";
-    it is None for kind "network".
+    `inputs` and `outputs` are float32 or int64. `states` are a session's memory; kind "network" may
+    have none. `lstm` has the layers of kind "lstm"; it is None for kind "network".
 
     With a `window` of W rows, the outputs of a time step are those of the network for the last W
     rows, from its initial state. The states are then window_states(). `window_fill` says what
@@ -256,13 +255,12 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: tuple[TensorSpec, ...]
-    is_streaming: bool = True
     lstm: LstmSpec | None = None
     window: int = 0
     window_fill: WindowFill | None = None
 
     def __post_init__(self) -> None:
-        for group in ("inputs", "outputs", "states"):
+        for group in ("inputs", "outputs"):
             if not getattr(self, group):
                 raise InvalidSpec(f"{group}: a model has at least one")
         for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -283,15 +281,26 @@ class ModelSpec:
         cls, lstm: LstmSpec, window: int = 0, window_fill: WindowFill | None = None
     ) -> ModelSpec:
         """The spec of a model of kind "lstm"."""
-        states, is_streaming = lstm.states, not lstm.bidirectional
-        if window:
-            states, is_streaming = window_states(lstm.inputs, window, window_fill), True
-        return cls(lstm.inputs, lstm.outputs, states, is_streaming, lstm, window, window_fill)
+        states = window_states(lstm.inputs, window, window_fill) if window else lstm.states
+        return cls(lstm.inputs, lstm.outputs, states, lstm, window, window_fill)
 
     @property
     def kind(self) -> Kind:
         """ "lstm": the graph is built from the weights; "network": a step graph."""
         return "network" if self.lstm is None else "lstm"
+
+    @cached_property
+    def is_streaming(self) -> bool:
+        """Whether the model takes steps; otherwise it takes whole sequences alone (Predict)."""
+        if self.window or self.lstm is None:
+            return bool(self.states)
+        return not self.lstm.bidirectional
+
+    @property
+    def is_row_by_row(self) -> bool:
+        """Whether a whole sequence gets as many rows of outputs as it has of inputs. Otherwise it
+        gets fewer: of the windows that are whole, or as many as a graph without states gives."""
+        return bool(self.states) and not self.waits
 
     @cached_property
     def state_bytes(self) -> int:
@@ -356,8 +365,6 @@ def _check_window(spec: ModelSpec) -> None:
     window, fill = spec.window, spec.window_fill
     if spec.states != window_states(spec.inputs, window, fill):
         raise InvalidSpec(f"states: they are not those of a window of {window} rows")
-    if not spec.is_streaming:
-        raise InvalidSpec("window: a model with a window takes steps")
     if fill == "grow" and spec.lstm is None:
         raise InvalidSpec("window_fill: grow is for kind lstm alone: take wait or zeros")
 

@@ -24,6 +24,7 @@ from lstmserve.spec import INITIAL, NEXT
 from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.layout import Layout, Place
 from lstmserve_export.onnx_file.roles import Roles
+from lstmserve_export.onnx_file.runner import relaxed
 from lstmserve_export.onnx_file.source import Source
 from lstmserve_export.onnx_file.weights import settle_weights
 from lstmserve_export.refusal import Refused
@@ -93,7 +94,7 @@ class _Build:
     def __init__(self, source: Source, roles: Roles, layout: Layout, window: int = 0) -> None:
         self.g = GraphBuilder("imported")
         self._graph = onnx.GraphProto()
-        self._graph.CopyFrom(source.model.graph)
+        self._graph.CopyFrom(relaxed(source.model).graph)
         settle_weights(self._graph)
         self._source = source
         self._layout = layout

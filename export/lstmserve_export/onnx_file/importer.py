@@ -7,32 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
-import numpy as np
 import onnx
 
 from lstmserve.golden import Golden, dump_golden
-from lstmserve.graph import InvalidModel, StepNetwork
+from lstmserve.graph import GraphWindowNetwork, InvalidModel, StepNetwork
+from lstmserve.graph.sequence import graph_sequences
 from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
-from lstmserve_export.onnx_file.build import build_step
-from lstmserve_export.onnx_file.layout import Layout, find_layout
-from lstmserve_export.onnx_file.pairs import check_pairs, read_initial, read_pairs
-from lstmserve_export.onnx_file.reference import Reference
+from lstmserve_export.arrays import Array
+from lstmserve_export.onnx_file.build import build_sequence, build_step, build_window
+from lstmserve_export.onnx_file.cases import make_cases
+from lstmserve_export.onnx_file.layout import Layout, probe
+from lstmserve_export.onnx_file.pairs import read_initial
+from lstmserve_export.onnx_file.reference import Reference, WholeReference
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, find_roles
+from lstmserve_export.onnx_file.sequences import (
+    accepted_lengths,
+    prove_sequences,
+    rows_max,
+    sequence_case,
+)
 from lstmserve_export.onnx_file.source import Source, read_source
+from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.onnx_file.windows import lengths_of, new_sessions, window_case
 from lstmserve_export.refusal import Refused
-from lstmserve_export.sequences import SEED, lengths_for
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
-CARRIED: Final = 8  # time steps of the sequences that begin from states that the file has left
-PREFIXES: Final = 24  # time steps of the sequence whose states are compared after each of them
+WHOLE: Final = "no states: for whole sequences (Predict); --window W would make a stream of it"
 MANY: Final = 32  # sessions of the batch whose cost a note gives
 Progress = Callable[[str], None]
 
@@ -44,8 +52,8 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     source = read_source(request.file)
     roles = find_roles(source, request)
     progress("find batch and time")
-    layout = find_layout(source, roles, request)
-    return _Job(request, source, roles, layout, progress).stream()
+    probed = probe(source, roles, request)
+    return _Job(request, source, roles, probed.layout, probed.trial, progress).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +62,24 @@ class _Job:
     source: Source
     roles: Roles
     layout: Layout
+    trial: Trial
     progress: Progress
 
-    def stream(self) -> Exported:
+    def run(self) -> Exported:
+        """Raises Refused."""
+        window = self.request.window
+        if self.roles.states and window:
+            raise Refused(
+                "--window is for a file without states; this one has "
+                f"{', '.join(each.before.name for each in self.roles.states)}"
+            )
+        if self.roles.states:
+            return self._stream()
+        if self.request.initial_state is not None:
+            raise Refused("--initial-state is for a file with states, and this one has none")
+        return self._windows() if window else self._sequences()
+
+    def _stream(self) -> Exported:
         """A file with states."""
         spec = self.layout.spec(self.request)
         path = self.request.initial_state
@@ -65,51 +88,55 @@ class _Job:
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
         reference = Reference(self.source, self.roles, self.layout, spec, initial)
-        cases, more = self._cases(reference)
+        draw = partial(self.trial.sequences, self.layout.inputs)
+        cases = make_cases(reference, self.layout, draw, self.request.golden)
         network = StepNetwork(spec, graph)
         stream = Stream(network)
-        parity = self._prove(stream, cases, more)
-        notes = [*self.source.notes, *self.roles.notes, *self.layout.notes]
-        notes += _cost_notes(stream, self.layout)
+        parity = self._prove(stream, cases.golden, cases.more)
+        notes = [*cases.notes, *_cost_notes(stream, self.layout)]
         if network.scans_because and self.layout.is_batched:
             notes.append(
                 "chunks of many rows run one time step after the other, because "
                 f"{network.scans_because}"
             )
-        return self._write(model, graph, spec, cases, parity, tuple(notes))
+        return self._write(model, graph, spec, cases.golden, parity, notes)
 
-    def _cases(self, reference: Reference) -> tuple[dict[str, Golden], dict[str, Golden]]:
-        """The golden cases, and those that only the import checks. Raises Refused."""
-        spec = reference.spec
-        lengths = np.array(lengths_for(sum(each.size for each in spec.inputs)), np.int32)
-        random = reference.case(self._random(spec, len(lengths), int(lengths.max())), lengths)
-        cases = {"random": random}
-        if self.request.golden is not None:
-            cases["golden"] = self._golden_case(reference, self.request.golden)
-        # From the states that the file leaves, as a session that moves here from elsewhere.
-        carried = self._random(spec, len(lengths), CARRIED)
-        ends = np.minimum(lengths, CARRIED)
-        starts = {e.name: np.asarray(random.finals[e.name], e.dtype) for e in spec.states}
-        cases["carried"] = reference.case(carried, ends, starts)
-        first = {name: each[0, :PREFIXES] for name, each in random.inputs.items()}
-        return cases, {"prefixes": reference.prefixes(first)}
+    def _windows(self) -> Exported:
+        """A file without states, which reads W rows at a time."""
+        spec, window = self.layout.spec(self.request), self.request.window
+        model = build_window(self.source, self.roles, self.layout, window)
+        graph = _read(model, spec)
+        self.progress("onnxruntime's own answers")
+        reference = WholeReference(self.source, self.roles, self.layout)
+        lengths = lengths_of(spec)
+        rows = self._sequences_of(len(lengths), int(lengths.max()) + window - 1)
+        cases = {"random": window_case(reference, spec, rows, lengths)}
+        new = new_sessions(reference, spec, self._sequences_of(2, 2 * window))
+        if new is not None:
+            cases["new"] = new
+        stream = Stream(GraphWindowNetwork(spec, graph))
+        parity = self._prove(stream, cases, {})
+        return self._write(model, graph, spec, cases, parity, _cost_notes(stream, self.layout))
 
-    def _golden_case(self, reference: Reference, path: Path) -> Golden:
-        """The user's pairs, whose outputs the file itself gives. Raises Refused."""
-        pairs = read_pairs(path, self.layout)
-        initial = None
-        if pairs.initial:
-            initial = {**reference.initial(len(pairs.lengths)), **pairs.initial}
-        case = reference.case(dict(pairs.inputs), pairs.lengths, initial)
-        check_pairs(pairs, case.outputs, reference.spec)
-        return case
+    def _sequences(self) -> Exported:
+        """A file without states, for Predict alone."""
+        spec = self.layout.spec(self.request)
+        model = build_sequence(self.source, self.roles, self.layout)
+        graph = _read(model, spec)
+        self.progress("onnxruntime's own answers")
+        reference = WholeReference(self.source, self.roles, self.layout)
+        rows = {n: each[0] for n, each in self._sequences_of(1, rows_max(spec)).items()}
+        sequences = [
+            {name: each[:length] for name, each in rows.items()}
+            for length in accepted_lengths(reference, spec, rows)
+        ]
+        cases = {"random": sequence_case(reference, spec, sequences)}
+        parity = prove_sequences(graph_sequences(spec, graph), cases)
+        return self._write(model, graph, spec, cases, parity, [WHOLE])
 
-    def _random(self, spec: ModelSpec, count: int, steps: int) -> dict[str, Any]:
-        rng = np.random.default_rng(SEED)
-        return {
-            each.name: rng.standard_normal((count, steps, *each.shape)).astype(each.dtype)
-            for each in spec.inputs
-        }
+    def _sequences_of(self, count: int, steps: int) -> dict[str, Array]:
+        """Random rows [count, steps, *shape] of each input."""
+        return self.trial.sequences(self.layout.inputs, count, steps)
 
     def _prove(
         self, stream: Stream, cases: dict[str, Golden], more: dict[str, Golden]
@@ -128,7 +155,7 @@ class _Job:
         spec: ModelSpec,
         cases: dict[str, Golden],
         parity: dict[str, Any],
-        notes: tuple[str, ...],
+        notes: list[str],
     ) -> Exported:
         files = {MODEL: model.SerializeToString(deterministic=True), GOLDEN: dump_golden(cases)}
         target = self.request.target
@@ -140,7 +167,7 @@ class _Job:
             sha256={file: sha256(data) for file, data in files.items()},
             versions=package_versions(PACKAGES),
             parity=parity,
-            notes=notes,
+            notes=(*self.source.notes, *self.roles.notes, *self.layout.notes, *notes),
         )
         self.progress("write the folder")
         return target.write(manifest, files)

@@ -180,8 +180,8 @@ def _rows_to_ours(place: Place, array: Array) -> Array:
     return rows.reshape(len(rows), *place.spec.shape).astype(place.spec.dtype)
 
 
-def _to_file(place: Place, array: Array) -> Array:
-    return array.reshape(place.file_shape).astype(place.value.dtype)
+def _to_file(place: Place, row: Array) -> Array:
+    return np.asarray(row.reshape(place.file_shape), place.value.dtype)
 
 
 def _to_ours(place: Place, array: Array) -> Array:
@@ -191,7 +191,7 @@ def _to_ours(place: Place, array: Array) -> Array:
             f"the file gives {place.value.name} {list(array.shape)} for one time step of one "
             f"session, which should be {list(place.file_shape)}"
         )
-    return array.reshape(place.spec.shape).astype(place.spec.dtype)
+    return np.asarray(array.reshape(place.spec.shape), place.spec.dtype)
 
 
 def doubles(arrays: dict[str, Array]) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class ModelMismatch(ServeError):
 
 
 class ModelNotSteppable(ServeError):
-    """The model is bidirectional: only Predict can run it, on whole sequences."""
+    """The model is bidirectional, or has no states: only Predict can run it, on whole sequences."""
 
     reason = "MODEL_NOT_STEPPABLE"
 

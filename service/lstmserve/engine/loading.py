@@ -12,11 +12,11 @@ from collections.abc import Callable
 from lstmserve.config import Config
 from lstmserve.engine.budget import PoolTooSmall, too_small
 from lstmserve.engine.compute.device import Device, GraphRefused, choose_device
-from lstmserve.engine.compute.kernel import Kernel, KernelError, PortableKernel
+from lstmserve.engine.compute.kernel import Kernel, KernelError, SequenceKernel
 from lstmserve.engine.compute.pool import Pool
-from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_portable
+from lstmserve.engine.compute.selftest import SelfTestFailed, check_kernel, check_sequences
 from lstmserve.engine.model import Model, slots_for
-from lstmserve.graph import InvalidModel, LstmNetwork
+from lstmserve.graph import InvalidModel, SequenceNetwork
 from lstmserve.manifest import (
     InvalidModelFolder,
     ModelFiles,
@@ -106,7 +106,7 @@ def _read(config: Config, name: str, version: int) -> ModelFiles:
     """Raises InvalidModelFolder, also where --store-format has no room for the model's states."""
     files = read_model(config.models, name, version)
     spec = files.manifest.spec
-    if config.store_format == 1 and (spec.kind != "lstm" or spec.window):
+    if config.store_format == 1 and spec.states and (spec.kind != "lstm" or spec.window):
         raise InvalidModelFolder(
             f"{name}:{version}: --store-format 1 stores the states of an nn.LSTM alone: "
             "leave it out, or serve this model elsewhere"
@@ -127,17 +127,16 @@ def load_version(
     Raises InvalidModelFolder, PoolTooSmall, PoolTooLarge and DeviceUnavailable.
     """
     manifest, network = files.manifest, files.network
-    pool = kernel = portable = None
-    slots = pool_bytes // manifest.spec.state_bytes
+    pool = kernel = sequences = None
     try:
-        if not manifest.spec.is_streaming:
-            assert isinstance(network, LstmNetwork)
-            portable = PortableKernel(network, device, config.threads)
-            check_portable(portable, files.golden)
+        if isinstance(network, SequenceNetwork):
+            sequences = SequenceKernel(network, device, config.threads)
+            check_sequences(sequences, files.golden)
         else:
             need, left = floor_bytes(config, manifest.spec), min(left, pool_bytes)
             if need > left:
                 raise PoolTooSmall(too_small(manifest.name, manifest.version, need, left))
+            slots = pool_bytes // manifest.spec.state_bytes
             try:
                 pool = Pool(network.layout, slots, device)
             except MemoryError:
@@ -161,5 +160,5 @@ def load_version(
         device=device,
         pool=pool,
         kernel=kernel,
-        portable=portable,
+        sequences=sequences,
     )

@@ -13,7 +13,7 @@ from typing import Protocol
 from lstmserve.config import Config
 from lstmserve.engine.arrays import Index, Output
 from lstmserve.engine.compute.device import Device
-from lstmserve.engine.compute.kernel import Kernel, PortableKernel
+from lstmserve.engine.compute.kernel import Kernel, SequenceKernel
 from lstmserve.engine.compute.pool import RESERVED, Pool, States, without_denormals
 from lstmserve.engine.scheduling.scheduler import Scheduler
 from lstmserve.engine.table import SessionTable
@@ -55,7 +55,8 @@ def spare_slots(config: Config, cells: int = 1) -> int:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Model:
-    """A bidirectional model has `portable`, and neither `pool` nor `kernel`; any other has both.
+    """A model that takes whole sequences alone has `sequences`, and neither `pool` nor `kernel`;
+    any other has both.
 
     attach() sets `handle`, by which the session table names the model, `scheduler`, `limits` and
     `metrics`.
@@ -69,7 +70,7 @@ class Model:
     device: Device
     pool: Pool | None
     kernel: Kernel | None
-    portable: PortableKernel | None
+    sequences: SequenceKernel | None
     sessions_max: int = 0  # the most it can have while other models have at most one
     handle: int = -1
     life: Life = Life.LOADING

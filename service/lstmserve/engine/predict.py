@@ -1,22 +1,25 @@
 """Predict: computes whole sequences without a session, within a queue limit of their own.
 
-A model with a pool runs them in batches beside the sessions' steps (scheduling/settle.py). A
-bidirectional model reads each sequence whole, one after another, in the kernel thread.
+A model with a pool runs them in batches beside the sessions' steps (scheduling/settle.py). Any
+other reads each sequence whole, one after another, in the kernel thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmserve.config import Config
-from lstmserve.engine.arrays import Floats, Input, Output, run_sums
+from lstmserve.engine.arrays import Input, Output, run_sums
 from lstmserve.engine.batch_loop import BatchLoop
-from lstmserve.engine.compute.kernel import KernelError
+from lstmserve.engine.compute.kernel import KernelError, SequenceKernel
 from lstmserve.engine.compute.pool import States
 from lstmserve.engine.errors import ModelError, Overloaded, ServeError, TooLong
 from lstmserve.engine.model import Model
@@ -32,7 +35,7 @@ class Prediction:
     """The result for N sequences: y of all, one after another, `lengths` [N] rows each, and the
     final states [N, *shape] by name.
 
-    A time step whose window lacks rows has no row of y, where the model waits for a whole one.
+    Unless the model's spec is_row_by_row, these may be fewer rows than the sequence has, or none.
     """
 
     y: Output
@@ -104,7 +107,7 @@ class Predictor:
             on_over()
             raise
         try:
-            if model.portable is None:
+            if model.sequences is None:
                 return await self._sliced(model, job, on_over)
             try:
                 return await self._whole(model, job)
@@ -191,44 +194,54 @@ class Predictor:
 
     async def _whole(self, model: Model, job: PredictJob) -> Prediction:
         """Runs one sequence after another, so that padding and memory stay bounded."""
-        assert model.portable is not None
-        initial = job.initial
-        if initial is None:
-            own = model.portable.initial
-            initial = {n: np.repeat(each, job.lengths.size, axis=0) for n, each in own.items()}
-        h0, c0 = (np.swapaxes(initial[state.name], 0, 1) for state in model.spec.states)
-        hn, cn, ys = np.empty_like(h0), np.empty_like(c0), []
-        for i, x in enumerate(np.split(job.x, np.cumsum(job.lengths)[:-1])):
-            one = slice(i, i + 1)
-            y, hn[:, one], cn[:, one] = await self._run_whole(
-                model, x, np.ascontiguousarray(h0[:, one]), np.ascontiguousarray(c0[:, one])
-            )
-            ys.append(y[-1:] if job.last_only else y)
-        finals = {"h": np.swapaxes(hn, 0, 1), "c": np.swapaxes(cn, 0, 1)}
-        return Prediction(np.concatenate(ys), _reply_lengths(job), finals)
-
-    async def _run_whole(
-        self, model: Model, x: Input, h0: Floats, c0: Floats
-    ) -> tuple[Output, Floats, Floats]:
-        kernel = model.portable
+        kernel = model.sequences
         assert kernel is not None
-        lengths = np.array([len(x)], np.int32)
-        try:
-            y, hn, cn = await self._batch_loop.executor.in_thread(
-                lambda: kernel.run(_whole_input(model, x), lengths, h0, c0)
-            )
-        except KernelError as error:
-            raise ModelError("the model failed on this sequence") from error
-        return y[0], hn, cn
+        ys, ends, queue_ns, compute_ns = [], [], 0, 0
+        for i, x in enumerate(np.split(job.x, np.cumsum(job.lengths)[:-1])):
+            states = kernel.layout.initial
+            if job.initial is not None:
+                states = {name: each[i : i + 1] for name, each in job.initial.items()}
+            work = functools.partial(_run_sequence, kernel, x, states)
+            try:
+                run = await self._batch_loop.executor.in_thread(work)
+            except KernelError as error:
+                raise ModelError(_failed(model, i, len(x))) from error
+            model.metrics.batch(1, len(x), 0, run.compute_ns)
+            ys.append(run.y[-1:] if job.last_only else run.y)
+            ends.append(run.states)
+            queue_ns = queue_ns or max(0, run.start_ns - job.arrival_ns)
+            compute_ns += run.compute_ns
+        lengths = np.array([len(y) for y in ys], np.int32)
+        finals = {
+            each.name: np.concatenate([end[each.name] for end in ends])
+            for each in model.spec.states
+        }
+        return Prediction(np.concatenate(ys), lengths, finals, queue_ns, compute_ns)
 
 
-def _whole_input(model: Model, x: Input) -> Input:
-    """x [1, T, I] or tokens [1, T]."""
-    return x.reshape(1, len(x), *model.spec.inputs[0].shape)
+class _Run(NamedTuple):
+    """What the run of one sequence gave, and when it began and how long it took."""
+
+    y: Output
+    states: States
+    start_ns: int
+    compute_ns: int
+
+
+def _run_sequence(kernel: SequenceKernel, x: Input, states: States) -> _Run:
+    """Runs one sequence. Raises KernelError."""
+    start_ns = time.monotonic_ns()
+    y, after = kernel.run(x, states)
+    return _Run(y, after, start_ns, time.monotonic_ns() - start_ns)
 
 
 def _reply_lengths(job: PredictJob) -> npt.NDArray[np.int32]:
     return np.ones_like(job.lengths) if job.last_only else job.lengths
+
+
+def _failed(model: Model, i: int, length: int) -> str:
+    text = f"the model failed on sequence {i}, which has {length} rows"
+    return text if model.spec.states else f"{text}: its network may need more rows, or other values"
 
 
 def _check_alone(count: int, limit: int, what: str) -> None:

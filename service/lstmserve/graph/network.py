@@ -165,7 +165,7 @@ class LstmLayout(PoolLayout):
 
 
 class LstmNetwork(PoolNetwork):
-    """Kind "lstm": the graph is built from the weights. A bidirectional one has no pool."""
+    """Kind "lstm", one direction: the graph is built from the weights."""
 
     def __init__(self, lstm: LstmSpec, weights: Weights) -> None:
         self.lstm = lstm

@@ -3,9 +3,15 @@
 The graph computes one time step of a batch: inputs NAME [B, *shape] for each input and state of the
 spec -> outputs NAME for each output and NAME.next for each state. An initializer NAME.initial is
 the state's initial value. With a window of W rows it computes the last row's outputs of a whole
-window: NAME [B, W, *shape] for each input -> NAME [B, *shape] for each output, without states. This
-module refuses whatever the server must not run (safety.py), and a graph that is not of the spec. It
-runs nothing.
+window: NAME [B, W, *shape] for each input -> NAME [B, *shape] for each output, without states.
+
+Without a window and without states it computes one whole sequence, and has no axis for a batch: the
+first axis of every input is time, NAME [T, *shape], and has no fixed length. Each output is NAME
+[R, *shape], where R is what the graph gives, at most T, and the same for all outputs: T, fewer
+rows, or 1.
+
+This module refuses whatever the server must not run (safety.py), and a graph that is not of the
+spec. It runs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,14 +107,23 @@ def _check_sides(graph: onnx.GraphProto, spec: ModelSpec) -> None:
         _check_values("input", inputs, rows)
         _check_values("output", graph.output, spec.outputs)
         return
+    if not spec.states:
+        _check_values("input", inputs, spec.inputs, "T")
+        _check_values("output", graph.output, spec.outputs, "R")
+        return
     after = (TensorSpec(each.name + NEXT, each.shape, each.dtype) for each in spec.states)
     _check_values("input", inputs, (*spec.inputs, *spec.states))
     _check_values("output", graph.output, (*spec.outputs, *after))
 
 
 def _check_values(
-    side: str, values: Iterable[onnx.ValueInfoProto], expected: Iterable[TensorSpec]
+    side: str,
+    values: Iterable[onnx.ValueInfoProto],
+    expected: Iterable[TensorSpec],
+    axis: Literal["B", "T", "R"] = "B",
 ) -> None:
+    """Raises InvalidModel. `axis` is the first of every tensor: the batch, time, or R, which may
+    have a fixed length."""
     found = {value.name: value for value in values}
     wanted = {each.name: each for each in expected}
     if missing := sorted(set(wanted) - set(found)):
@@ -116,19 +131,16 @@ def _check_values(
     if unknown := sorted(set(found) - set(wanted)):
         raise InvalidModel(f"model.onnx has an {side} {', '.join(unknown)}, not of the spec")
     for name, each in wanted.items():
+        shown = f"{each.dtype} [{', '.join((axis, *map(str, each.shape)))}]"
         tensor = found[name].type.tensor_type
         dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
         if tensor.elem_type != DTYPES[each.dtype] or dims[1:] != list(each.shape):
-            raise InvalidModel(f"{side} {name} of model.onnx is not {_described(each)}: {AGAIN}")
-        if not dims or dims[0] is not None:
+            raise InvalidModel(f"{side} {name} of model.onnx is not {shown}: {AGAIN}")
+        if not dims or (dims[0] is not None and axis != "R"):
+            kind = {"B": "dynamic batch axis", "T": "dynamic axis of time", "R": "axis of rows"}
             raise InvalidModel(
-                f"{side} {name} of model.onnx has no dynamic batch axis, must be "
-                f"{_described(each)}: {AGAIN}"
+                f"{side} {name} of model.onnx has no {kind[axis]}, must be {shown}: {AGAIN}"
             )
-
-
-def _described(spec: TensorSpec) -> str:
-    return f"{spec.dtype} [{', '.join(('B', *map(str, spec.shape)))}]"
 
 
 def _initial(spec: TensorSpec, initializers: Mapping[str, TensorProto]) -> npt.NDArray[Any]:

@@ -1,8 +1,8 @@
 """Runs one batch in one onnxruntime call: gather slots, network, scatter to slots.
 
-Kernel runs the pool's graphs, whose states stay on the device. PortableKernel runs the exported
-graph on whole sequences, for bidirectional models. Neither knows sessions, steps or what a state
-means, and each is used by one thread at a time.
+Kernel runs the pool's graphs, whose states stay on the device. SequenceKernel runs one whole
+sequence at a time, for models without a pool. Neither knows sessions, steps or what a state means,
+and each is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.engine.arrays import Floats, Input, Output
+from lstmserve.engine.arrays import Input, Output
 from lstmserve.engine.compute.device import Device, open_session
-from lstmserve.engine.compute.pool import Pool, Slots
-from lstmserve.graph import LstmNetwork, PoolNetwork, build_portable
+from lstmserve.engine.compute.pool import Pool, Slots, States
+from lstmserve.graph import InvalidRows, PoolNetwork, SequenceNetwork
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.rows import FLOATS, INTS, RowFormat
 from lstmserve.runtime import ort
@@ -196,27 +196,24 @@ def _view(buffer: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     return buffer[: math.prod(shape)].reshape(shape)
 
 
-class PortableKernel:
-    """The exported graph of one model of kind "lstm", without a pool: whole sequences."""
+class SequenceKernel:
+    """The graph of a model without a pool: whole sequences, one in a run."""
 
-    def __init__(self, network: LstmNetwork, device: Device, threads: int) -> None:
-        self._input = network.lstm.inputs[0].name
-        self.initial = network.layout.initial()
-        graph = build_portable(network.lstm, network.weights)
-        self._session = open_session(graph, device, threads)
+    def __init__(self, network: SequenceNetwork, device: Device, threads: int) -> None:
+        self.layout = network.layout
+        self._session = open_session(network.build(), device, threads)
+        self._names = [each.name for each in self._session.get_outputs()]
 
-    def run(
-        self, x: npt.NDArray[np.generic], lengths: npt.NDArray[np.int32], h0: Floats, c0: Floats
-    ) -> tuple[Floats, Floats, Floats]:
-        """x [B, T, I] or tokens [B, T], lengths [B] in [1, T], h0 and c0 [L*D, B, width].
-
-        -> y [B, T, O], hn, cn. Raises KernelError.
-        """
-        assert x.shape[0] >= 1
-        assert lengths.min() >= 1
-        feed = {self._input: x, "lengths": lengths, "h0": h0, "c0": c0}
+    def run(self, x: Input, states: States) -> tuple[Output, States]:
+        """x [T, ...] of one sequence and the states [1, *shape] before it, by name -> y [R, ...],
+        R <= T, and the states after it. Raises KernelError."""
+        assert len(x) >= 1
+        feed = self.layout.arguments(x, states)
         try:
-            y, hn, cn = self._session.run(["y", "hn", "cn"], feed)
+            found = self._session.run(self._names, feed)
         except Exception as error:
             raise KernelError(str(error).partition("\n")[0]) from error
-        return y, hn, cn
+        try:
+            return self.layout.results(dict(zip(self._names, found, strict=True)), len(x))
+        except InvalidRows as error:
+            raise KernelError(str(error)) from error

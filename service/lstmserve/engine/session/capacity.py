@@ -56,9 +56,7 @@ class SessionCapacity:
         if model.life is Life.GONE:
             self._registry.check_served(model)
         if model.pool is None:
-            raise ModelNotSteppable(
-                f"{model.name} is bidirectional: it reads whole sequences, use Predict"
-            )
+            raise ModelNotSteppable(_not_steppable(model))
         is_making_room = (
             replaced is not None
             and self._sessions.model_of(replaced) is model
@@ -157,6 +155,15 @@ class SessionCapacity:
             if each is not model and own.size and own.size == each.sessions:
                 rows = np.delete(rows, own[-1])
         return rows
+
+
+def _not_steppable(model: Model) -> str:
+    if model.spec.states:
+        return f"{model.name} is bidirectional: it reads whole sequences, use Predict"
+    return (
+        f"{model.name} has no states: it reads whole sequences, use Predict; to serve streams, "
+        "import it with --window W"
+    )
 
 
 def _full(model: Model, sessions: int) -> str:
