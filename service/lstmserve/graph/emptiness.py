@@ -24,7 +24,9 @@ ENDS: Final[Mapping[str, tuple[int, ...]]] = {
     "InstanceNormalization": (0,),
     "ConvTranspose": (0,),
 }
-FILLED: Final = "/filled"  # of a spec's tensor no name has a slash, and the file's names get a prefix
+FILLED: Final = (
+    "/filled"  # of a spec's tensor no name has a slash, and the file's names get a prefix
+)
 
 
 def guard_empty(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
