@@ -29,6 +29,7 @@ from lstmserve_export.onnx_file.row_shapes import (
     StateChanges,
     fixed_axes,
     free_axes,
+    free_row_axes,
     row_axes,
 )
 from lstmserve_export.onnx_file.runner import Runner, RunRefused
@@ -100,7 +101,7 @@ class WholeProbe:
                 found = self._try(self._search, axes, self._window)
                 if found is not None:
                     yield _Candidate(found, self._relaxed(axes))
-        for axes in row_axes(self._roles, self._single):
+        for axes in free_row_axes(self._roles, self._single):
             runs = [
                 each
                 for length in ((self._window,) if self._window else LENGTHS)
@@ -179,8 +180,16 @@ class WholeProbe:
             time_before=axes,
             time_after=times,
         )
-        notes = batch.notes if self._window else self._sequence_notes(axes)
+        notes = self._window_notes(axes, batch) if self._window else self._sequence_notes(axes)
         return placing.layout(notes)
+
+    def _window_notes(self, axes: Axes, batch: BatchAxes | NoBatch) -> tuple[str, ...]:
+        if self._is_independent(axes):
+            return (
+                *batch.notes,
+                "the rows of a window do not mix: each could be a step of its own",
+            )
+        return batch.notes
 
     def _sequence_notes(self, axes: Axes) -> tuple[str, ...]:
         if not self._is_independent(axes):
@@ -251,10 +260,12 @@ class WholeProbe:
                     f"{value} has no axis for the rows of a sequence: give --constant "
                     f"{value.name}=VALUE if it has one value"
                 )
-        return Refused(
-            f"no axis of {values} takes sequences of any length: give --window N if an axis has "
-            "the N rows of a window"
-        )
+        first = self._roles.inputs[0]
+        fixed = [at for at, size in enumerate(first.shape) if size and size > 1]
+        hint = "fix what refuses them in the file"
+        if fixed and len(first.shape) > 1:
+            hint = f"if axis {fixed[0]} has the rows of a window, give --window {first.shape[fixed[0]]}"
+        return Refused(f"no axis of {values} takes sequences of any length: {hint}")
 
 
 def _of_one_row(shapes: Mapping[str, Shape], times: Axes) -> dict[str, Shape]:
