@@ -16,6 +16,7 @@ from lstmserve_export.onnx_file.batch_axis import (
     BatchExperiment,
     NoBatch,
     NotBatch,
+    WrongAxis,
     find_given_batch,
 )
 from lstmserve_export.onnx_file.place import Layout
@@ -71,24 +72,26 @@ class WholeProbe:
         self._search = ShapeSearch(runner, sampler, roles, self._single)
 
     def run(self) -> tuple[Layout, Trial]:
-        """Raises Refused."""
+        """Raises Refused and WrongAxis."""
         if self._rows:
             return self._frames()
-        refusal: Refused | None = None
+        wrong: WrongAxis | None = None
         best: tuple[_Candidate, Trial, BatchAxes | NoBatch] | None = None
         for candidate in self._candidates():
             trial = Trial(self._runner, self._sampler, self._roles, candidate.found)
             try:
                 batch = find_given_batch(trial, self._given)
-            except Refused as error:
-                refusal = refusal or error
+            except WrongAxis as error:
+                wrong = wrong or error
+                continue
+            if self._is_pointless(candidate, batch):
                 continue
             if best is None or isinstance(batch, BatchAxes):
                 best = candidate, trial, batch
             if isinstance(batch, BatchAxes):
                 break
         if best is None:
-            raise refusal or self._no_time()
+            raise wrong or self._no_time()
         candidate, trial, batch = best
         return self._layout(candidate, trial, batch), trial
 
@@ -154,6 +157,14 @@ class WholeProbe:
         except NotBatch:
             return False
         return True
+
+    def _is_pointless(self, candidate: _Candidate, batch: BatchAxes | NoBatch) -> bool:
+        """Whether these are windows of rows that do not mix and have rows themselves."""
+        batches = batch.before if isinstance(batch, BatchAxes) else {}
+        axes = candidate.found.axes
+        first = self._roles.inputs[0]
+        rest = {*range(len(first.shape))} - {axes[first.name], batches.get(first.name)}
+        return bool(self._window) and len(rest) > 1 and self._is_independent(axes)
 
     # What was found -------------------------------------------------------------------------------
 
@@ -264,7 +275,8 @@ class WholeProbe:
         fixed = [at for at, size in enumerate(first.shape) if size and size > 1]
         hint = "fix what refuses them in the file"
         if fixed and len(first.shape) > 1:
-            hint = f"if axis {fixed[0]} has the rows of a window, give --window {first.shape[fixed[0]]}"
+            rows = first.shape[fixed[0]]
+            hint = f"if axis {fixed[0]} has the rows of a window, give --window {rows}"
         return Refused(f"no axis of {values} takes sequences of any length: {hint}")
 
 
