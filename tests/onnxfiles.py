@@ -1,7 +1,7 @@
 """Small ONNX files as others make them: odd layouts, odd dtypes, subgraphs. One function each.
 
-No code of lstmserve made such a file. FileOracle is what onnxruntime says of one: a plain session of
-the file as it is, one time step of one stream after another.
+FileOracle says what onnxruntime makes of such a file: a plain session of the file as it is, one
+time step after another. It knows nothing of lstmserve.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ PAIRS = {"memory": "memory_out", "ticks": "ticks_out", "loud": "loud_out"}
 
 
 def looped(seed: int = 0) -> bytes:
-    """All floats of the state in one tensor with the batch on axis 1, an int64 and a bool state, and
-    a Loop inside."""
+    """All floats of the state in one tensor with the batch on axis 1, an int64 and a bool state,
+    and a Loop inside."""
     return model_of(LOOPED, _weights(seed))
 
 
@@ -139,12 +139,12 @@ class FileOracle:
         self._asked = [*self.outputs, *self._pairs.values()]
 
     def start(self) -> dict[str, Array]:
-        """The states of a new session, zeros, as the file has them."""
+        """The states of a new session by the names of their inputs, zeros, as the file has them."""
         return {name: self._empty[name] for name in self._pairs}
 
-    def step(self, states: Arrays, **inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Outputs and states after one time step, both as the file has them; inputs in any shape
-        with as many elements."""
+    def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Outputs and states after one time step, as the file has them; `inputs` may have any
+        shapes with as many elements."""
         feed = {
             name: np.asarray(each, self._empty[name].dtype).reshape(self._empty[name].shape)
             for name, each in {**inputs, **states}.items()
@@ -152,15 +152,6 @@ class FileOracle:
         found = dict(zip(self._asked, self._session.run(self._asked, feed), strict=True))
         after = {before: found[name] for before, name in self._pairs.items()}
         return {name: found[name] for name in self.outputs}, after
-
-    def run(self, x: Array, states: Arrays | None = None) -> tuple[Array, dict[str, Array]]:
-        """A file with one input and one output: x [T, I] -> y [T, O], and the states after it."""
-        ((given,), (wanted,)) = self.inputs, self.outputs
-        after, ys = dict(states or self.start()), []
-        for row in x:
-            found, after = self.step(after, **{given: row})
-            ys.append(found[wanted].reshape(-1))
-        return np.array(ys), after
 
 
 def _empty(value: Any) -> Array:
