@@ -107,6 +107,16 @@ NETS: Final[dict[str, Step]] = {
     "answer": ANSWER,
     "labels": LABELS,
 }
+EMPTY: Final = Step(  # rows 4, 5, ... of the sequence, which may be none
+    ATTENTION.spec,
+    "x four end axis0 -> Slice some\nsome out -> MatMul y",
+    {
+        "four": np.array([4]),
+        "end": np.array([1 << 40]),
+        "axis0": np.array([0]),
+        "out": np.ones((3, 2), np.float32),
+    },
+)
 MORE_ROWS: Final = Step(  # than the sequence has: never served
     ModelSpec((X,), (TensorSpec("y", (3,)),), ()), "x x -> Concat+axis=0 y", {}
 )

@@ -21,6 +21,7 @@ ENDS: Final[Mapping[str, tuple[int, ...]]] = {
     "LSTM": (0,),
     "RNN": (0,),
     "DynamicQuantizeLSTM": (0,),
+    "Attention": (0,),
     "InstanceNormalization": (0,),
     "ConvTranspose": (0,),
 }
