@@ -117,6 +117,16 @@ EMPTY: Final = Step(  # rows 4, 5, ... of the sequence, which may be none
         "out": np.ones((3, 2), np.float32),
     },
 )
+# A GRU of one direction: one answer, after the last row.
+GATED: Final = Step(
+    ModelSpec((X,), (TensorSpec("y", (4,)),), ()),
+    """
+x one -> Unsqueeze major
+major w r -> GRU+hidden_size=4 . end
+end one -> Squeeze y
+""",
+    {"one": np.array([1]), "w": _floats(1, 12, 3), "r": _floats(1, 12, 4)},
+)
 MORE_ROWS: Final = Step(  # than the sequence has: never served
     ModelSpec((X,), (TensorSpec("y", (3,)),), ()), "x x -> Concat+axis=0 y", {}
 )
