@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -52,20 +54,22 @@ def compare(server: Server, frames: Frames, expected: Floats) -> Iterator[Cost]:
     def a_client_each(is_live: bool) -> Heard:
         return asyncio.run(hear_each(server.target, frames, is_live=is_live))
 
-    for way, drive in (("one client", one_client), ("a client each", a_client_each)):
-        yield _cost(f"lstmserve, {way}", drive, expected, server.process_id, 0)
     for way, make in (
-        ("one batch", lambda: ByHand(count)),
-        ("in turns", lambda: InTurns(count, is_shared=True)),
         ("a session each", lambda: InTurns(count, is_shared=False)),
+        ("in turns", lambda: InTurns(count, is_shared=True)),
+        ("one batch", lambda: ByHand(count)),
     ):
         yield _in_program(f"onnxruntime, {way}", make, frames, expected)
+    for way, drive in (("one client", one_client), ("a client each", a_client_each)):
+        yield _cost(f"lstmserve, {way}", drive, expected, server.process_id, 0)
 
 
 def _in_program(
     way: str, make: Callable[[], ByHand | InTurns], frames: Frames, expected: Floats
 ) -> Cost:
     own = os.getpid()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what the ways before have freed
     bytes_before = _rss_bytes(own)
     step = make().step
     return _cost(way, lambda live: hear(step, frames, is_live=live), expected, own, bytes_before)

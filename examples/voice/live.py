@@ -54,7 +54,7 @@ class Board:
         cells = [self._cell(call) for call in range(self._streams)]
         for i in range(0, self._streams, COLUMNS):
             table.add_row(*cells[i : i + COLUMNS])
-        return Group(head, table)
+        return Group(Text(head), table)
 
     def _cell(self, call: int) -> Text:
         p = [float(bar[call]) for bar in self._bars]
