@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 
 import onnxfiles
+from lstmserve.client import Session, State
 from lstmserve.manifest import Manifest, read_model
 from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import ModelSpec, TensorSpec
@@ -38,6 +39,7 @@ MANY_NAMES = {
 }
 PAIRS = {"many_dtypes": onnxfiles.MANY_PAIRS}
 NAMES = {"many_dtypes": MANY_NAMES}
+Imports = tuple[Path, dict[str, "Served"]]
 FILES = ("looped", "branched", "many_dtypes")
 
 
@@ -97,6 +99,56 @@ def _ours(spec: TensorSpec, array: Array) -> Array:
     return array.reshape(spec.shape).astype(spec.dtype)
 
 
+class Talk:
+    """A session whose whole past is known."""
+
+    def __init__(
+        self, served: Served, session: Session, seed: int = 0, states: Arrays | None = None
+    ) -> None:
+        self.served = served
+        self.session = session
+        self.states = states
+        self.rng = np.random.default_rng(seed)
+
+    def next(self, length: int) -> tuple[Any, Any]:
+        """The input of the next step as a client gives it, and the output that it gets, of `length`
+        time steps, or of one without the axis of time if that is 0."""
+        inputs = self.served.random(self.rng, max(1, length))
+        outputs, self.states = self.served.run(inputs, self.states)
+        return tuple(
+            plain(each if length else {name: array[0] for name, array in each.items()})
+            for each in (inputs, outputs)
+        )
+
+    def step(self, length: int) -> None:
+        """One step, checked."""
+        x, wanted = self.next(length)
+        same(self.session.step(x), wanted)
+
+    def check_state(self) -> State:
+        """The state is that of the file."""
+        state = self.session.state()
+        wanted = self.served.initial() if self.states is None else self.states
+        assert list(state.tensors) == [each.name for each in self.served.spec.states]
+        same(state.tensors, wanted)
+        return state
+
+
+def plain(tensors: dict[str, Any]) -> Any:
+    """As the client has it: an array where there is one tensor alone."""
+    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+
+
+def same(found: Any, wanted: Any) -> None:
+    """The same arrays: names, dtypes, shapes and bits."""
+    if not isinstance(wanted, dict):
+        found, wanted = {"": found}, {"": wanted}
+    assert found.keys() == wanted.keys()
+    for one, other in ((found[name], wanted[name]) for name in wanted):
+        got, each = np.asarray(one), np.asarray(other)
+        assert (got.dtype, got.shape, got.tobytes()) == (each.dtype, each.shape, each.tobytes())
+
+
 def import_file(models: Path, name: str, *, version: int = 1, seed: int = 0) -> Served:
     """Imports the file of that name to MODELS/NAME/VERSION. It lies beside MODELS."""
     content = getattr(onnxfiles, name)(seed)
@@ -126,7 +178,7 @@ def run_import(
 
 
 @pytest.fixture(scope="session")
-def imports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Served]]:
+def imports(tmp_path_factory: pytest.TempPathFactory) -> Imports:
     """A models folder with every file of FILES, not to be written to, and what they are."""
     models = tmp_path_factory.mktemp("imported") / "models"
     return models, {name: import_file(models, name) for name in FILES}

@@ -147,6 +147,19 @@ def branched(seed: int = 0) -> bytes:
     return model_of(BRANCHED, _weights(seed))
 
 
+def rounded(seed: int = 0) -> bytes:
+    """looped() with its last weight [1, ...]: onnxruntime does not prepack such a weight, and
+    rounds a row that is alone in another way."""
+    plain = "    answer = MatMul (heard, out)\n    score = Unsqueeze (answer, axis1)\n"
+    other = """    heard1 = Unsqueeze (heard, axis0)
+    answer = MatMul (heard1, out)
+    score = Transpose <perm = [1, 0, 2]> (answer)
+"""
+    assert plain in LOOPED
+    weights = _weights(seed)
+    return model_of(LOOPED.replace(plain, other), {**weights, "out": weights["out"][np.newaxis]})
+
+
 def many_dtypes(seed: int = 0) -> bytes:
     """Inputs, outputs and states of float32, int32 and bool, whose batch is on different
     axes, and names that no server takes as they are."""

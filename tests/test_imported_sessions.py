@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imported import FILES, Arrays, Served, imports
+from imported import FILES, Imports, Served, Talk, imports, plain, same
 from lstmserve import Client
-from lstmserve.client import Session, State
+from lstmserve.client import State
 from serving import COMMAND, Serving
+from test_cli import Shell
 
 __all__ = ["imports"]  # a fixture
 
 
 @pytest.fixture(scope="module")
-def serving(imports: tuple[Path, dict[str, Served]]) -> Iterator[Serving]:
+def serving(imports: Imports) -> Iterator[Serving]:
     """A server of all files, which runs a long step in slices."""
     serving = Serving(("--models", imports[0], "--slice-rows-max", "4"), COMMAND)
     yield serving
@@ -35,59 +36,9 @@ def client(serving: Serving) -> Iterator[Client]:
 
 
 @pytest.fixture(params=FILES)
-def served(request: pytest.FixtureRequest, imports: tuple[Path, dict[str, Served]]) -> Served:
+def served(request: pytest.FixtureRequest, imports: Imports) -> Served:
     """Each file in turn."""
     return imports[1][request.param]
-
-
-class Talk:
-    """A session whose whole past is known."""
-
-    def __init__(
-        self, served: Served, session: Session, seed: int = 0, states: Arrays | None = None
-    ) -> None:
-        self.served = served
-        self.session = session
-        self.states = states
-        self.rng = np.random.default_rng(seed)
-
-    def next(self, length: int) -> tuple[Any, Any]:
-        """The input of the next step as a client gives it, and the output that it gets, of `length`
-        time steps, or of one without the axis of time if that is 0."""
-        inputs = self.served.random(self.rng, max(1, length))
-        outputs, self.states = self.served.run(inputs, self.states)
-        return tuple(
-            plain(each if length else {name: array[0] for name, array in each.items()})
-            for each in (inputs, outputs)
-        )
-
-    def step(self, length: int) -> None:
-        """One step, checked."""
-        x, wanted = self.next(length)
-        same(self.session.step(x), wanted)
-
-    def check_state(self) -> State:
-        """The state is that of the file."""
-        state = self.session.state()
-        wanted = self.served.initial() if self.states is None else self.states
-        assert list(state.tensors) == [each.name for each in self.served.spec.states]
-        same(state.tensors, wanted)
-        return state
-
-
-def plain(tensors: dict[str, Any]) -> Any:
-    """As the client has it: an array where there is one tensor alone."""
-    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
-
-
-def same(found: Any, wanted: Any) -> None:
-    """The same arrays: names, dtypes, shapes and bits."""
-    if not isinstance(wanted, dict):
-        found, wanted = {"": found}, {"": wanted}
-    assert found.keys() == wanted.keys()
-    for one, other in ((found[name], wanted[name]) for name in wanted):
-        got, each = np.asarray(one), np.asarray(other)
-        assert (got.dtype, got.shape, got.tobytes()) == (each.dtype, each.shape, each.tobytes())
 
 
 def last_row(outputs: Any) -> Any:
@@ -178,3 +129,56 @@ def test_a_state_moves(client: Client, served: Served) -> None:
         talk.check_state()
         talk.step(4)
         talk.check_state()
+
+
+@pytest.fixture
+def shell(serving: Serving, tmp_path: Path) -> Shell:
+    """A shell whose lstmserve talks to the server."""
+    return Shell(serving.target, tmp_path)
+
+
+def test_a_shell_shows_and_moves_states(shell: Shell, imports: Imports, tmp_path: Path) -> None:
+    """`models` has every tensor, `sessions state` shows integers and bools as numbers; export,
+    import and fork keep them, and CSV has a bool input as 0 or 1."""
+    served = imports[1]["many_dtypes"]
+    rows = {line.split()[0]: line.split()[1:] for line in shell.out("models").splitlines()}
+    tensors = ["serving_default_frame[3]", "t1st-keys[2]:int64", "gear:int64"]
+    tensors += ["StatefulPartitionedCall[2]", "turns:int64", "keys[2]:int64"]
+    tensors += ["lstm_cell[2,1,3]", "ring_buffer[4]:int64", "held[2]:bool"]
+    assert rows["many_dtypes"][:4] == ["1", "cpu", "network", "yes"]
+    assert rows["many_dtypes"][4:-2] == tensors
+    assert rows["branched"][4:-2] == [
+        "frame[4]",
+        "score[3]",
+        "memory[2,8]",
+        "ticks:int64",
+        "loud:bool",
+    ]
+    x = served.random(np.random.default_rng(0), 5)
+    y, states = served.run(x)
+    lines = zip(*(each.reshape(5, -1).tolist() for each in x.values()), strict=True)
+    text = "".join(",".join(str(value) for part in line for value in part) + "\n" for line in lines)
+    shown = shell.out("step", "many_dtypes", "--session", "a", text=text).splitlines()
+    wanted = zip(*(each.reshape(5, -1) for each in y.values()), strict=True)
+    assert shown == [",".join(str(value) for part in line for value in part) for line in wanted]
+    state = shell.out("sessions", "state", "a")
+    values = [(n, each.astype(np.int64) if n == "held" else each) for n, each in states.items()]
+    assert state.splitlines() == [
+        ",".join([name, str(i), *map(str, row)])
+        for name, each in values
+        for i, row in enumerate(each.reshape(-1, each.shape[-1]))
+    ]
+    shell.out("sessions", "export", "a", tmp_path / "state")
+    assert (
+        shell.out("sessions", "import", "many_dtypes", tmp_path / "state", "--session", "b")
+        == "b\n"
+    )
+    assert shell.out("sessions", "fork", "a", "--to", "c") == "c\n"
+    assert shell.out("sessions", "state", "b") == shell.out("sessions", "state", "c") == state
+    assert "its states are memory" in shell.refusal(
+        "sessions", "import", "looped", tmp_path / "state"
+    )
+    shell.out("step", "looped", "--session", "l", text="1,2,3,4\n")
+    shell.out("sessions", "export", "l", tmp_path / "looped")
+    refused = shell.refusal("sessions", "import", "branched", tmp_path / "looped")
+    assert "MODEL_MISMATCH" in refused  # its states have the same names, and one another shape
