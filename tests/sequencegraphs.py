@@ -6,7 +6,6 @@ time, and knows nothing of batches, of a pool or of rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -159,13 +158,14 @@ def make_models(folder: Path, *names: str) -> None:
         write_sequences(folder, name, NETS[name])
 
 
-def write_sequences(folder: Path, name: str, net: Step, **others: Any) -> Path:
+def write_sequences(folder: Path, name: str, net: Step, shift: float = 0) -> Path:
     """Writes a model without states, with golden vectors of a few lengths."""
-    return write(folder, net.spec, net.model(), golden(net, name), name, **others)
+    return write(folder, net.spec, net.model(), golden(net, shift), name)
 
 
-def golden(net: Step, name: str, lengths: tuple[int, ...] = (9, 4, 7)) -> Mapping[str, Golden]:
-    """One case of ragged sequences, padded with zeros."""
+def golden(net: Step, shift: float = 0) -> dict[str, Golden]:
+    """One case of ragged sequences of random values around `shift`, padded with zeros."""
+    lengths = (9, 4, 7)
     rng, spec = np.random.default_rng(3), net.spec
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -177,7 +177,7 @@ def golden(net: Step, name: str, lengths: tuple[int, ...] = (9, 4, 7)) -> Mappin
     found = []
     for i, length in enumerate(lengths):
         for each in spec.inputs:
-            drawn = rng.standard_normal((length, *each.shape)) * 3
+            drawn = rng.standard_normal((length, *each.shape)) * 3 + shift
             inputs[each.name][i, :length] = drawn.astype(each.dtype)
         feed = {n: each[i, :length] for n, each in inputs.items()}
         names = [each.name for each in spec.outputs]

@@ -40,6 +40,7 @@ FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is 
 WINDOW_FORMAT = 3  # of either kind with a window
 SEQUENCES_FORMAT = 4  # of kind network without states
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.npz"
+NEW, OLD = ".new-", ".old-"  # of a version that is being written, and of the one that it replaces
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 # A larger file is not read: it is none of ours. protobuf takes no message above 2 GiB.
@@ -348,7 +349,7 @@ def write_model(models: Path, manifest: Manifest, files: Mapping[str, bytes], fo
     if target.exists() and not force:
         raise FileExistsError(str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f"{NEW}{os.getpid()}-", dir=target.parent))
     try:
         scratch.chmod(0o755)
         for name, content in {**files, MANIFEST: manifest.to_json().encode()}.items():
@@ -357,7 +358,7 @@ def write_model(models: Path, manifest: Manifest, files: Mapping[str, bytes], fo
                 file.flush()
                 os.fsync(file.fileno())
         if target.exists():
-            old = scratch.with_name(scratch.name.replace(".new-", ".old-"))
+            old = scratch.with_name(f"{OLD}{os.getpid()}-{manifest.version}")
             target.rename(old)
             scratch.rename(target)
             shutil.rmtree(old)
@@ -367,3 +368,17 @@ def write_model(models: Path, manifest: Manifest, files: Mapping[str, bytes], fo
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(scratch)
     return target
+
+
+def tidy_up(models: Path, name: str, process: int) -> None:
+    """Removes what a process that was killed in write_model() has left of models/NAME, and puts a
+    version back that it had moved away and not yet replaced."""
+    folder = models / name
+    for old in folder.glob(f"{OLD}{process}-*"):
+        target = folder / old.name.rpartition("-")[2]
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    for scratch in folder.glob(f"{NEW}{process}-*"):
+        shutil.rmtree(scratch)

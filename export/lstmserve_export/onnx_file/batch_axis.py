@@ -15,10 +15,13 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
+from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles
+from lstmserve_export.onnx_file.row_shapes import Axes
 from lstmserve_export.onnx_file.runner import RunRefused
 from lstmserve_export.onnx_file.source import Value
 from lstmserve_export.onnx_file.trial import Row, Trial
+from lstmserve_export.refusal import Refused
 
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has
 COLLIDING_MAX: Final = 64  # one batch more is as large as an axis of the graph
@@ -28,8 +31,6 @@ HYPOTHESES_MAX: Final = 256
 TOLERANCE: Final = 1e-5
 HALF_TOLERANCE: Final = 4e-3  # for graphs that compute or answer in float16
 FIXED_COST: Final = 8  # of an axis that is declared as 1: free ones are likelier
-
-Axes = Mapping[str, int]
 
 
 class NotBatch(Exception):
@@ -46,6 +47,16 @@ class BatchAxes:
     constants: Axes
     error: float
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator should know."""
+        if not self.error:
+            return ()
+        return (
+            f"a row in a batch differs from the row alone by up to {self.error:.2g} of its largest "
+            "value",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class NoBatch:
@@ -53,15 +64,21 @@ class NoBatch:
 
     reason: str
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator should know."""
+        return (f"no batch: {self.reason}",)
 
-def find_batch(trial: Trial, constants: Arrays, given: Axes) -> BatchAxes | NoBatch:
+
+def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
     """The first hypothesis that holds; `given` names axes that all of them have."""
+    constants = trial.roles.constants
     first = ""
-    for hypothesis in hypotheses(trial.roles, trial.rows_axes, given):
+    for hypothesis in hypotheses(trial.roles, trial.row_axes, given):
         repeated = {name: axis for name, axis in hypothesis.items() if name in constants}
         before = {name: axis for name, axis in hypothesis.items() if name in trial.values}
         try:
-            found = BatchExperiment(trial, constants, before, repeated).run()
+            found = BatchExperiment(trial, before, repeated).run()
         except NotBatch as error:
             where = ", ".join(f"axis {axis} of {name}" for name, axis in islice(before.items(), 3))
             more = " ..." if len(before) > 3 else ""
@@ -73,15 +90,53 @@ def find_batch(trial: Trial, constants: Arrays, given: Axes) -> BatchAxes | NoBa
     return NoBatch(first or "an input or state has no axis that could have several rows")
 
 
+def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
+    """What --batch-axis says, with axes from 0. Raises Refused."""
+    values = {each.name: each for each in (*roles.inputs, *roles.outputs)}
+    for pair in roles.states:
+        values |= {pair.before.name: pair.before, pair.after.name: pair.after}
+    found: dict[str, int | None] = {}
+    for name, axis in request.batch_axes.items():
+        flag = f"--batch-axis {name}={'none' if axis is None else axis}"
+        if name not in values:
+            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
+        rank = len(values[name].shape)
+        if axis is not None and not -rank <= axis < rank:
+            raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
+        found[name] = axis if axis is None else axis % rank
+    return found
+
+
+def find_given_batch(trial: Trial, given: Mapping[str, int | None]) -> BatchAxes | NoBatch:
+    """find_batch(), where `given` is what --batch-axis says; one None is enough for no batch.
+
+    Raises Refused where the axes that are given are none.
+    """
+    if None in given.values():
+        return NoBatch("--batch-axis says none")
+    axes = {name: axis for name, axis in given.items() if axis is not None}
+    batch = find_batch(trial, axes)
+    if isinstance(batch, NoBatch) and axes:
+        flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())
+        other = find_batch(trial, {})
+        if isinstance(other, NoBatch):
+            found = "no other axis works; leave the flag out to run one session at a time"
+        else:
+            every = {**other.before, **other.after}.items()
+            found = "these work: " + ", ".join(f"{name}={axis}" for name, axis in every)
+        raise Refused(f"{flags}: {batch.reason}; {found}")
+    return batch
+
+
 # Hypotheses ---------------------------------------------------------------------------------------
 
 
-def hypotheses(roles: Roles, rows_axes: Axes, given: Axes) -> Iterator[dict[str, int]]:
+def hypotheses(roles: Roles, row_axes: Axes, given: Axes) -> Iterator[dict[str, int]]:
     """Axes of every input and state before the step, and of constants that a batch repeats, the
     likeliest first."""
     values = [*roles.inputs, *(each.before for each in roles.states)]
     seen: set[tuple[tuple[str, int], ...]] = set()
-    for found in islice(_all_hypotheses(roles, values, rows_axes, given), HYPOTHESES_MAX):
+    for found in islice(_all_hypotheses(roles, values, row_axes, given), HYPOTHESES_MAX):
         key = tuple(sorted(found.items()))
         if key not in seen:
             seen.add(key)
@@ -89,21 +144,21 @@ def hypotheses(roles: Roles, rows_axes: Axes, given: Axes) -> Iterator[dict[str,
 
 
 def _all_hypotheses(
-    roles: Roles, values: Sequence[Value], rows_axes: Axes, given: Axes
+    roles: Roles, values: Sequence[Value], row_axes: Axes, given: Axes
 ) -> Iterator[dict[str, int]]:
     symbols = [set(each.symbols) - {""} for each in values]
     for symbol in sorted(set.intersection(*symbols)) if symbols else ():
         found = {each.name: each.symbols.index(symbol) for each in values} | dict(given)
-        if all(rows_axes.get(name) != axis for name, axis in found.items()):
+        if all(row_axes.get(name) != axis for name, axis in found.items()):
             yield found
             yield found | {name: 0 for name, each in roles.constants.items() if each.ndim}
     states = {each.before.name for each in roles.states}
     groups: dict[object, list[Value]] = {}
     for each in values:
         declared = tuple(size if size is None or size == 1 else 0 for size in each.shape)
-        alone = each.name if each.name in given or each.name in rows_axes else ""
+        alone = each.name if each.name in given or each.name in row_axes else ""
         groups.setdefault((each.name in states, declared, alone), []).append(each)
-    choices = [_choices(group, rows_axes, given) for group in groups.values()]
+    choices = [_choices(group, row_axes, given) for group in groups.values()]
     ordered = sorted(islice(product(*choices), 1 << 14), key=lambda each: sum(c for c, _ in each))
     plain = [{n: a for _, part in each for n, a in part.items()} for each in ordered]
     yield from islice(plain, HYPOTHESES_MAX // 2)
@@ -113,13 +168,13 @@ def _all_hypotheses(
 
 
 def _choices(
-    group: Sequence[Value], rows_axes: Axes, given: Axes
+    group: Sequence[Value], row_axes: Axes, given: Axes
 ) -> list[tuple[int, dict[str, int]]]:
     """The axes that all values of a group may have, with what each costs."""
     first = group[0]
     found = []
     for at, size in enumerate(first.shape):
-        is_possible = size in (None, 1) and rows_axes.get(first.name) != at
+        is_possible = size in (None, 1) and row_axes.get(first.name) != at
         if given.get(first.name, at) == at and (is_possible or first.name in given):
             cost = at + (FIXED_COST if size == 1 else 0)
             found.append((cost, {each.name: at for each in group}))
@@ -132,9 +187,8 @@ def _choices(
 class BatchExperiment:
     """Holds one hypothesis to batches of several sizes."""
 
-    def __init__(self, trial: Trial, constants: Arrays, before: Axes, repeated: Axes) -> None:
+    def __init__(self, trial: Trial, before: Axes, repeated: Axes) -> None:
         self._trial = trial
-        self._constants = constants
         self._before, self._repeated = before, repeated
         self._after: dict[str, int] = {}
         self._error = 0.0
@@ -173,7 +227,7 @@ class BatchExperiment:
             for name, axis in self._before.items()
         }
         repeat = {
-            name: np.repeat(self._constants[name], len(rows), axis)
+            name: np.repeat(self._trial.roles.constants[name], len(rows), axis)
             for name, axis in self._repeated.items()
         }
         try:

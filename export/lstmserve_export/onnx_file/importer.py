@@ -21,7 +21,7 @@ from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array
 from lstmserve_export.onnx_file.build import build_sequence, build_step, build_window
 from lstmserve_export.onnx_file.cases import make_cases
-from lstmserve_export.onnx_file.layout import Layout, check_dtypes, layout_of
+from lstmserve_export.onnx_file.layout import Layout, probe
 from lstmserve_export.onnx_file.pairs import read_initial
 from lstmserve_export.onnx_file.reference import Reference, WholeReference
 from lstmserve_export.onnx_file.request import Request
@@ -52,10 +52,8 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     source = read_source(request.file)
     roles = find_roles(source, request)
     progress("find batch and time")
-    check_dtypes(roles)
-    trial = Trial(source, roles, request, {})
-    layout = layout_of(trial, request)
-    return _Job(request, source, roles, layout, trial, progress).run()
+    probed = probe(source, roles, request)
+    return _Job(request, source, roles, probed.layout, probed.trial, progress).run()
 
 
 @dataclass(frozen=True, slots=True)

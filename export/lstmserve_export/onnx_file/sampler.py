@@ -56,9 +56,10 @@ class Sampler:
     def draw(self, value: Value, shape: Shape, row: int, kind: int) -> Array:
         """Values of `shape` for a row; `kind` is an index of KINDS, for floats."""
         rows = self._given.get(value.name)
-        if rows is not None and rows[0].size == int(np.prod(shape)):
-            found: Array = rows[row % len(rows)].reshape(shape).astype(value.dtype)
-            return found
+        if rows is not None and int(np.prod(shape)) % rows[0].size == 0:
+            count = int(np.prod(shape)) // rows[0].size
+            found = rows.take(np.arange(row, row + count), 0, mode="wrap")
+            return np.asarray(found.reshape(shape), value.dtype)
         rng = np.random.default_rng((self._seed, row, zlib.crc32(value.name.encode())))
         dtype = np.dtype(value.dtype)
         if dtype == np.bool_:

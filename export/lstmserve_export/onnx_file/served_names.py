@@ -39,6 +39,18 @@ def served_dtype(value: Value, is_state: bool = False) -> Dtype:
     return found
 
 
+def check_dtypes(roles: Roles) -> None:
+    """Raises Refused for a tensor of a dtype that is not served."""
+    for value in (*roles.inputs, *roles.outputs):
+        served_dtype(value)
+    for pair in roles.states:
+        served_dtype(pair.before, is_state=True)
+        if pair.before.dtype != pair.after.dtype:
+            raise Refused(
+                f"the state {pair.before} is {pair.after.dtype} after the step ({pair.after.name})"
+            )
+
+
 class ServedNames:
     """Names that fit the server, as near to the file's as they can be: states first, since what
     they are called after a step is reserved."""

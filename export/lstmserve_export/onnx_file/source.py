@@ -108,11 +108,11 @@ def _read(path: Path) -> bytes:
             head = file.read(HEAD_LEN)
             if says := describe(head):
                 raise Refused(f"{path} {says}")
-            content = head + file.read(ONNX_BYTES_MAX - len(head) + 1)
+            content = head + file.read(status.st_size - len(head) + 1)
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > ONNX_BYTES_MAX:
-        raise Refused(f"{path} grows while it is read")
+    if len(content) != status.st_size:
+        raise Refused(f"{path} changes while it is read: wait until it is whole")
     return content
 
 

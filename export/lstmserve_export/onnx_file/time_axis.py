@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.batch_axis import TOLERANCE, Axes, difference
+from lstmserve_export.onnx_file.batch_axis import TOLERANCE, difference
+from lstmserve_export.onnx_file.row_shapes import Axes
 from lstmserve_export.onnx_file.runner import RunRefused
 from lstmserve_export.onnx_file.trial import Trial
 

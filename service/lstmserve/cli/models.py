@@ -26,7 +26,7 @@ def models(endpoint: Endpoint) -> None:
     EXACT is "yes" if the bits of a result depend neither on what else the server computes at the
     same time nor on how a sequence is cut. Otherwise it is the largest difference that the server
     measured at its start. KIND also says how many rows a window has, and what stands for those
-    that a new session lacks.
+    that a new session lacks, and whether a model without states takes whole sequences alone.
     """
     header = (
         *("MODEL", "VERSION", "DEVICE", "KIND", "EXACT", "INPUTS", "OUTPUTS", "STATES"),
@@ -57,6 +57,7 @@ def _kind(model: ModelInfo) -> str:
     """The kind, and what the names and shapes of the tensors do not say."""
     is_both = model.lstm is not None and model.lstm.bidirectional
     kind = f"{model.kind} (bidirectional)" if is_both else model.kind
+    kind = kind if model.states else f"{kind} (whole sequences)"
     return f"{kind}, window {model.window} ({model.window_fill})" if model.window else kind
 
 
@@ -82,7 +83,8 @@ def predict(
 
     Prints one row of y for each row, with an empty line between files. With --last-only it prints
     one row for each file. A row without a y, where the model waits for a whole window, prints empty
-    fields.
+    fields. A model without states prints as many rows as its network gives: one for each row,
+    fewer, or one for the file.
     """
     with options.connect(endpoint) as client:
         info = client.model(model.name, version=model.version)
@@ -91,7 +93,7 @@ def predict(
         if last_only:
             click.echo("".join(csvrows.lines(info, csvrows.first_axis(y), 1) for y in ys), nl=False)
         else:
-            counts = map(csvrows.count, inputs)
+            counts = [csvrows.count(x) if info.states else 0 for x in inputs]
             texts = (csvrows.lines(info, y, n) for y, n in zip(ys, counts, strict=True))
             click.echo("\n".join(texts), nl=False)
 

@@ -253,7 +253,8 @@ class PredictInput(NamedTuple):
         limit = model.message_bytes_max
         if largest > limit:
             takes = f"a sequence takes {largest} bytes, a message to this server {limit}"
-            raise refusal("TOO_LONG", f"{takes}: step it in a session")
+            advice = "step it in a session" if model.is_streaming else "raise --message-bytes-max"
+            raise refusal("TOO_LONG", f"{takes}: {advice}")
         for span in spans(sizes, _room(model)):
             part = self.rows[span]
             yield wire.PredictRequest(

@@ -38,7 +38,8 @@ class ModelInfo:
     """A served model. `length_max` is the longest T of one step.
 
     `inputs`, `outputs` and `states` have the name, shape and dtype of each, for one time step of
-    one session. If `is_streaming` is False, the model can only predict. If `is_exact`, the bits of
+    one session. If `is_streaming` is False, the model can only predict: it is bidirectional, or has
+    no states and gives as many rows of y as its network computes. If `is_exact`, the bits of
     a result do not depend on its batch or chunk on that server; else they differed by `difference`
     at most when it started. `lstm` is None unless `kind` is "lstm".
 

@@ -158,6 +158,8 @@ def state_tensors(
 ) -> dict[str, Array]:
     """A caller's states of all names, each [*batch, *shape]. Raises ValueError for any others."""
     names = [each.name for each in model.states]
+    if not names and given:
+        raise ValueError(f"{model.name} has no states: give none")
     if not isinstance(given, Mapping) or set(given) != set(names):
         raise ValueError(f"{model.name} has the states {', '.join(names)}: give them by name")
     return {each.name: _state_tensor(each, given[each.name], *batch) for each in model.states}

@@ -167,7 +167,8 @@ class Client:
         """y of B whole sequences of any lengths, each as for Session.step; no state is kept.
 
         Each is as T steps of a new session: a model that waits for a whole window gives no y for
-        the first rows.
+        the first rows. A model without states reads each sequence whole, and gives as many rows of
+        y as its network computes: T, fewer, or 1.
 
         `initial` are the states [B, *shape] by name that they start from, by default the model's
         initial state. With `return_state` the result also has the final states, likewise by name.

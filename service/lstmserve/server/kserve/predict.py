@@ -95,7 +95,8 @@ async def _predicted(
     counters = metrics.model(model.name, model.version)
     counters.steps(responder.method, 1, total_ns, prediction.queue_ns)
     response = begin_response(request, model)
-    if model.spec.waits:
+    if not model.spec.is_row_by_row:
+        _check_rows(request, wanted, prediction)
         longest = int(prediction.lengths.max())
         response.parameters[LENGTHS].string_param = ",".join(map(str, prediction.lengths.tolist()))
     rows = by_name(model, prediction.y)
@@ -200,6 +201,18 @@ def _check_last(model: Model, lengths: Lengths, initial: States | None) -> None:
         raise BadTensor(
             f"sequence {i} has {lengths[i]} rows, too few for a window of {model.spec.window}: it "
             f"has no last output. Ask for {model.spec.outputs[0].name}, which may have no row",
+            field=signature_of(model).first.name,
+        )
+
+
+def _check_rows(request: InferRequest, wanted: WantedOutputs, prediction: Prediction) -> None:
+    """Raises BadTensor where a sequence gives no row, so that its NAME_last would have no value."""
+    empty = np.flatnonzero(prediction.lengths == 0)
+    if empty.size and any(each.part is Part.LAST for each in wanted.outputs):
+        model = request.model
+        raise BadTensor(
+            f"sequence {empty[0]} gives no row of outputs, so it has no last one. Ask for "
+            f"{model.spec.outputs[0].name}, which may have no row",
             field=signature_of(model).first.name,
         )
 

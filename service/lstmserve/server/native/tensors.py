@@ -140,5 +140,7 @@ def _read(message: pb.Tensor, spec: TensorSpec, field: str, lead: tuple[int, ...
 def _wanted(names: Iterable[str]) -> str:
     """The text of an error that names what to send; its length is bounded."""
     known = list(names)
+    if not known:
+        return "it has no states, so send none"
     rest = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
     return f"send {', '.join(known[:NAMES_SHOWN])}{rest}, each once"
