@@ -46,7 +46,7 @@ class ImportedFile:
 
     def step(self, row: Array, states: Mapping[str, Array]) -> tuple[Array, Mapping[str, Array]]:
         """y [O] of one time step x [I], and the states after it, as the file has them."""
-        outputs, after = self._oracle.step({self._input: row}, states)
+        outputs, after = self._oracle.step(states, **{self._input: row})
         return outputs[self._output].reshape(-1), after
 
     def served(self, states: Mapping[str, Array]) -> list[Array]:

@@ -39,6 +39,13 @@ MANY_NAMES = {
 }
 PAIRS = {"many_dtypes": onnxfiles.MANY_PAIRS}
 NAMES = {"many_dtypes": MANY_NAMES}
+FLAGS = {  # which inputs each step gives: one might be a state
+    "many_dtypes": [
+        flag
+        for name in ("serving_default_frame:0", "1st-keys", "gear")
+        for flag in ("--input", name)
+    ]
+}
 Imports = tuple[Path, dict[str, "Served"]]
 FILES = ("looped", "branched", "many_dtypes")
 
@@ -79,7 +86,7 @@ class Served:
         rows = []
         for t in range(len(next(iter(inputs.values())))):
             given = {self._theirs(name): each[t] for name, each in inputs.items()}
-            found, after = self.oracle.step(given, after)
+            found, after = self.oracle.step(after, **given)
             rows.append(found)
         outputs = {
             each.name: np.stack([_ours(each, row[self._theirs(each.name)]) for row in rows])
@@ -155,7 +162,7 @@ def import_file(models: Path, name: str, *, version: int = 1, seed: int = 0) -> 
     path = models.with_name(f"{name}-{seed}.onnx")
     path.write_bytes(content)
     pairs = PAIRS.get(name, onnxfiles.PAIRS)
-    manifest = run_import(path, pairs, models, name, version=version)
+    manifest = run_import(path, pairs, models, name, *FLAGS.get(name, ()), version=version)
     return Served(name, manifest, FileOracle(content, pairs), NAMES.get(name, {}))
 
 

@@ -219,7 +219,7 @@ class FileOracle:
         """The states of a new session by the names of their inputs, zeros, as the file has them."""
         return {name: self._empty[name] for name in self._pairs}
 
-    def step(self, inputs: Arrays, states: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
+    def step(self, states: Arrays, /, **inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         """Outputs and states after one time step, as the file has them; `inputs` may have any
         shapes with as many elements."""
         feed = {
