@@ -63,7 +63,7 @@ def test_any_order_of_axes_gives_the_bits_of_the_file(seed: int, tmp_path: Path)
     for row in range(count):
         now = {n: _placed(file.axes[n], each[row]) for n, each in states.items()}
         for step in range(lengths[row]):
-            answer, now = oracle.step({"x": _placed(file.axes["x"], x[row, step])}, now)
+            answer, now = oracle.step(now, x=_placed(file.axes["x"], x[row, step]))
             wanted = _row(file.axes["y"], answer["y"])
             assert found["y"][row, step].tobytes() == wanted.tobytes(), (seed, row, step)
         for name, each in now.items():

@@ -78,7 +78,7 @@ def answers(x: Array, start: Mapping[str, Array] | None = None) -> Array:
     oracle = FileOracle(looped(), PAIRS)
     states, y = start or oracle.start(), []
     for row in x:
-        found, states = oracle.step({"frame": row}, states)
+        found, states = oracle.step(states, frame=row)
         y.append(found["score"].reshape(-1))
     return np.array(y)
 
