@@ -25,7 +25,7 @@ from lstmserve_export.refusal import Refused
 
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has
 COLLIDING_MAX: Final = 64  # one batch more is as large as an axis of the graph
-HYPOTHESES_MAX: Final = 256
+HYPOTHESES_MAX: Final = 128
 # The largest difference of a row in a batch, to its largest value. Products of matrices may take
 # another order of additions for another number of rows.
 TOLERANCE: Final = 1e-5
