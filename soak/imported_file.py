@@ -5,8 +5,6 @@ The oracle is plain onnxruntime on the file as it was given, never on what the i
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmserve.manifest import read_model
+from imported import run_import
+from lstmserve.spec import TensorSpec
 from onnxfiles import FileOracle
-from serving import environment
 
-IMPORT = [sys.executable, "-c", "from lstmserve.cli import main; main()", "import"]
 Array = npt.NDArray[Any]
 
 
@@ -29,25 +26,18 @@ class ImportedFile:
     def __init__(self, path: Path, pairs: Mapping[str, str], flags: Sequence[str] = ()) -> None:
         self._oracle = FileOracle(path.read_bytes(), pairs)
         self._path = path
-        states = [each for pair in pairs.items() for each in ("--state", ":".join(pair))]
-        self._flags = [*states, *flags]
+        self._pairs = pairs
+        self._flags = flags
         ((self._input,), (self._output,)) = self._oracle.inputs, self._oracle.outputs
-        self._shapes: list[tuple[str, tuple[int, ...]]] = []
+        self._states: tuple[TensorSpec, ...] = ()
         self.input_size = self.output_size = 0
 
     def make(self, folder: Path, name: str) -> ImportedFile:
         """Writes folder/NAME/1 by `lstmserve import`. Returns itself, with its sizes."""
-        subprocess.run(
-            [*IMPORT, self._path, "--models", folder, "--name", name, *self._flags],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-        )
-        spec = read_model(folder, name, 1).manifest.spec
+        spec = run_import(self._path, self._pairs, folder, name, *self._flags).spec
         ((given,), (wanted,)) = spec.inputs, spec.outputs
         self.input_size, self.output_size = given.size, wanted.size
-        self._shapes = [(each.name, each.shape) for each in spec.states]
+        self._states = spec.states
         return self
 
     def start(self) -> Mapping[str, Array]:
@@ -56,12 +46,12 @@ class ImportedFile:
 
     def step(self, row: Array, states: Mapping[str, Array]) -> tuple[Array, Mapping[str, Array]]:
         """y [O] of one time step x [I], and the states after it, as the file has them."""
-        outputs, after = self._oracle.step({self._input: row}, states)
+        outputs, after = self._oracle.step(states, **{self._input: row})
         return outputs[self._output].reshape(-1), after
 
     def served(self, states: Mapping[str, Array]) -> list[Array]:
         """The states as the server has them, in its order."""
-        return [states[name].reshape(shape) for name, shape in self._shapes]
+        return [states[e.name].reshape(e.shape).astype(e.dtype) for e in self._states]
 
     def run(self, x: Array) -> tuple[Array, ...]:
         """The rows of y that a new session gives for x [T, I], and its states after them."""
