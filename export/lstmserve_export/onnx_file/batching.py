@@ -73,7 +73,9 @@ class _Attempt:
 class Batching:
     """One rewriting. `rows` are the feeds of each row alone, `axes` where they shall lie."""
 
-    def __init__(self, model: onnx.ModelProto, constants: Arrays, rows: Sequence[Arrays], axes: Axes):
+    def __init__(
+        self, model: onnx.ModelProto, constants: Arrays, rows: Sequence[Arrays], axes: Axes
+    ):
         self._model, self._axes, self._rows = model, axes, len(rows)
         self._values = {
             each.name: _same(numpy_helper.to_array(each)) for each in model.graph.initializer
@@ -243,9 +245,7 @@ class Batching:
         parts.append((-1, helper.make_node("Concat", names, [repeats], axis=0)))
         return [*parts, (at, helper.make_node("Tile", [name, repeats], [tiled]))]
 
-    def _scatters(
-        self, node: onnx.NodeProto, inputs: Mapping[str, _Value]
-    ) -> Iterator[_Attempt]:
+    def _scatters(self, node: onnx.NodeProto, inputs: Mapping[str, _Value]) -> Iterator[_Attempt]:
         """Where constant indices name the row 0: without it, with the rows on the last axis."""
         data, indices, updates = (inputs[name] for name in node.input)
         at = indices.together
@@ -376,13 +376,13 @@ def _reads(node: onnx.NodeProto) -> list[str]:
     """The values that a node and its subgraphs read from outside, each once."""
     found = dict.fromkeys(node.input)
     for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else ():
-            found |= dict.fromkeys(_captured(graph))
+        graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        found |= dict.fromkeys(name for graph in graphs for name in _captured(graph))
     return list(found)
 
 
 def _captured(graph: onnx.GraphProto) -> list[str]:
-    own = {each.name for each in (*graph.input, *graph.initializer)}
+    own = {each.name for each in graph.input} | {each.name for each in graph.initializer}
     found = []
     for node in graph.node:
         found += [name for name in _reads(node) if name and name not in own]
