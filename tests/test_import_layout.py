@@ -332,7 +332,7 @@ def test_a_constant_with_a_batch(examine: Probe) -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [({"x": 0}, True), ({"h": -2, "y": 0}, True), ({"x": None}, False)],
+    [({"x": 0}, True), ({"h": -2, "y": 0}, True), ({"x": None}, False), ({"": None}, False)],
 )
 def test_a_batch_axis_that_is_given(
     examine: Probe, given: dict[str, int | None], found: bool
