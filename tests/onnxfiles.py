@@ -1,7 +1,7 @@
 """Small ONNX files as others make them: odd layouts, odd dtypes, subgraphs. One function each.
 
-No code of lstmserve made such a file. FileOracle is what onnxruntime says of one: a plain session
-of the file as it is, one time step of one stream after another.
+FileOracle says what onnxruntime makes of such a file: a plain session of the file as it is, one
+time step after another. It knows nothing of lstmserve.
 """
 
 from __future__ import annotations
@@ -93,6 +93,47 @@ branched (float[1, 4] frame, float[2, 8] memory, int64 ticks, bool loud)
 # The pairs of both.
 PAIRS = {"memory": "memory_out", "ticks": "ticks_out", "loud": "loud_out"}
 
+MANY_DTYPES = """<ir_version: 8, opset_import: ["": 17]>
+many (float[B, 1, 3] frame, bool[B, 2] keys, int32[1, B] gear, float[B, 2, 1, 3] cell,
+      int32[4, B] ring, bool[2, B] held)
+    => (float[B, 1, 2] score, int32[B] turns, bool[B, 2] lit, float[B, 2, 1, 3] cell_out,
+        int32[4, B] ring_out, bool[2, B] held_out)
+{
+    keys_t = Transpose <perm = [1, 0]> (keys)
+    held_out = Xor (held, keys_t)
+    lit = Transpose <perm = [1, 0]> (held_out)
+    newer = Slice (ring, axis1, stop, axis0)
+    ring_out = Concat <axis = 0> (newer, gear)
+    turns = ReduceSum <keepdims = 0> (ring_out, axis0)
+    row = Squeeze (frame, axis1)
+    rows = Unsqueeze (row, axes)
+    faded = Mul (cell, fade)
+    cell_out = Add (faded, rows)
+    flat = Reshape (cell_out, six)
+    turned = Cast <to = 1> (turns)
+    turned1 = Unsqueeze (turned, axis1)
+    lit1 = Cast <to = 1> (lit)
+    all = Concat <axis = 1> (flat, turned1, lit1)
+    answer = MatMul (all, out)
+    score = Unsqueeze (answer, axis1)
+}
+"""
+MANY_NAMES = {  # as tf2onnx and others write them; an input and the output that is its next value
+    "frame": "serving_default_frame:0",
+    "score": "StatefulPartitionedCall:0",
+    "cell": "lstm/cell",
+    "cell_out": "lstm/cell_1",
+    "ring": "ring buffer",
+    "ring_out": "ring buffer.next",
+    "keys": "1st-keys",
+    "lit": "keys",
+}
+MANY_PAIRS = {
+    "lstm/cell": "lstm/cell_1",
+    "ring buffer": "ring buffer.next",
+    "held": "held_out",
+}
+
 
 def looped(seed: int = 0) -> bytes:
     """All floats of the state in one tensor with the batch on axis 1, an int64 and a bool state,
@@ -104,6 +145,32 @@ def branched(seed: int = 0) -> bytes:
     """The same states without a batch axis, a Loop, and an If that depends on the session: one run
     can take only one."""
     return model_of(BRANCHED, _weights(seed))
+
+
+def rounded(seed: int = 0) -> bytes:
+    """looped() with its last weight [1, ...]: onnxruntime does not prepack such a weight, and
+    rounds a row that is alone in another way."""
+    plain = "    answer = MatMul (heard, out)\n    score = Unsqueeze (answer, axis1)\n"
+    other = """    heard1 = Unsqueeze (heard, axis0)
+    answer = MatMul (heard1, out)
+    score = Transpose <perm = [1, 0, 2]> (answer)
+"""
+    assert plain in LOOPED
+    weights = _weights(seed)
+    return model_of(LOOPED.replace(plain, other), {**weights, "out": weights["out"][np.newaxis]})
+
+
+def many_dtypes(seed: int = 0) -> bytes:
+    """Inputs, outputs and states of float32, int32 and bool, whose batch is on different
+    axes, and names that no server takes as they are."""
+    model = onnx.load_model_from_string(model_of(MANY_DTYPES, _many_weights(seed)))
+    for each in (*model.graph.input, *model.graph.output):
+        each.name = MANY_NAMES.get(each.name, each.name)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [MANY_NAMES.get(name, name) for name in names]
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
 
 
 def model_of(text: str, weights: Arrays) -> bytes:
@@ -123,6 +190,16 @@ def _weights(seed: int) -> dict[str, Array]:
     return floats | found | {"limit": np.array(1, np.float32)}
 
 
+def _many_weights(seed: int) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    vectors = {"axis0": [0], "axis1": [1], "axes": [1, 2], "stop": [4], "six": [-1, 6]}
+    return {
+        "out": rng.uniform(-1, 1, (9, 2)).astype(np.float32),
+        "fade": rng.uniform(0.2, 0.9, (2, 1, 3)).astype(np.float32),
+        **{name: np.array(values) for name, values in vectors.items()},
+    }
+
+
 class FileOracle:
     """A file's own answers. `pairs` are its states: the input of each -> the output."""
 
@@ -139,12 +216,12 @@ class FileOracle:
         self._asked = [*self.outputs, *self._pairs.values()]
 
     def start(self) -> dict[str, Array]:
-        """The states of a new session, zeros, as the file has them."""
+        """The states of a new session by the names of their inputs, zeros, as the file has them."""
         return {name: self._empty[name] for name in self._pairs}
 
-    def step(self, states: Arrays, **inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Outputs and states after one time step, both as the file has them; inputs in any shape
-        with as many elements."""
+    def step(self, states: Arrays, /, **inputs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Outputs and states after one time step, as the file has them; `inputs` may have any
+        shapes with as many elements."""
         feed = {
             name: np.asarray(each, self._empty[name].dtype).reshape(self._empty[name].shape)
             for name, each in {**inputs, **states}.items()
@@ -152,15 +229,6 @@ class FileOracle:
         found = dict(zip(self._asked, self._session.run(self._asked, feed), strict=True))
         after = {before: found[name] for before, name in self._pairs.items()}
         return {name: found[name] for name in self.outputs}, after
-
-    def run(self, x: Array, states: Arrays | None = None) -> tuple[Array, dict[str, Array]]:
-        """A file with one input and one output: x [T, I] -> y [T, O], and the states after it."""
-        ((given,), (wanted,)) = self.inputs, self.outputs
-        after, ys = dict(states or self.start()), []
-        for row in x:
-            found, after = self.step(after, **{given: row})
-            ys.append(found[wanted].reshape(-1))
-        return np.array(ys), after
 
 
 def _empty(value: Any) -> Array:

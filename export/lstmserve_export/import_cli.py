@@ -54,6 +54,11 @@ def _states(
     return found
 
 
+def _bytes(ctx: click.Context, param: click.Parameter, value: float | None) -> int | None:
+    """Bytes of GiB."""
+    return None if value is None else int(value * (1 << 30))
+
+
 @click.command("import", cls=FlagsOnce)
 @click.argument("file", type=FILE, metavar="MODEL.onnx")
 @target_flags
@@ -117,6 +122,19 @@ def _states(
 )
 @flag(
     "--golden", type=FILE, metavar="F", help="Inputs and outputs to check, .npz (docs/IMPORT.md)."
+)
+@flag(
+    "--memory-limit",
+    type=click.FloatRange(0.5),
+    metavar="GIB",
+    callback=_bytes,
+    help="Memory that the import may take; by default 4 GiB and 16 times the file.",
+)
+@flag(
+    "--time-limit",
+    type=click.FloatRange(1),
+    metavar="S",
+    help="Seconds that the import may take; by default 600.",
 )
 def import_command(**flags: Any) -> None:
     """Turn MODEL.onnx, which any tool may have made, into a model folder.

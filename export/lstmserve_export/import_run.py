@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lstmserve_export.onnx_file.importer import import_onnx
+from lstmserve_export.onnx_file.child import Limits, run_child
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.progress import stages
 from lstmserve_export.summary import show
@@ -34,8 +34,9 @@ def run(file: Path, **flags: Any) -> None:
         force=flags["force"],
         dry_run=flags["dry_run"],
     )
+    limits = Limits.of(file, flags["memory_limit"], flags["time_limit"])
     with stages(f"read {file.name}") as stage:
-        imported = import_onnx(request, stage.progress)
+        imported = run_child(request, limits, stage.progress)
     show(
         Console(),
         imported,

@@ -16,6 +16,7 @@ from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.layout import Layout, Place
 from lstmserve_export.onnx_file.roles import Roles
+from lstmserve_export.onnx_file.runner import relaxed
 from lstmserve_export.onnx_file.source import Source
 from lstmserve_export.refusal import Refused, one_line
 
@@ -38,10 +39,10 @@ def open_file(model: onnx.ModelProto) -> ort.InferenceSession:
 class _Original:
     """The file in plain onnxruntime."""
 
-    def __init__(self, source: Source, roles: Roles) -> None:
+    def __init__(self, model: onnx.ModelProto, roles: Roles) -> None:
         """Raises Refused."""
         self._constants = roles.constants
-        self._session = open_file(source.original)
+        self._session = open_file(model)
 
     def run(self, feed: Arrays, places: Iterable[Place]) -> dict[str, Array]:
         """The values of these places by the file's names. Raises Refused."""
@@ -66,7 +67,7 @@ class Reference:
             each.name: initial.get(each.name, np.zeros(each.shape, each.dtype))
             for each in spec.states
         }
-        self._file = _Original(source, roles)
+        self._file = _Original(source.original, roles)
 
     def initial(self, count: int) -> dict[str, Array]:
         """The states [count, *shape] of new sessions."""
@@ -145,7 +146,8 @@ class WholeReference:
     def __init__(self, source: Source, roles: Roles, layout: Layout) -> None:
         """Raises Refused."""
         self._layout = layout
-        self._file = _Original(source, roles)
+        # A declared number of rows is no part of what the nodes compute.
+        self._file = _Original(relaxed(source.original), roles)
 
     def answer(self, sequence: Arrays) -> dict[str, Array]:
         """Outputs [R, *shape] of one sequence [T, *shape]; R is 1 where an output has no axis of
