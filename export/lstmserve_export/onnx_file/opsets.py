@@ -95,8 +95,9 @@ def _mend_resizes(model: onnx.ModelProto, results: Iterable[str], file: str) -> 
     nodes = list(all_nodes(model.graph.node))
     constants = {each.name: each for each in model.graph.initializer}
     for node in nodes:
-        if node.op_type == "Constant" and node.output:
-            constants |= {node.output[0]: e.t for e in node.attribute if e.HasField("t")}
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.HasField("t"):
+                constants |= dict.fromkeys(node.output, attribute.t)
     for node in nodes:
         if node.op_type != "Resize" or not set(node.output) & set(results):
             continue
