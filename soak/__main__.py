@@ -15,6 +15,7 @@ from typing import Protocol
 
 import click
 
+import onnxfiles
 from soak import (
     amnesia,
     cancels,
@@ -25,6 +26,7 @@ from soak import (
     fairness,
     flood,
     frozen,
+    imported,
     kill9,
     memory,
     outage,
@@ -35,6 +37,7 @@ from soak import (
     stress,
 )
 from soak.crowd import Kind, Mode
+from soak.imported_file import ImportedFile
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "GUARANTEES.md"
@@ -43,6 +46,8 @@ START = "|---|---|---|---|\n"
 END = "<!-- end of the figures -->"
 KILL_S, START_S = 2.0, 1.5
 SESSIONS, CLIENTS = 24, 200
+RESIDENT, TOGETHER = 10_000, 500
+IMPORTED_S = 10.0  # a kill each ten seconds: all sessions step before and after it
 FAILOVER_S = 10.0  # a failover each ten seconds
 AWAY_S = 30.0, 10.0
 PEER_S = 8.0
@@ -72,6 +77,19 @@ def _kill9(mode: Mode, kind: Kind) -> Callable[[Path, float], Found]:
         return kill9.run(folder, mode, kind, kills=kills, every_s=KILL_S, sessions=SESSIONS)
 
     return run
+
+
+def _imported(folder: Path, minutes: float) -> Found:
+    path = folder / "looped.onnx"
+    path.write_bytes(onnxfiles.looped())
+    return imported.run(
+        folder,
+        ImportedFile(path, onnxfiles.PAIRS),
+        sessions=RESIDENT,
+        size=TOGETHER,
+        kills=max(3, round(minutes * 60 / IMPORTED_S)),
+        every_s=KILL_S,
+    )
 
 
 def _rolling(mode: Mode) -> Callable[[Path, float], Found]:
@@ -136,6 +154,7 @@ PROOFS: dict[str, Callable[[Path, float], Found]] = {
     "kill9-through": _kill9("through", "bare"),
     "kill9-behind": _kill9("behind", "bare"),
     "kill9-library": _kill9("behind", "library"),
+    "kill9-imported": _imported,
     "frozen-through": lambda folder, _: frozen.run(folder, "through", sessions=200),
     "frozen-behind": lambda folder, _: frozen.run(folder, "behind", sessions=200),
     "amnesia": lambda folder, _: amnesia.run(folder, sessions=1000),

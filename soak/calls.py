@@ -33,7 +33,7 @@ class Refused(Exception):
         found: Mapping[str, Any] = dict(self.trailers)
         self.pushback_ms: str | None = found.get("grpc-retry-pushback-ms")
         status = Status.FromString(found.get("grpc-status-details-bin", b""))
-        self.reason, self.metadata, self.retry_s = _details(status)
+        self.reason, self.metadata, self.retry_s = details(status)
 
 
 @dataclass
@@ -141,6 +141,7 @@ class Calls:
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
         except grpc.aio.AioRpcError as error:
+            self.refusals[error.code().name] += 1
             raise Refused(error) from None
         finally:
             call.cancel()
@@ -157,7 +158,8 @@ class Calls:
         return self._channels[serving]
 
 
-def _details(status: Status) -> tuple[str, dict[str, str], float | None]:
+def details(status: Status) -> tuple[str, dict[str, str], float | None]:
+    """The reason of an error, what it says beside it, and after how long to repeat the call."""
     info, retry, retry_s = ErrorInfo(), RetryInfo(), None
     for detail in status.details:
         if not detail.Unpack(info) and detail.Unpack(retry):

@@ -19,6 +19,7 @@ from serving import Serving
 from soak.calls import Calls, Refused
 from soak.findings import Experience, Violations
 from soak.fleet import MODEL, Fleet
+from soak.imported_file import sent, values
 from soak.timing import pause
 
 Floats = npt.NDArray[np.float32]
@@ -110,9 +111,8 @@ class Conversation:
         self.violations.lost += max(0, len(self.inputs) - info.session.step)
         y, *states = self._fleet.oracle.run(np.concatenate(self.inputs))
         is_right = np.array_equal(np.concatenate(self.outputs), y) and [
-            each.floats or np.array(each.ints[:], np.int64).tobytes()
-            for each in state.state.tensors
-        ] == [each.tobytes() for each in states]
+            values(each) for each in state.state.tensors
+        ] == [sent(each) for each in states]
         self.violations.wrong += not is_right
 
     async def _reach(self, number: int) -> None:

@@ -36,9 +36,10 @@ class Customer:
         """Makes one more step. Raises LstmServeError for a failed call."""
         shape = (int(rng.integers(1, ROWS_MAX + 1)), self._fleet.spec.input_size)
         x = rng.standard_normal(shape).astype(np.float32)
-        y = await self.session.step(x)
+        (given,) = self.session.model_info.inputs
+        y = await self.session.step(x.reshape(len(x), *given.shape))
         self.inputs.append(x)
-        self.outputs.append(y)
+        self.outputs.append(y.reshape(-1, self._fleet.spec.output_size))
         self.experience.steps += 1
         is_same_life = self.session.incarnation == self._life
         self.violations.regressions += (

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,18 @@ from lstmserve.head_layers import Linear
 from lstmserve.spec import LstmSpec
 from modelmaking import make_model
 from serving import COMMAND, Serving
+from soak.imported_file import ImportedFile
 from traffic import Oracle
 
 SPEC = LstmSpec(input_size=4, hidden_size=32, num_layers=2, head=(Linear(3),))
 MODEL = "soak"
+
+
+class History(Protocol):
+    """What a session must answer."""
+
+    def run(self, x: npt.NDArray[Any], /) -> tuple[npt.NDArray[Any], ...]:
+        """The rows of y that a new session gives for x [T, I], and its states after them."""
 
 
 class WindowOracle:
@@ -82,14 +90,13 @@ class Fleet:
         *arguments: str | Path,
         spec: LstmSpec = SPEC,
         window: int = 0,
+        file: ImportedFile | None = None,
         stays: bool = False,
         command: list[str] = COMMAND,
     ) -> None:
-        self.spec = spec
-        own = (window, "wait") if window else (0, None)
-        make_model(folder, spec, seed=1, name=MODEL, window=own)
-        plain = Oracle(folder / MODEL / "1", spec)
-        self.oracle = WindowOracle(plain, window, spec.output_size) if window else plain
+        """Serves a `file` of others instead of an nn.LSTM of that spec, where one is given."""
+        self.spec = file or spec
+        self.oracle = file.make(folder, MODEL) if file else _make_lstm(folder, spec, window)
         given = ("--models", folder, *arguments)
         with ThreadPoolExecutor(count) as threads:
             names = [f"pod-{i}" for i in range(count)]
@@ -152,6 +159,12 @@ def fleet_of(folder: Path, count: int, *arguments: str | Path, **options: Any) -
         yield fleet
     finally:
         fleet.close()
+
+
+def _make_lstm(folder: Path, spec: LstmSpec, window: int) -> History:
+    make_model(folder, spec, seed=1, name=MODEL, window=(window, "wait") if window else (0, None))
+    plain = Oracle(folder / MODEL / "1", spec)
+    return WindowOracle(plain, window, spec.output_size) if window else plain
 
 
 def _weight(name: str, key: str) -> bytes:

@@ -11,6 +11,7 @@ import itertools
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from soak.crowd import BEHIND_S, Kind, Mode, Outcome, at_work
 from soak.fleet import Fleet, fleet_of
@@ -56,17 +57,17 @@ def run(
     kills: int,
     every_s: float,
     sessions: int,
-    window: int = 0,
+    **model: Any,
 ) -> Found:
     """Kills one server every `every_s` and starts it again, while `sessions` clients step.
 
-    With a `window` the model waits for so many rows, and its states are rows.
+    `model` are options of Fleet: with a `window` the states are rows, a `file` is of others.
     """
     found = Found(mode=mode, kind=kind, clients=sessions)
     flags = ("--store-mode", mode, "--behind-s-max", str(BEHIND_S))
     with (
         Valkey(folder) as valkey,
-        fleet_of(folder, PODS, "--store", valkey.url, *flags, window=window) as fleet,
+        fleet_of(folder, PODS, "--store", valkey.url, *flags, **model) as fleet,
     ):
         asyncio.run(_run(fleet, found, kills, every_s))
     return found

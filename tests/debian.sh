@@ -1,7 +1,7 @@
 #!/bin/sh
 # Gets what tests need of Debian: Prometheus, unpacked into .venv/prometheus and not installed, so
-# that no service starts; and, for root, a headless Chromium, libfaketime and systemd-analyze. Does
-# nothing when they are there.
+# that no service starts; recordings of speech, unpacked too; and, for root, a headless Chromium,
+# libfaketime and systemd-analyze. Does nothing when they are there.
 # What cannot be had is said here; its tests skip then, and fail in CI.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -27,6 +27,8 @@ install() {
 
 [ -x "$root/.venv/prometheus/promtool" ] || unpack_prometheus ||
     echo "no Prometheus: neither apt-get nor its package; tests of dashboards and alerts will skip"
+[ -d "$root/examples/voice/out/speech" ] || get sh "$root/examples/voice/speech.sh" ||
+    echo "no recordings of speech: no apt-get, or not its package; the test of examples/voice will skip"
 command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null ||
     install chromium-headless-shell fonts-dejavu-core ||
     echo "no Chromium, and not root or no apt-get; tests of the status page will skip"

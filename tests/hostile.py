@@ -261,7 +261,7 @@ def content(folder: Path, name: str, data: bytes) -> Case:
     return folder / name, []
 
 
-@row("ONNX", "is ONNX, a graph and not named weights")
+@row("ONNX", "of torch: run lstmserve import")
 def _onnx(folder: Path) -> Case:
     import onnx
 

@@ -136,15 +136,24 @@ def test_messages_fit_a_state() -> None:
 
 
 def test_a_message_and_its_reply_fit_the_bytes_that_may_wait() -> None:
-    """Twice the longest message is enough, given or derived, and one byte less is refused by
-    name."""
+    """Twice a given longest message is enough, and one byte less is refused by name."""
     Config(pending_bytes_max=8192, message_bytes_max=4096).resolved([])
     with pytest.raises(ValueError, match=r"^pending_bytes_max is 8193, must be at least twice"):
         Config(pending_bytes_max=8193, message_bytes_max=4097).resolved([])
-    derived = 8000 * 10_000 + FRAME_BYTES
-    Config(pending_bytes_max=2 * derived).resolved([LstmSpec(2000, 4)])
-    with pytest.raises(ValueError, match=f"message_bytes_max, which is {derived}"):
-        Config(pending_bytes_max=2 * derived - 1).resolved([LstmSpec(2000, 4)])
+
+
+def test_wide_rows_have_shorter_messages() -> None:
+    """A step of length_max fits if the bytes that may wait have room for it and its reply;
+    otherwise as many rows as fit, and a row at the least."""
+    wanted = 8000 * 10_000 + FRAME_BYTES
+    for room, found in ((2 * wanted, wanted), (2 * wanted - 1, wanted - 1), (16 << 20, 8 << 20)):
+        config = Config(pending_bytes_max=room).resolved([LstmSpec(2000, 4)])
+        assert config.message_bytes_max == found
+    spec = ModelSpec((TensorSpec("x", (1 << 22,)),), (TensorSpec("y"),), (TensorSpec("h"),))
+    row = (1 << 24) + FRAME_BYTES
+    assert Config(pending_bytes_max=2 * row).resolved([spec]).message_bytes_max == row
+    with pytest.raises(ValueError, match=f"message_bytes_max, which is {row}"):
+        Config(pending_bytes_max=2 * row - 1).resolved([spec])
 
 
 def test_a_tenants_share_is_a_quarter_unless_told() -> None:

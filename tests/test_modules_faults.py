@@ -248,7 +248,7 @@ def test_a_wrong_answer_anywhere_is_refused(
     monkeypatch.setattr(Stream, "run", run)
     module, example = made()
     line = refusal(module, example, tmp_path / "models")
-    assert "output right differs from forward()" in line
+    assert "output right differs at time step" in line
     assert "in a batch of" in line
 
 

@@ -1,4 +1,4 @@
-"""`python -m bench.published DIR`: every published model of a folder, exported, served, compared.
+"""`python -m bench.published DIR`: every published model of a folder, served and compared.
 
 DIR has a folder for each model with its files and io.npz, the x and y of its original runtime. The
 table says how each was handed over, and what lstmserve says of those that it cannot serve. It ends
@@ -18,7 +18,16 @@ from bench.machine import commit, description
 from bench.published.proof import Result, try_out
 from bench.published.recipes import recipes_for
 
-HEADER = ("model", "way", "kind", "largest difference", "of the gate", "exact", "lines")
+HEADER = (
+    "model",
+    "way",
+    "kind",
+    "largest difference",
+    "of the gate",
+    "exact",
+    "onnxruntime",
+    "lines",
+)
 
 
 def cells(result: Result) -> list[str]:
@@ -27,11 +36,12 @@ def cells(result: Result) -> list[str]:
     found = result.compared
     if found is None:
         said = "refused: " + result.said.replace("|", "\\|")
-        return [result.model, way, "-", said, "-", "-", str(result.lines)]
+        return [result.model, way, "-", said, "-", "-", "-", str(result.lines)]
     share = f"{100 * found.share:.2g} %" + ("" if found.share <= 1 else " **WRONG**")
     exact = "yes" if found.is_exact else "no"
     difference = f"{found.difference:.1e}"
-    return [result.model, way, found.kind, difference, share, exact, str(result.lines)]
+    loop = "-" if found.of_loop is None else f"to {found.of_loop:.0e}" if found.of_loop else "equal"
+    return [result.model, way, found.kind, difference, share, exact, loop, str(result.lines)]
 
 
 def results(folder: Path) -> Iterator[Result]:

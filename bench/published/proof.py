@@ -1,4 +1,4 @@
-"""Exports one published model, serves it in a process of its own, and compares what it streams.
+"""Hands one published model to lstmserve, serves it in a process, and compares what it streams.
 
 The reference is io.npz: x, and y that the model's original runtime gave step by step.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.published.loop import calls
 from bench.published.recipes import Recipe
 from lstmserve import Client
 from lstmserve.client import ModelInfo
@@ -34,13 +35,16 @@ VERSION = "1"
 class Compared:
     """`difference` is the largest of all y; `share` what it is of the parity gate.
 
-    `is_exact`: steps, ragged batches of chunks and whole sequences gave the same bits.
+    `is_exact`: steps, ragged batches of chunks and whole sequences gave the same bits. `of_loop` is
+    the largest difference of all outputs and states from plain onnxruntime on this machine, after
+    each step, for an ONNX file.
     """
 
     kind: str
     difference: float
     share: float
     is_exact: bool
+    of_loop: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Result:
 
 
 class NotServed(RuntimeError):
-    """lstmserve refused to export or to serve the model; the message is the line it printed."""
+    """lstmserve refused the model; the message is the line it printed."""
 
 
 def try_out(folder: Path, recipe: Recipe, models: Path) -> Result:
@@ -65,7 +69,7 @@ def try_out(folder: Path, recipe: Recipe, models: Path) -> Result:
         lines = count_lines(folder.name + "_dict" * recipe.is_dict)
     try:
         export_model(folder, recipe, models)
-        return Result(folder.name, recipe, lines, compare(folder, models))
+        return Result(folder.name, recipe, lines, compare(folder, recipe, models))
     except NotServed as error:
         return Result(folder.name, recipe, lines, said=str(error))
 
@@ -93,7 +97,7 @@ def _run_export(folder: Path, file: Path, recipe: Recipe, models: Path) -> None:
     flags = [flag.format(folder=folder, users=USERS) for flag in recipe.flags]
     ours = ["--name", folder.name, "--models", str(models)]
     done = subprocess.run(
-        [*COMMAND[:-1], "export", str(file), *flags, *ours],
+        [*COMMAND[:-1], recipe.command, str(file), *flags, *ours],
         env=environment(),
         capture_output=True,
         text=True,
@@ -132,7 +136,7 @@ def count_lines(model: str) -> int:
     return sum(1 for line in lines if line and not line.startswith("#"))
 
 
-def compare(folder: Path, models: Path) -> Compared:
+def compare(folder: Path, recipe: Recipe, models: Path) -> Compared:
     """Streams x of io.npz in three ways. Raises NotServed."""
     x, y = reference(folder)
     manifest = Manifest.from_json((models / folder.name / VERSION / "manifest.json").read_text())
@@ -142,7 +146,9 @@ def compare(folder: Path, models: Path) -> Compared:
         raise NotServed(str(error)) from error
     try:
         with Client(serving.target) as client:
-            answers = list(streamed(client, client.model(folder.name), x))
+            model = client.model(folder.name)
+            answers = list(streamed(client, model, x))
+            loop = loop_difference(client, model, x, folder, recipe) if recipe.states else None
     finally:
         serving.kill()
     found = [answer.reshape(y.shape) for answer in answers]
@@ -152,7 +158,26 @@ def compare(folder: Path, models: Path) -> Compared:
         max(float(np.abs(each.astype(np.float64) - y).max()) for each in found),
         max(excess(each, y.astype(np.float64), torch_error) for each in found),
         all(each.tobytes() == found[0].tobytes() for each in found),
+        loop,
     )
+
+
+def loop_difference(
+    client: Client, model: ModelInfo, x: Array, folder: Path, recipe: Recipe
+) -> float:
+    """The largest of every output and every state after each step of one session."""
+    (given,) = model.inputs
+    worst = 0.0
+    with client.session(model.name) as session:
+        for row, call in zip(x, calls(folder / recipe.file, recipe.pairs, x), strict=True):
+            answer = session.step(row.reshape(given.shape).astype(given.dtype))
+            outputs = answer if isinstance(answer, dict) else {model.outputs[0].name: answer}
+            states = session.state().tensors
+            pairs = [(outputs[name], each) for name, each in call.outputs.items()]
+            pairs += [(states[name], each) for name, each in call.states.items()]
+            for ours, theirs in pairs:
+                worst = max(worst, float(np.abs(ours.reshape(theirs.shape) - theirs).max()))
+    return worst
 
 
 def streamed(client: Client, model: ModelInfo, x: Array) -> Iterator[Array]:

@@ -14,7 +14,8 @@ MODEL_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".nam")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`.
+    """`file` is of the model's folder. It goes to `lstmserve export` with `flags`, and an ONNX file
+    to `lstmserve import`. `states` are the pairs IN:OUT of that file, for its own runtime.
 
     In a flag, {folder} is that folder and {users} is users/. With `is_module`, the user's lines in
     users/ read the file instead, and make a module of it. With `is_dict`, lines in users/MODEL_dict
@@ -25,6 +26,17 @@ class Recipe:
     flags: tuple[str, ...] = ()
     is_module: bool = False
     is_dict: bool = False
+    states: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """That takes the file."""
+        return "import" if Path(self.file).suffix == ".onnx" else "export"
+
+    @property
+    def pairs(self) -> Mapping[str, str]:
+        """The output of each state's input."""
+        return dict(each.split(":") for each in self.states)
 
     @property
     def way(self) -> str:
@@ -53,6 +65,14 @@ RECIPES: Mapping[str, Sequence[Recipe]] = {
         Recipe("anydrive_sd.pt", DRIVE),
         Recipe("anydrive_sd.pt", is_module=True),
     ),
+    "dtln_model_1": (Recipe("dtln_model_1.onnx", states=("input_3:tf_op_layer_stack_2",)),),
+    "dtln_model_2": (Recipe("dtln_model_2.onnx", states=("input_5:tf_op_layer_stack_5",)),),
+    "gtcrn": (
+        Recipe(
+            "gtcrn_simple.onnx",
+            states=tuple(f"{each}_cache:{each}_cache_out" for each in ("conv", "tra", "inter")),
+        ),
+    ),
     "nam_lstm": (
         Recipe("lstm.nam"),
         Recipe("lstm.nam", ("--initial-state=h0,c0",), is_dict=True),
@@ -71,6 +91,9 @@ RECIPES: Mapping[str, Sequence[Recipe]] = {
         Recipe("sugar_creek_trained.pt", CREEK),
         Recipe("sugar_sd.pt", CREEK),
         Recipe("sugar_sd.pt", is_module=True),
+    ),
+    "ten_vad": (
+        Recipe("ten-vad.onnx", states=tuple(f"input_{n}:output_{n}" for n in (2, 3, 6, 7))),
     ),
     "unitree_g1_walk": (
         Recipe("unitree_g1_motion.pt", ("--head=actor.0,elu,actor.2",)),

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from lstmserve.extras import hint
 from lstmserve.spec import WINDOW_FILLS, WINDOW_MAX
+from lstmserve_export.options import FILE, FlagsOnce, MissingExtra, flag, names, target_flags
 
-F = TypeVar("F", bound=Callable[..., Any])
-VERSION_END = 10**9
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COLUMNS = "The scaler's columns to take, in this order, by name or by number from 0."
 # The flags that describe a module, and those that choose among the tensors of a file.
 OF_MODULES = ("module_args", "example", "states", "output_names", "axes")
@@ -22,42 +19,6 @@ OF_TENSORS = (
     *("lstm", "head", "embedding", "pre_head", "output_activation", "drop"),
     *("residual", "initial_state"),
 )
-
-
-class MissingExtra(click.ClickException):
-    """torch and its companions are not installed."""
-
-    exit_code = 2
-
-
-class FlagsOnce(click.Command):
-    """A command that refuses a flag which is given twice, where click takes the last in silence."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses the arguments. Raises UsageError."""
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for param in given:
-            is_twice = isinstance(param, click.Option) and not param.multiple
-            if is_twice and given.count(param) > 1:
-                raise click.UsageError(f"{param.opts[0]} is given twice: give it once", ctx)
-        return super().parse_args(ctx, args)
-
-
-def _flag(name: str, **attributes: Any) -> Callable[[F], F]:
-    """An option --foo-bar that LSTMSERVE_FOO_BAR also sets."""
-    variable = "LSTMSERVE_" + name.removeprefix("--").upper().replace("-", "_")
-    return click.option(
-        name, envvar=variable, show_default=bool(attributes.get("default")), **attributes
-    )
-
-
-def _version(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """An integer >= 1, or None for NEXT."""
-    if value == "NEXT":
-        return None
-    if value.isascii() and value.isdecimal() and 1 <= int(value) < VERSION_END:
-        return int(value)
-    raise click.BadParameter(f"{value!r} is neither NEXT nor in [1, {VERSION_END - 1}]")
 
 
 def _module(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Path, str] | None:
@@ -68,17 +29,6 @@ def _module(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Pat
     if not file.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
         raise click.BadParameter(f"{value!r} must be FILE.py:CLASS, as in train.py:Net")
     return Path(file), name
-
-
-def _names(
-    ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]
-) -> tuple[str, ...]:
-    """Names apart by commas, in one value or several; none for ""."""
-    value = ",".join((value,) if isinstance(value, str) else value)
-    names = tuple(name.strip() for name in value.split(",")) if value else ()
-    if not all(names):
-        raise click.BadParameter(f"{value!r} must be names with commas between them")
-    return names
 
 
 def _files(ctx: click.Context, param: click.Parameter, value: str) -> Path | dict[str, Path] | None:
@@ -119,139 +69,122 @@ def _state(
 
 @click.command("export", cls=FlagsOnce)
 @click.argument("checkpoint", type=FILE)
-@_flag("--name", help="Name of the model; by default the file's name without its ending.")
-@_flag(
-    "--models",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="models",
-    help="Folder to write the model to, as NAME/VERSION.",
-)
-@_flag(
-    "--model-version",
-    metavar="NEXT|N",
-    default="NEXT",
-    callback=_version,
-    help="Version to write; NEXT is one above the newest that exists.",
-)
-@_flag("--force", is_flag=True, help="Replace the version if it exists.")
-@_flag("--dry-run", is_flag=True, help="Do everything except write.")
-@_flag(
+@target_flags
+@flag(
     "--module",
     default="",
     metavar="FILE.py:CLASS",
     callback=_module,
     help="Export this nn.Module as it is, with the weights of CHECKPOINT. RUNS FILE.py.",
 )
-@_flag(
+@flag(
     "--module-args",
     default="",
     metavar="JSON",
     help="What CLASS is called with: an object of keyword arguments, or a list.",
 )
-@_flag(
+@flag(
     "--example",
     type=FILE,
     help="What forward() takes: .npy, or .npz with an array for each argument.",
 )
-@_flag(
+@flag(
     "--states",
     default="",
     metavar="A,B",
-    callback=_names,
+    callback=names,
     help="Arguments of forward() that are states, if the export cannot tell.",
 )
-@_flag(
+@flag(
     "--output-names",
     default="",
     metavar="A,B",
-    callback=_names,
+    callback=names,
     help="Names of the results of forward() without the states.",
 )
-@_flag(
+@flag(
     "--axes",
     type=click.Choice(["BT", "TB", "BFT", "BCFT", "B", "T"]),
     help="Axes of the inputs, if the export cannot tell: B batch, T time, F and C features.",
 )
-@_flag(
+@flag(
     "--window",
     type=click.IntRange(2, WINDOW_MAX),
     metavar="W",
     help="Answer from the last W rows alone, as a network that was trained on windows of W rows.",
 )
-@_flag(
+@flag(
     "--window-fill",
     type=click.Choice(WINDOW_FILLS),
     help="For the rows that a new session lacks: wait (no answer; default), zeros, or grow.",
 )
-@_flag(
-    "--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several."
-)
-@_flag(
+@flag("--lstm", default="", metavar="PREFIX", help="Which LSTM to export, if the file has several.")
+@flag(
     "--head",
     default="",
     metavar="NAMES",
     help="Layers after the LSTM, in order: names of Linears and norms, and activations, as in "
     "fc1,norm,leaky_relu=0.2,fc2; or none.",
 )
-@_flag(
+@flag(
     "--drop",
     multiple=True,
     metavar="NAMES",
-    callback=_names,
+    callback=names,
     help="Tensors or modules of CHECKPOINT to leave out. No tensor is left out that is not named.",
 )
-@_flag("--embedding", default="", metavar="NAME", help="The table that turns tokens into x.")
-@_flag(
+@flag("--embedding", default="", metavar="NAME", help="The table that turns tokens into x.")
+@flag(
     "--pre-head",
     type=click.Choice(["relu", "tanh", "none"]),
     default="none",
     help="Activation before the head.",
 )
-@_flag(
+@flag(
     "--output-activation",
     type=click.Choice(["softmax", "sigmoid", "none"]),
     default="none",
     help="Activation after the head.",
 )
-@_flag(
+@flag(
     "--input-scaler",
     default="",
     metavar="FILE",
     callback=_files,
     help="The scaler of x: .npz, .json or neuralhydrology's .yml; NAME=FILE,... by input.",
 )
-@_flag("--input-columns", default="", metavar="A,B", callback=_names, help=COLUMNS)
-@_flag("--input-mean", type=FILE, help="x becomes (x - mean) / scale: .npy or one number a line.")
-@_flag("--input-scale", type=FILE, help="See --input-mean; one alone is fine.")
-@_flag("--input-min", type=FILE, help="x becomes (x - min) / range; files as of --input-mean.")
-@_flag("--input-range", type=FILE, help="See --input-min.")
-@_flag(
+@flag("--input-columns", default="", metavar="A,B", callback=names, help=COLUMNS)
+@flag("--input-mean", type=FILE, help="x becomes (x - mean) / scale: .npy or one number a line.")
+@flag("--input-scale", type=FILE, help="See --input-mean; one alone is fine.")
+@flag("--input-min", type=FILE, help="x becomes (x - min) / range; files as of --input-mean.")
+@flag("--input-range", type=FILE, help="See --input-min.")
+@flag(
     "--output-scaler",
     default="",
     metavar="FILE",
     callback=_files,
     help="The scaler of y, whose inverse comes last; as --input-scaler.",
 )
-@_flag("--output-columns", default="", metavar="A,B", callback=_names, help=COLUMNS)
-@_flag("--output-mean", type=FILE, help="y becomes y * scale + mean.")
-@_flag("--output-scale", type=FILE, help="See --output-mean; one alone is fine.")
-@_flag("--output-min", type=FILE, help="y becomes y * range + min.")
-@_flag("--output-range", type=FILE, help="See --output-min.")
-@_flag(
+@flag("--output-columns", default="", metavar="A,B", callback=names, help=COLUMNS)
+@flag("--output-mean", type=FILE, help="y becomes y * scale + mean.")
+@flag("--output-scale", type=FILE, help="See --output-mean; one alone is fine.")
+@flag("--output-min", type=FILE, help="y becomes y * range + min.")
+@flag("--output-range", type=FILE, help="See --output-min.")
+@flag(
     "--residual",
     default="",
     metavar="all|COLUMNS",
     callback=_columns,
     help="Columns of x that are added to the head's output, one for each output, as in 0,2.",
 )
-@_flag(
+@flag(
     "--initial-state",
     metavar="F|H0,C0",
     callback=_state,
     help="h and c from which a new session begins: .npz or .pt with h0 and c0, or two tensors of "
     "CHECKPOINT by name.",
 )
-@_flag(
+@flag(
     "--golden", type=FILE, help="Inputs and outputs of your model to check, .npz (docs/EXPORT.md)."
 )
 def export_command(**flags: Any) -> None:

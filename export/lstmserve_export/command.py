@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from lstmserve_export.lstm.assemble import assemble
@@ -24,7 +23,8 @@ from lstmserve_export.module.load.module import build_module, user_code
 from lstmserve_export.module.load.pairs import check_pairs, read_pairs
 from lstmserve_export.module.load.weights import fill
 from lstmserve_export.module.signature.scaled import probe_scaled
-from lstmserve_export.refusal import Faults, Refused, printable
+from lstmserve_export.progress import stages
+from lstmserve_export.refusal import Faults, Refused
 from lstmserve_export.scalers.files import check_names, read_values
 from lstmserve_export.scalers.sides import Scalers, Side, with_scalers
 from lstmserve_export.summary import show
@@ -35,26 +35,16 @@ Say = Callable[[str], None]
 
 def run(checkpoint: Path, **flags: Any) -> None:
     """Runs the command with the flags of cli.py. Raises Refused."""
-    errors = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(f"read {checkpoint.name}")
-
-        def progress(stage: str) -> None:
-            bar.update(task, description=stage)
-
-        def say(line: str) -> None:
-            errors.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-
+    with stages(f"read {checkpoint.name}") as stage:
         if flags["module"] is None:
-            exported = _export_tensors(checkpoint, flags, progress)
+            exported = _export_tensors(checkpoint, flags, stage.progress)
         else:
-            exported = _export_module(checkpoint, flags, progress, say)
+            exported = _export_module(checkpoint, flags, stage.progress, stage.say)
     show(
         Console(),
         exported,
         is_dry_run=flags["dry_run"],
-        is_module=flags["module"] is not None,
+        way="tensors" if flags["module"] is None else "module",
         has_golden=flags["golden"] is not None,
     )
 

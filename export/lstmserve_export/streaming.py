@@ -36,12 +36,14 @@ SLOTS: Final = 2 * BATCH + SELF_TEST_SLOTS
 
 
 class Mismatch(Exception):
-    """The stream is not forward(). `case` has the rows, `step` is the time step (from 0), and
+    """The stream is not the reference. `case` has the rows, `step` is the time step (from 0), and
     `ratio` the difference in units of the allowed one."""
 
-    def __init__(self, case: str, way: str, name: str, step: int, ratio: float) -> None:
+    def __init__(
+        self, case: str, way: str, name: str, step: int, ratio: float, what: str = "output"
+    ) -> None:
         super().__init__(
-            f"output {name} differs from forward() at time step {step + 1} of the {case} rows, "
+            f"{what} {name} differs at time step {step + 1} of the {case} rows, "
             f"{way}: {ratio:.3g} times the allowed difference"
         )
         self.case = case
@@ -70,6 +72,12 @@ class Stream:
 
         Raises Refused where onnxruntime fails.
         """
+        return self.answers(case, cuts)[0]
+
+    def answers(
+        self, case: Golden, cuts: Sequence[int]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The results as of run(), and the states [N, *shape] after each row's length."""
         x = RowFormat(self.spec.inputs).pack(case.inputs).swapaxes(0, 1)
         count = len(case.lengths)
         slots = self.pool.take(2 * count)
@@ -78,7 +86,8 @@ class Stream:
             if case.initial is not None:
                 read = slots[count:]
                 self.pool.write(read, case.initial)
-            y, _ = run_cut(self.kernel, x, case.lengths, slots, read, cuts)
+            y, ends = run_cut(self.kernel, x, case.lengths, slots, read, cuts)
+            states = dict(self.pool.read(ends))
         except KernelError as error:
             zeros = (
                 " (rows of zeros stand for those that a window lacks)" if self.spec.waits else ""
@@ -88,7 +97,7 @@ class Stream:
             ) from error
         finally:
             self.pool.give(slots)
-        return self.kernel.results.split(y.swapaxes(0, 1))
+        return self.kernel.results.split(y.swapaxes(0, 1)), states
 
 
 def prove(
@@ -102,7 +111,16 @@ def prove(
     Raises Mismatch where an output is too far from forward(), and Refused where onnxruntime fails
     or mixes rows.
     """
-    stream = Stream(network)
+    return prove_stream(Stream(network), cases, more, progress)
+
+
+def prove_stream(
+    stream: Stream,
+    cases: Mapping[str, Golden],
+    more: Mapping[str, Golden],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """prove() of a stream that the caller keeps."""
     report: dict[str, float] = {}
     onnx_error = 0.0
     every = {**cases, **more}
@@ -115,7 +133,9 @@ def prove(
         }
         for way, cuts in ways.items():
             progress(f"parity: {name}, {way}")
-            ratio, error = _judge(name, way, stream.run(case, cuts), case)
+            outputs, states = stream.answers(case, cuts)
+            ratio, error = _judge(name, way, outputs, case)
+            ratio = max(ratio, _judge_states(name, way, states, case))
             report[f"{name} {way}"] = ratio
             onnx_error = max(onnx_error, error)
     progress("parity: a large batch")
@@ -135,6 +155,19 @@ def prove(
         "is_exact": stream.kernel.difference == 0,
         "difference": stream.kernel.difference,
     }
+
+
+def _judge_states(name: str, way: str, states: Mapping[str, Array], case: Golden) -> float:
+    """The largest error of a state that the case has, in units of the allowed one. Raises
+    Mismatch."""
+    worst = 0.0
+    for state, expected in case.finals.items():
+        for row, length in enumerate(map(int, case.lengths)):
+            ratio = excess(states[state][row], expected[row], case.torch_error)
+            if not ratio <= 1:
+                raise Mismatch(name, way, state, length - 1, ratio, "state")
+            worst = max(worst, ratio)
+    return worst
 
 
 def _large_batch(stream: Stream, cases: Mapping[str, Golden]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from rich.console import Console
 
@@ -25,6 +25,11 @@ from lstmserve_export.refusal import printable
 from lstmserve_export.target import Exported
 
 Rows = list[tuple[str, str]]
+Way = Literal["tensors", "module", "import"]  # what was exported
+IMPORTED: Final = (
+    "Every check compared the model with the file itself in onnxruntime, step by step.",
+    "The server runs the graph of this file as it is: serve it only if you trust the file.",
+)
 FILLS: Final[Mapping[WindowFill, str]] = {
     "wait": "a session that has given fewer gets no answer (wait)",
     "zeros": "zeros stand for those that a session has not given (zeros)",
@@ -33,17 +38,19 @@ FILLS: Final[Mapping[WindowFill, str]] = {
 
 
 def show(
-    console: Console, exported: Exported, *, is_dry_run: bool, is_module: bool, has_golden: bool
+    console: Console, exported: Exported, *, is_dry_run: bool, way: Way, has_golden: bool
 ) -> None:
     """Prints what was exported, the results of the checks and the next command to type."""
     manifest = exported.manifest
     rows = [
         ("model", f"{manifest.name}:{manifest.version}  ({exported.bytes:,} bytes)"),
         ("folder", str(exported.folder)),
-        *(_network_rows(manifest) if manifest.spec.lstm is None else _lstm_rows(manifest)),
+        *(_network_rows(manifest, way) if manifest.spec.lstm is None else _lstm_rows(manifest)),
     ]
-    if is_module:
+    if way == "module":
         rows += [("", "Every check compared the model with your own forward().")]
+    elif way == "import":
+        rows += [("", each) for each in IMPORTED]
     elif not has_golden:
         rows += [
             ("", "This is not yet checked against your forward(): save x and y of your model, and"),
@@ -79,14 +86,14 @@ def _lstm_rows(manifest: Manifest) -> Rows:
     ]
 
 
-def _network_rows(manifest: Manifest) -> Rows:
+def _network_rows(manifest: Manifest, way: Way) -> Rows:
     spec = manifest.spec
     groups = (("inputs", spec.inputs), ("outputs", spec.outputs), ("states", spec.states))
     return [
         *([("layers", describe_layers(manifest))] if manifest.taps else []),
         *((label, ", ".join(map(describe_tensor, tensors))) for label, tensors in groups),
         *_window_rows(spec),
-        *_parity_rows(manifest),
+        *_parity_rows(manifest, way),
         ("", describe_bits(manifest)),
         *(("note", note) for note in manifest.notes),
     ]
@@ -99,8 +106,9 @@ def _window_rows(spec: ModelSpec) -> Rows:
     return [("window", f"{spec.window} rows; {FILLS[spec.window_fill]}")]
 
 
-def _parity_rows(manifest: Manifest) -> Rows:
+def _parity_rows(manifest: Manifest, way: Way = "tensors") -> Rows:
     parity = manifest.parity
+    torch = "" if way == "import" else f" (torch itself: {parity['torch_error']:.1e})"
     worst = max(parity["excess"].values())
     # "random in single steps", "random in chunks", ... are one name.
     names = dict.fromkeys(name.partition(" in ")[0] for name in parity["excess"])
@@ -109,10 +117,7 @@ def _parity_rows(manifest: Manifest) -> Rows:
             "parity",
             f"{', '.join(names)}: passed; error at most {worst:.2g} of the limit",
         ),
-        (
-            "",
-            f"largest error {parity['onnx_error']:.1e} (torch itself: {parity['torch_error']:.1e})",
-        ),
+        ("", f"largest error {parity['onnx_error']:.1e}{torch}"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -62,9 +62,9 @@ def next_version(models: Path, name: str) -> int:
     return 1 + max((v for n, v in list_versions(models) if n == name), default=0)
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """The versions of the libraries that took part, for the manifest."""
-    return {package: package_version(package) for package in PACKAGES}
+    return {package: package_version(package) for package in packages}
 
 
 def _exists(folder: Path) -> Refused:

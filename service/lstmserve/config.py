@@ -330,19 +330,20 @@ class Config:
         )
 
     def resolved(self, specs: Iterable[ModelSpec]) -> Config:
-        """A Config whose message_bytes_max is set: a step of length_max and its reply fit, and so
-        do a session's states, where pending_bytes_max has room for them.
+        """A Config whose message_bytes_max is set: a row fits, and where pending_bytes_max has room
+        for them, so do a step of length_max and a session's states.
 
         Raises ValueError if the longest message and its reply do not fit pending_bytes_max.
         """
         config = self
         if self.message_bytes_max is None:
-            size = MESSAGE_BYTES_MIN
+            least = wanted = MESSAGE_BYTES_MIN
             for spec in specs:
                 row_bytes = max(RowFormat(each).wire_bytes for each in (spec.inputs, spec.outputs))
-                states = tensor_messages_bytes(spec.states) + FRAME_BYTES
-                states = min(states, self.pending_bytes_max // 2)
-                size = max(size, self.length_max * row_bytes + FRAME_BYTES, states)
+                states = tensor_messages_bytes(spec.states)
+                least = max(least, row_bytes + FRAME_BYTES)
+                wanted = max(wanted, max(self.length_max * row_bytes, states) + FRAME_BYTES)
+            size = max(least, min(wanted, self.pending_bytes_max // 2))
             size = min(size, MESSAGE_BYTES_LIMIT)
             config = dataclasses.replace(self, message_bytes_max=size)
         assert config.message_bytes_max is not None

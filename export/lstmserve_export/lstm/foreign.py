@@ -131,7 +131,11 @@ FORMATS: tuple[tuple[_Test, str, str], ...] = (
         f"or write a module that reads the file, and {MODULE_WAY}",
     ),
     (_is_json, "JSON, which is no format of tensors", SAVE),
-    (_is_onnx, "ONNX, a graph and not named weights of torch", SAVE),
+    (
+        _is_onnx,
+        "ONNX, a graph and not named weights of torch",
+        "run lstmserve import, which serves such a graph (docs/IMPORT.md)",
+    ),
 )
 
 

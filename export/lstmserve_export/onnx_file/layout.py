@@ -6,76 +6,215 @@ works, and a symbolic axis called batch may be time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
-from lstmserve.spec import ModelSpec, TensorSpec
+from lstmserve_export.arrays import Arrays
+from lstmserve_export.onnx_file.batch_axis import (
+    BatchAxes,
+    NoBatch,
+    WrongAxis,
+    checked_axes,
+    find_given_batch,
+    likely_axis,
+)
+from lstmserve_export.onnx_file.place import Layout as Layout  # others have them from here
+from lstmserve_export.onnx_file.place import Place as Place
+from lstmserve_export.onnx_file.place import StatePlace as StatePlace
+from lstmserve_export.onnx_file.placing import Placing
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles
+from lstmserve_export.onnx_file.row_shapes import (
+    ShapeSearch,
+    StateChanges,
+    free_axes,
+    row_axes,
+    working,
+)
+from lstmserve_export.onnx_file.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.sampler import Sampler
+from lstmserve_export.onnx_file.served_names import check_dtypes
 from lstmserve_export.onnx_file.source import Source, Value
+from lstmserve_export.onnx_file.time_axis import NoTime, TimeAxes, find_time
+from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.onnx_file.whole import WholeProbe
+from lstmserve_export.refusal import Refused
+
+NOTHING: Final[Arrays] = {}
+# Numbers of rows a step may need: frames of features, then samples of audio.
+ROWS: Final = (2, 4, 8, 10, 16, 20, 32, 64, 80, 128, 160, 256, 320, 400, 480, 512, 576, 640, 1024)
+NAMED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A tensor of the file, and what it is of one time step of one session.
+class Probed:
+    """The layout, and the trial that draws rows which the graph accepts."""
 
-    `spec` has the axes of `value` without `batch`, the axis of the sessions (None: there is none),
-    and without `ones`, axes of length 1 that a row does not have. `time` is the axis of time, which
-    is one of `ones` or, where a step takes several rows, an axis of the spec.
+    layout: Layout
+    trial: Trial
+
+
+def probe(source: Source, roles: Roles, request: Request, given: Arrays = NOTHING) -> Probed:
+    """Runs the file. `given` has real rows [N, *] of inputs, by their names in the file.
+
+    Raises Refused where no batch, time or number of rows explains it.
     """
-
-    value: Value
-    spec: TensorSpec
-    batch: int | None = None
-    ones: tuple[int, ...] = ()
-    time: int | None = None
-
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        """The shape of one time step of one session in the file, with all axes."""
-        sizes = iter(self.spec.shape)
-        lacks = {*self.ones, self.batch}
-        return tuple(1 if at in lacks else next(sizes) for at in range(len(self.value.shape)))
+    check_dtypes(roles)
+    axes = checked_axes(roles, request)
+    try:
+        return _Probe(source, roles, request, given, axes).run()
+    except WrongAxis as error:
+        flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())
+        found = _Probe(source, roles, request, given, {}).run().layout
+        raise Refused(f"{flags}: {error}; {_batch_axes(found)}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class StatePlace:
-    """A state: `before` and `after` have one spec, and each its own axes."""
-
-    before: Place
-    after: Place
+def find_layout(source: Source, roles: Roles, request: Request, given: Arrays = NOTHING) -> Layout:
+    """The layout that probe() finds. Raises Refused."""
+    return probe(source, roles, request, given).layout
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """`is_batched`: every input, state and output has a batch; otherwise the graph takes one
-    session a run. `is_over_time`: several rows along `Place.time` are so many time steps in one
-    run, as an experiment showed."""
+def _batch_axes(layout: Layout) -> str:
+    """What --batch-axis may say."""
+    if not layout.is_batched:
+        return "no other axis works; leave the flag out to run one session at a time"
+    places = (*layout.inputs, *layout.outputs, *(each.before for each in layout.states))
+    return f"these work: {', '.join(f'{each.value.name}={each.batch}' for each in places)}"
 
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
-    states: tuple[StatePlace, ...]
-    is_batched: bool
-    is_over_time: bool = False
-    notes: tuple[str, ...] = field(default=())
 
-    def spec(self, request: Request) -> ModelSpec:
-        """The model's spec."""
-        return ModelSpec(
-            tuple(each.spec for each in self.inputs),
-            tuple(each.spec for each in self.outputs),
-            tuple(each.before.spec for each in self.states),
+class _Probe:
+    """The experiments on one file."""
+
+    def __init__(
+        self,
+        source: Source,
+        roles: Roles,
+        request: Request,
+        given: Arrays,
+        axes: Mapping[str, int | None],
+    ) -> None:
+        """`axes` is what --batch-axis says. Raises Refused."""
+        self._source, self._roles, self._request, self._axes = source, roles, request, axes
+        self._single = {name: axis for name, axis in axes.items() if axis is not None}
+        try:
+            self._runner = Runner(source.model, roles.constants, self._single)
+        except RunRefused as error:
+            raise Refused(f"onnxruntime does not load the graph: {error}") from error
+        self._sampler = Sampler(source.model, given)
+        self._search = ShapeSearch(self._runner, self._sampler, roles, self._single)
+
+    def run(self) -> Probed:
+        """Raises Refused and WrongAxis."""
+        if not self._roles.states:
+            return Probed(*self._whole().run())
+        rows = self._request.rows
+        trial = self._open_trial()
+        batch = find_given_batch(trial, self._axes)
+        time: TimeAxes | NoTime = NoTime("--rows is given")
+        if not rows:
+            time = find_time(trial, batch.before if isinstance(batch, BatchAxes) else {})
+        return Probed(_layout(trial, batch, time, rows), trial)
+
+    def _whole(self) -> WholeProbe:
+        return WholeProbe(
+            self._source, self._roles, self._request, self._runner, self._sampler, self._axes
+        )
+
+    def _open_trial(self) -> Trial:
+        """Raises Refused where the graph runs on no row, and WrongAxis."""
+        attempts, rows = row_axes(self._roles, self._single), self._request.rows
+        try:
+            found = self._search.find(attempts if rows else [{}], rows)
+        except (RunRefused, StateChanges) as error:
+            if self._is_narrowed():
+                raise WrongAxis(f"the graph does not run with one row there: {error}") from error
+            raise self._no_row(error, attempts, rows) from error
+        return Trial(self._runner, self._sampler, self._roles, found)
+
+    def _is_narrowed(self) -> bool:
+        """Whether --batch-axis names an axis of several values."""
+        values = (*self._roles.inputs, *(each.before for each in self._roles.states))
+        sizes = {each.name: each.shape for each in values}
+        return any((sizes[n][at] or 1) > 1 for n, at in self._single.items() if n in sizes)
+
+    def _no_row(self, error: Exception, attempts: list[dict[str, int]], rows: int) -> Refused:
+        roles = self._roles
+        shapes = ", ".join(map(str, (*roles.inputs, *(e.before for e in roles.states))))
+        if rows:
+            return Refused(f"--rows {rows}: the graph does not run on {shapes}: {error}")
+        free = [each for each in roles.inputs if free_axes(each)]
+        if isinstance(error, StateChanges) or not free:
+            return Refused(f"the graph does not run on one row of {shapes}: {error}")
+        works = list(islice(working(self._search, attempts, ROWS), NAMED))
+        tried = f"; {', '.join(map(str, works))} work" if works else ""
+        where = ", ".join(f"axis {free_axes(each)[-1]} of {each}" for each in free)
+        return Refused(
+            f"the graph does not run on one row along {where} ({error}): give --rows N, the number "
+            f"of rows of one step{tried}"
         )
 
 
-def find_layout(source: Source, roles: Roles, request: Request) -> Layout:
-    """Runs the file. Raises Refused where no batch, time or number of rows explains it."""
-    inputs = tuple(_plain(each) for each in roles.inputs)
-    outputs = tuple(_plain(each) for each in roles.outputs)
-    states = tuple(StatePlace(_plain(e.before), _plain(e.after)) for e in roles.states)
-    return Layout(inputs, outputs, states, is_batched=False)
+def _layout(trial: Trial, batch: BatchAxes | NoBatch, time: TimeAxes | NoTime, rows: int) -> Layout:
+    """Raises Refused."""
+    roles = trial.roles
+    _check_sizes(trial)
+    before, after = (time.before, time.after) if isinstance(time, TimeAxes) else ({}, {})
+    batch_before = batch.before if isinstance(batch, BatchAxes) else {}
+    if not rows:
+        for value in roles.inputs:
+            explained = {batch_before.get(value.name), before.get(value.name)}
+            _check_free(trial, value, explained, time)
+    for pair in roles.states:
+        batched = batch_before.get(pair.before.name, likely_axis(pair.before))
+        _check_free_state(trial, pair.before, batched)
+    placing = Placing(
+        roles,
+        before=trial.shapes,
+        after={name: each.shape for name, each in trial.row(0).results.items()},
+        batch=batch,
+        time_before=before or trial.row_axes,
+        time_after=after,
+    )
+    is_over_time = isinstance(time, TimeAxes) and {e.name for e in roles.outputs} == {*after}
+    return placing.layout(batch.notes, is_over_time=is_over_time)
 
 
-def _plain(value: Value) -> Place:
-    shape = tuple(each or 1 for each in value.shape)
-    name = "".join(c if c.isalnum() and c.isascii() else "_" for c in value.name)
-    return Place(value, TensorSpec(name, shape, value.dtype))  # type: ignore[arg-type]
+def _check_sizes(trial: Trial) -> None:
+    """Raises Refused for outputs of several sizes or none."""
+    first = trial.row(0).results
+    for row in trial.rows(0, NAMED):
+        for name, array in row.results.items():
+            if array.shape != first[name].shape:
+                raise Refused(
+                    f"the size of {name} depends on the data: it was {list(array.shape)} and "
+                    f"{list(first[name].shape)}"
+                )
+            if not array.size:
+                raise Refused(f"{name} is {list(array.shape)}, it has no values: leave it out")
+
+
+def _check_free(
+    trial: Trial, value: Value, explained: set[int | None], time: TimeAxes | NoTime
+) -> None:
+    """Raises Refused for a free axis that is neither batch nor time, and takes several rows."""
+    for axis in free_axes(value):
+        if axis in explained or not trial.takes_two(value, axis):
+            continue
+        reason = f" ({time.reason})" if isinstance(time, NoTime) else ""
+        raise Refused(
+            f"axis {axis} of {value} is neither the batch nor time{reason}: give --rows N, the "
+            "number of rows of one step (1: one at a time)"
+        )
+
+
+def _check_free_state(trial: Trial, value: Value, batch: int | None) -> None:
+    """Raises Refused for an axis of a state that may have any size."""
+    for axis in free_axes(value):
+        if axis != batch and trial.takes_two(value, axis):
+            raise Refused(
+                f"axis {axis} of the state {value} may have any size: fix it in the file (python "
+                "-m onnxruntime.tools.make_dynamic_shape_fixed --input_name NAME --input_shape N,N "
+                "IN OUT)"
+            )

@@ -18,6 +18,10 @@ import click
 # Where each subcommand is, and its line in --help, which imports none of them.
 COMMANDS: Final = {
     "export": ("lstmserve_export.cli:export_command", "Turn a checkpoint into a verified model."),
+    "import": (
+        "lstmserve_export.import_cli:import_command",
+        "Turn an ONNX file that any tool made into a verified model.",
+    ),
     "serve": ("lstmserve.cli.serve:serve", "Serve a folder of models over gRPC."),
     "token": ("lstmserve.cli.serve:token", "Make a token for a tenant of a server with --tokens."),
     "models": ("lstmserve.cli.models:models", "List the models that a server serves."),

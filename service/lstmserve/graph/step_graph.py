@@ -1,4 +1,4 @@
-"""Reads the model.onnx of kind "network": a step graph, which somebody else's tools may have made.
+"""Reads the model.onnx of kind "network": a step graph, which other tools may have made.
 
 The graph computes one time step of a batch: inputs NAME [B, *shape] for each input and state of the
 spec -> outputs NAME for each output and NAME.next for each state. An initializer NAME.initial is
@@ -10,7 +10,8 @@ first axis of every input is time, NAME [T, *shape], and has no fixed length. Ea
 [R, *shape], where R is what the graph gives, at most T, and the same for all outputs: T, fewer
 rows, or 1.
 
-This module refuses whatever the server must not run, before onnxruntime sees it. It runs nothing.
+This module refuses whatever the server must not run (safety.py), and a graph that is not of the
+spec. It runs nothing.
 """
 
 from __future__ import annotations
@@ -30,27 +31,11 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from lstmserve.graph.builder import DTYPES
 from lstmserve.graph.division import guard_divisions
 from lstmserve.graph.reader import InvalidModel
+from lstmserve.graph.safety import AGAIN, DOMAINS, check_safe, one_line, shorten_domains
 from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
 
-DOMAINS: Final = ("", "com.microsoft")
 OPSET_MIN: Final = 13  # from it on Split, Squeeze and Unsqueeze have the form that the pool's has
 IR_VERSION_MIN: Final = 8
-# EPContext names files with code of an engine. The others answer the same step with other bits.
-REFUSED_OPS: Final = frozenset(
-    (
-        "EPContext",
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    )
-)
-FLOATS: Final = frozenset(
-    (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-)
-AGAIN: Final = "export the model again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +61,11 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise InvalidModel("model.onnx is not an ONNX file, or is truncated") from error
-    _shorten_domains(model)
+    shorten_domains(model)
     opsets = _opsets(model)
     if model.functions:
         raise InvalidModel("model.onnx has functions of its own: inline them (onnx.inliner)")
-    for node in _all_nodes(model.graph.node):
-        _check_node(node)
-    for tensor in _tensors(model.graph):
-        _check_tensor(tensor)
+    check_safe(model, "model.onnx")
     _check_sides(model.graph, spec)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -105,14 +87,6 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
     )
 
 
-def _shorten_domains(model: onnx.ModelProto) -> None:
-    """ONNX's own domain has two names, of which its checker knows one."""
-    for opset in model.opset_import:
-        opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
-    for node in _all_nodes(model.graph.node):
-        node.domain = "" if node.domain == "ai.onnx" else node.domain
-
-
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     """The versions of the domains that nodes may use."""
     opsets = {each.domain: each.version for each in model.opset_import if each.domain in DOMAINS}
@@ -123,74 +97,6 @@ def _opsets(model: onnx.ModelProto) -> dict[str, int]:
             f"model.onnx is of opset {version}, this release runs {OPSET_MIN} to {newest}: {AGAIN}"
         )
     return opsets
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """These nodes and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for graph in _subgraphs(node):
-            yield from _all_nodes(graph.node)
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _check_node(node: onnx.NodeProto) -> None:
-    sides = (*node.input, *node.output, *(each.name for each in node.attribute))
-    _check_text(node.op_type, node.domain, node.name, *sides)
-    for graph in _subgraphs(node):
-        _check_text(*(each.name for each in (*graph.input, *graph.output)))
-    if node.domain not in DOMAINS:
-        raise InvalidModel(
-            f"model.onnx has an operator {node.op_type} of the domain {node.domain!r}; the server "
-            "runs those of ONNX and com.microsoft alone"
-        )
-    if node.op_type in REFUSED_OPS:
-        raise InvalidModel(
-            f"model.onnx has an operator {node.op_type}, which the server does not run: it reads "
-            "files, or gives other numbers each time"
-        )
-    for attribute in node.attribute:
-        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-            raise InvalidModel(f"model.onnx has a sparse tensor in {node.op_type}")
-
-
-def _check_text(*names: str) -> None:
-    """protobuf gives bytes that are not UTF-8 as bytes."""
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidModel(f"model.onnx has a name that is not UTF-8: {AGAIN}")
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Initializers, and constants in attributes, of subgraphs too."""
-    if graph.sparse_initializer:
-        raise InvalidModel("model.onnx has sparse initializers: make them dense")
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-        for each in _subgraphs(node):
-            yield from _tensors(each)
-
-
-def _check_tensor(tensor: TensorProto) -> None:
-    """Refuses what lies in another file, has the wrong size, or has NaN."""
-    _check_text(tensor.name)
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise InvalidModel(f"{tensor.name} lies in another file; model.onnx must hold its weights")
-    try:
-        values = numpy_helper.to_array(tensor)
-    except Exception as error:
-        raise InvalidModel(f"model.onnx: {tensor.name!r}: {one_line(error)}") from error
-    if tensor.data_type in FLOATS and np.isnan(values).any():
-        raise InvalidModel(f"{tensor.name} has NaN values: {AGAIN}")
 
 
 def _check_sides(graph: onnx.GraphProto, spec: ModelSpec) -> None:
@@ -247,11 +153,6 @@ def _initial(spec: TensorSpec, initializers: Mapping[str, TensorProto]) -> npt.N
     if not np.isfinite(values).all():
         raise InvalidModel(f"{tensor.name} has infinite values: {AGAIN}")
     return values
-
-
-def one_line(error: Exception) -> str:
-    """Its message, cut."""
-    return " ".join(str(error).split())[:200]
 
 
 # The fingerprint ----------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from lstmserve.graph.fold import ROWS
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.graph.network import Arguments, PoolLayout, PoolTensor, States
 from lstmserve.graph.reader import InvalidModel
-from lstmserve.graph.step_graph import StepGraph, one_line
+from lstmserve.graph.safety import one_line
+from lstmserve.graph.step_graph import StepGraph
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec, TensorSpec
 

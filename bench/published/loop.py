@@ -1,0 +1,43 @@
+"""Runs a stateful ONNX file as its users do: in plain onnxruntime, a session's states from call to
+call. It must not know lstmserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one call gives: the outputs, and the states by the names of their inputs."""
+
+    outputs: Mapping[str, Array]
+    states: Mapping[str, Array]
+
+
+def calls(file: Path, pairs: Mapping[str, str], x: Array) -> Iterator[Call]:
+    """One for each row of x [T, *shape]; `pairs` has the output of each state's input."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    shapes = {
+        each.name: [n if isinstance(n, int) else 1 for n in each.shape]
+        for each in session.get_inputs()
+    }
+    (given,) = shapes.keys() - pairs.keys()
+    states: dict[str, Array] = {name: np.zeros(shapes[name], np.float32) for name in pairs}
+    names = [each.name for each in session.get_outputs()]
+    for row in x:
+        feed = {given: row.reshape(shapes[given]).astype(np.float32), **states}
+        found = dict(zip(names, session.run(names, feed), strict=True))
+        states = {before: found.pop(after) for before, after in pairs.items()}
+        yield Call(found, states)

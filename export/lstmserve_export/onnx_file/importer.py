@@ -1,0 +1,224 @@
+"""Imports an ONNX file: finds what it is, builds our graph around it, proves it, writes the model.
+
+The reference is the file itself in plain onnxruntime. It runs in the child process (child.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from lstmserve.golden import Golden, dump_golden
+from lstmserve.graph import GraphWindowNetwork, InvalidModel, StepNetwork
+from lstmserve.graph.sequence import graph_sequences
+from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
+from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
+from lstmserve.spec import ModelSpec
+from lstmserve_export.arrays import Array, Arrays
+from lstmserve_export.onnx_file.build import build_sequence, build_step, build_window
+from lstmserve_export.onnx_file.cases import make_cases
+from lstmserve_export.onnx_file.layout import Layout, probe
+from lstmserve_export.onnx_file.pairs import (
+    Whole,
+    check_whole,
+    given_rows,
+    read_initial,
+    read_whole,
+)
+from lstmserve_export.onnx_file.reference import Reference, WholeReference
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.roles import Roles, find_roles
+from lstmserve_export.onnx_file.sequences import (
+    accepted_lengths,
+    prove_sequences,
+    rows_max,
+    sequence_case,
+)
+from lstmserve_export.onnx_file.source import Source, read_source
+from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.onnx_file.windows import (
+    lengths_of,
+    new_sessions,
+    whole_windows,
+    window_case,
+)
+from lstmserve_export.refusal import Refused
+from lstmserve_export.streaming import Mismatch, Stream, prove_stream
+from lstmserve_export.target import Exported, package_versions
+
+PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
+WHOLE: Final = "no states: for whole sequences (Predict); --window W would make a stream of it"
+MANY: Final = 32  # sessions of the batch whose cost a note gives
+Progress = Callable[[str], None]
+
+
+def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Exported:
+    """Raises Refused, and writes nothing then."""
+    request.target.choose_version()
+    progress(f"read {request.file.name}")
+    source = read_source(request.file)
+    roles = find_roles(source, request)
+    progress("find batch and time")
+    given: Arrays = {}
+    if request.golden is not None:
+        given = given_rows(request.golden, [each.name for each in roles.inputs])
+    probed = probe(source, roles, request, given)
+    return _Job(request, source, roles, probed.layout, probed.trial, progress).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    request: Request
+    source: Source
+    roles: Roles
+    layout: Layout
+    trial: Trial
+    progress: Progress
+
+    def run(self) -> Exported:
+        """Raises Refused."""
+        window = self.request.window
+        if self.roles.states and window:
+            raise Refused(
+                "--window is for a file without states; this one has "
+                f"{', '.join(each.before.name for each in self.roles.states)}"
+            )
+        if self.roles.states:
+            return self._stream()
+        if self.request.initial_state is not None:
+            raise Refused("--initial-state is for a file with states, and this one has none")
+        return self._windows() if window else self._sequences()
+
+    def _stream(self) -> Exported:
+        """A file with states."""
+        spec = self.layout.spec(self.request)
+        path = self.request.initial_state
+        initial = read_initial(path, self.layout) if path else {}
+        model = build_step(self.source, self.roles, self.layout, initial)
+        graph = _read(model, spec)
+        self.progress("onnxruntime's own answers")
+        reference = Reference(self.source, self.roles, self.layout, spec, initial)
+        draw = partial(self.trial.sequences, self.layout.inputs)
+        cases = make_cases(reference, self.layout, draw, self.request.golden)
+        network = StepNetwork(spec, graph)
+        stream = Stream(network)
+        parity = self._prove(stream, cases.golden, cases.more)
+        notes = [*cases.notes, *_cost_notes(stream, self.layout)]
+        if network.scans_because and self.layout.is_batched:
+            notes.append(
+                "chunks of many rows run one time step after the other, because "
+                f"{network.scans_because}"
+            )
+        return self._write(model, graph, spec, cases.golden, parity, notes)
+
+    def _windows(self) -> Exported:
+        """A file without states, which reads W rows at a time."""
+        spec, window = self.layout.spec(self.request), self.request.window
+        model = build_window(self.source, self.roles, self.layout, window)
+        graph = _read(model, spec)
+        self.progress("onnxruntime's own answers")
+        reference = WholeReference(self.source, self.roles, self.layout)
+        lengths = lengths_of(spec)
+        rows = self._sequences_of(len(lengths), int(lengths.max()) + window - 1)
+        cases = {"random": window_case(reference, spec, rows, lengths)}
+        new = new_sessions(reference, spec, self._sequences_of(2, 2 * window))
+        if new is not None:
+            cases["new"] = new
+        if pairs := self._pairs(reference):
+            rows = {n: np.stack([pair.inputs[n] for pair in pairs]) for n in pairs[0].inputs}
+            cases["golden"] = whole_windows(reference, spec, rows)
+        stream = Stream(GraphWindowNetwork(spec, graph))
+        parity = self._prove(stream, cases, {})
+        return self._write(model, graph, spec, cases, parity, _cost_notes(stream, self.layout))
+
+    def _sequences(self) -> Exported:
+        """A file without states, for Predict alone."""
+        spec = self.layout.spec(self.request)
+        model = build_sequence(self.source, self.roles, self.layout)
+        graph = _read(model, spec)
+        self.progress("onnxruntime's own answers")
+        reference = WholeReference(self.source, self.roles, self.layout)
+        rows = {n: each[0] for n, each in self._sequences_of(1, rows_max(spec)).items()}
+        sequences = [
+            {name: each[:length] for name, each in rows.items()}
+            for length in accepted_lengths(reference, spec, rows)
+        ]
+        cases = {"random": sequence_case(reference, spec, sequences)}
+        if pairs := self._pairs(reference):
+            rows_of = [pair.inputs for pair in pairs]
+            cases["golden"] = sequence_case(reference, spec, rows_of)
+        parity = prove_sequences(graph_sequences(spec, graph), cases)
+        return self._write(model, graph, spec, cases, parity, [WHOLE])
+
+    def _pairs(self, reference: WholeReference) -> list[Whole]:
+        """The user's sequences, to which the file itself gives the user's outputs. Raises
+        Refused."""
+        if self.request.golden is None:
+            return []
+        pairs, window = read_whole(self.request.golden, self.layout), self.request.window
+        if window and any(len(each) != window for pair in pairs for each in pair.inputs.values()):
+            raise Refused(f"--golden: with --window {window} each sequence has {window} rows")
+        check_whole(pairs, [reference.answer(pair.inputs) for pair in pairs])
+        return pairs
+
+    def _sequences_of(self, count: int, steps: int) -> dict[str, Array]:
+        """Random rows [count, steps, *shape] of each input."""
+        return self.trial.sequences(self.layout.inputs, count, steps)
+
+    def _prove(
+        self, stream: Stream, cases: dict[str, Golden], more: dict[str, Golden]
+    ) -> dict[str, Any]:
+        try:
+            return prove_stream(stream, cases, more, self.progress)
+        except Mismatch as error:
+            raise Refused(
+                f"{error}: served in batches, the file gives other answers than alone"
+            ) from error
+
+    def _write(
+        self,
+        model: onnx.ModelProto,
+        graph: StepGraph,
+        spec: ModelSpec,
+        cases: dict[str, Golden],
+        parity: dict[str, Any],
+        notes: list[str],
+    ) -> Exported:
+        files = {MODEL: model.SerializeToString(deterministic=True), GOLDEN: dump_golden(cases)}
+        target = self.request.target
+        manifest = Manifest(
+            name=target.name,
+            version=target.choose_version(),
+            spec=spec,
+            fingerprint=fingerprint(spec, graph),
+            sha256={file: sha256(data) for file, data in files.items()},
+            versions=package_versions(PACKAGES),
+            parity=parity,
+            notes=(*self.source.notes, *self.roles.notes, *self.layout.notes, *notes),
+        )
+        self.progress("write the folder")
+        return target.write(manifest, files)
+
+
+def _read(model: onnx.ModelProto, spec: ModelSpec) -> StepGraph:
+    """The graph as the server reads it. Raises Refused."""
+    try:
+        return read_step_graph(model.SerializeToString(deterministic=True), spec)
+    except InvalidModel as error:
+        raise Refused(f"the file is not served: {error}") from error
+
+
+def _cost_notes(stream: Stream, layout: Layout) -> list[str]:
+    """What a batch costs of a file that takes one session a run."""
+    if layout.is_batched:
+        return []
+    alone, many = (stream.kernel.cost.of(1, size) / 1e3 for size in (1, MANY))
+    return [
+        f"the file takes one session a run, so a batch saves little: on this machine a step takes "
+        f"{alone:.0f} us, and a batch of {MANY} sessions {many:,.0f} us"
+    ]

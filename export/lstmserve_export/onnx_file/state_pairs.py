@@ -1,0 +1,248 @@
+"""Pairs inputs with the outputs that have their values after a step: the states.
+
+A pair is one where the names say so, or the nodes of the graph; equal shapes alone say nothing, and
+neither does the order in the file. What stays unclear is refused with the flags that settle it.
+Swapped pairs of equal shapes are the worst error, for no run of the graph finds them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.source import Source, Value
+from lstmserve_export.onnx_file.state_flow import Flow, find_flow
+from lstmserve_export.onnx_file.state_names import Likeness, are_memory, likeness, stem
+from lstmserve_export.refusal import Refused, shorten
+
+LIKENESSES: Final[tuple[Likeness, ...]] = ("same", "numbered", "part")  # the surest first
+NO_STATE: Final = (
+    "no state was found: each run is on its own; if an output is the next value of an input, give "
+    "--state IN:OUT"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StatePair:
+    """An input of the graph and the output that has its value after the run."""
+
+    before: Value
+    after: Value
+
+    def __str__(self) -> str:
+        return f"{self.before.name}:{self.after.name}"
+
+
+class Pairing:
+    """The pairs that were found, and the inputs and outputs that are still free."""
+
+    def __init__(self, source: Source, request: Request) -> None:
+        self._source, self._request = source, request
+        fixed = {*request.constants, *request.inputs}
+        self._inputs = {n: v for n, v in source.inputs.items() if n not in fixed}
+        self._outputs = dict(source.outputs)
+        self._flow: Flow = find_flow(source.model.graph)
+        self._found: dict[str, list[StatePair]] = {}
+        self._notes: list[str] = []
+        self._conflicts: set[str] = set()  # names that the graph contradicts
+        self.pairs: list[StatePair] = []
+
+    # Given by the operator -----------------------------------------------------------------------
+
+    def take_given(self) -> None:
+        """Takes the pairs of --state. Raises Refused for one that cannot be."""
+        for text in self._request.states:
+            pair = self._parse(text)
+            if not _fit(pair):
+                raise Refused(
+                    f"--state {text}: {pair.before} and {pair.after} differ in shape or dtype"
+                )
+            for name, free in ((pair.before.name, self._inputs), (pair.after.name, self._outputs)):
+                if name not in free:
+                    raise Refused(f"--state {text}: another flag names {name}, too")
+            if self._contradicts(pair):
+                self._notes.append(
+                    f"--state {text} pairs different states, as the graph's layers say: if the "
+                    "answers are wrong, look here first"
+                )
+            self._take(pair)
+
+    def _parse(self, text: str) -> StatePair:
+        """A name may have colons of its own."""
+        inputs, outputs = self._source.inputs, self._source.outputs
+        halves = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == ":"]
+        known = [(i, o) for i, o in halves if i in inputs and o in outputs]
+        if len(known) != 1:
+            raise Refused(
+                f"--state {text}: give IN:OUT, one of the graph's inputs {shorten(list(inputs))} "
+                f"and one of its outputs {shorten(list(outputs))}"
+            )
+        before, after = known[0]
+        return StatePair(inputs[before], outputs[after])
+
+    def _take(self, pair: StatePair, how: str = "") -> None:
+        _check_growth(pair)
+        self.pairs.append(pair)
+        del self._inputs[pair.before.name], self._outputs[pair.after.name]
+        if how:
+            self._found.setdefault(how, []).append(pair)
+
+    # Found ---------------------------------------------------------------------------------------
+
+    def take_found(self) -> None:
+        """Takes the pairs that names or nodes show, names first."""
+        for kind in LIKENESSES:
+            named = (each for each in self._possible() if _is_named(each, kind))
+            self._take_all(filter(self._agrees, _unique(named)), "by their names")
+        shared = filter(self._share_layer, self._possible())
+        self._take_all(shared, "by the layers that read and write them")
+        caches = filter(self._is_cache, self._possible())
+        self._take_all(caches, "as caches, which the graph joins with new values")
+        if self._request.inputs:  # the others are states, then
+            others = filter(self._is_open, self._possible())
+            self._take_all(others, "as the only ones of their shape beside --input")
+
+    def _take_all(self, pairs: Iterable[StatePair], how: str) -> None:
+        """Takes those that are unique. A model whose every input were a state would have nothing to
+        step with: then none is sure."""
+        unique = _unique(pairs)
+        if len(unique) < len(self._inputs) or self._request.inputs:
+            for pair in unique:
+                self._take(pair, how)
+
+    def _agrees(self, pair: StatePair) -> bool:
+        """Whether the graph does not contradict names, which stay free otherwise."""
+        if is_wrong := self._contradicts(pair):
+            self._conflicts |= {pair.before.name, pair.after.name}
+        return not is_wrong
+
+    def _contradicts(self, pair: StatePair) -> bool:
+        return self._flow.contradicts(pair.before.name, pair.after.name)
+
+    def _share_layer(self, pair: StatePair) -> bool:
+        reads, writes = self._flow.reads(pair.before.name), self._flow.writes(pair.after.name)
+        return bool(reads & writes) and self._conflicts.isdisjoint(
+            (pair.before.name, pair.after.name)
+        )
+
+    def _is_cache(self, pair: StatePair) -> bool:
+        return pair.before.name in self._flow.joined(pair.after.name)
+
+    def _is_open(self, pair: StatePair) -> bool:
+        return pair.after.name not in self._request.outputs and not self._contradicts(pair)
+
+    def _has_others(self) -> bool:
+        return len(self._inputs) > 1 or bool(self._request.inputs)
+
+    def _possible(self) -> list[StatePair]:
+        """The pairs of free inputs and outputs of one shape and dtype. An output that is an input
+        is no next state."""
+        free = (StatePair(i, o) for i in self._inputs.values() for o in self._outputs.values())
+        return [pair for pair in free if _fit(pair) and pair.before.name != pair.after.name]
+
+    # Left ----------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Raises Refused where a free input and a free output may be a state."""
+        self._check_shapes()
+        doubtful = [pair for pair in self._possible() if self._is_doubtful(pair)]
+        if not doubtful:
+            return
+        lines = [
+            f"{value} may be the next {' or '.join(could)}"
+            for name, value in self._outputs.items()
+            if (could := [each.before.name for each in doubtful if each.after.name == name])
+        ]
+        guess = self._guess(doubtful)
+        taken = {pair.before.name for pair in guess}
+        steps = [each for each in self._inputs if each not in taken] or [doubtful[0].before.name]
+        raise Refused(
+            f"which outputs are states is not clear: {shorten(lines)}. If these are the pairs, "
+            f"give {' '.join(f'--state {pair}' for pair in guess)}; otherwise change them, for "
+            "nothing else finds a wrong pair; an input that each step gives is none: "
+            f"{' '.join(f'--input {name}' for name in (*self._request.inputs, *steps))}"
+        )
+
+    def _check_shapes(self) -> None:
+        for before in self._inputs.values():
+            for after in self._outputs.values():
+                if not _fit(pair := StatePair(before, after)) and _is_named(pair, "same"):
+                    raise Refused(
+                        f"{before} and {after} have the names of a state, which keeps its shape "
+                        f"and dtype: give --input {before.name} if each step gives it"
+                    )
+
+    def _is_doubtful(self, pair: StatePair) -> bool:
+        """The last input, and the last output that has no word of memory, are no state."""
+        speaks = stem(pair.before.name).has_memory or stem(pair.after.name).has_memory
+        is_output = pair.after.name in self._request.outputs
+        return self._has_others() and not is_output and (speaks or len(self._outputs) > 1)
+
+    def _guess(self, doubtful: list[StatePair]) -> list[StatePair]:
+        """The likeliest pairs, in the graph's order: the last ones if nothing tells, because most
+        graphs have x and y ahead of their states."""
+
+        def rank(pair: StatePair) -> tuple[bool, ...]:
+            before, after = pair.before.name, pair.after.name
+            return (
+                bool(self._flow.reads(before) & self._flow.writes(after)),
+                are_memory(before, after),
+                likeness(before, after) is not None,
+                bool(stem(before).numbers) and stem(before).numbers == stem(after).numbers,
+            )
+
+        left = len(self._inputs) - (0 if self._request.inputs else 1)
+        guess: list[StatePair] = []
+        backwards = doubtful[::-1]
+        for pair in sorted(backwards, key=rank, reverse=True):
+            taken = {name for each in guess for name in (each.before.name, each.after.name)}
+            if len(guess) < left and taken.isdisjoint((pair.before.name, pair.after.name)):
+                guess.append(pair)
+        return [pair for pair in doubtful if pair in guess]
+
+    def notes(self) -> tuple[str, ...]:
+        """How the states were found, a line for each way."""
+        if not self.pairs:
+            return (*self._notes, NO_STATE)
+        found = (f"states found {how}: {_listed(pairs)}" for how, pairs in self._found.items())
+        return (*self._notes, *found)
+
+
+def _unique(pairs: Iterable[StatePair]) -> list[StatePair]:
+    """Those that are the only one of their input and of their output."""
+    found = list(pairs)
+    inputs = Counter(each.before.name for each in found)
+    outputs = Counter(each.after.name for each in found)
+    return [e for e in found if inputs[e.before.name] == 1 and outputs[e.after.name] == 1]
+
+
+def _listed(pairs: Iterable[StatePair]) -> str:
+    return ", ".join(map(str, pairs))
+
+
+def _is_named(pair: StatePair, kind: Likeness) -> bool:
+    before, after = pair.before.name, pair.after.name
+    return likeness(before, after) == kind and are_memory(before, after)
+
+
+def _fit(pair: StatePair) -> bool:
+    """Whether dtypes and shapes may be the same; an axis that is not fixed may have any length."""
+    before, after = pair.before, pair.after
+    if before.dtype != after.dtype or len(before.shape) != len(after.shape):
+        return False
+    sizes = zip(before.shape, after.shape, strict=True)
+    return all(one is None or other is None or one == other for one, other in sizes)
+
+
+def _check_growth(pair: StatePair) -> None:
+    """Refuses an axis that is longer after each step, if the names of its lengths say so."""
+    for axis, (past, now) in enumerate(zip(pair.before.symbols, pair.after.symbols, strict=True)):
+        is_sum = bool(past) and past in now and "+" in now
+        if is_sum or ("past" in past.lower() and "total" in now.lower()):
+            raise Refused(
+                f"{pair.before} grows with each step: axis {axis} is {now} in {pair.after.name}; "
+                "lstmserve serves states of a fixed shape"
+            )

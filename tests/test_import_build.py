@@ -1,0 +1,103 @@
+"""Imported files answer as they do in plain onnxruntime, whatever the order of their axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from lstmserve.golden import Golden
+from lstmserve.manifest import Manifest, read_model
+from lstmserve_export.onnx_file.build import _Build
+from lstmserve_export.onnx_file.importer import import_onnx
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.refusal import Refused
+from lstmserve_export.streaming import Stream
+from onnxfiles import FileOracle
+from placedfiles import DTYPES, ROWS, PlacedFile, placed_file
+
+Array = npt.NDArray[Any]
+SEEDS = range(24)
+
+
+def imported(file: PlacedFile, folder: Path, **flags: Any) -> Manifest:
+    """The manifest of the file as a model `placed` in folder/models."""
+    path = folder / "placed.onnx"
+    path.write_bytes(file.content)
+    request = Request(path, "placed", states=file.pairs, models=folder / "models", **flags)
+    return import_onnx(request).manifest
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_order_of_axes_gives_the_bits_of_the_file(seed: int, tmp_path: Path) -> None:
+    """Seven sessions in random chunks of a batch have the outputs and states that plain onnxruntime
+    gives each of them alone, step by step."""
+    file = placed_file(seed)
+    manifest = imported(file, tmp_path)
+    assert manifest.parity["is_exact"]
+    rng = np.random.default_rng(seed)
+    count, steps = 7, 12
+    x = rng.standard_normal((count, steps, *ROWS["x"])).astype(np.float32)
+    lengths = rng.integers(1, steps + 1, count).astype(np.int32)
+    lengths[0] = steps
+    stream = Stream(read_model(tmp_path / "models", "placed", 1).network)
+    states = {
+        "h": rng.standard_normal((count, *ROWS["h"])).astype(np.float32),
+        "ticks": rng.integers(0, 9, count),
+        "loud": rng.random(count) < 0.5,
+    }
+    shapes = {each.name: (each.shape, each.dtype) for each in stream.spec.states}
+    initial = {
+        name: np.stack([_placed(file.axes[name], row).reshape(shape) for row in states[name]])
+        for name, (shape, _) in shapes.items()
+    }
+    assert {name: dtype for name, (_, dtype) in shapes.items()} == {n: DTYPES[n] for n in states}
+    given = x.reshape(count, steps, *stream.spec.inputs[0].shape)
+    case = Golden({"x": given}, lengths, initial, {}, {}, 0.0)
+    cuts = np.flatnonzero(rng.random(steps - 1) < 0.4) + 1
+    found, after = stream.answers(case, [0, *map(int, cuts), steps])
+    oracle = FileOracle(file.content, dict(pair.split(":") for pair in file.pairs))
+    for row in range(count):
+        now = {n: _placed(file.axes[n], each[row]) for n, each in states.items()}
+        for step in range(lengths[row]):
+            answer, now = oracle.step(now, x=_placed(file.axes["x"], x[row, step]))
+            wanted = _row(file.axes["y"], answer["y"])
+            assert found["y"][row, step].tobytes() == wanted.tobytes(), (seed, row, step)
+        for name, each in now.items():
+            assert after[name][row].tobytes() == each.tobytes(), (seed, row, name)
+
+
+def test_a_state_that_the_served_graph_leaves_wrong_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted fault in one state of the served graph ends the import, which writes nothing."""
+    original = _Build._leave
+
+    def leave(self: _Build, g: Any, port: Any, name: str) -> str:
+        value = original(self, g, port, f"right/{name}" if name == "ticks.next" else name)
+        if name == "ticks.next":
+            return str(g.add("Abs", ["ticks"], name))
+        return value
+
+    monkeypatch.setattr(_Build, "_leave", leave)
+    file = next(each for each in map(placed_file, SEEDS) if each.is_batched)
+    with pytest.raises(Refused, match="differs at time step 2 of the random rows"):
+        imported(file, tmp_path)
+    assert not (tmp_path / "models").exists()
+
+
+def _placed(order: list[str], row: Array) -> Array:
+    """A row of one session as the file has it."""
+    found = row.transpose([int(each) for each in order if each.isdecimal()])
+    sizes = iter(found.shape)
+    return found.reshape([next(sizes) if each.isdecimal() else 1 for each in order])
+
+
+def _row(order: list[str], array: Array) -> Array:
+    """What the file has of one session as a row."""
+    plain = [int(each) for each in order if each.isdecimal()]
+    sizes = [size for size, each in zip(array.shape, order, strict=True) if each.isdecimal()]
+    return array.reshape(sizes).transpose([plain.index(at) for at in range(len(plain))])
