@@ -107,6 +107,26 @@ NETS: Final[dict[str, Step]] = {
     "answer": ANSWER,
     "labels": LABELS,
 }
+EMPTY: Final = Step(  # rows 4, 5, ... of the sequence, which may be none
+    ATTENTION.spec,
+    "x four end axis0 -> Slice some\nsome out -> MatMul y",
+    {
+        "four": np.array([4]),
+        "end": np.array([1 << 40]),
+        "axis0": np.array([0]),
+        "out": np.ones((3, 2), np.float32),
+    },
+)
+# A GRU of one direction: one answer, after the last row.
+GATED: Final = Step(
+    ModelSpec((X,), (TensorSpec("y", (4,)),), ()),
+    """
+x one -> Unsqueeze major
+major w r -> GRU+hidden_size=4 . end
+end one -> Squeeze y
+""",
+    {"one": np.array([1]), "w": _floats(1, 12, 3), "r": _floats(1, 12, 4)},
+)
 MORE_ROWS: Final = Step(  # than the sequence has: never served
     ModelSpec((X,), (TensorSpec("y", (3,)),), ()), "x x -> Concat+axis=0 y", {}
 )

@@ -117,6 +117,8 @@ class Step:
         nodes = [_node(line) for line in self.nodes.strip().splitlines()]
         graph = helper.make_graph(nodes, "step", inputs, outputs, tensors)
         opsets = [helper.make_opsetid("", self.opset)]
+        if any(node.domain for node in nodes):
+            opsets.append(helper.make_opsetid("com.microsoft", 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         onnx.checker.check_model(model, full_check=True)
         return model

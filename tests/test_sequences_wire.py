@@ -21,6 +21,7 @@ from lstmserve.server.observe.metrics import read_gauges
 from lstmserve.tokens import Limits
 from lstmserve.v1 import lstm_pb2 as pb
 from sequencegraphs import (
+    EMPTY,
     LEAST,
     NETS,
     SequenceOracle,
@@ -126,18 +127,6 @@ async def test_a_sequence_that_is_too_short_fails_by_its_index(wire: Wire, name:
     )
     check(wire, name, xs[::2], await wire.call("Predict", **fields(name, xs[::2])))
     assert wire.engine.predictor.waiting_rows == 0
-
-
-EMPTY = Step(  # rows 4, 5, ... of the sequence, which may be none
-    NETS["attention"].spec,
-    "x four end axis0 -> Slice some\nsome out -> MatMul y",
-    {
-        "four": np.array([4]),
-        "end": np.array([1 << 40]),
-        "axis0": np.array([0]),
-        "out": np.ones((3, 2), np.float32),
-    },
-)
 
 
 async def test_a_sequence_may_give_no_row(tmp_path: Path) -> None:

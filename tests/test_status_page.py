@@ -16,6 +16,7 @@ from lstmserve import Client
 from lstmserve.top.numbers import Scrape, buckets, parse, quantile
 from mixedload import MixedLoad, loaded_servers
 from modelmaking import make_model
+from sequencegraphs import make_models as make_sequences
 from serving import Serve, Serving
 
 NUMBER = "Number(document.getElementById('{}').textContent.replace(/[^0-9.]/g, ''))"
@@ -133,21 +134,26 @@ def test_the_page_computes_as_top_does(chromium: Chromium, load: tuple[Serving, 
 
 
 def test_the_page_shows_networks(chromium: Chromium, serve: Serve, tmp_path: Path) -> None:
-    """Each model's kind, and whether it is exact or by how much it is not; nothing is cut off in a
-    window of any width."""
+    """Each model's kind, also of one without states, and whether it is exact or by how much it is
+    not; nothing is cut off in a window of any width."""
     stepgraph.make_model(tmp_path, name="five-states")
     stepgraph.make_model(tmp_path, name="rounded", is_exact=False)
     make_model(tmp_path)
+    make_sequences(tmp_path, "answer")
     serving = serve(models=tmp_path)
     rows = """JSON.stringify([...document.querySelectorAll('#models tr')].map(
       (row) => [...row.children].slice(0, 3).map((each) => each.textContent)))"""
-    wanted = [["five-states:1", "network", "yes"], ["rounded:1", "network", "to 6e-7"]]
-    wanted.append(["tiny:1", "lstm", "yes"])
+    wanted = [
+        ["answer:1", "network", "yes"],
+        ["five-states:1", "network", "yes"],
+        ["rounded:1", "network", "to 6e-7"],
+        ["tiny:1", "lstm", "yes"],
+    ]
     cut = """[...document.querySelectorAll('article')]
       .filter((each) => each.scrollWidth > each.clientWidth).map((each) => each.textContent)"""
     for width in (390, 600, 900, 1101, 1280):
         chromium.open(serving.metrics_url + "/", width=width)
-        chromium.until("document.querySelectorAll('#models tr').length === 3")
+        chromium.until("document.querySelectorAll('#models tr').length === 4")
         assert json.loads(chromium.evaluate(rows)) == wanted
         assert chromium.evaluate(f"JSON.stringify({cut})") == "[]", width
 

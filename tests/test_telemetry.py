@@ -20,7 +20,7 @@ def test_a_server_writes_no_telemetry(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["lstmserve.engine", "lstmserve_export.lstm.parity", "lstmserve_export.module.graph.taps"],
+    ["lstmserve.engine", "lstmserve_export.lstm.parity", "lstmserve_export.taps"],
 )
 def test_whoever_loads_onnxruntime_turns_it_off(module: str, tmp_path: Path) -> None:
     """Server and exporter load onnxruntime through lstmserve.runtime."""

@@ -41,7 +41,7 @@ def run(calls: Calls, out: Path, compared_s: float, *, is_live: bool = True) -> 
     If not `is_live`, the calls are heard as fast as the server can.
     """
     out.mkdir(parents=True, exist_ok=True)
-    console.print(f"[bold]$ {import_model(out / 'models')}[/bold]", soft_wrap=True)
+    import_model(out / "models")
     x = frames(calls.samples)
     with serve(out / "models") as server:
         with Client(server.target, retry_s_max=2) as client, Board(len(x), console) as board:
@@ -70,15 +70,8 @@ def run(calls: Calls, out: Path, compared_s: float, *, is_live: bool = True) -> 
 
 def show_costs(costs: Sequence[Cost], streams: int) -> None:
     """Prints the table of the ways."""
-    table = Table()
-    table.add_column("")
-    for head in (
-        "streams\na core",
-        f"cores for\n{streams}",
-        "client's\ncores",
-        "99 %\nwithin",
-        "MiB",
-    ):
+    table = Table("", title=f"Streams of a core, and what {streams} take in real time")
+    for head in ("streams", "cores", "client's", "99 % within", "MiB"):
         table.add_column(head, justify="right")
     for each in costs:
         table.add_row(

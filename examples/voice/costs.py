@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import os
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from examples.serving import Server
 from examples.voice.speech import FRAME_S, Floats
@@ -19,15 +19,8 @@ from examples.voice.ways import ByHand, Frames, Gateway, Heard, InTurns, hear, h
 from lstmserve import Client
 
 MIB = 1 << 20
+CPU_CLOCK = 2  # of a process, in nanoseconds: CPUCLOCK_SCHED of clock_getcpuclockid(3)
 Drive = Callable[[bool], Heard]  # whether in real time -> what was heard
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """CPU time of a process so far, and its resident memory."""
-
-    cpu_s: float
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,56 +54,53 @@ def compare(server: Server, frames: Frames, expected: Floats) -> Iterator[Cost]:
     def a_client_each(is_live: bool) -> Heard:
         return asyncio.run(hear_each(server.target, frames, is_live=is_live))
 
-    for way, drive in (("one client", one_client), ("a client each", a_client_each)):
-        yield _cost(f"lstmserve, {way}", drive, expected, lambda: there(server), 0)
     for way, make in (
-        ("one batch by hand", lambda: ByHand(count)),
-        ("one session, in turns", lambda: InTurns(count, is_shared=True)),
         ("a session each", lambda: InTurns(count, is_shared=False)),
+        ("in turns", lambda: InTurns(count, is_shared=True)),
+        ("one batch", lambda: ByHand(count)),
     ):
         yield _in_program(f"onnxruntime, {way}", make, frames, expected)
+    for way, drive in (("one client", one_client), ("a client each", a_client_each)):
+        yield _cost(f"lstmserve, {way}", drive, expected, server.process_id, 0)
 
 
 def _in_program(
     way: str, make: Callable[[], ByHand | InTurns], frames: Frames, expected: Floats
 ) -> Cost:
-    bytes_before = here().bytes
+    own = os.getpid()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what the ways before have freed
+    bytes_before = _rss_bytes(own)
     step = make().step
-    return _cost(way, lambda live: hear(step, frames, is_live=live), expected, here, bytes_before)
+    return _cost(way, lambda live: hear(step, frames, is_live=live), expected, own, bytes_before)
 
 
-def _cost(
-    way: str, drive: Drive, expected: Floats, used: Callable[[], Used], bytes_before: int
-) -> Cost:
-    is_served = used is not here
-    before, own = used(), here()
+def _cost(way: str, drive: Drive, expected: Floats, process_id: int, bytes_before: int) -> Cost:
+    begin_s, own_begin_s = _cpu_s(process_id), time.process_time()
     heard = drive(True)
-    seconds = heard.y.shape[1] * FRAME_S
-    between, own_s = used(), here().cpu_s - own.cpu_s
+    live_s, own_s = _cpu_s(process_id) - begin_s, time.process_time() - own_begin_s
     drive(False)
-    after = used()
+    at_once_s = _cpu_s(process_id) - begin_s - live_s
+    seconds = heard.y.shape[1] * FRAME_S
+    is_served = process_id != os.getpid()
     return Cost(
         way=way,
         is_served=is_served,
-        streams=heard.y.size * FRAME_S / (after.cpu_s - between.cpu_s),
-        cores=(between.cpu_s - before.cpu_s) / seconds,
+        streams=len(heard.y) * seconds / at_once_s,
+        cores=live_s / seconds,
         client_cores=own_s / seconds if is_served else 0.0,
         late_ms=1e3 * float(np.percentile(heard.late_s, 99)),
-        mib=(after.bytes - bytes_before) / MIB,
+        mib=(_rss_bytes(process_id) - bytes_before) / MIB,
         is_equal=np.array_equal(heard.y, expected),
     )
 
 
-def here() -> Used:
-    """This process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Used(time.process_time(), pages * os.sysconf("SC_PAGE_SIZE"))
+def _cpu_s(process_id: int) -> float:
+    """CPU time of the process so far."""
+    return time.clock_gettime(~process_id << 3 | CPU_CLOCK)
 
 
-def there(server: Server) -> Used:
-    """The server, as Prometheus would read it."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: it is local
-    with direct.open(server.metrics_url, timeout=5) as reply:
-        families = text_string_to_metric_families(reply.read().decode())
-    found = {sample.name: sample.value for family in families for sample in family.samples}
-    return Used(found["process_cpu_seconds_total"], int(found["process_resident_memory_bytes"]))
+def _rss_bytes(process_id: int) -> int:
+    """Its resident memory."""
+    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -44,17 +44,17 @@ class Board:
             self._bars.append(np.max(self._frames, axis=0))
             self._live.update(self._drawn(t), refresh=True)
 
-    def _drawn(self, t: int) -> Table:
+    def _drawn(self, t: int) -> Group:
         speaking = int((self._bars[-1] >= SPEAKING).sum())
-        table = Table.grid(padding=(0, 1))
-        table.title = (
-            f"{(t + 1) * FRAME_S:5.1f} s   {self._streams} calls, {speaking} speak now   "
+        head = (
+            f"{(t + 1) * FRAME_S:.1f} s   {self._streams} calls, {speaking} speak now   "
             f"slowest answer of the last second {1e3 * max(self._waits_s):.1f} ms"
         )
+        table = Table.grid(padding=(0, 1))
         cells = [self._cell(call) for call in range(self._streams)]
         for i in range(0, self._streams, COLUMNS):
             table.add_row(*cells[i : i + COLUMNS])
-        return table
+        return Group(Text(head), table)
 
     def _cell(self, call: int) -> Text:
         p = [float(bar[call]) for bar in self._bars]

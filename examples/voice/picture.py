@@ -52,10 +52,11 @@ def _draw_call(axes: plt.Axes, calls: Calls, y: Floats) -> None:
     sound = calls.samples[call, : round(count * FRAME_S * RATE)] / 32768
     envelope = np.abs(sound).reshape(count, -1).max(axis=1)
     at_s = (np.arange(count) + 0.5) * FRAME_S
+    envelope *= 0.5 / envelope.max()
     axes.fill_between(at_s, -envelope, envelope, color=GREY, lw=0)
     axes.plot(at_s, y[call, :count], color=BLUE, lw=1.2)
     axes.axhline(float(SPEAKING), color=BLUE, lw=0.5, ls=":")
-    axes.set(xlabel="seconds", ylabel="probability", ylim=(-1, 1.05), yticks=(0, 0.5, 1))
+    axes.set(xlabel="seconds", ylabel="probability", ylim=(-0.55, 1.05), yticks=(0, 0.5, 1))
     axes.set_title(f"Call {call}: its sound, and the probability of speech")
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from examples.serving import LSTMSERVE
 from examples.voice.speech import HOP, RATE, Floats
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = "silero"
 CONTEXT = 64  # samples of before that the network wants in front of the new ones
 WIDTH = CONTEXT + HOP
@@ -29,12 +30,13 @@ def published() -> Path:
     return Path(str(wheel.locate_file("silero_vad/data/silero_vad.onnx")))
 
 
-def import_model(models: Path) -> str:
-    """Runs `lstmserve import` as an operator would. Returns the command."""
-    flags = ["--constant", f"sr={RATE}", "--rows", f"{WIDTH}", "--force", "--models", str(models)]
-    arguments = ["import", str(published()), "--name", MODEL, "--model-version", "1", *flags]
-    subprocess.run([LSTMSERVE, *arguments], check=True)
-    return shlex.join(["lstmserve", *arguments])
+def import_model(models: Path) -> None:
+    """Runs `lstmserve import` as an operator would, from the repository's root."""
+    flags = ["--constant", f"sr={RATE}", "--rows", f"{WIDTH}", "--model-version", "1", "--force"]
+    file, folder = (str(path).removeprefix(f"{ROOT}/") for path in (published(), models))
+    arguments = ["import", file, "--name", MODEL, *flags, "--models", folder]
+    print(f"$ lstmserve {shlex.join(arguments)}", flush=True)
+    subprocess.run([LSTMSERVE, *arguments], check=True, cwd=ROOT)
 
 
 def frames(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:

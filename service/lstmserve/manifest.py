@@ -13,10 +13,12 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from onnx import NodeProto
 
 from lstmserve.golden import AGAIN, Golden, InvalidGolden, check_golden, load_golden
 from lstmserve.graph import (
@@ -34,7 +36,7 @@ from lstmserve.graph import (
 )
 from lstmserve.graph.weights import fingerprint
 from lstmserve.lstm_golden import check_lstm_golden, load_lstm_golden
-from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap, window_states
+from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap, find_tensor, window_states
 
 FORMATS = {"lstm": 1, "network": 2}  # of manifest.json, by the kind that it is written for
 WINDOW_FORMAT = 3  # of either kind with a window
@@ -308,24 +310,42 @@ def _network(spec: ModelSpec, graph: step_graph.StepGraph) -> PoolNetwork | Sequ
 
 def _check_taps(taps: tuple[Tap, ...], spec: ModelSpec, graph: step_graph.StepGraph) -> None:
     """Raises InvalidModelFolder for a tap that names what the spec or the step graph lacks."""
-    states = {each.name: each for each in spec.states}
-    values = {each.name for each in (*spec.inputs, *spec.states)}
-    values |= {name for node in graph.nodes for name in node.output}
+    places = {"": _Places(graph.nodes, graph.initializers, (*spec.inputs, *spec.states))}
+    for node in graph.nodes:
+        for body in (each.g for each in node.attribute if node.op_type == "Scan"):
+            weights = {each.name for each in body.initializer} | places[""].weights
+            places[node.output[0]] = _Places(body.node, weights, body.input)
     for tap in taps:
+        if (place := places.get(tap.inside)) is None:
+            raise InvalidModelFolder(f"{tap}: {MODEL} has no Scan {tap.inside!r}: {AGAIN}")
         for name in tap.states:
-            state = states.get(name)
-            if state is None or state.dtype != "float32":
-                raise InvalidModelFolder(f"{tap}: {name!r} is no float state of the spec: {AGAIN}")
-            rows = state.shape[0] if len(state.shape) > 1 else 1
-            if tap.index >= rows:
-                raise InvalidModelFolder(
-                    f"{tap}: the state {name!r} has no layer {tap.index}: {AGAIN}"
-                )
-        if tap.input not in values:
-            raise InvalidModelFolder(f"{tap}: {MODEL} has no value {tap.input!r}: {AGAIN}")
+            _check_state(tap, name, spec)
+        for name in (tap.input, *tap.before, *tap.after):
+            if name not in place.values:
+                raise InvalidModelFolder(f"{tap}: {MODEL} has no value {name!r}: {AGAIN}")
         for name in tap.weights.values():
-            if name not in graph.initializers:
+            if name not in place.weights:
                 raise InvalidModelFolder(f"{tap}: {MODEL} has no weight {name!r}: {AGAIN}")
+
+
+class _Places:
+    """The names of a graph's values and weights."""
+
+    def __init__(
+        self, nodes: Iterable[NodeProto], weights: Iterable[str], inputs: Iterable[Any]
+    ) -> None:
+        self.values = {each.name for each in inputs}
+        self.values |= {name for node in nodes for name in node.output}
+        self.weights = set(weights)
+
+
+def _check_state(tap: Tap, name: str, spec: ModelSpec) -> None:
+    state = find_tensor(spec.states, name)
+    if state is None or state.dtype != "float32":
+        raise InvalidModelFolder(f"{tap}: {name!r} is no float state of the spec: {AGAIN}")
+    rows = state.shape[0] if len(state.shape) > 1 else 1
+    if tap.index >= rows:
+        raise InvalidModelFolder(f"{tap}: the state {name!r} has no layer {tap.index}: {AGAIN}")
 
 
 def _check_file(path: Path, bytes_max: int) -> None:

@@ -393,7 +393,15 @@ class Tap:
     `layer` is the module's path in torch, such as "encoder.lstm2", and `index` says which of its
     num_layers this is, from 0. `input` names the value [*, B, input_size] that the layer reads.
     `states` are the states that it reads and writes, h first. `weights` names initializers: W and
-    R always, B and P if the layer has biases and a projection. Raises InvalidSpec.
+    R always, B and P if the layer has biases and a projection.
+
+    In a graph that others made, where a state is not always that of one layer, `layer` is the name
+    of an LSTM, GRU or RNN node, which reads forwards. Instead of `states` the tap has the values
+    [1, B, H] `before` and `after` the node, h first. It may read several rows in a step: then the
+    first axis of `input` has them. `inside` is the first output of the Scan over the sessions whose
+    body has the node; "": the graph has it. The values in a body have B = 1. Instead of each
+    session, B may count several rows of each. A GRU without `linear_before_reset` resets h before
+    it multiplies by R, as ONNX's does by default and torch's never does. Raises InvalidSpec.
     """
 
     layer: str
@@ -402,21 +410,37 @@ class Tap:
     input: str
     states: tuple[str, ...]
     weights: Mapping[str, str]
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    inside: str = ""
+    linear_before_reset: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str) or type(self.index) is not int or self.index < 0:
             raise InvalidSpec(f"tap {self.layer!r} {self.index!r} must be a name and a number >= 0")
         if self.kind not in LAYER_STATES:
             raise InvalidSpec(f"{self}: {self.kind!r} is not one of {', '.join(LAYER_STATES)}")
-        names = (self.input, *self.states, *self.weights.values())
+        names = (self.input, *self.states, *self.before, *self.after, *self.weights.values())
         if not all(isinstance(name, str) and name for name in names):
             raise InvalidSpec(f"{self}: input, states and weights must be names, not {names!r}")
-        if len(self.states) != (count := LAYER_STATES[self.kind]):
-            raise InvalidSpec(f"{self}: {self.kind} has {count} states, not {len(self.states)}")
+        self._check_states()
         if unknown := sorted(set(self.weights) - set(LAYER_WEIGHTS)):
             raise InvalidSpec(f"{self}: unknown weights {', '.join(unknown)}")
         if missing := sorted({"W", "R"} - set(self.weights)):
             raise InvalidSpec(f"{self}: no weights {', '.join(missing)}")
+        if type(self.linear_before_reset) is not bool or not isinstance(self.inside, str):
+            raise InvalidSpec(f"{self}: linear_before_reset must be a flag, and inside a name")
+
+    def _check_states(self) -> None:
+        count = LAYER_STATES[self.kind]
+        if self.before or self.after:
+            if self.states:
+                raise InvalidSpec(f"{self}: it has states, and values before and after as well")
+            for values in (self.before, self.after):
+                if len(values) != count:
+                    raise InvalidSpec(f"{self}: {self.kind} has {count} values, not {len(values)}")
+        elif len(self.states) != count:
+            raise InvalidSpec(f"{self}: {self.kind} has {count} states, not {len(self.states)}")
 
     def __str__(self) -> str:
         return f"tap {self.layer!r} {self.index}"
@@ -424,18 +448,25 @@ class Tap:
     def to_json(self) -> dict[str, Any]:
         """JSON values; from_json(to_json()) is equal to self."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return values | {"states": list(self.states), "weights": dict(self.weights)}
+        values |= {name: list(values[name]) for name in ("states", "before", "after")}
+        values |= {"weights": dict(self.weights)}
+        # Manifests of an earlier release, which refuses unknown fields, do not have these.
+        return {n: value for n, value in values.items() if value != TAP_DEFAULTS.get(n)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Tap:
         """Reads what to_json wrote. Raises InvalidSpec, also for unknown fields."""
         try:
+            lists = {n: tuple(values[n]) for n in ("before", "after") if n in values}
             states, weights = tuple(values["states"]), dict(values["weights"])
-            return cls(**{**values, "states": states, "weights": weights})
+            return cls(**{**values, **lists, "states": states, "weights": weights})
         except InvalidSpec:
             raise
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidSpec(f"malformed tap: {error}") from error
+
+
+TAP_DEFAULTS: Final = {"before": [], "after": [], "inside": "", "linear_before_reset": True}
 
 
 def tensor_messages_bytes(tensors: Iterable[TensorSpec]) -> int:

@@ -31,7 +31,6 @@ from lstmserve_export.lstm.network import describe
 from lstmserve_export.module.forward import Axes, Forward
 from lstmserve_export.module.graph.lower import lower
 from lstmserve_export.module.graph.recognise import recognise
-from lstmserve_export.module.graph.taps import check_taps
 from lstmserve_export.module.graph.trace import trace
 from lstmserve_export.module.graph.window import trace_window
 from lstmserve_export.module.proof.cases import further, pairs_of, random_case
@@ -47,6 +46,7 @@ from lstmserve_export.refusal import Refused
 from lstmserve_export.scalers.sides import UNSCALED, Scalers
 from lstmserve_export.sequences import chaos_notes
 from lstmserve_export.streaming import Mismatch, prove
+from lstmserve_export.taps import check_taps
 from lstmserve_export.target import Exported, Target, package_versions
 
 SMALL: Final = 4_000_000  # parameters

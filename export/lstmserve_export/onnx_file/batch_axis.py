@@ -60,7 +60,7 @@ class BatchAxes:
 
 @dataclass(frozen=True, slots=True)
 class NoBatch:
-    """The hypothesis that was the likeliest, and why it does not hold."""
+    """Why the likeliest hypothesis does not hold."""
 
     reason: str
 
@@ -73,7 +73,7 @@ class NoBatch:
 def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
     """The first hypothesis that holds; `given` names axes that all of them have."""
     constants = trial.roles.constants
-    first = ""
+    first: NoBatch | None = None
     for hypothesis in hypotheses(trial.roles, trial.row_axes, given):
         repeated = {name: axis for name, axis in hypothesis.items() if name in constants}
         before = {name: axis for name, axis in hypothesis.items() if name in trial.values}
@@ -82,12 +82,12 @@ def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
         except NotBatch as error:
             where = ", ".join(f"axis {axis} of {name}" for name, axis in islice(before.items(), 3))
             more = " ..." if len(before) > 3 else ""
-            first = first or f"with rows along {where}{more}, {error}"
+            first = first or NoBatch(f"with rows along {where}{more}, {error}")
             continue
         if all(found.after.get(name, axis) == axis for name, axis in given.items()):
             return found
-        first = first or "the rows of what comes out lie along other axes"
-    return NoBatch(first or "an input or state has no axis that could have several rows")
+        first = first or NoBatch("the rows of what comes out lie along other axes")
+    return first or NoBatch("an input or state has no axis that could have several rows")
 
 
 def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
@@ -107,24 +107,21 @@ def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
     return found
 
 
+class WrongAxis(Exception):
+    """What --batch-axis says is no batch; the message says why."""
+
+
 def find_given_batch(trial: Trial, given: Mapping[str, int | None]) -> BatchAxes | NoBatch:
     """find_batch(), where `given` is what --batch-axis says; one None is enough for no batch.
 
-    Raises Refused where the axes that are given are none.
+    Raises WrongAxis.
     """
     if None in given.values():
         return NoBatch("--batch-axis says none")
     axes = {name: axis for name, axis in given.items() if axis is not None}
     batch = find_batch(trial, axes)
     if isinstance(batch, NoBatch) and axes:
-        flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())
-        other = find_batch(trial, {})
-        if isinstance(other, NoBatch):
-            found = "no other axis works; leave the flag out to run one session at a time"
-        else:
-            every = {**other.before, **other.after}.items()
-            found = "these work: " + ", ".join(f"{name}={axis}" for name, axis in every)
-        raise Refused(f"{flags}: {batch.reason}; {found}")
+        raise WrongAxis(batch.reason)
     return batch
 
 
@@ -179,6 +176,12 @@ def _choices(
             cost = at + (FIXED_COST if size == 1 else 0)
             found.append((cost, {each.name: at for each in group}))
     return found
+
+
+def likely_axis(value: Value) -> int | None:
+    """Where the batch of a tensor would be, were there one."""
+    choices = _choices([value], {}, {})
+    return min(choices, key=lambda each: each[0])[1][value.name] if choices else None
 
 
 # The experiment -----------------------------------------------------------------------------------
@@ -258,14 +261,16 @@ class BatchExperiment:
         raise NotBatch(f"{name} is {list(found)} for {size} rows and {list(alone)} for one")
 
     def _poison(self) -> None:
-        """A row of NaN leaves its neighbours as they are; what mixes rows ever so little fails."""
+        """A row of NaN or infinities leaves its neighbours as they are; what mixes rows ever so
+        little fails."""
         rows = self._trial.rows(0, 3)
-        for names in (
+        groups = (
             {each.name for each in self._trial.roles.inputs},
             {each.before.name for each in self._trial.roles.states},
-        ):
+        )
+        for names, poison in product(groups, (np.nan, np.inf)):
             bad = {
-                name: np.full_like(each, np.nan)
+                name: np.full_like(each, poison)
                 for name, each in rows[1].feeds.items()
                 if name in names and np.issubdtype(each.dtype, np.floating)
             }

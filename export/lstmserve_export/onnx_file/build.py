@@ -1,9 +1,10 @@
 """Writes the graph that the server runs around the nodes of a file that others made.
 
-The file's own nodes stay as they are. Ours bring each tensor from the layout of the server, where
-sessions come first, into the file's, and back. Every value of the file gets the prefix net/ there,
-so that its names and ours cannot meet. A graph that takes one session a run becomes the body of a
-Scan over the sessions. It must not know how the layout was found.
+The file's own nodes stay as they are, but for what sizes and constants decide (simplify.py). Ours
+bring each tensor from the layout of the server, where sessions come first, into the file's, and
+back. Every value of the file gets the prefix net/ there, so that its names and ours cannot meet. A
+graph that takes one session a run becomes the body of a Scan over the sessions. It must not know
+how the layout was found.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.layout import Layout, Place
 from lstmserve_export.onnx_file.roles import Roles
 from lstmserve_export.onnx_file.runner import relaxed
+from lstmserve_export.onnx_file.simplify import simplify
 from lstmserve_export.onnx_file.source import Source
 from lstmserve_export.onnx_file.weights import settle_weights
 from lstmserve_export.refusal import Refused
@@ -244,9 +246,10 @@ class _Build:
             if each.domain in DOMAINS
         }
         try:
-            return self.g.model(opsets, max(self._source.model.ir_version, IR_VERSION_MIN))
+            model = self.g.model(opsets, max(self._source.model.ir_version, IR_VERSION_MIN))
         except Exception as error:  # the checker's classes have no base of their own
             raise Refused(f"the graph cannot be put between sessions: {one_line(error)}") from error
+        return simplify(model)
 
 
 def _given(axis: int | None) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from typing import IO, Any, Final
 
 from lstmserve.manifest import FILE_BYTES_MAX, MANIFEST, Manifest, tidy_up
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.refusal import LINE_LEN_MAX, Refused, described, printable
+from lstmserve_export.refusal import LINE_LEN_MAX, Refused, described, one_line, printable
 from lstmserve_export.target import Exported
 
 COMMAND: Final = (sys.executable, "-P", "-m", "lstmserve_export.onnx_file.child")
@@ -257,6 +257,8 @@ def _import(request: str, answer: IO[str]) -> dict[str, Any]:
             return {"memory": True}
         if isinstance(error, Refused):
             return {"refused": str(error)}
+        if type(error).__module__.startswith(("onnxruntime", "onnx.")):
+            return {"refused": f"onnxruntime does not run the file: {one_line(error)}"}
         traceback.print_exc()
         return {
             "refused": f"the import failed with {described(error)}: this is a fault of "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from lstmserve.golden import Golden, dump_golden
@@ -18,11 +19,17 @@ from lstmserve.graph.sequence import graph_sequences
 from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec
-from lstmserve_export.arrays import Array
+from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.build import build_sequence, build_step, build_window
 from lstmserve_export.onnx_file.cases import make_cases
 from lstmserve_export.onnx_file.layout import Layout, probe
-from lstmserve_export.onnx_file.pairs import read_initial
+from lstmserve_export.onnx_file.pairs import (
+    Whole,
+    check_whole,
+    given_rows,
+    read_initial,
+    read_whole,
+)
 from lstmserve_export.onnx_file.reference import Reference, WholeReference
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, find_roles
@@ -34,7 +41,12 @@ from lstmserve_export.onnx_file.sequences import (
 )
 from lstmserve_export.onnx_file.source import Source, read_source
 from lstmserve_export.onnx_file.trial import Trial
-from lstmserve_export.onnx_file.windows import lengths_of, new_sessions, window_case
+from lstmserve_export.onnx_file.windows import (
+    lengths_of,
+    new_sessions,
+    whole_windows,
+    window_case,
+)
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
@@ -52,7 +64,10 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     source = read_source(request.file)
     roles = find_roles(source, request)
     progress("find batch and time")
-    probed = probe(source, roles, request)
+    given: Arrays = {}
+    if request.golden is not None:
+        given = given_rows(request.golden, [each.name for each in roles.inputs])
+    probed = probe(source, roles, request, given)
     return _Job(request, source, roles, probed.layout, probed.trial, progress).run()
 
 
@@ -114,6 +129,9 @@ class _Job:
         new = new_sessions(reference, spec, self._sequences_of(2, 2 * window))
         if new is not None:
             cases["new"] = new
+        if pairs := self._pairs(reference):
+            rows = {n: np.stack([pair.inputs[n] for pair in pairs]) for n in pairs[0].inputs}
+            cases["golden"] = whole_windows(reference, spec, rows)
         stream = Stream(GraphWindowNetwork(spec, graph))
         parity = self._prove(stream, cases, {})
         return self._write(model, graph, spec, cases, parity, _cost_notes(stream, self.layout))
@@ -131,8 +149,22 @@ class _Job:
             for length in accepted_lengths(reference, spec, rows)
         ]
         cases = {"random": sequence_case(reference, spec, sequences)}
+        if pairs := self._pairs(reference):
+            rows_of = [pair.inputs for pair in pairs]
+            cases["golden"] = sequence_case(reference, spec, rows_of)
         parity = prove_sequences(graph_sequences(spec, graph), cases)
         return self._write(model, graph, spec, cases, parity, [WHOLE])
+
+    def _pairs(self, reference: WholeReference) -> list[Whole]:
+        """The user's sequences, to which the file itself gives the user's outputs. Raises
+        Refused."""
+        if self.request.golden is None:
+            return []
+        pairs, window = read_whole(self.request.golden, self.layout), self.request.window
+        if window and any(len(each) != window for pair in pairs for each in pair.inputs.values()):
+            raise Refused(f"--golden: with --window {window} each sequence has {window} rows")
+        check_whole(pairs, [reference.answer(pair.inputs) for pair in pairs])
+        return pairs
 
     def _sequences_of(self, count: int, steps: int) -> dict[str, Array]:
         """Random rows [count, steps, *shape] of each input."""

@@ -6,6 +6,7 @@ works, and a symbolic axis called batch may be time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -14,8 +15,10 @@ from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.batch_axis import (
     BatchAxes,
     NoBatch,
+    WrongAxis,
     checked_axes,
     find_given_batch,
+    likely_axis,
 )
 from lstmserve_export.onnx_file.place import Layout as Layout  # others have them from here
 from lstmserve_export.onnx_file.place import Place as Place
@@ -24,7 +27,6 @@ from lstmserve_export.onnx_file.placing import Placing
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles
 from lstmserve_export.onnx_file.row_shapes import (
-    Axes,
     ShapeSearch,
     StateChanges,
     free_axes,
@@ -43,7 +45,7 @@ from lstmserve_export.refusal import Refused
 NOTHING: Final[Arrays] = {}
 # Numbers of rows a step may need: frames of features, then samples of audio.
 ROWS: Final = (2, 4, 8, 10, 16, 20, 32, 64, 80, 128, 160, 256, 320, 400, 480, 512, 576, 640, 1024)
-NAMED: Final = 4
+NAMED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +63,12 @@ def probe(source: Source, roles: Roles, request: Request, given: Arrays = NOTHIN
     """
     check_dtypes(roles)
     axes = checked_axes(roles, request)
-    single = {name: axis for name, axis in axes.items() if axis is not None}
     try:
-        runner = Runner(source.model, roles.constants, single)
-    except RunRefused as error:
-        raise Refused(f"onnxruntime does not load the graph: {error}") from error
-    sampler = Sampler(source.model, given)
-    search = ShapeSearch(runner, sampler, roles, single)
-    if not roles.states:
-        return Probed(*WholeProbe(source, roles, request, runner, sampler, axes).run())
-    trial = _open_trial(runner, sampler, roles, search, row_axes(roles, single), request.rows)
-    batch = find_given_batch(trial, axes)
-    time: TimeAxes | NoTime = NoTime("--rows is given")
-    if not request.rows:
-        time = find_time(trial, batch.before if isinstance(batch, BatchAxes) else {})
-    return Probed(_layout(trial, batch, time, request.rows), trial)
+        return _Probe(source, roles, request, given, axes).run()
+    except WrongAxis as error:
+        flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())
+        found = _Probe(source, roles, request, given, {}).run().layout
+        raise Refused(f"{flags}: {error}; {_batch_axes(found)}") from error
 
 
 def find_layout(source: Source, roles: Roles, request: Request, given: Arrays = NOTHING) -> Layout:
@@ -83,31 +76,84 @@ def find_layout(source: Source, roles: Roles, request: Request, given: Arrays = 
     return probe(source, roles, request, given).layout
 
 
-def _open_trial(
-    runner: Runner,
-    sampler: Sampler,
-    roles: Roles,
-    search: ShapeSearch,
-    attempts: list[dict[str, int]],
-    rows: int,
-) -> Trial:
-    """Raises Refused where the graph runs on no row."""
-    try:
-        return Trial(runner, sampler, roles, search.find(attempts if rows else [{}], rows))
-    except (RunRefused, StateChanges) as error:
+def _batch_axes(layout: Layout) -> str:
+    """What --batch-axis may say."""
+    if not layout.is_batched:
+        return "no other axis works; leave the flag out to run one session at a time"
+    places = (*layout.inputs, *layout.outputs, *(each.before for each in layout.states))
+    return f"these work: {', '.join(f'{each.value.name}={each.batch}' for each in places)}"
+
+
+class _Probe:
+    """The experiments on one file."""
+
+    def __init__(
+        self,
+        source: Source,
+        roles: Roles,
+        request: Request,
+        given: Arrays,
+        axes: Mapping[str, int | None],
+    ) -> None:
+        """`axes` is what --batch-axis says. Raises Refused."""
+        self._source, self._roles, self._request, self._axes = source, roles, request, axes
+        self._single = {name: axis for name, axis in axes.items() if axis is not None}
+        try:
+            self._runner = Runner(source.model, roles.constants, self._single)
+        except RunRefused as error:
+            raise Refused(f"onnxruntime does not load the graph: {error}") from error
+        self._sampler = Sampler(source.model, given)
+        self._search = ShapeSearch(self._runner, self._sampler, roles, self._single)
+
+    def run(self) -> Probed:
+        """Raises Refused and WrongAxis."""
+        if not self._roles.states:
+            return Probed(*self._whole().run())
+        rows = self._request.rows
+        trial = self._open_trial()
+        batch = find_given_batch(trial, self._axes)
+        time: TimeAxes | NoTime = NoTime("--rows is given")
+        if not rows:
+            time = find_time(trial, batch.before if isinstance(batch, BatchAxes) else {})
+        return Probed(_layout(trial, batch, time, rows), trial)
+
+    def _whole(self) -> WholeProbe:
+        return WholeProbe(
+            self._source, self._roles, self._request, self._runner, self._sampler, self._axes
+        )
+
+    def _open_trial(self) -> Trial:
+        """Raises Refused where the graph runs on no row, and WrongAxis."""
+        attempts, rows = row_axes(self._roles, self._single), self._request.rows
+        try:
+            found = self._search.find(attempts if rows else [{}], rows)
+        except (RunRefused, StateChanges) as error:
+            if self._is_narrowed():
+                raise WrongAxis(f"the graph does not run with one row there: {error}") from error
+            raise self._no_row(error, attempts, rows) from error
+        return Trial(self._runner, self._sampler, self._roles, found)
+
+    def _is_narrowed(self) -> bool:
+        """Whether --batch-axis names an axis of several values."""
+        values = (*self._roles.inputs, *(each.before for each in self._roles.states))
+        sizes = {each.name: each.shape for each in values}
+        return any((sizes[n][at] or 1) > 1 for n, at in self._single.items() if n in sizes)
+
+    def _no_row(self, error: Exception, attempts: list[dict[str, int]], rows: int) -> Refused:
+        roles = self._roles
         shapes = ", ".join(map(str, (*roles.inputs, *(e.before for e in roles.states))))
         if rows:
-            raise Refused(f"--rows {rows}: the graph does not run on {shapes}: {error}") from error
+            return Refused(f"--rows {rows}: the graph does not run on {shapes}: {error}")
         free = [each for each in roles.inputs if free_axes(each)]
         if isinstance(error, StateChanges) or not free:
-            raise Refused(f"the graph does not run on one row of {shapes}: {error}") from error
-        works = list(islice(working(search, attempts, ROWS), NAMED))
+            return Refused(f"the graph does not run on one row of {shapes}: {error}")
+        works = list(islice(working(self._search, attempts, ROWS), NAMED))
         tried = f"; {', '.join(map(str, works))} work" if works else ""
         where = ", ".join(f"axis {free_axes(each)[-1]} of {each}" for each in free)
-        raise Refused(
+        return Refused(
             f"the graph does not run on one row along {where} ({error}): give --rows N, the number "
             f"of rows of one step{tried}"
-        ) from error
+        )
 
 
 def _layout(trial: Trial, batch: BatchAxes | NoBatch, time: TimeAxes | NoTime, rows: int) -> Layout:
@@ -121,7 +167,8 @@ def _layout(trial: Trial, batch: BatchAxes | NoBatch, time: TimeAxes | NoTime, r
             explained = {batch_before.get(value.name), before.get(value.name)}
             _check_free(trial, value, explained, time)
     for pair in roles.states:
-        _check_free_state(trial, pair.before, batch_before)
+        batched = batch_before.get(pair.before.name, likely_axis(pair.before))
+        _check_free_state(trial, pair.before, batched)
     placing = Placing(
         roles,
         before=trial.shapes,
@@ -162,10 +209,10 @@ def _check_free(
         )
 
 
-def _check_free_state(trial: Trial, value: Value, batch: Axes) -> None:
+def _check_free_state(trial: Trial, value: Value, batch: int | None) -> None:
     """Raises Refused for an axis of a state that may have any size."""
     for axis in free_axes(value):
-        if axis != batch.get(value.name) and trial.takes_two(value, axis):
+        if axis != batch and trial.takes_two(value, axis):
             raise Refused(
                 f"axis {axis} of the state {value} may have any size: fix it in the file (python "
                 "-m onnxruntime.tools.make_dynamic_shape_fixed --input_name NAME --input_shape N,N "

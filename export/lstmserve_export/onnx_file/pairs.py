@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,20 +37,7 @@ def read_pairs(path: Path, layout: Layout) -> Pairs:
     An array is [T, *shape] of one sequence or [N, T, *shape] of several; the shape is that of one
     step, ours or the file's. Raises Refused.
     """
-    arrays = dict(read_npz(path, "--golden"))
-    inputs = _take(arrays, layout.inputs, "x")
-    outputs = _take(arrays, layout.outputs, "y")
-    initial = _take(arrays, [each.before for each in layout.states], "")
-    if arrays:
-        names = [each.value.name for each in (*layout.inputs, *layout.outputs)]
-        raise Refused(
-            f"--golden: {shorten(sorted(arrays))} of {path} is no input, output or state of the "
-            f"file, which has {shorten(names)}"
-        )
-    if missing := sorted({each.spec.name for each in layout.inputs} - set(inputs)):
-        raise Refused(f"--golden: {path} has no {shorten(missing)}, which the file takes")
-    if not outputs:
-        raise Refused(f"--golden: {path} has no output, such as y")
+    inputs, outputs, initial = _read(path, layout)
     found = {name: _sequences(array, place, name) for name, (array, place) in inputs.items()}
     answers = {name: _sequences(array, place, name) for name, (array, place) in outputs.items()}
     lead = next(iter(found.values())).shape[:2]
@@ -65,6 +53,71 @@ def read_pairs(path: Path, layout: Layout) -> Pairs:
         name: _states(array, place, lead[0], name) for name, (array, place) in initial.items()
     }
     return Pairs(found, answers, starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One sequence or window of the user: `inputs` [T, *shape] and `outputs` [R, *shape]."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+def read_whole(path: Path, layout: Layout) -> list[Whole]:
+    """The arrays of an .npz for a file without states; names as for read_pairs().
+
+    An input is [T, *shape] of one sequence or [N, T, *shape] of several. An output is [R, *shape]
+    or [N, R, *shape], and may lack R where it is 1. Raises Refused.
+    """
+    inputs, outputs, _ = _read(path, layout)
+    count = 0
+    for name, (array, place) in inputs.items():
+        inputs[name] = _sequences(array, place, name), place
+        count = count or len(inputs[name][0])
+        if len(inputs[name][0]) != count:
+            raise Refused(f"--golden: {name} has {len(inputs[name][0])} sequences, not {count}")
+    found = {n: _answers(array, place, count, n) for n, (array, place) in outputs.items()}
+    return [
+        Whole(
+            {name: array[at] for name, (array, _) in inputs.items()},
+            {name: array[at] for name, array in found.items()},
+        )
+        for at in range(count)
+    ]
+
+
+def check_whole(pairs: Sequence[Whole], answers: Sequence[Arrays]) -> None:
+    """Raises Refused where the file's own `answers` [R, *shape] are not the user's outputs."""
+    for at, (pair, answer) in enumerate(zip(pairs, answers, strict=True), 1):
+        for name, wanted in pair.outputs.items():
+            found = answer[name]
+            if found.shape != wanted.shape:
+                raise Refused(
+                    f"--golden: {name} of sequence {at} is {list(wanted.shape)}, the file gives "
+                    f"{list(found.shape)}"
+                )
+            ratio = excess(found, wanted.astype(np.float64), 0.0)
+            if not ratio <= 1:
+                raise Refused(
+                    f"--golden: the file itself, in onnxruntime, does not give your {name} of "
+                    f"sequence {at}: the difference is {ratio:.3g} times the allowed one; "
+                    "check --constant and the scaling of x"
+                )
+
+
+def given_rows(path: Path, names: Sequence[str]) -> Arrays:
+    """The user's rows of the file's inputs, to draw random rows from; `x` is the only input.
+
+    Raises Refused.
+    """
+    arrays = read_npz(path, "--golden")
+    found = {name: arrays[name] for name in names if name in arrays}
+    if len(names) == 1 and "x" in arrays:
+        found.setdefault(names[0], arrays["x"])
+    for name, each in found.items():
+        if each.dtype.kind == "f" and not np.isfinite(each).all():
+            raise Refused(f"--golden: {name} has NaN or infinite values")
+    return {name: each for name, each in found.items() if each.dtype.kind in "biuf" and each.size}
 
 
 def check_pairs(pairs: Pairs, answers: Arrays, spec: ModelSpec) -> float:
@@ -103,11 +156,31 @@ def read_initial(path: Path, layout: Layout) -> Arrays:
     return {n: _states(array, place, 1, n, flag)[0] for n, (array, place) in found.items()}
 
 
-def _take(
-    arrays: dict[str, Array], places: tuple[Place, ...] | list[Place], alone: str
-) -> dict[str, tuple[Array, Place]]:
+Taken = dict[str, tuple[Array, Place]]
+
+
+def _read(path: Path, layout: Layout) -> tuple[Taken, Taken, Taken]:
+    """Inputs, outputs and states of the .npz by our names. Raises Refused."""
+    arrays = dict(read_npz(path, "--golden"))
+    inputs = _take(arrays, layout.inputs, "x")
+    outputs = _take(arrays, layout.outputs, "y")
+    initial = _take(arrays, [each.before for each in layout.states], "")
+    if arrays:
+        names = [each.value.name for each in (*layout.inputs, *layout.outputs)]
+        raise Refused(
+            f"--golden: {shorten(sorted(arrays))} of {path} is no input, output or state of the "
+            f"file, which has {shorten(names)}"
+        )
+    if missing := sorted({each.spec.name for each in layout.inputs} - set(inputs)):
+        raise Refused(f"--golden: {path} has no {shorten(missing)}, which the file takes")
+    if not outputs:
+        raise Refused(f"--golden: {path} has no output, such as y")
+    return inputs, outputs, initial
+
+
+def _take(arrays: dict[str, Array], places: tuple[Place, ...] | list[Place], alone: str) -> Taken:
     """Takes the arrays of these places out of `arrays`."""
-    found = {}
+    found: Taken = {}
     for place in places:
         names = [place.value.name, place.spec.name]
         if alone and len(places) == 1:
@@ -120,15 +193,29 @@ def _take(
 
 def _sequences(array: Array, place: Place, name: str) -> Array:
     """[N, T, *shape]. Raises Refused."""
-    for shape in (place.spec.shape, place.file_shape):
+    plain = tuple(size for size in place.spec.shape if size != 1)
+    for shape in (place.spec.shape, place.file_shape, plain):
         rank = array.ndim - len(shape)
         if rank in (1, 2) and array.shape[rank:] == shape:
             lead = array.shape[:rank] if rank == 2 else (1, len(array))
             return _cast(array.reshape(*lead, *place.spec.shape), place, name, "--golden")
     raise Refused(
-        f"--golden: {name} is {list(array.shape)}, must be [T, *{list(place.spec.shape)}], or "
-        f"[N, T, *{list(place.spec.shape)}] of several sequences, with T steps"
+        f"--golden: {name} is {list(array.shape)}, must be {_listed('T', place)}, or "
+        f"{_listed('N, T', place)} of several sequences, with T steps"
     )
+
+
+def _listed(lead: str, place: Place) -> str:
+    return f"[{', '.join((lead, *map(str, place.spec.shape)))}]"
+
+
+def _answers(array: Array, place: Place, count: int, name: str) -> Array:
+    """[N, R, *shape]. Raises Refused."""
+    for shape in (place.spec.shape, place.file_shape):
+        is_one = count == 1 and array.shape == shape
+        if is_one or array.shape == (count, *shape):
+            return _cast(array.reshape(count, 1, *place.spec.shape), place, name, "--golden")
+    return _sequences(array, place, name)
 
 
 def _states(array: Array, place: Place, count: int, name: str, flag: str = "--golden") -> Array:

@@ -115,7 +115,20 @@ class ShapeSearch:
 
 
 def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
-    """The axes of inputs along which a step may have several rows, the likeliest first."""
+    """The axes of inputs along which a step may have several rows, the likeliest first: free ones,
+    and where there is none, those declared as 1."""
+    if free := free_row_axes(roles, single):
+        return free
+    return combined(
+        [
+            [(v.name, at) for at in range(len(v.shape) - 1, -1, -1) if v.shape[at] == 1]
+            for v in roles.inputs
+        ]
+    )
+
+
+def free_row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
+    """The free axes of inputs, the likeliest first."""
     of_states = {s for e in roles.states for s in e.before.symbols if s}
     choices = []
     for value in roles.inputs:
@@ -123,11 +136,6 @@ def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
         symbols = value.symbols
         axes.sort(key=lambda at: (*_rank(symbols[at], of_states), -at))
         choices.append([(value.name, at) for at in axes])
-    if not any(choices):
-        choices = [
-            [(v.name, at) for at in range(len(v.shape) - 1, -1, -1) if v.shape[at] == 1]
-            for v in roles.inputs
-        ]
     return combined(choices)
 
 

@@ -20,7 +20,9 @@ from lstmserve_export.refusal import one_line
 FATAL: Final = 4  # onnxruntime writes nothing of what is refused: we say it
 REASON_LEN_MAX: Final = 160
 FAILED: Final = re.compile(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
-LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp):\d+ (?:[\w ]*\bonnxruntime::.*?\) )?")
+LOCATION: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[\w ]*\bonnxruntime::.*?\) |\w+ (?=\w+ ))?")
+
+CONDITION: Final = re.compile(r"[\w.]+ [=<>!]+ [\w.]+ was false\. ")  # and what it means follows
 
 
 class RunRefused(Exception):
@@ -92,7 +94,7 @@ def reason(error: Exception) -> str:
     while match := FAILED.search(text):
         node, name, text = match.groups()
         if not FAILED.search(text):
-            text = " ".join(LOCATION.sub("", text).split())
+            text = " ".join(CONDITION.sub("", LOCATION.sub("", text)).split())
             where = f"{node} {name}" if name else node
             return _cut(f"{where} refuses: {text}")
     return _cut(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error)))

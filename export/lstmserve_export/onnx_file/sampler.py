@@ -44,7 +44,7 @@ PASSING: Final = frozenset(
 class Sampler:
     """Draws the values of inputs; the same seed and row give the same values.
 
-    `given` has rows [N, *] of values by input, which then are the only ones.
+    `given` has real rows by input, one after the other, which are drawn instead.
     """
 
     def __init__(self, model: onnx.ModelProto, given: Arrays | None = None, seed: int = 16) -> None:
@@ -55,19 +55,29 @@ class Sampler:
 
     def draw(self, value: Value, shape: Shape, row: int, kind: int) -> Array:
         """Values of `shape` for a row; `kind` is an index of KINDS, for floats."""
-        rows = self._given.get(value.name)
-        if rows is not None and int(np.prod(shape)) % rows[0].size == 0:
-            count = int(np.prod(shape)) // rows[0].size
-            found = rows.take(np.arange(row, row + count), 0, mode="wrap")
-            return np.asarray(found.reshape(shape), value.dtype)
         rng = np.random.default_rng((self._seed, row, zlib.crc32(value.name.encode())))
         dtype = np.dtype(value.dtype)
+        if (given := self._given.get(value.name)) is not None:
+            return _near(given, rng, shape, row).astype(dtype)
         if dtype == np.bool_:
             return np.asarray(rng.random(shape) < 0.5)
         if np.issubdtype(dtype, np.integer):
             end = self._vocabularies.get(value.name) or self.bound
             return rng.integers(0, min(end, np.iinfo(dtype).max), shape).astype(dtype)
         return np.asarray(KINDS[kind % len(KINDS)](rng, shape), dtype)
+
+
+def _near(given: Array, rng: np.random.Generator, shape: Shape, row: int) -> Array:
+    """A row of those given, and where these have an end, floats near one of them."""
+    size = int(np.prod(shape))
+    flat = given.reshape(-1)
+    if flat.size < size:
+        flat = np.resize(flat, size)
+    count = flat.size // size
+    found = flat[: count * size].reshape(count, *shape)[row % count]
+    if row >= count and np.issubdtype(found.dtype, np.floating):
+        found = found * rng.uniform(0.9, 1.1, shape)
+    return np.asarray(found)
 
 
 def _vocabularies(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:

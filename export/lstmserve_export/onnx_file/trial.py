@@ -23,6 +23,7 @@ from lstmserve_export.onnx_file.source import Value
 from lstmserve_export.refusal import Refused
 
 STEPS: Final = 8  # from the zero states, which give the states that rows begin from
+KIND_ROWS: Final = 5
 EVOLVED: Final = 1000  # the number of the first row of those steps
 NO_PROOF: Final = (
     "the graph gives NaN or infinite values for random inputs, which proves nothing: give --golden "
@@ -50,7 +51,7 @@ class Trial:
         self.names = {e.name for e in roles.outputs} | {e.after.name for e in roles.states}
         self.values = {e.name: e for e in (*roles.inputs, *(p.before for p in roles.states))}
         self._sampler = sampler
-        self._kinds = [kind for kind in range(len(KINDS)) if self._is_finite(kind)]
+        self._kinds = [kind for kind in range(len(KINDS)) if self._are_finite(kind)]
         if not self._kinds:
             raise Refused(NO_PROOF)
         self._states = self._evolve()
@@ -115,8 +116,12 @@ class Trial:
             for each in self.roles.states
         }
 
-    def _is_finite(self, kind: int) -> bool:
-        return self._run(self._inputs(0, kind) | self._zeros()) is not None
+    def _are_finite(self, kind: int) -> bool:
+        """Whether the answers to rows of a kind are; one row could have them by chance."""
+        return all(
+            self._run(self._inputs(number, kind) | self._zeros()) is not None
+            for number in range(KIND_ROWS)
+        )
 
     def _run(self, feeds: Arrays) -> Row | None:
         """The row, or None if it is no proof of anything."""
@@ -143,7 +148,7 @@ class Trial:
         attempts = [evolved, self._states[-1], self._states[0]]
         if number % 2:
             attempts.insert(0, self._random_states(number, evolved))
-        for states, each in product(attempts, (kind, self._kinds[0])):
+        for states, each in product(attempts, (kind, *self._kinds)):
             row = self._run(self._inputs(number, each) | states)
             if row is not None:
                 return row

@@ -16,6 +16,7 @@ from lstmserve_export.onnx_file.batch_axis import (
     BatchExperiment,
     NoBatch,
     NotBatch,
+    WrongAxis,
     find_given_batch,
 )
 from lstmserve_export.onnx_file.place import Layout
@@ -29,6 +30,7 @@ from lstmserve_export.onnx_file.row_shapes import (
     StateChanges,
     fixed_axes,
     free_axes,
+    free_row_axes,
     row_axes,
 )
 from lstmserve_export.onnx_file.runner import Runner, RunRefused
@@ -70,24 +72,26 @@ class WholeProbe:
         self._search = ShapeSearch(runner, sampler, roles, self._single)
 
     def run(self) -> tuple[Layout, Trial]:
-        """Raises Refused."""
+        """Raises Refused and WrongAxis."""
         if self._rows:
             return self._frames()
-        refusal: Refused | None = None
+        wrong: WrongAxis | None = None
         best: tuple[_Candidate, Trial, BatchAxes | NoBatch] | None = None
         for candidate in self._candidates():
             trial = Trial(self._runner, self._sampler, self._roles, candidate.found)
             try:
                 batch = find_given_batch(trial, self._given)
-            except Refused as error:
-                refusal = refusal or error
+            except WrongAxis as error:
+                wrong = wrong or error
+                continue
+            if self._is_pointless(candidate, batch):
                 continue
             if best is None or isinstance(batch, BatchAxes):
                 best = candidate, trial, batch
             if isinstance(batch, BatchAxes):
                 break
         if best is None:
-            raise refusal or self._no_time()
+            raise wrong or self._no_time()
         candidate, trial, batch = best
         return self._layout(candidate, trial, batch), trial
 
@@ -100,7 +104,7 @@ class WholeProbe:
                 found = self._try(self._search, axes, self._window)
                 if found is not None:
                     yield _Candidate(found, self._relaxed(axes))
-        for axes in row_axes(self._roles, self._single):
+        for axes in free_row_axes(self._roles, self._single):
             runs = [
                 each
                 for length in ((self._window,) if self._window else LENGTHS)
@@ -154,6 +158,14 @@ class WholeProbe:
             return False
         return True
 
+    def _is_pointless(self, candidate: _Candidate, batch: BatchAxes | NoBatch) -> bool:
+        """Whether these are windows of rows that do not mix and have rows themselves."""
+        batches = batch.before if isinstance(batch, BatchAxes) else {}
+        axes = candidate.found.axes
+        first = self._roles.inputs[0]
+        rest = {*range(len(first.shape))} - {axes[first.name], batches.get(first.name)}
+        return bool(self._window) and len(rest) > 1 and self._is_independent(axes)
+
     # What was found -------------------------------------------------------------------------------
 
     def _layout(self, candidate: _Candidate, trial: Trial, batch: BatchAxes | NoBatch) -> Layout:
@@ -179,8 +191,16 @@ class WholeProbe:
             time_before=axes,
             time_after=times,
         )
-        notes = batch.notes if self._window else self._sequence_notes(axes)
+        notes = self._window_notes(axes, batch) if self._window else self._sequence_notes(axes)
         return placing.layout(notes)
+
+    def _window_notes(self, axes: Axes, batch: BatchAxes | NoBatch) -> tuple[str, ...]:
+        if self._is_independent(axes):
+            return (
+                *batch.notes,
+                "the rows of a window do not mix: each could be a step of its own",
+            )
+        return batch.notes
 
     def _sequence_notes(self, axes: Axes) -> tuple[str, ...]:
         if not self._is_independent(axes):
@@ -251,10 +271,13 @@ class WholeProbe:
                     f"{value} has no axis for the rows of a sequence: give --constant "
                     f"{value.name}=VALUE if it has one value"
                 )
-        return Refused(
-            f"no axis of {values} takes sequences of any length: give --window N if an axis has "
-            "the N rows of a window"
-        )
+        first = self._roles.inputs[0]
+        fixed = [at for at, size in enumerate(first.shape) if size and size > 1]
+        hint = "fix what refuses them in the file"
+        if fixed and len(first.shape) > 1:
+            rows = first.shape[fixed[0]]
+            hint = f"if axis {fixed[0]} has the rows of a window, give --window {rows}"
+        return Refused(f"no axis of {values} takes sequences of any length: {hint}")
 
 
 def _of_one_row(shapes: Mapping[str, Shape], times: Axes) -> dict[str, Shape]:

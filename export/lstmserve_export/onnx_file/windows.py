@@ -49,6 +49,14 @@ def new_sessions(reference: WholeReference, spec: ModelSpec, rows: Arrays) -> Go
     return Golden(case.inputs, case.lengths, None, case.outputs, case.finals, 0.0)
 
 
+def whole_windows(reference: WholeReference, spec: ModelSpec, windows: Arrays) -> Golden:
+    """Of windows [N, W, *shape], each of which is one time step of a session that has the rows
+    before it. Raises Refused."""
+    count = len(next(iter(windows.values())))
+    known = np.full(count, spec.window - 1)
+    return _case(reference, spec, windows, np.ones(count, np.int32), known)
+
+
 def _case(
     reference: WholeReference, spec: ModelSpec, rows: Arrays, lengths: Array, known: Array
 ) -> Golden:

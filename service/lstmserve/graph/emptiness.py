@@ -3,8 +3,8 @@
 A graph of whole sequences computes its lengths from the client's: a sequence that is too short may
 leave no row for an inner layer. onnxruntime 1.31 handles that in most operators. In those of ENDS it
 aborts, divides by zero or reads no address, which ends the process. Here such an operator reads its
-input through nodes that fail if an axis has the length 0, as an integer division by zero does. It
-must not change any result.
+input through nodes that fail if an axis has the length 0: an integer division by zero is an error
+that onnxruntime returns. It must not change any result.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from onnx import helper
 ENDS: Final[Mapping[str, tuple[int, ...]]] = {
     "GRU": (0,),
     "LSTM": (0,),
-    "RNN": (0,),
     "DynamicQuantizeLSTM": (0,),
+    "Attention": (0,),
     "InstanceNormalization": (0,),
     "ConvTranspose": (0,),
 }

@@ -57,9 +57,11 @@ def check_safe(model: onnx.ModelProto, file: str) -> None:
 def shorten_domains(model: onnx.ModelProto) -> None:
     """ONNX's own domain has two names, of which its checker knows one."""
     for opset in model.opset_import:
-        opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
+        if opset.domain == "ai.onnx":
+            opset.domain = ""
     for node in all_nodes(model.graph.node):
-        node.domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
