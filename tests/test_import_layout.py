@@ -339,7 +339,7 @@ def test_a_constant_with_a_batch(examine: Probe) -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [({"x": 0}, True), ({"h": -2, "y": 0}, True), ({"x": None}, False)],
+    [({"x": 0}, True), ({"h": -2, "y": 0}, True), ({"x": None}, False), ({"": None}, False)],
 )
 def test_a_batch_axis_that_is_given(
     examine: Probe, given: dict[str, int | None], found: bool
@@ -456,6 +456,21 @@ def test_a_free_axis_that_is_no_time(examine: Probe, rows: int) -> None:
     layout = examine(signature, SUMMED, CELL_WEIGHTS, "h:h1", rows=rows).layout
     assert layout.is_batched
     assert layout.inputs[0].spec.shape == ((3,) if rows == 1 else (rows, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_an_input_for_all_rows_of_a_step(examine: Probe, rows: int) -> None:
+    """--rows leaves out an input whose only free axis is named as the batch is."""
+    layout = examine(
+        "(float[B, K, 3] x, float[B, 5] who, float[B, 5] h) => (float[B, 5] y, float[B, 5] h1)",
+        "part = Add (who, h)" + SUMMED.replace("(seen, h)", "(seen, part)"),
+        CELL_WEIGHTS,
+        "h:h1",
+        rows=rows,
+    ).layout
+    assert layout.is_batched
+    assert axes(layout.inputs[0]) == (((3,) if rows == 1 else (rows, 3)), 0, 1)
+    assert axes(layout.inputs[1]) == ((5,), 0, None)
 
 
 # States -------------------------------------------------------------------------------------------

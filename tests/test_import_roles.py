@@ -110,6 +110,8 @@ ALONE: dict[str, tuple[str, str]] = {
     "other dtypes": ("x; z 4 int64", "y 1,7; w 4 int32"),
     "no number of axes": ("x; z 4", "y 1,7; w 1,4"),
     "an observation": ("state", "next_state"),
+    "open sizes": ("x 1,samples; z 3", "y 1,frames; w 1,frames"),
+    "sizes of 1": ("x 1,5; z 1", "y 1,6; w 1"),
     "an output that is the input": ("x 1,4; z 1,3", "y 1,9; x 1,4"),
 }
 
@@ -137,6 +139,8 @@ UNCLEAR: dict[str, tuple[str, str, str]] = {
     "numbers alone": ("input_1 9; input_2; input_3", "output_1 8; output_3; output_2",
                       "--state input_2:output_2 --state input_3:output_3"),
     "a memory and one output": ("x; h 1,4", "y 1,4", "--state h:y"),
+    "open sizes of equal names": ("x 3; r1i ?,?; r2i ?,?", "y; r1o ?,?; r2o ?,?",
+                                  "--state r1i:r1o --state r2i:r2o"),
     "one name of two": ("x; h0; h1", "y 1,9; hn", "--state h1:hn"),
 }  # fmt: skip
 
@@ -185,6 +189,16 @@ def test_outputs_are_chosen_and_ordered() -> None:
     found = roles("x; h", "h_out", outputs=("h_out",))
     assert pairs(found) == ["h:h_out"]
     assert [each.name for each in found.outputs] == ["h_out"]
+
+
+def test_an_input_without_axes_may_be_a_constant() -> None:
+    """A note says so, unless the operator named it or there is no other input."""
+    says = "each step gives low, high; if that never changes, give --constant low=VALUE"
+    sides = "x 1,samples; low , ; high ,", "y 1,frames"
+    assert says in roles(*sides).notes[-1]
+    assert len(roles(*sides, inputs=("x", "low", "high")).notes) == 1
+    assert len(roles(*sides, constants={"low": "1", "high": "2"}).notes) == 1
+    assert len(roles("low ,", "y").notes) == 1
 
 
 def test_a_pair_that_is_given_leaves_the_rest_to_be_found() -> None:

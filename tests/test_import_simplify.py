@@ -344,6 +344,20 @@ def test_constants_that_would_fill_the_memory_are_not_computed(kind: str) -> Non
     assert operators(simplify(model)) == [kind, "ReduceMax", "Mul"]
 
 
+@pytest.mark.parametrize(
+    "node", ["wide = Cos (w)", "wide = DequantizeLinear (q, scale)"], ids=["cos", "quantized"]
+)
+def test_weights_that_are_computed_stay(node: str) -> None:
+    """The file is no larger, and onnxruntime finds the patterns that it knows."""
+    model = model_of(
+        f"weighed (float[B, 2000] x) => (float[B, 2000] y) {{ {node} y = Add (x, wide) }}",
+        w=np.ones(2000, np.float32),
+        q=np.ones(2000, np.int8),
+        scale=np.float32(1),
+    )
+    assert operators(simplify(model)) == operators(model)
+
+
 def test_a_weight_that_nothing_reads_stays() -> None:
     """The initial value of a state is one."""
     model = silero_like(16000)

@@ -47,13 +47,17 @@ class FoundBatch:
 
 
 def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
-    """What --batch-axis says, with axes from 0. Raises Refused."""
+    """What --batch-axis says, with axes from 0; "" has None where it says none for all. Raises
+    Refused."""
     values = {each.name: each for each in (*roles.inputs, *roles.outputs)}
     for pair in roles.states:
         values |= {pair.before.name: pair.before, pair.after.name: pair.after}
     found: dict[str, int | None] = {}
     for name, axis in request.batch_axes.items():
         flag = f"--batch-axis {name}={'none' if axis is None else axis}"
+        if not name:
+            found[name] = None
+            continue
         if name not in values:
             raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
         rank = len(values[name].shape)

@@ -25,7 +25,8 @@ from lstmserve_export.onnx_file.splice import Names, defined, drop_dead, names_r
 
 PASSES_MAX: Final = 16  # a pass opens one level of branches, and sizes that depend on it
 MOVED_MAX: Final = 1 << 27  # values that a folded node may move,
-COMPUTED_MAX: Final = 1 << 20  # and compute
+READ_MAX: Final = 1 << 20  # and the product of the sizes of what a node computes from
+RESULT_MAX: Final = 1 << 10  # sizes and conditions are small; what is larger is a weight
 # Nodes whose result is no larger than what they read.
 MOVES: Final = frozenset(
     ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Split")
@@ -34,7 +35,8 @@ MOVES: Final = frozenset(
 GROWING: Final = frozenset(
     ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
 )
-KEPT: Final = REFUSED_OPS | {"Optional", "SequenceEmpty", "Constant"}
+# onnxruntime joins the last two with the nodes around them, which changes bits.
+KEPT: Final = REFUSED_OPS | {"Constant", "QuantizeLinear", "DequantizeLinear"}
 Known = dict[str, Array]  # dtype object: sizes, of which some are a symbol
 Shapes = Mapping[str, list[int | str]]
 
@@ -218,8 +220,10 @@ class _Pass:
             found = session.run(list(node.output), {})
         except Exception:  # onnxruntime's own have no base but this one
             return None
-        is_tensor = all(isinstance(e, np.ndarray) and e.dtype.kind in "biuf" for e in found)
-        return found if is_tensor else None
+        if not all(isinstance(each, np.ndarray) and each.dtype.kind in "biuf" for each in found):
+            return None
+        is_small = node.op_type in MOVES or all(each.size <= RESULT_MAX for each in found)
+        return found if is_small else None
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
@@ -233,7 +237,7 @@ def _is_small(node: NodeProto, given: Mapping[str, Array]) -> bool:
     if node.op_type in GROWING:  # an estimate from above, of every way they grow
         wanted = [e for e in given.values() if e.dtype.kind in "iu" and e.size <= 64]
         sizes += [int(np.prod(np.abs(each).astype(np.float64) + 1)) for each in wanted]
-    return math.prod(sizes) <= COMPUTED_MAX
+    return math.prod(sizes) <= READ_MAX
 
 
 def _entries(sizes: Iterable[int | str]) -> Array:

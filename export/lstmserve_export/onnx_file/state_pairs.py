@@ -20,8 +20,7 @@ from lstmserve_export.refusal import Refused, shorten
 
 LIKENESSES: Final[tuple[Likeness, ...]] = ("same", "numbered", "part")  # the surest first
 NO_STATE: Final = (
-    "no state was found: each run is on its own; if an output is the next value of an input, give "
-    "--state IN:OUT"
+    "no state was found; if an output is the next value of an input, give --state IN:OUT"
 )
 
 
@@ -177,9 +176,13 @@ class Pairing:
 
     def _is_doubtful(self, pair: StatePair) -> bool:
         """The last input, and the last output that has no word of memory, are no state."""
-        speaks = stem(pair.before.name).has_memory or stem(pair.after.name).has_memory
-        is_output = pair.after.name in self._request.outputs
-        return self._has_others() and not is_output and (speaks or len(self._outputs) > 1)
+        before, after = pair.before.name, pair.after.name
+        if not self._has_others() or after in self._request.outputs:
+            return False
+        if stem(before).has_memory or stem(after).has_memory:
+            return True
+        is_alike = likeness(before, after) is not None or _shares_size(pair)
+        return is_alike and len(self._outputs) > 1
 
     def _guess(self, doubtful: list[StatePair]) -> list[StatePair]:
         """The likeliest pairs, in the graph's order: the last ones if nothing tells, because most
@@ -235,6 +238,12 @@ def _fit(pair: StatePair) -> bool:
         return False
     sizes = zip(before.shape, after.shape, strict=True)
     return all(one is None or other is None or one == other for one, other in sizes)
+
+
+def _shares_size(pair: StatePair) -> bool:
+    """Whether an axis has one size above 1 in both; any axis may be 1 or not be fixed."""
+    sizes = zip(pair.before.shape, pair.after.shape, strict=True)
+    return any(one == other and one not in (None, 1) for one, other in sizes)
 
 
 def _check_growth(pair: StatePair) -> None:
