@@ -53,6 +53,7 @@ NOT_OUR_FILES = {
     "wind.npz",
     "scaler.npz",
     "config.yml",
+    "silero_vad.onnx",
     "train_data_scaler.yml",
     "train_data/train_data_scaler.yml",
     "pairs.npz",

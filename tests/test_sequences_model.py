@@ -304,11 +304,14 @@ OVER_TIME = SOME + "some axis1 -> Unsqueeze major\n"  # [T, 1, 3]
 OVER_BATCH = SOME + "some axis0 -> Unsqueeze major\n"  # [1, T, 3]
 CHANNELS = f"{SOME}some -> Transpose+perm=1,0 columns\ncolumns axis0 -> Unsqueeze major\n"
 VOLUME = f"{CHANNELS}major axes -> Unsqueeze volume\n"
-QUANTISED = "DynamicQuantizeLSTM+domain=com.microsoft+hidden_size=4"
+QUANTISED = (
+    "major wq rq . . . . . scale1 point scale1 point -> "
+    "DynamicQuantizeLSTM+domain=com.microsoft+hidden_size=4"
+)
 INNER: dict[str, str] = {
     "GRU": OVER_TIME + "major w r -> GRU+hidden_size=4 all end\nend axis1 -> Squeeze y",
     "LSTM": OVER_BATCH + "major w r -> LSTM+hidden_size=4 all end\nend axis0 -> Squeeze y",
-    "DynamicQuantizeLSTM": f"""{OVER_BATCH}major wq rq . . . . . scale1 point scale1 point -> {QUANTISED} all end
+    "DynamicQuantizeLSTM": f"""{OVER_BATCH}{QUANTISED} all end
 end axis0 -> Squeeze y
 """,
     "Attention": f"""{OVER_BATCH}major axis2 -> Unsqueeze heads

@@ -7,7 +7,7 @@ and states. Where the rows lie in what comes out is seen from its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Final
@@ -15,17 +15,15 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles
 from lstmserve_export.onnx_file.row_shapes import Axes
-from lstmserve_export.onnx_file.runner import RunRefused
+from lstmserve_export.onnx_file.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.source import Value
 from lstmserve_export.onnx_file.trial import Row, Trial
-from lstmserve_export.refusal import Refused
 
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has
 COLLIDING_MAX: Final = 64  # one batch more is as large as an axis of the graph
-HYPOTHESES_MAX: Final = 256
+HYPOTHESES_MAX: Final = 128
 # The largest difference of a row in a batch, to its largest value. Products of matrices may take
 # another order of additions for another number of rows.
 TOLERANCE: Final = 1e-5
@@ -88,41 +86,6 @@ def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
             return found
         first = first or NoBatch("the rows of what comes out lie along other axes")
     return first or NoBatch("an input or state has no axis that could have several rows")
-
-
-def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
-    """What --batch-axis says, with axes from 0. Raises Refused."""
-    values = {each.name: each for each in (*roles.inputs, *roles.outputs)}
-    for pair in roles.states:
-        values |= {pair.before.name: pair.before, pair.after.name: pair.after}
-    found: dict[str, int | None] = {}
-    for name, axis in request.batch_axes.items():
-        flag = f"--batch-axis {name}={'none' if axis is None else axis}"
-        if name not in values:
-            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
-        rank = len(values[name].shape)
-        if axis is not None and not -rank <= axis < rank:
-            raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
-        found[name] = axis if axis is None else axis % rank
-    return found
-
-
-class WrongAxis(Exception):
-    """What --batch-axis says is no batch; the message says why."""
-
-
-def find_given_batch(trial: Trial, given: Mapping[str, int | None]) -> BatchAxes | NoBatch:
-    """find_batch(), where `given` is what --batch-axis says; one None is enough for no batch.
-
-    Raises WrongAxis.
-    """
-    if None in given.values():
-        return NoBatch("--batch-axis says none")
-    axes = {name: axis for name, axis in given.items() if axis is not None}
-    batch = find_batch(trial, axes)
-    if isinstance(batch, NoBatch) and axes:
-        raise WrongAxis(batch.reason)
-    return batch
 
 
 # Hypotheses ---------------------------------------------------------------------------------------
@@ -190,8 +153,12 @@ def likely_axis(value: Value) -> int | None:
 class BatchExperiment:
     """Holds one hypothesis to batches of several sizes."""
 
-    def __init__(self, trial: Trial, before: Axes, repeated: Axes) -> None:
+    def __init__(
+        self, trial: Trial, before: Axes, repeated: Axes, runner: Runner | None = None
+    ) -> None:
+        """`runner` runs the batches, if it is not that of the rows."""
         self._trial = trial
+        self._runner = runner or trial.runner
         self._before, self._repeated = before, repeated
         self._after: dict[str, int] = {}
         self._error = 0.0
@@ -234,7 +201,7 @@ class BatchExperiment:
             for name, axis in self._repeated.items()
         }
         try:
-            return self._trial.runner.run(feeds, self._trial.names, repeat)
+            return self._runner.run(feeds, self._trial.names, repeat)
         except RunRefused as error:
             raise NotBatch(str(error)) from error
 

@@ -70,7 +70,7 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     if request.golden is not None:
         given = given_rows(request.golden, [each.name for each in roles.inputs])
     probed = probe(source, roles, request, given)
-    return _Job(request, source, roles, probed.layout, probed.trial, progress).run()
+    return _Job(request, probed.source, roles, probed.layout, probed.trial, progress).run()
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def read_source(path: Path, weights_bytes_max: int = WEIGHTS_BYTES_MAX) -> Sourc
     model = _plain(original, file)
     inputs = _values("input", _without_constants(original.graph), file)
     outputs = _values("output", model.graph.output, file)
-    model = _checked(convert(model, file), file)
+    model = _checked(convert(_checked(model, file), file), file)
     if opset(model) != opset(original):
         notes.append(f"converted from opset {opset(original)} to {opset(model)} by onnx")
     return Source(original, model, sha256(content), inputs, outputs, tuple(notes))

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import onnx
+
 from lstmserve_export.onnx_file.batch_axis import (
     BatchAxes,
     BatchExperiment,
     NoBatch,
     NotBatch,
-    WrongAxis,
-    find_given_batch,
 )
+from lstmserve_export.onnx_file.batch_search import FoundBatch, WrongAxis, search_batch
 from lstmserve_export.onnx_file.place import Layout
 from lstmserve_export.onnx_file.placing import Placing
 from lstmserve_export.onnx_file.request import Request
@@ -71,29 +72,33 @@ class WholeProbe:
         self._single = {name: axis for name, axis in given.items() if axis is not None}
         self._search = ShapeSearch(runner, sampler, roles, self._single)
 
-    def run(self) -> tuple[Layout, Trial]:
+    def run(self) -> tuple[Layout, Trial, onnx.ModelProto | None]:
         """Raises Refused and WrongAxis."""
         if self._rows:
             return self._frames()
         wrong: WrongAxis | None = None
-        best: tuple[_Candidate, Trial, BatchAxes | NoBatch] | None = None
+        best: tuple[_Candidate, Trial, FoundBatch] | None = None
         for candidate in self._candidates():
             trial = Trial(self._runner, self._sampler, self._roles, candidate.found)
             try:
-                batch = find_given_batch(trial, self._given)
+                batch = self._search_batch(trial)
             except WrongAxis as error:
                 wrong = wrong or error
                 continue
-            if self._is_pointless(candidate, batch):
+            if self._is_pointless(candidate, batch.axes):
                 continue
-            if best is None or isinstance(batch, BatchAxes):
+            if best is None or isinstance(batch.axes, BatchAxes):
                 best = candidate, trial, batch
-            if isinstance(batch, BatchAxes):
+            if isinstance(batch.axes, BatchAxes):
                 break
         if best is None:
             raise wrong or self._no_time()
         candidate, trial, batch = best
-        return self._layout(candidate, trial, batch), trial
+        return self._layout(candidate, trial, batch), trial, batch.model
+
+    def _search_batch(self, trial: Trial) -> FoundBatch:
+        """A sequence runs alone, so that only windows are worth a rewriting. Raises WrongAxis."""
+        return search_batch(self._source.model if self._window else None, trial, self._given)
 
     # What runs ------------------------------------------------------------------------------------
 
@@ -168,7 +173,8 @@ class WholeProbe:
 
     # What was found -------------------------------------------------------------------------------
 
-    def _layout(self, candidate: _Candidate, trial: Trial, batch: BatchAxes | NoBatch) -> Layout:
+    def _layout(self, candidate: _Candidate, trial: Trial, found: FoundBatch) -> Layout:
+        batch = found.axes
         axes = candidate.found.axes
         explained = batch.before if isinstance(batch, BatchAxes) else {}
         for value in self._roles.inputs:
@@ -192,7 +198,7 @@ class WholeProbe:
             time_after=times,
         )
         notes = self._window_notes(axes, batch) if self._window else self._sequence_notes(axes)
-        return placing.layout(notes)
+        return placing.layout((*notes, *found.notes))
 
     def _window_notes(self, axes: Axes, batch: BatchAxes | NoBatch) -> tuple[str, ...]:
         if self._is_independent(axes):
@@ -237,14 +243,14 @@ class WholeProbe:
         is_alike = len(shape) == len(first.shape) >= 3 and shape[axis] == self._window
         return axis if is_alike else None
 
-    def _frames(self) -> tuple[Layout, Trial]:
+    def _frames(self) -> tuple[Layout, Trial, None]:
         """With --rows: steps of several rows, which do not depend on each other."""
         try:
             found = self._search.find(row_axes(self._roles, self._single), self._rows)
         except (RunRefused, StateChanges) as error:
             raise Refused(f"--rows {self._rows}: the graph does not run: {error}") from error
         trial = Trial(self._runner, self._sampler, self._roles, found)
-        batch = find_given_batch(trial, self._given)
+        batch = search_batch(None, trial, self._given).axes
         if isinstance(batch, NoBatch):
             raise Refused(
                 f"--rows {self._rows}: the file has no states, so its steps must lie along a "
@@ -259,7 +265,7 @@ class WholeProbe:
             time_after=batch.after,
         )
         note = "the file has no states: its steps do not depend on each other"
-        return placing.layout((note,)), trial
+        return placing.layout((note,)), trial, None
 
     def _no_time(self) -> Refused:
         values = ", ".join(map(str, self._roles.inputs))

@@ -1,10 +1,10 @@
 """Rewrites the operators that end the process where a tensor has no values, so that the run fails.
 
 A graph of whole sequences computes its lengths from the client's: a sequence that is too short may
-leave no row for an inner layer. onnxruntime 1.31 handles that in most operators. In those of ENDS it
-aborts, divides by zero or reads no address, which ends the process. Here such an operator reads its
-input through nodes that fail if an axis has the length 0: an integer division by zero is an error
-that onnxruntime returns. It must not change any result.
+leave no row for an inner layer. onnxruntime 1.31 handles that in most operators. In those of ENDS
+it aborts, divides by zero or reads no address, which ends the process. Here such an operator reads
+its input through nodes that fail if an axis has the length 0: an integer division by zero is an
+error that onnxruntime returns. It must not change any result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ ENDS: Final[Mapping[str, tuple[int, ...]]] = {
     "InstanceNormalization": (0,),
     "ConvTranspose": (0,),
 }
-FILLED: Final = (
-    "/filled"  # of a spec's tensor no name has a slash, and the file's names get a prefix
-)
+FILLED: Final = "/filled"  # no name of a spec has a slash, and the file's names get a prefix
 
 
 def guard_empty(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -63,7 +63,7 @@ def check_sequences(kernel: SequenceKernel, golden: Mapping[str, Golden]) -> Non
             if len(y) != one.rows[0]:
                 raise SelfTestFailed(
                     f"golden vectors {name!r}: a sequence gives {len(y)} rows of outputs, the "
-                    f"exported ones have {one.rows[0]}: export the model again"
+                    f"exported ones have {one.rows[0]}: export or import the model again"
                 )
             _compare(name, one, RowFormat(spec.outputs).split(y[np.newaxis]), ends)
 
@@ -138,7 +138,8 @@ def _compare(name: str, case: Golden, outputs: Mapping[str, Array], ends: States
     if not worst <= 1:
         raise SelfTestFailed(
             f"golden vectors {name!r}: the outputs are {worst:.3g} times as far from the exported "
-            "ones as allowed; export the model again, and on this machine if that persists"
+            "ones as allowed; export or import the model again, and on this machine if that "
+            "persists"
         )
 
 
