@@ -55,7 +55,7 @@ class BatchAxes:
         if self.error:
             found.append(
                 f"a row in a batch differs from the row alone by up to {self.error:.2g} of its "
-                "largest value"
+                "largest value; --batch-axis none runs one session at a time, with equal bits"
             )
         if self.same:
             found.append(
