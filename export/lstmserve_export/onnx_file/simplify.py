@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -178,8 +178,9 @@ class _Pass:
         """What the node gives, as far as constants and sizes say it; None: nothing."""
         if node.op_type in KEPT or node.domain or list(subgraphs(node)) or "" in node.output:
             return None
-        if node.op_type in ("Shape", "Size") and node.input[0] not in known:
-            return self._sizes(node)
+        if node.op_type in ("Shape", "Size"):
+            value = known.get(node.input[0])
+            return _sizes(node, self._shapes.get(node.input[0]) if value is None else value.shape)
         names = [name for name in node.input if name]
         if not names or not all(name in known for name in names):
             return None
@@ -187,18 +188,6 @@ class _Pass:
         if any(each.dtype == object for each in given.values()):
             return _symbolic(node, known)
         return self._compute(node, given) if _is_small(node, given) else None
-
-    def _sizes(self, node: NodeProto) -> list[Array] | None:
-        shape = self._shapes.get(node.input[0])
-        if shape is None:
-            return None
-        if node.op_type == "Size":
-            numbers = [each for each in shape if isinstance(each, int)]
-            is_known = len(numbers) == len(shape)
-            return [np.asarray(math.prod(numbers), np.int64)] if is_known else None
-        given = _attributes(node)
-        part = shape[given.get("start", 0) : given.get("end", len(shape))]
-        return [_entries(part)]
 
     def _compute(self, node: NodeProto, given: Mapping[str, Array]) -> list[Array] | None:
         """None where onnxruntime does not run it."""
@@ -250,6 +239,17 @@ def _entries(sizes: Iterable[int | str]) -> Array:
     return found
 
 
+def _sizes(node: NodeProto, shape: Sequence[int | str] | None) -> list[Array] | None:
+    """What Shape or Size gives for a value of this shape."""
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        numbers = [each for each in shape if isinstance(each, int)]
+        return [np.asarray(math.prod(numbers), np.int64)] if len(numbers) == len(shape) else None
+    given = _attributes(node)
+    return [_entries(shape[given.get("start", 0) : given.get("end", len(shape))])]
+
+
 def _symbolic(node: NodeProto, known: Known) -> list[Array] | None:
     """Of a node that reads sizes of which some are symbols."""
     source = known[node.input[0]]
@@ -258,8 +258,6 @@ def _symbolic(node: NodeProto, known: Known) -> list[Array] | None:
         return None
     given = _attributes(node)
     kind = node.op_type
-    if kind == "Size":
-        return [np.asarray(source.size, np.int64)]
     if kind == "Gather" and not given.get("axis", 0) and source.ndim == 1:
         return [_settled(np.asarray(source[others[0]], object))]
     if kind in ("Squeeze", "Unsqueeze", "Identity"):
