@@ -102,7 +102,8 @@ def test_an_integer_that_the_file_cannot_hold_fails(tmp_path: Path) -> None:
     """It would wrap around to another number, whether a client gives it as x or in a state."""
     path = tmp_path / "narrow.onnx"
     path.write_bytes(model_of(NARROW, {}))
-    import_onnx(Request(path, "narrow", models=tmp_path / "models"))
+    states = ("sum:sum_out",)
+    import_onnx(Request(path, "narrow", states=states, models=tmp_path / "models"))
     stream = Stream(read_model(tmp_path / "models", "narrow", 1).network)
     one = np.ones(1, np.int32)
     for kind, total in ((7, 3), (-(2**31), 0), (2**31 - 1, 0)):
