@@ -90,6 +90,7 @@ class Batching:
         self._new: dict[str, Array] = {}
         self._changed: Counter[str] = Counter()
         self._number = 0
+        self._results = {each.name for each in model.graph.output}
 
     def run(self) -> Rebatched:
         """Raises CannotBatch."""
@@ -135,11 +136,34 @@ class Batching:
             for row in range(self._rows)
         ]
         attempt, values = self._choose(node, inputs, alone)
+        for name in self._results & values.keys():
+            attempt = self._part(attempt, values, name)
         self._values |= values
         self._new |= attempt.constants
         if len(attempt.nodes) > 1 or attempt.constants:
             self._changed[node.op_type] += 1
         return attempt.nodes
+
+    def _part(self, attempt: _Attempt, values: dict[str, _Value], name: str) -> _Attempt:
+        """Gives the rows of a result of the graph an axis of their own, where it has one."""
+        value = values[name]
+        shape = value.of(0).shape
+        if value.is_pure or value.axis is None:
+            return attempt
+        free = (
+            at for at in range(len(shape)) if shape[at] == 1 and _is_next(shape, value.axis, at)
+        )
+        axis = next(free, None)
+        if axis is None:
+            raise CannotBatch(f"the rows of {name} share an axis with its values")
+        target = np.array([*shape[:axis], -1, *shape[axis + 1 :]], np.int64)
+        last = onnx.NodeProto()
+        last.CopyFrom(attempt.nodes[-1])
+        shared, sizes = self._name(), self._name()
+        last.output[:] = [shared if each == name else each for each in last.output]
+        part = helper.make_node("Reshape", [shared, sizes], [name])
+        values[name] = _Value(value.alone, value.together.reshape(target), axis)
+        return _Attempt([*attempt.nodes[:-1], last, part], {**attempt.constants, sizes: target})
 
     def _choose(
         self, node: onnx.NodeProto, inputs: Mapping[str, _Value], alone: Sequence[Arrays]
@@ -173,11 +197,10 @@ class Batching:
         """The node as it is first."""
         for moves in islice(self._moves(node, inputs), ATTEMPTS_MAX):
             yield _joined(node, moves, {})
-            if node.op_type in ("Reshape", "Expand"):
+            if node.op_type == "Reshape":
                 shape = results[node.output[0]].shape
-                free = -1 if node.op_type == "Reshape" else 1
                 for axis in range(len(shape)):
-                    target = np.array([*shape[:axis], free, *shape[axis + 1 :]], np.int64)
+                    target = np.array([*shape[:axis], -1, *shape[axis + 1 :]], np.int64)
                     yield _joined(node, moves, {1: self._name()}, [target])
             for tiles in self._tiles(node, inputs):
                 yield _joined(node, [*moves, *tiles], {})

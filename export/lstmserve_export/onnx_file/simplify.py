@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from lstmserve_export.onnx_file.splice import Names, defined, drop_dead, names_r
 PASSES_MAX: Final = 16  # a pass opens one level of branches, and sizes that depend on it
 MOVED_MAX: Final = 1 << 27  # values that a folded node may move,
 READ_MAX: Final = 1 << 20  # and the product of the sizes of what a node computes from
+OPEN_END: Final = (1 << 31) - 1  # of a Slice: exporters write the largest int32 or int64
 RESULT_MAX: Final = 1 << 10  # sizes and conditions are small; what is larger is a weight
 # Nodes whose result is no larger than what they read.
 MOVES: Final = frozenset(
@@ -141,6 +142,9 @@ class _Pass:
                 self._is_changed = True
                 tensors = zip(values, node.output, strict=True)
                 graph.initializer.extend(numpy_helper.from_array(*pair) for pair in tensors)
+            elif _takes_all(node, known):
+                self._is_changed = True
+                nodes.append(helper.make_node("Identity", node.input[:1], node.output, node.name))
             elif (branch := _taken(node, known)) is not None:
                 self._is_changed = True
                 nodes += self._names.spliced(graph, node, branch)
@@ -178,8 +182,9 @@ class _Pass:
         """What the node gives, as far as constants and sizes say it; None: nothing."""
         if node.op_type in KEPT or node.domain or list(subgraphs(node)) or "" in node.output:
             return None
-        if node.op_type in ("Shape", "Size") and node.input[0] not in known:
-            return self._sizes(node)
+        if node.op_type in ("Shape", "Size"):
+            value = known.get(node.input[0])
+            return _sizes(node, self._shapes.get(node.input[0]) if value is None else value.shape)
         names = [name for name in node.input if name]
         if not names or not all(name in known for name in names):
             return None
@@ -187,18 +192,6 @@ class _Pass:
         if any(each.dtype == object for each in given.values()):
             return _symbolic(node, known)
         return self._compute(node, given) if _is_small(node, given) else None
-
-    def _sizes(self, node: NodeProto) -> list[Array] | None:
-        shape = self._shapes.get(node.input[0])
-        if shape is None:
-            return None
-        if node.op_type == "Size":
-            numbers = [each for each in shape if isinstance(each, int)]
-            is_known = len(numbers) == len(shape)
-            return [np.asarray(math.prod(numbers), np.int64)] if is_known else None
-        given = _attributes(node)
-        part = shape[given.get("start", 0) : given.get("end", len(shape))]
-        return [_entries(part)]
 
     def _compute(self, node: NodeProto, given: Mapping[str, Array]) -> list[Array] | None:
         """None where onnxruntime does not run it."""
@@ -250,6 +243,17 @@ def _entries(sizes: Iterable[int | str]) -> Array:
     return found
 
 
+def _sizes(node: NodeProto, shape: Sequence[int | str] | None) -> list[Array] | None:
+    """What Shape or Size gives for a value of this shape."""
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        numbers = [each for each in shape if isinstance(each, int)]
+        return [np.asarray(math.prod(numbers), np.int64)] if len(numbers) == len(shape) else None
+    given = _attributes(node)
+    return [_entries(shape[given.get("start", 0) : given.get("end", len(shape))])]
+
+
 def _symbolic(node: NodeProto, known: Known) -> list[Array] | None:
     """Of a node that reads sizes of which some are symbols."""
     source = known[node.input[0]]
@@ -258,8 +262,6 @@ def _symbolic(node: NodeProto, known: Known) -> list[Array] | None:
         return None
     given = _attributes(node)
     kind = node.op_type
-    if kind == "Size":
-        return [np.asarray(source.size, np.int64)]
     if kind == "Gather" and not given.get("axis", 0) and source.ndim == 1:
         return [_settled(np.asarray(source[others[0]], object))]
     if kind in ("Squeeze", "Unsqueeze", "Identity"):
@@ -282,6 +284,20 @@ def _settled(entries: Array) -> Array:
     """int64 if no symbol is left."""
     numbers = [each for each in entries.reshape(-1) if isinstance(each, int)]
     return entries.astype(np.int64) if len(numbers) == entries.size else entries
+
+
+def _takes_all(node: NodeProto, known: Known) -> bool:
+    """Whether a Slice gives all that it reads, as x[:, :] of torch is written, axis by axis."""
+    if node.op_type != "Slice" or node.domain:
+        return False
+    starts, ends, *more = (known.get(name) for name in node.input[1:3] + node.input[4:5])
+    are_known = all(each is not None and each.dtype != object for each in (starts, ends, *more))
+    return (
+        are_known
+        and not np.any(starts)
+        and bool(np.all(np.asarray(ends) >= OPEN_END))
+        and all(np.all(np.asarray(steps) == 1) for steps in more)
+    )
 
 
 def _taken(node: NodeProto, known: Known) -> GraphProto | None:
