@@ -257,8 +257,10 @@ file (float[1, 4] x, float[2, 1, 5] state) => (float[1, 5] y, float[2, 1, 5] sta
 """
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+@pytest.fixture(scope="module", params=[{}, {"": None}], ids=["batched", "one session a run"])
+def imported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest]:
     """The folder and manifest of an imported file with one layer."""
     folder = tmp_path_factory.mktemp("taps")
     model = model_of(LSTM)
@@ -267,8 +269,9 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     graph.graph.node[2].name = "decoder/rnn"
     path = folder / "file.onnx"
     path.write_bytes(graph.SerializeToString())
-    request = Request(path, "file", models=folder / "models")
-    return folder / "models", import_onnx(request).manifest
+    models = folder / "models"
+    asked = Request(path, "file", models=models, batch_axes=request.param)
+    return models, import_onnx(asked).manifest
 
 
 def test_the_manifest_of_an_import_has_the_taps(imported: tuple[Path, Manifest]) -> None:
@@ -291,7 +294,7 @@ def test_a_tap_of_another_graph_is_refused(imported: tuple[Path, Manifest]) -> N
         "no value 'z'": replace(tap, before=("z", tap.before[1])),
         "no value 'q'": replace(tap, after=(tap.after[0], "q")),
         "no weight 'v'": replace(tap, weights={**tap.weights, "R": "v"}),
-        "no Scan 'y'": replace(tap, inside="y"),
+        "no Scan 'z'": replace(tap, inside="z"),
     }
     try:
         for says, wrong in faults.items():
