@@ -151,7 +151,7 @@ def test_other_bits_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     real = BatchExperiment._compare
 
     def moved(self: BatchExperiment, *given: object) -> None:
-        real(self, *given)  # type: ignore[arg-type]
+        real(self, *given)  # type: ignore[arg-type]  # any arguments are those of the original
         self._error = max(self._error, 1e-7)
 
     monkeypatch.setattr(BatchExperiment, "_compare", moved)

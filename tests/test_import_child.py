@@ -276,11 +276,12 @@ def test_all_processes_of_the_child_end(
 
 def test_the_child_ends_with_its_parent(tmp_path: Path, lifeline: IO[bytes]) -> None:
     """A parent that is killed cannot end it."""
-    child = "import os\nfrom lstmserve_export.onnx_file.child import Limits, _limit\n_limit(Limits(), os.getppid())\n"
-    child += "import signal\n" + WAITS.format(str(tmp_path / "alive"), "print('{}', flush=True)")
+    begins = "import os, signal\nfrom lstmserve_export.onnx_file.child import Limits, _limit\n"
+    begins += "_limit(Limits(), os.getppid())\n"
+    code = begins + WAITS.format(str(tmp_path / "alive"), "print('{}', flush=True)")
     parent = f"""
 import subprocess, sys
-process = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True)
+process = subprocess.Popen([sys.executable, "-c", {code!r}], start_new_session=True)
 process.wait()
 """
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:

@@ -305,6 +305,19 @@ def test_an_input_that_the_graph_ignores(examine: Probe) -> None:
     assert axes(layout.inputs[1]) == ((7,), 0, None)
 
 
+def test_an_output_that_never_changes(examine: Probe) -> None:
+    """Of an output that is the same for every row, a note says that its batch is its shape's."""
+    layout = examine(
+        "(float[B, 3] x, float[B, 5] h) => (float[B, 2] y, float[B, 5] h1, float[B, 3] off)",
+        CELL + "off = Mul (x, none)",
+        CELL_WEIGHTS | {"none": np.array(0, np.float32)},
+        "h:h1",
+    ).layout
+    assert layout.is_batched
+    assert layout.outputs[1].batch == 0
+    assert "off had the same values for every row" in layout.notes[-1]
+
+
 def test_a_scalar_input_leaves_no_batch(examine: Probe) -> None:
     """An input without axes is one value of one session, so a run takes one."""
     layout = examine(

@@ -368,6 +368,36 @@ def test_a_weight_that_nothing_reads_stays() -> None:
     assert "state.initial" in {each.name for each in simplify(model).graph.initializer}
 
 
+def test_a_slice_of_everything_goes() -> None:
+    """Exporters write x[:, 1:] as two, and that along the batch looks as if it mixed sessions."""
+    model = model_of(
+        """
+        cut (float[B, 4] x) => (float[B, 3] y, float[B, 2] z)
+        {
+            all = Slice (x, zeros, largest, axis0, ones)
+            y = Slice (all, ones, largest, axis1, ones)
+            three = Slice (x, zeros, threes, axis0, ones)
+            back = Slice (three, minus, lowest, axis0, minus)
+            half = Slice (back, zeros, largest, axis1, twos)
+            z = Slice (half, zeros, largest)
+        }
+        """,
+        zeros=[0],
+        ones=[1],
+        twos=[2],
+        threes=[3],
+        minus=[-1],
+        axis0=[0],
+        axis1=[1],
+        largest=[np.iinfo(np.int64).max],
+        lowest=[np.iinfo(np.int64).min],
+    )
+    found = simplify(model)
+    assert operators(found) == ["Slice"] * 4
+    for size in (1, 2, 3, 5):
+        check_bits(model, found, x=(size, 4))
+
+
 def test_random_values_stay_random() -> None:
     """They have no input, and are no constant."""
     model = model_of(

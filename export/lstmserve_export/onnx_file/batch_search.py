@@ -28,7 +28,8 @@ from lstmserve_export.onnx_file.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.trial import Trial
 from lstmserve_export.refusal import Refused
 
-REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten
+REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
+NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
 ROWS: Final = 3  # with which it is
 GivenAxes = Mapping[str, int | None]
 
@@ -87,7 +88,8 @@ def _rewritten(
 ) -> FoundBatch:
     """The first rewriting that holds to the file."""
     constants = trial.roles.constants
-    for hypothesis in islice(hypotheses(trial.roles, trial.row_axes, axes), REWRITES_MAX):
+    count = max(1, min(REWRITES_MAX, NODES_MAX // max(1, len(model.graph.node))))
+    for hypothesis in islice(hypotheses(trial.roles, trial.row_axes, axes), count):
         before = {name: axis for name, axis in hypothesis.items() if name in trial.values}
         if len(before) < len(trial.values) or any(name in constants for name in hypothesis):
             continue

@@ -26,6 +26,7 @@ from lstmserve_export.onnx_file.splice import Names, defined, drop_dead, names_r
 PASSES_MAX: Final = 16  # a pass opens one level of branches, and sizes that depend on it
 MOVED_MAX: Final = 1 << 27  # values that a folded node may move,
 READ_MAX: Final = 1 << 20  # and the product of the sizes of what a node computes from
+OPEN_END: Final = (1 << 31) - 1  # of a Slice: exporters write the largest int32 or int64
 RESULT_MAX: Final = 1 << 10  # sizes and conditions are small; what is larger is a weight
 # Nodes whose result is no larger than what they read.
 MOVES: Final = frozenset(
@@ -141,6 +142,9 @@ class _Pass:
                 self._is_changed = True
                 tensors = zip(values, node.output, strict=True)
                 graph.initializer.extend(numpy_helper.from_array(*pair) for pair in tensors)
+            elif _takes_all(node, known):
+                self._is_changed = True
+                nodes.append(helper.make_node("Identity", node.input[:1], node.output, node.name))
             elif (branch := _taken(node, known)) is not None:
                 self._is_changed = True
                 nodes += self._names.spliced(graph, node, branch)
@@ -280,6 +284,20 @@ def _settled(entries: Array) -> Array:
     """int64 if no symbol is left."""
     numbers = [each for each in entries.reshape(-1) if isinstance(each, int)]
     return entries.astype(np.int64) if len(numbers) == entries.size else entries
+
+
+def _takes_all(node: NodeProto, known: Known) -> bool:
+    """Whether a Slice gives all that it reads, as x[:, :] of torch is written, axis by axis."""
+    if node.op_type != "Slice" or node.domain:
+        return False
+    starts, ends, *more = (known.get(name) for name in node.input[1:3] + node.input[4:5])
+    are_known = all(each is not None and each.dtype != object for each in (starts, ends, *more))
+    return (
+        are_known
+        and not np.any(starts)
+        and bool(np.all(np.asarray(ends) >= OPEN_END))
+        and all(np.all(np.asarray(steps) == 1) for steps in more)
+    )
 
 
 def _taken(node: NodeProto, known: Known) -> GraphProto | None:
