@@ -22,7 +22,7 @@ import click
 
 from soak.calls import Calls, Ledger
 from soak.findings import Experience, Violations, add
-from soak.fleet import Fleet, fleet_of
+from soak.fleet import Fleet, Pod, fleet_of
 from soak.group import Group
 from soak.imported_file import ImportedFile
 from soak.timing import pause, percentile
@@ -67,7 +67,9 @@ class Found:
             f"{self.kills} kills, {seen.steps} acked steps of {self.sessions} sessions in "
             f"{self.stepped_s:.0f} s: lost {found.lost}, wrong {found.wrong + found.changed}, "
             f"doubled {found.doubled}; all sessions stepped again {percentile(self.back_s, 50)} s "
-            f"after a kill (p50; longest {max(self.back_s):.2f} s), {self.loads:.0f} loads; "
+            f"after a kill (p50; longest {max(self.back_s):.2f} s), messages to a dead server "
+            f"were answered after {percentile(seen.recoveries_s, 50)} s (p50; p99 "
+            f"{percentile(seen.recoveries_s, 99)} s), {self.loads:.0f} loads; "
             f"attempts refused {dict(self.refusals)}; counters of {self.servers_compared} servers "
             f"differ {len(self.differences)}; opened in {self.opened_s:.0f} s; resident: a server "
             f"{self.server_bytes / 1e6:.0f} MB, Valkey {self.store_bytes / 1e6:.0f} MB"
@@ -99,21 +101,17 @@ async def _run(
         found.opened_s = time.monotonic() - began_s
         over = asyncio.Event()
         began_s = time.monotonic()
-        tasks = [asyncio.create_task(_converse(group, over)) for group in groups]
-        for pod in itertools.islice(itertools.cycle(fleet.pods), kills):
-            await _until_all_step(groups, tasks)
+        async with asyncio.TaskGroup() as tasks:
+            for group in groups:
+                tasks.create_task(_converse(group, over))
+            for pod in itertools.islice(itertools.cycle(fleet.pods), kills):
+                await _until_all_step(groups)
+                await pause(every_s)
+                await _measure(fleet, found)
+                found.back_s.append(await _kill(pod, groups))
+                found.kills += 1
             await pause(every_s)
-            await _measure(fleet, found)
-            await pod.end(signal.SIGKILL)
-            killed_s = time.monotonic()
-            starting = asyncio.create_task(pod.start())
-            await _until_all_step(groups, tasks)
-            found.back_s.append(time.monotonic() - killed_s)
-            await starting
-            found.kills += 1
-        await pause(every_s)
-        over.set()
-        await asyncio.gather(*tasks)
+            over.set()
         found.stepped_s = time.monotonic() - began_s
         await _check(fleet, calls, groups, found)
 
@@ -123,13 +121,22 @@ async def _converse(group: Group, over: asyncio.Event) -> None:
         await group.step()
 
 
-async def _until_all_step(groups: Sequence[Group], tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _kill(pod: Pod, groups: Sequence[Group]) -> float:
+    """Kills the server and starts it again. Returns after how long all sessions had stepped."""
+    await pod.end(signal.SIGKILL)
+    killed_s = time.monotonic()
+    starting = asyncio.create_task(pod.start())
+    try:
+        await _until_all_step(groups)
+        return time.monotonic() - killed_s
+    finally:
+        await starting
+
+
+async def _until_all_step(groups: Sequence[Group]) -> None:
     """Waits until every group has made a step that it began from now on."""
     wanted = [group.number + 2 for group in groups]
     while any(group.number < number for group, number in zip(groups, wanted, strict=True)):
-        for task in tasks:
-            if task.done():
-                task.result()
         await pause(0.01)
 
 

@@ -73,7 +73,6 @@ NOT_OUR_FILES = {
     "model_1.onnx",
     "model_2.onnx",
     "nsnet2-20ms-baseline.onnx",
-    "silero_vad.onnx",
     "silero_vad_16k_sequence.onnx",
     "silero_vad_legacy.onnx",
     "ten-vad.onnx",

@@ -85,6 +85,12 @@ GRAPHS = {
         y = Reshape (y4, split)
         """,
     ),
+    "many inputs of one node": (
+        "float[1, 1, 4] x, float[1, 4] h",
+        "float[1, 48, 4] y, float[1, 4] h1",
+        "y = Concat <axis = 1> (" + ", ".join(["x"] * 48) + ")"
+        "  r = Reshape (x, flat4)  h1 = Add (r, h)",
+    ),
     "indices that name the row": (
         "float[1, 2, 4] x, float[1, 3, 4] h",
         "float[1, 3, 4] y, float[1, 3, 4] h1",

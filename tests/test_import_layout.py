@@ -486,6 +486,34 @@ def test_an_input_for_all_rows_of_a_step(examine: Probe, rows: int) -> None:
     assert axes(layout.inputs[1]) == ((5,), 0, None)
 
 
+NORMED = """
+    mean = ReduceMean <axes = [1]> (x)
+    rest = Sub (x, mean)
+    square = Mul (rest, rest)
+    mean2 = ReduceMean <axes = [1]> (square)
+    spread = Add (mean2, tiny)
+    root = Sqrt (spread)
+    level = Div (rest, root)
+    seen = MatMul (level, w)
+    sum = Add (seen, h)
+    h1 = Tanh (sum)
+    y = Identity (h1)
+"""
+
+
+def test_rows_that_give_rounding_alone_prove_nothing(examine: Probe) -> None:
+    """A constant row less its mean is rounding alone, which the graph makes large: no such row is
+    compared."""
+    probed = examine(
+        "(float[B, 7] x, float[B, 5] h) => (float[B, 5] y, float[B, 5] h1)",
+        NORMED,
+        weights(w=(7, 5)) | {"tiny": np.array(1e-30, np.float32)},
+        "h:h1",
+    )
+    rows = probed.trial.sequences(probed.layout.inputs, 16, 3)["x"].reshape(-1, 7)
+    assert not rows[rows.std(axis=1) < 0.01].any()
+
+
 # States -------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,8 @@ WILD: dict[str, tuple[str, str, str]] = {
     "camel case": ("x; hiddenIn; cellIn", "y; hiddenOut; cellOut", "hiddenIn:hiddenOut cellIn:"),
     "bool and half": ("x; h_in 4 float16; seen_state 1 bool", "y; h_out 4 float16; seen_state_out "
                       "1 bool", "h_in:h_out seen_state:seen_state_out"),
+    "another number of axes": ("x 1,8; h 1,8; c 4,1,2", "y 1,8; h_out 1,1,8; c_out 4,2",
+                               "h:h_out c:c_out"),
     "as long as x": ("x 1,8; h 1,8", "y 1,8; h_out 1,8", "h:h_out"),
 }  # fmt: skip
 
@@ -211,6 +213,8 @@ def test_a_pair_that_is_given_leaves_the_rest_to_be_found() -> None:
 FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "unknown pair": ("x; h", "y; h_out", {"states": ("h:z",)}, "--state h:z: give IN:OUT, one of"),
     "no pair": ("x; h", "y; h_out", {"states": ("h",)}, "its outputs y, h_out"),
+    "other axes": ("x; h 4,2", "y; g 8", {"states": ("h:g",)}, r"\[4, 2\] and g float32\[8\] di"),
+    "open axes": ("x; h 4,?", "y; g 4,?,1", {"states": ("h:g",)}, "differ in shape"),
     "other shape": ("x; h 4", "y; g 5", {"states": ("h:g",)}, r"h float32\[4\] and g float32\[5\]"),
     "twice": ("x; h; g", "y; z", {"states": ("h:z", "g:z")}, "another flag names z"),
     "state and input": ("x; h", "y; z", {"states": ("h:z",), "inputs": ("h",)}, "flag names h"),

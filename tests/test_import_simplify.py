@@ -398,6 +398,30 @@ def test_a_slice_of_everything_goes() -> None:
         check_bits(model, found, x=(size, 4))
 
 
+def test_a_slice_is_left_with_the_axes_that_it_cuts() -> None:
+    """Keras writes all axes of a tensor."""
+    model = model_of(
+        """
+        cropped (float[B, 4] x) => (float[B, 2] y)
+        {
+            y = Slice (x, starts, ends, axes, steps)
+        }
+        """,
+        starts=[0, 1],
+        ends=[np.iinfo(np.int64).max, 3],
+        axes=[0, 1],
+        steps=[1, 1],
+    )
+    found = simplify(model)
+    (node,) = found.graph.node
+    weights = {e.name: numpy_helper.to_array(e).tolist() for e in found.graph.initializer}
+    assert [weights[name] for name in node.input[1:]] == [[1], [3], [1], [1]]
+    assert len(weights) == 4
+    for size in (1, 2, 5):
+        check_bits(model, found, x=(size, 4))
+    assert simplify(found) == found
+
+
 def test_random_values_stay_random() -> None:
     """They have no input, and are no constant."""
     model = model_of(

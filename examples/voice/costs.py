@@ -27,10 +27,11 @@ Drive = Callable[[bool], Heard]  # whether in real time -> what was heard
 class Cost:
     """What a way takes.
 
-    `streams` is how many one core keeps up with. The rest is of the calls in real time: `cores`
-    that they keep busy, of the server if there is one, and then `client_cores` of the program that
-    sends; `late_ms` within which 99 of 100 answers follow their frames. `mib` is the whole server,
-    or what onnxruntime adds to the program. `is_equal`: the answers have the expected bits.
+    `streams` is for how many one core has the CPU time. The rest is of the calls in real time:
+    `cores` that they keep busy, of the server if there is one, and then `client_cores` of the
+    program that sends; `late_ms` within which 99 of 100 answers follow their frames. `mib` is the
+    whole server, or what onnxruntime adds to the program. `is_equal`: the answers have the expected
+    bits.
     """
 
     way: str

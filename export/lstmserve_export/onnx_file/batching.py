@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import combinations, islice, product
 from typing import Final
 
 import numpy as np
@@ -25,6 +25,7 @@ from lstmserve_export.onnx_file.runner import FATAL, reason
 
 TOLERANCE: Final = 1e-3  # of one node; the proof of the whole graph is tight
 ATTEMPTS_MAX: Final = 96  # changes of one node
+MOVED_MAX: Final = 2  # inputs of a node of which the rows move
 NODES_MAX: Final = 20_000
 PREFIX: Final = "batched/"
 COUNT: Final = "batched/count"  # int64 [1]: the rows of a batch
@@ -75,7 +76,7 @@ class Batching:
 
     def __init__(
         self, model: onnx.ModelProto, constants: Arrays, rows: Sequence[Arrays], axes: Axes
-    ):
+    ) -> None:
         self._model, self._axes, self._rows = model, axes, len(rows)
         self._values = {
             each.name: _same(numpy_helper.to_array(each)) for each in model.graph.initializer
@@ -97,6 +98,8 @@ class Batching:
         graph = self._model.graph
         if len(graph.node) > NODES_MAX:
             raise CannotBatch(f"the graph has more than {NODES_MAX} nodes")
+        if any(name.startswith(PREFIX) for node in graph.node for name in node.output):
+            raise CannotBatch(f"the graph has names that begin with {PREFIX}")
         left = Counter(name for node in graph.node for name in _reads(node))
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
@@ -170,7 +173,8 @@ class Batching:
     ) -> tuple[_Attempt, dict[str, _Value]]:
         """The first attempt after which the rows together give what they give alone. Of a Reshape
         rather one that leaves the rows an axis of their own. Raises CannotBatch."""
-        together = {name: each.together for name, each in self._values.items()}
+        together = {name: each.together for name, each in inputs.items()}
+        together[COUNT] = self._values[COUNT].together
         second: tuple[_Attempt, dict[str, _Value]] | None = None
         for attempt in islice(self._attempts(node, inputs, alone[0]), ATTEMPTS_MAX):
             try:
@@ -210,33 +214,39 @@ class Batching:
     def _moves(
         self, node: onnx.NodeProto, inputs: Mapping[str, _Value]
     ) -> Iterator[list[tuple[int, onnx.NodeProto]]]:
-        """Moves the rows of inputs to other axes, of as few as it can."""
-        choices: list[list[list[tuple[int, onnx.NodeProto]]]] = []
-        for at, name in enumerate(node.input):
-            value = inputs[name]
-            choices.append([[]])
-            if value.axis is None:
+        """Moves the rows of no input to another axis, then of one, then of two."""
+        choices = [
+            found
+            for at, name in enumerate(node.input)
+            if (found := self._moves_of(at, name, inputs[name]))
+        ]
+        for count in range(MOVED_MAX + 1):
+            for chosen in combinations(choices, count):
+                for moves in product(*chosen):
+                    yield [part for move in moves for part in move]
+
+    def _moves_of(
+        self, at: int, name: str, value: _Value
+    ) -> list[list[tuple[int, onnx.NodeProto]]]:
+        """The ways in which the rows of the input at a place may lie along another axis."""
+        if value.axis is None:
+            return []
+        shape, found = value.of(0).shape, []
+        for other, size in enumerate(shape):
+            if other == value.axis:
                 continue
-            shape = value.of(0).shape
-            for other, size in enumerate(shape):
-                if other == value.axis:
-                    continue
-                if size == 1 == shape[value.axis]:
-                    order = list(range(len(shape)))
-                    order[other], order[value.axis] = value.axis, other
-                    moved = helper.make_node("Transpose", [name], [self._name()], perm=order)
-                    choices[-1].append([(at, moved)])
-                elif 1 in (size, shape[value.axis]) and _is_next(shape, value.axis, other):
-                    target = [int(n) for n in (*shape[:other], -1, *shape[other + 1 :])]
-                    sizes = self._name()
-                    choices[-1].append(
-                        [
-                            (-1, helper.make_node("Constant", [], [sizes], value_ints=target)),
-                            (at, helper.make_node("Reshape", [name, sizes], [self._name()])),
-                        ]
-                    )
-        for each in sorted(product(*choices), key=lambda moves: sum(map(bool, moves))):
-            yield [part for move in each for part in move]
+            if size == 1 == shape[value.axis]:
+                order = list(range(len(shape)))
+                order[other], order[value.axis] = value.axis, other
+                moved = helper.make_node("Transpose", [name], [self._name()], perm=order)
+                found.append([(at, moved)])
+            elif 1 in (size, shape[value.axis]) and _is_next(shape, value.axis, other):
+                target = [int(n) for n in (*shape[:other], -1, *shape[other + 1 :])]
+                sizes = self._name()
+                constant = helper.make_node("Constant", [], [sizes], value_ints=target)
+                moved = helper.make_node("Reshape", [name, sizes], [self._name()])
+                found.append([(-1, constant), (at, moved)])
+        return found
 
     def _tiles(
         self, node: onnx.NodeProto, inputs: Mapping[str, _Value]
@@ -284,15 +294,12 @@ class Batching:
             parts.append(helper.make_node("Transpose", [name], [names[moved]], perm=order))
         order = list(range(data.together.ndim - 1))
         order.insert(data.axis, len(order))
+        scatter = onnx.NodeProto()
+        scatter.CopyFrom(node)
+        scatter.input[:], scatter.output[:] = names[:3], names[3:]
+        back = helper.make_node("Transpose", [names[3]], list(node.output), perm=order)
         rest = np.delete(at, data.axis, -1).squeeze(updates.axis)
-        yield _Attempt(
-            [
-                *parts,
-                helper.make_node("ScatterND", names[:3], [names[3]]),
-                helper.make_node("Transpose", [names[3]], list(node.output), perm=order),
-            ],
-            {names[1]: rest},
-        )
+        yield _Attempt([*parts, scatter, back], {names[1]: rest})
 
     def _name(self) -> str:
         self._number += 1

@@ -248,9 +248,9 @@ class _Build:
         return g.add("Add", [value, zero], f"{path}/fitting")
 
     def _rounding(self, place: Place) -> list[tuple[str, list[str], dict[str, object]]]:
-        """Nodes that change no value of a float16. Without them onnxruntime on a CPU, which computes
-        in float32, leaves a Cast to float16 and back out, and the value keeps bits that the file
-        rounds off."""
+        """Nodes that change no value of a float16. Without them onnxruntime on a CPU, which
+        computes in float32, leaves a Cast to float16 and back out, and the value keeps bits that
+        the file rounds off."""
         if place.value.dtype != "float16":
             return []
         axis = self.g.integers(0)

@@ -142,9 +142,9 @@ class _Pass:
                 self._is_changed = True
                 tensors = zip(values, node.output, strict=True)
                 graph.initializer.extend(numpy_helper.from_array(*pair) for pair in tensors)
-            elif _takes_all(node, known):
+            elif (cuts := _cut_axes(node, known)) is not None:
                 self._is_changed = True
-                nodes.append(helper.make_node("Identity", node.input[:1], node.output, node.name))
+                nodes.append(self._sliced(graph, node, cuts))
             elif (branch := _taken(node, known)) is not None:
                 self._is_changed = True
                 nodes += self._names.spliced(graph, node, branch)
@@ -154,6 +154,15 @@ class _Pass:
                 nodes.append(node)
         del graph.node[:]
         graph.node.extend(nodes)
+
+    def _sliced(self, graph: GraphProto, node: NodeProto, cuts: list[Array]) -> NodeProto:
+        """The Slice with these starts, ends, axes and steps."""
+        if not cuts[0].size:
+            return helper.make_node("Identity", node.input[:1], node.output, node.name)
+        ends = "starts", "ends", "axes", "steps"
+        names = [self._names.fresh(f"{node.output[0]}/{end}") for end in ends]
+        graph.initializer.extend(map(numpy_helper.from_array, cuts, names))
+        return helper.make_node("Slice", [node.input[0], *names], node.output, node.name)
 
     def _walk_inside(self, node: NodeProto, graph: GraphProto, known: Known) -> None:
         around = self._shapes
@@ -286,18 +295,21 @@ def _settled(entries: Array) -> Array:
     return entries.astype(np.int64) if len(numbers) == entries.size else entries
 
 
-def _takes_all(node: NodeProto, known: Known) -> bool:
-    """Whether a Slice gives all that it reads, as x[:, :] of torch is written, axis by axis."""
+def _cut_axes(node: NodeProto, known: Known) -> list[Array] | None:
+    """The starts, ends, axes and steps of a Slice without the axes that it leaves whole; None:
+    there is no such axis. Exporters write x[:, 1:] with all axes, or one after the other, and along
+    the batch that looks as if it mixed rows."""
     if node.op_type != "Slice" or node.domain:
-        return False
-    starts, ends, *more = (known.get(name) for name in node.input[1:3] + node.input[4:5])
-    are_known = all(each is not None and each.dtype != object for each in (starts, ends, *more))
-    return (
-        are_known
-        and not np.any(starts)
-        and bool(np.all(np.asarray(ends) >= OPEN_END))
-        and all(np.all(np.asarray(steps) == 1) for steps in more)
-    )
+        return None
+    given = [known.get(name) for name in node.input[1:]]
+    arrays = [each for each in given if each is not None and each.dtype != object]
+    if len(arrays) != len(given):  # some are computed, or left out between others
+        return None
+    starts, ends, *more = arrays
+    axes = more[0] if more else np.arange(starts.size, dtype=starts.dtype)
+    steps = more[1] if len(more) > 1 else np.ones_like(starts)
+    is_cut = (starts != 0) | (ends < OPEN_END) | (steps != 1)
+    return None if is_cut.all() else [each[is_cut] for each in (starts, ends, axes, steps)]
 
 
 def _taken(node: NodeProto, known: Known) -> GraphProto | None:

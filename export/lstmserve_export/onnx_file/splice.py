@@ -33,11 +33,13 @@ class Names:
                 yield helper.make_node("Identity", [value.name], [name])
 
     def _new(self, name: str) -> str:
-        if self._counts[name] == 1:
-            return name
-        number = 0
-        while (found := f"{name}/{number}") in self._counts:
-            number += 1
+        return name if self._counts[name] == 1 else self.fresh(name)
+
+    def fresh(self, name: str) -> str:
+        """The name, or one that begins with it, which the graph does not have yet."""
+        found, number = name, 0
+        while found in self._counts:
+            found, number = f"{name}/{number}", number + 1
         self._counts[found] = 1
         return found
 

@@ -49,7 +49,8 @@ def find_taps(model: onnx.ModelProto, spec: ModelSpec, rows: Mapping[str, Any]) 
     left: dict[str, list[str]] = {}
     for place in _places(model.graph, spec):
         for node in place.nodes:
-            label = node.name.removeprefix(NET) or f"{node.op_type} of {node.output[0]}"
+            name = node.output[0].removeprefix(NET)
+            label = node.name.removeprefix(NET) or f"{node.op_type} of {name}"
             found = place.tap(node, label)
             if isinstance(found, str):
                 left.setdefault(found, []).append(label)

@@ -25,7 +25,7 @@ from lstmserve_export.refusal import Refused
 STEPS: Final = 8  # from the zero states, which give the states that rows begin from
 KIND_ROWS: Final = 5
 CALM_ROWS: Final = 2
-CALM: Final = 1e-5  # how far rounding of inputs may move a calm answer, to its largest value
+CALM: Final = 1e-2  # how far rounding of inputs may move a calm answer, to its largest value
 EVOLVED: Final = 1000  # the number of the first row of those steps
 NO_PROOF: Final = (
     "the graph gives NaN or infinite values for random inputs, which proves nothing: give --golden "
