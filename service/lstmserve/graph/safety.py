@@ -116,8 +116,9 @@ def _check_operators(nodes: Iterable[onnx.NodeProto], functions: Set[Function], 
             )
     if foreign:
         said = " and ".join(f"{_some(ops)} of the domain {name!r}" for name, ops in foreign.items())
+        kind = "an operator" if sum(map(len, foreign.values())) == 1 else "the operators"
         raise InvalidModel(
-            f"{file} has an operator {said}; the server runs those of ONNX and com.microsoft alone"
+            f"{file} has {kind} {said}; the server runs those of ONNX and com.microsoft alone"
         )
 
 
