@@ -23,6 +23,7 @@ from soak.findings import Experience, Violations
 from soak.fleet import MODEL, Fleet
 from soak.imported_file import Array, ImportedFile, sent, values
 from soak.timing import pause
+from tritonserving import FORGOTTEN
 
 TOGETHER = 16  # calls of one session each at once
 AT_ONCE = 32  # sessions whose answers are computed before the event loop goes on
@@ -103,7 +104,8 @@ class Group:
             )
         except Refused as error:
             ledger.cut += left.size
-            await self._wait(serving, error.code, error.reason, error.retry_s, str(error))
+            code = StatusCode.UNAVAILABLE if error.text == FORGOTTEN else error.code
+            await self._wait(serving, code, error.reason, error.retry_s, str(error))
             return left
         if reply.HasField("error"):
             ledger.errors[details(reply.error)[0]] += left.size
@@ -121,13 +123,15 @@ class Group:
             ledger.errors[details(each.status)[0]] += 1
         ledger.applied += len(wanted) - failed.size
         ledger.replayed += len(reply.replayed)
+        await self._take(serving, (each.status for each in reply.errors))
+        if failed.size == len(wanted):
+            return failed  # without any y
         y = np.frombuffer(reply.y, np.float32).reshape(wanted.shape)
         is_other = (y.view(np.int32) != wanted.view(np.int32)).any(axis=1)
         is_twice = np.array(reply.steps[:]) != self.number + 1
         is_other[failed] = is_twice[failed] = False
         self.violations.changed += int(is_other.sum())
         self.violations.doubled += int(is_twice.sum())
-        await self._take(serving, (each.status for each in reply.errors))
         return failed
 
     async def _take(self, serving: Serving, errors: Iterable[Status]) -> None:

@@ -810,7 +810,7 @@ def test_rows_that_do_not_mix_are_time_steps(examine: Probe) -> None:
     assert axes(layout.inputs[0]) == ((10, 3), None, 0)
     assert axes(layout.outputs[0]) == ((6,), None, 0)
     assert "axis 0 of x do not depend on each other" in layout.notes[0]
-    assert "give --window 10" in layout.notes[1]
+    assert layout.notes[1].endswith("give its size, as --window 10")
 
 
 def test_a_network_without_memory_is_both(examine: Probe) -> None:
@@ -843,3 +843,53 @@ def test_two_axes_of_any_size_are_refused(examine: Probe) -> None:
             "  y = Sub (p, m)",
             weights(k=(2, 3, 3, 3)),
         )
+
+
+def test_a_batch_that_mixes_its_rows_is_of_one(examine: Probe) -> None:
+    """Where no axis is a batch that works, the names or --batch-axis say which one is time."""
+    body = (
+        "m = ReduceMax <keepdims = 0> (x)  z = Div (x, m)"
+        + RNN.replace("major", "z")
+        + "y = Identity (all)"
+    )
+    for sides, flags in (("seq_len, batch_size", {}), ("a, c", {"": None}), ("a, c", {"x": 1})):
+        layout = examine(
+            f"(float[{sides}, 3] x) => (float[{sides}, 6] y)",
+            body,
+            RNN_WEIGHTS,
+            batch_axes=flags,
+        ).layout
+        assert not layout.is_batched
+        assert layout.inputs[0].spec.shape == (3,)
+        assert layout.inputs[0].time == (1 if "" in flags else 0)
+
+
+def test_an_output_of_one_row_for_hundreds(examine: Probe) -> None:
+    """The axis of time of an output shows only in sequences that are long enough."""
+    layout = examine(
+        "(float[1, samples] x) => (float[1, frames] y)",
+        """
+        wave = Unsqueeze (x, axis1)
+        means = AveragePool <kernel_shape = [256], strides = [256], ceil_mode = 1> (wave)
+        y = Squeeze (means, axis1)
+        """,
+        weights(),
+    ).layout
+    assert axes(layout.inputs[0]) == ((), 0, 1)
+    assert axes(layout.outputs[0]) == ((), 0, 1)
+
+
+def test_a_symbolic_batch_may_be_left(examine: Probe) -> None:
+    """--batch-axis none gives one session a run to a file of which the batch works."""
+    layout = examine(
+        "(float[T, B, 3] x, float[1, B, 6] h, float[1, B, 6] c) => "
+        "(float[T, B, 6] y, float[1, B, 6] h1, float[1, B, 6] c1)",
+        LSTM,
+        lstm(3, 6),
+        "h:h1",
+        "c:c1",
+        batch_axes={"": None},
+    ).layout
+    assert not layout.is_batched
+    assert layout.inputs[0].spec.shape == (3,)
+    assert state(layout) == ((1, 6), None, None)

@@ -27,7 +27,7 @@ COLLIDING_MAX: Final = 24  # one batch more is as large as an axis of the graph
 HYPOTHESES_MAX: Final = 128
 # The largest difference of a row in a batch, to its largest value. Products of matrices may take
 # another order of additions for another number of rows.
-TOLERANCE: Final = 1e-5
+TOLERANCE: Final = 5e-5
 HALF_TOLERANCE: Final = 4e-3  # for graphs that compute or answer in float16
 FIXED_COST: Final = 8  # of an axis that is declared as 1: free ones are likelier
 

@@ -124,7 +124,7 @@ def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
             some = {
                 name: at
                 for name, at in axes.items()
-                if not _is_batch(values[name].symbols[at], names)
+                if not is_batch_name(values[name].symbols[at], names)
             }
             if some and some not in free:
                 return [some, *free]
@@ -198,10 +198,10 @@ def _rank(symbol: str, of_states: Collection[str]) -> tuple[bool, bool]:
     """Of a free axis, the lower the likelier it has rows of a step."""
     words = symbol.lower().replace("-", "_")
     is_time = words in TIME_NAMES or any(len(each) > 2 and each in words for each in TIME_NAMES)
-    return _is_batch(symbol, of_states), not is_time
+    return is_batch_name(symbol, of_states), not is_time
 
 
-def _is_batch(symbol: str, of_states: Collection[str]) -> bool:
+def is_batch_name(symbol: str, of_states: Collection[str]) -> bool:
     """Whether the name is that of a batch, or of an axis that states have, too."""
     words = symbol.lower().replace("-", "_")
     return words in BATCH_NAMES or "batch" in words or symbol in of_states

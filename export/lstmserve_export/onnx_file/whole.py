@@ -7,6 +7,7 @@ nature, and each of its rows a time step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +33,7 @@ from lstmserve_export.onnx_file.row_shapes import (
     fixed_axes,
     free_axes,
     free_row_axes,
+    is_batch_name,
     row_axes,
 )
 from lstmserve_export.onnx_file.runner import Runner, RunRefused
@@ -40,7 +42,9 @@ from lstmserve_export.onnx_file.source import Source
 from lstmserve_export.onnx_file.trial import Trial
 from lstmserve_export.refusal import Refused
 
-LENGTHS: Final = (8, 13, 32, 100, 400, 1600)  # of sequences that a graph may take
+# Of sequences that a graph may take. An output may have one row for hundreds, as of samples.
+LENGTHS: Final = (8, 13, 32, 100, 400, 1600, 6400, 25_600)
+VALUES_MAX: Final = 1 << 17  # of the longest of them
 SHORTEST_MAX: Final = 64
 NO_WINDOW: Final = NoBatch("a sequence runs alone")  # whatever the graph can
 
@@ -97,8 +101,14 @@ class WholeProbe:
         return self._layout(candidate, trial, batch), trial, batch.model
 
     def _search_batch(self, trial: Trial) -> FoundBatch:
-        """A sequence runs alone, so that only windows are worth a rewriting. Raises WrongAxis."""
-        return search_batch(self._source.model if self._window else None, trial, self._given)
+        """A sequence runs alone, so that a batch only tells which axis is time, and only windows
+        are worth a rewriting. Raises WrongAxis."""
+        if self._window:
+            return search_batch(self._source.model, trial, self._given)
+        try:
+            return search_batch(None, trial, self._given)
+        except WrongAxis as error:
+            return FoundBatch(NoBatch(str(error)))
 
     # What runs ------------------------------------------------------------------------------------
 
@@ -112,14 +122,23 @@ class WholeProbe:
         for axes in free_row_axes(self._roles, self._single):
             runs = [
                 each
-                for length in ((self._window,) if self._window else LENGTHS)
+                for length in ((self._window,) if self._window else self._lengths(axes))
                 if (each := self._try(self._search, axes, length)) is not None
             ]
             if not runs:
                 continue
-            other = next(iter(runs[1:]), None) or self._another(self._search, axes, self._window)
+            other = self._another(self._search, axes, self._window) if self._window else None
+            if len(runs) > 1:
+                other = runs[-1]
             if self._window or other is not None:
                 yield _Candidate(runs[0], other)
+
+    def _lengths(self, axes: Axes) -> list[int]:
+        width = 1
+        for value in self._roles.inputs:
+            rest = (n or 1 for at, n in enumerate(value.shape) if at != axes.get(value.name))
+            width = max(width, math.prod(rest))
+        return [each for each in LENGTHS if each * width <= VALUES_MAX or each <= LENGTHS[2]]
 
     def _try(self, search: ShapeSearch, axes: Axes, length: int) -> RowShapes | None:
         if set(axes) != {each.name for each in self._roles.inputs}:
@@ -181,10 +200,14 @@ class WholeProbe:
             for axis in free_axes(value):
                 if axis in (axes[value.name], explained.get(value.name)):
                     continue
+                if self._single.get(value.name) == axis:
+                    continue
+                if None in self._given.values() or is_batch_name(value.symbols[axis], ()):
+                    continue  # the batch, of one row, since its rows mix
                 if trial.takes_two(value, axis):
                     raise Refused(
                         f"axes {axes[value.name]} and {axis} of {value} may both have any size, "
-                        "and neither is a batch: fix one of them in the file"
+                        "and neither is a batch; --batch-axis none takes the first for time"
                     )
         times = self._times(candidate)
         placing = Placing(
@@ -218,9 +241,10 @@ class WholeProbe:
             rest = [at for at in range(len(value.shape)) if at != axes[value.name]]
             rows = value.shape[rest[0]] if len(rest) == 2 else None
             if rows is not None and rows > 1:
+                sizes = [value.shape[at] for at in rest]
                 notes.append(
-                    f"a time step of {value.name} has {rows} rows: if they are a window that moves "
-                    f"on row by row, give --window {rows}"
+                    f"a time step of {value.name} is {sizes}: if one of its axes has the rows of a "
+                    f"window that moves on row by row, give its size, as --window {rows}"
                 )
         return tuple(notes)
 
