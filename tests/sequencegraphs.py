@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from lstmserve.engine.compute.kernel import SequenceKernel
 from lstmserve.golden import Golden
+from lstmserve.graph import graph_sequences
+from lstmserve.graph.step_graph import read_step_graph
 from lstmserve.rows import RowFormat, Rows
 from lstmserve.spec import ModelSpec, TensorSpec
 from stepgraph import Step, write
@@ -221,3 +224,9 @@ def golden(net: Step, shift: float = 0) -> dict[str, Golden]:
             output_lengths=np.array(counts, np.int32),
         )
     }
+
+
+def kernel_of(net: Step) -> SequenceKernel:
+    """The net as the server runs it."""
+    graph = read_step_graph(net.model().SerializeToString(), net.spec)
+    return SequenceKernel(graph_sequences(net.spec, graph), "cpu", 1)

@@ -114,7 +114,7 @@ class Step:
         ]
         outputs += [_value(each.name + NEXT, each) for each in states]
         tensors = [numpy_helper.from_array(each, name) for name, each in self.constants.items()]
-        nodes = [_node(line) for line in self.nodes.strip().splitlines()]
+        nodes = [make_node(line) for line in self.nodes.strip().splitlines()]
         graph = helper.make_graph(nodes, "step", inputs, outputs, tensors)
         opsets = [helper.make_opsetid("", self.opset)]
         if any(node.domain for node in nodes):
@@ -173,7 +173,8 @@ def _value(
     return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], [*lead, *spec.shape])
 
 
-def _node(line: str) -> onnx.NodeProto:
+def make_node(line: str) -> onnx.NodeProto:
+    """The node of a line, as in Step."""
     inputs, _, rest = line.partition("->")
     op, *outputs = rest.split()
     op, *given = op.split("+")

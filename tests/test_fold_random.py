@@ -27,6 +27,8 @@ LAYERS = (
     "$v -> Softmax+axis=-1 $w",
     "$v $e -> Concat+axis=1 $a; $a $n -> MatMul $w",
     "$v three big a1 -> Slice $a; $v zero three a1 -> Slice $b; $a $b -> Concat+axis=-1 $w",
+    "$v edges -> Pad+mode=reflect $a; $a three nine a1 -> Slice $w",
+    "$v edges2 . a1 -> Pad $a; $a three nine a1 -> Slice $w",
     "$v threes -> Split+axis=1 $a $b; $a $b -> Mul $c; $c $a -> Concat+axis=1 $w",
     "$v pairs -> Reshape $a; $a -> Transpose+perm=1,0,2 $b; $b -> Relu $c; "
     "$c -> Transpose+perm=1,0,2 $d; $d flat -> Reshape $w",
@@ -46,6 +48,7 @@ ROUNDED = (
     *(f"$v -> {op} $w" for op in ("Elu", "Selu", "Softplus", "Mish", "Sin")),
 )
 VECTORS = {"three": [3], "big": [1 << 40], "zero": [0], "threes": [3, 3], "pairs": [-1, 2, 3]}
+VECTORS |= {"edges": [0, 1, 0, 2], "edges2": [3, 0], "nine": [9]}
 VECTORS |= {"flat": [-1, H], "six": [H], "a2": [2]}
 
 

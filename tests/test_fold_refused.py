@@ -200,6 +200,10 @@ MIXED: dict[str, str] = {
     "the first thousand rows": "v a0 thousand a0 -> Slice w",
     "the first thousand rows, of all axes": "v a00 thousand2 -> Slice w",
     "rows turned round": "v minus low a0 minus -> Slice w",
+    "rows that a pad moves by one": "v moved -> Pad w",
+    "rows that a pad of one axis moves by one": "v moved1 . a0 -> Pad w",
+    "a pad that is computed": "v -> Shape s\ns s -> Sub none2\nnone2 none2 -> Concat+axis=0 p\n"
+    "v p -> Pad w",
     "rows in an order that is computed": "v -> Neg n\nn a1 -> ReduceMax+keepdims=0 m\n"
     "m -> Cast+to=7 k\nv k -> Gather+axis=0 w",
     "a product of rows": "v -> Transpose vt\nv vt -> MatMul vv\nvv v -> MatMul w",
@@ -261,6 +265,8 @@ def fronted(lines: str) -> Step:
         "square": np.ones((1, 1), np.float32),
         "six1": np.array([H]),
         "minus": np.array([-1]),
+        "moved": np.array([1, 0, -1, 0]),
+        "moved1": np.array([1, -1]),
         "thousand": np.array([1000]),
         "thousand2": np.array([1000, H]),
         "wide": np.array([-1, H]),

@@ -16,7 +16,7 @@ from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Stream
-from onnxfiles import FileOracle
+from onnxfiles import FileOracle, model_of
 from placedfiles import DTYPES, ROWS, PlacedFile, placed_file
 
 Array = npt.NDArray[Any]
@@ -87,6 +87,32 @@ def test_a_state_that_the_served_graph_leaves_wrong_is_refused(
     with pytest.raises(Refused, match="differs at time step 2 of the random rows"):
         imported(file, tmp_path)
     assert not (tmp_path / "models").exists()
+
+
+NARROW = """<ir_version: 8, opset_import: ["": 17]>
+narrow (int32[B] kind, int32[B] sum) => (int32[B] total, int32[B] sum_out)
+{
+    sum_out = Add (sum, kind)
+    total = Identity (sum_out)
+}
+"""
+
+
+def test_an_integer_that_the_file_cannot_hold_fails(tmp_path: Path) -> None:
+    """It would wrap around to another number, whether a client gives it as x or in a state."""
+    path = tmp_path / "narrow.onnx"
+    path.write_bytes(model_of(NARROW, {}))
+    states = ("sum:sum_out",)
+    import_onnx(Request(path, "narrow", states=states, models=tmp_path / "models"))
+    stream = Stream(read_model(tmp_path / "models", "narrow", 1).network)
+    one = np.ones(1, np.int32)
+    for kind, total in ((7, 3), (-(2**31), 0), (2**31 - 1, 0)):
+        case = Golden({"kind": np.array([[kind]])}, one, {"sum": np.array([total])}, {}, {}, 0.0)
+        assert stream.run(case, [0, 1])["total"] == kind + total
+    for kind, total in ((2**31, 0), (2**33 + 1, 0), (1, -(2**31) - 1)):
+        case = Golden({"kind": np.array([[kind]])}, one, {"sum": np.array([total])}, {}, {}, 0.0)
+        with pytest.raises(Refused, match="must fit int32"):
+            stream.run(case, [0, 1])
 
 
 def _placed(order: list[str], row: Array) -> Array:

@@ -22,6 +22,7 @@ from lstmserve_export.onnx_file.child import (
     ANSWER_BYTES_MAX,
     MEMORY_BASE,
     MEMORY_FACTOR,
+    SECONDS,
     Limits,
     run_child,
 )
@@ -151,11 +152,12 @@ def test_no_torch_is_imported() -> None:
     assert found.stdout == "[]\n"
 
 
-def test_a_large_file_may_take_more_memory(job: Request) -> None:
+def test_a_large_file_may_take_more(job: Request) -> None:
     """What is given goes first."""
     size = job.file.stat().st_size
     assert Limits.of(job.file).memory == MEMORY_BASE + MEMORY_FACTOR * size
-    assert Limits.of(job.file.with_name("none")).memory == MEMORY_BASE
+    assert Limits.of(job.file).seconds > SECONDS
+    assert Limits.of(job.file.with_name("none")) == Limits(MEMORY_BASE, SECONDS)
     assert Limits.of(job.file, 1 << 30, 5) == Limits(1 << 30, 5)
 
 
@@ -274,11 +276,12 @@ def test_all_processes_of_the_child_end(
 
 def test_the_child_ends_with_its_parent(tmp_path: Path, lifeline: IO[bytes]) -> None:
     """A parent that is killed cannot end it."""
-    child = "from lstmserve_export.onnx_file.child import Limits, _limit\n_limit(Limits())\n"
-    child += "import signal\n" + WAITS.format(str(tmp_path / "alive"), "print('{}', flush=True)")
+    begins = "import os, signal\nfrom lstmserve_export.onnx_file.child import Limits, _limit\n"
+    begins += "_limit(Limits(), os.getppid())\n"
+    code = begins + WAITS.format(str(tmp_path / "alive"), "print('{}', flush=True)")
     parent = f"""
 import subprocess, sys
-process = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True)
+process = subprocess.Popen([sys.executable, "-c", {code!r}], start_new_session=True)
 process.wait()
 """
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
@@ -294,11 +297,11 @@ def test_the_child_limits_itself(tmp_path: Path) -> None:
 import os, resource as r
 from lstmserve_export.onnx_file.child import Limits, _limit
 r.setrlimit(r.RLIMIT_FSIZE, (5000, 6000))
-_limit(Limits(memory=1 << 30, seconds=10))
+_limit(Limits(memory=1 << 30, seconds=10), os.getppid())
 for kind in (r.RLIMIT_AS, r.RLIMIT_CORE, r.RLIMIT_FSIZE, r.RLIMIT_CPU):
     print(r.getrlimit(kind))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     cpu = 10 * (os.cpu_count() or 1) + 1
-    expected = [(1 << 30, 1 << 30), (0, 0), (6000, 6000), (cpu, cpu)]
+    expected = [(1 << 30, 1 << 30), (0, 0), (6000, 6000), (cpu, cpu + 1)]
     assert found.stdout.splitlines() == [*map(str, expected)]

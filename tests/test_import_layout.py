@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmserve_export.onnx_file.batch_axis import NoBatch, find_batch
 from lstmserve_export.onnx_file.layout import Layout, Place, Probed, probe
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles, StatePair
@@ -142,33 +143,33 @@ def test_batch_and_time_on_axes_of_their_own(examine: Probe, signature: str) -> 
     assert state(layout, 0) == state(layout, 1) == ((1, 6), 1, 1)
 
 
+TIME_FIRST = """
+    rows = Unsqueeze (x, axis1)
+    h3 = Unsqueeze (h, axis0)
+    c3 = Unsqueeze (c, axis0)
+    y4, h13, c13 = LSTM <hidden_size = 6> (rows, W, R, B, , h3, c3)
+    y3 = Squeeze (y4, axis1)
+    y = Transpose <perm = [1, 0, 2]> (y3)
+    h1 = Squeeze (h13, axis0)
+    c1 = Squeeze (c13, axis0)
+"""
+TIME_FIRST_SIDES = (
+    "(float[batch, 3] x, float[batch, 6] h, float[batch, 6] c) => "
+    "(float[batch, n, 6] y, float[batch, 6] h1, float[batch, 6] c1)"
+)
+
+
 def test_an_axis_called_batch_that_is_time(examine: Probe) -> None:
     """Rows along an axis called batch are time steps of one session, where the graph gives its
     LSTM one batch row whatever comes."""
     layout = examine(
-        "(float[batch, 3] x, float[batch, 6] h, float[batch, 6] c) => "
-        "(float[batch, n, 6] y, float[batch, 6] h1, float[batch, 6] c1)",
-        """
-        rows = Unsqueeze (x, axis1)
-        h3 = Unsqueeze (h, axis0)
-        c3 = Unsqueeze (c, axis0)
-        y4, h13, c13 = LSTM <hidden_size = 6> (rows, W, R, B, , h3, c3)
-        y3 = Squeeze (y4, axis1)
-        y = Transpose <perm = [1, 0, 2]> (y3)
-        h1 = Squeeze (h13, axis0)
-        c1 = Squeeze (c13, axis0)
-        """,
-        lstm(3, 6),
-        "h:h1",
-        "c:c1",
+        TIME_FIRST_SIDES, TIME_FIRST, lstm(3, 6), "h:h1", "c:c1", batch_axes={"x": None}
     ).layout
     assert not layout.is_batched
     assert layout.is_over_time
     assert axes(layout.inputs[0]) == ((3,), None, 0)
     assert axes(layout.outputs[0]) == ((6,), None, 1)
     assert state(layout) == ((6,), None, None)
-    assert "LSTM" in layout.notes[0]
-    assert "initial_h" in layout.notes[0]
 
 
 def test_states_change_their_axes(examine: Probe) -> None:
@@ -192,28 +193,32 @@ def test_states_change_their_axes(examine: Probe) -> None:
     assert state(layout) == ((2, 5), 1, 0)
 
 
-def test_a_batch_baked_into_a_reshape(examine: Probe) -> None:
-    """A graph that reshapes to one row takes one session a run, and the note names the operator;
-    the axes of one that come first are not of the row."""
+SQUEEZED = """
+    flat = Squeeze (x, axes01)
+    flat_h = Squeeze (h, axes01)
+    sum = Add (flat, flat_h)
+    mixed = MatMul (sum, w)
+    top = Tanh (mixed)
+    y = Unsqueeze (top, axes01)
+    h1 = Identity (y)
+"""
+
+
+def test_a_graph_of_one_session(examine: Probe) -> None:
+    """Where no axis is left for a batch, the graph takes one session a run, and the note names the
+    operator; the first axes of one are not of the row."""
     layout = examine(
-        "(float[1, 1, 3] x, float[1, 1, 5] h) => (float[1, 1, 2] y, float[1, 1, 5] h1)",
-        """
-        flat = Reshape (x, shape)
-        seen = MatMul (flat, w)
-        kept = MatMul (h, r)
-        sum = Add (seen, kept)
-        h1 = Tanh (sum)
-        y = MatMul (h1, o)
-        """,
-        CELL_WEIGHTS | {"shape": np.array([1, 1, 3])},
+        "(float[1, 1, 3] x, float[1, 1, 3] h) => (float[1, 1, 3] y, float[1, 1, 3] h1)",
+        SQUEEZED,
+        weights(w=(3, 3)) | {"axes01": np.array([0, 1])},
         "h:h1",
     ).layout
     assert not layout.is_batched
     assert axes(layout.inputs[0]) == ((3,), None, None)
-    assert axes(layout.outputs[0]) == ((2,), None, None)
-    assert state(layout) == ((1, 5), None, None)
+    assert axes(layout.outputs[0]) == ((3,), None, None)
+    assert state(layout) == ((1, 3), None, None)
     (note,) = layout.notes
-    assert note.startswith("no batch: with rows along axis 0 of x, axis 0 of h, Reshape refuses: ")
+    assert note.startswith("no batch: with rows along axis 0 of x, axis 0 of h, Squeeze refuses: ")
     assert len(note) < 300
 
 
@@ -250,16 +255,17 @@ def test_rows_that_mix_are_no_batch(examine: Probe, mixer: str) -> None:
         "limit": np.array(0.9, np.float32),
         "five": np.full((1, 5), 0.5, np.float32),
     }
-    layout = examine(
+    probed = examine(
         "(float[B, 3] x, float[B, 5] h) => (float[B, 2] y, float[B, 5] h1)",
         CELL.replace("h1 = Tanh", "h0 = Tanh").replace(
             "    y = ", f"    {MIXERS[mixer]}\n    y = "
         ),
         CELL_WEIGHTS | constants,
         "h:h1",
-    ).layout
-    assert not layout.is_batched
-    assert "is not what the row gives alone" in layout.notes[0]
+    )
+    batch = find_batch(probed.trial, {})
+    assert isinstance(batch, NoBatch)
+    assert "is not what the row gives alone" in batch.reason
 
 
 def test_a_batch_of_one_size_alone_is_none(examine: Probe) -> None:
@@ -275,15 +281,16 @@ def test_a_batch_of_one_size_alone_is_none(examine: Probe) -> None:
 
 
 def test_an_output_without_a_batch(examine: Probe) -> None:
-    """A graph of which one output has one row for all sessions takes one session a run."""
-    layout = examine(
+    """A graph of which one output has one row for all sessions has no batch."""
+    probed = examine(
         "(float[B, 3] x, float[B, 5] h) => (float[B, 2] y, float[B, 5] h1, float[1, 3] all)",
         CELL + "all = ReduceMax <axes = [0]> (x)",
         CELL_WEIGHTS,
         "h:h1",
-    ).layout
-    assert not layout.is_batched
-    assert "all is [1, 3] for 4 rows and [1, 3] for one" in layout.notes[0]
+    )
+    batch = find_batch(probed.trial, {})
+    assert isinstance(batch, NoBatch)
+    assert "all is [1, 3] for 4 rows and [1, 3] for one" in batch.reason
 
 
 def test_an_input_that_the_graph_ignores(examine: Probe) -> None:
@@ -296,6 +303,19 @@ def test_an_input_that_the_graph_ignores(examine: Probe) -> None:
     ).layout
     assert layout.is_batched
     assert axes(layout.inputs[1]) == ((7,), 0, None)
+
+
+def test_an_output_that_never_changes(examine: Probe) -> None:
+    """Of an output that is the same for every row, a note says that its batch is its shape's."""
+    layout = examine(
+        "(float[B, 3] x, float[B, 5] h) => (float[B, 2] y, float[B, 5] h1, float[B, 3] off)",
+        CELL + "off = Mul (x, none)",
+        CELL_WEIGHTS | {"none": np.array(0, np.float32)},
+        "h:h1",
+    ).layout
+    assert layout.is_batched
+    assert layout.outputs[1].batch == 0
+    assert "off had the same values for every row" in layout.notes[-1]
 
 
 def test_a_scalar_input_leaves_no_batch(examine: Probe) -> None:
@@ -332,7 +352,7 @@ def test_a_constant_with_a_batch(examine: Probe) -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [({"x": 0}, True), ({"h": -2, "y": 0}, True), ({"x": None}, False)],
+    [({"x": 0}, True), ({"h": -2, "y": 0}, True), ({"x": None}, False), ({"": None}, False)],
 )
 def test_a_batch_axis_that_is_given(
     examine: Probe, given: dict[str, int | None], found: bool
@@ -378,9 +398,9 @@ def test_a_wrong_batch_axis_of_a_graph_without_batch(examine: Probe) -> None:
     """Where no axis is a batch, the refusal of --batch-axis says so."""
     with pytest.raises(Refused, match="no other axis works; leave the flag out"):
         examine(
-            "(float[1, 3] x, float[1, 5] h) => (float[1, 2] y, float[1, 5] h1)",
-            "flat = Reshape (x, shape)" + CELL.replace("(x, w)", "(flat, w)"),
-            CELL_WEIGHTS | {"shape": np.array([1, 3])},
+            "(float[1, 1, 3] x, float[1, 1, 3] h) => (float[1, 1, 3] y, float[1, 1, 3] h1)",
+            SQUEEZED,
+            weights(w=(3, 3)) | {"axes01": np.array([0, 1])},
             "h:h1",
             batch_axes={"x": 0},
         )
@@ -449,6 +469,49 @@ def test_a_free_axis_that_is_no_time(examine: Probe, rows: int) -> None:
     layout = examine(signature, SUMMED, CELL_WEIGHTS, "h:h1", rows=rows).layout
     assert layout.is_batched
     assert layout.inputs[0].spec.shape == ((3,) if rows == 1 else (rows, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_an_input_for_all_rows_of_a_step(examine: Probe, rows: int) -> None:
+    """--rows leaves out an input whose only free axis is named as the batch is."""
+    layout = examine(
+        "(float[B, K, 3] x, float[B, 5] who, float[B, 5] h) => (float[B, 5] y, float[B, 5] h1)",
+        "part = Add (who, h)" + SUMMED.replace("(seen, h)", "(seen, part)"),
+        CELL_WEIGHTS,
+        "h:h1",
+        rows=rows,
+    ).layout
+    assert layout.is_batched
+    assert axes(layout.inputs[0]) == (((3,) if rows == 1 else (rows, 3)), 0, 1)
+    assert axes(layout.inputs[1]) == ((5,), 0, None)
+
+
+NORMED = """
+    mean = ReduceMean <axes = [1]> (x)
+    rest = Sub (x, mean)
+    square = Mul (rest, rest)
+    mean2 = ReduceMean <axes = [1]> (square)
+    spread = Add (mean2, tiny)
+    root = Sqrt (spread)
+    level = Div (rest, root)
+    seen = MatMul (level, w)
+    sum = Add (seen, h)
+    h1 = Tanh (sum)
+    y = Identity (h1)
+"""
+
+
+def test_rows_that_give_rounding_alone_prove_nothing(examine: Probe) -> None:
+    """A constant row less its mean is rounding alone, which the graph makes large: no such row is
+    compared."""
+    probed = examine(
+        "(float[B, 7] x, float[B, 5] h) => (float[B, 5] y, float[B, 5] h1)",
+        NORMED,
+        weights(w=(7, 5)) | {"tiny": np.array(1e-30, np.float32)},
+        "h:h1",
+    )
+    rows = probed.trial.sequences(probed.layout.inputs, 16, 3)["x"].reshape(-1, 7)
+    assert not rows[rows.std(axis=1) < 0.01].any()
 
 
 # States -------------------------------------------------------------------------------------------
@@ -747,7 +810,7 @@ def test_rows_that_do_not_mix_are_time_steps(examine: Probe) -> None:
     assert axes(layout.inputs[0]) == ((10, 3), None, 0)
     assert axes(layout.outputs[0]) == ((6,), None, 0)
     assert "axis 0 of x do not depend on each other" in layout.notes[0]
-    assert "give --window 10" in layout.notes[1]
+    assert layout.notes[1].endswith("give its size, as --window 10")
 
 
 def test_a_network_without_memory_is_both(examine: Probe) -> None:
@@ -780,3 +843,53 @@ def test_two_axes_of_any_size_are_refused(examine: Probe) -> None:
             "  y = Sub (p, m)",
             weights(k=(2, 3, 3, 3)),
         )
+
+
+def test_a_batch_that_mixes_its_rows_is_of_one(examine: Probe) -> None:
+    """Where no axis is a batch that works, the names or --batch-axis say which one is time."""
+    body = (
+        "m = ReduceMax <keepdims = 0> (x)  z = Div (x, m)"
+        + RNN.replace("major", "z")
+        + "y = Identity (all)"
+    )
+    for sides, flags in (("seq_len, batch_size", {}), ("a, c", {"": None}), ("a, c", {"x": 1})):
+        layout = examine(
+            f"(float[{sides}, 3] x) => (float[{sides}, 6] y)",
+            body,
+            RNN_WEIGHTS,
+            batch_axes=flags,
+        ).layout
+        assert not layout.is_batched
+        assert layout.inputs[0].spec.shape == (3,)
+        assert layout.inputs[0].time == (1 if "" in flags else 0)
+
+
+def test_an_output_of_one_row_for_hundreds(examine: Probe) -> None:
+    """The axis of time of an output shows only in sequences that are long enough."""
+    layout = examine(
+        "(float[1, samples] x) => (float[1, frames] y)",
+        """
+        wave = Unsqueeze (x, axis1)
+        means = AveragePool <kernel_shape = [256], strides = [256], ceil_mode = 1> (wave)
+        y = Squeeze (means, axis1)
+        """,
+        weights(),
+    ).layout
+    assert axes(layout.inputs[0]) == ((), 0, 1)
+    assert axes(layout.outputs[0]) == ((), 0, 1)
+
+
+def test_a_symbolic_batch_may_be_left(examine: Probe) -> None:
+    """--batch-axis none gives one session a run to a file of which the batch works."""
+    layout = examine(
+        "(float[T, B, 3] x, float[1, B, 6] h, float[1, B, 6] c) => "
+        "(float[T, B, 6] y, float[1, B, 6] h1, float[1, B, 6] c1)",
+        LSTM,
+        lstm(3, 6),
+        "h:h1",
+        "c:c1",
+        batch_axes={"": None},
+    ).layout
+    assert not layout.is_batched
+    assert layout.inputs[0].spec.shape == (3,)
+    assert state(layout) == ((1, 6), None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -256,3 +257,23 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(Refused, match=says) as refused:
         read_source(tmp_path / "old.onnx")
     assert "export the model again" in str(refused.value)
+
+
+@pytest.mark.parametrize("seed", [0, secrets.randbits(32)], ids=["0", "random"])
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, seed: int) -> None:
+    """Whatever bytes change: a file is read, or refused by Refused."""
+    print(f"seed {seed}")
+    rng, file = np.random.default_rng(seed), tmp_path / "old.onnx"
+    good = [model_of(case, 7).SerializeToString() for case in SAME.values()]
+    refused = []
+    for _ in range(300):
+        content = bytearray(good[rng.integers(len(good))])
+        for at in rng.integers(len(content), size=rng.integers(1, 4)).tolist():
+            content[at] = (content[at] + int(rng.integers(-2, 3))) % 256
+        file.write_bytes(content)
+        try:
+            read_source(file)
+        except Refused as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert not any("\n" in each for each in refused)

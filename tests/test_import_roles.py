@@ -86,6 +86,8 @@ WILD: dict[str, tuple[str, str, str]] = {
     "camel case": ("x; hiddenIn; cellIn", "y; hiddenOut; cellOut", "hiddenIn:hiddenOut cellIn:"),
     "bool and half": ("x; h_in 4 float16; seen_state 1 bool", "y; h_out 4 float16; seen_state_out "
                       "1 bool", "h_in:h_out seen_state:seen_state_out"),
+    "another number of axes": ("x 1,8; h 1,8; c 4,1,2", "y 1,8; h_out 1,1,8; c_out 4,2",
+                               "h:h_out c:c_out"),
     "as long as x": ("x 1,8; h 1,8", "y 1,8; h_out 1,8", "h:h_out"),
 }  # fmt: skip
 
@@ -110,6 +112,8 @@ ALONE: dict[str, tuple[str, str]] = {
     "other dtypes": ("x; z 4 int64", "y 1,7; w 4 int32"),
     "no number of axes": ("x; z 4", "y 1,7; w 1,4"),
     "an observation": ("state", "next_state"),
+    "open sizes": ("x 1,samples; z 3", "y 1,frames; w 1,frames"),
+    "sizes of 1": ("x 1,5; z 1", "y 1,6; w 1"),
     "an output that is the input": ("x 1,4; z 1,3", "y 1,9; x 1,4"),
 }
 
@@ -137,6 +141,8 @@ UNCLEAR: dict[str, tuple[str, str, str]] = {
     "numbers alone": ("input_1 9; input_2; input_3", "output_1 8; output_3; output_2",
                       "--state input_2:output_2 --state input_3:output_3"),
     "a memory and one output": ("x; h 1,4", "y 1,4", "--state h:y"),
+    "open sizes of equal names": ("x 3; r1i ?,?; r2i ?,?", "y; r1o ?,?; r2o ?,?",
+                                  "--state r1i:r1o --state r2i:r2o"),
     "one name of two": ("x; h0; h1", "y 1,9; hn", "--state h1:hn"),
 }  # fmt: skip
 
@@ -187,6 +193,16 @@ def test_outputs_are_chosen_and_ordered() -> None:
     assert [each.name for each in found.outputs] == ["h_out"]
 
 
+def test_an_input_without_axes_may_be_a_constant() -> None:
+    """A note says so, unless the operator named it or there is no other input."""
+    says = "each step gives low, high; if that never changes, give --constant low=VALUE"
+    sides = "x 1,samples; low , ; high ,", "y 1,frames"
+    assert says in roles(*sides).notes[-1]
+    assert len(roles(*sides, inputs=("x", "low", "high")).notes) == 1
+    assert len(roles(*sides, constants={"low": "1", "high": "2"}).notes) == 1
+    assert len(roles("low ,", "y").notes) == 1
+
+
 def test_a_pair_that_is_given_leaves_the_rest_to_be_found() -> None:
     """Also one whose names have colons."""
     found = roles("x:0; a:0; h0", "y:1; b:1; hn", states=("a:0:b:1",))
@@ -197,6 +213,8 @@ def test_a_pair_that_is_given_leaves_the_rest_to_be_found() -> None:
 FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "unknown pair": ("x; h", "y; h_out", {"states": ("h:z",)}, "--state h:z: give IN:OUT, one of"),
     "no pair": ("x; h", "y; h_out", {"states": ("h",)}, "its outputs y, h_out"),
+    "other axes": ("x; h 4,2", "y; g 8", {"states": ("h:g",)}, r"\[4, 2\] and g float32\[8\] di"),
+    "open axes": ("x; h 4,?", "y; g 4,?,1", {"states": ("h:g",)}, "differ in shape"),
     "other shape": ("x; h 4", "y; g 5", {"states": ("h:g",)}, r"h float32\[4\] and g float32\[5\]"),
     "twice": ("x; h; g", "y; z", {"states": ("h:z", "g:z")}, "another flag names z"),
     "state and input": ("x; h", "y; z", {"states": ("h:z",), "inputs": ("h",)}, "flag names h"),

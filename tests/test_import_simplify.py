@@ -26,8 +26,8 @@ silero_like (float[B, 4] x, float[2, B, 3] state) => (float[B, 3] y, float[2, B,
         then_branch = fast () => (float[N, 3] out, float[2, N, 3] next)
         {
             sizes = Shape (x)
-            rank = Size (sizes)
-            is_batch = Equal (rate_rank, rank)
+            ranks = Shape (sizes)
+            is_batch = Equal (rate_rank, ranks)
             rows = If (is_batch) <
                 then_branch = whole () => (float[1, N, 4] value)
                 {
@@ -344,12 +344,82 @@ def test_constants_that_would_fill_the_memory_are_not_computed(kind: str) -> Non
     assert operators(simplify(model)) == [kind, "ReduceMax", "Mul"]
 
 
+@pytest.mark.parametrize(
+    ("node", "size"),
+    [("wide = Cos (w)", 2000), ("wide = DequantizeLinear (q, scale)", 4)],
+    ids=["cos", "quantized"],
+)
+def test_weights_that_are_computed_stay(node: str, size: int) -> None:
+    """The file is no larger, and onnxruntime finds the patterns that it knows."""
+    model = model_of(
+        f"weighed (float[B, {size}] x) => (float[B, {size}] y) {{ {node} y = Add (x, wide) }}",
+        w=np.ones(size, np.float32),
+        q=np.ones(size, np.int8),
+        scale=np.float32(1),
+    )
+    assert operators(simplify(model)) == operators(model)
+
+
 def test_a_weight_that_nothing_reads_stays() -> None:
     """The initial value of a state is one."""
     model = silero_like(16000)
     tensor = numpy_helper.from_array(np.zeros((2, 3), np.float32), "state.initial")
     model.graph.initializer.append(tensor)
     assert "state.initial" in {each.name for each in simplify(model).graph.initializer}
+
+
+def test_a_slice_of_everything_goes() -> None:
+    """Exporters write x[:, 1:] as two, and that along the batch looks as if it mixed sessions."""
+    model = model_of(
+        """
+        cut (float[B, 4] x) => (float[B, 3] y, float[B, 2] z)
+        {
+            all = Slice (x, zeros, largest, axis0, ones)
+            y = Slice (all, ones, largest, axis1, ones)
+            three = Slice (x, zeros, threes, axis0, ones)
+            back = Slice (three, minus, lowest, axis0, minus)
+            half = Slice (back, zeros, largest, axis1, twos)
+            z = Slice (half, zeros, largest)
+        }
+        """,
+        zeros=[0],
+        ones=[1],
+        twos=[2],
+        threes=[3],
+        minus=[-1],
+        axis0=[0],
+        axis1=[1],
+        largest=[np.iinfo(np.int64).max],
+        lowest=[np.iinfo(np.int64).min],
+    )
+    found = simplify(model)
+    assert operators(found) == ["Slice"] * 4
+    for size in (1, 2, 3, 5):
+        check_bits(model, found, x=(size, 4))
+
+
+def test_a_slice_is_left_with_the_axes_that_it_cuts() -> None:
+    """Keras writes all axes of a tensor."""
+    model = model_of(
+        """
+        cropped (float[B, 4] x) => (float[B, 2] y)
+        {
+            y = Slice (x, starts, ends, axes, steps)
+        }
+        """,
+        starts=[0, 1],
+        ends=[np.iinfo(np.int64).max, 3],
+        axes=[0, 1],
+        steps=[1, 1],
+    )
+    found = simplify(model)
+    (node,) = found.graph.node
+    weights = {e.name: numpy_helper.to_array(e).tolist() for e in found.graph.initializer}
+    assert [weights[name] for name in node.input[1:]] == [[1], [3], [1], [1]]
+    assert len(weights) == 4
+    for size in (1, 2, 5):
+        check_bits(model, found, x=(size, 4))
+    assert simplify(found) == found
 
 
 def test_random_values_stay_random() -> None:

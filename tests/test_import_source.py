@@ -172,15 +172,18 @@ def typed_input(kind: onnx.TypeProto) -> Edit:
 
 TENSOR = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
 FAULTS: dict[str, tuple[str, Edit]] = {
-    "external data": ("w lies in another file; theirs.onnx must hold its weights: write", external),
+    "external data": (
+        "w lies in another file; theirs.onnx must hold its weights, so save it whole",
+        external,
+    ),
     "sparse weights": ("sparse initializers", lambda m: m.graph.sparse_initializer.add()),
     "a sparse constant": (
         "a sparse tensor in Constant",
         lambda m: node(m, "Constant").attribute.add(name="value").sparse_tensor.dims.append(1),
     ),
     "operators of others": (
-        "Op0, Op1, Op2, Op3, Op4, Op5, Op6, Op7 and 4 more of the domain 'ai.vendor' and Other of "
-        "the domain 'org.others'; the server runs those of ONNX and com.microsoft alone",
+        "has the operators Op0, Op1, Op2, Op3, Op4, Op5, Op6, Op7 and 4 more of the domain "
+        "'ai.vendor' and Other of the domain 'org.others'; the server runs those of ONNX and com.microsoft alone",
         customs,
     ),
     "an operator of ai.onnx.ml": (
@@ -204,19 +207,19 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     ),
     "a weight of no dtype": ("'w'", lambda m: setattr(weight(m), "data_type", 99)),
     "an input of strings": (
-        "an input odd that is a tensor of strings",
+        "the input odd of theirs.onnx is of the type tensor of strings",
         typed_input(helper.make_tensor_type_proto(TensorProto.STRING, [1])),
     ),
     "an optional input": (
-        "an input odd that is a optional",
+        "the input odd of theirs.onnx is of the type optional",
         typed_input(helper.make_optional_type_proto(TENSOR)),
     ),
     "an input that is a map": (
-        "an input odd that is a map",
+        "the input odd of theirs.onnx is of the type map",
         typed_input(helper.make_map_type_proto(TensorProto.INT64, TENSOR)),
     ),
     "an output that is a sequence": (
-        "an output SequenceConstruct that is a sequence",
+        "the output SequenceConstruct of theirs.onnx is of the type sequence",
         sequence_output,
     ),
     "no outputs": ("has no output: there is nothing", lambda m: m.graph.ClearField("output")),

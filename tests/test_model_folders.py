@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stepgraph
 from lstmserve import Client
 from lstmserve.config import Config
 from lstmserve.engine import load_models
@@ -87,6 +88,20 @@ def test_the_others_are_served(serve: Serve, tmp_path: Path, name: str) -> None:
     assert ended.stderr.startswith("Error: ")
     assert ended.stderr.count("\n") == 1
     assert says in ended.stderr
+
+
+def test_a_file_that_no_manifest_names_is_not_opened(tmp_path: Path) -> None:
+    """Next to a model's own files, or in a folder without a manifest: opening a pipe would hang."""
+    stepgraph.make_model(tmp_path)
+    for stranger in ("n/1/theirs.onnx", "n/1/model.onnx.data", "n/2/model.onnx", "m/1/model.onnx"):
+        (tmp_path / stranger).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(tmp_path / stranger)
+    os.mkfifo(tmp_path / "model.onnx")
+    refused: list[RefusedFolder] = []
+    (model,) = load_models(Config(models=tmp_path, pool_bytes=1 << 20), refused.append)
+    assert (model.name, model.version) == ("n", 1)
+    assert [each.folder for each in refused] == ["m/1", "n/2"]
+    assert all("manifest.json" in each.reason for each in refused)
 
 
 def test_strangers_are_passed_over(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from lstmserve.engine.compute.kernel import KernelError, SequenceKernel
 from lstmserve.engine.compute.selftest import SelfTestFailed, check_sequences
 from lstmserve.golden import Golden, InvalidGolden, check_golden, dump_golden, load_golden
 from lstmserve.graph import InvalidModel, graph_sequences
-from lstmserve.graph.emptiness import ENDS, guard_empty
 from lstmserve.graph.step_graph import fingerprint, read_step_graph
 from lstmserve.manifest import MANIFEST, InvalidModelFolder, Manifest, read_model
 from lstmserve.rows import RowFormat
@@ -33,6 +32,7 @@ from sequencegraphs import (
     NETS,
     SequenceOracle,
     golden,
+    kernel_of,
     make_models,
     random_rows,
     write_sequences,
@@ -40,12 +40,6 @@ from sequencegraphs import (
 from stepgraph import Step, five_states, write
 
 X = TensorSpec("x", (3,))
-
-
-def kernel_of(net: Step) -> SequenceKernel:
-    """The net as the server runs it."""
-    graph = read_step_graph(net.model().SerializeToString(), net.spec)
-    return SequenceKernel(graph_sequences(net.spec, graph), "cpu", 1)
 
 
 # The spec, the manifest and the graph -------------------------------------------------------------
@@ -295,95 +289,6 @@ def _only(folder: Path, version: int) -> Path:
         if each.name != str(version):
             each.rename(folder / f".{each.name}")
     return folder
-
-
-# Sequences that leave a layer without a row -------------------------------------------------------
-
-SOME = "x two last axis0 -> Slice some\n"
-OVER_TIME = SOME + "some axis1 -> Unsqueeze major\n"  # [T, 1, 3]
-OVER_BATCH = SOME + "some axis0 -> Unsqueeze major\n"  # [1, T, 3]
-CHANNELS = f"{SOME}some -> Transpose+perm=1,0 columns\ncolumns axis0 -> Unsqueeze major\n"
-VOLUME = f"{CHANNELS}major axes -> Unsqueeze volume\n"
-QUANTISED = "DynamicQuantizeLSTM+domain=com.microsoft+hidden_size=4"
-INNER: dict[str, str] = {
-    "GRU": OVER_TIME + "major w r -> GRU+hidden_size=4 all end\nend axis1 -> Squeeze y",
-    "LSTM": OVER_BATCH + "major w r -> LSTM+hidden_size=4 all end\nend axis0 -> Squeeze y",
-    "DynamicQuantizeLSTM": f"""{OVER_BATCH}major wq rq . . . . . scale1 point scale1 point -> {QUANTISED} all end
-end axis0 -> Squeeze y
-""",
-    "Attention": f"""{OVER_BATCH}major axis2 -> Unsqueeze heads
-heads heads heads -> Attention mixed
-mixed outer -> Squeeze y
-""",
-    "InstanceNormalization": f"""{CHANNELS}major scale bias -> InstanceNormalization normal
-normal axis2 -> ReduceMean+keepdims=0 y
-""",
-    "ConvTranspose": f"""{VOLUME}volume kernel -> ConvTranspose wide
-wide spatial -> ReduceMean+keepdims=0 y
-""",
-}
-GATES = {"GRU": 3, "LSTM": 4}
-WIDTHS = {"InstanceNormalization": 3, "ConvTranspose": 2, "Attention": 3}
-
-
-def inner(op: str) -> Step:
-    """A net whose layer `op` reads the rows 2, 3, ... of the sequence."""
-    rng, gates = np.random.default_rng(0), GATES.get(op, 1)
-    constants = {
-        "two": np.array([2]),
-        "last": np.array([1 << 40]),
-        "axis0": np.array([0]),
-        "axis1": np.array([1]),
-        "axis2": np.array([2]),
-        "axes": np.array([3, 4]),
-        "outer": np.array([0, 2]),
-        "spatial": np.array([2, 3, 4]),
-        "w": rng.uniform(-1, 1, (1, 4 * gates, 3)).astype(np.float32),
-        "r": rng.uniform(-1, 1, (1, 4 * gates, 4)).astype(np.float32),
-        "wq": rng.integers(0, 255, (1, 3, 16), np.uint8),
-        "rq": rng.integers(0, 255, (1, 4, 16), np.uint8),
-        "scale1": np.array([0.01], np.float32),
-        "point": np.array([128], np.uint8),
-        "scale": np.ones(3, np.float32),
-        "bias": np.zeros(3, np.float32),
-        "kernel": rng.uniform(-1, 1, (3, 2, 2, 2, 2)).astype(np.float32),
-    }
-    used = {word for line in INNER[op].splitlines() for word in line.partition("->")[0].split()}
-    kept = {name: each for name, each in constants.items() if name in used}
-    spec = ModelSpec((X,), (TensorSpec("y", (WIDTHS.get(op, 4),)),), ())
-    return Step(spec, INNER[op], kept, opset=23 if op == "Attention" else 20)
-
-
-@pytest.mark.parametrize("op", ENDS)
-def test_a_layer_without_a_row_fails_and_does_not_end_the_process(tmp_path: Path, op: str) -> None:
-    """Too short a sequence is a KernelError, where onnxruntime alone would abort, divide by zero or
-    read no address; a longer one has the bits of the file."""
-    net, rng = inner(op), np.random.default_rng(1)
-    kernel = kernel_of(net)
-    write_sequences(tmp_path, "net", net)
-    oracle = SequenceOracle(tmp_path, "net", net.spec)
-    for length in (1, 2, 3, 9):
-        x = rng.standard_normal((length, 3)).astype(np.float32)
-        if length > 2:
-            assert np.array_equal(kernel.run(x, {})[0], oracle.rows(x))
-        else:
-            with pytest.raises(KernelError, match="division by zero"):
-                kernel.run(x, {})
-
-
-def test_subgraphs_are_guarded_too() -> None:
-    """A layer within a branch reads a guarded input; nodes that are given stay as they are."""
-    branch = helper.make_graph(
-        [helper.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=2)], "then", [], []
-    )
-    node = helper.make_node("If", ["is"], ["z"], then_branch=branch, else_branch=branch)
-    before = node.SerializeToString()
-    (found,) = guard_empty([node])
-    assert node.SerializeToString() == before
-    for attribute in found.attribute:
-        ops = [each.op_type for each in attribute.g.node]
-        assert ops == ["Shape", "Div", "Mul", "Reshape", "GRU"]
-        assert attribute.g.node[-1].input[0] == attribute.g.node[-2].output[0]
 
 
 # A server of such models --------------------------------------------------------------------------

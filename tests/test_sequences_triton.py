@@ -142,6 +142,7 @@ async def test_refusals(triton: Triton, wire: Wire) -> None:
     answers = await triton.run("one_by_one", wire.target, [*texts.values(), whole("labels", rows)])
     for text, answer in zip(texts, answers, strict=False):
         assert text in str(answer.error)
+    assert answers[0].status == "StatusCode.FAILED_PRECONDITION"
     assert answers[-1].error is None
     assert len(wire.engine.table) == 0
 

@@ -775,6 +775,35 @@ def test_recurrent_layers_in_a_step_graph_are_exact() -> None:
     assert check(layered().network(), {"case": golden}) == 0
 
 
+CONVOLVED = """
+x K1 -> Conv+kernel_shape=3,3+pads=1,1,1,1 seen
+seen -> Relu first
+first K2 -> Conv+kernel_shape=1,1 second
+second flat -> Reshape row
+mean half -> Mul old
+row half -> Mul new
+old new -> Add mean.next
+mean.next out -> MatMul y
+"""
+
+
+def test_convolutions_have_the_bits_of_a_step_in_a_chunk() -> None:
+    """A graph that needs the Scan keeps them: onnxruntime takes other code for a convolution whose
+    weights lie around the Scan's body."""
+    rng = np.random.default_rng(0)
+    shapes = {"K1": (16, 3, 3, 3), "K2": (8, 16, 1, 1), "out": (80, 2)}
+    arrays = {n: rng.uniform(-0.5, 0.5, shape).astype(np.float32) for n, shape in shapes.items()}
+    arrays |= {"flat": np.array([-1, 80]), "half": np.array(0.5, np.float32)}
+    spec = ModelSpec(
+        (TensorSpec("x", (3, 2, 5)),), (TensorSpec("y", (2,)),), (TensorSpec("mean", (80,)),)
+    )
+    network = Step(spec, CONVOLVED, arrays).network()
+    assert network.scans_because
+    inputs = {"x": rng.standard_normal((4, 9, 3, 2, 5)).astype(np.float32)}
+    golden = Golden(inputs, np.array([9, 1, 5, 7], np.int32), None, {}, {}, torch_error=0.0)
+    assert check(network, {"case": golden}) == 0
+
+
 # Graphs in graphs ---------------------------------------------------------------------------------
 
 

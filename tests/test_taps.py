@@ -45,6 +45,11 @@ def test_taps_and_parity_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert len(json.loads((folder / MANIFEST).read_text())["taps"]) == len(taps)
 
 
+def test_a_tap_of_an_export_is_written_as_ever() -> None:
+    """Earlier releases refuse fields that they do not know."""
+    assert set(RNN.to_json()) == {"layer", "index", "kind", "input", "states", "weights"}
+
+
 def test_a_manifest_without_taps_is_read(tmp_path: Path) -> None:
     """So networks look that other tools wrote."""
     folder = write(tmp_path)
@@ -102,6 +107,19 @@ MALFORMED: dict[str, tuple[str, Edit]] = {
     "weight of no name": ("must be names", lambda tap: tap["weights"].update(R=1)),
     "another field": ("malformed tap", lambda tap: tap.update(gates="ifgo")),
     "no field": ("malformed tap", lambda tap: tap.pop("input")),
+    "values and states": ("states, and values", lambda tap: tap.update(before=["a"], after=["b"])),
+    "values before alone": ("1 values, not 0", lambda tap: tap.update(states=[], before=["a"])),
+    "too many values": (
+        "rnn has 1 values, not 2",
+        lambda tap: tap.update(states=[], before=["a", "c"], after=["b"]),
+    ),
+    "values of no name": (
+        "must be names",
+        lambda tap: tap.update(states=[], before=[""], after=["b"]),
+    ),
+    "number of values": ("malformed tap", lambda tap: tap.update(before=1)),
+    "a flag as text": ("must be a flag", lambda tap: tap.update(linear_before_reset="no")),
+    "a place of no name": ("and inside a name", lambda tap: tap.update(inside=3)),
 }
 
 

@@ -27,10 +27,11 @@ Drive = Callable[[bool], Heard]  # whether in real time -> what was heard
 class Cost:
     """What a way takes.
 
-    `streams` is how many one core keeps up with. The rest is of the calls in real time: `cores`
-    that they keep busy, of the server if there is one, and then `client_cores` of the program that
-    sends; `late_ms` within which 99 of 100 answers follow their frames. `mib` is the whole server,
-    or what onnxruntime adds to the program. `is_equal`: the answers have the expected bits.
+    `streams` is for how many one core has the CPU time. The rest is of the calls in real time:
+    `cores` that they keep busy, of the server if there is one, and then `client_cores` of the
+    program that sends; `late_ms` within which 99 of 100 answers follow their frames. `mib` is the
+    whole server, or what onnxruntime adds to the program. `is_equal`: the answers have the expected
+    bits.
     """
 
     way: str
@@ -47,11 +48,11 @@ def compare(server: Server, frames: Frames, expected: Floats) -> Iterator[Cost]:
     """Hears the calls in each way, in real time and as fast as it can. `expected` [S, T]."""
     count = len(frames)
 
-    def one_client(is_live: bool) -> Heard:
+    def one_message(is_live: bool) -> Heard:
         with Client(server.target) as client:
             return hear(Gateway(client, count).step, frames, is_live=is_live)
 
-    def a_client_each(is_live: bool) -> Heard:
+    def a_stream_each(is_live: bool) -> Heard:
         return asyncio.run(hear_each(server.target, frames, is_live=is_live))
 
     for way, make in (
@@ -60,7 +61,7 @@ def compare(server: Server, frames: Frames, expected: Floats) -> Iterator[Cost]:
         ("one batch", lambda: ByHand(count)),
     ):
         yield _in_program(f"onnxruntime, {way}", make, frames, expected)
-    for way, drive in (("one client", one_client), ("a client each", a_client_each)):
+    for way, drive in (("one message", one_message), ("a stream each", a_stream_each)):
         yield _cost(f"lstmserve, {way}", drive, expected, server.process_id, 0)
 
 

@@ -69,6 +69,6 @@ def _draw_streams(axes: plt.Axes, per_core: Mapping[str, tuple[float, bool]]) ->
     axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.2 * max(values)), xticks=())
-    axes.set_title("Streams in real time on one core")
+    axes.set_title("Streams per core, by CPU time")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=8)

@@ -107,7 +107,7 @@ def hear(step: Step, frames: Frames, *, is_live: bool, show: Show | None = None)
 
 
 async def hear_each(target: str, frames: Frames, *, is_live: bool) -> Heard:
-    """As hear(), where every call is a client of its own, whose frames end at times of its own."""
+    """As hear(), but every call is a gRPC stream of its own, and frames end at different times."""
     heard = Heard(*np.empty((2, *frames.shape[:2]), np.float32))
     async with AsyncClient(target) as client:
         sessions = [await client.session(MODEL) for _ in frames]

@@ -128,13 +128,13 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: float | None) -> i
     type=click.FloatRange(0.5),
     metavar="GIB",
     callback=_bytes,
-    help="Memory that the import may take; by default 4 GiB and 16 times the file.",
+    help="Memory that the import may take; by default 4 GiB and 32 times the file.",
 )
 @flag(
     "--time-limit",
     type=click.FloatRange(1),
     metavar="S",
-    help="Seconds that the import may take; by default 600.",
+    help="Seconds that the import may take; by default 600 and one for each MiB.",
 )
 def import_command(**flags: Any) -> None:
     """Turn MODEL.onnx, which any tool may have made, into a model folder.

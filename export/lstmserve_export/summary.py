@@ -91,7 +91,7 @@ def _network_rows(manifest: Manifest, way: Way) -> Rows:
     groups = (("inputs", spec.inputs), ("outputs", spec.outputs), ("states", spec.states))
     return [
         *([("layers", describe_layers(manifest))] if manifest.taps else []),
-        *((label, ", ".join(map(describe_tensor, tensors))) for label, tensors in groups),
+        *((label, ", ".join(map(describe_tensor, tensors)) or "none") for label, tensors in groups),
         *_window_rows(spec),
         *_parity_rows(manifest, way),
         ("", describe_bits(manifest)),

@@ -34,6 +34,7 @@ from lstmserve.graph import (
     read_weights,
     step_graph,
 )
+from lstmserve.graph.safety import subgraphs
 from lstmserve.graph.weights import fingerprint
 from lstmserve.lstm_golden import check_lstm_golden, load_lstm_golden
 from lstmserve.spec import InvalidSpec, LstmSpec, ModelSpec, Tap, find_tensor, window_states
@@ -312,7 +313,7 @@ def _check_taps(taps: tuple[Tap, ...], spec: ModelSpec, graph: step_graph.StepGr
     """Raises InvalidModelFolder for a tap that names what the spec or the step graph lacks."""
     places = {"": _Places(graph.nodes, graph.initializers, (*spec.inputs, *spec.states))}
     for node in graph.nodes:
-        for body in (each.g for each in node.attribute if node.op_type == "Scan"):
+        for body in subgraphs(node) if node.op_type == "Scan" else ():
             weights = {each.name for each in body.initializer} | places[""].weights
             places[node.output[0]] = _Places(body.node, weights, body.input)
     for tap in taps:

@@ -7,7 +7,7 @@ and states. Where the rows lie in what comes out is seen from its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Final
@@ -15,20 +15,19 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles import Roles
 from lstmserve_export.onnx_file.row_shapes import Axes
-from lstmserve_export.onnx_file.runner import RunRefused
+from lstmserve_export.onnx_file.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.source import Value
 from lstmserve_export.onnx_file.trial import Row, Trial
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import shorten
 
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has
-COLLIDING_MAX: Final = 64  # one batch more is as large as an axis of the graph
-HYPOTHESES_MAX: Final = 256
+COLLIDING_MAX: Final = 24  # one batch more is as large as an axis of the graph
+HYPOTHESES_MAX: Final = 128
 # The largest difference of a row in a batch, to its largest value. Products of matrices may take
 # another order of additions for another number of rows.
-TOLERANCE: Final = 1e-5
+TOLERANCE: Final = 5e-5
 HALF_TOLERANCE: Final = 4e-3  # for graphs that compute or answer in float16
 FIXED_COST: Final = 8  # of an axis that is declared as 1: free ones are likelier
 
@@ -40,22 +39,30 @@ class NotBatch(Exception):
 @dataclass(frozen=True, slots=True)
 class BatchAxes:
     """`before` has the axis of each input and state before the step, `after` of each output and
-    state after it. `error` is the largest difference that was seen, 0 if all bits were equal."""
+    state after it. `error` is the largest difference that was seen, 0 if all bits were equal.
+    `same` names what had the same values for all rows that were tried."""
 
     before: Axes
     after: Axes
     constants: Axes
     error: float
+    same: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator should know."""
-        if not self.error:
-            return ()
-        return (
-            f"a row in a batch differs from the row alone by up to {self.error:.2g} of its largest "
-            "value",
-        )
+        found = []
+        if self.error:
+            found.append(
+                f"a row in a batch differs from the row alone by up to {self.error:.2g} of its "
+                "largest value; --batch-axis none runs one session at a time, with equal bits"
+            )
+        if self.same:
+            found.append(
+                f"{shorten([*self.same])} had the same values for every row that was tried, so "
+                "only its shape says where its batch is"
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,41 +95,6 @@ def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
             return found
         first = first or NoBatch("the rows of what comes out lie along other axes")
     return first or NoBatch("an input or state has no axis that could have several rows")
-
-
-def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
-    """What --batch-axis says, with axes from 0. Raises Refused."""
-    values = {each.name: each for each in (*roles.inputs, *roles.outputs)}
-    for pair in roles.states:
-        values |= {pair.before.name: pair.before, pair.after.name: pair.after}
-    found: dict[str, int | None] = {}
-    for name, axis in request.batch_axes.items():
-        flag = f"--batch-axis {name}={'none' if axis is None else axis}"
-        if name not in values:
-            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
-        rank = len(values[name].shape)
-        if axis is not None and not -rank <= axis < rank:
-            raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
-        found[name] = axis if axis is None else axis % rank
-    return found
-
-
-class WrongAxis(Exception):
-    """What --batch-axis says is no batch; the message says why."""
-
-
-def find_given_batch(trial: Trial, given: Mapping[str, int | None]) -> BatchAxes | NoBatch:
-    """find_batch(), where `given` is what --batch-axis says; one None is enough for no batch.
-
-    Raises WrongAxis.
-    """
-    if None in given.values():
-        return NoBatch("--batch-axis says none")
-    axes = {name: axis for name, axis in given.items() if axis is not None}
-    batch = find_batch(trial, axes)
-    if isinstance(batch, NoBatch) and axes:
-        raise WrongAxis(batch.reason)
-    return batch
 
 
 # Hypotheses ---------------------------------------------------------------------------------------
@@ -167,7 +139,7 @@ def _all_hypotheses(
 def _choices(
     group: Sequence[Value], row_axes: Axes, given: Axes
 ) -> list[tuple[int, dict[str, int]]]:
-    """The axes that all values of a group may have, with what each costs."""
+    """The axes that all values of a group may have, with what each costs, the cheapest first."""
     first = group[0]
     found = []
     for at, size in enumerate(first.shape):
@@ -175,13 +147,13 @@ def _choices(
         if given.get(first.name, at) == at and (is_possible or first.name in given):
             cost = at + (FIXED_COST if size == 1 else 0)
             found.append((cost, {each.name: at for each in group}))
-    return found
+    return sorted(found, key=lambda choice: choice[0])
 
 
 def likely_axis(value: Value) -> int | None:
     """Where the batch of a tensor would be, were there one."""
     choices = _choices([value], {}, {})
-    return min(choices, key=lambda each: each[0])[1][value.name] if choices else None
+    return choices[0][1][value.name] if choices else None
 
 
 # The experiment -----------------------------------------------------------------------------------
@@ -190,14 +162,16 @@ def likely_axis(value: Value) -> int | None:
 class BatchExperiment:
     """Holds one hypothesis to batches of several sizes."""
 
-    def __init__(self, trial: Trial, before: Axes, repeated: Axes) -> None:
+    def __init__(
+        self, trial: Trial, before: Axes, repeated: Axes, runner: Runner | None = None
+    ) -> None:
+        """`runner` runs the batches, if it is not that of the rows."""
         self._trial = trial
+        self._runner = runner or trial.runner
         self._before, self._repeated = before, repeated
         self._after: dict[str, int] = {}
         self._error = 0.0
-        names = [*trial.values.values(), *trial.roles.outputs]
-        is_half = any(each.dtype == "float16" for each in names)
-        self._tolerance = HALF_TOLERANCE if is_half else TOLERANCE
+        self._tolerance = tolerance(trial)
 
     def run(self) -> BatchAxes:
         """Raises NotBatch."""
@@ -210,7 +184,13 @@ class BatchExperiment:
             self._compare(rows[::-1], self._together(rows[::-1]))
             start = (start + size) % 7
         self._poison()
-        return BatchAxes(self._before, self._after, self._repeated, self._error)
+        rows = self._trial.rows(0, SIZES[-1])
+        same = tuple(
+            name
+            for name, first in rows[0].results.items()
+            if all(np.array_equal(first, row.results[name]) for row in rows)
+        )
+        return BatchAxes(self._before, self._after, self._repeated, self._error, same)
 
     def _sizes(self) -> list[int]:
         lengths = {n for shape in self._trial.shapes.values() for n in shape}
@@ -234,7 +214,7 @@ class BatchExperiment:
             for name, axis in self._repeated.items()
         }
         try:
-            return self._trial.runner.run(feeds, self._trial.names, repeat)
+            return self._runner.run(feeds, self._trial.names, repeat)
         except RunRefused as error:
             raise NotBatch(str(error)) from error
 
@@ -287,6 +267,13 @@ class BatchExperiment:
         except RunRefused:
             return False
         return True
+
+
+def tolerance(trial: Trial) -> float:
+    """The largest difference() that rounding explains."""
+    values = (*trial.values.values(), *trial.roles.outputs)
+    is_half = any(each.dtype == "float16" for each in values)
+    return HALF_TOLERANCE if is_half else TOLERANCE
 
 
 def difference(expected: Array, found: Array) -> float:

@@ -33,6 +33,7 @@ from lstmserve_export.refusal import Refused
 
 ROW: Final = "row/"  # the prefix of a tensor of one session in the body of a Scan
 PLACED: Final = "placed/"
+NARROW: Final = ("int32", "int16", "int8", "uint8")
 COUNT: Final = "batch/count"  # int64 [1]: the number of sessions
 TYPES: Final = {
     "float32": TensorProto.FLOAT,
@@ -202,7 +203,9 @@ class _Build:
         order = [port.ours.index(at) for at in port.present]
         steps: list[tuple[str, list[str], dict[str, object]]] = []
         if place.value.dtype != place.spec.dtype:
+            value = self._fitting(g, value, place)
             steps.append(("Cast", [], {"to": TYPES[place.value.dtype]}))
+            steps += self._rounding(place)
         if order != sorted(order):
             steps.append(("Transpose", [], {"perm": order}))
         if port.missing:
@@ -223,8 +226,35 @@ class _Build:
         if order != sorted(order):
             steps.append(("Transpose", [], {"perm": order}))
         if place.value.dtype != place.spec.dtype:
+            steps += self._rounding(place)
             steps.append(("Cast", [], {"to": TYPES[place.spec.dtype]}))
         return self._chain(g, value, steps, name)
+
+    def _fitting(self, g: GraphBuilder, value: str, place: Place) -> str:
+        """Adds nodes that fail on an integer which the file's dtype cannot hold: its session's step
+        fails then, and does not go on with another number."""
+        if place.value.dtype not in NARROW:
+            return value
+        path = f"{PLACED}{value}"
+        narrow = g.add("Cast", [value], f"{path}/narrow", to=TYPES[place.value.dtype])
+        wide = g.add("Cast", [narrow], f"{path}/wide", to=TYPES["int64"])
+        fits = g.add("Equal", [value, wide], f"{path}/fits")
+        index = g.add(
+            "Cast", [g.add("Not", [fits], f"{path}/not")], f"{path}/at", to=TYPES["int64"]
+        )
+        # One value alone: any index but 0 is an error, which names the node.
+        name = f"{value}: must fit {place.value.dtype}"
+        zero = g.add("Gather", [self.g.integers(0), index], name, axis=0)
+        return g.add("Add", [value, zero], f"{path}/fitting")
+
+    def _rounding(self, place: Place) -> list[tuple[str, list[str], dict[str, object]]]:
+        """Nodes that change no value of a float16. Without them onnxruntime on a CPU, which
+        computes in float32, leaves a Cast to float16 and back out, and the value keeps bits that
+        the file rounds off."""
+        if place.value.dtype != "float16":
+            return []
+        axis = self.g.integers(0)
+        return [("Unsqueeze", [axis], {}), ("Squeeze", [axis], {})]
 
     def _chain(
         self,

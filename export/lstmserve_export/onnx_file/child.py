@@ -35,10 +35,10 @@ from lstmserve_export.target import Exported
 COMMAND: Final = (sys.executable, "-P", "-m", "lstmserve_export.onnx_file.child")
 # Threads beside the one that runs the graph only reserve memory, which counts.
 ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-MEMORY_MIN: Final = 1 << 29  # python, onnx and onnxruntime take 200 MB of address space
-MEMORY_BASE: Final = 1 << 32
-MEMORY_FACTOR: Final = 16  # copies of a file: as read, converted, built, serialised, loaded twice
+MEMORY_BASE: Final = 1 << 32  # of address space; python, onnx and onnxruntime take 0.2 GiB
+MEMORY_FACTOR: Final = 32  # of the file's size: 400 MB of weights took 10.9 GiB, 100 MB 2.9 GiB
 SECONDS: Final = 600.0
+SECONDS_PER_BYTE: Final = 1 / (1 << 20)  # 400 MB took 100 s on a busy machine
 FILE_BYTES: Final = max(FILE_BYTES_MAX.values())  # the most that the server reads of any file
 ANSWER_BYTES_MAX: Final = 4 * FILE_BYTES_MAX[MANIFEST]
 ERRORS_LEN: Final = 4096  # bytes at the end of what the child writes to stderr
@@ -66,7 +66,10 @@ class Limits:
             size = file.stat().st_size
         except OSError:  # the child says why
             size = 0
-        return cls(memory or MEMORY_BASE + MEMORY_FACTOR * size, seconds or SECONDS)
+        return cls(
+            memory or MEMORY_BASE + MEMORY_FACTOR * size,
+            seconds or SECONDS + SECONDS_PER_BYTE * size,
+        )
 
 
 # The parent ---------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ def run_child(
 ) -> Exported:
     """What import_onnx() returns. Raises Refused also where the child ends in any other way."""
     limits = limits or Limits.of(request.file)
-    job = json.dumps({"request": request.to_json(), "limits": asdict(limits)}).encode()
+    job = {"request": request.to_json(), "limits": asdict(limits), "parent": os.getpid()}
     process = subprocess.Popen(  # noqa: S603 -- this module itself
         command,
         stdin=subprocess.PIPE,
@@ -93,7 +96,9 @@ def run_child(
     try:
         with process:
             try:
-                is_late = not answer.read(process, job, time.monotonic() + limits.seconds)
+                is_late = not answer.read(
+                    process, json.dumps(job), time.monotonic() + limits.seconds
+                )
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -115,13 +120,13 @@ class _Answer:
     _rest: bytes = b""
     _size: int = 0
 
-    def read(self, process: subprocess.Popen[bytes], job: bytes, deadline: float) -> bool:
+    def read(self, process: subprocess.Popen[bytes], job: str, deadline: float) -> bool:
         """Gives the job and reads to the end. False: the deadline passed first."""
         assert process.stdin
         assert process.stdout
         assert process.stderr
         with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(job)
+            process.stdin.write(job.encode())
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ, self._take_lines)
             selector.register(process.stderr, selectors.EVENT_READ, self._take_errors)
@@ -235,7 +240,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)
         job = json.loads(sys.stdin.buffer.read())
-        _limit(Limits(**job["limits"]))
+        _limit(Limits(**job["limits"]), job["parent"])
         said = _import(job["request"], answer)
         answer.write(json.dumps(said) + "\n")
     os._exit(0)  # no library's own end, which may crash, comes after the answer
@@ -267,23 +272,22 @@ def _import(request: str, answer: IO[str]) -> dict[str, Any]:
     return {"exported": {"bytes": exported.bytes, "manifest": exported.manifest.to_json()}}
 
 
-def _limit(limits: Limits) -> None:
+def _limit(limits: Limits, parent: int) -> None:
     """Limits this process, and ends it with its parent."""
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended in between
+        if os.getppid() != parent:  # it has ended already
             os.kill(os.getpid(), signal.SIGKILL)
     cpu = int(limits.seconds * (os.cpu_count() or 1)) + 1  # if the parent's own clock stands
-    for kind, most in (
-        (resource.RLIMIT_AS, limits.memory),
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_CORE, 0),
+    for kind, most, last in (
+        (resource.RLIMIT_AS, limits.memory, limits.memory),
+        (resource.RLIMIT_CPU, cpu, cpu + 1),  # SIGXCPU at the first, SIGKILL at the second
+        (resource.RLIMIT_FSIZE, FILE_BYTES, FILE_BYTES),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        last = last if hard == resource.RLIM_INFINITY else min(last, hard)
+        resource.setrlimit(kind, (min(most, last), last))
 
 
 if __name__ == "__main__":

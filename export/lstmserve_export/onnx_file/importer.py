@@ -18,7 +18,7 @@ from lstmserve.graph import GraphWindowNetwork, InvalidModel, StepNetwork
 from lstmserve.graph.sequence import graph_sequences
 from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
-from lstmserve.spec import ModelSpec
+from lstmserve.spec import ModelSpec, Tap
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.build import build_sequence, build_step, build_window
 from lstmserve_export.onnx_file.cases import make_cases
@@ -40,6 +40,7 @@ from lstmserve_export.onnx_file.sequences import (
     sequence_case,
 )
 from lstmserve_export.onnx_file.source import Source, read_source
+from lstmserve_export.onnx_file.taps import find_taps
 from lstmserve_export.onnx_file.trial import Trial
 from lstmserve_export.onnx_file.windows import (
     lengths_of,
@@ -53,6 +54,7 @@ from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
 WHOLE: Final = "no states: for whole sequences (Predict); --window W would make a stream of it"
+TAPPED: Final = 4  # sessions of the run that checks the taps
 MANY: Final = 32  # sessions of the batch whose cost a note gives
 Progress = Callable[[str], None]
 
@@ -68,7 +70,7 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     if request.golden is not None:
         given = given_rows(request.golden, [each.name for each in roles.inputs])
     probed = probe(source, roles, request, given)
-    return _Job(request, source, roles, probed.layout, probed.trial, progress).run()
+    return _Job(request, probed.source, roles, probed.layout, probed.trial, progress).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,10 @@ class _Job:
                 "chunks of many rows run one time step after the other, because "
                 f"{network.scans_because}"
             )
-        return self._write(model, graph, spec, cases.golden, parity, notes)
+        rows = {name: each[:, 0] for name, each in self._sequences_of(TAPPED, 1).items()}
+        found = find_taps(model, spec, rows)
+        notes += found.notes
+        return self._write(model, graph, spec, cases.golden, parity, notes, found.taps)
 
     def _windows(self) -> Exported:
         """A file without states, which reads W rows at a time."""
@@ -188,6 +193,7 @@ class _Job:
         cases: dict[str, Golden],
         parity: dict[str, Any],
         notes: list[str],
+        taps: tuple[Tap, ...] = (),
     ) -> Exported:
         files = {MODEL: model.SerializeToString(deterministic=True), GOLDEN: dump_golden(cases)}
         target = self.request.target
@@ -200,6 +206,7 @@ class _Job:
             versions=package_versions(PACKAGES),
             parity=parity,
             notes=(*self.source.notes, *self.roles.notes, *self.layout.notes, *notes),
+            taps=taps,
         )
         self.progress("write the folder")
         return target.write(manifest, files)

@@ -7,18 +7,19 @@ works, and a symbolic axis called batch may be time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+import onnx
+
 from lstmserve_export.arrays import Arrays
-from lstmserve_export.onnx_file.batch_axis import (
-    BatchAxes,
-    NoBatch,
+from lstmserve_export.onnx_file.batch_axis import BatchAxes, likely_axis
+from lstmserve_export.onnx_file.batch_search import (
+    FoundBatch,
     WrongAxis,
     checked_axes,
-    find_given_batch,
-    likely_axis,
+    search_batch,
 )
 from lstmserve_export.onnx_file.place import Layout as Layout  # others have them from here
 from lstmserve_export.onnx_file.place import Place as Place
@@ -50,10 +51,12 @@ NAMED: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """The layout, and the trial that draws rows which the graph accepts."""
+    """The layout, and the trial that draws rows which the graph accepts. `source` has the graph
+    that takes the batch of the layout."""
 
     layout: Layout
     trial: Trial
+    source: Source
 
 
 def probe(source: Source, roles: Roles, request: Request, given: Arrays = NOTHING) -> Probed:
@@ -108,14 +111,19 @@ class _Probe:
     def run(self) -> Probed:
         """Raises Refused and WrongAxis."""
         if not self._roles.states:
-            return Probed(*self._whole().run())
+            return self._probed(*self._whole().run())
         rows = self._request.rows
         trial = self._open_trial()
-        batch = find_given_batch(trial, self._axes)
+        found = search_batch(self._source.model, trial, self._axes)
+        batch = found.axes.before if isinstance(found.axes, BatchAxes) else {}
         time: TimeAxes | NoTime = NoTime("--rows is given")
         if not rows:
-            time = find_time(trial, batch.before if isinstance(batch, BatchAxes) else {})
-        return Probed(_layout(trial, batch, time, rows), trial)
+            time = find_time(trial, {} if found.model else batch)
+        return self._probed(_layout(trial, found, time, rows), trial, found.model)
+
+    def _probed(self, layout: Layout, trial: Trial, model: onnx.ModelProto | None) -> Probed:
+        source = replace(self._source, model=model) if model else self._source
+        return Probed(layout, trial, source)
 
     def _whole(self) -> WholeProbe:
         return WholeProbe(
@@ -156,11 +164,13 @@ class _Probe:
         )
 
 
-def _layout(trial: Trial, batch: BatchAxes | NoBatch, time: TimeAxes | NoTime, rows: int) -> Layout:
+def _layout(trial: Trial, found: FoundBatch, time: TimeAxes | NoTime, rows: int) -> Layout:
     """Raises Refused."""
-    roles = trial.roles
+    roles, batch = trial.roles, found.axes
     _check_sizes(trial)
     before, after = (time.before, time.after) if isinstance(time, TimeAxes) else ({}, {})
+    if found.model is not None:  # which takes one row of time, and maybe sessions in its place
+        before = after = {}
     batch_before = batch.before if isinstance(batch, BatchAxes) else {}
     if not rows:
         for value in roles.inputs:
@@ -177,8 +187,8 @@ def _layout(trial: Trial, batch: BatchAxes | NoBatch, time: TimeAxes | NoTime, r
         time_before=before or trial.row_axes,
         time_after=after,
     )
-    is_over_time = isinstance(time, TimeAxes) and {e.name for e in roles.outputs} == {*after}
-    return placing.layout(batch.notes, is_over_time=is_over_time)
+    is_over_time = found.model is None and {each.name for each in roles.outputs} == {*after}
+    return placing.layout((*batch.notes, *found.notes), is_over_time=is_over_time)
 
 
 def _check_sizes(trial: Trial) -> None:

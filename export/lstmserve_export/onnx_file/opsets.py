@@ -20,8 +20,7 @@ from lstmserve.runtime import ort
 from lstmserve_export.refusal import Refused, one_line
 
 OPSET_LEAST: Final = 7  # onnxruntime runs no older ones
-# onnxruntime 1.31 reads up to 13. Tools of today write 10, and nothing that we serve is newer.
-IR_VERSION_MAX: Final = 10
+IR_VERSION_MAX: Final = 13  # of onnxruntime 1.31
 RESIZES: Final = ("Upsample", "Resize")
 
 
@@ -45,6 +44,7 @@ def check_opset(model: onnx.ModelProto, file: str) -> None:
     same.ir_version = IR_VERSION_MIN
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     try:
         ort.InferenceSession(same.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own have no base but this one
@@ -87,7 +87,7 @@ def _old_resizes(model: onnx.ModelProto) -> Iterator[str]:
     """The results of resizing nodes with the coordinates of opset 10 and before."""
     for node in all_nodes(model.graph.node) if opset(model) < 11 else ():
         if node.op_type in RESIZES and not node.domain:
-            yield node.output[0]
+            yield from node.output[:1]
 
 
 def _mend_resizes(model: onnx.ModelProto, results: Iterable[str], file: str) -> None:
@@ -95,10 +95,11 @@ def _mend_resizes(model: onnx.ModelProto, results: Iterable[str], file: str) -> 
     nodes = list(all_nodes(model.graph.node))
     constants = {each.name: each for each in model.graph.initializer}
     for node in nodes:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            constants[node.output[0]] = node.attribute[0].t
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.HasField("t"):
+                constants |= dict.fromkeys(node.output, attribute.t)
     for node in nodes:
-        if node.op_type != "Resize" or node.output[0] not in results:
+        if node.op_type != "Resize" or not set(node.output) & set(results):
             continue
         scales = constants.get(node.input[2]) if len(node.input) > 2 else None
         if scales is None or (np.asarray(numpy_helper.to_array(scales)) < 1).any():

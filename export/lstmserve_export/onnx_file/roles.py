@@ -48,12 +48,13 @@ def find_roles(source: Source, request: Request) -> Roles:
     pairing.take_found()
     pairing.ask()
     found = {each.before.name: each for each in pairing.pairs}
+    inputs = _choose_inputs(source, request, {*found, *constants})
     return Roles(
-        inputs=_choose_inputs(source, request, {*found, *constants}),
+        inputs=inputs,
         outputs=_choose_outputs(source, request, [e.after.name for e in found.values()]),
         states=tuple(found[name] for name in source.inputs if name in found),
         constants=constants,
-        notes=pairing.notes(),
+        notes=(*pairing.notes(), *_single_notes(inputs, request)),
     )
 
 
@@ -99,6 +100,15 @@ def _choose_inputs(source: Source, request: Request, taken: Collection[str]) -> 
             "give: name one with --input"
         )
     return tuple(source.inputs[name] for name in request.inputs or free)
+
+
+def _single_notes(inputs: Collection[Value], request: Request) -> list[str]:
+    """Of inputs without axes, which are often settings."""
+    single = [each.name for each in inputs if not each.shape and each.name not in request.inputs]
+    if not single or len(single) == len(inputs):
+        return []
+    flags = " ".join(f"--constant {name}=VALUE" for name in single)
+    return [f"each step gives {shorten(single)}; if that never changes, give {flags}"]
 
 
 def _choose_outputs(source: Source, request: Request, states: Collection[str]) -> tuple[Value, ...]:

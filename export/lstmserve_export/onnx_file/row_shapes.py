@@ -116,8 +116,18 @@ class ShapeSearch:
 
 def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
     """The axes of inputs along which a step may have several rows, the likeliest first: free ones,
-    and where there is none, those declared as 1."""
+    and where there is none, those declared as 1. An input whose free axes have names of a batch has
+    none at first: it is one of all rows of a step, such as who speaks."""
     if free := free_row_axes(roles, single):
+        values, names = {each.name: each for each in roles.inputs}, _state_symbols(roles)
+        for axes in free:
+            some = {
+                name: at
+                for name, at in axes.items()
+                if not is_batch_name(values[name].symbols[at], names)
+            }
+            if some and some not in free:
+                return [some, *free]
         return free
     return combined(
         [
@@ -129,7 +139,7 @@ def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
 
 def free_row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
     """The free axes of inputs, the likeliest first."""
-    of_states = {s for e in roles.states for s in e.before.symbols if s}
+    of_states = _state_symbols(roles)
     choices = []
     for value in roles.inputs:
         axes = [at for at in free_axes(value) if single.get(value.name) != at]
@@ -179,12 +189,22 @@ def working(search: ShapeSearch, attempts: Sequence[Axes], counts: Iterable[int]
             break
 
 
+def _state_symbols(roles: Roles) -> set[str]:
+    """The names of free axes of states."""
+    return {symbol for each in roles.states for symbol in each.before.symbols if symbol}
+
+
 def _rank(symbol: str, of_states: Collection[str]) -> tuple[bool, bool]:
     """Of a free axis, the lower the likelier it has rows of a step."""
     words = symbol.lower().replace("-", "_")
-    is_batch = words in BATCH_NAMES or "batch" in words
     is_time = words in TIME_NAMES or any(len(each) > 2 and each in words for each in TIME_NAMES)
-    return is_batch or symbol in of_states, not is_time
+    return is_batch_name(symbol, of_states), not is_time
+
+
+def is_batch_name(symbol: str, of_states: Collection[str]) -> bool:
+    """Whether the name is that of a batch, or of an axis that states have, too."""
+    words = symbol.lower().replace("-", "_")
+    return words in BATCH_NAMES or "batch" in words or symbol in of_states
 
 
 def _changes(pair: StatePair, before: Shape, after: Shape) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,9 @@ from lstmserve_export.onnx_file.splice import Names, defined, drop_dead, names_r
 
 PASSES_MAX: Final = 16  # a pass opens one level of branches, and sizes that depend on it
 MOVED_MAX: Final = 1 << 27  # values that a folded node may move,
-COMPUTED_MAX: Final = 1 << 20  # and compute
+READ_MAX: Final = 1 << 20  # and the product of the sizes of what a node computes from
+OPEN_END: Final = (1 << 31) - 1  # of a Slice: exporters write the largest int32 or int64
+RESULT_MAX: Final = 1 << 10  # sizes and conditions are small; what is larger is a weight
 # Nodes whose result is no larger than what they read.
 MOVES: Final = frozenset(
     ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Split")
@@ -34,7 +36,8 @@ MOVES: Final = frozenset(
 GROWING: Final = frozenset(
     ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
 )
-KEPT: Final = REFUSED_OPS | {"Optional", "SequenceEmpty", "Constant"}
+# onnxruntime joins the last two with the nodes around them, which changes bits.
+KEPT: Final = REFUSED_OPS | {"Constant", "QuantizeLinear", "DequantizeLinear"}
 Known = dict[str, Array]  # dtype object: sizes, of which some are a symbol
 Shapes = Mapping[str, list[int | str]]
 
@@ -139,6 +142,9 @@ class _Pass:
                 self._is_changed = True
                 tensors = zip(values, node.output, strict=True)
                 graph.initializer.extend(numpy_helper.from_array(*pair) for pair in tensors)
+            elif (cuts := _cut_axes(node, known)) is not None:
+                self._is_changed = True
+                nodes.append(self._sliced(graph, node, cuts))
             elif (branch := _taken(node, known)) is not None:
                 self._is_changed = True
                 nodes += self._names.spliced(graph, node, branch)
@@ -148,6 +154,15 @@ class _Pass:
                 nodes.append(node)
         del graph.node[:]
         graph.node.extend(nodes)
+
+    def _sliced(self, graph: GraphProto, node: NodeProto, cuts: list[Array]) -> NodeProto:
+        """The Slice with these starts, ends, axes and steps."""
+        if not cuts[0].size:
+            return helper.make_node("Identity", node.input[:1], node.output, node.name)
+        ends = "starts", "ends", "axes", "steps"
+        names = [self._names.fresh(f"{node.output[0]}/{end}") for end in ends]
+        graph.initializer.extend(map(numpy_helper.from_array, cuts, names))
+        return helper.make_node("Slice", [node.input[0], *names], node.output, node.name)
 
     def _walk_inside(self, node: NodeProto, graph: GraphProto, known: Known) -> None:
         around = self._shapes
@@ -176,8 +191,9 @@ class _Pass:
         """What the node gives, as far as constants and sizes say it; None: nothing."""
         if node.op_type in KEPT or node.domain or list(subgraphs(node)) or "" in node.output:
             return None
-        if node.op_type in ("Shape", "Size") and node.input[0] not in known:
-            return self._sizes(node)
+        if node.op_type in ("Shape", "Size"):
+            value = known.get(node.input[0])
+            return _sizes(node, self._shapes.get(node.input[0]) if value is None else value.shape)
         names = [name for name in node.input if name]
         if not names or not all(name in known for name in names):
             return None
@@ -185,18 +201,6 @@ class _Pass:
         if any(each.dtype == object for each in given.values()):
             return _symbolic(node, known)
         return self._compute(node, given) if _is_small(node, given) else None
-
-    def _sizes(self, node: NodeProto) -> list[Array] | None:
-        shape = self._shapes.get(node.input[0])
-        if shape is None:
-            return None
-        if node.op_type == "Size":
-            numbers = [each for each in shape if isinstance(each, int)]
-            is_known = len(numbers) == len(shape)
-            return [np.asarray(math.prod(numbers), np.int64)] if is_known else None
-        given = _attributes(node)
-        part = shape[given.get("start", 0) : given.get("end", len(shape))]
-        return [_entries(part)]
 
     def _compute(self, node: NodeProto, given: Mapping[str, Array]) -> list[Array] | None:
         """None where onnxruntime does not run it."""
@@ -218,8 +222,10 @@ class _Pass:
             found = session.run(list(node.output), {})
         except Exception:  # onnxruntime's own have no base but this one
             return None
-        is_tensor = all(isinstance(e, np.ndarray) and e.dtype.kind in "biuf" for e in found)
-        return found if is_tensor else None
+        if not all(isinstance(each, np.ndarray) and each.dtype.kind in "biuf" for each in found):
+            return None
+        is_small = node.op_type in MOVES or all(each.size <= RESULT_MAX for each in found)
+        return found if is_small else None
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
@@ -233,7 +239,7 @@ def _is_small(node: NodeProto, given: Mapping[str, Array]) -> bool:
     if node.op_type in GROWING:  # an estimate from above, of every way they grow
         wanted = [e for e in given.values() if e.dtype.kind in "iu" and e.size <= 64]
         sizes += [int(np.prod(np.abs(each).astype(np.float64) + 1)) for each in wanted]
-    return math.prod(sizes) <= COMPUTED_MAX
+    return math.prod(sizes) <= READ_MAX
 
 
 def _entries(sizes: Iterable[int | str]) -> Array:
@@ -246,6 +252,17 @@ def _entries(sizes: Iterable[int | str]) -> Array:
     return found
 
 
+def _sizes(node: NodeProto, shape: Sequence[int | str] | None) -> list[Array] | None:
+    """What Shape or Size gives for a value of this shape."""
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        numbers = [each for each in shape if isinstance(each, int)]
+        return [np.asarray(math.prod(numbers), np.int64)] if len(numbers) == len(shape) else None
+    given = _attributes(node)
+    return [_entries(shape[given.get("start", 0) : given.get("end", len(shape))])]
+
+
 def _symbolic(node: NodeProto, known: Known) -> list[Array] | None:
     """Of a node that reads sizes of which some are symbols."""
     source = known[node.input[0]]
@@ -254,8 +271,6 @@ def _symbolic(node: NodeProto, known: Known) -> list[Array] | None:
         return None
     given = _attributes(node)
     kind = node.op_type
-    if kind == "Size":
-        return [np.asarray(source.size, np.int64)]
     if kind == "Gather" and not given.get("axis", 0) and source.ndim == 1:
         return [_settled(np.asarray(source[others[0]], object))]
     if kind in ("Squeeze", "Unsqueeze", "Identity"):
@@ -278,6 +293,23 @@ def _settled(entries: Array) -> Array:
     """int64 if no symbol is left."""
     numbers = [each for each in entries.reshape(-1) if isinstance(each, int)]
     return entries.astype(np.int64) if len(numbers) == entries.size else entries
+
+
+def _cut_axes(node: NodeProto, known: Known) -> list[Array] | None:
+    """The starts, ends, axes and steps of a Slice without the axes that it leaves whole; None:
+    there is no such axis. Exporters write x[:, 1:] with all axes, or one after the other, and along
+    the batch that looks as if it mixed rows."""
+    if node.op_type != "Slice" or node.domain:
+        return None
+    given = [known.get(name) for name in node.input[1:]]
+    arrays = [each for each in given if each is not None and each.dtype != object]
+    if len(arrays) != len(given):  # some are computed, or left out between others
+        return None
+    starts, ends, *more = arrays
+    axes = more[0] if more else np.arange(starts.size, dtype=starts.dtype)
+    steps = more[1] if len(more) > 1 else np.ones_like(starts)
+    is_cut = (starts != 0) | (ends < OPEN_END) | (steps != 1)
+    return None if is_cut.all() else [each[is_cut] for each in (starts, ends, axes, steps)]
 
 
 def _taken(node: NodeProto, known: Known) -> GraphProto | None:

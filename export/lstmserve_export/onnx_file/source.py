@@ -29,7 +29,7 @@ from lstmserve_export.target import ONNX_BYTES_MAX
 WEIGHTS_BYTES_MAX: Final = 1 << 30  # of all constants together, unpacked
 NODES_MAX: Final = 100_000  # with the nodes of functions wherever they are called
 T = TypeVar("T")
-WHOLE: Final = 'write it whole: onnx.save(onnx.load("model.onnx"), "whole.onnx")'
+WHOLE: Final = 'save it whole with onnx.save(onnx.load("model.onnx"), "whole.onnx")'
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ def read_source(path: Path, weights_bytes_max: int = WEIGHTS_BYTES_MAX) -> Sourc
     try:
         check_safe(original, file)
     except InvalidModel as error:
-        advice = f": {WHOLE}" if "another file" in str(error) else ""
+        advice = f", so {WHOLE}" if "another file" in str(error) else ""
         raise Refused(f"{error}{advice}") from error
     check_opset(original, file)
     model = _plain(original, file)
     inputs = _values("input", _without_constants(original.graph), file)
     outputs = _values("output", model.graph.output, file)
-    model = _checked(convert(model, file), file)
+    model = _checked(convert(_checked(model, file), file), file)
     if opset(model) != opset(original):
         notes.append(f"converted from opset {opset(original)} to {opset(model)} by onnx")
     return Source(original, model, sha256(content), inputs, outputs, tuple(notes))
@@ -284,8 +284,8 @@ def _value(side: str, value: onnx.ValueInfoProto, file: str) -> Value:
     if kind != "tensor_type" or tensor.elem_type == TensorProto.STRING:
         name = "tensor of strings" if kind == "tensor_type" else str(kind).removesuffix("_type")
         raise Refused(
-            f"{file} has an {side} {value.name} that is a {name}; the server has tensors of "
-            "numbers: cut the graph before it (onnx.utils.extract_model)"
+            f"the {side} {value.name} of {file} is of the type {name}, and the server has tensors "
+            "of numbers alone: cut the graph there (onnx.utils.extract_model)"
         )
     if not _has_axes(value):
         raise Refused(

@@ -5,6 +5,7 @@ It must not know which branch is taken, and why.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -17,8 +18,7 @@ class Names:
     two branches may have the same."""
 
     def __init__(self, graph: GraphProto) -> None:
-        self._taken = set(defined(graph))
-        self._next = 0
+        self._counts = Counter(defined(graph))
 
     def spliced(
         self, graph: GraphProto, node: NodeProto, branch: GraphProto
@@ -33,9 +33,14 @@ class Names:
                 yield helper.make_node("Identity", [value.name], [name])
 
     def _new(self, name: str) -> str:
-        while (found := f"{name}/taken{self._next}") in self._taken:
-            self._next += 1
-        self._taken.add(found)
+        return name if self._counts[name] == 1 else self.fresh(name)
+
+    def fresh(self, name: str) -> str:
+        """The name, or one that begins with it, which the graph does not have yet."""
+        found, number = name, 0
+        while found in self._counts:
+            found, number = f"{name}/{number}", number + 1
+        self._counts[found] = 1
         return found
 
 

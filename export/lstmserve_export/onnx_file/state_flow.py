@@ -41,18 +41,30 @@ class Flow:
 
     ahead: dict[str, list[_Step]] = field(default_factory=dict)
     back: dict[str, list[_Step]] = field(default_factory=dict)
+    _reads: dict[str, frozenset[Place]] = field(default_factory=dict)
+    _writes: dict[str, frozenset[Place]] = field(default_factory=dict)
+    _joined: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def reads(self, name: str) -> frozenset[Place]:
         """The states of layers that begin with the input of that name."""
-        return frozenset(step.place for step, _ in _walk(self.ahead, name, True) if step.place)
+        if name not in self._reads:
+            steps = _walk(self.ahead, name, is_ahead=True)
+            self._reads[name] = frozenset(step.place for step, _ in steps if step.place)
+        return self._reads[name]
 
     def writes(self, name: str) -> frozenset[Place]:
         """The states of layers that end in the output of that name."""
-        return frozenset(step.place for step, _ in _walk(self.back, name, False) if step.place)
+        if name not in self._writes:
+            steps = _walk(self.back, name, is_ahead=False)
+            self._writes[name] = frozenset(step.place for step, _ in steps if step.place)
+        return self._writes[name]
 
     def joined(self, name: str) -> frozenset[str]:
         """The values whose parts, joined with others, are the output of that name."""
-        return frozenset(step.source for step, is_join in _walk(self.back, name, False) if is_join)
+        if name not in self._joined:
+            steps = _walk(self.back, name, is_ahead=False)
+            self._joined[name] = frozenset(step.source for step, is_join in steps if is_join)
+        return self._joined[name]
 
     def contradicts(self, before: str, after: str) -> bool:
         """Whether the input and the output are states of layers, and have no layer in common."""
@@ -67,7 +79,7 @@ class Flow:
 
 
 def _walk(
-    steps: dict[str, list[_Step]], start: str, is_ahead: bool
+    steps: dict[str, list[_Step]], start: str, *, is_ahead: bool
 ) -> Iterator[tuple[_Step, bool]]:
     """Every move from or to `start`, and whether values were joined on the way."""
     seen, waiting = set(), [(start, False)]

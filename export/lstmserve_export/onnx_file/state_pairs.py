@@ -19,9 +19,9 @@ from lstmserve_export.onnx_file.state_names import Likeness, are_memory, likenes
 from lstmserve_export.refusal import Refused, shorten
 
 LIKENESSES: Final[tuple[Likeness, ...]] = ("same", "numbered", "part")  # the surest first
+NAMED_MAX: Final = 6  # candidates for one output
 NO_STATE: Final = (
-    "no state was found: each run is on its own; if an output is the next value of an input, give "
-    "--state IN:OUT"
+    "no state was found; if an output is the next value of an input, give --state IN:OUT"
 )
 
 
@@ -56,7 +56,7 @@ class Pairing:
         """Takes the pairs of --state. Raises Refused for one that cannot be."""
         for text in self._request.states:
             pair = self._parse(text)
-            if not _fit(pair):
+            if not _fit_names(pair):
                 raise Refused(
                     f"--state {text}: {pair.before} and {pair.after} differ in shape or dtype"
                 )
@@ -95,7 +95,7 @@ class Pairing:
     def take_found(self) -> None:
         """Takes the pairs that names or nodes show, names first."""
         for kind in LIKENESSES:
-            named = (each for each in self._possible() if _is_named(each, kind))
+            named = (each for each in self._free() if _is_named(each, kind) and _fit_names(each))
             self._take_all(filter(self._agrees, _unique(named)), "by their names")
         shared = filter(self._share_layer, self._possible())
         self._take_all(shared, "by the layers that read and write them")
@@ -138,10 +138,13 @@ class Pairing:
         return len(self._inputs) > 1 or bool(self._request.inputs)
 
     def _possible(self) -> list[StatePair]:
-        """The pairs of free inputs and outputs of one shape and dtype. An output that is an input
-        is no next state."""
+        """The free pairs of one shape and dtype."""
+        return [pair for pair in self._free() if _fit(pair)]
+
+    def _free(self) -> list[StatePair]:
+        """The pairs of free inputs and outputs. An output that is an input is no next state."""
         free = (StatePair(i, o) for i in self._inputs.values() for o in self._outputs.values())
-        return [pair for pair in free if _fit(pair) and pair.before.name != pair.after.name]
+        return [pair for pair in free if pair.before.name != pair.after.name]
 
     # Left ----------------------------------------------------------------------------------------
 
@@ -151,11 +154,10 @@ class Pairing:
         doubtful = [pair for pair in self._possible() if self._is_doubtful(pair)]
         if not doubtful:
             return
-        lines = [
-            f"{value} may be the next {' or '.join(could)}"
-            for name, value in self._outputs.items()
-            if (could := [each.before.name for each in doubtful if each.after.name == name])
-        ]
+        could: dict[str, list[str]] = {}
+        for pair in doubtful:
+            could.setdefault(str(pair.after), []).append(pair.before.name)
+        lines = [f"{after} may be the next {_any_of(names)}" for after, names in could.items()]
         guess = self._guess(doubtful)
         taken = {pair.before.name for pair in guess}
         steps = [each for each in self._inputs if each not in taken] or [doubtful[0].before.name]
@@ -169,7 +171,8 @@ class Pairing:
     def _check_shapes(self) -> None:
         for before in self._inputs.values():
             for after in self._outputs.values():
-                if not _fit(pair := StatePair(before, after)) and _is_named(pair, "same"):
+                pair = StatePair(before, after)
+                if not _fit_names(pair) and _is_named(pair, "same"):
                     raise Refused(
                         f"{before} and {after} have the names of a state, which keeps its shape "
                         f"and dtype: give --input {before.name} if each step gives it"
@@ -177,9 +180,13 @@ class Pairing:
 
     def _is_doubtful(self, pair: StatePair) -> bool:
         """The last input, and the last output that has no word of memory, are no state."""
-        speaks = stem(pair.before.name).has_memory or stem(pair.after.name).has_memory
-        is_output = pair.after.name in self._request.outputs
-        return self._has_others() and not is_output and (speaks or len(self._outputs) > 1)
+        before, after = pair.before.name, pair.after.name
+        if not self._has_others() or after in self._request.outputs:
+            return False
+        if stem(before).has_memory or stem(after).has_memory:
+            return True
+        is_alike = likeness(before, after) is not None or _shares_size(pair)
+        return is_alike and len(self._outputs) > 1
 
     def _guess(self, doubtful: list[StatePair]) -> list[StatePair]:
         """The likeliest pairs, in the graph's order: the last ones if nothing tells, because most
@@ -195,13 +202,15 @@ class Pairing:
             )
 
         left = len(self._inputs) - (0 if self._request.inputs else 1)
-        guess: list[StatePair] = []
+        guess: dict[str, StatePair] = {}
+        outputs: set[str] = set()
         backwards = doubtful[::-1]
         for pair in sorted(backwards, key=rank, reverse=True):
-            taken = {name for each in guess for name in (each.before.name, each.after.name)}
-            if len(guess) < left and taken.isdisjoint((pair.before.name, pair.after.name)):
-                guess.append(pair)
-        return [pair for pair in doubtful if pair in guess]
+            before, after = pair.before.name, pair.after.name
+            if len(guess) < left and before not in guess and after not in outputs:
+                guess[before] = pair
+                outputs.add(after)
+        return [guess[name] for name in self._inputs if name in guess]
 
     def notes(self) -> tuple[str, ...]:
         """How the states were found, a line for each way."""
@@ -217,6 +226,11 @@ def _unique(pairs: Iterable[StatePair]) -> list[StatePair]:
     inputs = Counter(each.before.name for each in found)
     outputs = Counter(each.after.name for each in found)
     return [e for e in found if inputs[e.before.name] == 1 and outputs[e.after.name] == 1]
+
+
+def _any_of(names: list[str]) -> str:
+    rest = len(names) - NAMED_MAX
+    return " or ".join([*names[:NAMED_MAX], *([f"{rest} more"] if rest > 0 else [])])
 
 
 def _listed(pairs: Iterable[StatePair]) -> str:
@@ -237,9 +251,24 @@ def _fit(pair: StatePair) -> bool:
     return all(one is None or other is None or one == other for one, other in sizes)
 
 
+def _fit_names(pair: StatePair) -> bool:
+    """Whether a pair that is named may be one: one side may have axes of 1 that the other lacks."""
+    before, after = pair.before, pair.after
+    if len(before.shape) == len(after.shape):
+        return _fit(pair)
+    sizes = [[size for size in each.shape if size != 1] for each in (before, after)]
+    return before.dtype == after.dtype and None not in sizes[0] and sizes[0] == sizes[1]
+
+
+def _shares_size(pair: StatePair) -> bool:
+    """Whether an axis has one size above 1 in both; any axis may be 1 or not be fixed."""
+    sizes = zip(pair.before.shape, pair.after.shape, strict=True)
+    return any(one == other and one not in (None, 1) for one, other in sizes)
+
+
 def _check_growth(pair: StatePair) -> None:
     """Refuses an axis that is longer after each step, if the names of its lengths say so."""
-    for axis, (past, now) in enumerate(zip(pair.before.symbols, pair.after.symbols, strict=True)):
+    for axis, (past, now) in enumerate(zip(pair.before.symbols, pair.after.symbols, strict=False)):
         is_sum = bool(past) and past in now and "+" in now
         if is_sum or ("past" in past.lower() and "total" in now.lower()):
             raise Refused(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import onnx
-from onnx import GraphProto, NodeProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from lstmserve.graph.safety import subgraphs
 from lstmserve.graph.step_layout import NET
 from lstmserve.spec import LAYER_STATES, LayerKind, ModelSpec, Tap
 from lstmserve_export.onnx_file.splice import names_read
-from lstmserve_export.refusal import shorten
+from lstmserve_export.refusal import Refused, shorten
 from lstmserve_export.taps import wrong_taps
 
 KINDS: Final[Mapping[str, LayerKind]] = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
@@ -29,6 +29,7 @@ ACTIVATIONS: Final = {
 }
 LETTERS: Final = ("W", "R", "B")  # inputs 1 to 3 of a node
 LENGTHS, STARTS, PEEPHOLES = 4, 5, 7  # of its other inputs
+TAPS_MAX: Final = 256  # a manifest is small
 NONE: Final = "no LSTM, GRU or RNN node: lstmserve cannot show its gates"
 NO_MEMORY: Final = "begins each step from the same state"
 
@@ -42,35 +43,46 @@ class Taps:
 
 
 def find_taps(model: onnx.ModelProto, spec: ModelSpec, rows: Mapping[str, Any]) -> Taps:
-    """Of the step graph `model`, which runs once for the sessions whose inputs [N, *shape] `rows`
-    has. Raises Refused where it does not run."""
-    named: dict[str, Tap] = {}
+    """Of the step graph `model`, which runs once for N sessions with the inputs [N, *shape]
+    `rows`."""
+    taps: list[Tap] = []
     left: dict[str, list[str]] = {}
     for place in _places(model.graph, spec):
         for node in place.nodes:
-            label = node.name.removeprefix(NET) or f"{node.op_type} of {node.output[0]}"
-            label = f"{label} {len(named) + 1}" if label in named else label
-            if not isinstance(found := place.tap(node, label), Tap):
+            name = node.output[0].removeprefix(NET)
+            label = node.name.removeprefix(NET) or f"{node.op_type} of {name}"
+            found = place.tap(node, label)
+            if isinstance(found, str):
                 left.setdefault(found, []).append(label)
+            elif len(taps) == TAPS_MAX:
+                left.setdefault(f"comes after the first {TAPS_MAX}", []).append(label)
             else:
-                named[label] = found
-    for tap in wrong_taps(model, spec, named.values(), rows):
-        del named[tap.layer]
-        left.setdefault("has other formulas than its operator", []).append(tap.layer)
-    if not named and not left:
+                taps.append(found)
+    why = "gives other states than its formulas"
+    try:
+        wrong = wrong_taps(model, spec, taps, rows)
+    except Refused:
+        why, wrong = "has values that onnxruntime does not give out", taps
+    if wrong:
+        left[why] = [each.layer for each in wrong]
+        taps = [each for each in taps if each not in wrong]
+    if not taps and not left:
         return Taps((), (NONE,))
-    notes = tuple(f"gates not shown of {shorten(n)}: it {why}" for why, n in left.items())
-    return Taps(tuple(named.values()), notes)
+    notes = (f"gates cannot be shown of {shorten(e)}: each {why}" for why, e in left.items())
+    return Taps(tuple(taps), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Recurrent nodes of one graph. `weights` are the constants that are seen there, `remembers`
-    the values that depend on the states of a session. `lies_in` is the operator whose subgraph it
-    is, if it runs another number of times than the step; `inside` is as in Tap."""
+    """Recurrent nodes of one graph.
+
+    `weights` have the dtypes of the constants that are seen there. `remembers` are the values that
+    depend on the states of a session. `inside` is as in Tap. `lies_in` is the operator whose
+    subgraph this is, unless that is the Scan over the sessions.
+    """
 
     nodes: tuple[NodeProto, ...]
-    weights: Collection[str]
+    weights: Mapping[str, int]
     remembers: Collection[str]
     inside: str = ""
     lies_in: str = ""
@@ -92,6 +104,8 @@ class _Place:
             return NO_MEMORY
         if not set(weights.values()) <= set(self.weights):
             return "has weights that are computed in each step"
+        if self.weights[inputs[1]] != TensorProto.FLOAT:
+            return "computes in another dtype than float32"
         if "" in after:
             return "does not give its last state"
         return Tap(
@@ -110,8 +124,8 @@ class _Place:
 
 def _unlike(kind: LayerKind, given: Mapping[str, Any], inputs: list[str]) -> str:
     """What the node does that the formulas do not; "": nothing."""
-    if given.get("direction", b"forward") != b"forward":
-        return f"reads {given['direction'].decode(errors='replace')}"
+    if (direction := given.get("direction", b"forward")) != b"forward":
+        return "reads backwards" if direction == b"reverse" else "reads in both directions"
     activations = [each.lower() for each in given.get("activations", ACTIVATIONS[kind])]
     if activations != ACTIVATIONS[kind]:
         return "has other activations"
@@ -127,14 +141,14 @@ def _places(graph: GraphProto, spec: ModelSpec) -> Iterator[_Place]:
     states = {each.name for each in spec.states}
     tensors = states | {each.name for each in spec.inputs}
     remembers = _reached(graph.node, states)
-    weights = {each.name for each in graph.initializer}
+    weights = {each.name: each.data_type for each in graph.initializer}
     yield _Place(_recurrent(graph.node), weights, remembers)
     for node in graph.node:
         if node.op_type == "Scan" and set(node.input) <= tensors:
             (body,) = subgraphs(node)
             pairs = zip(node.input, body.input, strict=True)
             reached = _reached(body.node, [inner.name for name, inner in pairs if name in states])
-            known = weights | {each.name for each in body.initializer}
+            known = weights | {each.name: each.data_type for each in body.initializer}
             yield _Place(_recurrent(body.node), known, reached, inside=node.output[0])
             for each in body.node:
                 yield from _deeper(each)
@@ -144,7 +158,7 @@ def _places(graph: GraphProto, spec: ModelSpec) -> Iterator[_Place]:
 
 def _deeper(node: NodeProto) -> Iterator[_Place]:
     for graph in subgraphs(node):
-        yield _Place(_recurrent(graph.node), (), (), lies_in=node.op_type)
+        yield _Place(_recurrent(graph.node), {}, (), lies_in=node.op_type)
         for each in graph.node:
             yield from _deeper(each)
 

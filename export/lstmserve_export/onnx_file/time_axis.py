@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.batch_axis import TOLERANCE, difference
+from lstmserve_export.onnx_file.batch_axis import difference, tolerance
 from lstmserve_export.onnx_file.row_shapes import Axes
 from lstmserve_export.onnx_file.runner import RunRefused
 from lstmserve_export.onnx_file.trial import Trial
@@ -75,6 +75,7 @@ class TimeExperiment:
     def __init__(self, trial: Trial, axes: Axes) -> None:
         self._trial = trial
         self._before = axes
+        self._tolerance = tolerance(trial)
         self._after: dict[str, int | None] = {}
         self._error = 0.0
 
@@ -128,7 +129,7 @@ class TimeExperiment:
             raise NotTime(f"{name} is {list(found.shape)}, not {list(expected.shape)}")
         error = difference(expected, found)
         self._error = max(self._error, error)
-        if not error <= TOLERANCE:
+        if not error <= self._tolerance:
             raise NotTime(
                 f"{name} is not that of single steps: it differs by {error:.2g} of its largest "
                 "value"

@@ -24,6 +24,8 @@ from lstmserve_export.refusal import Refused
 
 STEPS: Final = 8  # from the zero states, which give the states that rows begin from
 KIND_ROWS: Final = 5
+CALM_ROWS: Final = 2
+CALM: Final = 1e-2  # how far rounding of inputs may move a calm answer, to its largest value
 EVOLVED: Final = 1000  # the number of the first row of those steps
 NO_PROOF: Final = (
     "the graph gives NaN or infinite values for random inputs, which proves nothing: give --golden "
@@ -51,9 +53,11 @@ class Trial:
         self.names = {e.name for e in roles.outputs} | {e.after.name for e in roles.states}
         self.values = {e.name: e for e in (*roles.inputs, *(p.before for p in roles.states))}
         self._sampler = sampler
-        self._kinds = [kind for kind in range(len(KINDS)) if self._are_finite(kind)]
-        if not self._kinds:
+        finite = [kind for kind in range(len(KINDS)) if self._are_finite(kind)]
+        if not finite:
             raise Refused(NO_PROOF)
+        # Where a spectrum of silence or of a constant is rounding alone, nothing is to be compared.
+        self._kinds = [kind for kind in finite if self._is_calm(kind)] or finite
         self._states = self._evolve()
         self._rows: dict[int, Row] = {}
 
@@ -123,6 +127,22 @@ class Trial:
             for number in range(KIND_ROWS)
         )
 
+    def _is_calm(self, kind: int) -> bool:
+        """Whether the answers to rows of a kind are much the same if each value of the inputs moves
+        to the next float."""
+        for number in range(CALM_ROWS):
+            given = self._inputs(number, kind)
+            moved = {
+                name: np.nextafter(each, np.asarray(np.inf, each.dtype))
+                if np.issubdtype(each.dtype, np.floating)
+                else each
+                for name, each in given.items()
+            }
+            one, other = self._run(given | self._zeros()), self._run(moved | self._zeros())
+            if one is None or other is None or not _are_close(one.results, other.results):
+                return False
+        return True
+
     def _run(self, feeds: Arrays) -> Row | None:
         """The row, or None if it is no proof of anything."""
         try:
@@ -163,3 +183,12 @@ class Trial:
             else each
             for name, each in evolved.items()
         }
+
+
+def _are_close(one: Arrays, other: Arrays) -> bool:
+    return all(
+        np.abs(np.subtract(each, other[name], dtype=np.float64)).max(initial=0)
+        <= CALM * np.abs(each).max(initial=0)
+        for name, each in one.items()
+        if np.issubdtype(each.dtype, np.floating)
+    )

@@ -7,18 +7,20 @@ nature, and each of its rows a time step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+import onnx
 
 from lstmserve_export.onnx_file.batch_axis import (
     BatchAxes,
     BatchExperiment,
     NoBatch,
     NotBatch,
-    WrongAxis,
-    find_given_batch,
 )
+from lstmserve_export.onnx_file.batch_search import FoundBatch, WrongAxis, search_batch
 from lstmserve_export.onnx_file.place import Layout
 from lstmserve_export.onnx_file.placing import Placing
 from lstmserve_export.onnx_file.request import Request
@@ -31,6 +33,7 @@ from lstmserve_export.onnx_file.row_shapes import (
     fixed_axes,
     free_axes,
     free_row_axes,
+    is_batch_name,
     row_axes,
 )
 from lstmserve_export.onnx_file.runner import Runner, RunRefused
@@ -39,7 +42,9 @@ from lstmserve_export.onnx_file.source import Source
 from lstmserve_export.onnx_file.trial import Trial
 from lstmserve_export.refusal import Refused
 
-LENGTHS: Final = (8, 13, 32, 100, 400, 1600)  # of sequences that a graph may take
+# Of sequences that a graph may take. An output may have one row for hundreds, as of samples.
+LENGTHS: Final = (8, 13, 32, 100, 400, 1600, 6400, 25_600)
+VALUES_MAX: Final = 1 << 17  # of the longest of them
 SHORTEST_MAX: Final = 64
 NO_WINDOW: Final = NoBatch("a sequence runs alone")  # whatever the graph can
 
@@ -71,29 +76,39 @@ class WholeProbe:
         self._single = {name: axis for name, axis in given.items() if axis is not None}
         self._search = ShapeSearch(runner, sampler, roles, self._single)
 
-    def run(self) -> tuple[Layout, Trial]:
+    def run(self) -> tuple[Layout, Trial, onnx.ModelProto | None]:
         """Raises Refused and WrongAxis."""
         if self._rows:
             return self._frames()
         wrong: WrongAxis | None = None
-        best: tuple[_Candidate, Trial, BatchAxes | NoBatch] | None = None
+        best: tuple[_Candidate, Trial, FoundBatch] | None = None
         for candidate in self._candidates():
             trial = Trial(self._runner, self._sampler, self._roles, candidate.found)
             try:
-                batch = find_given_batch(trial, self._given)
+                batch = self._search_batch(trial)
             except WrongAxis as error:
                 wrong = wrong or error
                 continue
-            if self._is_pointless(candidate, batch):
+            if self._is_pointless(candidate, batch.axes):
                 continue
-            if best is None or isinstance(batch, BatchAxes):
+            if best is None or isinstance(batch.axes, BatchAxes):
                 best = candidate, trial, batch
-            if isinstance(batch, BatchAxes):
+            if isinstance(batch.axes, BatchAxes):
                 break
         if best is None:
             raise wrong or self._no_time()
         candidate, trial, batch = best
-        return self._layout(candidate, trial, batch), trial
+        return self._layout(candidate, trial, batch), trial, batch.model
+
+    def _search_batch(self, trial: Trial) -> FoundBatch:
+        """A sequence runs alone, so that a batch only tells which axis is time, and only windows
+        are worth a rewriting. Raises WrongAxis."""
+        if self._window:
+            return search_batch(self._source.model, trial, self._given)
+        try:
+            return search_batch(None, trial, self._given)
+        except WrongAxis as error:
+            return FoundBatch(NoBatch(str(error)))
 
     # What runs ------------------------------------------------------------------------------------
 
@@ -107,14 +122,23 @@ class WholeProbe:
         for axes in free_row_axes(self._roles, self._single):
             runs = [
                 each
-                for length in ((self._window,) if self._window else LENGTHS)
+                for length in ((self._window,) if self._window else self._lengths(axes))
                 if (each := self._try(self._search, axes, length)) is not None
             ]
             if not runs:
                 continue
-            other = next(iter(runs[1:]), None) or self._another(self._search, axes, self._window)
+            other = self._another(self._search, axes, self._window) if self._window else None
+            if len(runs) > 1:
+                other = runs[-1]
             if self._window or other is not None:
                 yield _Candidate(runs[0], other)
+
+    def _lengths(self, axes: Axes) -> list[int]:
+        width = 1
+        for value in self._roles.inputs:
+            rest = (n or 1 for at, n in enumerate(value.shape) if at != axes.get(value.name))
+            width = max(width, math.prod(rest))
+        return [each for each in LENGTHS if each * width <= VALUES_MAX or each <= LENGTHS[2]]
 
     def _try(self, search: ShapeSearch, axes: Axes, length: int) -> RowShapes | None:
         if set(axes) != {each.name for each in self._roles.inputs}:
@@ -168,17 +192,22 @@ class WholeProbe:
 
     # What was found -------------------------------------------------------------------------------
 
-    def _layout(self, candidate: _Candidate, trial: Trial, batch: BatchAxes | NoBatch) -> Layout:
+    def _layout(self, candidate: _Candidate, trial: Trial, found: FoundBatch) -> Layout:
+        batch = found.axes
         axes = candidate.found.axes
         explained = batch.before if isinstance(batch, BatchAxes) else {}
         for value in self._roles.inputs:
             for axis in free_axes(value):
                 if axis in (axes[value.name], explained.get(value.name)):
                     continue
+                if self._single.get(value.name) == axis:
+                    continue
+                if None in self._given.values() or is_batch_name(value.symbols[axis], ()):
+                    continue  # the batch, of one row, since its rows mix
                 if trial.takes_two(value, axis):
                     raise Refused(
                         f"axes {axes[value.name]} and {axis} of {value} may both have any size, "
-                        "and neither is a batch: fix one of them in the file"
+                        "and neither is a batch; --batch-axis none takes the first for time"
                     )
         times = self._times(candidate)
         placing = Placing(
@@ -192,7 +221,7 @@ class WholeProbe:
             time_after=times,
         )
         notes = self._window_notes(axes, batch) if self._window else self._sequence_notes(axes)
-        return placing.layout(notes)
+        return placing.layout((*notes, *found.notes))
 
     def _window_notes(self, axes: Axes, batch: BatchAxes | NoBatch) -> tuple[str, ...]:
         if self._is_independent(axes):
@@ -212,9 +241,10 @@ class WholeProbe:
             rest = [at for at in range(len(value.shape)) if at != axes[value.name]]
             rows = value.shape[rest[0]] if len(rest) == 2 else None
             if rows is not None and rows > 1:
+                sizes = [value.shape[at] for at in rest]
                 notes.append(
-                    f"a time step of {value.name} has {rows} rows: if they are a window that moves "
-                    f"on row by row, give --window {rows}"
+                    f"a time step of {value.name} is {sizes}: if one of its axes has the rows of a "
+                    f"window that moves on row by row, give its size, as --window {rows}"
                 )
         return tuple(notes)
 
@@ -237,14 +267,14 @@ class WholeProbe:
         is_alike = len(shape) == len(first.shape) >= 3 and shape[axis] == self._window
         return axis if is_alike else None
 
-    def _frames(self) -> tuple[Layout, Trial]:
+    def _frames(self) -> tuple[Layout, Trial, None]:
         """With --rows: steps of several rows, which do not depend on each other."""
         try:
             found = self._search.find(row_axes(self._roles, self._single), self._rows)
         except (RunRefused, StateChanges) as error:
             raise Refused(f"--rows {self._rows}: the graph does not run: {error}") from error
         trial = Trial(self._runner, self._sampler, self._roles, found)
-        batch = find_given_batch(trial, self._given)
+        batch = search_batch(None, trial, self._given).axes
         if isinstance(batch, NoBatch):
             raise Refused(
                 f"--rows {self._rows}: the file has no states, so its steps must lie along a "
@@ -259,7 +289,7 @@ class WholeProbe:
             time_after=batch.after,
         )
         note = "the file has no states: its steps do not depend on each other"
-        return placing.layout((note,)), trial
+        return placing.layout((note,)), trial, None
 
     def _no_time(self) -> Refused:
         values = ", ".join(map(str, self._roles.inputs))

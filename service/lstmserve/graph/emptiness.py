@@ -1,10 +1,11 @@
 """Rewrites the operators that end the process where a tensor has no values, so that the run fails.
 
-A graph of whole sequences computes its lengths from the client's: a sequence that is too short may
-leave no row for an inner layer. onnxruntime 1.31 handles that in most operators. In those of ENDS it
-aborts, divides by zero or reads no address, which ends the process. Here such an operator reads its
-input through nodes that fail if an axis has the length 0: an integer division by zero is an error
-that onnxruntime returns. It must not change any result.
+A tensor may lose all of its values where a client decides on its shape: a graph of whole sequences
+computes its lengths from the sequence's, and a few operators make shapes of values. onnxruntime
+1.31 handles that in most operators. In those of ENDS it aborts, divides by zero or reads no
+address, which ends the process. Here such an operator reads its input through nodes that fail if an
+axis has the length 0: an integer division by zero is an error that onnxruntime returns. It must not
+change any result.
 """
 
 from __future__ import annotations
@@ -24,9 +25,51 @@ ENDS: Final[Mapping[str, tuple[int, ...]]] = {
     "InstanceNormalization": (0,),
     "ConvTranspose": (0,),
 }
-FILLED: Final = (
-    "/filled"  # of a spec's tensor no name has a slash, and the file's names get a prefix
+FILLED: Final = "/filled"  # no name of a spec has a slash, and the file's names get a prefix
+# Operators whose outputs have shapes that depend on values, and places of inputs whose values are a
+# shape, or decide on one.
+BY_VALUES: Final = frozenset(
+    ("Compress", "Loop", "NonMaxSuppression", "NonZero", "SequenceAt", "SplitToSequence", "Unique")
 )
+SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
+    "CenterCropPad": (1,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "If": (0,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+
+
+def has_shapes_of_values(graph: onnx.GraphProto) -> bool:
+    """Whether a shape in the graph may depend on values of its inputs, and not on their shapes
+    alone."""
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = {each.name for each in graph.input} - constants
+    return _makes_shapes(graph.node, inputs)
+
+
+def _makes_shapes(nodes: Iterable[onnx.NodeProto], known: Iterable[str]) -> bool:
+    """`known` are the names of values that are computed from the inputs' values."""
+    values = set(known)
+    for node in nodes:
+        places = (i for i in SHAPES.get(node.op_type, ()) if i < len(node.input))
+        if node.op_type in BY_VALUES or any(node.input[i] in values for i in places):
+            return True
+        graphs = _subgraphs(node)
+        for graph in graphs:
+            if _makes_shapes(graph.node, values.union(each.name for each in graph.input)):
+                return True
+        if graphs or (node.op_type not in ("Shape", "Size") and values.intersection(node.input)):
+            values.update(node.output)
+    return False
 
 
 def guard_empty(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -35,14 +78,20 @@ def guard_empty(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     for node in nodes:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        for attribute in copy.attribute:
-            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                body = guard_empty(graph.node)
-                del graph.node[:]
-                graph.node.extend(body)
+        for graph in _subgraphs(copy):
+            body = guard_empty(graph.node)
+            del graph.node[:]
+            graph.node.extend(body)
         for place in ENDS.get(copy.op_type, ()):
             found += _guard(copy, place)
         found.append(copy)
+    return found
+
+
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        found += [attribute.g] if attribute.HasField("g") else attribute.graphs
     return found
 
 

@@ -252,6 +252,16 @@ def _sliced(case: Case) -> bool:
     return not any(map(case.works_along, cut))
 
 
+def _padded(case: Case) -> bool:
+    """No row is added to the batch, and none is left out."""
+    pads, axes = case.array(1), case.array(3)
+    if pads is None or (axes is None and case.is_given(3)):
+        return False
+    both = pads.reshape(2, -1).any(axis=0)  # pads before and after each axis
+    padded = np.flatnonzero(both) if axes is None else axes[both]
+    return not any(case.works_along(int(axis)) for axis in padded)
+
+
 def _table(*rows: tuple[str, Rule]) -> dict[str, Rule]:
     return {op: rule for ops, rule in rows for op in ops.split()}
 
@@ -279,6 +289,7 @@ RULES: Final = _table(
     ("Gather", _gather),
     ("PRelu", _sloped),
     ("Slice", _sliced),
+    ("Pad", _padded),
 )
 """By operator of the domain "". They hold for every opset from OPSET_MIN on."""
 SIZE_ARGUMENTS: Final = {("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0)}

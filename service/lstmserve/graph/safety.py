@@ -44,6 +44,7 @@ def check_safe(model: onnx.ModelProto, file: str) -> None:
     functions = {(each.domain, each.name) for each in model.functions}
     bodies = [each.node for each in model.functions]
     nodes = [node for body in (model.graph.node, *bodies) for node in all_nodes(body)]
+    _check_sides(model.graph, file)
     for node in nodes:
         _check_node(node, file)
     _check_operators(nodes, functions, file)
@@ -89,10 +90,16 @@ def _check_node(node: onnx.NodeProto, file: str) -> None:
     sides = (*node.input, *node.output, *(each.name for each in node.attribute))
     _check_text(file, node.op_type, node.domain, node.name, *sides)
     for graph in subgraphs(node):
-        _check_text(file, *(each.name for each in (*graph.input, *graph.output)))
+        _check_sides(graph, file)
     for attribute in node.attribute:
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise InvalidModel(f"{file} has a sparse tensor in {node.op_type}")
+
+
+def _check_sides(graph: onnx.GraphProto, file: str) -> None:
+    sides = (*graph.input, *graph.output)
+    axes = (dim.dim_param for each in sides for dim in each.type.tensor_type.shape.dim)
+    _check_text(file, *(each.name for each in sides), *axes)
 
 
 def _check_operators(nodes: Iterable[onnx.NodeProto], functions: Set[Function], file: str) -> None:
@@ -109,8 +116,9 @@ def _check_operators(nodes: Iterable[onnx.NodeProto], functions: Set[Function], 
             )
     if foreign:
         said = " and ".join(f"{_some(ops)} of the domain {name!r}" for name, ops in foreign.items())
+        kind = "an operator" if sum(map(len, foreign.values())) == 1 else "the operators"
         raise InvalidModel(
-            f"{file} has an operator {said}; the server runs those of ONNX and com.microsoft alone"
+            f"{file} has {kind} {said}; the server runs those of ONNX and com.microsoft alone"
         )
 
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import onnx
 
 from lstmserve.graph.builder import GraphBuilder
-from lstmserve.graph.emptiness import guard_empty
 from lstmserve.graph.fold import renamed
 from lstmserve.graph.forms import build_portable
 from lstmserve.graph.network import LstmLayout, States
@@ -134,7 +133,7 @@ def _build(spec: ModelSpec, graph: StepGraph) -> onnx.ModelProto:
     for each in spec.inputs:
         g.input(NET + each.name, each.dtype, ["T", *each.shape])
     tensors = (*graph.initializers.values(), *graph.constants)
-    g.include(map(renamed_node, guard_empty(graph.running)), map(renamed, tensors))
+    g.include(map(renamed_node, graph.running), map(renamed, tensors))
     for each in spec.outputs:
         g.output(NET + each.name, each.dtype, [f"R/{each.name}", *each.shape])
     return checked_model(g, graph)

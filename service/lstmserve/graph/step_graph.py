@@ -30,6 +30,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from lstmserve.graph.builder import DTYPES
 from lstmserve.graph.division import guard_divisions
+from lstmserve.graph.emptiness import guard_empty, has_shapes_of_values
 from lstmserve.graph.reader import InvalidModel
 from lstmserve.graph.safety import AGAIN, DOMAINS, check_safe, one_line, shorten_domains
 from lstmserve.spec import INITIAL, NEXT, ModelSpec, TensorSpec
@@ -43,7 +44,8 @@ class StepGraph:
     """A checked step graph; `initial` has every state's initial value [*shape] by name.
 
     `running` are the nodes that the server runs, and `constants` what they need beside the
-    initializers: the file's nodes with safe divisions (division.py).
+    initializers: the file's nodes with safe divisions (division.py) and, where a client decides on
+    shapes, with layers that fail if they find no row (emptiness.py).
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -76,6 +78,8 @@ def read_step_graph(content: bytes, spec: ModelSpec) -> StepGraph:
     initial = {each.name: _initial(each, initializers) for each in states}
     nodes = tuple(model.graph.node)
     running, constants = guard_divisions(model)
+    if not spec.states or has_shapes_of_values(model.graph):
+        running = guard_empty(running)
     return StepGraph(
         nodes=nodes,
         initializers=initializers,

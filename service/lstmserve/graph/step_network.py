@@ -3,7 +3,8 @@
 For one time step the step graph stands between Gather and ScatterND of each state. For many, time
 is folded into the batch (fold.py), if the step graph allows that. Otherwise the step graph is the
 body of a Scan over time, which keeps a row's states as they are once t reaches its length; its
-weights are initializers of the outer graph, where onnxruntime prepacks them as well.
+weights are initializers of the body: onnxruntime computes a Conv of weights around it by other code
+than in a graph of its own, and with other bits.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class StepNetwork(PoolNetwork):
     def build_step(self) -> onnx.ModelProto | None:
         if self._is_one_graph:
             return None
-        g = self._begin(1)
+        g = GraphBuilder("pool")
+        self.layout.declare_inputs(g, 1)
+        self._add_weights(g)
         for state, tensor in self._states():
             g.add("Gather", [tensor.name, "read"], NET + state.name, axis=0)
         self._add_step(g, g, "", 1)
@@ -75,8 +78,11 @@ class StepNetwork(PoolNetwork):
         return self._end(g, 1)
 
     def build_chunk(self) -> onnx.ModelProto:
-        g = self._begin("T")
+        g = GraphBuilder("pool")
+        self.layout.declare_inputs(g, "T")
         g.input("lengths", "int32", ["B"])
+        if self._fold:
+            self._add_weights(g)
         for state, tensor in self._states():
             g.add("Gather", [tensor.name, "read"], BEFORE + state.name, axis=0)
         if self._fold:
@@ -112,12 +118,9 @@ class StepNetwork(PoolNetwork):
             num_scan_inputs=len(scanned),
         )
 
-    def _begin(self, length: int | str) -> GraphBuilder:
-        g = GraphBuilder("pool")
-        self.layout.declare_inputs(g, length)
+    def _add_weights(self, g: GraphBuilder) -> None:
         tensors = (*self._graph.initializers.values(), *self._graph.constants)
         g.include((), map(renamed, tensors))
-        return g
 
     def _end(self, g: GraphBuilder, length: int | str) -> onnx.ModelProto:
         self.layout.declare_outputs(g, length)
@@ -149,6 +152,7 @@ class StepNetwork(PoolNetwork):
         for name, dtype, width in sides(self.layout.x, (FLOATS, INTS)):
             b.input(name + AT_T, dtype, ["B", width])
         b.input(LIVE + AT_T, "bool", ["B"])
+        self._add_weights(b)
         self._add_step(outer, b, AT_T, 0)
         for state in self._spec.states:
             b.output(_kept(outer, b, state), state.dtype, ["B", *state.shape])

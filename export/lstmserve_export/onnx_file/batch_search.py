@@ -1,0 +1,115 @@
+"""Finds the batch of a file: as the graph is, and where it has none, after a small rewriting.
+
+A rewritten graph is only taken if a row in a batch gets the bits that it gets alone in the file, or
+if --batch-axis asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
+
+import onnx
+
+from lstmserve_export.onnx_file.batch_axis import (
+    BatchAxes,
+    BatchExperiment,
+    NoBatch,
+    NotBatch,
+    find_batch,
+    hypotheses,
+)
+from lstmserve_export.onnx_file.batching import Batching, CannotBatch
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.roles import Roles
+from lstmserve_export.onnx_file.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.refusal import Refused
+
+REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
+NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
+ROWS: Final = 3  # with which it is
+GivenAxes = Mapping[str, int | None]
+
+
+class WrongAxis(Exception):
+    """What --batch-axis says is no batch; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBatch:
+    """`model` is the graph that takes the batch, where it is not the file's own."""
+
+    axes: BatchAxes | NoBatch
+    model: onnx.ModelProto | None = None
+    notes: tuple[str, ...] = ()
+
+
+def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
+    """What --batch-axis says, with axes from 0; "" has None where it says none for all. Raises
+    Refused."""
+    values = {each.name: each for each in (*roles.inputs, *roles.outputs)}
+    for pair in roles.states:
+        values |= {pair.before.name: pair.before, pair.after.name: pair.after}
+    found: dict[str, int | None] = {}
+    for name, axis in request.batch_axes.items():
+        flag = f"--batch-axis {name}={'none' if axis is None else axis}"
+        if not name:
+            found[name] = None
+            continue
+        if name not in values:
+            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
+        rank = len(values[name].shape)
+        if axis is not None and not -rank <= axis < rank:
+            raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
+        found[name] = axis if axis is None else axis % rank
+    return found
+
+
+def search_batch(model: onnx.ModelProto | None, trial: Trial, given: GivenAxes) -> FoundBatch:
+    """`given` is what --batch-axis says; one None is enough for no batch. Without `model` nothing
+    is rewritten. Raises WrongAxis."""
+    if None in given.values():
+        return FoundBatch(NoBatch("--batch-axis says none"))
+    axes = {name: axis for name, axis in given.items() if axis is not None}
+    batch = find_batch(trial, axes)
+    if isinstance(batch, BatchAxes):
+        return FoundBatch(batch)
+    found = _rewritten(model, trial, batch, axes) if model else FoundBatch(batch)
+    if axes and isinstance(found.axes, NoBatch):
+        raise WrongAxis(batch.reason)
+    return found
+
+
+def _rewritten(
+    model: onnx.ModelProto, trial: Trial, batch: NoBatch, axes: Mapping[str, int]
+) -> FoundBatch:
+    """The first rewriting that holds to the file."""
+    constants = trial.roles.constants
+    count = max(1, min(REWRITES_MAX, NODES_MAX // max(1, len(model.graph.node))))
+    for hypothesis in islice(hypotheses(trial.roles, trial.row_axes, axes), count):
+        before = {name: axis for name, axis in hypothesis.items() if name in trial.values}
+        if len(before) < len(trial.values) or any(name in constants for name in hypothesis):
+            continue
+        feeds = [row.feeds for row in trial.rows(0, ROWS)]
+        try:
+            made = Batching(model, constants, feeds, before).run()
+            runner = Runner(made.model, constants, before)
+            found = BatchExperiment(trial, before, {}, runner).run()
+        except (CannotBatch, RunRefused, NotBatch):
+            continue
+        if any(found.after.get(name, axis) != axis for name, axis in axes.items()):
+            continue
+        if found.error and not axes:
+            flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in before.items())
+            reason = (
+                f"{batch.reason}; rewritten for a batch it would give answers that differ by "
+                f"{found.error:.2g} of the largest value ({flags} takes it)"
+            )
+            return FoundBatch(replace(batch, reason=reason))
+        changed = ", ".join(f"{op} {count}" for op, count in made.changed.items())
+        note = f"the graph was rewritten to take a batch, around these operators: {changed}"
+        return FoundBatch(found, made.model, (note,))
+    return FoundBatch(batch)
