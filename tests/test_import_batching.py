@@ -14,13 +14,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from lstmserve_export.onnx_file.batch_axis import BatchExperiment
-from lstmserve_export.onnx_file.batching import Batching, CannotBatch
-from lstmserve_export.onnx_file.layout import Probed, probe
+from lstmserve_export.onnx_file.layout.batch_axis import BatchExperiment
+from lstmserve_export.onnx_file.layout.batching import Batching, CannotBatch
+from lstmserve_export.onnx_file.layout.layout import Probed, probe
+from lstmserve_export.onnx_file.layout.runner import Runner, relaxed
+from lstmserve_export.onnx_file.load.source import Source, read_source
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles, StatePair
-from lstmserve_export.onnx_file.runner import Runner, relaxed
-from lstmserve_export.onnx_file.source import Source, read_source
+from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
 from tests.onnxfiles import Array, model_of
 
 RNG = np.random.default_rng(61)

@@ -11,7 +11,7 @@ import pytest
 
 from lstmserve.golden import Golden
 from lstmserve.manifest import Manifest, read_model
-from lstmserve_export.onnx_file.build import _Build
+from lstmserve_export.onnx_file.graph.build import _Build
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmserve_export.onnx_file.batch_axis import NoBatch, find_batch
-from lstmserve_export.onnx_file.layout import Layout, Place, Probed, probe
+from lstmserve_export.onnx_file.layout.batch_axis import NoBatch, find_batch
+from lstmserve_export.onnx_file.layout.layout import Layout, Place, Probed, probe
+from lstmserve_export.onnx_file.load.source import read_source
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles, StatePair
-from lstmserve_export.onnx_file.source import read_source
+from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
 from lstmserve_export.refusal import Refused
 from tests.onnxfiles import Array, model_of
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lstmserve.graph.step_graph import OPSET_MIN
 from lstmserve.runtime import ort
-from lstmserve_export.onnx_file.source import read_source
+from lstmserve_export.onnx_file.load.source import read_source
 from lstmserve_export.refusal import Refused
 
 N = helper.make_node

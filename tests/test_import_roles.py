@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles, find_roles
-from lstmserve_export.onnx_file.source import Source, Value
+from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
 from lstmserve_export.refusal import Refused
 
 NODES: list[onnx.NodeProto] = []

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from lstmserve.graph.safety import all_nodes
-from lstmserve_export.onnx_file.simplify import simplify
+from lstmserve_export.onnx_file.graph.simplify import simplify
 
 Array = npt.NDArray[np.generic]
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from hostile_onnx import stream
 from lstmserve.graph.step_graph import IR_VERSION_MIN
 from lstmserve.runtime import ort
-from lstmserve_export.onnx_file.opsets import IR_VERSION_MAX
-from lstmserve_export.onnx_file.source import NODES_MAX, Source, read_source
+from lstmserve_export.onnx_file.load.opsets import IR_VERSION_MAX
+from lstmserve_export.onnx_file.load.source import NODES_MAX, Source, read_source
 from lstmserve_export.refusal import Refused
 from lstmserve_export.target import ONNX_BYTES_MAX
 

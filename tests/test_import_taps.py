@@ -14,9 +14,9 @@ from onnx import numpy_helper, parser
 
 from lstmserve.manifest import InvalidModelFolder, Manifest, read_model
 from lstmserve.spec import NEXT, ModelSpec, Tap, TensorSpec
+from lstmserve_export.onnx_file.graph.taps import NONE, TAPS_MAX, Taps, find_taps
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.taps import NONE, TAPS_MAX, Taps, find_taps
 from lstmserve_export.taps import wrong_taps
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

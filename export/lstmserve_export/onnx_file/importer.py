@@ -20,34 +20,34 @@ from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec, Tap
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.build import build_sequence, build_step, build_window
-from lstmserve_export.onnx_file.cases import make_cases
-from lstmserve_export.onnx_file.layout import Layout, probe
-from lstmserve_export.onnx_file.pairs import (
+from lstmserve_export.onnx_file.graph.build import build_sequence, build_step, build_window
+from lstmserve_export.onnx_file.graph.taps import find_taps
+from lstmserve_export.onnx_file.layout.layout import Layout, probe
+from lstmserve_export.onnx_file.layout.trial import Trial
+from lstmserve_export.onnx_file.load.source import Source, read_source
+from lstmserve_export.onnx_file.proof.cases import make_cases
+from lstmserve_export.onnx_file.proof.pairs import (
     Whole,
     check_whole,
     given_rows,
     read_initial,
     read_whole,
 )
-from lstmserve_export.onnx_file.reference import Reference, WholeReference
-from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles, find_roles
-from lstmserve_export.onnx_file.sequences import (
+from lstmserve_export.onnx_file.proof.reference import Reference, WholeReference
+from lstmserve_export.onnx_file.proof.sequences import (
     accepted_lengths,
     prove_sequences,
     rows_max,
     sequence_case,
 )
-from lstmserve_export.onnx_file.source import Source, read_source
-from lstmserve_export.onnx_file.taps import find_taps
-from lstmserve_export.onnx_file.trial import Trial
-from lstmserve_export.onnx_file.windows import (
+from lstmserve_export.onnx_file.proof.windows import (
     lengths_of,
     new_sessions,
     whole_windows,
     window_case,
 )
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions

@@ -20,8 +20,8 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.row_shapes import Axes
-from lstmserve_export.onnx_file.runner import FATAL, reason
+from lstmserve_export.onnx_file.layout.row_shapes import Axes
+from lstmserve_export.onnx_file.layout.runner import FATAL, reason
 
 TOLERANCE: Final = 1e-3  # of one node; the proof of the whole graph is tight
 ATTEMPTS_MAX: Final = 96  # changes of one node

@@ -21,8 +21,8 @@ from lstmserve.graph import InvalidModel
 from lstmserve.graph.safety import DOMAINS, all_nodes, check_safe, shorten_domains, subgraphs
 from lstmserve.graph.step_graph import IR_VERSION_MIN
 from lstmserve.manifest import sha256
-from lstmserve_export.onnx_file.formats import HEAD_LEN, describe, find_cut
-from lstmserve_export.onnx_file.opsets import IR_VERSION_MAX, check_opset, convert, opset
+from lstmserve_export.onnx_file.load.formats import HEAD_LEN, describe, find_cut
+from lstmserve_export.onnx_file.load.opsets import IR_VERSION_MAX, check_opset, convert, opset
 from lstmserve_export.refusal import Refused, one_line, shorten
 from lstmserve_export.target import ONNX_BYTES_MAX
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lstmserve_export.arrays import Array
-from lstmserve_export.onnx_file.source import Value
+from lstmserve_export.onnx_file.load.source import Value
 from lstmserve_export.refusal import Refused, one_line, printable
 
 SIZE_MAX = 1 << 24  # values of one constant

@@ -11,7 +11,7 @@ import numpy as np
 from lstmserve.golden import excess
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays, read_npz
-from lstmserve_export.onnx_file.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.layout import Layout, Place
 from lstmserve_export.refusal import Refused, shorten
 
 

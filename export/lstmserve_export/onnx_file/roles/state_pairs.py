@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.source import Source, Value
-from lstmserve_export.onnx_file.state_flow import Flow, find_flow
-from lstmserve_export.onnx_file.state_names import Likeness, are_memory, likeness, stem
+from lstmserve_export.onnx_file.roles.state_flow import Flow, find_flow
+from lstmserve_export.onnx_file.roles.state_names import Likeness, are_memory, likeness, stem
 from lstmserve_export.refusal import Refused, shorten
 
 LIKENESSES: Final[tuple[Likeness, ...]] = ("same", "numbered", "part")  # the surest first

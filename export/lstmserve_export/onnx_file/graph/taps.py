@@ -17,7 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from lstmserve.graph.safety import subgraphs
 from lstmserve.graph.step_layout import NET
 from lstmserve.spec import LAYER_STATES, LayerKind, ModelSpec, Tap
-from lstmserve_export.onnx_file.splice import names_read
+from lstmserve_export.onnx_file.graph.splice import names_read
 from lstmserve_export.refusal import Refused, shorten
 from lstmserve_export.taps import wrong_taps
 

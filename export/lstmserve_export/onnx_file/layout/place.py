@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lstmserve.spec import ModelSpec, TensorSpec, window_states
+from lstmserve_export.onnx_file.load.source import Value
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.source import Value
 
 
 @dataclass(frozen=True, slots=True)

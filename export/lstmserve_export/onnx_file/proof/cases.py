@@ -14,9 +14,9 @@ import numpy as np
 
 from lstmserve.golden import Golden, torch_error_max
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout import Layout
-from lstmserve_export.onnx_file.pairs import check_pairs, read_pairs
-from lstmserve_export.onnx_file.reference import Reference
+from lstmserve_export.onnx_file.layout.layout import Layout
+from lstmserve_export.onnx_file.proof.pairs import check_pairs, read_pairs
+from lstmserve_export.onnx_file.proof.reference import Reference
 from lstmserve_export.refusal import Refused
 from lstmserve_export.sequences import lengths_for
 

@@ -14,18 +14,16 @@ from typing import Final
 
 import onnx
 
-from lstmserve_export.onnx_file.batch_axis import (
+from lstmserve_export.onnx_file.layout.batch_axis import (
     BatchAxes,
     BatchExperiment,
     NoBatch,
     NotBatch,
 )
-from lstmserve_export.onnx_file.batch_search import FoundBatch, WrongAxis, search_batch
-from lstmserve_export.onnx_file.place import Layout
-from lstmserve_export.onnx_file.placing import Placing
-from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.row_shapes import (
+from lstmserve_export.onnx_file.layout.batch_search import FoundBatch, WrongAxis, search_batch
+from lstmserve_export.onnx_file.layout.place import Layout
+from lstmserve_export.onnx_file.layout.placing import Placing
+from lstmserve_export.onnx_file.layout.row_shapes import (
     Axes,
     RowShapes,
     ShapeSearch,
@@ -36,10 +34,12 @@ from lstmserve_export.onnx_file.row_shapes import (
     is_batch_name,
     row_axes,
 )
-from lstmserve_export.onnx_file.runner import Runner, RunRefused
-from lstmserve_export.onnx_file.sampler import Sampler, Shape
-from lstmserve_export.onnx_file.source import Source
-from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.layout.sampler import Sampler, Shape
+from lstmserve_export.onnx_file.layout.trial import Trial
+from lstmserve_export.onnx_file.load.source import Source
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused
 
 # Of sequences that a graph may take. An output may have one row for hundreds, as of samples.

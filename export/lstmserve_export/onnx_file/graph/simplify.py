@@ -21,7 +21,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from lstmserve.graph.safety import DOMAINS, REFUSED_OPS, all_nodes, subgraphs
 from lstmserve.runtime import ort
 from lstmserve_export.arrays import Array
-from lstmserve_export.onnx_file.splice import Names, defined, drop_dead, names_read
+from lstmserve_export.onnx_file.graph.splice import Names, defined, drop_dead, names_read
 
 PASSES_MAX: Final = 16  # a pass opens one level of branches, and sizes that depend on it
 MOVED_MAX: Final = 1 << 27  # values that a folded node may move,

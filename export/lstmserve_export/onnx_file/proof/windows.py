@@ -13,7 +13,7 @@ import numpy as np
 from lstmserve.golden import Golden
 from lstmserve.spec import KNOWN, MISSING, WINDOW, ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.reference import WholeReference, doubles
+from lstmserve_export.onnx_file.proof.reference import WholeReference, doubles
 from lstmserve_export.refusal import Refused
 
 LENGTHS: Final = (16, 12, 8, 6, 5, 3, 2, 1)  # time steps of random sequences

@@ -14,10 +14,10 @@ from lstmserve.golden import Golden
 from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout import Layout, Place
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.runner import relaxed
-from lstmserve_export.onnx_file.source import Source
+from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.runner import relaxed
+from lstmserve_export.onnx_file.load.source import Source
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused, one_line
 
 QUIET: Final = 4  # onnxruntime's level "fatal": its other lines are no errors of ours

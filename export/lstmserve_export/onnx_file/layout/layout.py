@@ -14,33 +14,33 @@ from typing import Final
 import onnx
 
 from lstmserve_export.arrays import Arrays
-from lstmserve_export.onnx_file.batch_axis import BatchAxes, likely_axis
-from lstmserve_export.onnx_file.batch_search import (
+from lstmserve_export.onnx_file.layout.batch_axis import BatchAxes, likely_axis
+from lstmserve_export.onnx_file.layout.batch_search import (
     FoundBatch,
     WrongAxis,
     checked_axes,
     search_batch,
 )
-from lstmserve_export.onnx_file.place import Layout as Layout  # others have them from here
-from lstmserve_export.onnx_file.place import Place as Place
-from lstmserve_export.onnx_file.place import StatePlace as StatePlace
-from lstmserve_export.onnx_file.placing import Placing
-from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.row_shapes import (
+from lstmserve_export.onnx_file.layout.place import Layout as Layout  # others have them from here
+from lstmserve_export.onnx_file.layout.place import Place as Place
+from lstmserve_export.onnx_file.layout.place import StatePlace as StatePlace
+from lstmserve_export.onnx_file.layout.placing import Placing
+from lstmserve_export.onnx_file.layout.row_shapes import (
     ShapeSearch,
     StateChanges,
     free_axes,
     row_axes,
     working,
 )
-from lstmserve_export.onnx_file.runner import Runner, RunRefused
-from lstmserve_export.onnx_file.sampler import Sampler
-from lstmserve_export.onnx_file.served_names import check_dtypes
-from lstmserve_export.onnx_file.source import Source, Value
-from lstmserve_export.onnx_file.time_axis import NoTime, TimeAxes, find_time
-from lstmserve_export.onnx_file.trial import Trial
-from lstmserve_export.onnx_file.whole import WholeProbe
+from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.layout.sampler import Sampler
+from lstmserve_export.onnx_file.layout.served_names import check_dtypes
+from lstmserve_export.onnx_file.layout.time_axis import NoTime, TimeAxes, find_time
+from lstmserve_export.onnx_file.layout.trial import Trial
+from lstmserve_export.onnx_file.layout.whole import WholeProbe
+from lstmserve_export.onnx_file.load.source import Source, Value
+from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused
 
 NOTHING: Final[Arrays] = {}

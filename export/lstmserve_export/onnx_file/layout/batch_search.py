@@ -13,7 +13,7 @@ from typing import Final
 
 import onnx
 
-from lstmserve_export.onnx_file.batch_axis import (
+from lstmserve_export.onnx_file.layout.batch_axis import (
     BatchAxes,
     BatchExperiment,
     NoBatch,
@@ -21,11 +21,11 @@ from lstmserve_export.onnx_file.batch_axis import (
     find_batch,
     hypotheses,
 )
-from lstmserve_export.onnx_file.batching import Batching, CannotBatch
+from lstmserve_export.onnx_file.layout.batching import Batching, CannotBatch
+from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.runner import Runner, RunRefused
-from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused
 
 REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,

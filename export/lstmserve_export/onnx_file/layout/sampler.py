@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.source import Value
+from lstmserve_export.onnx_file.load.source import Value
 
 Shape = tuple[int, ...]
 Draw = Callable[[np.random.Generator, Shape], Array]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from lstmserve.spec import INITIAL, LAST, LENGTHS, MISSING, NEXT, TENSOR_NAME, Dtype
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.source import Value
+from lstmserve_export.onnx_file.load.source import Value
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused
 
 NAME_LEN_MAX: Final = 56  # leaves room for a number and for what the server appends

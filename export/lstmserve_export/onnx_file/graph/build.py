@@ -23,12 +23,12 @@ from lstmserve.graph.step_graph import IR_VERSION_MIN
 from lstmserve.graph.step_layout import NET, renamed_node
 from lstmserve.spec import INITIAL, NEXT
 from lstmserve_export.arrays import Arrays
-from lstmserve_export.onnx_file.layout import Layout, Place
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.runner import relaxed
-from lstmserve_export.onnx_file.simplify import simplify
-from lstmserve_export.onnx_file.source import Source
-from lstmserve_export.onnx_file.weights import settle_weights
+from lstmserve_export.onnx_file.graph.simplify import simplify
+from lstmserve_export.onnx_file.graph.weights import settle_weights
+from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.runner import relaxed
+from lstmserve_export.onnx_file.load.source import Source
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused
 
 ROW: Final = "row/"  # the prefix of a tensor of one session in the body of a Scan

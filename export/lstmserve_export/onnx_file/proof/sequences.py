@@ -19,7 +19,7 @@ from lstmserve.graph.sequence import SequenceNetwork
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.reference import WholeReference, doubles
+from lstmserve_export.onnx_file.proof.reference import WholeReference, doubles
 from lstmserve_export.refusal import Refused, one_line
 
 # Rows of random sequences; many files need some hundreds, as samples of audio.

@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Arrays
-from lstmserve_export.onnx_file.roles import Roles, StatePair
-from lstmserve_export.onnx_file.runner import Runner, RunRefused
-from lstmserve_export.onnx_file.sampler import BOUNDS, Sampler, Shape
-from lstmserve_export.onnx_file.source import Value
+from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.layout.sampler import BOUNDS, Sampler, Shape
+from lstmserve_export.onnx_file.load.source import Value
+from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
 
 ATTEMPTS_MAX: Final = 32
 GUESSES: Final = 4  # of the sizes of states' free axes

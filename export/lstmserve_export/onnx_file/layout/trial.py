@@ -14,12 +14,12 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.place import Place
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.row_shapes import RowShapes, without_ones
-from lstmserve_export.onnx_file.runner import Runner, RunRefused, are_finite
-from lstmserve_export.onnx_file.sampler import KINDS, Sampler
-from lstmserve_export.onnx_file.source import Value
+from lstmserve_export.onnx_file.layout.place import Place
+from lstmserve_export.onnx_file.layout.row_shapes import RowShapes, without_ones
+from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused, are_finite
+from lstmserve_export.onnx_file.layout.sampler import KINDS, Sampler
+from lstmserve_export.onnx_file.load.source import Value
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused
 
 STEPS: Final = 8  # from the zero states, which give the states that rows begin from

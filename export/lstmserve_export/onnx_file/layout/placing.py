@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lstmserve.spec import TensorSpec
-from lstmserve_export.onnx_file.batch_axis import BatchAxes, NoBatch
-from lstmserve_export.onnx_file.place import Layout, Place, StatePlace
-from lstmserve_export.onnx_file.roles import Roles, StatePair
-from lstmserve_export.onnx_file.row_shapes import Axes
-from lstmserve_export.onnx_file.sampler import Shape
-from lstmserve_export.onnx_file.served_names import ServedNames, served_dtype
-from lstmserve_export.onnx_file.source import Value
+from lstmserve_export.onnx_file.layout.batch_axis import BatchAxes, NoBatch
+from lstmserve_export.onnx_file.layout.place import Layout, Place, StatePlace
+from lstmserve_export.onnx_file.layout.row_shapes import Axes
+from lstmserve_export.onnx_file.layout.sampler import Shape
+from lstmserve_export.onnx_file.layout.served_names import ServedNames, served_dtype
+from lstmserve_export.onnx_file.load.source import Value
+from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
 from lstmserve_export.refusal import Refused
 
 NONE: Axes = {}

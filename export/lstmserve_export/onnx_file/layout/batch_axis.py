@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.roles import Roles
-from lstmserve_export.onnx_file.row_shapes import Axes
-from lstmserve_export.onnx_file.runner import Runner, RunRefused
-from lstmserve_export.onnx_file.source import Value
-from lstmserve_export.onnx_file.trial import Row, Trial
+from lstmserve_export.onnx_file.layout.row_shapes import Axes
+from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
+from lstmserve_export.onnx_file.layout.trial import Row, Trial
+from lstmserve_export.onnx_file.load.source import Value
+from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import shorten
 
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has

@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.batch_axis import difference, tolerance
-from lstmserve_export.onnx_file.row_shapes import Axes
-from lstmserve_export.onnx_file.runner import RunRefused
-from lstmserve_export.onnx_file.trial import Trial
+from lstmserve_export.onnx_file.layout.batch_axis import difference, tolerance
+from lstmserve_export.onnx_file.layout.row_shapes import Axes
+from lstmserve_export.onnx_file.layout.runner import RunRefused
+from lstmserve_export.onnx_file.layout.trial import Trial
 
 LENGTHS: Final = (3, 2, 7)
 HYPOTHESES_MAX: Final = 24

@@ -1,0 +1,1 @@
+"""Writes the graph that the server runs."""

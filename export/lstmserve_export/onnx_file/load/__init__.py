@@ -1,0 +1,1 @@
+"""Reads the file, and refuses what a server must not run."""

@@ -1,0 +1,1 @@
+"""The file's own answers, and the proof that the served graph gives them."""
