@@ -127,6 +127,23 @@ def test_a_bomb_ends_in_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_libraries_print_is_no_answer(job: Request, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither the parent nor the terminal gets it."""
+    code = """
+import os
+from lstmserve_export.onnx_file import child, importer
+run = importer.import_onnx
+def noisy(*arguments):
+    os.write(1, b"loaded\\n")
+    return run(*arguments)
+importer.import_onnx = noisy
+child.main()
+"""
+    exported = run_child(job, LIMITS, command=(sys.executable, "-c", code))
+    assert exported.folder.is_dir()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_too_little_memory_is_said(job: Request) -> None:
     """Also where not even the libraries have room."""
     for memory in (120 << 20, 190 << 20):

@@ -230,7 +230,8 @@ MIXERS = {
         "m = ReduceMax <keepdims = 0> (x)  n = Mul (m, none)  h1 = Add (h0, n)"
     ),
     "loud rows": (
-        "a = Abs (x)  m = ReduceMax <keepdims = 0> (a)  loud = Greater (m, ten) "
+        "a = Abs (x)  m = ReduceMax <keepdims = 0> (a)  over = Greater (m, high) "
+        "finite = Less (m, top)  loud = And (over, finite) "
         "h1 = Where (loud, five, h0)"
     ),
     "silent rows": (
@@ -250,7 +251,8 @@ def test_rows_that_mix_are_no_batch(examine: Probe, mixer: str) -> None:
     constants = {
         "zeros": np.array([0]),
         "none": np.array(0, np.float32),
-        "ten": np.array(10, np.float32),
+        "high": np.array(15, np.float32),
+        "top": np.array(1e6, np.float32),
         "tiny": np.array(1e-9, np.float32),
         "limit": np.array(0.9, np.float32),
         "five": np.full((1, 5), 0.5, np.float32),

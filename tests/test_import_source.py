@@ -183,7 +183,8 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     ),
     "operators of others": (
         "has the operators Op0, Op1, Op2, Op3, Op4, Op5, Op6, Op7 and 4 more of the domain "
-        "'ai.vendor' and Other of the domain 'org.others'; the server runs those of ONNX and com.microsoft alone",
+        "'ai.vendor' and Other of the domain 'org.others'; the server runs those of "
+        "ONNX and com.microsoft alone",
         customs,
     ),
     "an operator of ai.onnx.ml": (
