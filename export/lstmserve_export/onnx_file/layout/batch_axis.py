@@ -22,6 +22,7 @@ from lstmserve_export.onnx_file.load.source import Value
 from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import shorten
 
+NO_BATCH: Final = "no batch: "  # begins a note
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has
 COLLIDING_MAX: Final = 24  # one batch more is as large as an axis of the graph
 HYPOTHESES_MAX: Final = 128
@@ -74,7 +75,7 @@ class NoBatch:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator should know."""
-        return (f"no batch: {self.reason}",)
+        return (f"{NO_BATCH}{self.reason}",)
 
 
 def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
