@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from lstmserve_export.onnx_file.layout.batch_axis import NoBatch, find_batch
-from lstmserve_export.onnx_file.layout.layout import Layout, Place, Probed, probe
+from lstmserve_export.onnx_file.layout.place import Layout, Place
+from lstmserve_export.onnx_file.layout.probe import Probed, probe
 from lstmserve_export.onnx_file.load.source import read_source
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
@@ -111,7 +112,6 @@ def test_a_batch_is_found_whatever_the_file_declares(examine: Probe, b: str) -> 
         "h:h1",
     ).layout
     assert layout.is_batched
-    assert layout.is_exact
     assert axes(layout.inputs[0]) == ((3,), 0, None)
     assert axes(layout.outputs[0]) == ((2,), 0, None)
     assert state(layout) == ((5,), 0, 0)
@@ -137,7 +137,6 @@ def test_batch_and_time_on_axes_of_their_own(examine: Probe, signature: str) -> 
         "c:c1",
     ).layout
     assert layout.is_batched
-    assert layout.is_over_time
     assert axes(layout.inputs[0]) == ((3,), 1, 0)
     assert axes(layout.outputs[0]) == ((6,), 1, 0)
     assert state(layout, 0) == state(layout, 1) == ((1, 6), 1, 1)
@@ -166,7 +165,6 @@ def test_an_axis_called_batch_that_is_time(examine: Probe) -> None:
         TIME_FIRST_SIDES, TIME_FIRST, lstm(3, 6), "h:h1", "c:c1", batch_axes={"x": None}
     ).layout
     assert not layout.is_batched
-    assert layout.is_over_time
     assert axes(layout.inputs[0]) == ((3,), None, 0)
     assert axes(layout.outputs[0]) == ((6,), None, 1)
     assert state(layout) == ((6,), None, None)
@@ -426,7 +424,6 @@ def test_outputs_of_the_last_row_alone(examine: Probe) -> None:
         "c:c1",
     ).layout
     assert layout.is_batched
-    assert not layout.is_over_time
     assert axes(layout.inputs[0]) == ((3,), 0, 1)
     assert axes(layout.outputs[0]) == ((6,), 1, None)
 
@@ -447,7 +444,6 @@ def test_rows_of_a_step(examine: Probe) -> None:
         examine(signature, FRAMES, tensors, "h:h1")
     layout = examine(signature, FRAMES, tensors, "h:h1", rows=160).layout
     assert layout.is_batched
-    assert not layout.is_over_time
     assert axes(layout.inputs[0]) == ((160,), 0, 1)
     with pytest.raises(Refused, match="--rows 161: the graph does not run on x"):
         examine(signature, FRAMES, tensors, "h:h1", rows=161)

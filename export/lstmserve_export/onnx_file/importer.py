@@ -24,24 +24,25 @@ from lstmserve_export.onnx_file.graph.build import build_sequence, build_step, b
 from lstmserve_export.onnx_file.graph.loops import loop_notes
 from lstmserve_export.onnx_file.graph.taps import find_taps
 from lstmserve_export.onnx_file.layout.batch_axis import NO_BATCH
-from lstmserve_export.onnx_file.layout.layout import Layout, Probed, probe
+from lstmserve_export.onnx_file.layout.place import Layout
+from lstmserve_export.onnx_file.layout.probe import Probed, probe
 from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.load.source import Source, read_source
 from lstmserve_export.onnx_file.proof.cases import make_cases
 from lstmserve_export.onnx_file.proof.pairs import (
-    Whole,
-    check_whole,
+    SequencePair,
+    check_sequence_pairs,
     given_rows,
     read_initial,
-    read_whole,
+    read_sequence_pairs,
 )
-from lstmserve_export.onnx_file.proof.reference import Reference, WholeReference
-from lstmserve_export.onnx_file.proof.sequences import (
+from lstmserve_export.onnx_file.proof.predict import (
     accepted_lengths,
     prove_sequences,
     rows_max,
     sequence_case,
 )
+from lstmserve_export.onnx_file.proof.reference import Reference, SequenceReference
 from lstmserve_export.onnx_file.proof.windows import (
     lengths_of,
     new_sessions,
@@ -150,7 +151,7 @@ class _Job:
         model = build_window(self.source, self.roles, self.layout, window)
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
-        reference = WholeReference(self.source, self.roles, self.layout)
+        reference = SequenceReference(self.source, self.roles, self.layout)
         lengths = lengths_of(spec)
         rows = self._sequences_of(len(lengths), int(lengths.max()) + window - 1)
         cases = {"random": window_case(reference, spec, rows, lengths)}
@@ -171,7 +172,7 @@ class _Job:
         model = build_sequence(self.source, self.roles, self.layout)
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
-        reference = WholeReference(self.source, self.roles, self.layout)
+        reference = SequenceReference(self.source, self.roles, self.layout)
         rows = {n: each[0] for n, each in self._sequences_of(1, rows_max(spec)).items()}
         sequences = [
             {name: each[:length] for name, each in rows.items()}
@@ -184,15 +185,15 @@ class _Job:
         parity = prove_sequences(graph_sequences(spec, graph), cases)
         return self._write(model, graph, spec, cases, parity, [WHOLE, *loop_notes(model.graph)])
 
-    def _pairs(self, reference: WholeReference) -> list[Whole]:
+    def _pairs(self, reference: SequenceReference) -> list[SequencePair]:
         """The user's sequences, to which the file itself gives the user's outputs. Raises
         Refused."""
         if self.request.golden is None:
             return []
-        pairs, window = read_whole(self.request.golden, self.layout), self.request.window
+        pairs, window = read_sequence_pairs(self.request.golden, self.layout), self.request.window
         if window and any(len(each) != window for pair in pairs for each in pair.inputs.values()):
             raise Refused(f"--golden: with --window {window} each sequence has {window} rows")
-        check_whole(pairs, [reference.answer(pair.inputs) for pair in pairs])
+        check_sequence_pairs(pairs, [reference.answer(pair.inputs) for pair in pairs])
         return pairs
 
     def _sequences_of(self, count: int, steps: int) -> dict[str, Array]:

@@ -8,11 +8,13 @@ gate * c + gate * tanh(...). A cache is an output that is a part of a Concat wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import onnx
+
+from lstmserve.graph.safety import all_nodes, subgraphs
 
 # Operators that move values of their first input, and those that move values of several.
 MOVES: Final = frozenset(
@@ -98,7 +100,7 @@ def _walk(
 
 def find_flow(graph: onnx.GraphProto) -> Flow:
     """The moves of the graph. Its names must be unique, subgraphs included, as ONNX says."""
-    flow, nodes = Flow(), list(_all_nodes(graph.node))
+    flow, nodes = Flow(), list(all_nodes(graph.node))
     made = {name: node for node in nodes for name in node.output if name}
     for node in nodes:
         for step in _steps(node):
@@ -107,14 +109,6 @@ def find_flow(graph: onnx.GraphProto) -> Flow:
             for source in _carried(node, made):
                 flow.add(_Step(source, node.output[0], place=(node.output[0], "cell")))
     return flow
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_nodes(attribute.g.node)
 
 
 def _steps(node: onnx.NodeProto) -> Iterator[_Step]:
@@ -135,10 +129,7 @@ def _steps(node: onnx.NodeProto) -> Iterator[_Step]:
 
 def _subgraph_steps(node: onnx.NodeProto) -> Iterator[_Step]:
     """The values that go into and come out of the node's subgraphs."""
-    for attribute in node.attribute:
-        if not attribute.HasField("g"):
-            continue
-        graph = attribute.g
+    for graph in subgraphs(node):
         inner = [each.name for each in graph.input]
         # A Loop's body has an output ahead of the node's own: whether to go on.
         ends = [each.name for each in graph.output][1 if node.op_type == "Loop" else 0 :]

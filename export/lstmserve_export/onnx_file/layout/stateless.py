@@ -57,7 +57,7 @@ class _Candidate:
     other: RowShapes | None
 
 
-class WholeProbe:
+class StatelessProbe:
     """The experiments on one file."""
 
     def __init__(
