@@ -121,6 +121,35 @@ def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(tmp_path: Path) -> 
         import_onnx(replace(request, batch_axes={"x": 0}, force=True))
 
 
+CHAOTIC = """<ir_version: 8, opset_import: ["": 17]>
+chaotic (float[B, 1] x, float[B, 1] h) => (float[B, 1] y, float[B, 1] h_out)
+{
+    sum = Add (h, x)
+    angle = Mul (sum, growth)
+    h_out = Sin (angle)
+    y = Identity (h_out)
+}
+"""
+
+
+@pytest.mark.parametrize("growth", [0.5, 8, 1e9])
+def test_a_file_that_amplifies_rounding(tmp_path: Path, growth: float) -> None:
+    """It is checked on shorter sequences, and a note says so; where the answer to a single row is
+    rounding alone, the import is refused."""
+    path = tmp_path / "chaotic.onnx"
+    path.write_bytes(model_of(CHAOTIC, {"growth": np.array(growth, np.float32)}))
+    request = Request(path, "chaotic", states=("h:h_out",), models=tmp_path / "models")
+    if growth > 100:
+        with pytest.raises(Refused, match="so no result of it means anything: give --golden"):
+            import_onnx(request)
+        return
+    notes = "".join(import_onnx(request).manifest.notes)
+    longest = read_model(tmp_path / "models", "chaotic", 1).golden["random"].lengths.max()
+    is_shorter = growth > 1
+    assert ("it was checked on shorter sequences" in notes) == is_shorter
+    assert (longest < 64) == is_shorter
+
+
 LOOPS = {
     "count": ("(turns, yes, h)", "still = Identity (going)", True),
     "condition": ("(three, is_high, h)", "still = Identity (going)", True),
