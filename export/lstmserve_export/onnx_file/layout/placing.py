@@ -15,7 +15,8 @@ from lstmserve_export.onnx_file.layout.place import Layout, Place, StatePlace
 from lstmserve_export.onnx_file.layout.row_shapes import Axes
 from lstmserve_export.onnx_file.layout.sampler import Shape
 from lstmserve_export.onnx_file.load.source import Value
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import StatePair
 from lstmserve_export.refusal import Refused
 
 NONE: Axes = {}

@@ -17,7 +17,8 @@ from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.sampler import BOUNDS, Sampler, Shape
 from lstmserve_export.onnx_file.load.source import Value
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import StatePair
 
 ATTEMPTS_MAX: Final = 32
 GUESSES: Final = 4  # of the sizes of states' free axes
