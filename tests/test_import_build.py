@@ -16,6 +16,7 @@ from lstmserve.manifest import Manifest, read_model
 from lstmserve_export.onnx_file.graph.build import _Build
 from lstmserve_export.onnx_file.graph.loops import loop_notes
 from lstmserve_export.onnx_file.importer import import_onnx
+from lstmserve_export.onnx_file.layout import batch_search
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Stream
@@ -104,9 +105,12 @@ sized (float[B, 3] x, float[B, 3] h) => (float[B, 3] y, float[B, 3] h_out)
 """
 
 
-def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(tmp_path: Path) -> None:
-    """The file answers otherwise in batches above 100, which no experiment on axes has: it is
-    served one session a run, with the reason."""
+def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file answers otherwise in batches above 100, which no experiment on axes has: if nothing
+    within the graph shows it either, it is served one session a run, with the reason."""
+    monkeypatch.setattr(batch_search, "find_mixing", lambda *_: "")
     path = tmp_path / "sized.onnx"
     path.write_bytes(model_of(SIZED, {"most": np.array([100])}))
     request = Request(path, "sized", models=tmp_path / "models")

@@ -21,6 +21,7 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     find_batch,
     hypotheses,
 )
+from lstmserve_export.onnx_file.layout.inner_values import find_mixing
 from lstmserve_export.onnx_file.layout.rewrite import CannotRewrite, Rewriting
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
@@ -31,6 +32,7 @@ from lstmserve_export.refusal import Refused
 REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
 NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
 ROWS: Final = 3  # with which it is
+UNSEEN: Final = "although no answer that was tried shows it"
 GivenAxes = Mapping[str, int | None]
 
 
@@ -76,7 +78,12 @@ def search_batch(model: onnx.ModelProto | None, trial: Trial, given: GivenAxes) 
     axes = {name: axis for name, axis in given.items() if axis is not None}
     batch = find_batch(trial, axes)
     if isinstance(batch, BatchAxes):
-        return FoundBatch(batch)
+        mixing = find_mixing(model, trial, batch.before, batch.constants) if model else ""
+        if not mixing:
+            return FoundBatch(batch)
+        if axes:
+            return FoundBatch(batch, notes=(f"{mixing}, {UNSEEN}",))
+        batch = NoBatch(f"{mixing}, {UNSEEN} ({_flags(batch.before)} takes it)")
     found = _rewritten(model, trial, batch, axes) if model else FoundBatch(batch)
     if axes and isinstance(found.axes, NoBatch):
         raise WrongAxis(batch.reason)
@@ -103,13 +110,20 @@ def _rewritten(
         if any(found.after.get(name, axis) != axis for name, axis in axes.items()):
             continue
         if found.error and not axes:
-            flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in before.items())
             reason = (
                 f"{batch.reason}; rewritten for a batch it would give answers that differ by "
-                f"{found.error:.2g} of the largest value ({flags} takes it)"
+                f"{found.error:.2g} of the largest value ({_flags(before)} takes it)"
             )
             return FoundBatch(replace(batch, reason=reason))
+        mixing = find_mixing(made.model, trial, before, {})
+        if mixing and not axes:
+            continue
         changed = ", ".join(f"{op} {count}" for op, count in made.changed.items())
         note = f"the graph was rewritten to take a batch, around these operators: {changed}"
-        return FoundBatch(found, made.model, (note,))
+        notes = (note, f"{mixing}, {UNSEEN}") if mixing else (note,)
+        return FoundBatch(found, made.model, notes)
     return FoundBatch(batch)
+
+
+def _flags(axes: Mapping[str, int]) -> str:
+    return " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())
