@@ -18,6 +18,7 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     BatchExperiment,
     NoBatch,
     NotBatch,
+    as_flag,
     find_batch,
     hypotheses,
 )
@@ -26,7 +27,7 @@ from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
 NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
@@ -60,7 +61,7 @@ def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
             found[name] = None
             continue
         if name not in values:
-            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
+            raise Refused(f"{flag}: there is no such tensor; there are {shorten(list(values))}")
         rank = len(values[name].shape)
         if axis is not None and not -rank <= axis < rank:
             raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
@@ -103,13 +104,12 @@ def _rewritten(
         if any(found.after.get(name, axis) != axis for name, axis in axes.items()):
             continue
         if found.error and not axes:
-            flags = " ".join(f"--batch-axis {name}={axis}" for name, axis in before.items())
             reason = (
-                f"{batch.reason}; rewritten for a batch it would give answers that differ by "
-                f"{found.error:.2g} of the largest value ({flags} takes it)"
+                f"{batch.reason}; --batch-axis {as_flag(before)} rewrites it for a batch, with "
+                f"answers up to {found.error:.2g} apart"
             )
             return FoundBatch(replace(batch, reason=reason))
         changed = ", ".join(f"{op} {count}" for op, count in made.changed.items())
-        note = f"the graph was rewritten to take a batch, around these operators: {changed}"
+        note = f"operators were changed so that the graph takes a batch: {changed}"
         return FoundBatch(found, made.model, (note,))
     return FoundBatch(batch)
