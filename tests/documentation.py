@@ -66,7 +66,9 @@ NOT_OUR_FILES = {
     "policy.onnx",
     "encoder.onnx",
     "config.pbtxt",
-    # Published models that docs/IMPORT.md imports.
+    # Published models that docs/IMPORT.md and bench.published import.
+    "dtln_model_1.onnx",
+    "dtln_model_2.onnx",
     "flashvad-stream.onnx",
     "gtcrn_simple.onnx",
     "hello_deepa.onnx",

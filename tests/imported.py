@@ -9,7 +9,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,4 +190,7 @@ def run_import(
 def imports(tmp_path_factory: pytest.TempPathFactory) -> Imports:
     """A models folder with every file of FILES, not to be written to, and what they are."""
     models = tmp_path_factory.mktemp("imported") / "models"
-    return models, {name: import_file(models, name) for name in FILES}
+    with ThreadPoolExecutor(len(FILES)) as threads:
+        return models, dict(
+            zip(FILES, threads.map(partial(import_file, models), FILES), strict=True)
+        )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from onnx import parser
 
 from lstmserve.golden import Golden
 from lstmserve.manifest import Manifest, read_model
 from lstmserve_export.onnx_file.graph.build import _Build
+from lstmserve_export.onnx_file.graph.loops import loop_notes
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
@@ -77,16 +80,78 @@ def test_a_state_that_the_served_graph_leaves_wrong_is_refused(
     original = _Build._leave
 
     def leave(self: _Build, g: Any, port: Any, name: str) -> str:
-        value = original(self, g, port, f"right/{name}" if name == "ticks.next" else name)
-        if name == "ticks.next":
-            return str(g.add("Abs", ["ticks"], name))
-        return value
+        if not name.endswith("ticks.next"):
+            return original(self, g, port, name)
+        original(self, g, port, f"right/{name}")
+        return str(g.add("Abs", [name.removesuffix(".next")], name))
 
     monkeypatch.setattr(_Build, "_leave", leave)
     file = next(each for each in map(placed_file, SEEDS) if each.is_batched)
     with pytest.raises(Refused, match="differs at time step 2 of the random rows"):
         imported(file, tmp_path)
     assert not (tmp_path / "models").exists()
+
+
+SIZED = """<ir_version: 8, opset_import: ["": 17]>
+sized (float[B, 3] x, float[B, 3] h) => (float[B, 3] y, float[B, 3] h_out)
+{
+    size = Shape <start = 0, end = 1> (x)
+    is_large = Greater (size, most)
+    extra = Cast <to = 1> (is_large)
+    h_out = Add (h, x)
+    y = Add (h_out, extra)
+}
+"""
+
+
+def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(tmp_path: Path) -> None:
+    """The file answers otherwise in batches above 100, which no experiment on axes has: it is
+    served one session a run, with the reason."""
+    path = tmp_path / "sized.onnx"
+    path.write_bytes(model_of(SIZED, {"most": np.array([100])}))
+    request = Request(path, "sized", models=tmp_path / "models")
+    notes = import_onnx(request).manifest.notes
+    assert any("no batch: in a batch output y differs at time step 1" in note for note in notes)
+    assert not any("--batch-axis says" in note for note in notes)
+    stream = Stream(read_model(tmp_path / "models", "sized", 1).network)
+    x = np.ones((120, 2, 3), np.float32)
+    y = stream.run(Golden({"x": x}, np.full(120, 2, np.int32), None, {}, {}, 0.0), [0, 1, 2])["y"]
+    assert np.array_equal(y, x.cumsum(axis=1))
+    with pytest.raises(Refused, match="output y differs at time step 1"):
+        import_onnx(replace(request, batch_axes={"x": 0}, force=True))
+
+
+LOOPS = {
+    "count": ("(turns, yes, h)", "still = Identity (going)", True),
+    "condition": ("(three, is_high, h)", "still = Identity (going)", True),
+    "its own": ("(three, yes, h)", "still = Less (sum, limit)", True),
+    "fixed": ("(three, yes, h)", "still = Identity (going)", False),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_whose_turns_a_client_decides_is_noted(name: str) -> None:
+    """By its count, its condition, or what its body computes; not one with a constant count."""
+    given, still, is_open = LOOPS[name]
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    looped (float[1] x, float[1] h) => (float[1] h_out)
+    {{
+        whole = Cast <to = 7> (x)
+        turns = ReduceMax <keepdims = 0> (whole)
+        most = ReduceMax <keepdims = 0> (x)
+        is_high = Greater (most, limit)
+        h_out = Loop <body = turn (int64 number, bool going, float[1] now)
+            => (bool still, float[1] next)
+        {{
+            next = Add (now, now)
+            sum = ReduceMax <keepdims = 0> (next)
+            {still}
+        }}> {given}
+    }}
+    """
+    notes = loop_notes(parser.parse_model(text).graph)
+    assert bool(notes) == is_open
+    assert not notes or "how many turns the Loop of h_out takes" in notes[0]
 
 
 NARROW = """<ir_version: 8, opset_import: ["": 17]>

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import lstmserve_export
+from lstmserve.golden import Golden
 from lstmserve.manifest import Manifest, read_model
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
@@ -185,3 +187,28 @@ def test_whole_sequences_of_the_user(tmp_path: Path) -> None:
     assert "does not give your y of sequence 1" in files.refusal({"x": x, "y": y + 1})
     manifest = files.run({"x": x, "y": y})
     assert "golden in whole sequences" in manifest.parity["excess"]
+
+
+SCALED = """<ir_version: 8, opset_import: ["": 17]>
+scaled (float[B, 2] x, float[2] gain, float[B, 2] a) => (float[B, 2] y, float[B, 2] b)
+{
+    b = Add (a, x)
+    y = Mul (b, gain)
+}
+"""
+
+
+@pytest.mark.parametrize("gain", [np.array([2, 3]), [2.0, 3], "[2, 3]", "file"], ids=str)
+def test_the_function_takes_values_of_python(tmp_path: Path, gain: Any) -> None:
+    """Constants are arrays, lists, texts as of the command, or files; states a dict."""
+    (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
+    if isinstance(gain, str) and gain == "file":
+        gain = tmp_path / "gain.npy"
+        np.save(gain, np.array([2, 3]))
+    imported = lstmserve_export.import_onnx(
+        tmp_path / "net.onnx", models=tmp_path, states={"a": "b"}, constants={"gain": gain}
+    )
+    assert imported.folder == tmp_path / "net" / "1"
+    stream = Stream(read_model(tmp_path, "net", 1).network)
+    case = Golden({"x": np.ones((1, 2, 2), np.float32)}, np.array([2]), None, {}, {}, 0.0)
+    assert stream.run(case, [0, 2])["y"].tolist() == [[[2, 3], [4, 6]]]

@@ -115,18 +115,22 @@ def test_no_file_is_served_that_no_manifest_names(folder: Path) -> None:
 
 def test_a_file_that_rounds_in_batches_says_so(serve: Serve, tmp_path: Path) -> None:
     """Its manifest, the client, the metric and the command line have the difference that was
-    measured."""
+    measured; imported without a batch it is exact."""
     models = tmp_path / "models"
     path = tmp_path / "rounded.onnx"
     path.write_bytes(onnxfiles.rounded())
     parity = run_import(path, onnxfiles.PAIRS, models, "rounded").parity
     assert not parity["is_exact"]
     assert 0 < parity["difference"] < 1e-5
+    run_import(path, onnxfiles.PAIRS, models, "alone", "--batch-axis", "none")
     serving = serve(models=models)
     with Client(serving.target) as client:
-        (found,) = client.models()
+        alone, found = client.models()
+    assert (alone.name, alone.is_exact, alone.difference) == ("alone", True, 0)
     assert not found.is_exact
     assert 0 < found.difference < 1e-5
     assert serving.metric("lstm_model_difference", model="rounded") == found.difference
-    (line,) = Shell(serving.target, tmp_path).out("models").splitlines()[1:]
-    assert line.split()[3:6] == ["network", "to", f"{found.difference:.1g}"]
+    assert serving.metric("lstm_model_difference", model="alone") == 0
+    lines = [line.split() for line in Shell(serving.target, tmp_path).out("models").splitlines()]
+    assert lines[1][3:5] == ["network", "yes"]
+    assert lines[2][3:6] == ["network", "to", f"{found.difference:.1g}"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench.published.loop import calls
 from bench.published.proof import Compared, count_lines, try_out
 from bench.published.recipes import RECIPES, Recipe
+from onnxfiles import looped
 
 FIXTURES = Path(__file__).parent / "fixtures" / "published"
 # Three are TorchScript programs, as published.
@@ -57,6 +60,23 @@ def test_states_as_arguments_of_forward(model: str, file: str, tmp_path: Path) -
 def test_a_lost_start_is_seen(tmp_path: Path) -> None:
     """The amplifier's weights without its learned start are beyond the gate."""
     assert compared("nam_lstm", Recipe("nam.pt"), tmp_path).share > 1
+
+
+def test_an_onnx_file_is_compared_with_a_loop(tmp_path: Path) -> None:
+    """Every output and every state of an imported file is that of onnxruntime, step by step."""
+    folder = tmp_path / "looped"
+    folder.mkdir()
+    (folder / "looped.onnx").write_bytes(looped())
+    pairs = tuple(f"{each}:{each}_out" for each in ("memory", "ticks", "loud"))
+    recipe = Recipe("looped.onnx", (f"--state={','.join(pairs)}",), states=pairs)
+    x = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
+    given = [call.outputs["score"] for call in calls(folder / recipe.file, recipe.pairs, x)]
+    np.savez(folder / "io.npz", x=x, y=np.stack(given).reshape(12, 3))
+    result = try_out(folder, recipe, tmp_path / "models")
+    assert result.said == ""
+    assert result.compared is not None
+    assert result.compared.of_loop == 0
+    assert result.compared.share == 0
 
 
 def test_the_users_lines_are_counted() -> None:

@@ -41,7 +41,7 @@ def test_a_file_of_others_comes_back(tmp_path: Path) -> None:
     """An imported network, with an integer and a bool among its states, goes on from the store and
     from the client's log with the bits of plain onnxruntime."""
     file = a_file(tmp_path, "looped")
-    found = kill9.run(tmp_path, "behind", "library", kills=3, every_s=1, sessions=8, file=file)
+    found = kill9.run(tmp_path, "behind", "library", kills=2, every_s=1, sessions=8, file=file)
     print(found.figures())
     found.check()
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 Array = npt.NDArray[Any]
+DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ def calls(file: Path, pairs: Mapping[str, str], x: Array) -> Iterator[Call]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs = {each.name: each for each in session.get_inputs()}
     shapes = {
-        each.name: [n if isinstance(n, int) else 1 for n in each.shape]
-        for each in session.get_inputs()
+        name: [n if isinstance(n, int) else 1 for n in each.shape] for name, each in inputs.items()
     }
     (given,) = shapes.keys() - pairs.keys()
-    states: dict[str, Array] = {name: np.zeros(shapes[name], np.float32) for name in pairs}
+    states: dict[str, Array] = {
+        name: np.zeros(shapes[name], DTYPES[inputs[name].type]) for name in pairs
+    }
     names = [each.name for each in session.get_outputs()]
     for row in x:
         feed = {given: row.reshape(shapes[given]).astype(np.float32), **states}

@@ -176,7 +176,8 @@ def loop_difference(
             pairs = [(outputs[name], each) for name, each in call.outputs.items()]
             pairs += [(states[name], each) for name, each in call.states.items()]
             for ours, theirs in pairs:
-                worst = max(worst, float(np.abs(ours.reshape(theirs.shape) - theirs).max()))
+                off = np.subtract(ours.reshape(theirs.shape), theirs, dtype=np.float64)
+                worst = max(worst, float(np.abs(off).max()))
     return worst
 
 

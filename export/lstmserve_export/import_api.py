@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lstmserve.spec import WindowFill
 from lstmserve_export.onnx_file.child import Limits, run_child
@@ -46,7 +49,7 @@ def import_onnx(
         states=tuple(f"{before}:{after}" for before, after in (states or {}).items()),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        constants={key: str(value) for key, value in (constants or {}).items()},
+        constants={key: _text(value) for key, value in (constants or {}).items()},
         batch_axes=dict(batch_axes or {}),
         rows=rows,
         window=window,
@@ -59,3 +62,10 @@ def import_onnx(
         dry_run=dry_run,
     )
     return run_child(request, Limits.of(path, memory_limit, time_limit))
+
+
+def _text(value: Any) -> str:
+    """A constant as --constant takes it: a file by its path, anything else as JSON."""
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(np.asarray(value).tolist())

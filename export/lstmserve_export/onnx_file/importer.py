@@ -6,7 +6,7 @@ The reference is the file itself in plain onnxruntime. It runs in the child proc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -22,32 +22,35 @@ from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec, Tap
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.graph.build import build_sequence, build_step, build_window
+from lstmserve_export.onnx_file.graph.loops import loop_notes
 from lstmserve_export.onnx_file.graph.taps import find_taps
-from lstmserve_export.onnx_file.layout.layout import Layout, probe
+from lstmserve_export.onnx_file.layout.batch_axis import NO_BATCH
+from lstmserve_export.onnx_file.layout.place import Layout
+from lstmserve_export.onnx_file.layout.probe import Probed, probe
 from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.load.source import Source, read_source
 from lstmserve_export.onnx_file.proof.cases import make_cases
 from lstmserve_export.onnx_file.proof.pairs import (
-    Whole,
-    check_whole,
+    SequencePair,
+    check_sequence_pairs,
     given_rows,
     read_initial,
-    read_whole,
+    read_sequence_pairs,
 )
-from lstmserve_export.onnx_file.proof.reference import Reference, WholeReference
-from lstmserve_export.onnx_file.proof.sequences import (
+from lstmserve_export.onnx_file.proof.predict import (
     accepted_lengths,
     prove_sequences,
     rows_max,
     sequence_case,
 )
+from lstmserve_export.onnx_file.proof.reference import Reference, SequenceReference
 from lstmserve_export.onnx_file.proof.windows import (
     lengths_of,
     new_sessions,
     whole_windows,
     window_case,
 )
-from lstmserve_export.onnx_file.request import Request
+from lstmserve_export.onnx_file.request import EVERY, Request
 from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Mismatch, Stream, prove_stream
@@ -55,8 +58,8 @@ from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
 WHOLE: Final = (
-    "it takes whole sequences (Predict) and no steps; with --window W it would answer each row "
-    "from the last W"
+    "no states: it takes whole sequences (Predict) and no steps; with --window W it would answer "
+    "each row from the last W"
 )
 TAPPED: Final = 4  # sessions of the run that checks the taps
 MANY: Final = 32  # sessions of the batch whose cost a note gives
@@ -73,12 +76,27 @@ def import_onnx(request: Request, progress: Progress = lambda stage: None) -> Ex
     given: Arrays = {}
     if request.golden is not None:
         given = given_rows(request.golden, [each.name for each in roles.inputs])
-    probed = probe(source, roles, request, given)
-    return _Job(request, probed.source, roles, probed.layout, probed.trial, progress).run()
+    job = _Job.of(probe(source, roles, request, given), request, roles, progress)
+    try:
+        return job.run()
+    except Mismatch as error:
+        if not job.layout.is_batched or request.batch_axes:
+            raise Refused(f"{error}; nothing was written") from error
+        said = f"{NO_BATCH}in a batch {error}"
+    progress("find time without a batch")
+    alone = replace(request, batch_axes={EVERY: None})
+    job = _Job.of(probe(source, roles, alone, given), request, roles, progress)
+    kept = (note for note in job.layout.notes if not note.startswith(NO_BATCH))
+    try:
+        return replace(job, layout=replace(job.layout, notes=(said, *kept))).run()
+    except Mismatch as error:
+        raise Refused(f"{error}, one session a run; nothing was written") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """The import of a file whose tensors are placed."""
+
     request: Request
     source: Source
     roles: Roles
@@ -86,8 +104,13 @@ class _Job:
     trial: Trial
     progress: Progress
 
+    @classmethod
+    def of(cls, probed: Probed, request: Request, roles: Roles, progress: Progress) -> _Job:
+        """What probe() found."""
+        return cls(request, probed.source, roles, probed.layout, probed.trial, progress)
+
     def run(self) -> Exported:
-        """Raises Refused."""
+        """Raises Refused, and Mismatch where the served graph has other answers than the file."""
         window = self.request.window
         if self.roles.states and window:
             raise Refused(
@@ -113,8 +136,9 @@ class _Job:
         cases = make_cases(reference, self.layout, draw, self.request.golden)
         network = StepNetwork(spec, graph)
         stream = Stream(network)
-        parity = self._prove(stream, cases.golden, cases.more)
+        parity = prove_stream(stream, cases.golden, cases.more, self.progress)
         notes = [*cases.notes, *_cost_notes(stream, self.layout)]
+        notes += loop_notes(model.graph)
         if network.scans_because and self.layout.is_batched:
             notes.append(
                 "chunks of many rows run one time step after the other, because "
@@ -131,7 +155,7 @@ class _Job:
         model = build_window(self.source, self.roles, self.layout, window)
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
-        reference = WholeReference(self.source, self.roles, self.layout)
+        reference = SequenceReference(self.source, self.roles, self.layout)
         lengths = lengths_of(spec)
         rows = self._sequences_of(len(lengths), int(lengths.max()) + window - 1)
         cases = {"random": window_case(reference, spec, rows, lengths)}
@@ -142,8 +166,9 @@ class _Job:
             rows = {n: np.stack([pair.inputs[n] for pair in pairs]) for n in pairs[0].inputs}
             cases["golden"] = whole_windows(reference, spec, rows)
         stream = Stream(GraphWindowNetwork(spec, graph))
-        parity = self._prove(stream, cases, {})
-        return self._write(model, graph, spec, cases, parity, _cost_notes(stream, self.layout))
+        parity = prove_stream(stream, cases, {}, self.progress)
+        notes = [*_cost_notes(stream, self.layout), *loop_notes(model.graph)]
+        return self._write(model, graph, spec, cases, parity, notes)
 
     def _sequences(self) -> Exported:
         """A file without states, for Predict alone."""
@@ -151,43 +176,33 @@ class _Job:
         model = build_sequence(self.source, self.roles, self.layout)
         graph = _read(model, spec)
         self.progress("onnxruntime's own answers")
-        reference = WholeReference(self.source, self.roles, self.layout)
+        reference = SequenceReference(self.source, self.roles, self.layout)
         rows = {n: each[0] for n, each in self._sequences_of(1, rows_max(spec)).items()}
         sequences = [
             {name: each[:length] for name, each in rows.items()}
-            for length in accepted_lengths(reference, spec, rows)
+            for length in accepted_lengths(reference, self.layout, rows)
         ]
         cases = {"random": sequence_case(reference, spec, sequences)}
         if pairs := self._pairs(reference):
             rows_of = [pair.inputs for pair in pairs]
             cases["golden"] = sequence_case(reference, spec, rows_of)
         parity = prove_sequences(graph_sequences(spec, graph), cases)
-        return self._write(model, graph, spec, cases, parity, [WHOLE])
+        return self._write(model, graph, spec, cases, parity, [WHOLE, *loop_notes(model.graph)])
 
-    def _pairs(self, reference: WholeReference) -> list[Whole]:
+    def _pairs(self, reference: SequenceReference) -> list[SequencePair]:
         """The user's sequences, to which the file itself gives the user's outputs. Raises
         Refused."""
         if self.request.golden is None:
             return []
-        pairs, window = read_whole(self.request.golden, self.layout), self.request.window
+        pairs, window = read_sequence_pairs(self.request.golden, self.layout), self.request.window
         if window and any(len(each) != window for pair in pairs for each in pair.inputs.values()):
             raise Refused(f"--golden: with --window {window} each sequence has {window} rows")
-        check_whole(pairs, [reference.answer(pair.inputs) for pair in pairs])
+        check_sequence_pairs(pairs, [reference.answer(pair.inputs) for pair in pairs])
         return pairs
 
     def _sequences_of(self, count: int, steps: int) -> dict[str, Array]:
         """Random rows [count, steps, *shape] of each input."""
         return self.trial.sequences(self.layout.inputs, count, steps)
-
-    def _prove(
-        self, stream: Stream, cases: dict[str, Golden], more: dict[str, Golden]
-    ) -> dict[str, Any]:
-        try:
-            return prove_stream(stream, cases, more, self.progress)
-        except Mismatch as error:
-            raise Refused(
-                f"{error}: served in batches, the file gives other answers than alone"
-            ) from error
 
     def _write(
         self,

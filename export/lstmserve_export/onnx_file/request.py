@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lstmserve.spec import WindowFill
 from lstmserve_export.target import Target
 
+EVERY: Final = ""  # the name that stands for every tensor
 PATHS = ("file", "golden", "initial_state", "models")
 
 
@@ -20,8 +21,8 @@ class Request:
 
     `states` are pairs "IN:OUT"; `inputs` and `outputs` are to be served, in this order, and if they
     are empty all that there are; `constants` have the text of a value by input; `batch_axes` have
-    the axis of the sessions by tensor, None: it has none. `rows` is the number of rows that one
-    step takes along the axis of time, 0: the graph decides.
+    the axis of the sessions by tensor or for EVERY one, None: it has none. `rows` is the number
+    of rows that one step takes along the axis of time, 0: the graph decides.
     """
 
     file: Path

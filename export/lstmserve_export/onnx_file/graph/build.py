@@ -25,7 +25,7 @@ from lstmserve.spec import INITIAL, NEXT
 from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.graph.simplify import simplify
 from lstmserve_export.onnx_file.graph.weights import settle_weights
-from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.place import Layout, Place
 from lstmserve_export.onnx_file.layout.runner import relaxed
 from lstmserve_export.onnx_file.load.source import Source
 from lstmserve_export.onnx_file.roles.roles import Roles

@@ -7,10 +7,12 @@ and a Scan over sessions are two levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from lstmserve.graph.safety import subgraphs
 
 Weights = Mapping[str, TensorProto]
 
@@ -30,14 +32,6 @@ def settle_weights(graph: GraphProto, outer: Weights | None = None) -> None:
     read |= {each.name for each in graph.output}
     del graph.initializer[:]
     graph.initializer.extend(each for name, each in around.items() if name in read)
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The bodies and branches of a node."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _take_constants(graph: GraphProto) -> dict[str, TensorProto]:

@@ -22,6 +22,7 @@ from lstmserve_export.onnx_file.load.source import Value
 from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import shorten
 
+NO_BATCH: Final = "no batch: "  # begins a note
 SIZES: Final = (2, 3, 5, 17)  # or the next above that no axis of the graph has
 COLLIDING_MAX: Final = 24  # one batch more is as large as an axis of the graph
 HYPOTHESES_MAX: Final = 128
@@ -75,7 +76,7 @@ class NoBatch:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator should know."""
-        return (f"no batch: {self.reason}",)
+        return (f"{NO_BATCH}{self.reason}",)
 
 
 def as_flag(axes: Axes, count_max: int = 1 << 30) -> str:
@@ -99,7 +100,13 @@ def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
         if all(found.after.get(name, axis) == axis for name, axis in given.items()):
             return found
         first = first or NoBatch("the rows of what comes out lie along other axes")
-    return first or NoBatch("an input or state has no axis for it, which is 1 or free")
+    return first or NoBatch(_no_axis(trial))
+
+
+def _no_axis(trial: Trial) -> str:
+    """Why there is no hypothesis."""
+    fixed = [n for n, each in trial.values.items() if not _choices([each], trial.row_axes, {})]
+    return f"{shorten(fixed)} has no axis that is 1 or of any size"
 
 
 # Hypotheses ---------------------------------------------------------------------------------------
@@ -232,8 +239,8 @@ class BatchExperiment:
                 self._error = max(self._error, error)
                 if not error <= self._tolerance:
                     raise NotBatch(
-                        f"other rows beside a row change its {name} by {error:.2g} of the largest "
-                        "value"
+                        f"{name} of a row depends on the rows beside it, by {error:.2g} of its "
+                        "largest value"
                     )
 
     def _axis(self, name: str, found: tuple[int, ...], alone: tuple[int, ...], size: int) -> int:

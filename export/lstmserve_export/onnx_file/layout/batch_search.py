@@ -22,7 +22,7 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     find_batch,
     hypotheses,
 )
-from lstmserve_export.onnx_file.layout.batching import Batching, CannotBatch
+from lstmserve_export.onnx_file.layout.rewrite import CannotRewrite, Rewriting
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.request import Request
@@ -96,10 +96,10 @@ def _rewritten(
             continue
         feeds = [row.feeds for row in trial.rows(0, ROWS)]
         try:
-            made = Batching(model, constants, feeds, before).run()
+            made = Rewriting(model, constants, feeds, before).run()
             runner = Runner(made.model, constants, before)
             found = BatchExperiment(trial, before, {}, runner).run()
-        except (CannotBatch, RunRefused, NotBatch):
+        except (CannotRewrite, RunRefused, NotBatch):
             continue
         if any(found.after.get(name, axis) != axis for name, axis in axes.items()):
             continue

@@ -92,7 +92,7 @@ class ShapeSearch:
             if not changed:
                 return RowShapes(shapes, results, axes)
         raise StateChanges(
-            f"the size of {shorten(changed)} grows with each step, as that of a cache: {FIXED}"
+            f"a step changes the size of {shorten(changed)}, like a cache that grows: {FIXED}"
         )
 
     def _size(self, value: Value, axis: int) -> int:

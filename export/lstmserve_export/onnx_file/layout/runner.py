@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from lstmserve.graph.safety import subgraphs
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.refusal import one_line
 
@@ -56,9 +57,8 @@ def _forget(graph: onnx.GraphProto) -> None:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     for node in graph.node:
-        for attribute in node.attribute:
-            for each in (attribute.g, *attribute.graphs) if attribute.HasField("g") else ():
-                _forget(each)
+        for each in subgraphs(node):
+            _forget(each)
 
 
 class Runner:

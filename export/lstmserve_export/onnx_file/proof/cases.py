@@ -14,7 +14,7 @@ import numpy as np
 
 from lstmserve.golden import Golden, torch_error_max
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout.layout import Layout
+from lstmserve_export.onnx_file.layout.place import Layout
 from lstmserve_export.onnx_file.proof.pairs import check_pairs, read_pairs
 from lstmserve_export.onnx_file.proof.reference import Reference
 from lstmserve_export.refusal import Refused

@@ -14,7 +14,7 @@ from lstmserve.golden import Golden
 from lstmserve.runtime import ort
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.place import Layout, Place
 from lstmserve_export.onnx_file.layout.runner import relaxed
 from lstmserve_export.onnx_file.load.source import Source
 from lstmserve_export.onnx_file.roles.roles import Roles
@@ -140,7 +140,7 @@ class Reference:
         )
 
 
-class WholeReference:
+class SequenceReference:
     """The file's answers to whole sequences, of a file without states."""
 
     def __init__(self, source: Source, roles: Roles, layout: Layout) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles.state_flow import Flow, find_flow
+from lstmserve_export.onnx_file.roles.state_flow import Flow, find_flow, find_restarts
 from lstmserve_export.onnx_file.roles.state_names import Likeness, are_memory, likeness, stem
 from lstmserve_export.refusal import Refused, shorten
 
@@ -217,9 +217,20 @@ class Pairing:
     def notes(self) -> tuple[str, ...]:
         """How the states were found, a line for each way."""
         if not self.pairs:
-            return tuple(self._notes) if self._request.window else (*self._notes, NO_STATE)
+            return tuple(self._notes) if self._request.window else (*self._notes, *self._none())
         found = (f"states found {how}: {_listed(pairs)}" for how, pairs in self._found.items())
         return (*self._notes, *found)
+
+    def _none(self) -> tuple[str, ...]:
+        """What an operator should know where no state was found."""
+        notes = (NO_STATE,) if len(self._source.inputs) > 1 else ()
+        if not (layers := find_restarts(self._source.model.graph)):
+            return notes
+        return (
+            *notes,
+            f"each run begins from the same state in {shorten(layers)}: for streams, export the "
+            "network with the states of these layers as inputs and outputs",
+        )
 
 
 def _unique(pairs: Iterable[StatePair]) -> list[StatePair]:

@@ -57,7 +57,7 @@ class _Candidate:
     other: RowShapes | None
 
 
-class WholeProbe:
+class StatelessProbe:
     """The experiments on one file."""
 
     def __init__(
@@ -301,8 +301,8 @@ class WholeProbe:
         if rowless and len(rowless) < len(inputs):
             flags = " ".join(f"--constant {each.name}=VALUE" for each in rowless)
             return Refused(
-                f"{shorten([*map(str, rowless)])} has no axis for the rows of a sequence: give "
-                f"{flags} if it never changes"
+                f"no axis for the rows of a sequence in {shorten([*map(str, rowless)])}: give "
+                f"{flags} for what never changes"
             )
         first = inputs[0]
         fixed = [at for at, size in enumerate(first.shape) if size and size > 1]

@@ -19,7 +19,8 @@ from lstmserve.graph.sequence import SequenceNetwork
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.proof.reference import WholeReference, doubles
+from lstmserve_export.onnx_file.layout.place import Layout
+from lstmserve_export.onnx_file.proof.reference import SequenceReference, doubles
 from lstmserve_export.refusal import Refused, one_line
 
 # Rows of random sequences; many files need some hundreds, as samples of audio.
@@ -29,22 +30,31 @@ ENOUGH: Final = 4
 VALUES_MAX: Final = 1 << 22
 
 
-def accepted_lengths(reference: WholeReference, spec: ModelSpec, rows: Arrays) -> list[int]:
+def accepted_lengths(reference: SequenceReference, layout: Layout, rows: Arrays) -> list[int]:
     """Lengths of sequences that the file takes, the longest first; `rows` [T, *shape] are long
-    enough for all. Raises Refused where it takes none."""
+    enough for all. Of a file that gives several rows, they have several numbers of them.
+
+    Raises Refused where it takes none.
+    """
     most = len(next(iter(rows.values())))
+    has_rows = any(each.time is not None for each in layout.outputs)
     last: Refused | None = None
+    best: list[int] = []
     for scale in SCALES:
-        found = []
+        found: dict[int, int] = {}  # the rows that each length gives
         for length in (scale * each for each in LENGTHS if scale * each <= most):
             try:
-                reference.answer({name: each[:length] for name, each in rows.items()})
+                answer = reference.answer({name: each[:length] for name, each in rows.items()})
             except Refused as error:
                 last = error
             else:
-                found.append(length)
+                found[length] = max(len(each) for each in answer.values())
         if len(found) >= ENOUGH:
-            return found
+            best = list(found)
+            if not has_rows or len(set(found.values())) > 1:
+                return best
+    if best:
+        return best
     raise Refused(
         "the file takes no sequence of several random lengths, so it is not served to Predict"
         f"{f' ({last})' if last else ''}: give --window W with its number of rows"
@@ -58,7 +68,7 @@ def rows_max(spec: ModelSpec) -> int:
 
 
 def sequence_case(
-    reference: WholeReference, spec: ModelSpec, sequences: Sequence[Arrays]
+    reference: SequenceReference, spec: ModelSpec, sequences: Sequence[Arrays]
 ) -> Golden:
     """The golden case of sequences [T, *shape] of several lengths. Raises Refused."""
     answers = [reference.answer(each) for each in sequences]
