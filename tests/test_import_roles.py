@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, parser
 
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
+from lstmserve_export.onnx_file.roles.state_flow import find_restarts
 from lstmserve_export.refusal import Refused
 
 NODES: list[onnx.NodeProto] = []
@@ -210,6 +211,29 @@ def test_a_pair_that_is_given_leaves_the_rest_to_be_found() -> None:
     found = roles("x:0; a:0; h0", "y:1; b:1; hn", states=("a:0:b:1",))
     assert pairs(found) == ["a:0:b:1", "h0:hn"]
     assert found.notes == ("states found by their names: h0:hn",)
+
+
+RESTARTS = {
+    "no state": ("", "", "", True),
+    "zeros of the size of the batch": ("size = Shape (x) start = Expand (zero, size)", "start", "",
+                                       True),
+    "an input": ("start = Unsqueeze (z, axis)", "start", "", False),
+    "what an If gives": ("start = If (yes) <then_branch = a () => (float[1, B, 3] s) "
+                         "{ s = Identity (z) }, else_branch = b () => (float[1, B, 3] t) "
+                         "{ t = Identity (z) }>", "start", "", False),
+    "both directions": ("", "", '<direction = "bidirectional", hidden_size = 3>', False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESTARTS)
+def test_layers_that_begin_each_run_from_one_state_are_named(name: str) -> None:
+    """Layers that read backwards, too, and those that begin from an input, are none of them."""
+    before, start, attributes, is_one = RESTARTS[name]
+    graph = parser.parse_graph(
+        f"g (float[T, B, 3] x, float[B, 3] z) => (float[T, 1, B, 3] y) {{ {before} "
+        f"y = GRU {attributes or '<hidden_size = 3>'} (x, w, r, , , {start}) }}"
+    )
+    assert find_restarts(graph) == (["GRU of y"] if is_one else [])
 
 
 FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {

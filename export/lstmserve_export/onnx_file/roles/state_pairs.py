@@ -223,11 +223,10 @@ class Pairing:
 
     def _none(self) -> tuple[str, ...]:
         """What an operator should know where no state was found."""
-        notes = (NO_STATE,) if len(self._source.inputs) > 1 else ()
         if not (layers := find_restarts(self._source.model.graph)):
-            return notes
+            return (NO_STATE,)
         return (
-            *notes,
+            NO_STATE,
             f"each run begins from the same state in {shorten(layers)}: for streams, export the "
             "network with the states of these layers as inputs and outputs",
         )
