@@ -93,6 +93,37 @@ def test_a_state_that_the_served_graph_leaves_wrong_is_refused(
     assert not (tmp_path / "models").exists()
 
 
+HALF = """<ir_version: 8, opset_import: ["": 17]>
+half (float16[B, T, 3] x, float16[1, B, 3] h) => (float16[B, T, 3] y, float16[1, B, 3] h_out)
+{
+    turned = Transpose <perm = [1, 0, 2]> (x)
+    rows, h_out = GRU <hidden_size = 3> (turned, w, r, , , h)
+    row = Squeeze (rows, axis1)
+    y = Transpose <perm = [1, 0, 2]> (row)
+}
+"""
+
+
+def test_float16_with_an_axis_of_time(tmp_path: Path) -> None:
+    """Outputs that lose an axis and change their dtype have the file's bits."""
+    rng = np.random.default_rng(0)
+    w, r = (rng.standard_normal((1, 9, 3)).astype(np.float16) for _ in range(2))
+    path = tmp_path / "half.onnx"
+    path.write_bytes(model_of(HALF, {"w": w, "r": r, "axis1": np.array([1])}))
+    import_onnx(Request(path, "half", models=tmp_path / "models"))
+    stream = Stream(read_model(tmp_path / "models", "half", 1).network)
+    assert [each.shape for each in (*stream.spec.outputs, *stream.spec.states)] == [(3,), (1, 3)]
+    x = rng.standard_normal((2, 3, 3)).astype(np.float16)
+    case = Golden({"x": x.astype(np.float32)}, np.full(2, 3, np.int32), None, {}, {}, 0.0)
+    found = stream.run(case, [0, 1, 2, 3])["y"]
+    oracle = FileOracle(path.read_bytes(), {"h": "h_out"})
+    for row in range(2):
+        states = {"h": np.zeros((1, 1, 3), np.float16)}
+        for step in range(3):
+            answer, states = oracle.step(states, x=x[row, step][np.newaxis, np.newaxis])
+            assert np.array_equal(found[row, step], answer["y"][0, 0])
+
+
 SIZED = """<ir_version: 8, opset_import: ["": 17]>
 sized (float[B, 3] x, float[B, 3] h) => (float[B, 3] y, float[B, 3] h_out)
 {

@@ -17,6 +17,7 @@ from lstmserve.golden import Golden, dump_golden
 from lstmserve.graph import GraphWindowNetwork, InvalidModel, StepNetwork
 from lstmserve.graph.sequence import graph_sequences
 from lstmserve.graph.step_graph import StepGraph, fingerprint, read_step_graph
+from lstmserve.graph.step_layout import NET
 from lstmserve.manifest import GOLDEN, MODEL, Manifest, sha256
 from lstmserve.spec import ModelSpec, Tap
 from lstmserve_export.arrays import Array, Arrays
@@ -56,7 +57,10 @@ from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
-STATELESS: Final = "no states: for whole sequences (Predict); --window W would make a stream of it"
+STATELESS: Final = (
+    "no states: it takes whole sequences (Predict) and no steps; with --window W it would answer "
+    "each row from the last W"
+)
 TAPPED: Final = 4  # sessions of the run that checks the taps
 MANY: Final = 32  # sessions of the batch whose cost a note gives
 Progress = Callable[[str], None]
@@ -138,7 +142,7 @@ class _Job:
         if network.scans_because and self.layout.is_batched:
             notes.append(
                 "chunks of many rows run one time step after the other, because "
-                f"{network.scans_because}"
+                f"{network.scans_because.replace(NET, '')}"
             )
         rows = {name: each[:, 0] for name, each in self._sequences_of(TAPPED, 1).items()}
         found = find_taps(model, spec, rows)
@@ -239,8 +243,8 @@ def _cost_notes(stream: Stream, layout: Layout) -> list[str]:
     """What a batch costs of a file that takes one session a run."""
     if layout.is_batched:
         return []
-    alone, many = (stream.kernel.cost.of(1, size) / 1e3 for size in (1, MANY))
+    alone, many = (stream.kernel.cost.of(1, size) / 1e6 for size in (1, MANY))
     return [
-        f"the file takes one session a run, so a batch saves little: on this machine a step takes "
-        f"{alone:.0f} us, and a batch of {MANY} sessions {many:,.0f} us"
+        f"sessions of a batch run one by one: here a step takes {alone:.2g} ms, and a batch of "
+        f"{MANY} sessions {many:.2g} ms"
     ]

@@ -265,7 +265,7 @@ class _Build:
     ) -> str:
         """Adds nodes one after the other, of which the last gives `result`."""
         for at, (op, more, attributes) in enumerate(steps, 1):
-            name = result if at == len(steps) else f"{PLACED}{result}/{op}"
+            name = result if at == len(steps) else f"{PLACED}{result}/{at}_{op}"
             value = g.add(op, [value, *more], name, **attributes)
         return value if steps else g.add("Identity", [value], result)
 

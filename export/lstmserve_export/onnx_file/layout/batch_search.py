@@ -18,6 +18,7 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     BatchExperiment,
     NoBatch,
     NotBatch,
+    as_flag,
     find_batch,
     hypotheses,
 )
@@ -27,7 +28,7 @@ from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
 NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
@@ -62,7 +63,7 @@ def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
             found[name] = None
             continue
         if name not in values:
-            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
+            raise Refused(f"{flag}: there is no such tensor; there are {shorten(list(values))}")
         rank = len(values[name].shape)
         if axis is not None and not -rank <= axis < rank:
             raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
@@ -83,7 +84,7 @@ def search_batch(model: onnx.ModelProto | None, trial: Trial, given: GivenAxes) 
             return FoundBatch(batch)
         if axes:
             return FoundBatch(batch, notes=(f"{mixing}, {UNSEEN}",))
-        batch = NoBatch(f"{mixing}, {UNSEEN} ({_flags(batch.before)} takes it)")
+        batch = NoBatch(f"{mixing}, {UNSEEN} (--batch-axis {as_flag(batch.before)} takes it)")
     found = _rewritten(model, trial, batch, axes) if model else FoundBatch(batch)
     if axes and isinstance(found.axes, NoBatch):
         raise WrongAxis(batch.reason)
@@ -111,19 +112,15 @@ def _rewritten(
             continue
         if found.error and not axes:
             reason = (
-                f"{batch.reason}; rewritten for a batch it would give answers that differ by "
-                f"{found.error:.2g} of the largest value ({_flags(before)} takes it)"
+                f"{batch.reason}; --batch-axis {as_flag(before)} rewrites it for a batch, with "
+                f"answers up to {found.error:.2g} apart"
             )
             return FoundBatch(replace(batch, reason=reason))
         mixing = find_mixing(made.model, trial, before, {})
         if mixing and not axes:
             continue
         changed = ", ".join(f"{op} {count}" for op, count in made.changed.items())
-        note = f"the graph was rewritten to take a batch, around these operators: {changed}"
+        note = f"operators were changed so that the graph takes a batch: {changed}"
         notes = (note, f"{mixing}, {UNSEEN}") if mixing else (note,)
         return FoundBatch(found, made.model, notes)
     return FoundBatch(batch)
-
-
-def _flags(axes: Mapping[str, int]) -> str:
-    return " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())

@@ -17,7 +17,7 @@ from lstmserve_export.onnx_file.layout.sampler import Shape
 from lstmserve_export.onnx_file.load.source import Value
 from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.onnx_file.roles.state_pairs import StatePair
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 NONE: Axes = {}
 NAME_LEN_MAX: Final = 56  # leaves room for a number and for what the server appends
@@ -148,7 +148,7 @@ def served_dtype(value: Value, is_state: bool = False) -> Dtype:
     if is_state and value.dtype == "float64":
         raise Refused(
             f"the state {value} is float64, which a session would lose to float32 between steps: "
-            "convert the graph to float32"
+            "export the network in float32"
         )
     return found
 
@@ -172,7 +172,7 @@ class ServedNames:
     def __init__(self, roles: Roles) -> None:
         self._taken = {LENGTHS, MISSING}
         self._outputs: dict[str, str] = {}
-        self.notes: list[str] = []
+        self._renamed: list[str] = []
         self.before: dict[str, str] = {}
         for pair in roles.states:
             name = self.before[pair.before.name] = self._choose(pair.before.name)
@@ -180,6 +180,11 @@ class ServedNames:
         for value in roles.inputs:
             self.before[value.name] = self._choose(value.name)
         self.after = self._choose_all(each.name for each in roles.outputs)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is served under another name."""
+        return [f"served by another name: {shorten(self._renamed)}"] if self._renamed else []
 
     def _choose_all(self, names: Iterable[str]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -195,7 +200,7 @@ class ServedNames:
             found, number = f"{plain}_{number}", number + 1
         self._taken.add(found)
         if found != name:
-            self.notes.append(f"{name} is served as {found}")
+            self._renamed.append(f"{name} as {found}")
         return found
 
 

@@ -147,14 +147,18 @@ class _Probe:
         if rows:
             return Refused(f"--rows {rows}: the graph does not run on {shapes}: {error}")
         free = [each for each in roles.inputs if free_axes(each)]
-        if isinstance(error, StateChanges) or not free:
+        if isinstance(error, StateChanges):
+            return Refused(str(error))
+        if not free:
             return Refused(f"the graph does not run on one row of {shapes}: {error}")
         works = list(islice(working(self._search, attempts, ROWS), NAMED))
-        tried = f"; {', '.join(map(str, works))} work" if works else ""
-        where = ", ".join(f"axis {free_axes(each)[-1]} of {each}" for each in free)
+        tried = f"; {', '.join(map(str, works))} run" if works else ""
+        axes = attempts[0]
+        where = ", ".join(f"axis {axes[e.name]} of {e}" for e in free if e.name in axes)
+        reason = error.where if works and isinstance(error, RunRefused) else error
         return Refused(
-            f"the graph does not run on one row along {where} ({error}): give --rows N, the number "
-            f"of rows of one step{tried}"
+            f"the graph does not run on one row along {where} ({reason}): give --rows N, the "
+            f"number of rows of one step{tried}"
         )
 
 

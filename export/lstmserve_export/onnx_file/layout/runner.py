@@ -18,6 +18,7 @@ from lstmserve.runtime import plain_session
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.refusal import one_line
 
+REFUSES: Final = " refuses: "
 REASON_LEN_MAX: Final = 160
 FAILED: Final = re.compile(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 LOCATION: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[\w ]*\bonnxruntime::.*?\) |\w+ (?=\w+ ))?")
@@ -25,7 +26,12 @@ CONDITION: Final = re.compile(r"[\w.]+ [=<>!]+ [\w.]+ was false\. ")  # and what
 
 
 class RunRefused(Exception):
-    """onnxruntime did not run the graph on these shapes or values; the message is short."""
+    """onnxruntime did not run the graph on these shapes or values; the message is short, and
+    `where` names the node that refused, if one did."""
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where or message
 
 
 def relaxed(model: onnx.ModelProto, free: Mapping[str, int] | None = None) -> onnx.ModelProto:
@@ -63,7 +69,7 @@ class Runner:
         try:
             self._session = plain_session(relaxed(model, free).SerializeToString())
         except Exception as error:  # its classes have no base of their own
-            raise RunRefused(reason(error)) from error
+            raise _refused(error) from error
         self._outputs = [each.name for each in self._session.get_outputs()]
         self._constants = constants
 
@@ -75,8 +81,14 @@ class Runner:
                 feeds = {**self._constants, **(repeat or {}), **feeds}
                 found = self._session.run(wanted, feeds)
         except Exception as error:
-            raise RunRefused(reason(error)) from error
+            raise _refused(error) from error
         return dict(zip(wanted, found, strict=True))
+
+
+def _refused(error: Exception) -> RunRefused:
+    text = reason(error)
+    where, refuses, _ = text.partition(REFUSES)
+    return RunRefused(text, f"{where} refuses" if refuses else "")
 
 
 def reason(error: Exception) -> str:
@@ -87,7 +99,7 @@ def reason(error: Exception) -> str:
         if not FAILED.search(text):
             text = " ".join(CONDITION.sub("", LOCATION.sub("", text)).split())
             where = f"{node} {name}" if name else node
-            return _cut(f"{where} refuses: {text}")
+            return _cut(f"{where}{REFUSES}{text}")
     return _cut(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error)))
 
 

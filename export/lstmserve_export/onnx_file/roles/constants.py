@@ -38,7 +38,7 @@ def _read(name: str, text: str, flag: str) -> Array:
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(
             f"{flag}: give a number, true, false, a list such as [1, 2], or the path of an .npy "
-            f"file: {one_line(error)}"
+            f"file{f': {one_line(error)}' if text.endswith('.npy') else ''}"
         ) from error
     if found.dtype.kind not in "biuf":
         raise Refused(f"{flag}: it must have numbers, or true and false")

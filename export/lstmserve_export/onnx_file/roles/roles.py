@@ -62,7 +62,9 @@ def _check_known(flag: str, names: Iterable[str], known: Mapping[str, Value], wh
     seen: set[str] = set()
     for name in names:
         if name not in known:
-            raise Refused(f"{flag} {name}: the graph's {what}s are {shorten(list(known))}")
+            raise Refused(
+                f"{flag} {name}: the graph has no such {what}; it has {shorten(list(known))}"
+            )
         if name in seen:
             raise Refused(f"{flag} {name} is given twice")
         seen.add(name)

@@ -8,7 +8,7 @@ gate * c + gate * tanh(...). A cache is an output that is a part of a Concat wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -157,3 +157,34 @@ def _origin(name: str, made: dict[str, onnx.NodeProto]) -> str:
     while (node := made.get(name)) is not None and node.op_type in MOVES:
         name = node.input[0]
     return node.op_type if node is not None else ""
+
+
+def find_restarts(graph: onnx.GraphProto) -> list[str]:
+    """The recurrent layers that only read forwards, and begin each run from a state that no input
+    has a part in: a run does not go on where the one before ended. Layers in subgraphs are left
+    out."""
+    made = {name: node for node in graph.node for name in node.output if name}
+    given = {each.name for each in graph.input} - {each.name for each in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
+            continue
+        way = next((each.s for each in node.attribute if each.name == "direction"), b"forward")
+        if way == b"forward" and given.isdisjoint(_sources(node.input[5:7], made)):
+            found.append(node.name or f"{node.op_type} of {node.output[0] or node.output[1]}")
+    return found
+
+
+def _sources(names: Iterable[str], made: dict[str, onnx.NodeProto]) -> set[str]:
+    """These values and all whose values, not only sizes, they are computed from."""
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        node = made.get(name)
+        if node is not None and node.op_type not in ("Shape", "Size"):
+            waiting += (each for inner in all_nodes([node]) for each in inner.input)
+    return seen
