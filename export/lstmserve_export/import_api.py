@@ -40,18 +40,14 @@ def import_onnx(
 ) -> Exported:
     """Finds what the ONNX file is, checks what is served, and writes models/NAME/VERSION.
 
-    Each argument is a flag of `lstmserve import` (docs/IMPORT.md), and messages name the flags:
-    {"sr": 16000} is --constant sr=16000. All names are the file's.
-
-    `states`: the output that has each input's value after a step, {"h": "hn"} or ["h:hn"].
+    Each argument is a flag of `lstmserve import` (docs/IMPORT.md), and messages name the flags. All
+    names are the file's. `states` has the output with each input's value after a step, {"h": "hn"}.
     `constants`: numbers, lists, arrays, or paths of .npy files. `batch_axes`: the axis along which
     sessions lie, from 0; None: one session a run. `rows`, `window`: 0 for none.
     `memory_limit` in GiB, `time_limit` in seconds. Raises Refused, and writes nothing then.
     """
     path = Path(file)
     _check(rows, window, window_fill, memory_limit, time_limit)
-    if not isinstance(batch_axes or {}, Mapping):
-        raise Refused(f"batch_axes is {batch_axes!r}: give axes by name, such as {{'x': 0}}")
     request = Request(
         file=path,
         name=path.stem if name is None else name,
@@ -59,7 +55,7 @@ def import_onnx(
         inputs=_names(inputs),
         outputs=_names(outputs),
         constants={key: _text(value) for key, value in (constants or {}).items()},
-        batch_axes=dict(batch_axes or {}),
+        batch_axes=_axes(batch_axes or {}),
         rows=rows,
         window=window,
         window_fill=window_fill or ("wait" if window else None),
@@ -70,8 +66,7 @@ def import_onnx(
         force=force,
         dry_run=dry_run,
     )
-    memory = None if memory_limit is None else int(memory_limit * (1 << 30))
-    return run_child(request, Limits.of(path, memory, time_limit))
+    return run_child(request, Limits.of(path, _bytes(memory_limit), time_limit))
 
 
 def _check(
@@ -106,6 +101,17 @@ def _pairs(states: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
     if isinstance(states, Mapping):
         return tuple(f"{before}:{after}" for before, after in states.items())
     return _names(states)
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * (1 << 30))
+
+
+def _axes(axes: Any) -> dict[str, int | None]:
+    """Raises Refused for what is no mapping."""
+    if not isinstance(axes, Mapping):
+        raise Refused(f"batch_axes is {axes!r}: give axes by name, such as {{'x': 0}}")
+    return dict(axes)
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
