@@ -109,7 +109,8 @@ class Pairing:
 
     def _named(self, kind: Likeness) -> list[StatePair]:
         """The free pairs whose names agree so far."""
-        free = (each for each in self._free() if self._shifted.isdisjoint(_names(each)))
+        wrong = self._shifted | self._conflicts
+        free = (each for each in self._free() if wrong.isdisjoint(_names(each)))
         return [each for each in free if _is_named(each, kind) and _fit_names(each)]
 
     def _find_shifted(self) -> None:
