@@ -56,8 +56,9 @@ class BatchAxes:
         found = []
         if self.error:
             found.append(
-                f"a row in a batch differs from the row alone by up to {self.error:.2g} of its "
-                "largest value; --batch-axis none runs one session at a time, with equal bits"
+                f"not exact for all values: a row in a batch differs from the row alone by up to "
+                f"{self.error:.2g} of its largest value; --batch-axis none gives equal bits, one "
+                "session a run"
             )
         if self.same:
             found.append(
