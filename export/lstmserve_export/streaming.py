@@ -101,26 +101,16 @@ class Stream:
 
 
 def prove(
-    network: PoolNetwork,
+    stream: Stream,
     cases: Mapping[str, Golden],
     more: Mapping[str, Golden],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """The parity report. `cases` also test a server that loads the model; `more` do not.
 
-    Raises Mismatch where an output is too far from forward(), and Refused where onnxruntime fails
-    or mixes rows.
+    Raises Mismatch where an output is too far from the reference, and Refused where onnxruntime
+    fails or mixes rows.
     """
-    return prove_stream(Stream(network), cases, more, progress)
-
-
-def prove_stream(
-    stream: Stream,
-    cases: Mapping[str, Golden],
-    more: Mapping[str, Golden],
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """prove() of a stream that the caller keeps."""
     report: dict[str, float] = {}
     onnx_error = 0.0
     every = {**cases, **more}

@@ -32,7 +32,7 @@ def prove_windows(
     if user is not None:
         cases["user"] = as_steps(served.spec, stored(served.spec, user))
     try:
-        return cases, prove(served, cases, {}, progress), notes
+        return cases, prove(Stream(served), cases, {}, progress), notes
     except Mismatch as error:
         raise Refused(
             f"parity failed: {error}; nothing was written. This is a bug, or a fault of this "

@@ -45,7 +45,7 @@ from lstmserve_export.module.signature.signature import Signature
 from lstmserve_export.refusal import Refused
 from lstmserve_export.scalers.sides import UNSCALED, Scalers
 from lstmserve_export.sequences import chaos_notes
-from lstmserve_export.streaming import Mismatch, prove
+from lstmserve_export.streaming import Mismatch, Stream, prove
 from lstmserve_export.taps import check_taps
 from lstmserve_export.target import Exported, Target, package_versions
 
@@ -183,7 +183,7 @@ class _Job:
         answers = _Answers.of(WindowReference(self.forward, signature), signature)
         windows = LstmWindowNetwork(spec, convert(network, lstm))
         try:
-            prove(windows, answers.cases, answers.more, self.progress)
+            prove(Stream(windows), answers.cases, answers.more, self.progress)
             noted = replace(network, notes=(*network.notes, *answers.notes))
             return export_network(
                 noted, self.target, None, self.progress, window=window, window_fill=fill
@@ -196,7 +196,7 @@ class _Job:
     ) -> dict[str, Any]:
         """The parity report. Raises Refused, which says why the stream is not forward()."""
         try:
-            return prove(network, answers.cases, answers.more, self.progress)
+            return prove(Stream(network), answers.cases, answers.more, self.progress)
         except Mismatch as error:
             case = {**answers.cases, **answers.more}[error.case]
             raise Refused(explain(error, case, self.forward, signature)) from error

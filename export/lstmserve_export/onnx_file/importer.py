@@ -53,7 +53,7 @@ from lstmserve_export.onnx_file.proof.windows import (
 from lstmserve_export.onnx_file.request import EVERY, Request
 from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
 from lstmserve_export.refusal import Refused
-from lstmserve_export.streaming import Mismatch, Stream, prove_stream
+from lstmserve_export.streaming import Mismatch, Stream, prove
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
@@ -136,7 +136,7 @@ class _Job:
         cases = make_cases(reference, self.layout, draw, self.request.golden)
         network = StepNetwork(spec, graph)
         stream = Stream(network)
-        parity = prove_stream(stream, cases.golden, cases.more, self.progress)
+        parity = prove(stream, cases.golden, cases.more, self.progress)
         notes = [*cases.notes, *_cost_notes(stream, self.layout)]
         notes += loop_notes(model.graph)
         if network.scans_because and self.layout.is_batched:
@@ -166,7 +166,7 @@ class _Job:
             rows = {n: np.stack([pair.inputs[n] for pair in pairs]) for n in pairs[0].inputs}
             cases["golden"] = windows_alone(reference, spec, rows)
         stream = Stream(GraphWindowNetwork(spec, graph))
-        parity = prove_stream(stream, cases, {}, self.progress)
+        parity = prove(stream, cases, {}, self.progress)
         notes = [*_cost_notes(stream, self.layout), *loop_notes(model.graph)]
         return self._write(model, graph, spec, cases, parity, notes)
 
