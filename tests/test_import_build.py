@@ -16,6 +16,7 @@ from lstmserve.manifest import Manifest, read_model
 from lstmserve_export.onnx_file.graph.build import _Build
 from lstmserve_export.onnx_file.graph.loops import loop_notes
 from lstmserve_export.onnx_file.importer import import_onnx
+from lstmserve_export.onnx_file.layout import batch_search
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Stream
@@ -135,9 +136,12 @@ sized (float[B, 3] x, float[B, 3] h) => (float[B, 3] y, float[B, 3] h_out)
 """
 
 
-def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(tmp_path: Path) -> None:
-    """The file answers otherwise in batches above 100, which no experiment on axes has: it is
-    served one session a run, with the reason."""
+def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file answers otherwise in batches above 100, which no experiment on axes has: if nothing
+    within the graph shows it either, it is served one session a run, with the reason."""
+    monkeypatch.setattr(batch_search, "find_mixing", lambda *_: "")
     path = tmp_path / "sized.onnx"
     path.write_bytes(model_of(SIZED, {"most": np.array([100])}))
     request = Request(path, "sized", models=tmp_path / "models")
@@ -150,6 +154,35 @@ def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(tmp_path: Path) -> 
     assert np.array_equal(y, x.cumsum(axis=1))
     with pytest.raises(Refused, match="output y differs at time step 1"):
         import_onnx(replace(request, batch_axes={"x": 0}, force=True))
+
+
+CHAOTIC = """<ir_version: 8, opset_import: ["": 17]>
+chaotic (float[B, 1] x, float[B, 1] h) => (float[B, 1] y, float[B, 1] h_out)
+{
+    sum = Add (h, x)
+    angle = Mul (sum, growth)
+    h_out = Sin (angle)
+    y = Identity (h_out)
+}
+"""
+
+
+@pytest.mark.parametrize("growth", [0.5, 8, 1e9])
+def test_a_file_that_amplifies_rounding(tmp_path: Path, growth: float) -> None:
+    """It is checked on shorter sequences, and a note says so; where the answer to a single row is
+    rounding alone, the import is refused."""
+    path = tmp_path / "chaotic.onnx"
+    path.write_bytes(model_of(CHAOTIC, {"growth": np.array(growth, np.float32)}))
+    request = Request(path, "chaotic", states=("h:h_out",), models=tmp_path / "models")
+    if growth > 100:
+        with pytest.raises(Refused, match="so no result of it means anything: give --golden"):
+            import_onnx(request)
+        return
+    notes = "".join(import_onnx(request).manifest.notes)
+    longest = read_model(tmp_path / "models", "chaotic", 1).golden["random"].lengths.max()
+    is_shorter = growth > 1
+    assert ("it was checked on shorter sequences" in notes) == is_shorter
+    assert (longest < 64) == is_shorter
 
 
 LOOPS = {

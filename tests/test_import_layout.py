@@ -18,7 +18,8 @@ from lstmserve_export.onnx_file.layout.place import Layout, Place
 from lstmserve_export.onnx_file.layout.probe import Probed, probe
 from lstmserve_export.onnx_file.load.source import read_source
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import StatePair
 from lstmserve_export.refusal import Refused
 from tests.onnxfiles import Array, model_of
 

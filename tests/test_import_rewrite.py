@@ -20,7 +20,8 @@ from lstmserve_export.onnx_file.layout.rewrite import CannotRewrite, Rewriting
 from lstmserve_export.onnx_file.layout.runner import Runner, relaxed
 from lstmserve_export.onnx_file.load.source import Source, read_source
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import StatePair
 from tests.onnxfiles import Array, model_of
 
 RNG = np.random.default_rng(61)

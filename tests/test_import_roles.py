@@ -434,6 +434,33 @@ def test_names_that_the_nodes_contradict_are_asked_about() -> None:
     assert "--state h_in:c_out --state c_in:h_out" in str(caught.value)
 
 
+def caches(first: str, second: str) -> list[onnx.NodeProto]:
+    """Two caches, of cache_0 and cache_1, that become these outputs."""
+    return [
+        node("Concat", "cache_0 x", "j0", axis=2),
+        node("Slice", "j0 from to", first),
+        node("Concat", "cache_1 x", "j1", axis=2),
+        node("Slice", "j1 from to", second),
+    ]
+
+
+def test_caches_that_the_names_swap_are_asked_about() -> None:
+    """The graph joins each with new values, and gives it by the other's name."""
+    nodes = caches("cache_1_out", "cache_0_out")
+    with pytest.raises(Refused, match="states is not clear"):
+        roles("x 9; cache_0; cache_1", "y 8; cache_0_out; cache_1_out", nodes)
+
+
+def test_shifted_numbers_tell_nothing() -> None:
+    """cache_1 is beside cache_1_out, and what is left is no pair: the nodes tell, or the operator
+    is asked."""
+    ends = ("x 9; cache_0; cache_1", "y 8; cache_1_out; cache_2_out")
+    found = roles(*ends, caches("cache_1_out", "cache_2_out"))
+    assert pairs(found) == ["cache_0:cache_1_out", "cache_1:cache_2_out"]
+    with pytest.raises(Refused, match="states is not clear"):
+        roles(*ends)
+
+
 def test_a_pair_that_the_nodes_contradict_is_taken_with_a_note() -> None:
     """The operator decides, and hears of it."""
     found = roles("x; a; b", "y; p; q", APART, states=("a:p", "b:q"))

@@ -21,7 +21,6 @@ from test_networks_wire import store
 
 __all__ = ["imports", "store"]  # fixtures
 
-SOON = ("--behind-s-max", "0.05")  # a server that writes behind writes at once
 ROOM = 4  # sessions in a small pool
 SMALL = ("--batch-sessions-max", "8", "--batches-in-flight-max", "1")
 
@@ -40,7 +39,7 @@ def test_killed_servers_lose_no_state(
     models, files = imports
     pasts: dict[str, Arrays | None] = dict.fromkeys(FILES)
     for life, length in enumerate((1, 6)):
-        serving = serve(*store, *SOON, "--slice-rows-max", "4", models=models)
+        serving = serve(*store, "--slice-rows-max", "4", models=models)
         with Client(serving.target) as client:
             talks = []
             for name in FILES:
@@ -68,7 +67,7 @@ def test_what_was_taken_back_is_resumed(serve: Serve, imports: Imports, tmp_path
     step that the session had, with the bits of that step."""
     models, files = imports
     flags = ("--store", f"file:{tmp_path / 'store'}", "--store-mode", "behind")
-    serving = serve(*flags, *SOON, models=models)
+    serving = serve(*flags, "--behind-s-max", "0.05", models=models)
     pasts: dict[str, list[Arrays | None]] = {name: [None] for name in FILES}
     with Client(serving.target) as client:
         talks = [Talk(files[n], client.session(n, id=n, keep=True)) for n in FILES]

@@ -47,8 +47,8 @@ from lstmserve_export.onnx_file.proof.reference import Reference, SequenceRefere
 from lstmserve_export.onnx_file.proof.windows import (
     lengths_of,
     new_sessions,
-    whole_windows,
     window_case,
+    windows_alone,
 )
 from lstmserve_export.onnx_file.request import EVERY, Request
 from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
@@ -57,7 +57,7 @@ from lstmserve_export.streaming import Mismatch, Stream, prove_stream
 from lstmserve_export.target import Exported, package_versions
 
 PACKAGES: Final = ("lstmserve", "onnx", "onnxruntime", "numpy")
-WHOLE: Final = (
+STATELESS: Final = (
     "no states: it takes whole sequences (Predict) and no steps; with --window W it would answer "
     "each row from the last W"
 )
@@ -164,7 +164,7 @@ class _Job:
             cases["new"] = new
         if pairs := self._pairs(reference):
             rows = {n: np.stack([pair.inputs[n] for pair in pairs]) for n in pairs[0].inputs}
-            cases["golden"] = whole_windows(reference, spec, rows)
+            cases["golden"] = windows_alone(reference, spec, rows)
         stream = Stream(GraphWindowNetwork(spec, graph))
         parity = prove_stream(stream, cases, {}, self.progress)
         notes = [*_cost_notes(stream, self.layout), *loop_notes(model.graph)]
@@ -187,7 +187,7 @@ class _Job:
             rows_of = [pair.inputs for pair in pairs]
             cases["golden"] = sequence_case(reference, spec, rows_of)
         parity = prove_sequences(graph_sequences(spec, graph), cases)
-        return self._write(model, graph, spec, cases, parity, [WHOLE, *loop_notes(model.graph)])
+        return self._write(model, graph, spec, cases, parity, [STATELESS, *loop_notes(model.graph)])
 
     def _pairs(self, reference: SequenceReference) -> list[SequencePair]:
         """The user's sequences, to which the file itself gives the user's outputs. Raises

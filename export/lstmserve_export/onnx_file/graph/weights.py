@@ -17,7 +17,7 @@ from lstmserve.graph.safety import subgraphs
 Weights = Mapping[str, TensorProto]
 
 
-def settle_weights(graph: GraphProto, outer: Weights | None = None) -> None:
+def place_weights(graph: GraphProto, outer: Weights | None = None) -> None:
     """Changes `graph`: constants become initializers, and each lies with the nodes that read it.
     `outer` are the weights around the graph by name."""
     own = {each.name: each for each in graph.initializer} | _take_constants(graph)
@@ -27,7 +27,7 @@ def settle_weights(graph: GraphProto, outer: Weights | None = None) -> None:
             around.pop(value.name, None)
     for node in graph.node:
         for each in subgraphs(node):
-            settle_weights(each, around)
+            place_weights(each, around)
     read = {name for node in graph.node for name in node.input}
     read |= {each.name for each in graph.output}
     del graph.initializer[:]

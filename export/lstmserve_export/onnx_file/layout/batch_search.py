@@ -22,6 +22,7 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     find_batch,
     hypotheses,
 )
+from lstmserve_export.onnx_file.layout.inner_values import find_mixing
 from lstmserve_export.onnx_file.layout.rewrite import CannotRewrite, Rewriting
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
@@ -32,6 +33,7 @@ from lstmserve_export.refusal import Refused, shorten
 REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
 NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
 ROWS: Final = 3  # with which it is
+UNSEEN: Final = "although no answer that was tried shows it"
 GivenAxes = Mapping[str, int | None]
 
 
@@ -77,7 +79,12 @@ def search_batch(model: onnx.ModelProto | None, trial: Trial, given: GivenAxes) 
     axes = {name: axis for name, axis in given.items() if axis is not None}
     batch = find_batch(trial, axes)
     if isinstance(batch, BatchAxes):
-        return FoundBatch(batch)
+        mixing = find_mixing(model, trial, batch.before, batch.constants) if model else ""
+        if not mixing:
+            return FoundBatch(batch)
+        if axes:
+            return FoundBatch(batch, notes=(f"{mixing}, {UNSEEN}",))
+        batch = NoBatch(f"{mixing}, {UNSEEN} (--batch-axis {as_flag(batch.before)} takes it)")
     found = _rewritten(model, trial, batch, axes) if model else FoundBatch(batch)
     if axes and isinstance(found.axes, NoBatch):
         raise WrongAxis(batch.reason)
@@ -109,7 +116,11 @@ def _rewritten(
                 f"up to {found.error:.2g} apart"
             )
             return FoundBatch(batch, notes=(note,))
+        mixing = find_mixing(made.model, trial, before, {})
+        if mixing and not axes:
+            continue
         changed = ", ".join(f"{op} {count}" for op, count in made.changed.items())
         note = f"operators were changed so that the graph takes a batch: {changed}"
-        return FoundBatch(found, made.model, (note,))
+        notes = (note, f"{mixing}, {UNSEEN}") if mixing else (note,)
+        return FoundBatch(found, made.model, notes)
     return FoundBatch(batch)

@@ -15,7 +15,8 @@ from lstmserve_export.onnx_file.layout.place import Layout, Place, StatePlace
 from lstmserve_export.onnx_file.layout.row_shapes import Axes
 from lstmserve_export.onnx_file.layout.sampler import Shape
 from lstmserve_export.onnx_file.load.source import Value
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import StatePair
 from lstmserve_export.refusal import Refused, shorten
 
 NONE: Axes = {}
@@ -52,26 +53,8 @@ class Placing:
         batch = self.batch if isinstance(self.batch, BatchAxes) else None
         before, after = (batch.before, batch.after) if batch else (NONE, NONE)
         return Layout(
-            inputs=tuple(
-                _place(
-                    each,
-                    names.before[each.name],
-                    self.before[each.name],
-                    before.get(each.name),
-                    self.time_before.get(each.name),
-                )
-                for each in self.roles.inputs
-            ),
-            outputs=tuple(
-                _place(
-                    each,
-                    names.after[each.name],
-                    self.after[each.name],
-                    after.get(each.name),
-                    self.time_after.get(each.name),
-                )
-                for each in self.roles.outputs
-            ),
+            inputs=_places(self.roles.inputs, names.before, self.before, before, self.time_before),
+            outputs=_places(self.roles.outputs, names.after, self.after, after, self.time_after),
             states=tuple(
                 self._state(each, names.before[each.before.name]) for each in self.roles.states
             ),
@@ -120,6 +103,19 @@ class _Side:
         """The shape without the batch and the ones."""
         lacks = {*self.ones, self.batch}
         return tuple(size for at, size in enumerate(self.shape) if at not in lacks)
+
+
+def _places(
+    values: Iterable[Value],
+    names: Mapping[str, str],
+    shapes: Mapping[str, Shape],
+    batch: Axes,
+    time: Axes,
+) -> tuple[Place, ...]:
+    return tuple(
+        _place(each, names[each.name], shapes[each.name], batch.get(each.name), time.get(each.name))
+        for each in values
+    )
 
 
 def _place(value: Value, name: str, shape: Shape, batch: int | None, time: int | None) -> Place:

@@ -27,7 +27,9 @@ from lstmserve_export.onnx_file.layout.row_shapes import (
     ShapeSearch,
     StateChanges,
     free_axes,
+    is_batch_name,
     row_axes,
+    state_symbols,
     working,
 )
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
@@ -169,8 +171,12 @@ def _layout(trial: Trial, found: FoundBatch, time: TimeAxes | NoTime, rows: int)
         before = after = {}
     batch_before = batch.before if isinstance(batch, BatchAxes) else {}
     if not rows:
+        of_states = state_symbols(roles)
         for value in roles.inputs:
             explained = {batch_before.get(value.name), before.get(value.name)}
+            if not batch_before:  # the rows of a batch mix, and a step has one
+                axes = enumerate(value.symbols)
+                explained |= {at for at, name in axes if name and is_batch_name(name, of_states)}
             _check_free(trial, value, explained, time)
     for pair in roles.states:
         batched = batch_before.get(pair.before.name, likely_axis(pair.before))

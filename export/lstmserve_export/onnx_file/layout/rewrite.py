@@ -16,13 +16,13 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from lstmserve.graph.safety import subgraphs
+from lstmserve.runtime import ort, plain_session
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.layout.row_shapes import Axes
-from lstmserve_export.onnx_file.layout.runner import FATAL, reason
+from lstmserve_export.onnx_file.layout.runner import reason
 
 TOLERANCE: Final = 1e-3  # of one node; the proof of the whole graph is tight
 ATTEMPTS_MAX: Final = 96  # changes of one node
@@ -338,11 +338,8 @@ class Rewriting:
             model = helper.make_model(
                 graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
             )
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
-            options.log_severity_level = FATAL
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            self._sessions = {key: ort.InferenceSession(model.SerializeToString(), options)}
+            session = plain_session(model.SerializeToString(), is_optimized=False)
+            self._sessions = {key: session}  # of the last node: a large graph has many
         return self._sessions[key]
 
 

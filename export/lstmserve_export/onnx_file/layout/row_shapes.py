@@ -17,8 +17,8 @@ from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.sampler import BOUNDS, Sampler, Shape
 from lstmserve_export.onnx_file.load.source import Value
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
-from lstmserve_export.onnx_file.roles.state_pairs import FIXED
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import FIXED, StatePair
 from lstmserve_export.refusal import shorten
 
 ATTEMPTS_MAX: Final = 32
@@ -121,7 +121,7 @@ def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
     and where there is none, those declared as 1. An input whose free axes have names of a batch has
     none at first: it is one of all rows of a step, such as who speaks."""
     if free := free_row_axes(roles, single):
-        values, names = {each.name: each for each in roles.inputs}, _state_symbols(roles)
+        values, names = {each.name: each for each in roles.inputs}, state_symbols(roles)
         for axes in free:
             some = {
                 name: at
@@ -141,7 +141,7 @@ def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
 
 def free_row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:
     """The free axes of inputs, the likeliest first."""
-    of_states = _state_symbols(roles)
+    of_states = state_symbols(roles)
     choices = []
     for value in roles.inputs:
         axes = [at for at in free_axes(value) if single.get(value.name) != at]
@@ -191,7 +191,7 @@ def working(search: ShapeSearch, attempts: Sequence[Axes], counts: Iterable[int]
             break
 
 
-def _state_symbols(roles: Roles) -> set[str]:
+def state_symbols(roles: Roles) -> set[str]:
     """The names of free axes of states."""
     return {symbol for each in roles.states for symbol in each.before.symbols if symbol}
 

@@ -12,18 +12,16 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from lstmserve.graph.safety import subgraphs
+from lstmserve.runtime import plain_session
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.refusal import one_line
 
 REFUSES: Final = " refuses: "
-FATAL: Final = 4  # onnxruntime writes nothing of what is refused: we say it
 REASON_LEN_MAX: Final = 160
 FAILED: Final = re.compile(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 LOCATION: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[\w ]*\bonnxruntime::.*?\) |\w+ (?=\w+ ))?")
-
 CONDITION: Final = re.compile(r"[\w.]+ [=<>!]+ [\w.]+ was false\. ")  # and what it means follows
 
 
@@ -72,16 +70,10 @@ class Runner:
         self, model: onnx.ModelProto, constants: Arrays, free: Mapping[str, int] | None = None
     ) -> None:
         """Raises RunRefused."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = FATAL
-        content = relaxed(model, free).SerializeToString()
         try:
-            self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+            self._session = plain_session(relaxed(model, free).SerializeToString())
         except Exception as error:  # its classes have no base of their own
             raise _refused(error) from error
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = FATAL
         self._outputs = [each.name for each in self._session.get_outputs()]
         self._constants = constants
 
@@ -90,9 +82,8 @@ class Runner:
         wanted = [each for each in self._outputs if each in names]
         try:
             with np.errstate(all="ignore"):
-                found = self._session.run(
-                    wanted, {**self._constants, **(repeat or {}), **feeds}, self._options
-                )
+                feeds = {**self._constants, **(repeat or {}), **feeds}
+                found = self._session.run(wanted, feeds)
         except Exception as error:
             raise _refused(error) from error
         return dict(zip(wanted, found, strict=True))

@@ -51,7 +51,7 @@ def new_sessions(reference: SequenceReference, spec: ModelSpec, rows: Arrays) ->
     return Golden(case.inputs, case.lengths, None, case.outputs, case.finals, 0.0)
 
 
-def whole_windows(reference: SequenceReference, spec: ModelSpec, windows: Arrays) -> Golden:
+def windows_alone(reference: SequenceReference, spec: ModelSpec, windows: Arrays) -> Golden:
     """Of windows [N, W, *shape], each of which is one time step of a session that has the rows
     before it. Raises Refused."""
     count = len(next(iter(windows.values())))
@@ -65,8 +65,8 @@ def _case(
     before = spec.window - 1
     count, steps = len(lengths), int(lengths.max())
     is_gone = np.arange(before) < (before - known)[:, None]
-    whole = {name: each.copy() for name, each in rows.items()}
-    for each in whole.values():
+    given = {name: each.copy() for name, each in rows.items()}
+    for each in given.values():
         each[:, :before][is_gone] = 0
     outputs: dict[str, Any] = {
         each.name: np.zeros((count, steps, *each.shape), each.dtype) for each in spec.outputs
@@ -75,7 +75,7 @@ def _case(
         for step in range(length):
             if spec.waits and known[row] + step < before:
                 continue
-            window = {name: each[row, step : step + spec.window] for name, each in whole.items()}
+            window = {name: each[row, step : step + spec.window] for name, each in given.items()}
             for name, answer in reference.answer(window).items():
                 outputs[name][row, step] = answer[-1]
     if not all(np.isfinite(each).all() for each in outputs.values()):
@@ -86,8 +86,8 @@ def _case(
     found = doubles(outputs)
     if spec.waits:
         found[MISSING] = np.maximum(before - known[:, None] - np.arange(steps), 0)
-    initial = {name + WINDOW: each[:, :before] for name, each in whole.items()}
+    initial = {name + WINDOW: each[:, :before] for name, each in given.items()}
     if spec.window_fill != "zeros":
         initial[KNOWN] = known
-    inputs = {name: each[:, before:] for name, each in whole.items()}
+    inputs = {name: each[:, before:] for name, each in given.items()}
     return Golden(inputs, lengths, initial, found, {}, 0.0)

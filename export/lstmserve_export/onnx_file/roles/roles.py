@@ -14,10 +14,7 @@ from lstmserve_export.arrays import Array
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.constants import read_constant
-from lstmserve_export.onnx_file.roles.state_pairs import Pairing
-from lstmserve_export.onnx_file.roles.state_pairs import (
-    StatePair as StatePair,  # roles have it from here
-)
+from lstmserve_export.onnx_file.roles.state_pairs import Pairing, StatePair
 from lstmserve_export.refusal import Refused, shorten
 
 RATES: Final = frozenset(("sr", "fs", "sample_rate", "samplerate", "sampling_rate"))

@@ -49,6 +49,7 @@ class Pairing:
         self._found: dict[str, list[StatePair]] = {}
         self._notes: list[str] = []
         self._conflicts: set[str] = set()  # names that the graph contradicts
+        self._shifted: set[str] = set()  # names whose numbers tell nothing
         self.pairs: list[StatePair] = []
 
     # Given by the operator -----------------------------------------------------------------------
@@ -95,9 +96,10 @@ class Pairing:
 
     def take_found(self) -> None:
         """Takes the pairs that names or nodes show, names first."""
+        self._find_shifted()
         for kind in LIKENESSES:
-            named = (each for each in self._free() if _is_named(each, kind) and _fit_names(each))
-            self._take_all(filter(self._agrees, _unique(named)), "by their names")
+            named = filter(self._agrees, _unique(self._named(kind)))
+            self._take_all(named, "by their names")
         shared = filter(self._share_layer, self._possible())
         self._take_all(shared, "by the layers that read and write them")
         caches = filter(self._is_cache, self._possible())
@@ -105,6 +107,24 @@ class Pairing:
         if self._request.inputs:  # the others are states, then
             others = filter(self._is_open, self._possible())
             self._take_all(others, "as the only ones of their shape beside --input")
+
+    def _named(self, kind: Likeness) -> list[StatePair]:
+        """The free pairs whose names agree so far."""
+        wrong = self._shifted | self._conflicts
+        free = (each for each in self._free() if wrong.isdisjoint(_names(each)))
+        return [each for each in free if _is_named(each, kind) and _fit_names(each)]
+
+    def _find_shifted(self) -> None:
+        """Where some names of a group have equal numbers and others have not, as cache_0 and
+        cache_1 beside cache_1_out and cache_2_out, the numbers tell nothing."""
+        same = _unique(self._named("same"))
+        taken = {name for each in same for name in _names(each)}
+        left = [e for e in self._named("numbered") if taken.isdisjoint(_names(e))]
+        for pair in left:
+            words = stem(pair.before.name).words
+            group = [each for each in same if stem(each.before.name).words == words]
+            if group:
+                self._shifted |= {name for each in (pair, *group) for name in _names(each)}
 
     def _take_all(self, pairs: Iterable[StatePair], how: str) -> None:
         """Takes those that are unique. A model whose every input were a state would have nothing to
@@ -117,20 +137,25 @@ class Pairing:
     def _agrees(self, pair: StatePair) -> bool:
         """Whether the graph does not contradict names, which stay free otherwise."""
         if is_wrong := self._contradicts(pair):
-            self._conflicts |= {pair.before.name, pair.after.name}
+            self._conflicts |= {*_names(pair)}
         return not is_wrong
 
     def _contradicts(self, pair: StatePair) -> bool:
-        return self._flow.contradicts(pair.before.name, pair.after.name)
+        before, after = _names(pair)
+        if self._flow.contradicts(before, after):
+            return True
+        joined = self._flow.joined(after)
+        inputs = self._source.inputs
+        others = (n for n in joined if n in inputs and _fit(StatePair(inputs[n], pair.after)))
+        return before not in joined and any(others)  # it is a cache of another one
 
     def _share_layer(self, pair: StatePair) -> bool:
         reads, writes = self._flow.reads(pair.before.name), self._flow.writes(pair.after.name)
-        return bool(reads & writes) and self._conflicts.isdisjoint(
-            (pair.before.name, pair.after.name)
-        )
+        return bool(reads & writes) and self._conflicts.isdisjoint(_names(pair))
 
     def _is_cache(self, pair: StatePair) -> bool:
-        return pair.before.name in self._flow.joined(pair.after.name)
+        is_joined = pair.before.name in self._flow.joined(pair.after.name)
+        return is_joined and self._conflicts.isdisjoint(_names(pair))
 
     def _is_open(self, pair: StatePair) -> bool:
         return pair.after.name not in self._request.outputs and not self._contradicts(pair)
@@ -230,6 +255,10 @@ class Pairing:
             f"each run begins from the same state in {shorten(layers)}: for streams, export the "
             "network with the states of these layers as inputs and outputs",
         )
+
+
+def _names(pair: StatePair) -> tuple[str, str]:
+    return pair.before.name, pair.after.name
 
 
 def _unique(pairs: Iterable[StatePair]) -> list[StatePair]:
