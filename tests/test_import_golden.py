@@ -14,6 +14,7 @@ import pytest
 import lstmserve_export
 from lstmserve.golden import Golden
 from lstmserve.manifest import Manifest, read_model
+from lstmserve_export import import_api
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
@@ -199,6 +200,17 @@ scaled (float[B, 2] x, float[2] gain, float[B, 2] a) => (float[B, 2] y, float[B,
 """
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports run in this process: a child takes half a second to start."""
+    monkeypatch.setattr(
+        import_api,
+        "run_child",
+        lambda request, limits: import_onnx(Request.from_json(request.to_json())),
+    )
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("gain", [np.array([2, 3]), [2.0, 3], "[2, 3]", "file"], ids=str)
 def test_the_function_takes_values_of_python(tmp_path: Path, gain: Any) -> None:
     """Constants are arrays, lists, texts as of the command, or files; states a dict."""
@@ -243,6 +255,7 @@ def test_the_function_refuses_in_one_line(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_the_function_takes_pairs_as_the_command_does(tmp_path: Path) -> None:
     """So that a flag which a message proposes can be copied."""
     (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
@@ -256,3 +269,15 @@ def test_the_function_takes_pairs_as_the_command_does(tmp_path: Path) -> None:
             dry_run=True,
         )
         assert [each.name for each in imported.manifest.spec.states] == ["a"]
+
+
+def test_the_function_imports_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """What it returns is what the process wrote; what that refuses, it raises."""
+    (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
+    imported = lstmserve_export.import_onnx(
+        tmp_path / "net.onnx", models=tmp_path, states={"a": "b"}, constants={"gain": [2, 3]}
+    )
+    assert imported.manifest == read_model(tmp_path, "net", 1).manifest
+    (tmp_path / "net.onnx").write_bytes(b"")
+    with pytest.raises(Refused, match="is empty: download or export it again"):
+        lstmserve_export.import_onnx(tmp_path / "net.onnx", models=tmp_path)
