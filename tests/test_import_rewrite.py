@@ -161,8 +161,9 @@ def test_other_bits_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(BatchExperiment, "_compare", moved)
     layout = examined(tmp_path, "a target of a Reshape").layout
     assert not layout.is_batched
-    assert layout.notes[0].endswith(
-        "--batch-axis x=0,h=0 rewrites it for a batch, with answers up to 1e-07 apart"
+    assert layout.notes == (
+        "no batch: along x=0,h=0, Reshape refuses a batch",
+        "--batch-axis x=0,h=0 rewrites the graph for a batch, with answers up to 1e-07 apart",
     )
     asked = examined(tmp_path, "a target of a Reshape", {"x": 0, "h": 0}).layout
     assert asked.is_batched

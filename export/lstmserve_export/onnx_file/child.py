@@ -46,7 +46,9 @@ PIPE_LEN: Final = 1 << 16
 PDEATHSIG: Final = 1  # of prctl(2): the signal that a process gets when its parent ends
 NO_MEMORY: Final = re.compile(
     "bad_alloc|bad allocation|failed to allocate|cannot allocate|can't allocate|unable to allocate"
-    "|out of memory|not enough space|failed to map|MemoryError",
+    "|out of memory|not enough space|failed to map|MemoryError"
+    # Python's words where a library of C fails and does not say why, as without memory.
+    "|without exception set|without setting an exception",
     re.IGNORECASE,
 )
 Progress = Callable[[str], None]

@@ -229,7 +229,7 @@ class BatchExperiment:
         try:
             return self._runner.run(feeds, self._trial.names, repeat)
         except RunRefused as error:
-            raise NotBatch(f"{error.where} a batch") from error
+            raise NotBatch(error.briefly("a batch")) from error
 
     def _compare(self, rows: Sequence[Row], found: Arrays) -> None:
         for name, array in found.items():

@@ -7,7 +7,7 @@ if --batch-axis asks for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -111,11 +111,11 @@ def _rewritten(
         if any(found.after.get(name, axis) != axis for name, axis in axes.items()):
             continue
         if found.error and not axes:
-            reason = (
-                f"{batch.reason}; --batch-axis {as_flag(before)} rewrites it for a batch, with "
-                f"answers up to {found.error:.2g} apart"
+            note = (
+                f"--batch-axis {as_flag(before)} rewrites the graph for a batch, with answers "
+                f"up to {found.error:.2g} apart"
             )
-            return FoundBatch(replace(batch, reason=reason))
+            return FoundBatch(batch, notes=(note,))
         mixing = find_mixing(made.model, trial, before, {})
         if mixing and not axes:
             continue

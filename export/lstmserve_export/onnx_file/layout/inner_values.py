@@ -29,7 +29,7 @@ from lstmserve_export.onnx_file.layout.shown_values import ShownNames, show
 from lstmserve_export.onnx_file.layout.trial import Row, Trial
 
 ROWS: Final = 3
-AT_ONCE: Final = 256  # values of a run
+AT_ONCE: Final = 64  # values of a run, which memory must hold
 NODES_MAX: Final = 20_000
 TOLERANCE: Final = 1e-3  # of a value to the largest: rows that mix differ by far more
 # Operators that choose or join numbers: what they choose may be a size that no batch changes.

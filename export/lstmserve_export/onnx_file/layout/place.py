@@ -55,7 +55,8 @@ class Layout:
     """How the file's tensors lie.
 
     `is_batched`: every input, state and output has a batch; otherwise the graph takes one session a
-    run. `constant_batches` has the axis of the sessions of a constant that has one.
+    run. `constant_batches` has the axis of the sessions of a constant that has one. `rounding` is
+    the most that a batch changed an answer in an experiment, in parts of its largest value.
     """
 
     inputs: tuple[Place, ...]
@@ -64,6 +65,7 @@ class Layout:
     is_batched: bool
     constant_batches: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
+    rounding: float = 0.0
 
     def spec(self, request: Request) -> ModelSpec:
         """The model's spec."""

@@ -61,6 +61,7 @@ class Placing:
             is_batched=batch is not None,
             constant_batches=batch.constants if batch else {},
             notes=(*notes, *names.notes),
+            rounding=batch.error if batch else 0.0,
         )
 
     def _state(self, pair: StatePair, name: str) -> StatePlace:

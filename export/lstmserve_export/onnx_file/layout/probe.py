@@ -155,7 +155,7 @@ class _Probe:
         tried = f"; {', '.join(map(str, works))} run" if works else ""
         axes = attempts[0]
         where = ", ".join(f"axis {axes[e.name]} of {e}" for e in free if e.name in axes)
-        reason = error.where if works and isinstance(error, RunRefused) else error
+        reason = error.briefly("it") if works and isinstance(error, RunRefused) else error
         return Refused(
             f"the graph does not run on one row along {where} ({reason}): give --rows N, the "
             f"number of rows of one step{tried}"

@@ -31,7 +31,11 @@ class RunRefused(Exception):
 
     def __init__(self, message: str, where: str = "") -> None:
         super().__init__(message)
-        self.where = where or message
+        self._where = where
+
+    def briefly(self, what: str) -> str:
+        """Which node refuses `what`, or the message where none is named."""
+        return f"{self._where} refuses {what}" if self._where else str(self)
 
 
 def relaxed(model: onnx.ModelProto, free: Mapping[str, int] | None = None) -> onnx.ModelProto:
@@ -88,7 +92,7 @@ class Runner:
 def _refused(error: Exception) -> RunRefused:
     text = reason(error)
     where, refuses, _ = text.partition(REFUSES)
-    return RunRefused(text, f"{where} refuses" if refuses else "")
+    return RunRefused(text, where if refuses else "")
 
 
 def reason(error: Exception) -> str:
