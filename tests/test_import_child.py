@@ -146,7 +146,7 @@ child.main()
 
 def test_too_little_memory_is_said(job: Request) -> None:
     """Also where not even the libraries have room."""
-    for memory in (120 << 20, 160 << 20, 190 << 20):
+    for memory in (120 << 20, 160 << 20):
         limits = replace(LIMITS, memory=memory)
         assert f"needs more than {memory / 2**30:.3g} GiB of memory" in refusal(job, limits)
 
