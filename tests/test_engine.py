@@ -178,6 +178,7 @@ async def test_only_the_row_that_the_model_fails_on_fails(
     for i, end in enumerate(ends):
         if i == bad:
             assert isinstance(end, ModelError)
+            assert isinstance(end.__cause__, KernelError)  # which the log has
             assert running.table.step[rows[i]] == 0
         else:
             assert np.array_equal(end.output(), wanted(running, xs[i])[0])

@@ -11,12 +11,16 @@ import numpy.typing as npt
 import pytest
 from onnx import parser
 
+from lstmserve.config import Config
+from lstmserve.engine.loading import load_models
 from lstmserve.golden import Golden
 from lstmserve.manifest import Manifest, read_model
+from lstmserve_export.onnx_file import importer
 from lstmserve_export.onnx_file.graph.build import _Build
 from lstmserve_export.onnx_file.graph.loops import loop_notes
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.layout import batch_search
+from lstmserve_export.onnx_file.layout.probe import Probed, probe
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
 from lstmserve_export.streaming import Stream
@@ -74,6 +78,26 @@ def test_any_order_of_axes_gives_the_bits_of_the_file(seed: int, tmp_path: Path)
             assert after[name][row].tobytes() == each.tobytes(), (seed, row, name)
 
 
+def test_rounding_that_only_an_experiment_saw_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is not exact if a batch of the experiments on axes changed an answer, although no row
+    of the proof shows that; a server that loads it says so, too."""
+
+    def rounded(*arguments: Any) -> Probed:
+        found = probe(*arguments)
+        return replace(found, layout=replace(found.layout, rounding=1e-6))
+
+    monkeypatch.setattr(importer, "probe", rounded)
+    file = next(each for each in map(placed_file, SEEDS) if each.is_batched)
+    parity = imported(file, tmp_path).parity
+    assert not parity["is_exact"]
+    assert 1e-8 < parity["difference"] < 1e-4
+    (model,) = load_models(Config(models=tmp_path / "models", pool_bytes=1 << 20))
+    assert model.difference == parity["difference"]
+    assert not model.is_exact
+
+
 def test_a_state_that_the_served_graph_leaves_wrong_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +115,37 @@ def test_a_state_that_the_served_graph_leaves_wrong_is_refused(
     with pytest.raises(Refused, match="differs at time step 2 of the random rows"):
         imported(file, tmp_path)
     assert not (tmp_path / "models").exists()
+
+
+HALF = """<ir_version: 8, opset_import: ["": 17]>
+half (float16[B, T, 3] x, float16[1, B, 3] h) => (float16[B, T, 3] y, float16[1, B, 3] h_out)
+{
+    turned = Transpose <perm = [1, 0, 2]> (x)
+    rows, h_out = GRU <hidden_size = 3> (turned, w, r, , , h)
+    row = Squeeze (rows, axis1)
+    y = Transpose <perm = [1, 0, 2]> (row)
+}
+"""
+
+
+def test_float16_with_an_axis_of_time(tmp_path: Path) -> None:
+    """Outputs that lose an axis and change their dtype have the file's bits."""
+    rng = np.random.default_rng(0)
+    w, r = (rng.standard_normal((1, 9, 3)).astype(np.float16) for _ in range(2))
+    path = tmp_path / "half.onnx"
+    path.write_bytes(model_of(HALF, {"w": w, "r": r, "axis1": np.array([1])}))
+    import_onnx(Request(path, "half", models=tmp_path / "models"))
+    stream = Stream(read_model(tmp_path / "models", "half", 1).network)
+    assert [each.shape for each in (*stream.spec.outputs, *stream.spec.states)] == [(3,), (1, 3)]
+    x = rng.standard_normal((2, 3, 3)).astype(np.float16)
+    case = Golden({"x": x.astype(np.float32)}, np.full(2, 3, np.int32), None, {}, {}, 0.0)
+    found = stream.run(case, [0, 1, 2, 3])["y"]
+    oracle = FileOracle(path.read_bytes(), {"h": "h_out"})
+    for row in range(2):
+        states = {"h": np.zeros((1, 1, 3), np.float16)}
+        for step in range(3):
+            answer, states = oracle.step(states, x=x[row, step][np.newaxis, np.newaxis])
+            assert np.array_equal(found[row, step], answer["y"][0, 0])
 
 
 SIZED = """<ir_version: 8, opset_import: ["": 17]>
@@ -123,6 +178,35 @@ def test_a_batch_that_only_the_proof_finds_wrong_is_no_batch(
     assert np.array_equal(y, x.cumsum(axis=1))
     with pytest.raises(Refused, match="output y differs at time step 1"):
         import_onnx(replace(request, batch_axes={"x": 0}, force=True))
+
+
+CHAOTIC = """<ir_version: 8, opset_import: ["": 17]>
+chaotic (float[B, 1] x, float[B, 1] h) => (float[B, 1] y, float[B, 1] h_out)
+{
+    sum = Add (h, x)
+    angle = Mul (sum, growth)
+    h_out = Sin (angle)
+    y = Identity (h_out)
+}
+"""
+
+
+@pytest.mark.parametrize("growth", [0.5, 8, 1e9])
+def test_a_file_that_amplifies_rounding(tmp_path: Path, growth: float) -> None:
+    """It is checked on shorter sequences, and a note says so; where the answer to a single row is
+    rounding alone, the import is refused."""
+    path = tmp_path / "chaotic.onnx"
+    path.write_bytes(model_of(CHAOTIC, {"growth": np.array(growth, np.float32)}))
+    request = Request(path, "chaotic", states=("h:h_out",), models=tmp_path / "models")
+    if growth > 100:
+        with pytest.raises(Refused, match="so no result of it means anything: give --golden"):
+            import_onnx(request)
+        return
+    notes = "".join(import_onnx(request).manifest.notes)
+    longest = read_model(tmp_path / "models", "chaotic", 1).golden["random"].lengths.max()
+    is_shorter = growth > 1
+    assert ("it was checked on shorter sequences" in notes) == is_shorter
+    assert (longest < 64) == is_shorter
 
 
 LOOPS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import lstmserve_export
+from lstmserve.golden import Golden
 from lstmserve.manifest import Manifest, read_model
+from lstmserve_export import import_api
 from lstmserve_export.onnx_file.importer import import_onnx
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.refusal import Refused
@@ -185,3 +189,95 @@ def test_whole_sequences_of_the_user(tmp_path: Path) -> None:
     assert "does not give your y of sequence 1" in files.refusal({"x": x, "y": y + 1})
     manifest = files.run({"x": x, "y": y})
     assert "golden in whole sequences" in manifest.parity["excess"]
+
+
+SCALED = """<ir_version: 8, opset_import: ["": 17]>
+scaled (float[B, 2] x, float[2] gain, float[B, 2] a) => (float[B, 2] y, float[B, 2] b)
+{
+    b = Add (a, x)
+    y = Mul (b, gain)
+}
+"""
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports run in this process: a child takes half a second to start."""
+    monkeypatch.setattr(
+        import_api,
+        "run_child",
+        lambda request, limits: import_onnx(Request.from_json(request.to_json())),
+    )
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("gain", [np.array([2, 3]), [2.0, 3], "[2, 3]", "file"], ids=str)
+def test_the_function_takes_values_of_python(tmp_path: Path, gain: Any) -> None:
+    """Constants are arrays, lists, texts as of the command, or files; states a dict."""
+    (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
+    if isinstance(gain, str) and gain == "file":
+        gain = tmp_path / "gain.npy"
+        np.save(gain, np.array([2, 3]))
+    imported = lstmserve_export.import_onnx(
+        tmp_path / "net.onnx", models=tmp_path, states={"a": "b"}, constants={"gain": gain}
+    )
+    assert imported.folder == tmp_path / "net" / "1"
+    stream = Stream(read_model(tmp_path, "net", 1).network)
+    case = Golden({"x": np.ones((1, 2, 2), np.float32)}, np.array([2]), None, {}, {}, 0.0)
+    assert stream.run(case, [0, 2])["y"].tolist() == [[[2, 3], [4, 6]]]
+
+
+ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "rows as text": ({"rows": "3"}, "rows is '3': give an integer of at least 0"),
+    "negative rows": ({"rows": -1}, "rows is -1: give an integer of at least 0"),
+    "a window of one": ({"window": 1}, "window is 1: give an integer of at least 2 and at most"),
+    "a fill alone": ({"window_fill": "zeros"}, "window_fill is 'zeros': give wait or zeros, bes"),
+    "another fill": ({"window": 3, "window_fill": "x"}, "window_fill is 'x': give wait or zeros"),
+    "too little memory": ({"memory_limit": 0.1}, "memory_limit is 0.1: give a number of at least"),
+    "no memory": ({"memory_limit": 0}, "memory_limit is 0: give a number of at least 0.5"),
+    "no time": ({"time_limit": 0}, "time_limit is 0: give a number of at least 1"),
+    "an axis without a name": ({"batch_axes": "none"}, "batch_axes is 'none': give axes by name"),
+    "a text as inputs": (
+        {"inputs": "xy"},
+        "--input xy: the graph has no such input; it has x, gain, a",
+    ),
+    "a pair as text": ({"states": "z:y"}, "--state z:y: give IN:OUT"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_function_refuses_in_one_line(name: str, tmp_path: Path) -> None:
+    """Arguments that cannot be are Refused, and nothing is written."""
+    given, line = ARGUMENTS[name]
+    (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
+    with pytest.raises(Refused, match=re.escape(line)):
+        lstmserve_export.import_onnx(tmp_path / "net.onnx", models=tmp_path / "models", **given)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_the_function_takes_pairs_as_the_command_does(tmp_path: Path) -> None:
+    """So that a flag which a message proposes can be copied."""
+    (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
+    for states in ("a:b", ["a:b"], {"a": "b"}):
+        imported = lstmserve_export.import_onnx(
+            tmp_path / "net.onnx",
+            models=tmp_path,
+            states=states,
+            constants={"gain": [1, 2]},
+            memory_limit=4,
+            dry_run=True,
+        )
+        assert [each.name for each in imported.manifest.spec.states] == ["a"]
+
+
+def test_the_function_imports_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """What it returns is what the process wrote; what that refuses, it raises."""
+    (tmp_path / "net.onnx").write_bytes(model_of(SCALED, {}))
+    imported = lstmserve_export.import_onnx(
+        tmp_path / "net.onnx", models=tmp_path, states={"a": "b"}, constants={"gain": [2, 3]}
+    )
+    assert imported.manifest == read_model(tmp_path, "net", 1).manifest
+    (tmp_path / "net.onnx").write_bytes(b"")
+    with pytest.raises(Refused, match="is empty: download or export it again"):
+        lstmserve_export.import_onnx(tmp_path / "net.onnx", models=tmp_path)

@@ -266,7 +266,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, seed: int) -> Non
     rng, file = np.random.default_rng(seed), tmp_path / "old.onnx"
     good = [model_of(case, 7).SerializeToString() for case in SAME.values()]
     refused = []
-    for _ in range(300):
+    for _ in range(150):
         content = bytearray(good[rng.integers(len(good))])
         for at in rng.integers(len(content), size=rng.integers(1, 4)).tolist():
             content[at] = (content[at] + int(rng.integers(-2, 3))) % 256
@@ -275,5 +275,5 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, seed: int) -> Non
             read_source(file)
         except Refused as error:
             refused.append(str(error))
-    assert len(refused) > 100
+    assert len(refused) > 50
     assert not any("\n" in each for each in refused)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, parser
 
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles, find_roles
+from lstmserve_export.onnx_file.roles.state_flow import find_restarts
 from lstmserve_export.refusal import Refused
 
 NODES: list[onnx.NodeProto] = []
@@ -144,6 +145,8 @@ UNCLEAR: dict[str, tuple[str, str, str]] = {
     "open sizes of equal names": ("x 3; r1i ?,?; r2i ?,?", "y; r1o ?,?; r2o ?,?",
                                   "--state r1i:r1o --state r2i:r2o"),
     "one name of two": ("x; h0; h1", "y 1,9; hn", "--state h1:hn"),
+    "names that begin alike": ("x; ema; n 1", "y; ema2; n2 1",
+                               "--state ema:ema2 --state n:n2 --input x"),
 }  # fmt: skip
 
 
@@ -155,9 +158,9 @@ def test_unclear_states_are_asked_for(name: str) -> None:
         roles(inputs, outputs)
     line = str(caught.value)
     assert flags in line
-    copied = [each.rstrip(";") for each in re.findall(r"--state (\S+)", line)]
+    copied, steps = (re.findall(rf"--{flag} ([^\s;]+)", line) for flag in ("state", "input"))
     answered = tuple(each.split(":")[1] for each in copied)
-    found = roles(inputs, outputs, states=tuple(copied), outputs=answered)
+    found = roles(inputs, outputs, states=tuple(copied), inputs=tuple(steps), outputs=answered)
     assert pairs(found) == copied
 
 
@@ -210,6 +213,29 @@ def test_a_pair_that_is_given_leaves_the_rest_to_be_found() -> None:
     assert found.notes == ("states found by their names: h0:hn",)
 
 
+RESTARTS = {
+    "no state": ("", "", "", True),
+    "zeros of the size of the batch": ("size = Shape (x) start = Expand (zero, size)", "start", "",
+                                       True),
+    "an input": ("start = Unsqueeze (z, axis)", "start", "", False),
+    "what an If gives": ("start = If (yes) <then_branch = a () => (float[1, B, 3] s) "
+                         "{ s = Identity (z) }, else_branch = b () => (float[1, B, 3] t) "
+                         "{ t = Identity (z) }>", "start", "", False),
+    "both directions": ("", "", '<direction = "bidirectional", hidden_size = 3>', False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESTARTS)
+def test_layers_that_begin_each_run_from_one_state_are_named(name: str) -> None:
+    """Layers that read backwards, too, and those that begin from an input, are none of them."""
+    before, start, attributes, is_one = RESTARTS[name]
+    graph = parser.parse_graph(
+        f"g (float[T, B, 3] x, float[B, 3] z) => (float[T, 1, B, 3] y) {{ {before} "
+        f"y = GRU {attributes or '<hidden_size = 3>'} (x, w, r, , , {start}) }}"
+    )
+    assert find_restarts(graph) == (["GRU of y"] if is_one else [])
+
+
 FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "unknown pair": ("x; h", "y; h_out", {"states": ("h:z",)}, "--state h:z: give IN:OUT, one of"),
     "no pair": ("x; h", "y; h_out", {"states": ("h",)}, "its outputs y, h_out"),
@@ -218,10 +244,15 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "other shape": ("x; h 4", "y; g 5", {"states": ("h:g",)}, r"h float32\[4\] and g float32\[5\]"),
     "twice": ("x; h; g", "y; z", {"states": ("h:z", "g:z")}, "another flag names z"),
     "state and input": ("x; h", "y; z", {"states": ("h:z",), "inputs": ("h",)}, "flag names h"),
-    "input": ("x", "y", {"inputs": ("z",)}, "--input z: the graph's inputs are x"),
+    "input": ("x", "y", {"inputs": ("z",)}, "--input z: the graph has no such input; it has x"),
     "input twice": ("x", "y", {"inputs": ("x", "x")}, "--input x is given twice"),
-    "output": ("x", "y", {"outputs": ("z",)}, "--output z: the graph's outputs are y"),
-    "constant": ("x", "y", {"constants": {"z": "1"}}, "--constant z: the graph's inputs are x"),
+    "output": ("x", "y", {"outputs": ("z",)}, "--output z: the graph has no such output; it has y"),
+    "constant": (
+        "x",
+        "y",
+        {"constants": {"z": "1"}},
+        "--constant z: the graph has no such input; it has x",
+    ),
     "constant and input": (
         "x; z 1",
         "y",
@@ -280,7 +311,7 @@ def test_a_constant_may_lie_in_a_file(tmp_path: Path) -> None:
     found = roles("x; w 1,3", "y", constants={"w": str(tmp_path / "w.npy")})
     assert found.constants["w"].tolist() == [[0, 1, 2]]
     for file in ("o.npy", "none.npy"):
-        with pytest.raises(Refused, match=r"--constant w=.*: give a number, true, false"):
+        with pytest.raises(Refused, match=rf"--constant w .*{file} is no .npy of a plain array"):
             roles("x; w 1,3", "y", constants={"w": str(tmp_path / file)})
 
 

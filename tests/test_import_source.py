@@ -173,7 +173,7 @@ def typed_input(kind: onnx.TypeProto) -> Edit:
 TENSOR = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
 FAULTS: dict[str, tuple[str, Edit]] = {
     "external data": (
-        "w lies in another file; theirs.onnx must hold its weights, so save it whole",
+        "theirs.onnx must hold its weights: export it with external_data=False, or run python -c",
         external,
     ),
     "sparse weights": ("sparse initializers", lambda m: m.graph.sparse_initializer.add()),

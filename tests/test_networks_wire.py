@@ -554,7 +554,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
             yield "--store", server.url
     else:
         mode = "behind" if "behind" in request.param else "through"
-        yield "--store", f"file:{tmp_path / 'store'}", "--store-mode", mode
+        flags = "--store", f"file:{tmp_path / 'store'}", "--store-mode", mode
+        yield *flags, "--behind-s-max", "0.05"  # what waits for a write waits for this
 
 
 def test_a_killed_server_loses_no_state(store: tuple[str, ...], serve: Serve, folder: Path) -> None:

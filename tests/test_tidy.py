@@ -280,5 +280,11 @@ def test_one_folder_knows_the_inside_of_grpc() -> None:
     assert [path for path in server if "grpc.aio" in PRODUCT[path]] == []
 
 
+def test_one_module_imports_onnxruntime() -> None:
+    """Its telemetry is off only where runtime.py turns it off before the import."""
+    found = [path for path, tree in PRODUCT_TREES.items() if "onnxruntime" in imports(tree)]
+    assert found == ["service/lstmserve/runtime.py"]
+
+
 # The console script offers `export`, and imports it only when it is called.
 LAZY = {"service/lstmserve/cli/__init__.py"}

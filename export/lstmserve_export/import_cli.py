@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,15 @@ def _pairs(
     ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]
 ) -> dict[str, str]:
     """NAME=VALUE, several times."""
+    return _split((value,) if isinstance(value, str) else value, "NAME=VALUE")
+
+
+def _split(texts: Iterable[str], form: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for each in (value,) if isinstance(value, str) else value:
+    for each in texts:
         name, equals, text = each.rpartition("=")
         if not equals or not name or not text:
-            raise click.BadParameter(f"{each!r} must be NAME=VALUE")
+            raise click.BadParameter(f"{each!r} must be {form}")
         if name in found:
             raise click.BadParameter(f"{name} is given twice: give it once")
         found[name] = text
@@ -32,10 +37,12 @@ def _pairs(
 def _axes(
     ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]
 ) -> dict[str, int | None]:
-    """NAME=AXIS or NAME=none, several times; `none` alone is for every tensor, by the name ""."""
-    texts = (value,) if isinstance(value, str) else value
+    """NAME=AXIS or NAME=none, several times or with commas; `none` alone is for every tensor, by
+    the name ""."""
+    texts = names(ctx, param, value)
     found: dict[str, int | None] = {}
-    for name, text in _pairs(ctx, param, tuple(t for t in texts if t != NO_AXIS)).items():
+    form = "NAME=AXIS, NAME=none or none"
+    for name, text in _split((each for each in texts if each != NO_AXIS), form).items():
         if text != NO_AXIS and not (text.isascii() and text.isdecimal()):
             raise click.BadParameter(f"{name}={text} must be an axis from 0, or none")
         found[name] = None if text == NO_AXIS else int(text)
@@ -67,7 +74,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: float | None) -> i
     multiple=True,
     metavar="IN:OUT",
     callback=_states,
-    help="An input that is a state, and the output that has it after the step.",
+    help="An input that is a state, and the output that has it after the step; by default found.",
 )
 @flag(
     "--input",
@@ -95,19 +102,20 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: float | None) -> i
     multiple=True,
     metavar="NAME=AXIS|none",
     callback=_axes,
-    help="The axis of the sessions of a tensor, from 0; none alone: the file takes one session.",
+    help="The axis of a tensor along which sessions lie, from 0, or none; by default found. none "
+    "alone: one session a run.",
 )
 @flag(
     "--rows",
     type=click.IntRange(1),
     metavar="N",
-    help="Rows along the axis of time that one step takes; by default 1.",
+    help="Rows of an input that one step takes, such as the samples of a frame; by default 1.",
 )
 @flag(
     "--window",
     type=click.IntRange(2, WINDOW_MAX),
     metavar="W",
-    help="Of a file without states: answer each step from the last W rows.",
+    help="Of a file without states: answer each row from the last W rows.",
 )
 @flag(
     "--window-fill",
@@ -121,7 +129,10 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: float | None) -> i
     help="The states from which a new session begins, .npz with an array by name; default zeros.",
 )
 @flag(
-    "--golden", type=FILE, metavar="F", help="Inputs and outputs to check, .npz (docs/IMPORT.md)."
+    "--golden",
+    type=FILE,
+    metavar="F",
+    help="Your own inputs and outputs to check, .npz (docs/IMPORT.md).",
 )
 @flag(
     "--memory-limit",

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lstmserve.graph.safety import subgraphs
-from lstmserve.runtime import ort
+from lstmserve.runtime import plain_session
 from lstmserve.spec import NEXT, ModelSpec, Tap
 from lstmserve_export.refusal import Refused, one_line
 from lstmserve_export.sequences import SEED
@@ -168,14 +168,8 @@ def _run(model: onnx.ModelProto, feed: Mapping[str, Any], taps: Sequence[Tap]) -
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     wanted = _expose(copied, taps, set(found))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(
-            copied.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        values = session.run(list(wanted), feed)
+        values = plain_session(copied.SerializeToString()).run(list(wanted), feed)
     except Exception as error:  # onnxruntime's own have no base but this one
         raise Refused(f"the exported step does not run: {one_line(error)}") from error
     return found | dict(zip(wanted.values(), values, strict=True))

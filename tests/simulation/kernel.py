@@ -111,6 +111,6 @@ def make_model(
         device="cpu",
         pool=pool,
         kernel=HashKernel(pool, name.encode(), random, failing),
-        portable=None,
+        sequences=None,
         sessions_max=sessions_max,
     )

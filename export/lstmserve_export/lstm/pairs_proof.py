@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from lstmserve.lstm_golden import LstmGolden
+from lstmserve.runtime import plain_session
 from lstmserve_export.choice import Series, describe_choice, distance
 from lstmserve_export.lstm.mends import mends
 from lstmserve_export.lstm.network import Network, describe, first_states
-from lstmserve_export.lstm.parity import judge, open_session, run, run_alone
+from lstmserve_export.lstm.parity import judge, run, run_alone
 from lstmserve_export.lstm.reference import Inputs, begins_as_sessions, forward
 from lstmserve_export.refusal import Refused
 
@@ -19,7 +20,7 @@ def prove_pairs(content: bytes, case: LstmGolden, network: Network) -> float:
 
     Raises Refused, naming the one change that would make the pairs match, if there is one.
     """
-    session = open_session(content)
+    session = plain_session(content)
     outputs = run_alone(session, case), run(session, case, [0, int(case.lengths.max())])
     value = max(judge(output, case) for output in outputs)
     if value <= 1:

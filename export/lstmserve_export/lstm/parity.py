@@ -13,7 +13,7 @@ import torch
 
 from lstmserve.golden import Floats, excess, torch_error_max
 from lstmserve.lstm_golden import LstmGolden
-from lstmserve.runtime import ort
+from lstmserve.runtime import ort, plain_session
 from lstmserve.spec import LstmSpec
 from lstmserve_export.lstm.network import Network, first_states
 from lstmserve_export.lstm.reference import Inputs, forward, refer
@@ -107,13 +107,6 @@ def pair_inputs(network: Network, user: LstmGolden, steps: Sequence[int]) -> Inp
     return Inputs(x, lengths, h0, c0)
 
 
-def open_session(content: bytes) -> ort.InferenceSession:
-    """Opens model.onnx in onnxruntime, on the CPU, with one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def run(session: ort.InferenceSession, case: LstmGolden, cuts: Sequence[int]) -> Outputs:
     """y [N, T, O], hn, cn of the case, the time axis cut at `cuts` (0 first, T last)."""
     x_name = session.get_inputs()[0].name
@@ -168,7 +161,7 @@ def check_start(content: bytes, network: Network, spec: LstmSpec) -> None:
     """
     if not spec.initial_state:
         return
-    session, first = open_session(content), first_states(network, spec, 1)
+    session, first = plain_session(content), first_states(network, spec, 1)
     h0, c0 = (each.astype(np.float32) for each in first)
     x = np.zeros((1, 1, spec.input_size), np.float32)
     if spec.num_embeddings:
@@ -190,7 +183,7 @@ def prove(
     Runs whole sequences alone, one ragged batch, random chunks and single steps; a bidirectional
     model has no chunks or steps.
     """
-    session = open_session(content)
+    session = plain_session(content)
     rows = int(case.lengths.max())
     results: dict[str, Outputs] = {}
     progress("parity: whole sequences")

@@ -87,8 +87,9 @@ def _run_alone(model: Model, batch: Batch) -> Output:
         arguments = (batch.lengths[one], batch.read[one], batch.write[one])
         try:
             y[:n, one] = kernel.run(np.ascontiguousarray(batch.inputs[:n, one]), *arguments)
-        except KernelError:
+        except KernelError as error:
             batch.outcomes[i] = Outcome.FAILED
+            batch.cause = error
     return y
 
 

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lstmserve.graph.reader import InvalidModel
+from lstmserve.graph.safety import subgraphs
 
 # The compiler widens smaller integers before it divides them, and unsigned ones have no -1.
 Integer = type[np.int32] | type[np.int64]
@@ -50,12 +51,10 @@ def _guarded(
     safe = outer_safe | {tensor.name for tensor in fixed if _is_safe(tensor)}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        for attribute in node.attribute:
-            subgraphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
-            for each in subgraphs:
-                body = _guarded(each, types, safe, constants)
-                del each.node[:]
-                each.node.extend(body)
+        for each in subgraphs(node):
+            body = _guarded(each, types, safe, constants)
+            del each.node[:]
+            each.node.extend(body)
         is_division = node.op_type in ("Div", "Mod") and not node.domain
         if is_division and node.input[1] not in safe:
             nodes += _safe_divisor(node, types, constants)

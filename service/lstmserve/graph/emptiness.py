@@ -16,6 +16,8 @@ from typing import Final
 import onnx
 from onnx import helper
 
+from lstmserve.graph.safety import subgraphs
+
 # Name of an operator -> places of the inputs that must have values.
 ENDS: Final[Mapping[str, tuple[int, ...]]] = {
     "GRU": (0,),
@@ -63,7 +65,7 @@ def _makes_shapes(nodes: Iterable[onnx.NodeProto], known: Iterable[str]) -> bool
         places = (i for i in SHAPES.get(node.op_type, ()) if i < len(node.input))
         if node.op_type in BY_VALUES or any(node.input[i] in values for i in places):
             return True
-        graphs = _subgraphs(node)
+        graphs = list(subgraphs(node))
         for graph in graphs:
             if _makes_shapes(graph.node, values.union(each.name for each in graph.input)):
                 return True
@@ -78,20 +80,13 @@ def guard_empty(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     for node in nodes:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        for graph in _subgraphs(copy):
+        for graph in subgraphs(copy):
             body = guard_empty(graph.node)
             del graph.node[:]
             graph.node.extend(body)
         for place in ENDS.get(copy.op_type, ()):
             found += _guard(copy, place)
         found.append(copy)
-    return found
-
-
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    found: list[onnx.GraphProto] = []
-    for attribute in node.attribute:
-        found += [attribute.g] if attribute.HasField("g") else attribute.graphs
     return found
 
 

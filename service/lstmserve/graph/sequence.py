@@ -43,7 +43,7 @@ class SequenceLayout(ABC):
         self.initial = initial
 
     @abstractmethod
-    def arguments(self, x: Rows, states: States) -> Arguments:
+    def arguments(self, x: Rows, states: States) -> Arrays:
         """The graph's inputs for the rows [T, ...] of a sequence, and the states [1, *shape] before
         it."""
 
@@ -51,9 +51,6 @@ class SequenceLayout(ABC):
     def results(self, found: Arrays, length: int) -> tuple[Rows, States]:
         """The rows [R, ...] of the outputs of a sequence of `length` rows, R <= T, and the states
         [1, *shape] after it. Raises InvalidRows."""
-
-
-Arguments = dict[str, npt.NDArray[Any]]
 
 
 class SequenceNetwork(NamedTuple):
@@ -79,10 +76,10 @@ class LstmSequences(SequenceLayout):
     def __init__(self, lstm: LstmSpec, weights: Weights) -> None:
         super().__init__(ModelSpec.of_lstm(lstm), LstmLayout(lstm, weights).initial())
 
-    def arguments(self, x: Rows, states: States) -> Arguments:
+    def arguments(self, x: Rows, states: States) -> Arrays:
         """x or tokens, `lengths`, h0 and c0."""
         (tensor,) = self.spec.inputs
-        found: Arguments = {
+        found = {
             tensor.name: x.reshape(1, len(x), *tensor.shape),
             "lengths": np.array([len(x)], np.int32),
         }
@@ -103,7 +100,7 @@ class GraphSequences(SequenceLayout):
         super().__init__(spec, {})
         self._x, self._y = RowFormat(spec.inputs), RowFormat(spec.outputs)
 
-    def arguments(self, x: Rows, states: States) -> Arguments:
+    def arguments(self, x: Rows, states: States) -> Arrays:
         """Each input; there are no states."""
         return {NET + n: np.ascontiguousarray(each) for n, each in self._x.split(x).items()}
 

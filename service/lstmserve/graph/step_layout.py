@@ -18,7 +18,7 @@ from lstmserve.graph.fold import ROWS
 from lstmserve.graph.forms import NEXT_SLOTS
 from lstmserve.graph.network import Arguments, PoolLayout, PoolTensor, States
 from lstmserve.graph.reader import InvalidModel
-from lstmserve.graph.safety import one_line
+from lstmserve.graph.safety import one_line, subgraphs
 from lstmserve.graph.step_graph import StepGraph
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec, TensorSpec
@@ -146,11 +146,8 @@ def renamed_node(node: onnx.NodeProto) -> onnx.NodeProto:
     found.doc_string = ""
     for names in (found.input, found.output):
         names[:] = [name and NET + name for name in names]  # "" is an input that is not given
-    for attribute in found.attribute:
-        if attribute.HasField("g"):
-            _rename_graph(attribute.g)
-        for graph in attribute.graphs:
-            _rename_graph(graph)
+    for graph in subgraphs(found):
+        _rename_graph(graph)
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from lstmserve.graph.safety import subgraphs
 from lstmserve.spec import INITIAL, Tap
 from lstmserve_export.module.graph.nodes import Nodes
 from lstmserve_export.module.graph.sequences import SequenceCall
@@ -91,8 +92,6 @@ def _used(nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto
     found = {value.name for value in outputs}
     for node in nodes:
         found |= set(node.input)
-        for attribute in node.attribute:
-            graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
-            for graph in graphs:
-                found |= _used(graph.node, graph.output)
+        for graph in subgraphs(node):
+            found |= _used(graph.node, graph.output)
     return found

@@ -24,8 +24,8 @@ from lstmserve.graph.step_layout import NET, renamed_node
 from lstmserve.spec import INITIAL, NEXT
 from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.graph.simplify import simplify
-from lstmserve_export.onnx_file.graph.weights import settle_weights
-from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.graph.weights import place_weights
+from lstmserve_export.onnx_file.layout.place import Layout, Place
 from lstmserve_export.onnx_file.layout.runner import relaxed
 from lstmserve_export.onnx_file.load.source import Source
 from lstmserve_export.onnx_file.roles.roles import Roles
@@ -64,7 +64,7 @@ def build_window(source: Source, roles: Roles, layout: Layout, window: int) -> o
 
 def build_sequence(source: Source, roles: Roles, layout: Layout) -> onnx.ModelProto:
     """NAME [T, *shape] of each input -> NAME [R, *shape] of each output."""
-    return _Build(source, roles, layout).whole()
+    return _Build(source, roles, layout).of_sequence()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class _Build:
         self.g = GraphBuilder("imported")
         self._graph = onnx.GraphProto()
         self._graph.CopyFrom(relaxed(source.model).graph)
-        settle_weights(self._graph)
+        place_weights(self._graph)
         self._source = source
         self._layout = layout
         self._window = window
@@ -125,7 +125,7 @@ class _Build:
             self.g.output(name, place.spec.dtype, ["B", *place.spec.shape])
         return self._model()
 
-    def whole(self) -> onnx.ModelProto:
+    def of_sequence(self) -> onnx.ModelProto:
         """The graph of one sequence."""
         for name, place in self._inputs:
             self.g.input(name, place.spec.dtype, ["T", *place.spec.shape])
@@ -265,7 +265,7 @@ class _Build:
     ) -> str:
         """Adds nodes one after the other, of which the last gives `result`."""
         for at, (op, more, attributes) in enumerate(steps, 1):
-            name = result if at == len(steps) else f"{PLACED}{result}/{op}"
+            name = result if at == len(steps) else f"{PLACED}{result}/{at}_{op}"
             value = g.add(op, [value, *more], name, **attributes)
         return value if steps else g.add("Identity", [value], result)
 

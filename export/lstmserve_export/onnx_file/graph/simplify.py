@@ -19,7 +19,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from lstmserve.graph.safety import DOMAINS, REFUSED_OPS, all_nodes, subgraphs
-from lstmserve.runtime import ort
+from lstmserve.runtime import plain_session
 from lstmserve_export.arrays import Array
 from lstmserve_export.onnx_file.graph.splice import Names, defined, drop_dead, names_read
 
@@ -211,14 +211,8 @@ class _Pass:
             [onnx.ValueInfoProto(name=name) for name in node.output],
             [numpy_helper.from_array(each, name) for name, each in given.items()],
         )
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
         try:
-            session = ort.InferenceSession(
-                self._model(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            session = plain_session(self._model(graph).SerializeToString(), is_optimized=False)
             found = session.run(list(node.output), {})
         except Exception:  # onnxruntime's own have no base but this one
             return None

@@ -7,15 +7,17 @@ and a Scan over sessions are two levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lstmserve.graph.safety import subgraphs
+
 Weights = Mapping[str, TensorProto]
 
 
-def settle_weights(graph: GraphProto, outer: Weights | None = None) -> None:
+def place_weights(graph: GraphProto, outer: Weights | None = None) -> None:
     """Changes `graph`: constants become initializers, and each lies with the nodes that read it.
     `outer` are the weights around the graph by name."""
     own = {each.name: each for each in graph.initializer} | _take_constants(graph)
@@ -25,19 +27,11 @@ def settle_weights(graph: GraphProto, outer: Weights | None = None) -> None:
             around.pop(value.name, None)
     for node in graph.node:
         for each in subgraphs(node):
-            settle_weights(each, around)
+            place_weights(each, around)
     read = {name for node in graph.node for name in node.input}
     read |= {each.name for each in graph.output}
     del graph.initializer[:]
     graph.initializer.extend(each for name, each in around.items() if name in read)
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The bodies and branches of a node."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _take_constants(graph: GraphProto) -> dict[str, TensorProto]:

@@ -30,6 +30,7 @@ HYPOTHESES_MAX: Final = 128
 # another order of additions for another number of rows.
 TOLERANCE: Final = 5e-5
 HALF_TOLERANCE: Final = 4e-3  # for graphs that compute or answer in float16
+NAMED: Final = 3  # tensors in the reason why there is no batch
 FIXED_COST: Final = 8  # of an axis that is declared as 1: free ones are likelier
 
 
@@ -55,8 +56,9 @@ class BatchAxes:
         found = []
         if self.error:
             found.append(
-                f"a row in a batch differs from the row alone by up to {self.error:.2g} of its "
-                "largest value; --batch-axis none runs one session at a time, with equal bits"
+                f"not exact for all values: a row in a batch differs from the row alone by up to "
+                f"{self.error:.2g} of its largest value; --batch-axis none gives equal bits, one "
+                "session a run"
             )
         if self.same:
             found.append(
@@ -78,6 +80,12 @@ class NoBatch:
         return (f"{NO_BATCH}{self.reason}",)
 
 
+def as_flag(axes: Axes, count_max: int = 1 << 30) -> str:
+    """The axes as --batch-axis takes them, the first ones."""
+    more = ",..." if len(axes) > count_max else ""
+    return ",".join(f"{name}={axis}" for name, axis in islice(axes.items(), count_max)) + more
+
+
 def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
     """The first hypothesis that holds; `given` names axes that all of them have."""
     constants = trial.roles.constants
@@ -88,14 +96,18 @@ def find_batch(trial: Trial, given: Axes) -> BatchAxes | NoBatch:
         try:
             found = BatchExperiment(trial, before, repeated).run()
         except NotBatch as error:
-            where = ", ".join(f"axis {axis} of {name}" for name, axis in islice(before.items(), 3))
-            more = " ..." if len(before) > 3 else ""
-            first = first or NoBatch(f"with rows along {where}{more}, {error}")
+            first = first or NoBatch(f"along {as_flag(before, NAMED)}, {error}")
             continue
         if all(found.after.get(name, axis) == axis for name, axis in given.items()):
             return found
         first = first or NoBatch("the rows of what comes out lie along other axes")
-    return first or NoBatch("an input or state has no axis that could have several rows")
+    return first or NoBatch(_no_axis(trial))
+
+
+def _no_axis(trial: Trial) -> str:
+    """Why there is no hypothesis."""
+    fixed = [n for n, each in trial.values.items() if not _choices([each], trial.row_axes, {})]
+    return f"{shorten(fixed)} has no axis that is 1 or of any size"
 
 
 # Hypotheses ---------------------------------------------------------------------------------------
@@ -217,7 +229,7 @@ class BatchExperiment:
         try:
             return self._runner.run(feeds, self._trial.names, repeat)
         except RunRefused as error:
-            raise NotBatch(str(error)) from error
+            raise NotBatch(error.briefly("a batch")) from error
 
     def _compare(self, rows: Sequence[Row], found: Arrays) -> None:
         for name, array in found.items():
@@ -228,8 +240,8 @@ class BatchExperiment:
                 self._error = max(self._error, error)
                 if not error <= self._tolerance:
                     raise NotBatch(
-                        f"{name} of row {at + 1} of {len(rows)} is not what the row gives alone: "
-                        f"it differs by {error:.2g} of its largest value"
+                        f"{name} of a row depends on the rows beside it, by {error:.2g} of its "
+                        "largest value"
                     )
 
     def _axis(self, name: str, found: tuple[int, ...], alone: tuple[int, ...], size: int) -> int:

@@ -7,7 +7,7 @@ if --batch-axis asks for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -18,16 +18,17 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     BatchExperiment,
     NoBatch,
     NotBatch,
+    as_flag,
     find_batch,
     hypotheses,
 )
-from lstmserve_export.onnx_file.layout.batching import Batching, CannotBatch
 from lstmserve_export.onnx_file.layout.inner_values import find_mixing
+from lstmserve_export.onnx_file.layout.rewrite import CannotRewrite, Rewriting
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 REWRITES_MAX: Final = 8  # hypotheses for which the graph is rewritten,
 NODES_MAX: Final = 8000  # and how many nodes they have together; the first has any number
@@ -62,7 +63,7 @@ def checked_axes(roles: Roles, request: Request) -> dict[str, int | None]:
             found[name] = None
             continue
         if name not in values:
-            raise Refused(f"{flag}: there is no such tensor: there are {', '.join(values)}")
+            raise Refused(f"{flag}: there is no such tensor; there are {shorten(list(values))}")
         rank = len(values[name].shape)
         if axis is not None and not -rank <= axis < rank:
             raise Refused(f"{flag}: {values[name]} has {rank} axes, from 0")
@@ -83,7 +84,7 @@ def search_batch(model: onnx.ModelProto | None, trial: Trial, given: GivenAxes) 
             return FoundBatch(batch)
         if axes:
             return FoundBatch(batch, notes=(f"{mixing}, {UNSEEN}",))
-        batch = NoBatch(f"{mixing}, {UNSEEN} ({_flags(batch.before)} takes it)")
+        batch = NoBatch(f"{mixing}, {UNSEEN} (--batch-axis {as_flag(batch.before)} takes it)")
     found = _rewritten(model, trial, batch, axes) if model else FoundBatch(batch)
     if axes and isinstance(found.axes, NoBatch):
         raise WrongAxis(batch.reason)
@@ -102,28 +103,24 @@ def _rewritten(
             continue
         feeds = [row.feeds for row in trial.rows(0, ROWS)]
         try:
-            made = Batching(model, constants, feeds, before).run()
+            made = Rewriting(model, constants, feeds, before).run()
             runner = Runner(made.model, constants, before)
             found = BatchExperiment(trial, before, {}, runner).run()
-        except (CannotBatch, RunRefused, NotBatch):
+        except (CannotRewrite, RunRefused, NotBatch):
             continue
         if any(found.after.get(name, axis) != axis for name, axis in axes.items()):
             continue
         if found.error and not axes:
-            reason = (
-                f"{batch.reason}; rewritten for a batch it would give answers that differ by "
-                f"{found.error:.2g} of the largest value ({_flags(before)} takes it)"
+            note = (
+                f"--batch-axis {as_flag(before)} rewrites the graph for a batch, with answers "
+                f"up to {found.error:.2g} apart"
             )
-            return FoundBatch(replace(batch, reason=reason))
+            return FoundBatch(batch, notes=(note,))
         mixing = find_mixing(made.model, trial, before, {})
         if mixing and not axes:
             continue
         changed = ", ".join(f"{op} {count}" for op, count in made.changed.items())
-        note = f"the graph was rewritten to take a batch, around these operators: {changed}"
+        note = f"operators were changed so that the graph takes a batch: {changed}"
         notes = (note, f"{mixing}, {UNSEEN}") if mixing else (note,)
         return FoundBatch(found, made.model, notes)
     return FoundBatch(batch)
-
-
-def _flags(axes: Mapping[str, int]) -> str:
-    return " ".join(f"--batch-axis {name}={axis}" for name, axis in axes.items())

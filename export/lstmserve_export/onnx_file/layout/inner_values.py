@@ -22,10 +22,10 @@ from lstmserve.graph.safety import subgraphs
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.graph.simplify import simplify
 from lstmserve_export.onnx_file.graph.splice import names_read
-from lstmserve_export.onnx_file.graph.weights import settle_weights
+from lstmserve_export.onnx_file.graph.weights import place_weights
 from lstmserve_export.onnx_file.layout.row_shapes import Axes
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
-from lstmserve_export.onnx_file.layout.shown_values import Names, show
+from lstmserve_export.onnx_file.layout.shown_values import ShownNames, show
 from lstmserve_export.onnx_file.layout.trial import Row, Trial
 
 ROWS: Final = 3
@@ -142,7 +142,7 @@ class _Inner:
                     dim.dim_value = shape[at]
                 else:
                     dim.dim_param = "rows"
-        settle_weights(graph)
+        place_weights(graph)
         return simplify(found)
 
     # What runs show ------------------------------------------------------------------------------
@@ -171,7 +171,12 @@ class _Inner:
     # What the nodes do with them -----------------------------------------------------------------
 
     def _walk(
-        self, nodes: Sequence[onnx.NodeProto], kinds: Kinds, shown: Names, *, checks: bool = True
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        kinds: Kinds,
+        shown: ShownNames,
+        *,
+        checks: bool = True,
     ) -> None:
         """Adds what the nodes give to `kinds`. `shown` has the name by which a value was seen.
         Raises _Mixes."""
@@ -218,7 +223,7 @@ class _Inner:
         self._walk(body.node, found, names, checks=checks)
         return found
 
-    def _kind(self, node: onnx.NodeProto, kinds: Kinds, shown: Names) -> _Kind:
+    def _kind(self, node: onnx.NodeProto, kinds: Kinds, shown: ShownNames) -> _Kind:
         kind = max((kinds.get(name, _Kind.FIXED) for name in names_read([node])), default=0)
         if kind == _Kind.FIXED:
             return _Kind.FIXED
@@ -231,7 +236,7 @@ class _Inner:
             return _Kind.DATA
         return _Kind(max(kind, _Kind.NUMBER))
 
-    def _check(self, node: onnx.NodeProto, kinds: Kinds, shown: Names) -> None:
+    def _check(self, node: onnx.NodeProto, kinds: Kinds, shown: ShownNames) -> None:
         """Raises _Mixes."""
         op = node.op_type
         results = [name for name in node.output if name and kinds[name] == _Kind.DATA]
@@ -251,7 +256,7 @@ class _Inner:
             if seen is not None and seen.wrong:
                 raise _Mixes(f"{what} {seen.wrong}")
 
-    def _works_along(self, node: onnx.NodeProto, shown: Names) -> bool:
+    def _works_along(self, node: onnx.NodeProto, shown: ShownNames) -> bool:
         """Whether the rows of its result lie along its axis."""
         name = next(filter(None, node.output))
         seen = self._seen.get(shown.get(name, ""))

@@ -1,6 +1,6 @@
 """What each tensor of a file is of one time step of one session.
 
-A place is what experiments found (layout.py); it runs nothing.
+A place is what experiments found (probe.py); it runs nothing.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ class Layout:
     """How the file's tensors lie.
 
     `is_batched`: every input, state and output has a batch; otherwise the graph takes one session a
-    run. `is_over_time`: several rows along `Place.time` are so many time steps in one run, as an
-    experiment showed. `constant_batches` has the axis of the sessions of a constant that has one.
-    `is_exact`: a row in a batch got the bits that it gets alone.
+    run. `constant_batches` has the axis of the sessions of a constant that has one. `rounding` is
+    the most that a batch changed an answer in an experiment, in parts of its largest value.
     """
 
     inputs: tuple[Place, ...]
@@ -65,9 +64,8 @@ class Layout:
     states: tuple[StatePlace, ...]
     is_batched: bool
     constant_batches: Mapping[str, int] = field(default_factory=dict)
-    is_over_time: bool = False
     notes: tuple[str, ...] = field(default=())
-    is_exact: bool = True
+    rounding: float = 0.0
 
     def spec(self, request: Request) -> ModelSpec:
         """The model's spec."""

@@ -17,7 +17,9 @@ from lstmserve_export.arrays import Arrays
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.sampler import BOUNDS, Sampler, Shape
 from lstmserve_export.onnx_file.load.source import Value
-from lstmserve_export.onnx_file.roles.roles import Roles, StatePair
+from lstmserve_export.onnx_file.roles.roles import Roles
+from lstmserve_export.onnx_file.roles.state_pairs import FIXED, StatePair
+from lstmserve_export.refusal import shorten
 
 ATTEMPTS_MAX: Final = 32
 GUESSES: Final = 4  # of the sizes of states' free axes
@@ -86,19 +88,19 @@ class ShapeSearch:
                 name = pair.before.name
                 feeds[name] = np.zeros(shapes[name], pair.before.dtype)
             results = self._runner.run(feeds, self._names)
-            if not self._guess(shapes, results):
+            changed = self._guess(shapes, results)
+            if not changed:
                 return RowShapes(shapes, results, axes)
         raise StateChanges(
-            "a state has another size after each step, such as a cache that grows; a session's "
-            "state has one size"
+            f"a step changes the size of {shorten(changed)}, like a cache that grows: {FIXED}"
         )
 
     def _size(self, value: Value, axis: int) -> int:
         return 1 if self._single.get(value.name) == axis else value.shape[axis] or 1
 
-    def _guess(self, shapes: dict[str, Shape], results: Arrays) -> bool:
-        """Whether a state's free axes got another size: the one that they have after the step."""
-        is_changed = False
+    def _guess(self, shapes: dict[str, Shape], results: Arrays) -> list[str]:
+        """The states whose free axes got another size: the one that they have after the step."""
+        changed = []
         for pair in self._roles.states:
             before, after = shapes[pair.before.name], results[pair.after.name].shape
             if without_ones(before) == without_ones(after):
@@ -110,8 +112,8 @@ class ShapeSearch:
             ):
                 raise StateChanges(_changes(pair, before, after))
             shapes[pair.before.name] = after
-            is_changed = True
-        return is_changed
+            changed.append(pair.before.name)
+        return changed
 
 
 def row_axes(roles: Roles, single: Axes) -> list[dict[str, int]]:

@@ -12,21 +12,30 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from lstmserve.graph.safety import subgraphs
+from lstmserve.runtime import plain_session
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.refusal import one_line
 
-FATAL: Final = 4  # onnxruntime writes nothing of what is refused: we say it
+REFUSES: Final = " refuses: "
 REASON_LEN_MAX: Final = 160
 FAILED: Final = re.compile(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 LOCATION: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[\w ]*\bonnxruntime::.*?\) |\w+ (?=\w+ ))?")
-
 CONDITION: Final = re.compile(r"[\w.]+ [=<>!]+ [\w.]+ was false\. ")  # and what it means follows
 
 
 class RunRefused(Exception):
-    """onnxruntime did not run the graph on these shapes or values; the message is short."""
+    """onnxruntime did not run the graph on these shapes or values; the message is short, and
+    `where` names the node that refused, if one did."""
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self._where = where
+
+    def briefly(self, what: str) -> str:
+        """Which node refuses `what`, or the message where none is named."""
+        return f"{self._where} refuses {what}" if self._where else str(self)
 
 
 def relaxed(model: onnx.ModelProto, free: Mapping[str, int] | None = None) -> onnx.ModelProto:
@@ -50,9 +59,8 @@ def _forget(graph: onnx.GraphProto) -> None:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     for node in graph.node:
-        for attribute in node.attribute:
-            for each in (attribute.g, *attribute.graphs) if attribute.HasField("g") else ():
-                _forget(each)
+        for each in subgraphs(node):
+            _forget(each)
 
 
 class Runner:
@@ -62,16 +70,10 @@ class Runner:
         self, model: onnx.ModelProto, constants: Arrays, free: Mapping[str, int] | None = None
     ) -> None:
         """Raises RunRefused."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = FATAL
-        content = relaxed(model, free).SerializeToString()
         try:
-            self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+            self._session = plain_session(relaxed(model, free).SerializeToString())
         except Exception as error:  # its classes have no base of their own
-            raise RunRefused(reason(error)) from error
-        self._options = ort.RunOptions()
-        self._options.log_severity_level = FATAL
+            raise _refused(error) from error
         self._outputs = [each.name for each in self._session.get_outputs()]
         self._constants = constants
 
@@ -80,12 +82,17 @@ class Runner:
         wanted = [each for each in self._outputs if each in names]
         try:
             with np.errstate(all="ignore"):
-                found = self._session.run(
-                    wanted, {**self._constants, **(repeat or {}), **feeds}, self._options
-                )
+                feeds = {**self._constants, **(repeat or {}), **feeds}
+                found = self._session.run(wanted, feeds)
         except Exception as error:
-            raise RunRefused(reason(error)) from error
+            raise _refused(error) from error
         return dict(zip(wanted, found, strict=True))
+
+
+def _refused(error: Exception) -> RunRefused:
+    text = reason(error)
+    where, refuses, _ = text.partition(REFUSES)
+    return RunRefused(text, where if refuses else "")
 
 
 def reason(error: Exception) -> str:
@@ -96,7 +103,7 @@ def reason(error: Exception) -> str:
         if not FAILED.search(text):
             text = " ".join(CONDITION.sub("", LOCATION.sub("", text)).split())
             where = f"{node} {name}" if name else node
-            return _cut(f"{where} refuses: {text}")
+            return _cut(f"{where}{REFUSES}{text}")
     return _cut(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error)))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from lstmserve.graph.safety import subgraphs
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.load.source import Value
 
@@ -107,9 +108,8 @@ def _follow(
                 ends[origin] = min(ends.get(origin, shape[axis]), shape[axis])
         if node.op_type in PASSING and node.input and node.input[0] in origins:
             origins[node.output[0]] = origins[node.input[0]]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _follow(attribute.g, tables, origins, ends)
+        for each in subgraphs(node):
+            _follow(each, tables, origins, ends)
 
 
 def _table(node: onnx.NodeProto) -> dict[str, Shape]:

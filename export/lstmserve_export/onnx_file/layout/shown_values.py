@@ -13,11 +13,11 @@ import onnx
 from onnx import helper
 
 from lstmserve.graph.safety import subgraphs
-from lstmserve_export.onnx_file.graph.splice import defined
+from lstmserve_export.onnx_file.graph.splice import Names
 
 BODIES: Final = ("Loop", "Scan")
 PREFIX: Final = "inner/"
-Names = Mapping[str, str]
+ShownNames = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +28,31 @@ class Shown:
 
     model: onnx.ModelProto
     names: tuple[str, ...]
-    bodies: Mapping[str, Names]
+    bodies: Mapping[str, ShownNames]
 
 
 def show(model: onnx.ModelProto) -> Shown:
     """Bodies within bodies, and branches, give nothing more."""
     found = onnx.ModelProto()
     found.CopyFrom(model)
-    taken, bodies = {*defined(found.graph)}, {}
+    names, bodies = Names(found.graph), {}
     for node in found.graph.node:
         if node.op_type in BODIES and not node.domain:
             (body,) = subgraphs(node)
             shown = {}
             for name in [name for each in body.node for name in each.output if name]:
-                shown[name] = _free(f"{PREFIX}{name}", taken)
-                taken.add(shown[name])
-                _give(body, name, _free(f"{shown[name]}/row", taken))
+                shown[name] = names.fresh(f"{PREFIX}{name}")
+                _give(body, name, names.fresh(f"{shown[name]}/row"))
             bodies[next(filter(None, node.output))] = shown
-            results = sum(1 for _ in body.output) - len(shown)
+            results = len(body.output) - len(shown)
             outputs = results - (node.op_type == "Loop")
             node.output.extend([""] * (outputs - len(node.output)))
             node.output.extend(shown.values())
             _lengthen(node, len(shown))
-    names = tuple(name for node in found.graph.node for name in node.output if name)
+    values = tuple(name for node in found.graph.node for name in node.output if name)
     del found.graph.output[:]
-    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return Shown(found, names, bodies)
+    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    return Shown(found, values, bodies)
 
 
 def _give(body: onnx.GraphProto, name: str, result: str) -> None:
@@ -67,10 +66,3 @@ def _lengthen(node: onnx.NodeProto, count: int) -> None:
     for attribute in node.attribute:
         if attribute.name in ("scan_output_axes", "scan_output_directions"):
             attribute.ints.extend([0] * count)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, found = 0, name
-    while found in taken:
-        found, number = f"{name}/{number}", number + 1
-    return found

@@ -108,7 +108,7 @@ class TimeExperiment:
         try:
             return self._trial.runner.run(feeds, self._trial.names)
         except RunRefused as error:
-            raise NotTime(str(error)) from error
+            raise NotTime(error.briefly("several rows")) from error
 
     def _compare(self, steps: list[Arrays], found: Arrays) -> None:
         length = len(steps)

@@ -24,8 +24,8 @@ from lstmserve_export.refusal import Refused
 
 STEPS: Final = 8  # from the zero states, which give the states that rows begin from
 KIND_ROWS: Final = 5
-CALM_ROWS: Final = 2
-CALM: Final = 1e-2  # how far rounding of inputs may move a calm answer, to its largest value
+STABLE_ROWS: Final = 2
+MOVED_MAX: Final = 1e-2  # how far rounding of inputs may move a stable answer, to its largest value
 EVOLVED: Final = 1000  # the number of the first row of those steps
 NO_PROOF: Final = (
     "the graph gives NaN or infinite values for random inputs, which proves nothing: give --golden "
@@ -57,7 +57,7 @@ class Trial:
         if not finite:
             raise Refused(NO_PROOF)
         # Where a spectrum of silence or of a constant is rounding alone, nothing is to be compared.
-        self._kinds = [kind for kind in finite if self._is_calm(kind)] or finite
+        self._kinds = [kind for kind in finite if self._is_stable(kind)] or finite
         self._states = self._evolve()
         self._rows: dict[int, Row] = {}
 
@@ -127,10 +127,10 @@ class Trial:
             for number in range(KIND_ROWS)
         )
 
-    def _is_calm(self, kind: int) -> bool:
+    def _is_stable(self, kind: int) -> bool:
         """Whether the answers to rows of a kind are much the same if each value of the inputs moves
         to the next float."""
-        for number in range(CALM_ROWS):
+        for number in range(STABLE_ROWS):
             given = self._inputs(number, kind)
             moved = {
                 name: np.nextafter(each, np.asarray(np.inf, each.dtype))
@@ -188,7 +188,7 @@ class Trial:
 def _are_close(one: Arrays, other: Arrays) -> bool:
     return all(
         np.abs(np.subtract(each, other[name], dtype=np.float64)).max(initial=0)
-        <= CALM * np.abs(each).max(initial=0)
+        <= MOVED_MAX * np.abs(each).max(initial=0)
         for name, each in one.items()
         if np.issubdtype(each.dtype, np.floating)
     )

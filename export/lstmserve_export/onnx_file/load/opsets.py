@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper, version_converter
 
 from lstmserve.graph.safety import all_nodes
 from lstmserve.graph.step_graph import IR_VERSION_MIN, OPSET_MIN
-from lstmserve.runtime import ort
+from lstmserve.runtime import ort, plain_session
 from lstmserve_export.refusal import Refused, one_line
 
 OPSET_LEAST: Final = 7  # onnxruntime runs no older ones
@@ -42,11 +42,8 @@ def check_opset(model: onnx.ModelProto, file: str) -> None:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", [x], [y])
     same = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
     same.ir_version = IR_VERSION_MIN
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     try:
-        ort.InferenceSession(same.SerializeToString(), options, ["CPUExecutionProvider"])
+        plain_session(same.SerializeToString())
     except Exception as error:  # onnxruntime's own have no base but this one
         raise Refused(
             f"{file} is of opset {version}, which is newer than onnxruntime {ort.__version__} "

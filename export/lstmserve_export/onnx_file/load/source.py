@@ -29,7 +29,10 @@ from lstmserve_export.target import ONNX_BYTES_MAX
 WEIGHTS_BYTES_MAX: Final = 1 << 30  # of all constants together, unpacked
 NODES_MAX: Final = 100_000  # with the nodes of functions wherever they are called
 T = TypeVar("T")
-WHOLE: Final = 'save it whole with onnx.save(onnx.load("model.onnx"), "whole.onnx")'
+WHOLE: Final = (
+    "export it with external_data=False, or run "
+    """python -c 'import onnx; onnx.save(onnx.load("{}"), "whole.onnx")'"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def read_source(path: Path, weights_bytes_max: int = WEIGHTS_BYTES_MAX) -> Sourc
     try:
         check_safe(original, file)
     except InvalidModel as error:
-        advice = f", so {WHOLE}" if "another file" in str(error) else ""
+        advice = f": {WHOLE.format(file)}" if "another file" in str(error) else ""
         raise Refused(f"{error}{advice}") from error
     check_opset(original, file)
     model = _plain(original, file)

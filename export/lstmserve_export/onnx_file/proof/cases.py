@@ -14,7 +14,7 @@ import numpy as np
 
 from lstmserve.golden import Golden, torch_error_max
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout.layout import Layout
+from lstmserve_export.onnx_file.layout.place import Layout
 from lstmserve_export.onnx_file.proof.pairs import check_pairs, read_pairs
 from lstmserve_export.onnx_file.proof.reference import Reference
 from lstmserve_export.refusal import Refused
@@ -28,25 +28,17 @@ Draw = Callable[[int, int], Arrays]
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """`golden` also test a server that loads the model; `more` do not. `noise` is what rounding of
-    x alone does to the file's answers."""
+    """`golden` also test a server that loads the model; `more` do not."""
 
     golden: dict[str, Golden]
     more: dict[str, Golden]
-    noise: float
     notes: tuple[str, ...]
 
 
 def make_cases(reference: Reference, layout: Layout, draw: Draw, pairs: Path | None) -> Cases:
     """Raises Refused."""
-    spec, notes = reference.spec, []
-    random, noise, whole = _random(reference, draw)
-    if len(random.inputs) and random.lengths.max() < whole:
-        notes.append(
-            f"the file's own answers move by {noise:.2g} when x moves by a rounding error: it "
-            "amplifies rounding, so it was checked on shorter sequences, and long streams differ "
-            "between machines"
-        )
+    spec = reference.spec
+    random, noise, notes = _random(reference, draw)
     golden = {"random": random}
     if pairs is not None:
         golden["golden"] = _from_pairs(reference, layout, pairs, noise)
@@ -57,26 +49,31 @@ def make_cases(reference: Reference, layout: Layout, draw: Draw, pairs: Path | N
     golden["carried"] = _checked(replace(carried, torch_error=noise))
     first = {name: each[0, :PREFIXES] for name, each in random.inputs.items()}
     prefixes = replace(reference.prefixes(first), torch_error=noise)
-    return Cases(golden, {"prefixes": prefixes}, noise, tuple(notes))
+    return Cases(golden, {"prefixes": prefixes}, notes)
 
 
-def _random(reference: Reference, draw: Draw) -> tuple[Golden, float, int]:
-    """The case of random rows, its noise, and how long its longest sequence was to be. It halves
-    the sequences until the noise is small enough for the answers to mean something."""
+def _random(reference: Reference, draw: Draw) -> tuple[Golden, float, tuple[str, ...]]:
+    """The case of random rows, its noise, and notes. It halves the sequences until the noise, which
+    is what rounding of x alone does to the answers, is small enough for them to mean something."""
     width = sum(each.size for each in reference.spec.inputs)
     lengths = np.array(lengths_for(width), np.int32)
-    whole = int(lengths.max())
+    notes: tuple[str, ...] = ()
     while True:
         rows = draw(len(lengths), int(lengths.max()))
         case = _checked(reference.case(rows, lengths))
         noise = _noise(reference, case)
         if noise <= torch_error_max(*_floats(case)):
-            return replace(case, torch_error=noise), noise, whole
+            return replace(case, torch_error=noise), noise, notes
         if lengths.max() == 1:
             raise Refused(
                 f"the file's own answers to one random row move by {noise:.2g} when x moves by a "
                 "rounding error, so no result of it means anything: give --golden with real rows"
             )
+        notes = (
+            f"the file's own answers move by {noise:.2g} when x moves by a rounding error: it "
+            "amplifies rounding, so it was checked on shorter sequences, and long streams differ "
+            "between machines",
+        )
         lengths = np.maximum(1, lengths // 2)
 
 

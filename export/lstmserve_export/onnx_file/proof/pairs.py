@@ -11,7 +11,7 @@ import numpy as np
 from lstmserve.golden import excess
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays, read_npz
-from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.place import Layout, Place
 from lstmserve_export.refusal import Refused, shorten
 
 
@@ -56,14 +56,14 @@ def read_pairs(path: Path, layout: Layout) -> Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class SequencePair:
     """One sequence or window of the user: `inputs` [T, *shape] and `outputs` [R, *shape]."""
 
     inputs: Arrays
     outputs: Arrays
 
 
-def read_whole(path: Path, layout: Layout) -> list[Whole]:
+def read_sequence_pairs(path: Path, layout: Layout) -> list[SequencePair]:
     """The arrays of an .npz for a file without states; names as for read_pairs().
 
     An input is [T, *shape] of one sequence or [N, T, *shape] of several. An output is [R, *shape]
@@ -78,7 +78,7 @@ def read_whole(path: Path, layout: Layout) -> list[Whole]:
             raise Refused(f"--golden: {name} has {len(inputs[name][0])} sequences, not {count}")
     found = {n: _answers(array, place, count, n) for n, (array, place) in outputs.items()}
     return [
-        Whole(
+        SequencePair(
             {name: array[at] for name, (array, _) in inputs.items()},
             {name: array[at] for name, array in found.items()},
         )
@@ -86,7 +86,7 @@ def read_whole(path: Path, layout: Layout) -> list[Whole]:
     ]
 
 
-def check_whole(pairs: Sequence[Whole], answers: Sequence[Arrays]) -> None:
+def check_sequence_pairs(pairs: Sequence[SequencePair], answers: Sequence[Arrays]) -> None:
     """Raises Refused where the file's own `answers` [R, *shape] are not the user's outputs."""
     for at, (pair, answer) in enumerate(zip(pairs, answers, strict=True), 1):
         for name, wanted in pair.outputs.items():

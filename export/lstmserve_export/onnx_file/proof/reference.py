@@ -5,35 +5,20 @@ step by step. These are the golden cases. It must not know how the file is rebui
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx
 
 from lstmserve.golden import Golden
-from lstmserve.runtime import ort
+from lstmserve.runtime import plain_session
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout.layout import Layout, Place
+from lstmserve_export.onnx_file.layout.place import Layout, Place
 from lstmserve_export.onnx_file.layout.runner import relaxed
 from lstmserve_export.onnx_file.load.source import Source
 from lstmserve_export.onnx_file.roles.roles import Roles
 from lstmserve_export.refusal import Refused, one_line
-
-QUIET: Final = 4  # onnxruntime's level "fatal": its other lines are no errors of ours
-
-
-def open_file(model: onnx.ModelProto) -> ort.InferenceSession:
-    """Plain onnxruntime with one thread. Raises Refused."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = QUIET
-    try:
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's own have no base but this one
-        raise Refused(f"onnxruntime does not load the file: {one_line(error)}") from error
 
 
 class _Original:
@@ -42,7 +27,10 @@ class _Original:
     def __init__(self, model: onnx.ModelProto, roles: Roles) -> None:
         """Raises Refused."""
         self._constants = roles.constants
-        self._session = open_file(model)
+        try:
+            self._session = plain_session(model.SerializeToString())
+        except Exception as error:  # onnxruntime's own have no base but this one
+            raise Refused(f"onnxruntime does not load the file: {one_line(error)}") from error
 
     def run(self, feed: Arrays, places: Iterable[Place]) -> dict[str, Array]:
         """The values of these places by the file's names. Raises Refused."""
@@ -140,7 +128,7 @@ class Reference:
         )
 
 
-class WholeReference:
+class SequenceReference:
     """The file's answers to whole sequences, of a file without states."""
 
     def __init__(self, source: Source, roles: Roles, layout: Layout) -> None:

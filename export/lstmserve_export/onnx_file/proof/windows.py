@@ -13,7 +13,7 @@ import numpy as np
 from lstmserve.golden import Golden
 from lstmserve.spec import KNOWN, MISSING, WINDOW, ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.proof.reference import WholeReference, doubles
+from lstmserve_export.onnx_file.proof.reference import SequenceReference, doubles
 from lstmserve_export.refusal import Refused
 
 LENGTHS: Final = (16, 12, 8, 6, 5, 3, 2, 1)  # time steps of random sequences
@@ -28,7 +28,9 @@ def lengths_of(spec: ModelSpec) -> Array:
     return np.array([max(1, int(length * share)) for length in LENGTHS], np.int32)
 
 
-def window_case(reference: WholeReference, spec: ModelSpec, rows: Arrays, lengths: Array) -> Golden:
+def window_case(
+    reference: SequenceReference, spec: ModelSpec, rows: Arrays, lengths: Array
+) -> Golden:
     """Of rows [N, W - 1 + T, *shape]; sequences in turn know all rows before, none, or some.
 
     Raises Refused.
@@ -39,7 +41,7 @@ def window_case(reference: WholeReference, spec: ModelSpec, rows: Arrays, length
     return _case(reference, spec, rows, lengths, known)
 
 
-def new_sessions(reference: WholeReference, spec: ModelSpec, rows: Arrays) -> Golden | None:
+def new_sessions(reference: SequenceReference, spec: ModelSpec, rows: Arrays) -> Golden | None:
     """Of rows [2, W - 1 + T, *shape] with T = W + 1, of which nothing came before: until the
     windows are whole, and one row more. None where that takes long. Raises Refused."""
     if spec.window > NEW_WINDOW_MAX:
@@ -49,7 +51,7 @@ def new_sessions(reference: WholeReference, spec: ModelSpec, rows: Arrays) -> Go
     return Golden(case.inputs, case.lengths, None, case.outputs, case.finals, 0.0)
 
 
-def whole_windows(reference: WholeReference, spec: ModelSpec, windows: Arrays) -> Golden:
+def windows_alone(reference: SequenceReference, spec: ModelSpec, windows: Arrays) -> Golden:
     """Of windows [N, W, *shape], each of which is one time step of a session that has the rows
     before it. Raises Refused."""
     count = len(next(iter(windows.values())))
@@ -58,13 +60,13 @@ def whole_windows(reference: WholeReference, spec: ModelSpec, windows: Arrays) -
 
 
 def _case(
-    reference: WholeReference, spec: ModelSpec, rows: Arrays, lengths: Array, known: Array
+    reference: SequenceReference, spec: ModelSpec, rows: Arrays, lengths: Array, known: Array
 ) -> Golden:
     before = spec.window - 1
     count, steps = len(lengths), int(lengths.max())
     is_gone = np.arange(before) < (before - known)[:, None]
-    whole = {name: each.copy() for name, each in rows.items()}
-    for each in whole.values():
+    given = {name: each.copy() for name, each in rows.items()}
+    for each in given.values():
         each[:, :before][is_gone] = 0
     outputs: dict[str, Any] = {
         each.name: np.zeros((count, steps, *each.shape), each.dtype) for each in spec.outputs
@@ -73,7 +75,7 @@ def _case(
         for step in range(length):
             if spec.waits and known[row] + step < before:
                 continue
-            window = {name: each[row, step : step + spec.window] for name, each in whole.items()}
+            window = {name: each[row, step : step + spec.window] for name, each in given.items()}
             for name, answer in reference.answer(window).items():
                 outputs[name][row, step] = answer[-1]
     if not all(np.isfinite(each).all() for each in outputs.values()):
@@ -84,8 +86,8 @@ def _case(
     found = doubles(outputs)
     if spec.waits:
         found[MISSING] = np.maximum(before - known[:, None] - np.arange(steps), 0)
-    initial = {name + WINDOW: each[:, :before] for name, each in whole.items()}
+    initial = {name + WINDOW: each[:, :before] for name, each in given.items()}
     if spec.window_fill != "zeros":
         initial[KNOWN] = known
-    inputs = {name: each[:, before:] for name, each in whole.items()}
+    inputs = {name: each[:, before:] for name, each in given.items()}
     return Golden(inputs, lengths, initial, found, {}, 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lstmserve_export.arrays import Array
+from lstmserve_export.arrays import Array, read_npy
 from lstmserve_export.onnx_file.load.source import Value
 from lstmserve_export.refusal import Refused, one_line, printable
 
@@ -23,22 +23,22 @@ def read_constant(value: Value, text: str) -> Array:
     `text` is JSON (16000, 1.5, true, [1, 2]) or the path of an .npy file. Raises Refused.
     """
     flag = f"--constant {value.name}={printable(text)}"
-    given = _read(text, flag)
+    given = _read(value.name, text, flag)
     if given.size > SIZE_MAX:
         raise Refused(f"{flag}: it has {given.size} values, at most {SIZE_MAX} are taken")
     return _shaped(value, _cast(value, given, flag), flag)
 
 
-def _read(text: str, flag: str) -> Array:
+def _read(name: str, text: str, flag: str) -> Array:
     try:
         if text.endswith(".npy"):
-            return np.asarray(np.load(Path(text), allow_pickle=False))
+            return read_npy(Path(text), f"--constant {name}")
         spelled = text.lower() if text.lower() in ("true", "false") else text
         found = np.asarray(json.loads(spelled))
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(
             f"{flag}: give a number, true, false, a list such as [1, 2], or the path of an .npy "
-            f"file: {one_line(error)}"
+            f"file{f': {one_line(error)}' if text.endswith('.npy') else ''}"
         ) from error
     if found.dtype.kind not in "biuf":
         raise Refused(f"{flag}: it must have numbers, or true and false")

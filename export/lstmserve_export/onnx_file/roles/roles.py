@@ -14,10 +14,7 @@ from lstmserve_export.arrays import Array
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.constants import read_constant
-from lstmserve_export.onnx_file.roles.state_pairs import Pairing
-from lstmserve_export.onnx_file.roles.state_pairs import (
-    StatePair as StatePair,  # roles have it from here
-)
+from lstmserve_export.onnx_file.roles.state_pairs import Pairing, StatePair
 from lstmserve_export.refusal import Refused, shorten
 
 RATES: Final = frozenset(("sr", "fs", "sample_rate", "samplerate", "sampling_rate"))
@@ -65,7 +62,9 @@ def _check_known(flag: str, names: Iterable[str], known: Mapping[str, Value], wh
     seen: set[str] = set()
     for name in names:
         if name not in known:
-            raise Refused(f"{flag} {name}: the graph's {what}s are {shorten(list(known))}")
+            raise Refused(
+                f"{flag} {name}: the graph has no such {what}; it has {shorten(list(known))}"
+            )
         if name in seen:
             raise Refused(f"{flag} {name} is given twice")
         seen.add(name)

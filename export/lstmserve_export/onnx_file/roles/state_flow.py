@@ -14,6 +14,8 @@ from typing import Final
 
 import onnx
 
+from lstmserve.graph.safety import all_nodes, subgraphs
+
 # Operators that move values of their first input, and those that move values of several.
 MOVES: Final = frozenset(
     ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Expand", "Cast")
@@ -98,7 +100,7 @@ def _walk(
 
 def find_flow(graph: onnx.GraphProto) -> Flow:
     """The moves of the graph. Its names must be unique, subgraphs included, as ONNX says."""
-    flow, nodes = Flow(), list(_all_nodes(graph.node))
+    flow, nodes = Flow(), list(all_nodes(graph.node))
     made = {name: node for node in nodes for name in node.output if name}
     for node in nodes:
         for step in _steps(node):
@@ -107,14 +109,6 @@ def find_flow(graph: onnx.GraphProto) -> Flow:
             for source in _carried(node, made):
                 flow.add(_Step(source, node.output[0], place=(node.output[0], "cell")))
     return flow
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_nodes(attribute.g.node)
 
 
 def _steps(node: onnx.NodeProto) -> Iterator[_Step]:
@@ -135,10 +129,7 @@ def _steps(node: onnx.NodeProto) -> Iterator[_Step]:
 
 def _subgraph_steps(node: onnx.NodeProto) -> Iterator[_Step]:
     """The values that go into and come out of the node's subgraphs."""
-    for attribute in node.attribute:
-        if not attribute.HasField("g"):
-            continue
-        graph = attribute.g
+    for graph in subgraphs(node):
         inner = [each.name for each in graph.input]
         # A Loop's body has an output ahead of the node's own: whether to go on.
         ends = [each.name for each in graph.output][1 if node.op_type == "Loop" else 0 :]
@@ -166,3 +157,34 @@ def _origin(name: str, made: dict[str, onnx.NodeProto]) -> str:
     while (node := made.get(name)) is not None and node.op_type in MOVES:
         name = node.input[0]
     return node.op_type if node is not None else ""
+
+
+def find_restarts(graph: onnx.GraphProto) -> list[str]:
+    """The recurrent layers that only read forwards, and begin each run from a state that no input
+    has a part in: a run does not go on where the one before ended. Layers in subgraphs are left
+    out."""
+    made = {name: node for node in graph.node for name in node.output if name}
+    given = {each.name for each in graph.input} - {each.name for each in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
+            continue
+        way = next((each.s for each in node.attribute if each.name == "direction"), b"forward")
+        if way == b"forward" and given.isdisjoint(_sources(node.input[5:7], made)):
+            found.append(node.name or f"{node.op_type} of {node.output[0] or node.output[1]}")
+    return found
+
+
+def _sources(names: Iterable[str], made: dict[str, onnx.NodeProto]) -> set[str]:
+    """These values and all whose values, not only sizes, they are computed from."""
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        node = made.get(name)
+        if node is not None and node.op_type not in ("Shape", "Size"):
+            waiting += (each for inner in all_nodes([node]) for each in inner.input)
+    return seen

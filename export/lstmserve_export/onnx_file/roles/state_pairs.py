@@ -14,14 +14,15 @@ from typing import Final
 
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
-from lstmserve_export.onnx_file.roles.state_flow import Flow, find_flow
+from lstmserve_export.onnx_file.roles.state_flow import Flow, find_flow, find_restarts
 from lstmserve_export.onnx_file.roles.state_names import Likeness, are_memory, likeness, stem
 from lstmserve_export.refusal import Refused, shorten
 
 LIKENESSES: Final[tuple[Likeness, ...]] = ("same", "numbered", "part")  # the surest first
 NAMED_MAX: Final = 6  # candidates for one output
+FIXED: Final = "a session's state has one size, so export the model with a cache of fixed length"
 NO_STATE: Final = (
-    "no state was found; if an output is the next value of an input, give --state IN:OUT"
+    "no state was found: if an output is the next value of an input, give --state IN:OUT"
 )
 
 
@@ -186,11 +187,11 @@ class Pairing:
         guess = self._guess(doubtful)
         taken = {pair.before.name for pair in guess}
         steps = [each for each in self._inputs if each not in taken] or [doubtful[0].before.name]
+        flags = [f"--state {pair}" for pair in guess]
+        flags += [f"--input {name}" for name in (*self._request.inputs, *steps)]
         raise Refused(
-            f"which outputs are states is not clear: {shorten(lines)}. If these are the pairs, "
-            f"give {' '.join(f'--state {pair}' for pair in guess)}; otherwise change them, for "
-            "nothing else finds a wrong pair; an input that each step gives is none: "
-            f"{' '.join(f'--input {name}' for name in (*self._request.inputs, *steps))}"
+            f"which outputs are states is not clear: {shorten(lines)}. If this is right, give "
+            f"{' '.join(flags)}; otherwise change it, for nothing else finds a wrong pair"
         )
 
     def _check_shapes(self) -> None:
@@ -214,8 +215,8 @@ class Pairing:
         return is_alike and len(self._outputs) > 1
 
     def _guess(self, doubtful: list[StatePair]) -> list[StatePair]:
-        """The likeliest pairs, in the graph's order: the last ones if nothing tells, because most
-        graphs have x and y ahead of their states."""
+        """The likeliest pairs, in the graph's order. If neither names nor nodes tell, they are the
+        last ones, because most graphs have x and y ahead of their states."""
 
         def rank(pair: StatePair) -> tuple[bool, ...]:
             before, after = pair.before.name, pair.after.name
@@ -223,13 +224,14 @@ class Pairing:
                 bool(self._flow.reads(before) & self._flow.writes(after)),
                 are_memory(before, after),
                 likeness(before, after) is not None,
+                after.startswith(before) or after.endswith(before),
                 bool(stem(before).numbers) and stem(before).numbers == stem(after).numbers,
             )
 
         left = len(self._inputs) - (0 if self._request.inputs else 1)
         guess: dict[str, StatePair] = {}
         outputs: set[str] = set()
-        backwards = doubtful[::-1]
+        backwards = [each for each in self._possible()[::-1] if any(rank(each))] or doubtful[::-1]
         for pair in sorted(backwards, key=rank, reverse=True):
             before, after = pair.before.name, pair.after.name
             if len(guess) < left and before not in guess and after not in outputs:
@@ -240,9 +242,19 @@ class Pairing:
     def notes(self) -> tuple[str, ...]:
         """How the states were found, a line for each way."""
         if not self.pairs:
-            return (*self._notes, NO_STATE)
+            return tuple(self._notes) if self._request.window else (*self._notes, *self._none())
         found = (f"states found {how}: {_listed(pairs)}" for how, pairs in self._found.items())
         return (*self._notes, *found)
+
+    def _none(self) -> tuple[str, ...]:
+        """What an operator should know where no state was found."""
+        if not (layers := find_restarts(self._source.model.graph)):
+            return (NO_STATE,)
+        return (
+            NO_STATE,
+            f"each run begins from the same state in {shorten(layers)}: for streams, export the "
+            "network with the states of these layers as inputs and outputs",
+        )
 
 
 def _names(pair: StatePair) -> tuple[str, str]:
@@ -302,5 +314,5 @@ def _check_growth(pair: StatePair) -> None:
         if is_sum or ("past" in past.lower() and "total" in now.lower()):
             raise Refused(
                 f"{pair.before} grows with each step: axis {axis} is {now} in {pair.after.name}; "
-                "lstmserve serves states of a fixed shape"
+                f"{FIXED}"
             )

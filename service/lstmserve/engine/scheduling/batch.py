@@ -33,11 +33,13 @@ class Batch:
     """In flight from the scheduler's schedule() to its settle().
 
     `outcomes` [B] are marked by the kernel's and the store's stages. `inputs` x [T, B, ...] repeat
-    a row's last time step past its length; `y` [T, B, ...] means nothing there.
+    a row's last time step past its length; `y` [T, B, ...] means nothing there. `cause` is why a
+    row failed in the kernel.
     """
 
     __slots__ = (
         "_slice_rows_max",
+        "cause",
         "chunks",
         "inputs",
         "length_max",
@@ -59,6 +61,7 @@ class Batch:
         self.read: Slots = self._slots_to_read(slots)
         self.write: Slots  # [B], spare ones
         self.outcomes = np.zeros(self.size, np.uint8)
+        self.cause: Exception | None = None
         self.inputs: Input = self._inputs()
         self.y: Output
 

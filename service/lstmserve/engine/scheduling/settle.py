@@ -98,7 +98,7 @@ class Settlement:
         row, slot = chunk.row(i), batch.write.item(column)
         outcome = batch.outcomes.item(column)
         if outcome != APPLIED or self._table.phase.item(row) >= DETACHED:
-            error = self._failure(row, outcome)
+            error = self._failure(row, outcome, batch.cause)
             self._pool.give_one(slot)
             self.fail_step(chunk, i, error, now_ns)
         elif not batch.is_last(chunk):
@@ -180,7 +180,7 @@ class Settlement:
             request.fail(place, why)
             self._ordering.fail_joined(row, later, why)
 
-    def _failure(self, row: int, outcome: int) -> ServeError:
+    def _failure(self, row: int, outcome: int, cause: Exception | None) -> ServeError:
         """The error of a row whose step is not applied; drops what is stale here."""
         phase = self._table.phase.item(row)
         if phase == DETACHED:
@@ -198,7 +198,7 @@ class Settlement:
                 "the store is full, until its operator makes room: send the step again then; "
                 "the session is as it was before"
             )
-        return ModelError("the model failed on this step; the session is as it was before")
+        return _model_error("the model failed on this step; the session is as it was before", cause)
 
     def _reason_behind(self, row: int, error: ServeError) -> Callable[..., ServeError]:
         """The error for steps that wait behind one that failed with `error`.
@@ -256,7 +256,8 @@ class Settlement:
         assert plan is not None
         if batch.outcomes[columns].any():
             self._pool.give(write)
-            self.fail_sequences(chunk, ModelError("the model failed on a sequence"))
+            error = _model_error("the model failed on a sequence", batch.cause)
+            self.fail_sequences(chunk, error)
             return
         is_over = batch.is_end(chunk)
         over = int(np.count_nonzero(is_over))
@@ -286,6 +287,13 @@ class Settlement:
         if plan.finals is not None and places.size:
             for name, rows in self._pool.read(slots).items():
                 plan.finals[name][places] = rows
+
+
+def _model_error(message: str, cause: Exception | None) -> ModelError:
+    """The log has the cause, the client does not."""
+    error = ModelError(message)
+    error.__cause__ = cause
+    return error
 
 
 def _fenced() -> Fenced:

@@ -40,7 +40,7 @@ from lstmserve_export.onnx_file.layout.trial import Trial
 from lstmserve_export.onnx_file.load.source import Source
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles
-from lstmserve_export.refusal import Refused
+from lstmserve_export.refusal import Refused, shorten
 
 # Of sequences that a graph may take. An output may have one row for hundreds, as of samples.
 LENGTHS: Final = (8, 13, 32, 100, 400, 1600, 6400, 25_600)
@@ -57,7 +57,7 @@ class _Candidate:
     other: RowShapes | None
 
 
-class WholeProbe:
+class StatelessProbe:
     """The experiments on one file."""
 
     def __init__(
@@ -236,15 +236,16 @@ class WholeProbe:
             shortest = self._shortest(axes)
             return (f"a sequence has at least {shortest} rows",) if shortest > 1 else ()
         where = ", ".join(f"axis {axis} of {name}" for name, axis in axes.items())
-        notes = [f"the rows along {where} do not depend on each other, so each is a time step"]
+        notes = [f"each row along {where} has its own answer, whatever its neighbours are"]
         for value in self._roles.inputs:
             rest = [at for at in range(len(value.shape)) if at != axes[value.name]]
             rows = value.shape[rest[0]] if len(rest) == 2 else None
             if rows is not None and rows > 1:
                 sizes = [value.shape[at] for at in rest]
+                either = " or ".join(f"--window {n}" for n in dict.fromkeys(sizes) if n)
                 notes.append(
-                    f"a time step of {value.name} is {sizes}: if one of its axes has the rows of a "
-                    f"window that moves on row by row, give its size, as --window {rows}"
+                    f"a row of {value.name} is {sizes}: if one of these axes is time, and moves on "
+                    f"step by step, give {either}"
                 )
         return tuple(notes)
 
@@ -295,13 +296,15 @@ class WholeProbe:
         values = ", ".join(map(str, self._roles.inputs))
         if self._window:
             return Refused(f"--window {self._window}: no axis of {values} takes so many rows")
-        for value in self._roles.inputs:
-            if not free_axes(value) and len(self._roles.inputs) > 1 and 1 not in value.shape:
-                return Refused(
-                    f"{value} has no axis for the rows of a sequence: give --constant "
-                    f"{value.name}=VALUE if it has one value"
-                )
-        first = self._roles.inputs[0]
+        inputs = self._roles.inputs
+        rowless = [each for each in inputs if not free_axes(each) and 1 not in each.shape]
+        if rowless and len(rowless) < len(inputs):
+            flags = " ".join(f"--constant {each.name}=VALUE" for each in rowless)
+            return Refused(
+                f"no axis for the rows of a sequence in {shorten([*map(str, rowless)])}: give "
+                f"{flags} for what never changes"
+            )
+        first = inputs[0]
         fixed = [at for at, size in enumerate(first.shape) if size and size > 1]
         hint = "fix what refuses them in the file"
         if fixed and len(first.shape) > 1:

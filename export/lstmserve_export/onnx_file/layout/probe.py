@@ -1,4 +1,4 @@
-"""How the tensors of a file lie in the time steps of sessions: which axis is the batch, which time.
+"""Probes how the tensors of a file lie in the steps of sessions: which axis is batch, which time.
 
 Only experiments decide, because names and declared sizes mislead: a fixed 1 may be a batch that
 works, and a symbolic axis called batch may be time.
@@ -21,10 +21,8 @@ from lstmserve_export.onnx_file.layout.batch_search import (
     checked_axes,
     search_batch,
 )
-from lstmserve_export.onnx_file.layout.place import Layout as Layout  # others have them from here
-from lstmserve_export.onnx_file.layout.place import Place as Place
-from lstmserve_export.onnx_file.layout.place import StatePlace as StatePlace
-from lstmserve_export.onnx_file.layout.placing import Placing
+from lstmserve_export.onnx_file.layout.place import Layout
+from lstmserve_export.onnx_file.layout.placing import Placing, check_dtypes
 from lstmserve_export.onnx_file.layout.row_shapes import (
     ShapeSearch,
     StateChanges,
@@ -36,10 +34,9 @@ from lstmserve_export.onnx_file.layout.row_shapes import (
 )
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.sampler import Sampler
-from lstmserve_export.onnx_file.layout.served_names import check_dtypes
+from lstmserve_export.onnx_file.layout.stateless import StatelessProbe
 from lstmserve_export.onnx_file.layout.time_axis import NoTime, TimeAxes, find_time
 from lstmserve_export.onnx_file.layout.trial import Trial
-from lstmserve_export.onnx_file.layout.whole import WholeProbe
 from lstmserve_export.onnx_file.load.source import Source, Value
 from lstmserve_export.onnx_file.request import Request
 from lstmserve_export.onnx_file.roles.roles import Roles
@@ -76,11 +73,6 @@ def probe(source: Source, roles: Roles, request: Request, given: Arrays = NOTHIN
         raise Refused(f"{flags}: {error}; {_batch_axes(found)}") from error
 
 
-def find_layout(source: Source, roles: Roles, request: Request, given: Arrays = NOTHING) -> Layout:
-    """The layout that probe() finds. Raises Refused."""
-    return probe(source, roles, request, given).layout
-
-
 def _batch_axes(layout: Layout) -> str:
     """What --batch-axis may say."""
     if not layout.is_batched:
@@ -113,7 +105,7 @@ class _Probe:
     def run(self) -> Probed:
         """Raises Refused and WrongAxis."""
         if not self._roles.states:
-            return self._probed(*self._whole().run())
+            return self._probed(*self._stateless().run())
         rows = self._request.rows
         trial = self._open_trial()
         found = search_batch(self._source.model, trial, self._axes)
@@ -127,8 +119,8 @@ class _Probe:
         source = replace(self._source, model=model) if model else self._source
         return Probed(layout, trial, source)
 
-    def _whole(self) -> WholeProbe:
-        return WholeProbe(
+    def _stateless(self) -> StatelessProbe:
+        return StatelessProbe(
             self._source, self._roles, self._request, self._runner, self._sampler, self._axes
         )
 
@@ -155,14 +147,18 @@ class _Probe:
         if rows:
             return Refused(f"--rows {rows}: the graph does not run on {shapes}: {error}")
         free = [each for each in roles.inputs if free_axes(each)]
-        if isinstance(error, StateChanges) or not free:
+        if isinstance(error, StateChanges):
+            return Refused(str(error))
+        if not free:
             return Refused(f"the graph does not run on one row of {shapes}: {error}")
         works = list(islice(working(self._search, attempts, ROWS), NAMED))
-        tried = f"; {', '.join(map(str, works))} work" if works else ""
-        where = ", ".join(f"axis {free_axes(each)[-1]} of {each}" for each in free)
+        tried = f"; {', '.join(map(str, works))} run" if works else ""
+        axes = attempts[0]
+        where = ", ".join(f"axis {axes[e.name]} of {e}" for e in free if e.name in axes)
+        reason = error.briefly("it") if works and isinstance(error, RunRefused) else error
         return Refused(
-            f"the graph does not run on one row along {where} ({error}): give --rows N, the number "
-            f"of rows of one step{tried}"
+            f"the graph does not run on one row along {where} ({reason}): give --rows N, the "
+            f"number of rows of one step{tried}"
         )
 
 
@@ -193,8 +189,7 @@ def _layout(trial: Trial, found: FoundBatch, time: TimeAxes | NoTime, rows: int)
         time_before=before or trial.row_axes,
         time_after=after,
     )
-    is_over_time = found.model is None and {each.name for each in roles.outputs} == {*after}
-    return placing.layout((*batch.notes, *found.notes), is_over_time=is_over_time)
+    return placing.layout((*batch.notes, *found.notes))
 
 
 def _check_sizes(trial: Trial) -> None:

@@ -19,8 +19,8 @@ from lstmserve.graph.sequence import SequenceNetwork
 from lstmserve.rows import RowFormat
 from lstmserve.spec import ModelSpec
 from lstmserve_export.arrays import Array, Arrays
-from lstmserve_export.onnx_file.layout.layout import Layout
-from lstmserve_export.onnx_file.proof.reference import WholeReference, doubles
+from lstmserve_export.onnx_file.layout.place import Layout
+from lstmserve_export.onnx_file.proof.reference import SequenceReference, doubles
 from lstmserve_export.refusal import Refused, one_line
 
 # Rows of random sequences; many files need some hundreds, as samples of audio.
@@ -30,7 +30,7 @@ ENOUGH: Final = 4
 VALUES_MAX: Final = 1 << 22
 
 
-def accepted_lengths(reference: WholeReference, layout: Layout, rows: Arrays) -> list[int]:
+def accepted_lengths(reference: SequenceReference, layout: Layout, rows: Arrays) -> list[int]:
     """Lengths of sequences that the file takes, the longest first; `rows` [T, *shape] are long
     enough for all. Of a file that gives several rows, they have several numbers of them.
 
@@ -68,7 +68,7 @@ def rows_max(spec: ModelSpec) -> int:
 
 
 def sequence_case(
-    reference: WholeReference, spec: ModelSpec, sequences: Sequence[Arrays]
+    reference: SequenceReference, spec: ModelSpec, sequences: Sequence[Arrays]
 ) -> Golden:
     """The golden case of sequences [T, *shape] of several lengths. Raises Refused."""
     answers = [reference.answer(each) for each in sequences]

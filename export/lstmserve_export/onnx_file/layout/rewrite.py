@@ -16,12 +16,13 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from lstmserve.graph.safety import subgraphs
+from lstmserve.runtime import ort, plain_session
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.layout.row_shapes import Axes
-from lstmserve_export.onnx_file.layout.runner import FATAL, reason
+from lstmserve_export.onnx_file.layout.runner import reason
 
 TOLERANCE: Final = 1e-3  # of one node; the proof of the whole graph is tight
 ATTEMPTS_MAX: Final = 96  # changes of one node
@@ -32,12 +33,12 @@ COUNT: Final = "batched/count"  # int64 [1]: the rows of a batch
 RECURRENT: Final = ("GRU", "LSTM", "RNN")
 
 
-class CannotBatch(Exception):
+class CannotRewrite(Exception):
     """No change of a node makes it take several rows; the message names the node."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rebatched:
+class Rewritten:
     """The changed graph; `changed` counts the operators around which it was changed."""
 
     model: onnx.ModelProto
@@ -71,7 +72,7 @@ class _Attempt:
     constants: Mapping[str, Array]
 
 
-class Batching:
+class Rewriting:
     """One rewriting. `rows` are the feeds of each row alone, `axes` where they shall lie."""
 
     def __init__(
@@ -93,17 +94,17 @@ class Batching:
         self._number = 0
         self._results = {each.name for each in model.graph.output}
 
-    def run(self) -> Rebatched:
-        """Raises CannotBatch."""
+    def run(self) -> Rewritten:
+        """Raises CannotRewrite."""
         graph = self._model.graph
         if len(graph.node) > NODES_MAX:
-            raise CannotBatch(f"the graph has more than {NODES_MAX} nodes")
+            raise CannotRewrite(f"the graph has more than {NODES_MAX} nodes")
         if any(name.startswith(PREFIX) for node in graph.node for name in node.output):
-            raise CannotBatch(f"the graph has names that begin with {PREFIX}")
+            raise CannotRewrite(f"the graph has names that begin with {PREFIX}")
         left = Counter(name for node in graph.node for name in _reads(node))
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            nodes += self._batch(node)
+            nodes += self._rewritten(node)
             for name in _reads(node):
                 left[name] -= 1
                 if not left[name] and name:
@@ -114,7 +115,7 @@ class Batching:
         del found.graph.value_info[:]
         found.graph.node.extend([*self._count_nodes(nodes), *nodes])
         found.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in self._new.items())
-        return Rebatched(found, self._changed)
+        return Rewritten(found, self._changed)
 
     def _count_nodes(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
         if not any(COUNT in node.input for node in nodes):
@@ -127,8 +128,8 @@ class Batching:
             helper.make_node("Gather", [shape, at], [COUNT]),
         ]
 
-    def _batch(self, node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
-        """The nodes in place of this one. Raises CannotBatch."""
+    def _rewritten(self, node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
+        """The nodes in place of this one. Raises CannotRewrite."""
         inputs = {name: self._values[name] for name in _reads(node)}
         if not any(each.axis is not None or len(each.alone) > 1 for each in inputs.values()):
             found = self._evaluate([node], {name: each.together for name, each in inputs.items()})
@@ -158,7 +159,7 @@ class Batching:
         )
         axis = next(free, None)
         if axis is None:
-            raise CannotBatch(f"the rows of {name} share an axis with its values")
+            raise CannotRewrite(f"the rows of {name} share an axis with its values")
         target = np.array([*shape[:axis], -1, *shape[axis + 1 :]], np.int64)
         last = onnx.NodeProto()
         last.CopyFrom(attempt.nodes[-1])
@@ -172,7 +173,7 @@ class Batching:
         self, node: onnx.NodeProto, inputs: Mapping[str, _Value], alone: Sequence[Arrays]
     ) -> tuple[_Attempt, dict[str, _Value]]:
         """The first attempt after which the rows together give what they give alone. Of a Reshape
-        rather one that leaves the rows an axis of their own. Raises CannotBatch."""
+        rather one that leaves the rows an axis of their own. Raises CannotRewrite."""
         together = {name: each.together for name, each in inputs.items()}
         together[COUNT] = self._values[COUNT].together
         second: tuple[_Attempt, dict[str, _Value]] | None = None
@@ -184,13 +185,13 @@ class Batching:
                     for name in node.output
                     if name
                 }
-            except CannotBatch:
+            except CannotRewrite:
                 continue
             if node.op_type != "Reshape" or all(each.is_pure for each in values.values()):
                 return attempt, values
             second = second or (attempt, values)
         if second is None:
-            raise CannotBatch(f"{node.op_type} {node.name}".strip() + " takes one row alone")
+            raise CannotRewrite(f"{node.op_type} {node.name}".strip() + " takes one row alone")
         return second
 
     # Changes of one node --------------------------------------------------------------------------
@@ -308,7 +309,7 @@ class Batching:
     # One node -------------------------------------------------------------------------------------
 
     def _evaluate(self, nodes: Sequence[onnx.NodeProto], values: Arrays) -> dict[str, Array]:
-        """What the nodes give, one after the other. Raises CannotBatch."""
+        """What the nodes give, one after the other. Raises CannotRewrite."""
         values = dict(values)
         found: dict[str, Array] = {}
         for node in nodes:
@@ -316,11 +317,11 @@ class Batching:
             try:
                 outputs = self._session(node, feeds).run(None, feeds)
             except Exception as error:  # onnxruntime's own have no base but this one
-                raise CannotBatch(reason(error)) from error
+                raise CannotRewrite(reason(error)) from error
             found |= dict(zip(filter(None, node.output), outputs, strict=True))
             values |= found
         if not all(isinstance(each, np.ndarray) for each in found.values()):
-            raise CannotBatch(f"{nodes[-1].op_type} gives no tensor")
+            raise CannotRewrite(f"{nodes[-1].op_type} gives no tensor")
         return found
 
     def _session(self, node: onnx.NodeProto, feeds: Arrays) -> ort.InferenceSession:
@@ -337,11 +338,8 @@ class Batching:
             model = helper.make_model(
                 graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
             )
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
-            options.log_severity_level = FATAL
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            self._sessions = {key: ort.InferenceSession(model.SerializeToString(), options)}
+            session = plain_session(model.SerializeToString(), is_optimized=False)
+            self._sessions = {key: session}  # of the last node: a large graph has many
         return self._sessions[key]
 
 
@@ -370,10 +368,10 @@ def _joined(
 
 
 def _matched(alone: Sequence[Array], together: Array) -> _Value:
-    """Finds where the rows lie. Raises CannotBatch."""
+    """Finds where the rows lie. Raises CannotRewrite."""
     first = alone[0]
     if any(each.shape != first.shape for each in alone) or first.ndim != together.ndim:
-        raise CannotBatch("the rows have other sizes")
+        raise CannotRewrite("the rows have other sizes")
     if together.shape == first.shape:
         if all(_equal(each, together) for each in alone):
             return _Value([together], together, None)
@@ -386,7 +384,7 @@ def _matched(alone: Sequence[Array], together: Array) -> _Value:
             for one, part in zip(alone, np.split(together, len(alone), axis), strict=True)
         ):
             return _Value(alone, together, axis)
-    raise CannotBatch("the rows are not those alone")
+    raise CannotRewrite("the rows are not those alone")
 
 
 def _equal(one: Array, other: Array) -> bool:
@@ -405,9 +403,8 @@ def _is_next(shape: Sequence[int], axis: int, other: int) -> bool:
 def _reads(node: onnx.NodeProto) -> list[str]:
     """The values that a node and its subgraphs read from outside, each once."""
     found = dict.fromkeys(node.input)
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-        found |= dict.fromkeys(name for graph in graphs for name in _captured(graph))
+    for graph in subgraphs(node):
+        found |= dict.fromkeys(_captured(graph))
     return list(found)
 
 
