@@ -26,6 +26,8 @@ CONSTANTS: Final = {
     "many": np.array(5000),
     "late": np.array(100),
     "two": np.array(2),
+    "last": np.array([-1]),
+    "before": np.array([-(1 << 40)]),
     "sixty_four": np.array(64),
     "hundred": np.array([100]),
     "four": np.array([-1, 4]),
@@ -93,6 +95,13 @@ MIXED: Final = {
         "column = Unsqueeze (is_late, at1)\nsum = ReduceSum <keepdims = 1> (s_out, at0)\n"
         "y = Where (column, sum, s_out)",
         steps=140,
+    ),
+    "the rows turned around, for integers beyond those that are drawn": MixedFile(
+        NUMBERED,
+        f"{STEP}is_high = Greater (n, many)\nbits = Cast <to = 1> (is_high)\n"
+        "column = Unsqueeze (bits, at1)\nloud = Mul (column, x)\n"
+        "turned = Slice (loud, last, before, at0, last)\ny = Add (s_out, turned)",
+        numbers=10_000,
     ),
     "row 0 in a batch of 64": MixedFile(
         FLOATS,

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from lstmserve.graph.safety import subgraphs
+from lstmserve.graph.safety import all_nodes, subgraphs
 from lstmserve_export.arrays import Array, Arrays
 from lstmserve_export.onnx_file.graph.simplify import simplify
 from lstmserve_export.onnx_file.graph.splice import names_read
@@ -47,10 +47,11 @@ SIZE_INPUTS: Final[Mapping[str, Sequence[int]]] = {
 # The inputs of these that say what runs; their bodies read the others.
 CONTROL: Final[Mapping[str, Sequence[int]]] = {"If": (0,), "Loop": (0, 1), "Scan": ()}
 COUNTING: Final = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
-# Operators that work along an axis and keep its length, and the axis if they do not say it.
+AXES_INPUT: Final = {"CumSum": 1, "Slice": 3}  # where these have their axes
+# Operators that work along an axis and may keep its length, and the axis if they do not say it.
 ALONG: Final = {
     **dict.fromkeys(("Hardmax", "LogSoftmax", "LpNormalization", "Softmax", "TopK"), -1),
-    "CumSum": 0,
+    **dict.fromkeys(AXES_INPUT, 0),
     "GatherElements": 0,
     "ScatterElements": 0,
 }
@@ -104,7 +105,10 @@ class _Inner:
         self._before, self._repeated, self._trial = before, repeated, trial
         self._rows = trial.rows(0, ROWS)
         self._shown = show(self._plain(model))
-        self._constants = {each.name: each for each in self._shown.model.graph.initializer}
+        graphs = [self._shown.model.graph]
+        for node in all_nodes(self._shown.model.graph.node):
+            graphs += subgraphs(node)
+        self._constants = {each.name: each for graph in graphs for each in graph.initializer}
         fed = {name: trial.roles.constants[name] for name in repeated}
         try:
             self._runner = Runner(self._shown.model, fed)
@@ -262,14 +266,23 @@ class _Inner:
         seen = self._seen.get(shown.get(name, ""))
         if seen is None or seen.axis is None:
             return False
-        axis = next((each.i for each in node.attribute if each.name == "axis"), ALONG[node.op_type])
-        if node.op_type == "CumSum":
-            if (given := self._constants.get(node.input[1])) is None:
-                return True
-            axis = int(numpy_helper.to_array(given).item())
+        axes = self._axes(node)
+        if axes is None:
+            return True
         # In a body the turns are the first axis of what was seen.
         turns = int(shown[name] != name)
-        return seen.axis - turns == axis % (seen.rank - turns)
+        return any(seen.axis - turns == axis % (seen.rank - turns) for axis in axes)
+
+    def _axes(self, node: onnx.NodeProto) -> list[int] | None:
+        """The axes along which it works; None: they are computed."""
+        if node.op_type == "Slice" and len(node.input) < 4:
+            starts = self._constants.get(node.input[1])
+            return None if starts is None else list(range(*starts.dims))
+        if (at := AXES_INPUT.get(node.op_type)) is not None:
+            given = self._constants.get(node.input[at])
+            return None if given is None else numpy_helper.to_array(given).reshape(-1).tolist()
+        own = (each.i for each in node.attribute if each.name == "axis")
+        return [next(own, ALONG[node.op_type])]
 
 
 def _compared(alone: Sequence[Array], together: Array) -> _Seen:
