@@ -22,7 +22,7 @@ from lstmserve_export.onnx_file.layout.batch_axis import (
     find_batch,
     hypotheses,
 )
-from lstmserve_export.onnx_file.layout.inner_values import find_mixing
+from lstmserve_export.onnx_file.layout.mixing import find_mixing
 from lstmserve_export.onnx_file.layout.rewrite import CannotRewrite, Rewriting
 from lstmserve_export.onnx_file.layout.runner import Runner, RunRefused
 from lstmserve_export.onnx_file.layout.trial import Trial
