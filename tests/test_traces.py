@@ -362,8 +362,9 @@ def surely_not_stored(patch: pytest.MonkeyPatch) -> None:
     """A step whose store's answer was lost counts as not stored, and its session stays."""
     failure_of = Settlement._failure
 
-    def why(self: Any, row: int, outcome: int) -> ServeError:
-        return failure_of(self, row, Outcome.NOT_STORED if outcome == Outcome.UNKNOWN else outcome)
+    def why(self: Any, row: int, outcome: int, cause: Exception | None) -> ServeError:
+        changed = Outcome.NOT_STORED if outcome == Outcome.UNKNOWN else outcome
+        return failure_of(self, row, changed, cause)
 
     patch.setattr(Settlement, "_failure", why)
 
